@@ -1,0 +1,76 @@
+"""What an attack climbs: per-example functions of the logits, larger when the attacker is better off.
+
+Each takes logits (B, K), labels y (B,) and gives (B,). A `target` class (B,) turns it into its targeted form.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlib.errors import InputError
+
+Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+TINY = 1e-12
+
+
+def best_other(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} z_k, (B,)."""
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def margin_of(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{k != y} z_k, (B,): positive where the model is right."""
+    return logits.gather(1, y[:, None])[:, 0] - best_other(logits, y)
+
+
+def ce(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """Cross-entropy -log p_y; targeted: log p_t."""
+    if target is not None:
+        return -F.cross_entropy(logits, target, reduction="none")
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """max_{k != y} z_k - z_y (Carlini and Wagner 2017, f_6 without confidence); targeted: z_t - max_{k != t} z_k."""
+    return -margin_of(logits, y) if target is None else margin_of(logits, target)
+
+
+def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6 and 7), unchanged when all logits are shifted or scaled.
+
+    -(z_y - max_{k != y} z_k) / (z_1 - z_3); targeted: -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), z sorted downwards.
+
+    Raises:
+        InputError: fewer than 3 classes, or 4 for the targeted form.
+    """
+    needed = 3 if target is None else 4
+    if logits.shape[1] < needed:
+        raise InputError(f"The DLR objective needs {needed} classes, the model has {logits.shape[1]}: use 'margin'.")
+    top = logits.topk(needed, dim=1).values
+    if target is None:
+        return -margin_of(logits, y) / (top[:, 0] - top[:, 2] + TINY)
+    gap = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
+    return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY)
+
+
+def kl_from(reference: Tensor | None) -> Objective:
+    """KL(p(x) || p(x')) from the `reference` logits at x (B, K); it uses no label (TRADES, Zhang et al. 2019, eq. 5)."""
+    assert reference is not None
+    log_p = reference.log_softmax(1)
+
+    def kl(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        return F.kl_div(logits.log_softmax(1), log_p, log_target=True, reduction="none").sum(1)
+
+    return kl
+
+
+OBJECTIVES: dict[str, Objective | None] = {"ce": ce, "margin": margin, "dlr": dlr, "kl": None}  # kl needs x's logits
+
+
+def fooled(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """(B,) bool: the prediction is wrong (targeted: is the target). Logits that are not finite count as wrong."""
+    prediction = logits.argmax(1)
+    reached = prediction != y if target is None else prediction == target
+    return reached | ~logits.isfinite().all(1)

@@ -1,0 +1,177 @@
+"""Projected gradient descent, the one loop behind PGD, FGSM, the C&W margin attack, TRADES' inner attack and EOT."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.draws import Draws
+from robustlib.attacks.objectives import OBJECTIVES, Objective, fooled, kl_from
+from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, check_logits, searching
+from robustlib.errors import InputError, unknown
+from robustlib.threat import Threat
+
+GAUSSIAN_SCALE = 0.001  # TRADES and MART start from x + 0.001 N(0, I)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """x_0 = start; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the objective)) (Madry et al. 2018, eq. 3).
+
+    Args:
+        threat: the allowed perturbations.
+        steps: gradient steps of each restart, >= 1.
+        step_size: length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255).
+        objective: "ce", "margin" (C&W), "dlr", or "kl" (from the clean prediction, needs no label).
+        targeted: climb towards the class given as `target` instead of away from the label.
+        start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I)) or "zero" (x itself).
+        restarts: independent starts, >= 1; each example keeps its strongest: fooled first, then the larger objective.
+        eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
+        early_stop: an example leaves at the first iterate that fools the model. Stronger than judging the last iterate.
+        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
+        batchnorm: "eval" (default), or "train": modes as found, statistics restored afterwards.
+
+    Raises:
+        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1], labels that are no
+            class of the model, or a targeted attack without targets.
+    """
+
+    threat: Threat
+    steps: int = 10
+    step_size: float | None = None
+    objective: Literal["ce", "margin", "dlr", "kl"] = "ce"
+    targeted: bool = False
+    start: Literal["uniform", "gaussian", "zero"] = "uniform"
+    restarts: int = 1
+    eot: int = 1
+    early_stop: bool = False
+    precision: Precision = "32-true"
+    batchnorm: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "eot"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"PGD {name}={getattr(self, name)!r}: give a whole number of at least 1.")
+        if self.step_size is not None and not self.step_size > 0:
+            raise InputError(f"PGD step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
+        choices = {"objective": OBJECTIVES, "start": ("uniform", "gaussian", "zero"), "precision": PRECISIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+
+    @property
+    def length(self) -> float:
+        """The step length used: `step_size`, or eps / 4."""
+        return self.threat.eps / 4 if self.step_size is None else self.step_size
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+        target: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
+
+        Args:
+            model: x -> logits (B, K).
+            x: images (B, C, H, W) in [0, 1].
+            y: true labels (B,).
+            generator: source of the random starts; `draws` gives each example its own stream instead.
+            target: (B,) classes to reach; targeted attacks only.
+            start: first iterate (B, C, H, W) of the first restart, projected first; overrides the random start.
+        """
+        check_inputs(x, y)
+        if self.targeted != (target is not None):
+            raise InputError("Give `target` classes to a targeted PGD, and none to an untargeted one.")
+        if not len(x):
+            return x.clone()
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, self.precision, self.batchnorm) as search:
+            clean = search.fast_logits(x if self.objective == "kl" else x[:1])
+            check_logits(clean, y)
+            reference = clean.double() if self.objective == "kl" else None
+            points = Points(x, y, target, reference)
+            best = self._climb(search, points, self._first(points, draws.fork(0), start))
+            for restart in range(1, self.restarts):
+                again = self._climb(search, points, self._start(x, draws.fork(restart)))
+                best = self._stronger(search, points, best, again)
+        return best
+
+    def _first(self, points: "Points", draws: Draws, start: Tensor | None) -> Tensor:
+        return self._start(points.x, draws) if start is None else self.threat.project(start.to(points.x), points.x)
+
+    def _start(self, x: Tensor, draws: Draws) -> Tensor:
+        if self.start == "zero":
+            return x
+        if self.start == "gaussian":
+            return self.threat.project(x + GAUSSIAN_SCALE * draws.normal(*x.shape[1:]).to(x.dtype), x)
+        normal = draws.fork(0).normal(*x.shape[1:]) if self.threat.norm == "l2" else None
+        return self.threat.random_start(x, draws.uniform(*x.shape[1:]), normal).to(x.dtype)
+
+    def _climb(self, search: Search, points: "Points", start: Tensor) -> Tensor:
+        """One restart: the iterate after the last step or, with early_stop, the first one that fools the model."""
+        found, here = start.clone(), torch.arange(len(start), device=start.device)
+        x_adv = start
+        for _ in range(self.steps):
+            gradient, logits = search.gradient(x_adv, points.objective(self.objective), self.eot)
+            if self.early_stop:
+                gone = self._verified(search, points, x_adv, logits)
+                found[here[gone]] = x_adv[gone]
+                here, x_adv, gradient, points = here[~gone], x_adv[~gone], gradient[~gone], points[~gone]
+                if not len(here):
+                    return found
+            x_adv = self.threat.project(x_adv + self.threat.steepest_step(gradient, self.length), points.x)
+        found[here] = x_adv
+        return found
+
+    def _verified(self, search: Search, points: "Points", x_adv: Tensor, logits: Tensor) -> Tensor:
+        """Which examples fool the model; what a bf16 search believes is decided by the float32 model."""
+        gone = points.fooled(logits)
+        if self.precision != "32-true" and bool(gone.any()):
+            gone[gone.clone()] = points[gone].fooled(search.logits(x_adv[gone]))
+        return gone
+
+    def _stronger(self, search: Search, points: "Points", best: Tensor, again: Tensor) -> Tensor:
+        """For each example the iterate that fools the float32 model, and of two alike the one with the larger objective."""
+        scores = []
+        for x_adv in (best, again):
+            logits = search.logits(x_adv)
+            value = points.objective(self.objective)(logits.double())
+            scores.append(torch.where(points.fooled(logits), torch.inf, value.nan_to_num(-torch.inf)))
+        better = (scores[1] > scores[0]).view(-1, *[1] * (best.ndim - 1))
+        return torch.where(better, again, best)
+
+
+@dataclass(frozen=True)
+class Points:
+    """The examples under attack; indexing keeps some of them."""
+
+    x: Tensor
+    y: Tensor
+    target: Tensor | None
+    reference: Tensor | None  # logits at x, for the kl objective
+
+    def __getitem__(self, keep: Tensor) -> "Points":
+        parts = (self.x, self.y, self.target, self.reference)
+        return Points(*(None if part is None else part[keep] for part in parts))  # type: ignore[arg-type]
+
+    def objective(self, name: str) -> Callable[[Tensor], Tensor]:
+        """logits (B, K) -> what the attack climbs (B,)."""
+        chosen = OBJECTIVES[name] or kl_from(self.reference)
+        return lambda logits: chosen(logits, self.y, self.target)
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """(B,) bool: wrong, or for targeted attacks the target."""
+        return fooled(logits, self.y, self.target)
+
+
+def FGSM(threat: Threat, **settings: Any) -> PGD:  # noqa: N802  (named as the attack it builds)
+    """The fast gradient sign method: one step of length eps from x itself (Goodfellow et al. 2015)."""
+    return PGD(threat, **{"steps": 1, "step_size": threat.eps or None, "start": "zero", **settings})

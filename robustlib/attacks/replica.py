@@ -1,0 +1,135 @@
+"""A faster twin of a model for the time of an attack: BatchNorm folded into convolutions, channels last, bf16 weights.
+
+An attack runs the same weights forwards and backwards dozens of times, in eval mode and without weight gradients. There,
+convolution + BatchNorm is one convolution with scaled weights, and casting weights once is cheaper than at every pass.
+The twin is kept beside its model and only its tensors are renewed at each attack, so training pays for it once.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-3  # of the largest logit: above it, folding is taken to have changed the function
+
+_twins: "WeakKeyDictionary[nn.Module, dict[str, Twin | None]]" = WeakKeyDictionary()
+
+
+def replica_of(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
+    """The model's twin with today's weights, or None where a twin is impossible or its logits at `x` differ."""
+    if getattr(model, "stochastic", False) or not len(x):
+        return None
+    twins = _twins.setdefault(model, {})
+    now = _signature(model, x.device)
+    twin = twins.get(precision)
+    if precision not in twins or (twin is not None and twin.signature != now):
+        twin = twins[precision] = _build(model, x, precision, now)
+    if twin is not None:
+        twin.renew(model)
+        return twin.module
+    return None
+
+
+def _signature(model: nn.Module, device: torch.device) -> int:
+    """A number that changes when the model's structure or any plain setting of its modules does."""
+    facts: list[Any] = [device]
+    for module in model.modules():
+        facts.append(id(module))
+        settings = vars(module).items()
+        facts += [(k, v) for k, v in settings if k != "training" and isinstance(v, (bool, int, float, str, tuple))]
+    return hash(tuple(map(repr, facts)))
+
+
+def _build(model: nn.Module, x: Tensor, precision: str, signature: int) -> "Twin | None":
+    """A checked twin; None if the model cannot be copied or folding changes its logits."""
+    try:
+        module = copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception:  # any object may refuse to be copied, and the attack can do without
+        return None
+    folds = _fold(module)
+    exact, twin = Twin(module, folds, signature, torch.float32), Twin(module, folds, signature, _dtype(precision))
+    exact.renew(model)
+    few = x[:4]
+    with torch.no_grad():
+        wanted, got = model(few), module(few)
+    return twin if bool(((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3))) else None
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+
+
+def _fold(module: nn.Module) -> dict[str, str]:
+    """Replaces each foldable BatchNorm by the identity; returns {name of convolution: name of its BatchNorm}."""
+    folded = {}
+    for name, block in list(module.named_modules()):
+        for conv_name, norm_name in _pairs(block):
+            conv, norm = getattr(block, conv_name, None), getattr(block, norm_name, None)
+            if _foldable(conv, norm):
+                prefix = f"{name}." if name else ""
+                folded[prefix + conv_name] = prefix + norm_name
+                setattr(block, norm_name, nn.Identity())
+                if conv.bias is None:
+                    conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+    return folded
+
+
+def _pairs(block: nn.Module) -> list[tuple[str, str]]:
+    """(convolution, BatchNorm) attribute names: declared by the block as `folds`, or neighbours in a Sequential."""
+    if isinstance(block, nn.Sequential):
+        names = list(block._modules)
+        return list(zip(names, names[1:], strict=False))
+    return list(getattr(block, "folds", ()))
+
+
+def _foldable(conv: Any, norm: Any) -> bool:
+    plain = type(conv) is nn.Conv2d and "weight" in conv._parameters and type(norm) is nn.BatchNorm2d
+    return plain and norm.running_mean is not None
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The folded copy, which convolution swallowed which BatchNorm, and the dtype of its convolutions and matrices."""
+
+    module: nn.Module
+    folds: dict[str, str]
+    signature: int
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def renew(self, model: nn.Module) -> None:
+        """Takes over the model's weights and statistics; unchanged tensors are shared, not copied."""
+        source = dict(model.named_modules())
+        for name, mine in self.module.named_modules():
+            theirs = source.get(name)
+            if name in self.folds:
+                assert theirs is not None
+                tensors = _folded(theirs, source[self.folds[name]])
+            elif theirs is None or isinstance(mine, nn.Identity):
+                continue
+            else:
+                tensors = {k: v for k, v in {**theirs._parameters, **theirs._buffers}.items() if v is not None}
+            for key, value in tensors.items():
+                getattr(mine, key).data = self._cast(mine, value)
+
+    def _cast(self, module: nn.Module, value: Tensor) -> Tensor:
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            return value.data  # autocast keeps everything else in float32
+        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+        return value.data.to(self.dtype, memory_format=layout)
+
+
+def _folded(conv: nn.Module, norm: nn.Module) -> dict[str, Tensor]:
+    """Weight and bias of the one convolution that equals `norm(conv(.))` in eval mode."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + norm.eps) * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - mean * scale
+    bias = shift if conv.bias is None else conv.bias * scale + shift
+    return {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": bias}

@@ -1,0 +1,92 @@
+"""The threat model: which perturbations an attacker may use, and the geometry every attack shares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustlib.errors import InputError
+
+Norm = Literal["linf", "l2"]
+NORMS = ("linf", "l2")
+TINY = 1e-12  # guards divisions by a norm
+
+
+@dataclass(frozen=True)
+class Threat:
+    """All x' with ||x' - x|| <= eps and x' in [0, 1].
+
+    Args:
+        norm: "linf" (largest absolute change of any pixel) or "l2" (Euclidean length over all pixels).
+        eps: radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2.
+
+    Raises:
+        InputError: unknown norm, or a radius that cannot be in pixel units of [0, 1].
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"Unknown norm {self.norm!r}: choose 'linf' or 'l2'.")
+        if not 0 <= self.eps <= (1 if self.norm == "linf" else 100):  # written so that NaN fails too
+            remedy = f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255" if self.eps > 1 else "give 0 <= eps"
+            raise InputError(f"eps={self.eps!r} is not a radius in [0, 1] pixel units: {remedy}.")
+
+    def __str__(self) -> str:
+        units = self.eps * 255
+        level = f"{units:.0f}/255" if self.eps and abs(units - round(units)) < 1e-6 else f"{self.eps:g}"
+        return f"{'Linf' if self.norm == 'linf' else 'L2'} {level}"
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest point to `x_adv` (B, ...) inside the ball around `x`, then inside [0, 1].
+
+        For linf this is the exact projection on the intersection; for l2 the box comes last, which keeps the ball
+        because `x` itself is inside the box.
+        """
+        delta = x_adv - x
+        if self.norm == "linf":
+            return (x + delta.clamp(-self.eps, self.eps)).clamp(0, 1)
+        length = norms(delta, "l2")
+        scale = torch.where(length > self.eps, self.eps / length.clamp_min(TINY), torch.ones_like(length))
+        return (x + delta * scale).clamp(0, 1)
+
+    def steepest_step(self, gradient: Tensor, step_size: float) -> Tensor:
+        """The step of length `step_size` (in this norm) along which a linear function with `gradient` rises most."""
+        if self.norm == "linf":
+            return step_size * gradient.sign()
+        return step_size * gradient / norms(gradient, "l2").clamp_min(TINY)
+
+    def random_start(self, x: Tensor, uniform: Tensor, normal: Tensor | None = None) -> Tensor:
+        """A uniformly random point of the ball around `x`, clipped to [0, 1].
+
+        Args:
+            x: (B, C, H, W).
+            uniform: numbers from U[0, 1); (B, C, H, W) for linf, at least one per example for l2.
+            normal: standard normal numbers (B, C, H, W); l2 only, they give the direction.
+        """
+        if self.norm == "linf":
+            return (x + self.eps * (2 * uniform - 1)).clamp(0, 1)
+        if normal is None:
+            raise ValueError("An l2 random start needs normal draws for its direction: pass `normal`.")
+        dims = x[0].numel()
+        radius = self.eps * uniform.flatten(1)[:, 0].pow(1 / dims).view(-1, *[1] * (x.ndim - 1))
+        return (x + radius * normal / norms(normal, "l2").clamp_min(TINY)).clamp(0, 1)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """||x_adv - x|| of each example in this norm, (B,)."""
+        return norms(x_adv - x, self.norm).flatten()
+
+    def scaled(self, factor: float) -> "Threat":
+        """The same norm at `factor` times the radius; linf radii end at 1, where the whole box is reached."""
+        eps = self.eps * factor
+        return Threat(self.norm, min(eps, 1.0) if self.norm == "linf" else eps)
+
+
+def norms(delta: Tensor, norm: Norm) -> Tensor:
+    """The norm of each example of `delta` (B, ...), shaped (B, 1, ..., 1) for broadcasting."""
+    flat = delta.flatten(1)
+    length = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return length.view(-1, *[1] * (delta.ndim - 1))

@@ -1,0 +1,41 @@
+"""Models: normalise -> encoder -> linear head, by name."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+
+from robustlib.errors import InputError, unknown
+from robustlib.models.classifier import Classifier, ImageSpec
+from robustlib.models.mlp import MLP
+from robustlib.models.small_cnn import SmallCNN
+
+__all__ = ["ARCHITECTURES", "Classifier", "ImageSpec", "build_model"]
+
+PADDING_MODES = ("zeros", "circular")
+
+# name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
+ARCHITECTURES: dict[str, Callable[[tuple[int, int, int]], nn.Module]] = {"mlp": MLP, "small_cnn": SmallCNN}
+
+
+def build_model(arch: str, spec: ImageSpec, *, padding_mode: Literal["zeros", "circular"] = "zeros") -> Classifier:
+    """A freshly initialised classifier for the images that `spec` describes.
+
+    Args:
+        arch: one of ARCHITECTURES.
+        spec: a Dataset, or anything with num_classes, image_shape, mean and std.
+        padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
+
+    Raises:
+        InputError: unknown architecture or padding mode.
+    """
+    if arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if padding_mode not in PADDING_MODES:
+        raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
+    channels, height, width = spec.image_shape
+    model = Classifier(ARCHITECTURES[arch]((channels, height, width)), spec)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            module.padding_mode = padding_mode  # read at every forward pass
+    return model

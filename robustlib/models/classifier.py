@@ -1,0 +1,113 @@
+"""The classifier every method trains and every attack attacks: images in [0, 1] -> logits."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.errors import InputError
+
+
+class ImageSpec(Protocol):
+    """What a model must know about its images; a Dataset has it, and so has a run's params.json."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+
+    @property
+    def image_shape(self) -> Sequence[int]:
+        """(C, H, W)."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Per channel, of images in [0, 1]."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Per channel, of images in [0, 1]."""
+
+
+class Classifier(nn.Module):
+    """normalise -> encoder -> head. Takes images float (B, C, H, W) in [0, 1], returns logits (B, K).
+
+    Args:
+        encoder: x -> features (B, D), with D in its attribute `out_features`.
+        spec: shape, classes and statistics of the images.
+    """
+
+    stochastic: ClassVar[bool] = False  # True for randomised models, whose attackers average over draws
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: nn.Module, spec: ImageSpec) -> None:
+        super().__init__()
+        self.image_shape = tuple(spec.image_shape)
+        self.num_classes = spec.num_classes
+        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.encoder = encoder
+        self.head = nn.Linear(int(encoder.out_features), spec.num_classes)  # type: ignore[arg-type]
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Images in [0, 1] with mean 0 and standard deviation 1 per channel over the training set."""
+        return (x - self.mean) / self.std
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features (B, D), the input of `head`.
+
+        Raises:
+            InputError: images of another shape than the model was built for.
+        """
+        self.check_input(x)
+        return self.encoder(self.normalise(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.head(self.features(x))
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """Other differentiable views of this model that an adversary would attack; none for a plain classifier."""
+        return {}
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises InputError, naming what differs, if `x` is no batch of this model's images; looks at shapes only."""
+        if x.ndim == 4 and tuple(x.shape[1:]) == self.image_shape:
+            return
+        if x.ndim != 4:
+            raise InputError(f"The model takes a batch (B, C, H, W), not a tensor of shape {tuple(x.shape)}.")
+        self._compare(tuple(x.shape[1:]), "got a batch")
+
+    def check_data(self, spec: ImageSpec) -> None:
+        """Raises InputError, naming what differs, if the model was built for other images or classes than `spec`'s."""
+        self._compare(tuple(spec.image_shape), "the data set has images")
+        if spec.num_classes != self.num_classes:
+            raise InputError(
+                f"The model tells {self.num_classes} classes apart, the data set has {spec.num_classes}: "
+                "choose the data set the model was trained on, or train a model for this one."
+            )
+
+    def check_labels(self, y: Tensor) -> None:
+        """Raises InputError if a label is outside 0 .. K - 1. Waits for the device, so it is no part of `forward`."""
+        if not len(y):
+            return
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(
+                f"Label {low if low < 0 else high} is out of range: with {self.num_classes} classes labels are 0 to "
+                f"{self.num_classes - 1}."
+            )
+
+    def _compare(self, shape: tuple[int, ...], whose: str) -> None:
+        if shape == self.image_shape:
+            return
+        what = "channel(s)" if shape[0] != self.image_shape[0] else "pixels"
+        mine, theirs = (
+            (f"{s[0]} channel(s)" if what == "channel(s)" else f"{s[1]}x{s[2]} pixels")
+            for s in (self.image_shape, shape)
+        )
+        raise InputError(
+            f"The model was built for images of {mine}, but {whose} of {theirs} "
+            f"(shape {shape}, expected {self.image_shape}): choose the data set it was trained on."
+        )

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-UNHASHED = ("preset", "command")  # facts of a run that change no number
+UNHASHED = ("preset", "title")  # facts of a run that change no number
 
 
-def write_atomic(path: Path | str, data: bytes | str | Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:
     """Writes a file so that a reader, a crash or a full disk meets the old content or the new one.
 
     Raises:

@@ -51,7 +51,7 @@ class Draws:
     @classmethod
     def for_examples(cls, seed: int, indices: Tensor) -> "Draws":
         """Seeds that depend only on `seed` and each example's own index (B,) in its data set."""
-        return cls(_mix(_mix(indices + GOLDEN) + seed * GOLDEN))
+        return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
 
     def __getitem__(self, chosen: Tensor) -> "Draws":
         """The streams of some examples: a boolean mask or indices."""
@@ -59,7 +59,7 @@ class Draws:
 
     def fork(self, tag: int) -> "Draws":
         """Independent streams for another purpose (a restart, a step), one for each non-negative `tag`."""
-        return Draws(_mix(self.seeds + (tag + 1) * FIRST))
+        return Draws(_mix(self.seeds + _signed((tag + 1) * FIRST % 2**64)))
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         counter = torch.arange(1, prod(shape) + 1, device=self.seeds.device) * GOLDEN

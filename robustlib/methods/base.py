@@ -1,0 +1,114 @@
+"""What every method has: a recipe of hyper-parameters, a threat, and stages."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+from robustlib.data import Dataset
+from robustlib.errors import InputError, unknown
+from robustlib.models import ARCHITECTURES
+from robustlib.threat import NORMS, Norm, Threat
+from robustlib.training import SCHEDULES, Optim, Schedule, Stage, constant, cosine, one_cycle, piecewise, step
+
+AT_LEAST = {"epochs": 1, "batch_size": 2, "train_examples": 0, "attack_steps": 1}  # whole numbers and their least value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A training method: hyper-parameters as fields, `stages` as what it does with them.
+
+    The defaults are the common protocol of the literature (ResNet-18, CIFAR-10; Pang et al. 2021, "Bag of Tricks for AT");
+    a paper's own values stand in its subclass. Presets override them.
+
+    Raises:
+        InputError: at construction, a value outside its range.
+    """
+
+    name: ClassVar[str] = ""  # in METHODS, on the command line and in paths
+    title: ClassVar[str] = ""  # for readers
+    paper: ClassVar[str] = ""  # authors, year, where
+    summary: ClassVar[str] = ""  # one sentence
+
+    preset: str = ""  # the preset it was made from; "" for the paper's own values
+    arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES
+    batch_size: int = 128
+    epochs: int = 110
+    lr: float = 0.1  # peak learning rate
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
+    optimiser: str = "sgd"  # "sgd" or "adam"
+    schedule: str = "step"  # one of robustlib.training.SCHEDULES
+    milestones: tuple[float, ...] = (100, 105)  # "step": epochs at which the learning rate falls to a tenth
+    points: tuple[tuple[float, float], ...] = ()  # "piecewise": (epoch, factor)
+    ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 for none
+    norm: Norm | None = None  # of the threat; None takes the data set's
+    eps: float | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
+    train_examples: int = 0  # train on a stratified subset of this size; 0 for all
+
+    def __post_init__(self) -> None:
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name, least)
+            if value < least:
+                raise InputError(f"{self.name}: {name}={value!r} is too small, give a whole number of at least {least}.")
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"{self.name}: {name}={value!r}: give a number of at least 0.")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"{self.name}: ema={self.ema!r} is no decay: give 0 <= ema < 1, e.g. 0.999.")
+        known: dict[str, Iterable[str]] = {"schedule": SCHEDULES, "optimiser": ("sgd", "adam"), "arch": ARCHITECTURES}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise unknown(name if name != "arch" else "architecture", getattr(self, name), choices)
+        if self.norm is not None and self.norm not in NORMS:
+            raise unknown("norm", self.norm, NORMS)
+        if self.eps is not None:
+            Threat(self.norm or "linf", self.eps)
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """What to do, in order, to train `model` on `dataset`."""
+        raise NotImplementedError
+
+    def model_options(self) -> dict[str, Any]:
+        """Keyword arguments of `build_model` that this method's model needs."""
+        return {}
+
+    def threat(self, dataset: Dataset) -> Threat:
+        """What this training defends against: the data set's threat, with this method's norm and eps where given."""
+        return Threat(self.norm or dataset.threat.norm, dataset.threat.eps if self.eps is None else self.eps)
+
+    def optim(self, params: Iterable[nn.Parameter]) -> Optim:
+        """The recipe's optimiser and schedule over `params`."""
+        kind: Any = self.optimiser
+        decay = {"momentum": self.momentum, "weight_decay": self.weight_decay, "schedule": self.lr_schedule()}
+        return Optim(params, self.lr, kind, **decay)
+
+    def lr_schedule(self) -> Schedule:
+        """The recipe's learning-rate schedule over `epochs`."""
+        if self.schedule == "step":
+            return step(self.milestones)
+        if self.schedule == "piecewise":
+            return piecewise(self.points)
+        return {"constant": constant(), "cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)}[self.schedule]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+    def command(self, dataset: str, arch: str, seed: int, precision: str) -> str:
+        """The command that repeats a run of this method."""
+        from robustlib.methods.presets import make_method, preset_dataset
+
+        preset = self.preset or "cifar10-paper"
+        usual = make_method(self.name, preset)
+        words = ["robustlib", "run", self.name, "--preset", preset, "--seeds", str(seed)]
+        if dataset != preset_dataset(preset):
+            words += ["--dataset", dataset]
+        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"} | {"arch": arch}
+        for name, value in mine.items():
+            if value != getattr(usual, name):
+                words += ["--set", f"{name}={value}"]
+        return shlex.join([*words, "--precision", precision])

@@ -1,0 +1,192 @@
+"""`fit`: trains a method once, and never twice; interrupted anywhere, the same call goes on where it stopped."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from robustlib.data import Dataset
+from robustlib.errors import InputError
+from robustlib.models import build_model
+from robustlib.runs import Run, code_digest, write_json
+from robustlib.threat import Threat
+from robustlib.training.loop import Training
+from robustlib.training.provenance import provenance
+from robustlib.training.seeds import derive_seed
+from robustlib.training.stage import Stage
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+class Trainable(Protocol):
+    """What `fit` needs of a method; `robustlib.methods.Method` is the real one."""
+
+    name: str
+    title: str
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def train_examples(self) -> int: ...
+    @property
+    def preset(self) -> str: ...
+    def hyperparameters(self) -> dict[str, Any]: ...
+    def model_options(self) -> dict[str, Any]: ...
+    def threat(self, dataset: Dataset) -> Threat: ...
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]: ...
+    def command(self, dataset: str, arch: str, seed: int, precision: str) -> str: ...
+
+
+def fit(
+    method: Trainable,
+    dataset: Dataset,
+    *,
+    arch: str | None = None,
+    seed: int = 0,
+    root: Path | str = "runs",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    compile: bool = False,
+    rerun: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains `method` on `dataset` and returns the run; a finished run is returned at once, a broken-off one resumed.
+
+    Same parameters, seed, device, software and thread count give the same numbers, on the CPU bit for bit, wherever a
+    training was interrupted. At most one epoch is repeated.
+
+    Args:
+        method: a configured method, e.g. `make_method("trades", preset="digits")`.
+        dataset: from `load_dataset`.
+        arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
+        seed: of the weights, the order of the data, the augmentation and the attacks.
+        root: directory of all runs.
+        device: "cpu", "cuda", "cuda:1", "mps" or "auto" (a GPU where there is one).
+        precision: "32-true", "bf16-mixed" or "auto" (bf16-mixed on GPUs).
+        threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
+        compile: compile the model's forward pass with torch.compile.
+        rerun: start anew, e.g. because the run is stale (made by other code).
+        progress: print a line after each epoch.
+
+    Raises:
+        InputError: a device that is absent, an unwritable root, a foreign checkpoint, a run that another process is
+            training, or another number of threads than the run was begun with.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r}: give a whole number of at least 0.")
+    torch_device = resolve_device(device)
+    precision = resolve_precision(precision, torch_device)
+    arch = arch or method.arch
+    run = Run.of(_params(method, dataset, arch, seed, precision), root)
+    if run.finished and not rerun:
+        return run
+    with _locked(run), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
+        if rerun or run.provenance().get("code") != code_digest():  # never mix the epochs of two versions of the code
+            _clear(run)
+        write_json(run.path / "params.json", _params(method, dataset, arch, seed, precision))
+        torch.manual_seed(derive_seed(seed, "model"))
+        model = build_model(arch, dataset, **method.model_options())
+        dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
+        training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
+        _record(run, method, training, lambda: method.command(dataset.name, arch, seed, precision))
+    return run
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name; "auto" prefers a GPU.
+
+    Raises:
+        InputError: unknown, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise InputError(f"Device {name!r} was asked for, but this machine has no such device: use --device cpu or auto.")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """ "32-true" or "bf16-mixed"; "auto" takes bf16 on GPUs.
+
+    Raises:
+        InputError: unknown.
+    """
+    if name == "auto":
+        return "bf16-mixed" if device.type == "cuda" else "32-true"
+    if name == "32-true" or name == "bf16-mixed":
+        return name
+    raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
+
+
+def _params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
+    spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
+    threat = method.threat(dataset)
+    return {
+        "method": method.name,
+        "dataset": dataset.name,
+        "arch": arch,
+        "seed": seed,
+        "precision": precision,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "hyperparameters": method.hyperparameters(),
+        "model": method.model_options(),
+        "spec": spec,
+        "preset": method.preset,
+        "title": method.title,
+    }
+
+
+@contextlib.contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """One process a run; the lock dies with its process, however it dies."""
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        file: IO[str] = open(run.path / ".lock", "a")  # noqa: SIM115  (held for the time of the training)
+    except OSError as error:
+        raise InputError(f"Cannot write to {run.path} ({error.strerror}): choose a writable directory.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{run.path} is being trained by another process: wait for it, or stop it.") from error
+        yield
+
+
+def _clear(run: Run) -> None:
+    for file in run.path.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name != ".lock":
+            file.unlink()
+
+
+def _record(run: Run, method: Trainable, training: Training, command: Any) -> None:
+    """Runs the training and keeps status.json and provenance.json true, whatever happens."""
+    facts = provenance(training.device, training.state.threads, command())
+    write_json(run.path / "provenance.json", facts)
+    write_json(run.path / "status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
+    try:
+        training.run_stages(method)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised
+            write_json(run.path / "status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
+        raise
+    facts |= {"wall_seconds": training.state.seconds, "peak_memory_mb": training.peak_memory_mb()}
+    write_json(run.path / "provenance.json", facts)
+    write_json(run.path / "status.json", {"state": "done", "finished": time.time()})

@@ -1,0 +1,224 @@
+"""The loop itself: stages, epochs, passes, steps. It knows no method and no paper."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import Batch, Dataset, Split
+from robustlib.errors import InputError
+from robustlib.runs import Run, save_weights
+from robustlib.training import checkpoint, provenance
+from robustlib.training.ema import EMA
+from robustlib.training.progress import epoch_line
+from robustlib.training.seeds import derive_seed
+from robustlib.training.stage import At, Loss, Pass, Stage
+from robustlib.training.validation import overfitting, probe_batch, validate
+
+if TYPE_CHECKING:
+    from robustlib.training.fit import Trainable
+
+
+class Training:
+    """One training on one device; construct it, then `run_stages`."""
+
+    def __init__(
+        self,
+        run: Run,
+        method: "Trainable",
+        dataset: Dataset,
+        model: nn.Module,
+        seed: int,
+        device: torch.device,
+        precision: Any,
+        threads: int | None,
+        compile: bool,
+        progress: bool,
+    ) -> None:
+        from lightning_fabric import Fabric
+
+        self.run, self.seed, self.device, self.precision, self.progress = run, seed, device, precision, progress
+        index = [device.index or 0] if device.type == "cuda" else 1
+        self.fabric = Fabric(accelerator=device.type, devices=index, precision=precision)
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.model.compile()
+        self.train, self.val = dataset.train.to(device), dataset.val.to(device)
+        self.batch_size, self.threat = method.batch_size, method.threat(dataset)
+        self.dataset = dataset
+        self.saved = checkpoint.load(run.path / "checkpoint.pt", device)
+        self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
+        if threads and threads != self.state.threads:
+            raise InputError(
+                f"{run.path} was begun with {self.state.threads} CPU threads and would give other numbers with {threads}: "
+                f"resume with threads={self.state.threads}, or start anew with --rerun."
+            )
+        torch.set_num_threads(self.state.threads)
+
+    def peak_memory_mb(self) -> float:
+        """The most memory held so far, in MiB."""
+        return provenance.peak_memory_mb(self.device)
+
+    def run_stages(self, method: "Trainable") -> None:
+        """Runs what is left of the method's stages and stores the last weights."""
+        stages = method.stages(self.dataset, self.model)
+        self.total = sum(stage.epochs for stage in stages)
+        for number in range(self.state.stage, len(stages)):
+            self._stage(stages[number], last=number == len(stages) - 1)
+        save_weights(self._shown, self.run.path / "last.safetensors")
+
+    # ---- a stage
+
+    def _stage(self, stage: Stage, last: bool) -> None:
+        self.stage, self.modules = stage, {"model": self.model}
+        saved, self.saved = self.saved, None
+        self._restore("modules", {"model": self.model}, saved)
+        if not self.state.begun and stage.begin is not None:
+            stage.begin()
+        self.ema = EMA(self.model, stage.ema) if stage.ema else None
+        self.modules |= {name: module.to(self.device) for name, module in stage.modules.items()}
+        self.modules |= {"ema": self.ema.module} if self.ema else {}
+        self.optimisers = {name: spec.build() for name, spec in stage.optimisers.items()}
+        if self.state.begun:
+            self._restore("modules", self.modules, saved)
+            self._restore("optimisers", self.optimisers, saved)
+            if self.ema and saved:
+                self.ema.updates = saved["updates"]
+        if not self.state.begun:
+            self.state.begun, self.state.score = True, (-1.0, -1.0)
+            self._measure({"epoch": 0}, 0.0)
+            self._save()
+        for epoch in range(self.state.epoch, stage.epochs):
+            self._epoch(epoch)
+        self.model.load_state_dict(self._shown.state_dict())  # the next stage goes on from the average
+        if not last:
+            self.state.stage, self.state.epoch, self.state.begun = self.state.stage + 1, 0, False
+            self.optimisers, self.modules, self.ema = {}, {"model": self.model}, None
+            self._save()
+
+    def _restore(self, kind: str, mine: Mapping[str, Any], saved: dict[str, Any] | None) -> None:
+        """Fills modules or optimisers with what the checkpoint holds of them."""
+        try:
+            for name, part in mine.items() if saved else ():
+                part.load_state_dict(saved[kind][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.run.path}/checkpoint.pt does not fit this run ({reason}): use --rerun.") from error
+
+    @property
+    def _shown(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    # ---- an epoch
+
+    def _epoch(self, epoch: int) -> None:
+        started = time.perf_counter()
+        row: dict[str, Any] = {"epoch": epoch + 1}
+        for part in self.stage.passes:
+            sums: dict[str, Tensor] = {}
+            for repeat in range(part.repeats):
+                sums = self._pass(part, epoch, repeat)
+            means = {name: float(value) for name, value in sums.items()}
+            prefix = "" if part is self.stage.passes[-1] else f"{part.name}/"
+            row |= {prefix + name: value for name, value in means.items()}
+        if any(value != value for value in row.values()):
+            raise FloatingPointError(
+                f"The loss became NaN in epoch {epoch + 1} of stage {self.stage.name!r}: lower the learning rate, or use "
+                "precision 32-true. The checkpoint of the epoch before is kept."
+            )
+        self.state.epoch = epoch + 1
+        self._measure(row, started)
+        self._save()
+
+    def _pass(self, part: Pass, epoch: int, repeat: int) -> dict[str, Tensor]:
+        """One pass over the training data; returns the means of the losses and their parts."""
+        names = (self.seed, self.stage.name, epoch, part.name, repeat)
+        torch.manual_seed(derive_seed(*names, "global"))  # for dropout and whatever else draws globally
+        data = torch.Generator(self.device).manual_seed(derive_seed(*names, "data"))
+        draws = torch.Generator(self.device).manual_seed(derive_seed(*names, "updates"))
+        for name in part.fresh:
+            self.optimisers[name] = self.stage.optimisers[name].build()
+        self.model.train()
+        steps, sums = -(-len(self.train) // self.batch_size), {}
+        rest = len(self.train) % self.batch_size
+        batches = self.train.batches(
+            self.batch_size, shuffle=True, augment=part.augment, generator=data, drop_last=rest == 1 and steps > 1
+        )  # BatchNorm cannot train on a last batch of one
+        for step, batch in enumerate(batches):
+            now = epoch + (repeat + (step + 0.5) / steps) / part.repeats
+            for name, optimiser in self.optimisers.items():
+                spec = self.stage.optimisers[name]
+                for group in optimiser.param_groups:
+                    group["lr"] = spec.lr * spec.schedule(now)
+            at = At(epoch, step, now / self.stage.epochs, draws, self.precision)
+            _accumulate(sums, self._step(part, batch, at), len(batch.y) / len(self.train))
+        return sums
+
+    def _step(self, part: Pass, batch: Batch, at: At) -> dict[str, Tensor]:
+        """Drives one update generator: whatever it yields is differentiated and stepped before it goes on."""
+        means: dict[str, Tensor] = {}
+        updates = part.updates(batch, at)
+        try:
+            for name, loss in self._yields(updates):
+                for optimiser in self.optimisers.values():
+                    optimiser.zero_grad()
+                self.fabric.backward(loss.total)
+                self.optimisers[name].step()
+                prefix = "" if len(self.optimisers) == 1 else f"{name}/"
+                _accumulate(means, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
+        finally:
+            updates.close()  # type: ignore[attr-defined]  (a method may have weights to put back)
+        if self.ema:
+            self.ema.update(self.model)
+        return means
+
+    def _yields(self, updates: Iterator[tuple[str, Loss]]) -> Iterator[tuple[str, Loss]]:
+        while True:
+            with self.fabric.autocast():
+                item = next(updates, None)
+            if item is None:
+                return
+            yield item
+
+    # ---- after an epoch
+
+    def _measure(self, row: dict[str, Any], started: float) -> None:
+        """Validates, probes, warns, keeps the best weights, and adds the row to the metrics."""
+        result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
+        row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
+        batch = probe_batch(self.val)
+        row |= {f"probe/{name}": float(probe(self._shown, batch)) for name, probe in self.stage.probes.items()}
+        clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
+        score = (robust, clean) if self.stage.adversarial else (clean, robust)
+        if row["epoch"] and score > self.state.score:
+            self.state.score, self.state.best_robust = score, result.robust
+            save_weights(self._shown, self.run.path / "model.safetensors", {"epoch": str(row["epoch"])})
+        if row["epoch"] in self.stage.snapshots:
+            save_weights(self._shown, self.run.path / "snapshots" / f"{self.stage.name}-{row['epoch']}.safetensors")
+        mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
+        watch = self.stage.adversarial and row["epoch"]
+        row["warnings"] = overfitting(mine, self.state.best_robust, result.robust) if watch else []
+        row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
+        row["seconds"] = time.perf_counter() - started if started else 0.0
+        self.state.seconds += row["seconds"]
+        self.state.rows.append(row)
+        if self.progress and row["epoch"]:
+            print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
+
+    def _epochs_done(self) -> int:
+        finished = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}
+        return sum(finished.values()) + self.state.epoch
+
+    def _save(self) -> None:
+        updates = self.ema.updates if self.ema else 0
+        checkpoint.save(self.run, self.state, self.modules, self.optimisers, updates)
+
+
+def _accumulate(sums: dict[str, Tensor], parts: dict[str, Any], weight: float = 1.0) -> None:
+    """Adds without waiting for the device."""
+    for name, value in parts.items():
+        value = torch.as_tensor(value).detach().float() * weight
+        sums[name] = sums[name] + value if name in sums else value

@@ -1,0 +1,28 @@
+"""What a training says while it runs: one line an epoch, the same on a terminal, in a notebook and in a log."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def epoch_line(name: str, rows: Sequence[Mapping[str, Any]], total: int) -> str:
+    """ "trades · small_cnn · seed 0 · epoch 3/30 · loss 0.52 · clean 97.1 % · PGD-10 60.2 % · 0:41 left"."""
+    row = rows[-1]
+    times = [r["seconds"] for r in rows if r["epoch"]][-5:]
+    left = sum(times) / len(times) * (total - row["epoch_total"])
+    losses = [f"{k.replace('/', ' ')} {v:.3f}" for k, v in row.items() if k.split("/")[-1] == "loss"]
+    parts = [
+        name,
+        f"epoch {row['epoch_total']}/{total}",
+        *losses,
+        f"clean {row['clean_val'] * 100:.1f} %",
+        f"PGD-10 {row['robust_val'] * 100:.1f} %",
+        f"{clock(left)} left" if row["epoch_total"] < total else f"done in {clock(sum(r['seconds'] for r in rows))}",
+    ]
+    return " · ".join(parts) + "".join(f"\n  warning: {text}" for text in row["warnings"])
+
+
+def clock(seconds: float) -> str:
+    """0:41, 12:05 or 3:12:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

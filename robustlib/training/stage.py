@@ -1,0 +1,105 @@
+"""The vocabulary in which a method tells the loop what to do."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import Batch
+from robustlib.training.schedules import Schedule, constant
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one optimiser step minimises, and named parts of it for the metrics (scalars, detached by the loop)."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where in its stage an update happens."""
+
+    epoch: int  # 0-based, within the stage
+    step: int  # 0-based, within the pass
+    progress: float  # of the stage, in [0, 1)
+    generator: torch.Generator  # seeded by (seed, stage, epoch, pass, repeat): all randomness of an update comes from it
+    precision: Literal["32-true", "bf16-mixed"]  # of the training; attacks inside it search in the same
+
+
+Updates = Callable[[Batch, At], Iterator[tuple[str, Loss]]]
+Probe = Callable[[nn.Module, Batch], float]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """An optimiser to be: parameters, settings and learning-rate schedule."""
+
+    params: Iterable[nn.Parameter]
+    lr: float
+    kind: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9  # SGD
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    schedule: Schedule = field(default_factory=constant)
+
+    def build(self) -> torch.optim.Optimizer:
+        """A fresh torch optimiser over the parameters that take gradients."""
+        params = [p for p in self.params if p.requires_grad]
+        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.kind == "adam":
+            return torch.optim.Adam(params, betas=self.betas, **common)
+        return torch.optim.SGD(params, momentum=self.momentum, nesterov=self.nesterov, **common)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way of going through the training data once.
+
+    Args:
+        updates: the heart of a method: yields (optimiser name, Loss) and finds the step done when it goes on.
+        name: shown in the metrics.
+        repeats: how often the data are gone through in each epoch.
+        fresh: names of optimisers that start anew with the pass.
+        augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
+    """
+
+    updates: Updates
+    name: str = "train"
+    repeats: int = 1
+    fresh: tuple[str, ...] = ()
+    augment: str = "weak"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with its own optimisers and epochs.
+
+    Args:
+        name: shown in the metrics; part of every random seed.
+        epochs: passes over the data, all `passes` in each.
+        optimisers: by the names that updates yield.
+        passes: run in order in each epoch.
+        adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
+            overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
+        ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
+        begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
+        modules: trained or copied beside the model; checkpointed with it.
+        probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch.
+        snapshots: epochs (1-based, of this stage) whose weights are kept.
+    """
+
+    name: str
+    epochs: int
+    optimisers: Mapping[str, Optim]
+    passes: tuple[Pass, ...]
+    adversarial: bool = False
+    ema: float = 0.0
+    begin: Callable[[], None] | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    snapshots: tuple[int, ...] = ()

@@ -1,0 +1,142 @@
+"""What is measured of a model after every epoch, and what these measurements warn of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlib.attacks.draws import Draws
+from robustlib.attacks.pgd import FGSM, PGD
+from robustlib.attacks.search import Precision, borrowed
+from robustlib.data import Batch, Split
+from robustlib.threat import Threat
+
+BATCH = 500
+TRAIN_EXAMPLES = 512  # fixed training images whose robust accuracy shows overfitting
+PROBE_EXAMPLES = 256
+
+# Thresholds of baselines practice: Wong et al. 2020 (drop of 20 points), Andriushchenko and Flammarion 2020 (alignment).
+DROP, COLLAPSE, ONCE, GAP, ALIGNMENT = 0.20, 0.05, 0.20, 0.25, 0.3
+ROBUST_OVERFITTING, GENERALISATION, RISING = 0.02, 0.15, 5
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Numbers of one epoch for the metrics, and which validation images withstood PGD (to compare epochs in pairs)."""
+
+    numbers: dict[str, float]
+    robust: Tensor
+
+
+def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
+    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment."""
+    pgd = PGD(threat, steps=10, early_stop=True, precision=precision)
+    few = train.select(torch.arange(min(TRAIN_EXAMPLES, len(val), len(train))))
+    with borrowed(model):
+        logits = _logits(model, val, None, seed)
+        attacked = _logits(model, val, pgd, seed)
+        fgsm = _logits(model, val, FGSM(threat, precision=precision), seed)
+        trained = _logits(model, few, pgd, seed)
+        batch = next(iter(val.batches(PROBE_EXAMPLES)))
+        cosine = gradient_alignment(model, batch.x, batch.y, threat, Draws.for_examples(seed, batch.index))
+    robust = attacked.argmax(1) == val.labels
+    numbers = {
+        "clean_val": _accuracy(logits, val),
+        "fgsm_val": _accuracy(fgsm, val),
+        "robust_val": float(robust.float().mean()),
+        "robust_loss_val": float(F.cross_entropy(attacked, val.labels)),
+        "robust_train": _accuracy(trained, few),
+        "gradient_alignment": cosine,
+    }
+    return Validation(numbers, robust.cpu())
+
+
+def _logits(model: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
+    outputs = []
+    for batch in split.batches(BATCH):
+        draws = Draws.for_examples(seed, batch.index)
+        x = batch.x if attack is None else attack(model, batch.x, batch.y, draws=draws)
+        with torch.no_grad():
+            outputs.append(model(x).float())
+    return torch.cat(outputs)
+
+
+def _accuracy(logits: Tensor, split: Split) -> float:
+    return float((logits.argmax(1) == split.labels).float().mean())
+
+
+def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws) -> float:
+    """Mean cosine of the loss gradients at x and at a random point of the ball; near 0 after catastrophic overfitting.
+
+    In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5).
+    """
+    other = threat.random_start(x, draws.uniform(*x.shape[1:]), draws.fork(0).normal(*x.shape[1:]))
+    gradients = []
+    for point in (x, other):
+        point = point.detach().requires_grad_(True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(point).double(), y, reduction="sum")
+        gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
+    return float(F.cosine_similarity(*gradients, eps=1e-30).mean())
+
+
+def probe_batch(val: Split) -> Batch:
+    """The fixed validation batch that probes see."""
+    return next(iter(val.batches(PROBE_EXAMPLES)))
+
+
+def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:
+    """Sentences on catastrophic and robust overfitting after the last of `rows` (the epochs of one adversarial stage).
+
+    Args:
+        rows: metrics of the stage so far, at least one.
+        best: which validation images withstood PGD at the best epoch, (N,) bool.
+        now: the same for the last epoch.
+    """
+    return [*_catastrophic(rows), *_robust(rows, best, now)]
+
+
+def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    row, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
+    robust, once = row["robust_val"], max(r["robust_val"] for r in rows)
+    gap = row["fgsm_val"] - robust
+    signs = {
+        f"PGD accuracy fell from {before['robust_val']:.0%} to {robust:.0%} in one epoch": (
+            before["robust_val"] - robust > DROP
+        ),
+        f"PGD accuracy was {once:.0%} and is {robust:.0%}": once > ONCE and robust < COLLAPSE,
+        f"FGSM accuracy is {gap * 100:.0f} points above PGD accuracy": gap > GAP,
+        f"FGSM accuracy {row['fgsm_val']:.0%} is above clean accuracy {row['clean_val']:.0%}": (
+            row["fgsm_val"] > row["clean_val"] + 0.01
+        ),
+        f"input gradients lost their alignment (cosine {row['gradient_alignment']:.2f})": (
+            len(rows) > 1 and row["gradient_alignment"] < ALIGNMENT <= before["gradient_alignment"]
+        ),
+    }
+    found = [sign for sign, present in signs.items() if present]
+    return [f"catastrophic overfitting: {'; '.join(found)}"] if found else []
+
+
+def _robust(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:
+    warnings = []
+    lost, error = paired_loss(best, now)
+    if lost - 1.96 * error > ROBUST_OVERFITTING:  # only what exceeds the noise of this validation set
+        warnings.append(f"robust overfitting: robust validation accuracy is {lost * 100:.1f} points below its best epoch")
+    gap = rows[-1]["robust_train"] - rows[-1]["robust_val"]
+    noise = 1.96 * math.sqrt(0.5 / len(now))
+    if gap - noise > GENERALISATION:
+        warnings.append(f"robust overfitting: robust training accuracy is {gap * 100:.0f} points above validation")
+    losses = [r["robust_loss_val"] for r in rows[-RISING - 1 :]]
+    if len(losses) > RISING and all(a < b for a, b in zip(losses, losses[1:], strict=False)):
+        warnings.append(f"robust overfitting: robust validation loss has risen for {RISING} epochs")
+    return warnings
+
+
+def paired_loss(best: Tensor, now: Tensor) -> tuple[float, float]:
+    """How much accuracy fell from `best` to `now` on the same images, and the standard error of that difference."""
+    difference = best.float() - now.float()
+    return float(difference.mean()), float(difference.std(unbiased=False)) / math.sqrt(len(difference))

@@ -9,13 +9,37 @@ from robustlib.errors import InputError, unknown
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.mlp import MLP
 from robustlib.models.small_cnn import SmallCNN
+from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
 __all__ = ["ARCHITECTURES", "Classifier", "ImageSpec", "build_model"]
 
 PADDING_MODES = ("zeros", "circular")
 
+Builder = Callable[[tuple[int, int, int]], nn.Module]
+
+
+def _resnet(name: str) -> Builder:
+    """torchvision is imported only when one of its networks is built."""
+
+    def build(image_shape: tuple[int, int, int]) -> nn.Module:
+        from robustlib.models import resnet
+
+        return getattr(resnet, name)(image_shape)
+
+    return build
+
+
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
-ARCHITECTURES: dict[str, Callable[[tuple[int, int, int]], nn.Module]] = {"mlp": MLP, "small_cnn": SmallCNN}
+ARCHITECTURES: dict[str, Builder] = {
+    "mlp": MLP,
+    "small_cnn": SmallCNN,
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
+    "preact_resnet18": preact_resnet18,
+    "wrn28_10": wrn28_10,
+    "wrn34_10": wrn34_10,
+}
 
 
 def build_model(arch: str, spec: ImageSpec, *, padding_mode: Literal["zeros", "circular"] = "zeros") -> Classifier:

@@ -1,0 +1,80 @@
+"""Figures of many runs beside each other: what robustness costs in clean accuracy and in time."""
+
+from typing import TYPE_CHECKING, Any
+
+from robustlib.figures.canvas import Figure, axes, looks, needs, pc, percent, style, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame, Series
+
+
+def trade_off(leaderboard: "DataFrame") -> Figure:
+    """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
+
+    Args:
+        leaderboard: one row a run: `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the
+            intervals `clean_low`, `clean_high`, `worst_low`, `worst_high`.
+    """
+    rows = needs("trade-off", leaderboard, ["clean", "worst"])
+    with style():
+        fig, (axis,) = axes(height=4.4)
+        _dots(axis, rows, "clean", xerr=whiskers(rows, "clean"))
+        percent(axis, "x")
+        axis.set_xlabel("clean accuracy")
+        axis.set_title("Accuracy and robustness of each run")
+    return Figure(fig, f"Clean against worst-case accuracy of {len(rows)} runs. {_say_methods(rows, 'clean')}")
+
+
+def cost(leaderboard: "DataFrame") -> Figure:
+    """What robustness cost: minutes of training against worst-case accuracy, one dot for each run.
+
+    Args:
+        leaderboard: as for `trade_off`, with `minutes` instead of `clean`.
+    """
+    rows = needs("cost", leaderboard, ["minutes", "worst"])
+    with style():
+        fig, (axis,) = axes(height=4.4)
+        _dots(axis, rows, "minutes")
+        axis.set_xlabel("minutes of training")
+        if rows["minutes"].min() > 0 and rows["minutes"].max() > 20 * rows["minutes"].min():
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(left=0)
+        axis.set_title("Robustness against the time it took")
+    return Figure(
+        fig, f"Training time against worst-case accuracy of {len(rows)} runs. {_say_methods(rows, 'minutes')}"
+    )
+
+
+def _dots(axis: "Axes", rows: "DataFrame", x: str, xerr: Any = None) -> None:
+    """Scatter `x` against worst-case accuracy, a colour and marker for each method."""
+    yerr = whiskers(rows, "worst")
+    titles = rows.apply(_title_of, axis=1)
+    for title, look in looks(sorted(titles.unique())).items():
+        mine = (titles == title).to_numpy()
+        dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ms": 8, "mec": "white", "ls": "none"}
+        for name, ends in (("xerr", xerr), ("yerr", yerr)):
+            dot[name] = None if ends is None else ends[:, mine]
+        axis.errorbar(rows[x][mine], rows["worst"][mine], label=title, elinewidth=1.1, **dot)
+    percent(axis)
+    axis.set_ylabel("worst-case robust accuracy")
+    axis.margins(0.12)
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], -0.02))  # accuracies below zero are no place for a reader's eye
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.4)
+
+
+def _say_methods(rows: "DataFrame", x: str) -> str:
+    unit = pc if x == "clean" else lambda minutes: f"{minutes:.1f} minutes"
+    said = []
+    for title, mine in rows.groupby(rows.apply(_title_of, axis=1)):
+        runs = f"mean of {len(mine)} runs: " if len(mine) > 1 else ""
+        said.append(
+            f"{title}: {runs}{unit(mine[x].mean())}{' clean' * (x == 'clean')}, {pc(mine['worst'].mean())} worst case"
+        )
+    return "; ".join(said) + "."
+
+
+def _title_of(row: "Series") -> str:
+    title = row.get("title")
+    return str(title) if isinstance(title, str) and title else str(row["method"])

@@ -1,0 +1,203 @@
+"""Figures of one run: its training, its accuracy under each attack, and how that falls as attacks grow."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from robustlib.errors import InputError
+from robustlib.figures.canvas import INK, MUTED, Figure, axes, looks, needs, pc, percent, style, whiskers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame, Series
+
+NAMES = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd50x10": "PGD-50, 10 restarts",
+    "cw50": "CW-50",
+    "worst": "worst case",
+}
+CURVES = {  # metric -> label
+    "clean_val": "clean (validation)",
+    "robust_val": "robust (validation)",
+    "fgsm_val": "FGSM (validation)",
+    "robust_train": "robust (training)",
+}
+NO_LOSS = {"epoch", "epoch_total", "lr", "seconds", "warnings", "stage", "pass", "gradient_alignment"}
+
+
+def training_curves(metrics: "DataFrame") -> Figure:
+    """Losses and accuracies of one run over its epochs.
+
+    Args:
+        metrics: one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or
+            `epoch`), losses and their parts, and any of `clean_val`, `robust_val`, `fgsm_val`, `robust_train`
+            (fractions). `stage` and `warnings`, where given, are marked.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    clock = "epoch_total" if "epoch_total" in metrics else "epoch"
+    rows = needs("training", metrics, [clock]).reset_index(drop=True)
+    epochs = rows[clock]
+    curves = [name for name in CURVES if name in rows and rows[name].notna().any()]
+    losses = _losses(rows)
+    with style():
+        fig, (left, right) = axes(2)
+        _lines(left, epochs, rows, {name: re.sub("[_/]", " ", name) for name in losses})
+        _lines(right, epochs, rows, {name: CURVES[name] for name in curves})
+        left.set_title("Training loss")
+        right.set_title("Accuracy")
+        right.set_ylim(-0.02, 1.02)
+        percent(right)
+        for axis in (left, right):
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+            _mark_stages(axis, epochs, rows, named=axis is right)
+        warned = _mark_warnings(right, epochs, rows)
+    return Figure(fig, _say_training(epochs, rows, losses, curves, warned))
+
+
+def _losses(rows: "DataFrame") -> list[str]:
+    """The losses and their parts: every number that is not measured on the validation images and counts nothing."""
+    named = [str(name) for name in rows if name not in NO_LOSS]
+    parts = [name for name in named if not name.startswith("probe/") and not name.endswith(("_val", "_train"))]
+    return [name for name in parts if rows[name].dtype.kind in "fiu" and rows[name].notna().any()]
+
+
+def _lines(axis: "Axes", x: "Series", rows: "DataFrame", labels: Mapping[str, str]) -> None:
+    every = max(1, len(rows) // 12)  # markers tell lines apart; one on each of 200 epochs would hide them
+    for name, look in looks(labels).items():
+        axis.plot(x, rows[name], label=labels[name], markevery=every, **look)
+    if labels:
+        axis.legend(loc="best", handlelength=3)
+
+
+def _mark_stages(axis: "Axes", epochs: "Series", rows: "DataFrame", *, named: bool) -> None:
+    if "stage" not in rows or rows["stage"].nunique() < 2:
+        return
+    for stage, start in epochs.groupby(rows["stage"], sort=False).min().items():
+        axis.axvline(start - 0.5, color="#b8c1cb", lw=1, ls=(0, (2, 2)), zorder=1)
+        if named:
+            place = (start - 0.3, 0.02)
+            axis.annotate(str(stage), place, xycoords=axis.get_xaxis_transform(), fontsize=8, color=MUTED, rotation=90)
+
+
+def _mark_warnings(axis: "Axes", epochs: "Series", rows: "DataFrame") -> list[str]:
+    """A triangle at the top for each epoch with a warning; returns the different warnings."""
+    if "warnings" not in rows:
+        return []
+    lists = [list(w) if isinstance(w, list | tuple) else [] for w in rows["warnings"]]
+    at = [epoch for epoch, said in zip(epochs, lists, strict=True) if said]
+    if at:
+        axis.plot(at, [1.0] * len(at), ls="none", marker="v", ms=7, color="#b3261e", label="warning", clip_on=False)
+        axis.legend(loc="best", handlelength=3)
+    return list(dict.fromkeys(str(text) for said in lists for text in said))
+
+
+def _say_training(epochs: "Series", rows: "DataFrame", losses: list[str], curves: list[str], warned: list[str]) -> str:
+    text = f"Training over {epochs.max():g} epochs."
+    for name in losses[:1]:
+        loss = rows[name].dropna()
+        text += f" The {re.sub('[_/]', ' ', name)} goes from {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g}."
+    ends = [f"{CURVES[name]} {pc(rows[name].dropna().iloc[-1])}" for name in curves]
+    text += f" Accuracy at the end: {', '.join(ends)}." if ends else ""
+    if "robust_val" in curves:
+        best = rows.loc[[rows["robust_val"].idxmax()]]
+        text += f" Robust validation accuracy is best at epoch {epochs[best.index].iloc[0]:g}:"
+        text += f" {pc(best['robust_val'].iloc[0])}."
+    return text + (f" Warnings: {'; '.join(warned)}." if warned else "")
+
+
+def robustness_curves(curves: Mapping[str, "DataFrame"], x: str = "eps", threat_eps: float | None = None) -> Figure:
+    """Accuracy under attack against its strength, one line (with its band) for each entry of `curves`.
+
+    Args:
+        curves: name -> frame with columns `x`, `accuracy` and, for the band, `low` and `high` (fractions).
+        x: "eps" (radius of the ball, in [0, 1]) or "steps" (iterations of the attack).
+        threat_eps: the radius of the threat model, marked when x is "eps".
+    """
+    if x not in ("eps", "steps"):
+        raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
+    if not curves:
+        raise InputError("The robustness figure needs at least one curve; none given.")
+    frames = {name: needs("robustness", frame, [x, "accuracy"]).sort_values(x) for name, frame in curves.items()}
+    with style():
+        fig, (axis,) = axes(height=4.0)
+        for name, look in looks(frames).items():
+            _curve(axis, frames[name], x, name, look)
+        _strength_axis(axis, frames, x, threat_eps)
+        axis.set_ylim(-0.02, 1.02)
+        percent(axis)
+        axis.set_title("Accuracy under attack")
+        axis.legend(loc="best", handlelength=3)
+    return Figure(fig, _say_robustness(frames, x, threat_eps))
+
+
+def _curve(axis: "Axes", frame: "DataFrame", x: str, name: str, look: dict[str, Any]) -> None:
+    axis.plot(frame[x], frame["accuracy"], label=name, **look)
+    if {"low", "high"} <= set(frame):
+        axis.fill_between(frame[x], frame["low"], frame["high"], color=look["color"], alpha=0.15, lw=0)
+
+
+def _strength_axis(axis: "Axes", frames: Mapping[str, "DataFrame"], x: str, threat_eps: float | None) -> None:
+    if x == "steps":
+        axis.set_xlabel("steps of the attack")
+        axis.set_xscale("symlog", linthresh=1)
+        ticks = sorted({step for frame in frames.values() for step in frame["steps"]})
+        axis.set_xticks(ticks, [f"{step:g}" for step in ticks])
+        axis.minorticks_off()
+        return
+    axis.set_xlabel("radius of the attack, eps")
+    if threat_eps is not None:
+        axis.axvline(threat_eps, color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
+        axis.annotate(f" threat model, eps {_radius(threat_eps)}", (threat_eps, 1.0), color=MUTED, fontsize=9, va="top")
+
+
+def _radius(eps: float) -> str:
+    grey = eps * 255
+    return f"{grey:.0f}/255" if eps and abs(grey - round(grey)) < 1e-6 and grey < 33 else f"{eps:g}"
+
+
+def _say_robustness(frames: Mapping[str, "DataFrame"], x: str, threat_eps: float | None) -> str:
+    said = []
+    for name, frame in frames.items():
+        ends = [f"{pc(row['accuracy'])} at {x} {row[x]:.3g}" for _, row in frame.iloc[[0, -1]].iterrows()]
+        if x == "eps" and threat_eps is not None:
+            nearest = frame.iloc[int((frame[x] - threat_eps).abs().to_numpy().argmin())]
+            ends.insert(1, f"{pc(nearest['accuracy'])} at the threat model's eps {_radius(nearest[x])}")
+        said.append(f"{name} goes from {', to '.join(ends)}")
+    kind = "its radius" if x == "eps" else "its number of steps"
+    return f"Accuracy under attack against {kind}: {'; '.join(said)}."
+
+
+def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
+    """One run's accuracy under each attack, with 95 % Wilson intervals.
+
+    Args:
+        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept.
+    """
+    import pandas as pd
+
+    frame = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"]).reset_index(drop=True)
+    labels = [NAMES.get(str(name), str(name)) for name in frame["attack"]]
+    colours = [INK if name == "worst" else "#56b4e9" if name == "clean" else "#0173b2" for name in frame["attack"]]
+    ends = whiskers(frame.rename(columns={"low": "accuracy_low", "high": "accuracy_high"}), "accuracy")
+    with style():
+        fig, (axis,) = axes(height=0.9 + 0.42 * len(frame))
+        axis.barh(
+            labels, frame["accuracy"], xerr=ends, color=colours, height=0.62, error_kw={"ecolor": "#8a949e", "lw": 1.4}
+        )
+        tops = frame["high"] if "high" in frame else frame["accuracy"]
+        for place, (value, top) in enumerate(zip(frame["accuracy"], tops.fillna(frame["accuracy"]), strict=True)):
+            axis.text(max(value, top) + 0.012, place, pc(value), va="center", fontsize=9.5)
+        axis.set_xlim(0, 1.1)
+        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        percent(axis, "x")
+        axis.invert_yaxis()
+        axis.set_title("Accuracy under each attack")
+        axis.grid(visible=False, axis="y")
+        axis.set_xlabel("accuracy, with 95 % interval")
+    said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
+    return Figure(fig, f"Accuracy on the test images: {said}.")

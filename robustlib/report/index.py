@@ -1,0 +1,161 @@
+"""The index of the reports: one sortable leaderboard for each preset."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from robustlib.errors import InputError
+from robustlib.report.page import TEMPLATES
+from robustlib.runs import write_atomic
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TITLE = "What holds under attack"
+STALE = "made by other code than the installed one; robustlib run --rerun renews it"
+
+
+class Column(NamedTuple):
+    """A column of the leaderboard: where it comes from, and how it is shown and sorted."""
+
+    key: str
+    label: str
+    kind: str  # "number" or "text"
+    help: str = ""
+    sort: str = "none"  # how the page arrives
+
+
+PERCENTAGES = (
+    Column("clean", "Clean", "number", "accuracy on untouched test images"),
+    Column("fgsm", "FGSM", "number", "one gradient step"),
+    Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
+    Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
+    Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
+    Column("worst", "Worst case", "number", "right under every attack of this table", "descending"),
+)
+COLUMNS = (
+    Column("title", "Method", "text"),
+    Column("arch", "Network", "text"),
+    Column("seed", "Seed", "number"),
+    *PERCENTAGES,
+    Column("minutes", "Minutes", "number", "time of training"),
+    Column("epochs", "Epochs", "number"),
+)
+
+
+def write_index(
+    reports_dir: Path, rows: "DataFrame", pages: Mapping[str, str], *, compare: Sequence[tuple[str, str]] = ()
+) -> Path:
+    """Writes `reports_dir`/index.html and returns its path.
+
+    Args:
+        reports_dir: where the reports are.
+        rows: the frame of `robustlib.evaluation.leaderboard`, one row a run; an empty one gives a page that says which
+            command makes runs.
+        pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
+        compare: (title, address) of the pages that put runs side by side.
+
+    Raises:
+        InputError: a column is missing, or the page cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from robustlib import __version__
+
+    missing = [name for name in ("method", "seed", "clean", "worst", "path") if len(rows) and name not in rows]
+    if missing:
+        raise InputError(f"The leaderboard has no column {missing[0]!r}: give what evaluation.leaderboard returns.")
+    records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("index.html.j2").render(
+        title=TITLE, boards=_boards(records, pages), compare=list(compare), runs=len(records), version=__version__
+    )
+    target = Path(reports_dir) / "index.html"
+    write_atomic(target, page)
+    return target
+
+
+def _boards(records: list[dict[str, Any]], pages: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One board for each preset and data set, in the order of their first rows."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        preset = str(record.get("preset") or record.get("dataset") or "runs")
+        groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(record)
+    return [
+        {
+            "name": preset if preset == dataset else f"{preset} ({dataset})",
+            "cards": _cards(rows),
+            "columns": (columns := [column for column in COLUMNS if any(_known(row, column.key) for row in rows)]),
+            "rows": [[_cell(row, column, pages) for column in columns] for row in sorted(rows, key=_robustness)],
+        }
+        for (preset, dataset), rows in groups.items()
+    ]
+
+
+def _robustness(row: Mapping[str, Any]) -> float:
+    return -float(row["worst"]) if _known(row, "worst") else math.inf
+
+
+def _known(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return key == "title" or not (value is None or (isinstance(value, float) and math.isnan(value)))
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return str(row["title"]) if isinstance(row.get("title"), str) and row["title"] else str(row["method"])
+
+
+def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> dict[str, Any]:
+    """What a cell shows (`text`, `interval`) and what it sorts by (`value`, "" if missing)."""
+    if column.key == "title":
+        href = pages.get(str(row["path"]), "")
+        return {"value": _title(row), "text": _title(row), "href": href, "badges": _badges(row)}
+    cell = {"value": "", "text": "–", "interval": "", "classes": "num" if column.kind == "number" else ""}
+    if _known(row, column.key):
+        value = row[column.key]
+        cell |= {"value": str(value), "text": f"{value:.1f}" if column.key == "minutes" else str(value)}
+        if column in PERCENTAGES:
+            cell |= {"text": f"{100 * value:.1f} %", "interval": _interval(row, column.key)}
+        elif column.kind == "number" and column.key != "minutes":
+            cell["text"] = f"{value:g}"
+    if column.key == "worst":
+        cell["classes"] += " worst"
+    return cell
+
+
+def _interval(row: Mapping[str, Any], key: str) -> str:
+    low, high = f"{key}_low", f"{key}_high"
+    return f"{100 * row[low]:.1f} to {100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
+
+
+def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    badges = [{"kind": "", "text": "stale", "title": STALE}] if row.get("stale") in (True, 1) else []
+    warnings = row.get("warnings")
+    said = [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
+    if said:
+        text = "1 warning" if len(said) == 1 else f"{len(said)} warnings"
+        badges.append({"kind": "warn", "text": text, "title": "; ".join(said)})
+    return badges
+
+
+def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The headline of each method: means over its runs, best worst case first."""
+    import statistics
+
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if _known(row, "worst") and _known(row, "clean"):
+            groups.setdefault((_title(row), str(row.get("arch", ""))), []).append(row)
+    several = len({arch for _, arch in groups}) > 1
+    cards = []
+    for (title, arch), mine in groups.items():
+        worst = [100 * row["worst"] for row in mine]
+        minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
+        card = {"title": f"{title} · {arch}" if several else title, "worst": f"{statistics.fmean(worst):.1f}"}
+        card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
+        card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
+        card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
+        card["minutes"] = f"{statistics.fmean(minutes):.1f}" if minutes else "?"
+        cards.append(card)
+    return sorted(cards, key=lambda card: -float(card["worst"]))

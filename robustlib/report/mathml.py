@@ -1,0 +1,159 @@
+"""LaTeX to MathML: what lets a report draw its equations in any browser, offline and without a script."""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from robustlib.errors import InputError
+
+ENVIRONMENTS = r"align\*?|aligned|split|equation\*?|gather\*?"
+SYNTAX = re.compile(
+    r"(?P<fence>^ *(?P<tick>```+|~~~+)[^\n]*\n.*?(?:^ *(?P=tick)[^\n]*$|\Z))"
+    r"|(?P<span>(?<!`)(?P<run>`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)(?P=run)(?!`))"
+    r"|(?P<escaped>\\\$)"
+    r"|\$\$(?P<display>.+?)\$\$"
+    rf"|(?P<environment>\\begin\{{(?P<name>{ENVIRONMENTS})\}}.*?\\end\{{(?P=name)\}})"
+    r"|(?<!\$)\$(?P<inline>(?![\s$])(?:\\.|[^$`\\\n]|\n(?!\s*\n))+?)(?<!\s)\$(?![\d$])",  # "$5 and $10" is money
+    re.DOTALL | re.MULTILINE,
+)
+KNOWN_ENVIRONMENTS = re.compile(rf"(?:{ENVIRONMENTS}|cases|array|small(?=matrix)|[pbvBV]?matrix|smallmatrix)$")
+REWRITES = {  # spellings latex2mathml does not know -> ones that mean the same
+    r"\\(begin|end)\{(?:aligned|align|gather\*?)\}": r"\\\1{align*}",
+    r"\\arg(?![a-z])": r"\\operatorname{arg}",
+    r"\\!": r"\\hspace{-0.167em}",
+    r"\\colon(?![a-z])": r"\\mathrel{:}",
+    r"\\[bB]igg?[lr]?\\\|": r"\\|",
+}
+OPERATORS = "±⧵⟹⟺¬~∼⟂⟨⟩⌊⌋⌈⌉|:;"  # latex2mathml writes them as identifiers, which have no spacing
+LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin", "∑", "∏", "⋃", "⋂"}
+STRUCK = str.maketrans("0123456789", "𝟘𝟙𝟚𝟛𝟜𝟝𝟞𝟟𝟠𝟡")
+CHILDREN = {
+    **dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2),
+    **dict.fromkeys(("msubsup", "munderover"), 3),
+}
+VARIANTS = {  # browsers draw only mathvariant="normal"; the others are told in CSS
+    "bold": "font-weight:bold",
+    "bold-italic": "font-weight:bold",
+    "italic": "font-style:italic",
+    "monospace": "font-family:monospace",
+    "sans-serif": "font-family:sans-serif",
+}
+
+
+def to_mathml(formula: str, *, display: bool = False) -> str:
+    """The `<math>` element of a LaTeX `formula` (without its dollar signs); `display` sets it on a line of its own.
+
+    Raises:
+        InputError: the formula is not LaTeX that can be drawn, with the formula and what is wrong in it.
+    """
+    from latex2mathml.converter import convert
+
+    source = formula.strip()
+    _check_source(source)
+    for pattern, spelling in REWRITES.items():
+        source = re.sub(pattern, spelling, source)
+    try:
+        tree = ET.fromstring(convert(source, display="block" if display else "inline"))
+    except ET.ParseError as fault:
+        raise _unreadable(formula, f"what comes out is no well-formed XML ({fault})") from fault
+    except Exception as fault:  # latex2mathml raises a class of its own for each mistake
+        raise _unreadable(formula, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(fault).__name__)) from fault
+    _repair(tree)
+    _check_tree(tree, formula)
+    if display:
+        _set_limits(tree)
+    tree.set("alttext", formula.strip())
+    return ET.tostring(tree, encoding="unicode")
+
+
+def formulas(markdown: str) -> list[tuple[str, bool]]:
+    """Every formula of a markdown text as (LaTeX, is it displayed?); code spans and fences hold none."""
+    return [(formula, display) for _, formula, display in _find(markdown)]
+
+
+def replace_formulas(markdown: str, replacement: Callable[[str, bool], str]) -> str:
+    """`markdown` with every formula replaced by `replacement(LaTeX, is it displayed?)`; all else is left as it is."""
+    parts, end = [], 0
+    for match, formula, display in _find(markdown):
+        parts += [markdown[end : match.start()], replacement(formula, display)]
+        end = match.end()
+    return "".join([*parts, markdown[end:]])
+
+
+def _find(markdown: str) -> Iterator[tuple[re.Match[str], str, bool]]:
+    for match in SYNTAX.finditer(markdown):
+        display = match["display"] or match["environment"]
+        if display or match["inline"]:
+            yield match, display or match["inline"], bool(display)
+
+
+def _unreadable(formula: str, reason: str) -> InputError:
+    return InputError(f"The formula {formula.strip()!r} cannot be drawn: {reason}. Correct its LaTeX in the notebook.")
+
+
+def _check_source(formula: str) -> None:
+    """Faults that latex2mathml passes over in silence: braces without a partner, environments it does not know."""
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", formula.replace(r"\\", "  ")):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            raise _unreadable(formula, "a '}' has no '{'")
+    if depth or not formula:
+        raise _unreadable(formula, "a '{' has no '}'" if depth else "it is empty")
+    for name in re.findall(r"\\begin\{(.*?)\}", formula):
+        if not KNOWN_ENVIRONMENTS.match(name):
+            raise _unreadable(formula, f"the environment {name!r} is not known")
+
+
+def _check_tree(tree: ET.Element, formula: str) -> None:
+    for node in tree.iter():
+        if "\\" in (node.text or ""):
+            raise _unreadable(formula, f"the command {node.text!r} is not known")
+        if len(node) != CHILDREN.get(node.tag, len(node)):
+            raise _unreadable(formula, f"<{node.tag}> has {len(node)} of its {CHILDREN[node.tag]} arguments")
+
+
+def _repair(tree: ET.Element) -> None:
+    """Turn what latex2mathml writes into what browsers draw (MathML Core), in place."""
+    for node in tree.iter():
+        node.tag = node.tag.rpartition("}")[2]  # HTML knows <math> without its namespace
+        if node.tag == "mo" and len(node):  # \mathop{...}: an operator may only hold text
+            node.tag = "mrow"
+        if node.tag == "mi" and node.text and node.text in OPERATORS:
+            node.tag, node.text = "mo", node.text.replace("~", "∼")
+            node.set("stretchy", "false")
+        if align := node.attrib.pop("columnalign", None):
+            node.set("style", f"text-align:{align}")
+    for node in tree.iter():
+        _join_letters(node)
+    for node in tree.iter():
+        variant = node.get("mathvariant", "normal")
+        if variant == "double-struck":  # only digits still carry it, as in the indicator function
+            node.text = (node.text or "").translate(STRUCK)
+        if variant != "normal":
+            del node.attrib["mathvariant"]
+        if variant in VARIANTS:
+            node.set("style", VARIANTS[variant])
+
+
+def _join_letters(node: ET.Element) -> None:
+    r"""One upright word instead of single letters, for \mathrm{argmax}."""
+    joined = []
+    for variant, run in groupby(list(node), lambda child: child.get("mathvariant") if child.tag == "mi" else None):
+        letters = list(run)
+        if variant:
+            letters[0].text = "".join(letter.text or "" for letter in letters)
+            del letters[1:]
+        joined += letters
+    node[:] = joined
+
+
+def _set_limits(node: ET.Element) -> None:
+    r"""Put the limits of \max, \sum ... under them where a formula is displayed (not inside fractions or indices)."""
+    base = "".join(node[0].itertext()) if len(node) else ""
+    if node.tag in ("msub", "msubsup") and base in LIMITS:
+        node.tag = node.tag.replace("msub", "munder").replace("sup", "over")
+    if node.tag in ("math", "mrow", "mtable", "mtr", "mtd"):
+        for child in node:
+            _set_limits(child)

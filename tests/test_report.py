@@ -1,0 +1,259 @@
+"""Reports: pages that stand alone, with equations every browser draws, and an index that tells the truth."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import FORMULAS, leaderboard, notebook
+
+from robustlib import figures
+from robustlib.errors import InputError
+from robustlib.report import formulas, render, to_mathml, write_index
+from robustlib.report.mathml import replace_formulas
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+PNG = figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]), dpi=40)
+
+
+def page_of(tmp_path, **kinds) -> BeautifulSoup:
+    nbformat.write(notebook(png=PNG, **kinds), tmp_path / "run.ipynb")
+    made = render(tmp_path / "run.ipynb", tmp_path / "run.html", title="TRADES < all", index="../index.html")
+    return BeautifulSoup(made.read_text(), "html.parser")
+
+
+def index_of(tmp_path, rows, pages=None, **more) -> BeautifulSoup:
+    return BeautifulSoup(write_index(tmp_path, rows, pages or {}, **more).read_text(), "html.parser")
+
+
+# ---- equations
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("display", [False, True])
+def test_formulas_become_well_formed_mathml(formula, display):
+    tree = ET.fromstring(to_mathml(formula, display=display))
+    assert tree.tag == "math"
+    assert tree.get("display") == ("block" if display else "inline")
+    assert tree.get("alttext") == formula
+    assert "\\" not in "".join(tree.itertext())
+    assert not [node for node in tree.iter() if node.tag == "mo" and len(node)]
+
+
+def test_displayed_limits_stand_below_and_words_are_upright():
+    assert "<munder><mo>max</mo>" in to_mathml(r"\max_{x} y", display=True)
+    assert "<msub><mo>max</mo>" in to_mathml(r"\max_{x} y")
+    assert '<mi mathvariant="normal">argmax</mi>' in to_mathml(r"\mathrm{argmax}")
+    assert "<mo>∼</mo>" in to_mathml(r"x \sim D").replace(' stretchy="false"', "")
+    assert to_mathml(r"\begin{align*} a &= b \end{align*}").count("text-align:") == 2
+    assert "𝟙" in to_mathml(r"\mathbb{1}[a]")
+
+
+WRONG = [r"\nosuch x", r"\frac{a}", "a}", "{a", "a & b", " ", r"\left( a", "a_", r"\begin{foo}a\end{foo}", r"\sqrt"]
+
+
+@pytest.mark.parametrize("formula", WRONG)
+def test_a_formula_that_cannot_be_drawn_is_named(formula):
+    with pytest.raises(InputError, match="cannot be drawn") as raised:
+        to_mathml(formula)
+    assert repr(formula.strip()) in str(raised.value)
+
+
+def test_formulas_are_found_and_code_and_money_are_not():
+    text = (
+        "a $x$ costs $5 and $10, `$y$`, ``a ` $n$`` \\$3 and $\\beta$-TRADES ($a$,\n$b$)\n"
+        "```python\n$no$\n```\n$$z\n= 1$$\n\n- \\begin{align*}a&=b\\end{align*}\n\n`open $q$\n\nparagraph` $r$"
+    )
+    found = [("x", False), ("\\beta", False), ("a", False), ("b", False), ("z\n= 1", True)]
+    found += [("\\begin{align*}a&=b\\end{align*}", True), ("q", False), ("r", False)]
+    assert formulas(text) == found
+
+
+@given(st.text(alphabet="ab$`\\ \n{}x1", max_size=40))
+def test_what_is_no_formula_is_left_alone(text):
+    assert replace_formulas(text, lambda formula, display: f"${formula}$" if not display else f"$${formula}$$") == text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_formula_of_our_notebooks_can_be_drawn(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for formula, display in formulas(cell.source) if cell.cell_type == "markdown" else []:
+            ET.fromstring(to_mathml(formula, display=display))
+
+
+# ---- pages
+
+
+def test_a_page_stands_alone(tmp_path):
+    text = str(page_of(tmp_path))
+    assert not re.search(r"https?://|//cdn|@import|url\(", text)
+    page = page_of(tmp_path)
+    assert not page.find_all(["script", "iframe", "object"])
+    assert {link["href"] for link in page.find_all("link")} == {"data:,"}
+    assert all(image["src"].startswith("data:") for image in page.find_all("img"))
+    assert "default-src 'none'" in page.find("meta", attrs={"http-equiv": True})["content"]
+    assert "arxiv.org/abs/1901.08573" in page.get_text(), "the address of a paper stays readable"
+
+
+def test_a_page_reads_well_for_everyone(tmp_path):
+    page = page_of(tmp_path)
+    assert page.html["lang"] == "en"
+    assert [h.get_text() for h in page.find_all("h1")] == ["TRADES < all"]
+    assert page.select_one(".lede").get_text() == "Baselines & more"
+    assert [image["alt"] for image in page.find_all("img")] == ['Loss "falls"', "Figure in “A second title”"]
+    assert page.find("img")["width"] == "400"
+    ids = [node["id"] for node in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    assert all(page.find(id=link["href"][1:]) for link in page.select("nav a, a.skip"))
+    assert page.select_one(".eyebrow a")["href"] == "../index.html"
+    style = page.style.get_text()
+    assert "prefers-color-scheme: dark" in style
+    assert "@media print" in style
+
+
+def test_code_is_folded_and_outputs_are_shown(tmp_path):
+    page = page_of(tmp_path)
+    folds = page.select("details.code")
+    assert [fold.summary.get_text() for fold in folds] == ["Parameters and their defaults", "Code", "Code"]
+    assert not [fold for fold in page.find_all("details") if fold.has_attr("open")]
+    assert "epoch 1/1" in page.select_one("pre.output").get_text()
+    warned = page.select_one("details.warned")
+    assert "UserWarning: eight <threads>" in warned.get_text()
+    assert not page.select(".failed")
+    cells = page.select("table.dataframe td")
+    assert [cell.get_text() for cell in cells] == ["clean", "0.99", "PGD", "0.75"]
+    assert [cell.get("class") for cell in cells] == [None, ["num"], None, ["num"]]
+    assert page.select_one("table.dataframe").parent["class"] == ["scroll"]
+
+
+def test_equations_are_drawn_and_code_spans_are_not(tmp_path):
+    page = page_of(tmp_path)
+    assert [math["alttext"] for math in page.find_all("math")] == ["p^*q^*", *FORMULAS]
+    assert len(page.select(".equation")) == len(FORMULAS)
+    assert "$not a formula$" in [code.get_text() for code in page.find_all("code")]
+    assert "\ue000" not in page.get_text()
+
+
+def test_the_footer_says_how_the_page_was_made(tmp_path):
+    facts = page_of(tmp_path).select_one("footer.provenance")
+    said = dict(zip(*[[n.get_text() for n in facts.find_all(tag)] for tag in ("dt", "dd")], strict=True))
+    assert said["Notebook"] == "baselines.ipynb"
+    assert said["Parameters"] == "seed = 3"
+    assert said["Time"] == "1 min 01 s"
+    assert said["Command"] == "robustlib run trades"
+
+
+def test_a_failed_notebook_says_so_first(tmp_path):
+    page = page_of(tmp_path, failed=True)
+    notes = page.select(".failed")
+    assert "stopped early" in notes[0].get_text()
+    assert "ValueError: no <run>" in notes[0].get_text()
+    assert notes[1]["id"] == "failure"
+    assert "\x1b" not in page.get_text()
+
+
+def test_rendering_twice_gives_the_same_bytes(tmp_path):
+    page_of(tmp_path)
+    first = (tmp_path / "run.html").read_bytes()
+    page_of(tmp_path)
+    assert (tmp_path / "run.html").read_bytes() == first
+
+
+def test_a_picture_beside_the_notebook_is_embedded(tmp_path):
+    (tmp_path / "plan.png").write_bytes(PNG)
+    images = page_of(tmp_path, markdown="![The plan](plan.png)").find_all("img")
+    assert images[0]["alt"] == "The plan"
+    assert images[0]["src"].startswith("data:image/png")
+
+
+@pytest.mark.parametrize(
+    ("markdown", "named"),
+    [
+        ("![x](https://example.org/x.png)", "https://example.org/x.png"),
+        ("![x](missing.png)", "missing.png"),
+        ("<script src='//cdn.example.org/a.js'></script>", "//cdn.example.org/a.js"),
+        ("<style>@import 'a.css';</style>", "@import"),
+        ("<p style='background: url(b.png)'>x</p>", "url(b.png)"),
+    ],
+)
+def test_what_would_be_loaded_is_refused(tmp_path, markdown, named):
+    with pytest.raises(InputError, match=re.escape(named)):
+        page_of(tmp_path, markdown=markdown)
+    assert not (tmp_path / "run.html").exists()
+
+
+def test_a_bad_formula_or_notebook_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"nosuch.*cannot be drawn"):
+        page_of(tmp_path, markdown=r"$\nosuch$")
+    with pytest.raises(InputError, match="no notebook"):
+        render(tmp_path / "none.ipynb", tmp_path / "x.html", title="x")
+    (tmp_path / "bad.ipynb").write_text("{")
+    with pytest.raises(InputError, match="no readable notebook"):
+        render(tmp_path / "bad.ipynb", tmp_path / "x.html", title="x")
+
+
+# ---- the index
+
+
+def test_the_index_lists_runs_best_first_with_intervals_and_links(tmp_path):
+    rows = leaderboard()
+    pages = {rows["path"][2]: "digits/trades.html"}
+    page = index_of(tmp_path, rows, pages, compare=[("digits", "digits/compare.html")])
+    labels = [head.get_text(strip=True) for head in page.select("thead th")]
+    assert labels[0] == "Method"
+    assert "CW-50" not in labels, "a column without a single number is not shown"
+    worst = labels.index("Worst case")
+    cells = [row.find_all(["th", "td"])[worst] for row in page.select("tbody tr")]
+    assert [cell.contents[0] for cell in cells] == ["72.0 %", "10.5 %", "9.5 %", "2.0 %"]
+    assert cells[0].select_one(".interval").get_text() == "71.0 to 75.0"
+    assert page.select_one("tbody a")["href"] == "digits/trades.html"
+    assert len(page.select("tbody a")) == 1
+    assert page.select_one("nav a")["href"] == "digits/compare.html"
+    assert len(page.find_all("h1")) == 1
+    assert "https://" not in str(page)
+
+
+def test_the_index_shows_what_is_stale_and_what_was_warned(tmp_path):
+    page = index_of(tmp_path, leaderboard())
+    assert len([badge for badge in page.select(".badge") if badge.get_text().startswith("stale")]) == 1
+    warned = page.select(".badge.warn")
+    assert [badge["title"] for badge in warned] == ["robust overfitting <b>here</b>"] * 2
+    assert not page.find_all("b"), "warnings are text, not markup"
+
+
+def test_the_cards_are_means_over_seeds(tmp_path):
+    cards = [card.get_text(" ", strip=True) for card in index_of(tmp_path, leaderboard()).select(".cards li")]
+    assert cards[0].startswith("TRADES 40.8 % worst case ± 44.2")
+    assert "98.5 % clean · mean ± sd of 2 seeds · 6.5 min each" in cards[0]
+    assert cards[1].startswith("STANDARD 6.2 %")
+
+
+def test_presets_do_not_share_a_board(tmp_path):
+    other = leaderboard().assign(preset="cifar10-short", dataset="cifar10")
+    page = index_of(tmp_path, pd.concat([leaderboard(), other]))
+    assert [h.get_text() for h in page.find_all("h2")][:2] == ["digits", "cifar10-short (cifar10)"]
+    assert [len(board.select("tbody tr")) for board in page.select(".leaderboard")] == [4, 4]
+
+
+def test_missing_numbers_are_dashes_and_sort_last(tmp_path):
+    rows = leaderboard()
+    rows.loc[2, ["worst", "worst_low", "worst_high"]] = float("nan")
+    last = index_of(tmp_path, rows).select("tbody tr")[-1]
+    cell = last.select_one(".worst")
+    assert (cell.get_text(), cell["data-value"]) == ("–", "")
+
+
+def test_an_empty_leaderboard_says_which_command_makes_runs(tmp_path):
+    page = index_of(tmp_path, pd.DataFrame())
+    assert "robustlib run standard pgd_at trades --preset digits" in page.get_text()
+    assert not page.find_all(["table", "script"])
+
+
+def test_a_foreign_frame_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'worst'"):
+        write_index(tmp_path, leaderboard().drop(columns="worst"), {})

@@ -15,7 +15,7 @@ SPLIT_SEED = 0  # every split and subset is drawn with this seed, once and for a
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,), positions int64 (N,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels in three splits.
 

@@ -11,7 +11,7 @@ from robustlib.data.augment import VIEWS, Policy, view
 from robustlib.errors import InputError, unknown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some examples of a split; each `view` draws from the batch's generator, so the order of views matters.
 
@@ -48,7 +48,7 @@ class Batch:
         return view(self.images, name, self.policy, self.generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Examples of a data set on one device.
 

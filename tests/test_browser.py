@@ -6,7 +6,6 @@ import shutil
 
 import nbformat
 import pytest
-from made_up import leaderboard, notebook
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -14,6 +13,7 @@ from selenium.webdriver.common.keys import Keys
 
 from robustlib import figures
 from robustlib.report import render, write_index
+from tests.made_up import leaderboard, notebook
 
 pytestmark = pytest.mark.browser
 PROGRAMS = {name: shutil.which(name) for name in ("chromium", "chromedriver")}

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import curve, leaderboard, metrics
 
 from robustlib import figures
 from robustlib.errors import InputError
+from tests.made_up import curve, leaderboard, metrics
 
 ROWS = [{"attack": "clean", "accuracy": 0.986, "low": 0.97, "high": 0.995}, {"attack": "worst", "accuracy": 0.736}]
 ALL = {

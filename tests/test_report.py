@@ -10,12 +10,12 @@ import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import FORMULAS, leaderboard, notebook
 
 from robustlib import figures
 from robustlib.errors import InputError
 from robustlib.report import formulas, render, to_mathml, write_index
 from robustlib.report.mathml import replace_formulas
+from tests.made_up import FORMULAS, leaderboard, notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 PNG = figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]), dpi=40)

@@ -15,7 +15,10 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 DISPLAYED = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no scripts
 LOADING = ("src", "srcset", "data", "poster", "background", "xlink:href")  # attributes that make a browser fetch
 FETCHED_STYLE = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|['\"]?#)[^)]*\)", re.IGNORECASE)
-NUMBER = re.compile(r"[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*[%s]|\s*±\s*[\d.,]+\s*%?)?|nan|NaN|–|—|-|inf|")
+NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
+    r"nan|NaN|–|—|-|inf|"
+    r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
+)
 
 
 def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:

@@ -1,0 +1,240 @@
+"""The command line: plans, runs, reports; and says what is wrong in a sentence, with exit code 2."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from robustlib.batch import parse_seeds, read_study
+from robustlib.cli import main
+from robustlib.errors import InputError
+from robustlib.runs import find_runs, read_json
+
+DONE = {"state": "done"}
+COMMANDS = ["run", "study", "report", "evaluate", "list", "lab"]
+STUDY = """
+preset: digits
+methods: [standard]
+parameters: {epochs: 1, train_examples: 256, lr: [0.1, 1.0e+20]}
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Calls the command line in an empty directory; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROBUSTLIB_DATA", raising=False)
+    return lambda *arguments: outcome(capsys, *arguments)
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `robustlib <arguments>`."""
+    capsys.readouterr()
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+# ---- help
+
+
+def test_help_is_light_and_fits_100_columns() -> None:
+    script = (
+        "import sys, robustlib.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    )
+    environment = os.environ | {"COLUMNS": "100"}
+    for words in [["--help"], *([name, "--help"] for name in COMMANDS)]:
+        answer = subprocess.run([sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True)
+        shown, modules = answer.stdout.rsplit("\n[", 1)
+        assert not [heavy for heavy in ("torch", "pandas", "papermill", "numpy") if f"'{heavy}'" in modules]
+        assert max(map(len, shown.splitlines())) <= 100
+        assert not answer.stderr
+        if words == ["--help"]:
+            assert all(f"│ {name} " in shown for name in COMMANDS)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run tradez", "Unknown method 'tradez'. Did you mean 'trades'?"),
+        ("run --preset digit", "Unknown preset 'digit'. Did you mean 'digits'?"),
+        ("run --dataset mnst", "Unknown dataset 'mnst'. Did you mean 'mnist'?"),
+        ("run trades --set bta=1", "Unknown hyper-parameter of trades 'bta'. Did you mean 'beta'?"),
+        ("run trades --set beta", "'beta' sets nothing: write name=value"),
+        ("run trades --set beta=much", "beta='much' should be of type float"),
+        ("run trades --set arch=small_cn", "Did you mean 'small_cnn'?"),
+        ("run trades --set eps=-0.1", "eps=-0.1"),
+        ("run trades --set eps=8", "8/255"),
+        ("run trades --set attack_steps=0", "attack_steps=0"),
+        ("run --seeds one", "Seeds 'one' are no whole numbers"),
+        ("run --seeds 1.5", "Seeds '1.5' are no whole numbers"),
+        ("run --device gpu", "Unknown device 'gpu'"),
+        ("run --device cuda:99", "this machine has no such device"),
+        ("run --precision half", "Unknown precision 'half'"),
+        ("run --jobs 0", "at least 1"),
+        ("run --engine rays", "Unknown engine 'rays'. Did you mean 'ray'?"),
+        ("run --preset cifar10-short", "No data root for 'cifar10'"),
+        ("run --preset cifar10-short --data-root nowhere", "'nowhere' is not a directory"),
+        ("run --preset cifar10-short --data-root .", "cifar10"),
+        ("run --examples -1", "examples"),
+        ("run --sed 1", "No such option: --sed"),
+        ("study nowhere.yaml", "Cannot read the study nowhere.yaml"),
+        ("evaluate nowhere", "nowhere holds no run"),
+        ("report", "There are no finished runs in runs"),
+        ("rum", "Did you mean 'run'"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(call, tmp_path: Path, arguments: str, sentence: str) -> None:
+    code, out, err = call(*arguments.split())
+    assert code == 2
+    assert sentence in err
+    assert not out
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_places(call, tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("a file, not a directory")
+    code, _, err = call("run", "standard", "--set", "epochs=1")
+    assert code == 2
+    assert "Cannot write to reports/digits" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,3,5", [0, 3, 5]), ("4, 1-2,4", [4, 1, 2])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2-1", "1-", "a", "1.5", "0;1"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(InputError, match="write 0-2 or 0,3,5"):
+        parse_seeds(text)
+
+
+# ---- studies
+
+
+def test_a_study_is_a_grid(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "methods: {pgd_at: , trades: {beta: [1, 6]}}\nparameters: {epochs: [1, 2], milestones: [[3, 5]]}\nseeds: 1-2"
+    )
+    preset, arms, seeds = read_study(file)
+    assert (preset, seeds) == ("digits", [1, 2])
+    assert [(name, c["epochs"], c.get("beta")) for name, c in arms] == [
+        *(("pgd_at", 1, None), ("pgd_at", 2, None)),
+        *(("trades", 1, 1), ("trades", 1, 6), ("trades", 2, 1), ("trades", 2, 6)),
+    ]
+    assert all(changes["milestones"] == [3, 5] for _, changes in arms)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("method: [trades]", "Did you mean 'methods'?"),
+        ("seeds: [a]", "Seeds 'a'"),
+        ("parameters: [beta]", "write methods as a list"),
+        ("- trades", "should hold keys such as preset"),
+        ("{", "is no YAML"),
+        ("methods: [trades]\nparameters: {bta: 1}", "Did you mean 'beta'?"),
+    ],
+)
+def test_bad_studies(call, tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "study.yaml").write_text(content)
+    code, _, err = call("study", "study.yaml")
+    assert code == 2
+    assert sentence in err
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- the real thing
+
+
+def test_dry_run_makes_nothing(call, tmp_path: Path) -> None:
+    code, out, _ = call("run", "trades", "pgd_at", "--seeds", "0-2", "--set", "epochs=3", "--dry-run")
+    assert code == 0
+    assert out.count("epochs=3") == 6
+    assert out.count("train") >= 6
+    assert not list(tmp_path.iterdir())
+    assert "standard · seed 0" in call("run", "--dry-run")[1]
+
+
+def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    command = ["study", "study.yaml", "--examples", "32", "--jobs", "2"]
+    code, out, err = call(*command)
+    # one of the two arms diverges: its sentence is printed, the other one goes on and is reported
+    assert code == 1
+    assert "lr=1e+20 · seed 0 failed: FloatingPointError: The loss became NaN" in err
+    assert "Traceback" not in err
+    assert "Report: reports/index.html" in out
+    assert "worst case" in out
+    (run,) = find_runs("runs")
+    page = Path(f"reports/digits/standard-{run.path.name}.html")
+    index = Path("reports/index.html").read_text()
+    assert page.exists()
+    assert f"digits/{page.name}" in index
+    assert "digits/compare.html" in index
+
+    # the same call again would execute the failed one only
+    code, out, _ = call(*command, "--dry-run")
+    assert "nothing: finished" in " ".join(out.split())
+    again: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "robustlib.workbook.run_all", lambda tasks, *_, **__: [again.append(t.output.name) or DONE for t in tasks]
+        )
+        patch.setattr("robustlib.batch.publish", lambda *_: (Path("index.html"), []))
+        assert call(*command)[0] == 0
+    assert len(again) == 1
+    assert again[0] != page.with_suffix(".ipynb").name
+
+    assert "done" in call("list")[1]
+    assert "failed" in call("list")[1]
+    code, out, _ = call("evaluate", run.path)
+    assert code == 0
+    assert "32 test images" in out
+    page.unlink()
+    assert call("report")[0] == 0
+    assert page.exists()
+
+    params = run.path / "params.json"
+    params.write_text(params.read_text()[:40])
+    code, _, err = call("evaluate", run.path)
+    assert code == 2
+    assert "is not readable JSON" in err
+
+
+def test_ctrl_c_stops_all_and_the_same_call_resumes(call, tmp_path: Path) -> None:
+    options = ["run", "standard", "--set", "epochs=200", "--examples", "32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robustlib.cli", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while not any(len(run.metrics()) > 3 for run in find_runs("runs", finished=False)):
+        assert time.monotonic() < end, "it did not start to train"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on" in err
+    assert "Traceback" not in err
+    (status,) = Path("reports/digits").glob("*.status.json")
+    assert read_json(status)["state"] == "interrupted"
+    (run,) = find_runs("runs", finished=False)
+    assert run.status()["state"] == "interrupted"
+    assert "resume" in call(*options, "--dry-run")[1]

@@ -1,0 +1,162 @@
+"""The notebooks: thin, clean and inspectable; and they run by papermill as the README says."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from robustlib.runs import find_runs
+from robustlib.task import inspect
+from robustlib.workbook import Task, execute
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LINES = 12
+
+
+def cells(notebook: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
+    """The notebook's cells of one kind."""
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == kind]
+
+
+def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
+    """The cells tagged "parameters"."""
+    return [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def test_both_are_there() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+class TestStatic:
+    """What can be said without running a notebook."""
+
+    def test_parameters_are_what_papermill_finds(self, notebook: Path) -> None:
+        (cell,) = parameters(notebook)
+        targets = [node.target.id for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+        assert list(inspect(notebook)) == targets
+        assert len(targets) == len(ast.parse(cell.source).body) <= 15
+
+    def test_parameters_are_flat_literals_with_help(self, notebook: Path) -> None:
+        (cell,) = parameters(notebook)
+        for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+            assert isinstance(node, ast.AnnAssign)
+            assert isinstance(node.annotation, ast.Name)  # no unions
+            assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+            assert re.search(r"  # [^=]+$", line), line
+
+    def test_first_cell_imports_and_no_other_does(self, notebook: Path) -> None:
+        imports = [
+            {
+                isinstance(node, ast.Import | ast.ImportFrom)
+                for node in ast.walk(ast.parse(cell.source))
+                if hasattr(node, "lineno") and isinstance(node, ast.stmt)
+            }
+            for cell in cells(notebook)
+        ]
+        assert imports[0] == {True}
+        assert not any(True in kinds for kinds in imports[1:])
+
+    def test_cells_are_thin(self, notebook: Path) -> None:
+        for cell in cells(notebook):
+            assert len(cell.source.splitlines()) <= LINES
+            kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+            assert not kinds & {ast.ClassDef, ast.FunctionDef, ast.For, ast.While}
+            assert "plt." not in cell.source
+            assert "matplotlib" not in cell.source
+
+    def test_clean_for_git(self, notebook: Path) -> None:
+        raw = nbformat.read(notebook, as_version=4)
+        assert raw.metadata.kernelspec.name == "python3"
+        assert all(not cell.outputs and cell.execution_count is None for cell in cells(notebook))
+        assert not re.search(r"[\"' ]/(home|root|tmp|work|Users|mnt)/", notebook.read_text())
+        assert subprocess.run([sys.executable, "-m", "nbstripout", "--verify", notebook]).returncode == 0
+
+    def test_prose_leads(self, notebook: Path) -> None:
+        first, *rest = nbformat.read(notebook, as_version=4).cells
+        assert first.cell_type == "markdown"
+        assert first.source.startswith("# ")
+        assert not any(re.search(r"^# ", cell.source, re.MULTILINE) for cell in rest if cell.cell_type == "markdown")
+
+
+def text(executed: Path) -> str:
+    """All that an executed notebook shows as text."""
+    outputs = [output for cell in cells(executed) for output in cell.outputs]
+    return "\n".join(
+        output.get("text", "")
+        + "".join(output.get("data", {}).get(kind, "") for kind in ("text/markdown", "text/plain"))
+        for output in outputs
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with baselines.ipynb executed by papermill's own command (out.ipynb) and its runs."""
+    place = tmp_path_factory.mktemp("trained")
+    options = [
+        "-p",
+        "method",
+        "trades",
+        "-p",
+        "seed",
+        "1",
+        "-p",
+        "test_examples",
+        "32",
+        "-p",
+        "runs",
+        str(place / "runs"),
+    ]
+    changes = ["-y", 'overrides: ["epochs=1", "train_examples=256", "attack_steps=2"]']
+    command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options, *changes]
+    subprocess.run([*command, "--no-progress-bar"], check=True, timeout=300)
+    return place
+
+
+def test_baselines_by_papermill(trained: Path) -> None:
+    (run,) = find_runs(trained / "runs", method="trades", preset="digits")
+    assert run.finished
+    assert run.params()["seed"] == 1
+    assert run.results()["n"] == 32
+    shown = text(trained / "out.ipynb")
+    for sign in (
+        "TRADES",
+        "beta",
+        "epoch 1/1",
+        "worst case",
+        "PGD(",
+        "robustlib run trades",
+        "overfitting was detected",
+    ):
+        assert sign in shown, sign
+    images = [o for c in cells(trained / "out.ipynb") for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 4
+    assert all(len(image.metadata["image/png"]["alt"]) > 40 for image in images)
+
+
+def test_compare_shows_the_runs(trained: Path) -> None:
+    task = Task(FOLDER / "compare.ipynb", {"runs": trained / "runs"}, trained / "compare.ipynb")
+    assert execute(task)["state"] == "done"
+    shown = text(task.output)
+    assert "1 run" in shown
+    assert "trades" in shown
+    assert "worst case" in shown
+
+
+def test_compare_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
+    task = Task(FOLDER / "compare.ipynb", {"preset": "cifar10-short", "runs": tmp_path}, tmp_path / "compare.ipynb")
+    assert execute(task)["state"] == "done"
+    assert "robustlib run --preset cifar10-short" in text(task.output)
+
+
+def test_bad_parameter_is_a_sentence_in_the_status(tmp_path: Path) -> None:
+    parameters = {"method": "tradez", "runs": tmp_path / "runs"}
+    status = execute(Task(FOLDER / "baselines.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert status["state"] == "failed"
+    assert status["reason"].startswith("InputError: Unknown method 'tradez'. Did you mean 'trades'?")
+    assert not (tmp_path / "runs").exists()

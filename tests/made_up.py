@@ -59,12 +59,15 @@ def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "") -> A
     picture = {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"}
     stderr = "x.py:1: UserWarning: eight <threads>\n"
     outputs = [
-        new_output("stream", name="stdout", text="epoch 1/1\n"),
+        new_output("stream", name="stdout", text="epoch 1/2\n"),
+        new_output("stream", name="stdout", text="epoch 2/2\n"),
         new_output("stream", name="stderr", text=stderr),
         new_output("display_data", data=picture, metadata={"image/png": {"alt": 'Loss "falls"', "width": 400}}),
         new_output("display_data", data=picture),
     ]
     table = pd.DataFrame({"attack": ["clean", "PGD"], "accuracy": [0.99, 0.75]}).to_html()
+    widget = {"application/javascript": "alert(1)", "application/vnd.jupyter.widget-view+json": {"model_id": "m"}}
+    outputs.append(new_output("display_data", data={**widget, "text/plain": "a slider"}))
     cells = [
         new_markdown_cell(f"# Baselines & more\n\nInline $p^*q^*$, code `$not a formula$`.\n\n{prose}\n\n{markdown}"),
         new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}),

@@ -97,7 +97,7 @@ def percent(axis: "Axes", which: str = "y") -> None:
     from matplotlib.ticker import PercentFormatter
 
     side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    side.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 def pc(value: float) -> str:

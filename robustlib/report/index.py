@@ -113,20 +113,25 @@ def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> d
         return {"value": _title(row), "text": _title(row), "href": href, "badges": _badges(row)}
     cell = {"value": "", "text": "–", "interval": "", "classes": "num" if column.kind == "number" else ""}
     if _known(row, column.key):
-        value = row[column.key]
-        cell |= {"value": str(value), "text": f"{value:.1f}" if column.key == "minutes" else str(value)}
+        cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
         if column in PERCENTAGES:
-            cell |= {"text": f"{100 * value:.1f} %", "interval": _interval(row, column.key)}
-        elif column.kind == "number" and column.key != "minutes":
-            cell["text"] = f"{value:g}"
+            cell["interval"] = _interval(row, column.key)
     if column.key == "worst":
         cell["classes"] += " worst"
     return cell
 
 
+def _text(column: Column, value: Any) -> str:
+    if column in PERCENTAGES:
+        return f"{100 * value:.1f} %"
+    if column.key == "minutes":
+        return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return f"{value:g}" if column.kind == "number" else str(value)
+
+
 def _interval(row: Mapping[str, Any], key: str) -> str:
     low, high = f"{key}_low", f"{key}_high"
-    return f"{100 * row[low]:.1f} to {100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
+    return f"{100 * row[low]:.1f}–{100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
 
 
 def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -156,6 +161,10 @@ def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
         card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
         card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
-        card["minutes"] = f"{statistics.fmean(minutes):.1f}" if minutes else "?"
+        card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
         cards.append(card)
     return sorted(cards, key=lambda card: -float(card["worst"]))
+
+
+def _time(minutes: float) -> str:
+    return f"{minutes:.1f} min each" if minutes >= 1 else f"{60 * minutes:.0f} s each"

@@ -112,15 +112,19 @@ def _facts(nb: Any, path: Path) -> dict[str, str]:
 
 def _export(nb: Any, folder: Path, page: dict[str, Any]) -> str:
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
+    settings = Config()
+    settings.NbConvertBase.display_data_priority = DISPLAYED
+    settings.CoalesceStreamsPreprocessor.enabled = True  # lines printed one by one are one text
     exporter = HTMLExporter(
+        config=settings,
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         extra_template_paths=[str(TEMPLATES)],
         exclude_anchor_links=True,
         embed_images=True,
     )
-    exporter.config.NbConvertBase.display_data_priority = DISPLAYED
     html, _ = exporter.from_notebook_node(nb, resources={"page": page, "metadata": {"path": str(folder)}})
     return str(html)
 

@@ -37,7 +37,8 @@ class Threat:
 
     def __str__(self) -> str:
         units = self.eps * 255
-        level = f"{units:.0f}/255" if self.eps and abs(units - round(units)) < 1e-6 else f"{self.eps:g}"
+        whole = self.norm == "linf" and round(units) <= 16 and abs(units - round(units)) < 1e-6 < units
+        level = f"{units:.0f}/255" if whole else f"{self.eps:g}"
         return f"{'Linf' if self.norm == 'linf' else 'L2'} {level}"
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.objectives import OBJECTIVES, Objective, fooled, kl_from
+from robustlib.attacks.objectives import OBJECTIVES, fooled, kl_from
 from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, check_logits, searching
 from robustlib.errors import InputError, unknown
 from robustlib.threat import Threat
@@ -172,6 +172,6 @@ class Points:
         return fooled(logits, self.y, self.target)
 
 
-def FGSM(threat: Threat, **settings: Any) -> PGD:  # noqa: N802  (named as the attack it builds)
+def FGSM(threat: Threat, **settings: Any) -> PGD:
     """The fast gradient sign method: one step of length eps from x itself (Goodfellow et al. 2015)."""
     return PGD(threat, **{"steps": 1, "step_size": threat.eps or None, "start": "zero", **settings})

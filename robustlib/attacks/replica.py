@@ -6,6 +6,7 @@ The twin is kept beside its model and only its tensors are renewed at each attac
 """
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,7 +56,7 @@ def _build(model: nn.Module, x: Tensor, precision: str, signature: int) -> "Twin
     few = x[:4]
     with torch.no_grad():
         wanted, got = model(few), module(few)
-    return twin if bool(((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3))) else None
+    return twin if bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)) else None
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -68,7 +69,7 @@ def _fold(module: nn.Module) -> dict[str, str]:
     for name, block in list(module.named_modules()):
         for conv_name, norm_name in _pairs(block):
             conv, norm = getattr(block, conv_name, None), getattr(block, norm_name, None)
-            if _foldable(conv, norm):
+            if conv is not None and _foldable(conv, norm):
                 prefix = f"{name}." if name else ""
                 folded[prefix + conv_name] = prefix + norm_name
                 setattr(block, norm_name, nn.Identity())
@@ -81,7 +82,7 @@ def _pairs(block: nn.Module) -> list[tuple[str, str]]:
     """(convolution, BatchNorm) attribute names: declared by the block as `folds`, or neighbours in a Sequential."""
     if isinstance(block, nn.Sequential):
         names = list(block._modules)
-        return list(zip(names, names[1:], strict=False))
+        return list(itertools.pairwise(names))
     return list(getattr(block, "folds", ()))
 
 

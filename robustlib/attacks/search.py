@@ -102,23 +102,36 @@ class Search:
             return self.fast(x).float()
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor], Tensor], samples: int = 1) -> tuple[Tensor, Tensor]:
-        """The gradient of sum_i objective(logits)_i at x, and the logits (B, K) there (means over `samples` draws).
+        """The direction in which objective(logits) rises at x, and the logits (B, K) there (means over `samples` draws).
 
-        The objective is computed in float64 on the logits: in float32 the cross-entropy of a confident example has a
-        gradient of exactly zero, and an attack that stands still would look like robustness.
+        For one sample the gradient of each example is scaled freely, since every attack here steps by its sign or direction.
         """
         x = x.detach().requires_grad_(True)
-        gradients, outputs = torch.zeros_like(x), None
-        bf16 = self.precision == "bf16-mixed"
+        gradient, mean = torch.zeros_like(x), torch.zeros(())
         for _ in range(samples):
-            with torch.enable_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            with (
+                torch.enable_grad(),
+                torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"),
+            ):
                 logits = self.fast(x)
-            with torch.enable_grad():
-                total = objective(logits if logits.device.type == "mps" else logits.double()).sum()
-            gradients += torch.autograd.grad(total, x)[0] / samples
-            outputs = logits.detach().float() / samples + (0 if outputs is None else outputs)
-        assert outputs is not None
-        return gradients.nan_to_num(0.0, 0.0, 0.0), outputs  # an infinite step would leave the ball as NaN
+            upstream = _upstream(logits, objective, normalised=samples == 1)
+            gradient += torch.autograd.grad(logits, x, upstream)[0] / samples
+            mean = mean + logits.detach().float() / samples
+        return gradient.nan_to_num(0.0, 0.0, 0.0), mean  # an infinite step would leave the ball as NaN
+
+
+def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor], normalised: bool) -> Tensor:
+    """d objective / d logits (B, K), computed in float64 and scaled to 1 before it goes back through the network.
+
+    In float32 the cross-entropy of a confident example has a gradient of exactly zero, and an attack that stands still would
+    look like robustness.
+    """
+    exact = logits.detach().to(torch.float32 if logits.device.type == "mps" else torch.float64).requires_grad_(True)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(objective(exact).sum(), exact)
+    if normalised:
+        gradient = gradient / gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient.to(logits.dtype)
 
 
 @contextmanager

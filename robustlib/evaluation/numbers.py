@@ -31,9 +31,7 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     table = records.assign(correct=(records.prediction == records.label) & records.valid)
     groups = [(name, group) for name, group in table.groupby("attack", sort=False)]
     if worst and len(groups) > 1:
-        least = table.groupby("index", as_index=False).agg(
-            {"correct": "min", "eps": "max", "valid": "min"}  # type: ignore[arg-type]
-        )
+        least = table.groupby("index", as_index=False).agg({"correct": "min", "eps": "max", "valid": "min"})
         groups.append(("worst", least))
     rows = []
     for name, group in groups:

@@ -61,7 +61,9 @@ def evaluate_run(
         raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
     params = run.params()
     if params["dataset"] != dataset.name:
-        raise InputError(f"{run.path} was trained on {params['dataset']!r}, not on {dataset.name!r}: load that data set.")
+        raise InputError(
+            f"{run.path} was trained on {params['dataset']!r}, not on {dataset.name!r}: load that data set."
+        )
     threat, split = Threat(**params["threat"]), sample(dataset.test, n or 0)
     asked = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat), "seed": seed}
     asked["code"] = code_digest()
@@ -70,7 +72,7 @@ def evaluate_run(
         return stored
     where, tables, frames = resolve_device(device), {}, []
     for which in ("best", "last"):
-        model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[arg-type, call-overload]
+        model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         records = evaluate(model, split, standard_attacks(threat), seed=seed, progress=progress)
         frames.append(records.assign(checkpoint=which))
         tables[which] = _table(records, threat)
@@ -150,5 +152,5 @@ def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":
     """Mean and standard deviation over seeds for each (method, arch) of a leaderboard; std is NaN for one seed."""
     groups = board.groupby(["method", "title", "arch"], sort=False)
     table = groups[[*ATTACKS, "minutes"]].agg(["mean", "std"])
-    table.columns = [f"{name}_{kind}" for name, kind in table.columns]
+    table.columns = table.columns.map("_".join)
     return table.assign(seeds=groups.seed.nunique()).reset_index()

@@ -23,7 +23,9 @@ class AdversarialMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attack_step_size is not None and not self.attack_step_size > 0:
-            raise InputError(f"{self.name}: attack_step_size={self.attack_step_size!r}: give a positive length or null.")
+            raise InputError(
+                f"{self.name}: attack_step_size={self.attack_step_size!r}: give a positive length or null."
+            )
         if self.attack_batchnorm not in ("eval", "train"):
             raise unknown("attack_batchnorm", self.attack_batchnorm, ("eval", "train"))
 

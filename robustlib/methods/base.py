@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from robustlib.data import Dataset
+from robustlib.data import VIEWS, Dataset
 from robustlib.errors import InputError, unknown
 from robustlib.models import ARCHITECTURES
 from robustlib.threat import NORMS, Norm, Threat
@@ -46,13 +46,16 @@ class Method:
     ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 for none
     norm: Norm | None = None  # of the threat; None takes the data set's
     eps: float | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
+    augment: str = "weak"  # view of the training images: "weak" (crop and flip; digits: 1-pixel shift) or "none"
     train_examples: int = 0  # train on a stratified subset of this size; 0 for all
 
     def __post_init__(self) -> None:
         for name, least in AT_LEAST.items():
             value = getattr(self, name, least)
             if value < least:
-                raise InputError(f"{self.name}: {name}={value!r} is too small, give a whole number of at least {least}.")
+                raise InputError(
+                    f"{self.name}: {name}={value!r} is too small, give a whole number of at least {least}."
+                )
         for name in ("lr", "eps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
@@ -60,6 +63,7 @@ class Method:
         if not 0 <= self.ema < 1:
             raise InputError(f"{self.name}: ema={self.ema!r} is no decay: give 0 <= ema < 1, e.g. 0.999.")
         known: dict[str, Iterable[str]] = {"schedule": SCHEDULES, "optimiser": ("sgd", "adam"), "arch": ARCHITECTURES}
+        known |= {"augment": VIEWS}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise unknown(name if name != "arch" else "architecture", getattr(self, name), choices)
@@ -83,8 +87,7 @@ class Method:
     def optim(self, params: Iterable[nn.Parameter]) -> Optim:
         """The recipe's optimiser and schedule over `params`."""
         kind: Any = self.optimiser
-        decay = {"momentum": self.momentum, "weight_decay": self.weight_decay, "schedule": self.lr_schedule()}
-        return Optim(params, self.lr, kind, **decay)
+        return Optim(params, self.lr, kind, self.momentum, weight_decay=self.weight_decay, schedule=self.lr_schedule())
 
     def lr_schedule(self) -> Schedule:
         """The recipe's learning-rate schedule over `epochs`."""
@@ -92,7 +95,9 @@ class Method:
             return step(self.milestones)
         if self.schedule == "piecewise":
             return piecewise(self.points)
-        return {"constant": constant(), "cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)}[self.schedule]
+        return {"constant": constant(), "cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)}[
+            self.schedule
+        ]
 
     def hyperparameters(self) -> dict[str, Any]:
         """All fields by name."""

@@ -1,6 +1,5 @@
 """PGD adversarial training (Madry et al. 2018)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Pass, Stage
+from robustlib.training import At, Loss, Pass, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +24,9 @@ class PGDAT(AdversarialMethod):
         """One adversarial stage."""
         attack = PGD(self.threat(dataset), **self.attack_settings())
 
-        def updates(batch: Batch, at: At) -> Iterator[tuple[str, Loss]]:
+        def updates(batch: Batch, at: At) -> Updates:
             x_adv = self.attacked(attack, model, batch, at)
             yield "model", Loss(F.cross_entropy(model(x_adv).float(), batch.y))
 
         optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("pgd_at", self.epochs, optimisers, (Pass(updates),), adversarial=True, ema=self.ema)]
+        return [Stage("pgd_at", self.epochs, optimisers, (Pass(updates, augment=self.augment),), adversarial=True, ema=self.ema)]

@@ -96,7 +96,11 @@ def _all_fields() -> frozenset[str]:
 
 def _typed(method: str, name: str, value: Any, hint: Any) -> Any:
     """`value` as the field's type wants it (8 for a float, lists for tuples), or an error that says what it wants."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is typing.Literal or (origin is types.NoneType and value is None):

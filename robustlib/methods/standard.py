@@ -1,6 +1,5 @@
 """Standard training: the undefended baseline."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -8,7 +7,7 @@ from torch import nn
 
 from robustlib.data import Batch, Dataset
 from robustlib.methods.base import Method
-from robustlib.training import At, Loss, Pass, Stage
+from robustlib.training import At, Loss, Pass, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,8 @@ class Standard(Method):
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One stage on clean images."""
 
-        def updates(batch: Batch, at: At) -> Iterator[tuple[str, Loss]]:
+        def updates(batch: Batch, at: At) -> Updates:
             yield "model", Loss(F.cross_entropy(model(batch.x).float(), batch.y))
 
         optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("standard", self.epochs, optimisers, (Pass(updates),), ema=self.ema)]
+        return [Stage("standard", self.epochs, optimisers, (Pass(updates, augment=self.augment),), ema=self.ema)]

@@ -1,6 +1,5 @@
 """TRADES (Zhang et al. 2019)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +9,7 @@ from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Pass, Stage
+from robustlib.training import At, Loss, Pass, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +36,10 @@ class TRADES(AdversarialMethod):
         """One adversarial stage."""
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
 
-        def updates(batch: Batch, at: At) -> Iterator[tuple[str, Loss]]:
+        def updates(batch: Batch, at: At) -> Updates:
             x_adv = self.attacked(attack, model, batch, at)
             total, parts = trades_loss(model(batch.x), model(x_adv), batch.y, self.beta)
             yield "model", Loss(total, parts)
 
         optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("trades", self.epochs, optimisers, (Pass(updates),), adversarial=True, ema=self.ema)]
+        return [Stage("trades", self.epochs, optimisers, (Pass(updates, augment=self.augment),), adversarial=True, ema=self.ema)]

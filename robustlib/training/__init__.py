@@ -2,7 +2,7 @@
 
 from robustlib.training.fit import fit
 from robustlib.training.schedules import SCHEDULES, Schedule, constant, cosine, one_cycle, piecewise, step
-from robustlib.training.stage import At, Loss, Optim, Pass, Stage
+from robustlib.training.stage import At, Loss, Optim, Pass, Stage, Updates
 
 __all__ = [
     "SCHEDULES",
@@ -12,6 +12,7 @@ __all__ = [
     "Pass",
     "Schedule",
     "Stage",
+    "Updates",
     "constant",
     "cosine",
     "fit",

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -28,8 +28,8 @@ Precision = Literal["32-true", "bf16-mixed"]
 class Trainable(Protocol):
     """What `fit` needs of a method; `robustlib.methods.Method` is the real one."""
 
-    name: str
-    title: str
+    name: ClassVar[str]
+    title: ClassVar[str]
 
     @property
     def arch(self) -> str: ...
@@ -116,7 +116,9 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= there.get(device.type, 0):
-        raise InputError(f"Device {name!r} was asked for, but this machine has no such device: use --device cpu or auto.")
+        raise InputError(
+            f"Device {name!r} was asked for, but this machine has no such device: use --device cpu or auto."
+        )
     return device
 
 
@@ -128,8 +130,10 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         return "bf16-mixed" if device.type == "cuda" else "32-true"
-    if name == "32-true" or name == "bf16-mixed":
-        return name
+    if name == "32-true":
+        return "32-true"
+    if name == "bf16-mixed":
+        return "bf16-mixed"
     raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustlib.data import Batch, Dataset, Split
+from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.runs import Run, save_weights
 from robustlib.training import checkpoint, provenance
 from robustlib.training.ema import EMA
 from robustlib.training.progress import epoch_line
 from robustlib.training.seeds import derive_seed
-from robustlib.training.stage import At, Loss, Pass, Stage
+from robustlib.training.stage import At, Loss, Pass, Stage, Updates
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ class Training:
 
     def _restore(self, kind: str, mine: Mapping[str, Any], saved: dict[str, Any] | None) -> None:
         """Fills modules or optimisers with what the checkpoint holds of them."""
+        if saved is None:
+            return
         try:
-            for name, part in mine.items() if saved else ():
+            for name, part in mine.items():
                 part.load_state_dict(saved[kind][name])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -142,7 +144,8 @@ class Training:
         for name in part.fresh:
             self.optimisers[name] = self.stage.optimisers[name].build()
         self.model.train()
-        steps, sums = -(-len(self.train) // self.batch_size), {}
+        sums: dict[str, Tensor] = {}
+        steps = -(-len(self.train) // self.batch_size)
         rest = len(self.train) % self.batch_size
         batches = self.train.batches(
             self.batch_size, shuffle=True, augment=part.augment, generator=data, drop_last=rest == 1 and steps > 1
@@ -170,12 +173,12 @@ class Training:
                 prefix = "" if len(self.optimisers) == 1 else f"{name}/"
                 _accumulate(means, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
         finally:
-            updates.close()  # type: ignore[attr-defined]  (a method may have weights to put back)
+            updates.close()  # a method may have weights to put back
         if self.ema:
             self.ema.update(self.model)
         return means
 
-    def _yields(self, updates: Iterator[tuple[str, Loss]]) -> Iterator[tuple[str, Loss]]:
+    def _yields(self, updates: Updates) -> Iterator[tuple[str, Loss]]:
         while True:
             with self.fabric.autocast():
                 item = next(updates, None)
@@ -190,7 +193,7 @@ class Training:
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
         batch = probe_batch(self.val)
-        row |= {f"probe/{name}": float(probe(self._shown, batch)) for name, probe in self.stage.probes.items()}
+        row |= {f"probe/{name}": float(torch.as_tensor(probe(self._shown, batch)).detach()) for name, probe in self.stage.probes.items()}
         clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         if row["epoch"] and score > self.state.score:

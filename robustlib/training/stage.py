@@ -1,6 +1,6 @@
 """The vocabulary in which a method tells the loop what to do."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,11 +26,13 @@ class At:
     epoch: int  # 0-based, within the stage
     step: int  # 0-based, within the pass
     progress: float  # of the stage, in [0, 1)
-    generator: torch.Generator  # seeded by (seed, stage, epoch, pass, repeat): all randomness of an update comes from it
+    generator: (
+        torch.Generator
+    )  # seeded by (seed, stage, epoch, pass, repeat): all randomness of an update comes from it
     precision: Literal["32-true", "bf16-mixed"]  # of the training; attacks inside it search in the same
 
 
-Updates = Callable[[Batch, At], Iterator[tuple[str, Loss]]]
+Updates = Generator[tuple[str, Loss], None, None]  # what a method's heart yields: optimiser name and loss
 Probe = Callable[[nn.Module, Batch], float]
 
 
@@ -68,7 +70,7 @@ class Pass:
         augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
     """
 
-    updates: Updates
+    updates: Callable[[Batch, At], Updates]
     name: str = "train"
     repeats: int = 1
     fresh: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """What is measured of a model after every epoch, and what these measurements warn of."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,13 +76,15 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, d
     In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5).
     """
     other = threat.random_start(x, draws.uniform(*x.shape[1:]), draws.fork(0).normal(*x.shape[1:]))
-    gradients = []
-    for point in (x, other):
-        point = point.detach().requires_grad_(True)
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(point).double(), y, reduction="sum")
-        gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
-    return float(F.cosine_similarity(*gradients, eps=1e-30).mean())
+    here, there = (_loss_gradient(model, point, y) for point in (x, other))
+    return float(F.cosine_similarity(here, there, eps=1e-30).mean())
+
+
+def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(x).double(), y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0].flatten(1)
 
 
 def probe_batch(val: Split) -> Batch:
@@ -125,13 +128,15 @@ def _robust(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> lis
     warnings = []
     lost, error = paired_loss(best, now)
     if lost - 1.96 * error > ROBUST_OVERFITTING:  # only what exceeds the noise of this validation set
-        warnings.append(f"robust overfitting: robust validation accuracy is {lost * 100:.1f} points below its best epoch")
+        warnings.append(
+            f"robust overfitting: robust validation accuracy is {lost * 100:.1f} points below its best epoch"
+        )
     gap = rows[-1]["robust_train"] - rows[-1]["robust_val"]
     noise = 1.96 * math.sqrt(0.5 / len(now))
     if gap - noise > GENERALISATION:
         warnings.append(f"robust overfitting: robust training accuracy is {gap * 100:.0f} points above validation")
     losses = [r["robust_loss_val"] for r in rows[-RISING - 1 :]]
-    if len(losses) > RISING and all(a < b for a, b in zip(losses, losses[1:], strict=False)):
+    if len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses)):
         warnings.append(f"robust overfitting: robust validation loss has risen for {RISING} epochs")
     return warnings
 

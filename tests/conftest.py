@@ -1,0 +1,57 @@
+"""What tests share: one thread, fixed seeds, and small things to attack and train."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers: more threads only wait for each other
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+class Linear(nn.Module):
+    """logits = W x + b on flattened images; every attack's optimum on it can be written down."""
+
+    def __init__(self, classes: int = 2, shape: tuple[int, ...] = (1, 4, 4), scale: float = 1.0) -> None:
+        super().__init__()
+        self.map = nn.Linear(int(torch.tensor(shape).prod()), classes)
+        with torch.no_grad():
+            self.map.weight.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x.flatten(1))
+
+
+class ConvNet(nn.Sequential):
+    """A convolution with BatchNorm whose statistics are not the initial ones."""
+
+    def __init__(self, classes: int = 5, channels: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes)
+        )
+
+
+@pytest.fixture
+def linear() -> Linear:
+    return Linear()
+
+
+@pytest.fixture
+def conv_net() -> nn.Module:
+    model = ConvNet()
+    for _ in range(5):
+        model(torch.rand(64, 3, 8, 8) * 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from robustlib.data import load_dataset
+
+    return load_dataset("digits")

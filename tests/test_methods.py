@@ -1,0 +1,163 @@
+"""Methods: their losses against the papers' formulas, their settings against bad input, presets against both."""
+
+import copy
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import entropy
+
+from robustlib.attacks import PGD
+from robustlib.errors import InputError
+from robustlib.losses import trades_loss
+from robustlib.methods import METHODS, load_preset, make_method, parse_overrides, preset_dataset, preset_names
+from robustlib.models import build_model
+from robustlib.training import At
+
+
+def first_update(name, dataset, seed=0, **settings):
+    """The model as it was before a method's first update, the batch, and the loss of that update."""
+    torch.manual_seed(seed)
+    model = build_model("small_cnn", dataset).train()
+    stage = make_method(name, preset="digits", **settings).stages(dataset, model)[0]
+    batch = next(dataset.train.batches(16, augment="none"))
+    before = copy.deepcopy(model)
+    at = At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
+    (_, loss), *rest = list(stage.passes[0].updates(batch, at))
+    assert rest == []
+    assert model.training
+    assert model.encoder.stage1[1].num_batches_tracked == (2 if name == "trades" else 1)  # attacks leave no trace
+    return before, batch, loss
+
+
+def restated_attack(model, batch, threat, objective, start):
+    """The update written out: x' = clip(x + clip(x' + eps/4 sign(gradient) - x))."""
+    model.eval()
+    x, x_adv = batch.x, start
+    for _ in range(10):
+        x_adv = x_adv.detach().requires_grad_(True)
+        (g,) = torch.autograd.grad(objective(model(x_adv)), x_adv)
+        x_adv = (x + (x_adv + threat.eps / 4 * g.sign() - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
+    model.train()
+    return x_adv.detach()
+
+
+def test_standard_is_cross_entropy(digits):
+    model, batch, loss = first_update("standard", digits)
+    assert torch.isclose(loss.total, F.cross_entropy(model(batch.x), batch.y), atol=1e-5)
+
+
+def test_pgd_at_is_cross_entropy_on_its_own_attack(digits):
+    model, batch, loss = first_update("pgd_at", digits)
+    attack = PGD(digits.threat, steps=10)
+    x_adv = attack(model, batch.x, batch.y, generator=torch.Generator().manual_seed(5))
+    assert torch.isclose(loss.total, F.cross_entropy(model(x_adv), batch.y), atol=1e-3)
+    assert loss.total > F.cross_entropy(model(batch.x), batch.y) + 0.1
+
+
+def test_trades_climbs_the_divergence_it_minimises(digits):
+    model, batch, loss = first_update("trades", digits, beta=6.0)
+    clean = model.eval()(batch.x).detach()
+    start = batch.x + 0.001 * torch.randn_like(batch.x)
+    x_adv = restated_attack(
+        model, batch, digits.threat, lambda z: F.kl_div(z.log_softmax(1), clean.softmax(1), reduction="sum"), start
+    )
+    p, q = model(batch.x), model(x_adv)
+    expected = F.cross_entropy(p, batch.y) + 6 * F.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+    assert abs((loss.total / expected).item() - 1) < 0.05  # the same ascent from another random start
+    assert set(loss.parts) == {"ce", "kl"}
+
+
+def test_trades_loss_equals_its_formula_and_both_sides_carry_gradients():
+    z, z_adv = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5, requires_grad=True)
+    y = torch.randint(0, 5, (8,))
+    total, parts = trades_loss(z, z_adv, y, 3.0)
+    p, q = (t.detach().softmax(1).numpy().astype(float) for t in (z, z_adv))
+    ce = -np.log(p[np.arange(8), y]).mean()
+    kl = np.mean([entropy(a, b) for a, b in zip(p, q, strict=True)])
+    assert np.isclose(float(total), ce + 3 * kl, rtol=1e-5)
+    assert np.isclose(float(parts["kl"]), kl, rtol=1e-5)
+    for side in (z, z_adv):
+        (gradient,) = torch.autograd.grad(parts["kl"], side, retain_graph=True)
+        assert gradient.abs().max() > 1e-4
+
+
+def test_attacks_in_training_use_eval_statistics_unless_told():
+    assert make_method("pgd_at").attack_settings()["batchnorm"] == "eval"
+    assert make_method("pgd_at", attack_batchnorm="train").attack_settings()["batchnorm"] == "train"
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("name", METHODS)
+def test_every_preset_makes_every_method(preset, name):
+    method = make_method(name, preset)
+    assert (method.preset, method.name) == (preset, name)
+    assert preset_dataset(preset)
+    assert name in load_preset(preset), f"presets/{preset}.yaml needs a section for {name}"
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_set_only_what_exists(preset):
+    content = load_preset(preset)
+    known = {f.name for kind in METHODS.values() for f in fields(kind)}
+    assert set(content["common"]) <= known
+    assert set(content) - {"title", "dataset", "test_examples", "common"} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_tells_readers_what_it_is(name):
+    kind = METHODS[name]
+    assert kind.title
+    assert kind.paper
+    assert kind.summary.endswith(".")
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("tradez", {}, "Did you mean 'trades'"),
+        ("trades", {"betta": 1.0}, "Did you mean 'beta'"),
+        ("standard", {"beta": 1.0}, "Unknown hyper-parameter of standard"),
+        ("trades", {"beta": "six"}, r"beta='six' should be of type float"),
+        ("trades", {"beta": -1.0}, "beta=-1.0"),
+        ("pgd_at", {"attack_steps": 0}, "attack_steps=0"),
+        ("pgd_at", {"attack_steps": 2.5}, "attack_steps=2.5"),
+        ("pgd_at", {"epochs": True}, "epochs=True"),
+        ("pgd_at", {"eps": 8.0}, "8/255"),
+        ("pgd_at", {"eps": -0.1}, "eps=-0.1"),
+        ("pgd_at", {"norm": "l1"}, "Unknown norm 'l1'"),
+        ("pgd_at", {"arch": "resnet-18"}, "Did you mean 'resnet18'"),
+        ("pgd_at", {"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ("pgd_at", {"ema": 1.5}, "ema=1.5"),
+        ("pgd_at", {"preset": "digit"}, "Did you mean 'digits'"),
+    ],
+)
+def test_bad_settings_are_sentences(name, settings, says):
+    preset = settings.pop("preset", "digits") if "preset" in settings else "digits"
+    with pytest.raises(InputError, match=says):
+        make_method(name, preset, **settings)
+
+
+def test_overrides_are_read_as_people_write_them():
+    items = ["beta=3.0", "eps=8/255", "schedule=cosine", "milestones=(3, 4)", "norm=null", "epochs=2"]
+    values = parse_overrides(items)
+    assert values == {
+        "beta": 3.0,
+        "eps": 8 / 255,
+        "schedule": "cosine",
+        "milestones": (3, 4),
+        "norm": None,
+        "epochs": 2,
+    }
+    assert make_method("trades", "digits", **values).eps == 8 / 255
+    with pytest.raises(InputError, match="name=value"):
+        parse_overrides(["beta"])
+
+
+def test_the_command_repeats_the_run():
+    method = make_method("trades", "digits", beta=2.0)
+    command = method.command("digits", "mlp", 3, "32-true")
+    assert command == "robustlib run trades --preset digits --seeds 3 --set arch=mlp --set beta=2.0 --precision 32-true"

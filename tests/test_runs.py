@@ -1,0 +1,95 @@
+import errno
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustlib import runs
+from robustlib.errors import InputError, unknown
+from robustlib.models import build_model
+from robustlib.runs import Run, find_runs, load_weights, parameter_hash, save_weights, write_atomic
+
+PARAMS = {
+    "method": "pgd_at",
+    "dataset": "digits",
+    "arch": "mlp",
+    "seed": 3,
+    "preset": "digits",
+    "hyperparameters": {"lr": 0.1, "preset": "digits"},
+    "spec": {"num_classes": 3, "image_shape": [1, 4, 4], "mean": [0.5], "std": [0.2]},
+}
+
+
+def spec():
+    return type("Spec", (), PARAMS["spec"])
+
+
+def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_atomic(file, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"No space left.*untouched.*free some space"):
+        write_atomic(file, "new")
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_write_atomic_to_an_unwritable_directory_is_a_sentence(tmp_path):
+    (tmp_path / "blocked").write_text("a file, not a directory")
+    with pytest.raises(InputError, match="nothing was written"):
+        write_atomic(tmp_path / "blocked" / "file", b"x")
+
+
+def test_the_hash_sees_what_changes_numbers_and_nothing_else():
+    same = {**PARAMS, "preset": "other", "hyperparameters": {"lr": 0.1, "preset": "x"}}
+    assert parameter_hash(same) == parameter_hash(PARAMS)
+    assert parameter_hash({**PARAMS, "seed": 4}) != parameter_hash(PARAMS)
+    assert parameter_hash({**PARAMS, "hyperparameters": {"lr": 0.2}}) != parameter_hash(PARAMS)
+
+
+def test_runs_are_found_by_what_they_are(tmp_path):
+    run = Run.of(PARAMS, tmp_path)
+    assert run.path.parent == tmp_path / "digits" / "pgd_at"
+    runs.write_json(run.path / "params.json", PARAMS)
+    assert find_runs(tmp_path) == []
+    runs.write_json(run.path / "status.json", {"state": "done"})
+    assert find_runs(tmp_path, dataset="digits", method="pgd_at", preset="digits") == [run]
+    assert find_runs(tmp_path, method="trades") == find_runs(tmp_path, preset="cifar10-short") == []
+    assert run.name == "pgd_at · mlp · seed 3"
+    assert (run.metrics().empty, run.records().empty, run.results()) == (True, True, {})
+
+
+def test_models_come_back_and_foreign_weights_do_not(tmp_path):
+    run, model = Run.of(PARAMS, tmp_path), build_model("mlp", spec())
+    runs.write_json(run.path / "params.json", PARAMS)
+    with pytest.raises(InputError, match="no weights"):
+        run.model()
+    save_weights(model, run.path / "model.safetensors")
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(run.model()(x), model.eval()(x))
+    assert not run.model().training
+    save_file({"w": torch.zeros(2)}, run.path / "last.safetensors")
+    with pytest.raises(InputError, match="another model"):
+        run.model("last")
+    whole = (run.path / "model.safetensors").read_bytes()
+    (run.path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="truncated"):
+        load_weights(model, run.path / "model.safetensors")
+
+
+def test_a_directory_without_a_run_says_so(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        Run(tmp_path).model()
+    (tmp_path / "params.json").write_text("{")
+    with pytest.raises(InputError, match="not readable JSON"):
+        Run(tmp_path).params()
+
+
+def test_unknown_names_the_nearest():
+    assert "Did you mean 'cifar10'?" in str(unknown("dataset", "cifar-10", ["cifar10", "mnist"]))
+    assert "Did you mean 'pgd_at'?" in str(unknown("method", "PGD-AT", ["pgd_at", "trades"]))

@@ -1,0 +1,62 @@
+import hypothesis.extra.numpy as npst
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from robustlib.errors import InputError
+from robustlib.threat import Threat, norms
+
+images = npst.arrays(np.float32, (3, 1, 4, 4), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
+anything = npst.arrays(np.float32, (3, 1, 4, 4), elements=st.floats(-3, 3, width=32)).map(torch.from_numpy)
+threats = st.builds(Threat, st.sampled_from(["linf", "l2"]), st.floats(0, 1))
+
+
+@given(threats, images, anything)
+@settings(max_examples=60, deadline=None)
+def test_projection_lands_in_ball_and_box_and_keeps_what_is_inside(threat, x, point):
+    projected = threat.project(point, x)
+    assert bool((threat.distance(projected, x) <= threat.eps + 1e-6).all())
+    assert bool(((projected >= 0) & (projected <= 1)).all())
+    assert torch.allclose(threat.project(projected, x), projected, atol=1e-6)
+
+
+@given(
+    threats.filter(lambda t: t.eps > 1e-3), anything.filter(lambda g: bool((g.abs().flatten(1).amax(1) > 1e-3).all()))
+)
+@settings(max_examples=60, deadline=None)
+def test_steepest_step_has_its_length_and_no_random_step_beats_it(threat, gradient):
+    step = threat.steepest_step(gradient, 0.1)
+    other = torch.randn_like(gradient)
+    other = 0.1 * other / norms(other, threat.norm)
+    assert torch.allclose(norms(step, threat.norm), torch.tensor(0.1), atol=1e-5)
+    assert bool(((gradient * step).flatten(1).sum(1) >= (gradient * other).flatten(1).sum(1) - 1e-5).all())
+
+
+def test_l2_random_starts_fill_the_ball_uniformly():
+    threat, n = Threat("l2", 0.4), 4000
+    x = torch.full((n, 1, 1, 2), 0.5)
+    start = threat.random_start(x, torch.rand(n, 1, 1, 2), torch.randn(n, 1, 1, 2))
+    radius = threat.distance(start, x)
+    assert radius.max() <= 0.4 + 1e-6
+    assert abs(float((radius < 0.2).float().mean()) - 0.25) < 0.03  # half the radius holds a quarter of the disc
+
+
+@pytest.mark.parametrize("eps", [-0.1, 8, float("nan")])
+def test_radius_outside_the_unit_range_is_an_error_that_says_how_to_write_it(eps):
+    with pytest.raises(InputError, match=r"8/255" if eps == 8 else "pixel units"):
+        Threat("linf", eps)
+
+
+def test_unknown_norm():
+    with pytest.raises(InputError, match="linf"):
+        Threat("l1", 0.1)
+
+
+def test_threat_reads_as_people_write_it():
+    assert [str(Threat("linf", 8 / 255)), str(Threat("linf", 0.2)), str(Threat("l2", 0.5))] == [
+        "Linf 8/255",
+        "Linf 0.2",
+        "L2 0.5",
+    ]

@@ -1,0 +1,372 @@
+"""The loop's promises: resumed is the same as undisturbed, stages and passes run as told, trouble is said."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustlib.errors import InputError
+from robustlib.methods import make_method
+from robustlib.runs import Run, code_digest
+from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
+from robustlib.training.ema import EMA
+from robustlib.training.fit import _params, resolve_device
+from robustlib.training.validation import overfitting
+
+SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}
+
+
+def small(name="pgd_at", **changes):
+    settings = {k: v for k, v in {**SMALL, **changes}.items() if name != "standard" or k != "attack_steps"}
+    return make_method(name, preset="digits", **settings)
+
+
+def train(method, dataset, root, **options):
+    return fit(method, dataset, root=root, device="cpu", progress=False, **options)
+
+
+def numbers(run):
+    """Metrics without the time they took."""
+    return run.metrics().drop(columns="seconds").to_json()
+
+
+def weights(run, which="last"):
+    return torch.cat([v.flatten().double() for v in run.model(which).state_dict().values()])
+
+
+# ---- resuming
+
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+from robustlib.data import load_dataset
+from robustlib.training import checkpoint, fit, loop
+from tests.test_training import small
+root, precision, where, count = sys.argv[1:]
+left = int(count)
+def deadly(real):
+    def call(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+if where == "step":
+    loop.Training._step = deadly(loop.Training._step)
+elif where == "between checkpoint and metrics":
+    checkpoint.write_metrics = deadly(checkpoint.write_metrics)
+elif where == "between weights and checkpoint":
+    checkpoint.save = deadly(checkpoint.save)
+fit(small(ema=0.9), load_dataset("digits"), root=root, device="cpu", precision=precision, threads=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, digits, precision):
+    undisturbed = train(small(ema=0.9), digits, tmp_path / "a", precision=precision, threads=1)
+    kills = [("step", 5), ("between checkpoint and metrics", 2), ("between weights and checkpoint", 1)]
+    for where, count in kills[: 3 if precision == "32-true" else 1]:
+        command = [sys.executable, "-c", CHILD, str(tmp_path / "b"), precision, where, str(count)]
+        child = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert child.returncode == -9, child.stderr
+    broken_off = Run(next((tmp_path / "b").glob("digits/pgd_at/*")))
+    assert broken_off.status()["state"] == "running"
+    done = len(broken_off.metrics())
+    assert done >= 2
+    resumed = train(small(ema=0.9), digits, tmp_path / "b", precision=precision)
+    assert resumed.path.name == undisturbed.path.name
+    assert numbers(resumed) == numbers(undisturbed)
+    for which in ("best", "last"):
+        assert torch.equal(weights(resumed, which), weights(undisturbed, which))
+
+
+def test_an_exception_is_recorded_and_the_same_call_goes_on(tmp_path, digits, monkeypatch):
+    from robustlib.training import loop
+
+    method, steps = small("trades"), []
+    real = loop.Training._step
+
+    def interrupted(self, *args):
+        steps.append(0)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(loop.Training, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, digits, tmp_path)
+    run = Run(next(tmp_path.glob("digits/trades/*")))
+    assert run.status()["state"] == "interrupted"
+    assert not run.finished
+    train(method, digits, tmp_path)
+    assert run.finished
+    assert len(steps) == 4 * 3 + 2  # the two steps of the broken epoch were made twice, no other
+    assert list(run.metrics().epoch) == [0, 1, 2, 3, 4]
+
+
+def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, digits):
+    method = small("standard", epochs=1)
+    run = train(method, digits, tmp_path)
+    stamp = (run.path / "model.safetensors").stat().st_mtime_ns
+    assert train(method, digits, tmp_path) == run
+    assert (run.path / "model.safetensors").stat().st_mtime_ns == stamp
+    train(method, digits, tmp_path, rerun=True)
+    assert (run.path / "model.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_other_code_makes_a_run_stale_and_an_unfinished_one_starts_anew(tmp_path, digits, monkeypatch):
+    method = small("standard", epochs=1)
+    run = train(method, digits, tmp_path)
+    assert not run.stale
+    facts = run.provenance()
+    (run.path / "provenance.json").write_text(json.dumps({**facts, "code": "older"}))
+    assert run.stale
+    (run.path / "status.json").write_text('{"state": "running"}')
+    (run.path / "checkpoint.pt").write_bytes(b"of another version")
+    train(method, digits, tmp_path)
+    assert run.finished
+    assert not run.stale
+
+
+def test_seeds_and_parameters_make_other_runs_and_places_do_not(tmp_path, digits):
+    runs = [train(small("standard", epochs=1), digits, tmp_path / str(s), seed=s) for s in (0, 0, 1)]
+    assert runs[0].path.name == runs[1].path.name != runs[2].path.name
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+    assert runs[0].provenance()["threads"] == 1
+    assert "robustlib run standard --preset digits --seeds 0" in runs[0].provenance()["command"]
+    other = train(small("standard", epochs=1, lr=0.01), digits, tmp_path / "0")
+    assert other.path != runs[0].path
+
+
+def test_resuming_with_another_number_of_threads_is_refused(tmp_path, digits, monkeypatch):
+    from robustlib.training import loop
+
+    method = small("standard")
+    monkeypatch.setattr(loop, "epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(method, digits, root=tmp_path, device="cpu", threads=1)
+    with pytest.raises(InputError, match="begun with 1 CPU threads"):
+        fit(method, digits, root=tmp_path, device="cpu", threads=2)
+
+
+# ---- stages, passes, generators
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A method that writes down what the loop asks of it."""
+
+    log: list
+    name = title = "scripted"
+    arch = "mlp"
+    batch_size = 64
+    train_examples = 128
+    preset = "digits"
+    fail = False
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {}
+
+    model_options = hyperparameters
+
+    def threat(self, dataset):
+        return dataset.threat
+
+    def command(self, *_):
+        return "none"
+
+    def stages(self, dataset, model):
+        head, body = list(model.head.parameters()), list(model.encoder.parameters())
+
+        def head_only(batch, at):
+            self.log.append(("head", at.epoch, at.step, id(batch.x)))
+            yield "head", Loss(F.cross_entropy(model(batch.x), batch.y), {"half": 0.5})
+
+        def both(batch, at):
+            frozen = [p.clone() for p in body]
+            try:
+                yield "head", Loss(F.cross_entropy(model(batch.x), batch.y))
+                assert all(torch.equal(a, b) for a, b in zip(frozen, body, strict=True))
+                yield "body", Loss(F.cross_entropy(model(batch.x), batch.y))
+                assert not torch.equal(frozen[0], body[0])
+            finally:
+                self.log.append(("closed", at.epoch, at.step, round(at.progress, 3)))
+
+        optimisers = {
+            "head": Optim(head, 0.1, "adam", schedule=cosine(2)),
+            "body": Optim(body, 0.1, momentum=0.0, schedule=step((1,), 0.5)),
+        }
+        passes = (Pass(head_only, "refresh", repeats=2, fresh=("head",)), Pass(both, augment="none"))
+
+        def begin():
+            self.log.append(("begin",))
+
+        def body_only(batch, at):
+            yield "body", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+        probes = {"norm": lambda model, batch: model(batch.x).norm()}
+        return [
+            Stage("first", 2, optimisers, passes, begin=begin, snapshots=(1,), probes=probes),
+            Stage("second", 1, {"body": Optim(body, 0.01)}, (Pass(body_only),)),
+        ]
+
+
+def test_stages_passes_and_generators_run_as_told(tmp_path, digits):
+    log: list = []
+    run = train(Scripted(log), digits, tmp_path)
+    kinds = [entry[0] for entry in log]
+    assert kinds == ["begin"] + (["head"] * 4 + ["closed"] * 2) * 2
+    assert [e[3] for e in log if e[0] == "closed"] == [0.125, 0.375, 0.625, 0.875]
+    rows = run.metrics()
+    assert list(rows.stage) == ["first"] * 3 + ["second"] * 2
+    assert list(rows.epoch_total) == [0, 1, 2, 2, 3]
+    assert rows["probe/norm"].notna().tolist() == [True] * 3 + [False] * 2
+    assert rows["refresh/head/half"].iloc[1] == 0.5
+    assert (run.path / "snapshots" / "first-1.safetensors").exists()
+
+
+def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, digits):
+    with pytest.raises(FloatingPointError, match="NaN in epoch 1 of stage 'standard'"):
+        train(small("standard", lr=1e30), digits, tmp_path)
+    run = Run(next(tmp_path.glob("digits/standard/*")))
+    assert "NaN" in run.status()["reason"]
+
+
+def test_ema_averages_weights_and_statistics():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    ema, start = EMA(model, 0.9), model[0].weight.detach().clone()
+    expected = start.clone()
+    for t in range(50):
+        with torch.no_grad():
+            model[0].weight.add_(1)
+            model[1].running_mean.add_(1)
+        ema.update(model)
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
+    assert 35 < ema.module[1].running_mean[0] < 50
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (cosine(10, 0.1), {0: 1.0, 5: 0.55, 10: 0.1, 12: 0.1}),
+        (step((4, 6), 0.1), {3.9: 1.0, 4: 0.1, 6.5: 0.01}),
+        (one_cycle(10, 0.4), {0: 0.0, 2: 0.5, 4: 1.0, 7: 0.5, 10: 0.0}),
+        (piecewise([(0, 1), (2, 1), (2, 0.5), (4, 0)]), {1: 1.0, 2: 0.5, 3: 0.25, 9: 0.0}),
+    ],
+)
+def test_schedules(schedule, points):
+    assert [schedule(epoch) for epoch in points] == pytest.approx(list(points.values()))
+
+
+def test_learns_and_reports(tmp_path, digits, capsys):
+    run = fit(small("standard", epochs=3, train_examples=0), digits, root=tmp_path, device="cpu")
+    assert run.metrics().clean_val.iloc[-1] > 0.8 > run.metrics().clean_val.iloc[0]
+    said = capsys.readouterr().out
+    assert "epoch 3/3" in said
+    assert "left" in said
+    assert "PGD-10" in said
+
+
+# ---- overfitting
+
+
+def row(**changes):
+    usual = {"robust_val": 0.5, "fgsm_val": 0.6, "clean_val": 0.8, "robust_train": 0.52, "robust_loss_val": 1.0}
+    return {**usual, "gradient_alignment": 0.8, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"robust_val": 0.2}, "fell from 50% to 20%"),
+        ({"robust_val": 0.01, "fgsm_val": 0.1}, "was 50% and is 1%"),
+        ({"fgsm_val": 0.79}, "29 points above PGD"),
+        ({"fgsm_val": 0.85}, "above clean accuracy"),
+        ({"gradient_alignment": 0.1}, "alignment"),
+        ({"robust_train": 0.9}, "40 points above validation"),
+    ],
+)
+def test_overfitting_is_noticed(changes, says):
+    same = torch.ones(1000, dtype=torch.bool)
+    assert any(says in text for text in overfitting([row(), row(**changes)], same, same))
+
+
+def test_healthy_training_is_not_accused():
+    same = torch.arange(1000) % 2 == 0
+    assert overfitting([row(), row(robust_val=0.52)], same, same) == []
+    noisy = same.clone()
+    noisy[:8] = ~noisy[:8]
+    assert overfitting([row()], same, noisy) == []
+
+
+def test_robust_overfitting_needs_a_significant_paired_loss():
+    best, now = torch.arange(1000) < 500, torch.arange(1000) < 440
+    assert any("6.0 points below" in text for text in overfitting([row()], best, now))
+    rising = [row(robust_loss_val=1 + 0.1 * i) for i in range(6)]
+    assert any("risen for 5 epochs" in text for text in overfitting(rising, best, best))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"arch": "resnet19"}, "'resnet1"),
+    ],
+)
+def test_bad_arguments(tmp_path, digits, options, says):
+    with pytest.raises(InputError, match=says):
+        train(small("standard"), digits, tmp_path, **options)
+
+
+def test_absent_and_unknown_devices():
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no such device"):
+            resolve_device("cuda")
+    with pytest.raises(InputError, match="Unknown device"):
+        resolve_device("gpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 truncated"])
+def test_truncated_or_foreign_checkpoints(tmp_path, digits, content):
+    method = small("standard")
+    run = Run.of(_params(method, digits, "small_cnn", 0, "32-true"), tmp_path)
+    run.path.mkdir(parents=True)
+    (run.path / "provenance.json").write_text(json.dumps({"code": code_digest()}))
+    (run.path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match="no checkpoint of robustlib"):
+        train(method, digits, tmp_path)
+    assert (run.path / "checkpoint.pt").read_bytes() == content
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    from robustlib.training import checkpoint
+
+    torch.save({"state": np.float64(1), "evil": print}, tmp_path / "c.pt")
+    with pytest.raises(InputError):
+        checkpoint.load(tmp_path / "c.pt", torch.device("cpu"))
+
+
+def test_two_processes_cannot_train_one_run(tmp_path, digits):
+    import fcntl
+
+    method = small("standard", epochs=1)
+    run = train(method, digits, tmp_path)
+    with open(run.path / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process"):
+            train(method, digits, tmp_path, rerun=True)

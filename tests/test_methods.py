@@ -77,8 +77,8 @@ def test_trades_loss_equals_its_formula_and_both_sides_carry_gradients():
     p, q = (t.detach().softmax(1).numpy().astype(float) for t in (z, z_adv))
     ce = -np.log(p[np.arange(8), y]).mean()
     kl = np.mean([entropy(a, b) for a, b in zip(p, q, strict=True)])
-    assert np.isclose(float(total), ce + 3 * kl, rtol=1e-5)
-    assert np.isclose(float(parts["kl"]), kl, rtol=1e-5)
+    assert np.isclose(total.item(), ce + 3 * kl, rtol=1e-5)
+    assert np.isclose(parts["kl"].item(), kl, rtol=1e-5)
     for side in (z, z_adv):
         (gradient,) = torch.autograd.grad(parts["kl"], side, retain_graph=True)
         assert gradient.abs().max() > 1e-4

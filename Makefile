@@ -1,0 +1,49 @@
+# Every target makes its own environment first; nothing is done twice.
+.PHONY: report test lab study clean help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+report: $(VENV)/.workbook ## train and evaluate the baselines on the embedded digits -> reports/index.html
+	$(BIN)/robustlib run --preset digits --jobs 2
+
+test: $(VENV)/.test ## lint, types, test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
+lab: $(VENV)/.workbook ## JupyterLab on notebooks/
+	$(BIN)/robustlib lab
+
+study: $(VENV)/.workbook ## three seeds of every baseline on digits, and the committed reference results
+	$(BIN)/robustlib run --preset digits --seeds 0-2 --jobs 2
+	$(BIN)/python benchmarks/export_reference.py
+
+# The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.
+$(VENV)/bin/python:
+ifneq ($(UV),)
+	$(UV) venv --quiet --python "$(PYTHON)" $(VENV)
+else
+	@$(PYTHON) -c 'import sys; sys.exit("robustlib needs Python >= 3.11, this is " + sys.version.split()[0] + ": call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+endif
+
+INSTALL = $(if $(UV),$(UV),$(BIN)/uv) pip install --python $(BIN)/python
+
+$(VENV)/.workbook: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) --editable '.[workbook]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) --editable '.[workbook,test]'
+	@touch $@ $(VENV)/.workbook
+
+clean: ## remove the environment and caches; runs and reports stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

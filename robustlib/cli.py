@@ -14,7 +14,6 @@ from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     from robustlib.batch import Job, Options
-    from robustlib.runs import Run
 
 app = typer.Typer(
     help="Train, attack and compare adversarially robust models. [bold]robustlib run[/bold] alone shows what it does.",
@@ -133,7 +132,7 @@ def _run(
         raise typer.Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
     index, problems = publish(options, [options.preset])
-    _headline([job.run for job in jobs])
+    out.print(console.headline([job.run for job in jobs]))
     for job, status in failed:
         reason = status["reason"].removeprefix("InputError: ")
         _say(f"{job.name} {status['state']}: {reason}", f"The notebook: {job.task.output}")
@@ -142,17 +141,6 @@ def _run(
     out.print(f"Report: {index}", soft_wrap=True)
     if failed or problems:
         raise typer.Exit(1)
-
-
-def _headline(runs: "Sequence[Run]") -> None:
-    from robustlib import tables
-    from robustlib.evaluation import leaderboard
-
-    board = leaderboard(run for run in runs if run.finished)
-    if len(board):
-        frame = tables.leaderboard(board)
-        columns = ["method", "arch", "seed", "changed", "clean", "PGD-20", "worst case", "minutes", "notes"]
-        out.print(console.table(frame[[c for c in columns if c in frame]], "Accuracy on test images (95 % interval)"))
 
 
 @app.command()
@@ -224,7 +212,9 @@ def list_(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def lab() -> None:
+def lab(
+    arguments: Annotated[list[str] | None, typer.Argument(help="For Jupyter, after --, e.g. -- --port 9999.")] = None,
+) -> None:
     """Open JupyterLab on the notebooks.
 
     Kernels start in the current directory, so that notebooks and commands share runs/ and relative paths.
@@ -233,7 +223,7 @@ def lab() -> None:
 
     folder = str(notebook("baselines").parent)
     places = [f"--ServerApp.root_dir={folder}", f"--MappingKernelManager.root_dir={os.getcwd()}"]
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places])
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
 
 
 def _say(sentence: str, more: str = "") -> None:

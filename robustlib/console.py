@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from robustlib.batch import Job
+    from robustlib.runs import Run
 
 STYLES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
@@ -30,16 +31,31 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=110)
 
 
-def table(frame: "pd.DataFrame", title: str | None = None) -> Table:
-    """A DataFrame of text as a table; too wide for the console, its cells break over lines."""
+def table(frame: "pd.DataFrame", title: str = "") -> Group:
+    """A DataFrame of text as a table under a title; too wide for the console, its cells break over lines."""
     if frame.index.name:
         frame = frame.reset_index()
-    drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in frame:
         drawn.add_column(str(name), overflow="fold")
     for row in frame.itertuples(index=False):
         drawn.add_row(*(Text(str(value)) for value in row))
-    return drawn
+    return Group(*([Text(title, style="bold")] if title else []), drawn)
+
+
+def headline(runs: Sequence["Run"]) -> Group | str:
+    """The main numbers of those runs that are finished and evaluated."""
+    from robustlib import tables
+    from robustlib.batch import changed
+    from robustlib.evaluation import leaderboard
+
+    named = {str(run.path): changed(run) for run in runs if run.finished}
+    board = leaderboard(run for run in runs if run.finished)
+    if board.empty:
+        return "No run was evaluated."
+    frame = tables.leaderboard(board.assign(changed=board["path"].map(named)))
+    columns = ["method", "arch", "seed", "changed", "clean", "PGD-20", "worst case", "minutes", "notes"]
+    return table(frame[[name for name in columns if name in frame]], "Accuracy on test images (95 % interval)")
 
 
 def planned(jobs: Sequence["Job"], rerun: bool) -> Table:

@@ -16,7 +16,7 @@ ATTACKS = {
     "clean": "clean",
     "fgsm": "FGSM",
     "pgd20": "PGD-20",
-    "pgd50x10": "PGD-50, 10 restarts",
+    "pgd50x10": "PGD-50×10",  # 10 restarts
     "cw50": "CW-50",
     "worst": "worst case",
 }
@@ -107,7 +107,10 @@ def _by_attack(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
-    """The runs of a `robustlib.evaluation.leaderboard`, one a row; intervals where the board has them."""
+    """The runs of a `robustlib.evaluation.leaderboard`, one a row; intervals where the board has them.
+
+    Columns that would say the same of every run (one architecture, no notes) are left out.
+    """
     import pandas as pd
 
     rows = [
@@ -116,14 +119,19 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
             "arch": row["arch"],
             "seed": row["seed"],
             "changed": row.get("changed", "") or "",
-            **{label: _cell(row, name) for name, label in ATTACKS.items() if name in row},
+            **{ATTACKS[name]: _cell(row, name) for name in ("clean", "worst", *ATTACKS) if name in row},
             "minutes": f"{row['minutes']:.1f}",
             "notes": notes(row),
         }
         for row in board.to_dict("records")
     ]
-    table = pd.DataFrame(rows)
-    return table.drop(columns=[name for name in ("changed", "notes") if rows and not table[name].any()])
+    return _without_dull(pd.DataFrame(rows))
+
+
+def _without_dull(table: "pd.DataFrame") -> "pd.DataFrame":
+    empty = [name for name in ("changed", "notes") if name in table and not table[name].any()]
+    alike = [name for name in ("arch",) if name in table and table[name].nunique() == 1]
+    return table.drop(columns=empty + alike)
 
 
 def _cell(row: Mapping[Any, Any], name: str) -> str:
@@ -131,10 +139,10 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
 
 
 def notes(row: Mapping[Any, Any]) -> str:
-    """What a reader of a leaderboard row must know: stale, warnings."""
+    """What a reader of a leaderboard row must know: stale (made by other code), warnings."""
     said = row.get("warnings")
     warnings = [said] if isinstance(said, str) and said else list(said) if isinstance(said, list | tuple) else []
-    return "; ".join((["stale: made by other code"] if row.get("stale") else []) + warnings)
+    return "; ".join((["stale"] if row.get("stale") else []) + warnings)
 
 
 def over_seeds(aggregate: "pd.DataFrame") -> "pd.DataFrame":
@@ -144,13 +152,14 @@ def over_seeds(aggregate: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     for row in aggregate.to_dict("records"):
         numbers: dict[str, Any] = {}
-        for name, label in ATTACKS.items():
+        for name in ("clean", "worst", *ATTACKS):  # first what matters most
+            label = ATTACKS[name]
             mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
             if mean is not None:
                 numbers[label] = percent(mean) if std is None or std != std else f"{100 * mean:.1f} ± {100 * std:.1f} %"
         who: dict[str, Any] = {key: row[key] for key in ("method", "arch", "changed", "seeds") if key in row}
         rows.append(who | numbers)
-    return pd.DataFrame(rows)
+    return _without_dull(pd.DataFrame(rows))
 
 
 def warnings(metrics: "pd.DataFrame") -> str:

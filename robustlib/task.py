@@ -189,6 +189,7 @@ def _papermill(task: Task, manager: Any) -> None:
         start_timeout=START_TIMEOUT,
         log_output=False,
         progress_bar=False,
+        coalesce_streams=True,  # one block of epoch lines instead of a block for each
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from robustlib import cli
 from robustlib.batch import parse_seeds, read_study
 from robustlib.cli import main
 from robustlib.errors import InputError
@@ -29,6 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     """Calls the command line in an empty directory; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ROBUSTLIB_DATA", raising=False)
+    monkeypatch.setattr(cli.out, "width", 250)  # no line breaks inside what is searched
     return lambda *arguments: outcome(capsys, *arguments)
 
 
@@ -191,7 +193,7 @@ def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.Mo
 
     # the same call again would execute the failed one only
     code, out, _ = call(*command, "--dry-run")
-    assert "nothing: finished" in " ".join(out.split())
+    assert "nothing: finished" in out
     again: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -238,3 +240,11 @@ def test_ctrl_c_stops_all_and_the_same_call_resumes(call, tmp_path: Path) -> Non
     (run,) = find_runs("runs", finished=False)
     assert run.status()["state"] == "interrupted"
     assert "resume" in call(*options, "--dry-run")[1]
+
+
+def test_lab_opens_the_notebooks_with_kernels_here(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, words: seen.extend(words))
+    assert call("lab", "--", "--port", "9999")[0] == 0
+    assert f"--MappingKernelManager.root_dir={tmp_path}" in seen
+    assert seen[-2:] == ["--port", "9999"]

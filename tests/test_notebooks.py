@@ -143,7 +143,7 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     task = Task(FOLDER / "compare.ipynb", {"runs": trained / "runs"}, trained / "compare.ipynb")
     assert execute(task)["state"] == "done"
     shown = text(task.output)
-    assert "1 run" in shown
+    assert "1 runs" in shown
     assert "trades" in shown
     assert "worst case" in shown
 

@@ -16,6 +16,7 @@ from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from robustlib.models import Classifier
     from torch import nn
 
 UNHASHED = ("preset", "title")  # facts of a run that change no number
@@ -139,7 +140,7 @@ class Run:
         file = self.path / "records.parquet"
         return pd.read_parquet(file) if file.exists() else pd.DataFrame()
 
-    def model(self, which: Literal["best", "last"] = "best") -> "nn.Module":
+    def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
         """The trained model in eval mode on the CPU: best on robust validation accuracy, or of the last epoch.
 
         Raises:

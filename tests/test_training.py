@@ -17,7 +17,7 @@ from robustlib.methods import make_method
 from robustlib.runs import Run, code_digest
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
-from robustlib.training.fit import _params, resolve_device
+from robustlib.training.fit import resolve_device, run_params
 from robustlib.training.validation import overfitting
 
 SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}
@@ -344,7 +344,7 @@ def test_absent_and_unknown_devices():
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 truncated"])
 def test_truncated_or_foreign_checkpoints(tmp_path, digits, content):
     method = small("standard")
-    run = Run.of(_params(method, digits, "small_cnn", 0, "32-true"), tmp_path)
+    run = Run.of(run_params(method, digits, "small_cnn", 0, "32-true"), tmp_path)
     run.path.mkdir(parents=True)
     (run.path / "provenance.json").write_text(json.dumps({"code": code_digest()}))
     (run.path / "checkpoint.pt").write_bytes(content)

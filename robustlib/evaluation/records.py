@@ -63,7 +63,7 @@ def evaluate(
 
     split = split.to(next(model.parameters()).device)
     frames = []
-    with borrowed(model):
+    with borrowed(model), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 has bf16's resolution
         for name, attack in {"clean": None, **attacks}.items():
             done = 0
             for batch in split.batches(batch_size):

@@ -55,7 +55,7 @@ def evaluate_run(
         protocol that made it), last (the same for the last epoch), curve (over eps) and steps_curve.
 
     Raises:
-        InputError: the run is not finished, or of another data set.
+        InputError: the run is not finished, or of another data set or other images or classes.
     """
     if not run.finished:
         raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
@@ -70,6 +70,7 @@ def evaluate_run(
     stored = run.results()
     if stored and all(stored.get(k) == v for k, v in asked.items()):
         return stored
+    run.model().check_data(dataset)
     where, tables, frames = resolve_device(device), {}, []
     for which in ("best", "last"):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -87,13 +87,13 @@ def fit(
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     arch = arch or method.arch
-    run = Run.of(_params(method, dataset, arch, seed, precision), root)
+    run = Run.of(run_params(method, dataset, arch, seed, precision), root)
     if run.finished and not rerun:
         return run
     with _locked(run), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         if rerun or run.provenance().get("code") != code_digest():  # never mix the epochs of two versions of the code
             _clear(run)
-        write_json(run.path / "params.json", _params(method, dataset, arch, seed, precision))
+        write_json(run.path / "params.json", run_params(method, dataset, arch, seed, precision))
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
@@ -137,7 +137,8 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
 
 
-def _params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
+def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
+    """What names and reproduces a run: the content of its params.json."""
     spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
     threat = method.threat(dataset)
     return {

@@ -1,5 +1,6 @@
 """The loop itself: stages, epochs, passes, steps. It knows no method and no paper."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Training:
     ) -> None:
         from lightning_fabric import Fabric
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
         self.run, self.seed, self.device, self.precision, self.progress = run, seed, device, precision, progress
         index = [device.index or 0] if device.type == "cuda" else 1
         self.fabric = Fabric(accelerator=device.type, devices=index, precision=precision)
@@ -193,7 +195,10 @@ class Training:
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
         batch = probe_batch(self.val)
-        row |= {f"probe/{name}": float(torch.as_tensor(probe(self._shown, batch)).detach()) for name, probe in self.stage.probes.items()}
+        row |= {
+            f"probe/{name}": float(torch.as_tensor(probe(self._shown, batch)).detach())
+            for name, probe in self.stage.probes.items()
+        }
         clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         if row["epoch"] and score > self.state.score:

@@ -1,0 +1,62 @@
+"""What the speed benchmarks share: competitors timed in turn, so that a noisy machine is noisy for all of them."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from robustlib.models import build_model
+from robustlib.training.provenance import processor
+
+CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+
+
+def cifar_model(arch: str, device: torch.device) -> nn.Module:
+    """A fresh model for 32x32 colour images whose BatchNorm statistics have seen some."""
+    torch.manual_seed(0)
+    model = build_model(arch, CIFAR).to(device)
+    with torch.no_grad():
+        model.train()(torch.rand(64, 3, 32, 32, device=device))
+    return model.eval()
+
+
+def alternate(competitors: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each competitor over `rounds` turns, after one turn on a GPU that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in competitors}
+    for turn in range(0 if device.type == "cuda" else 1, rounds + 1):
+        for name, work in competitors.items():
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine(device: torch.device) -> str:
+    """One line on where it was measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def markdown(rows: list[Mapping[str, object]]) -> str:
+    """A table of dicts with the same keys."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
+
+
+def publish(
+    file: str, title: str, command: str, device: torch.device, tables: list[str], claims: Mapping[str, bool]
+) -> int:
+    """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold."""
+    verdicts = "\n".join(f"- {'holds' if ok else '**does not hold**'}: {claim}" for claim, ok in claims.items())
+    text = f"# {title}\n\n`{command}` on {machine(device)}\n\n" + "\n".join(tables) + f"\n{verdicts}\n"
+    print(text)
+    (Path(__file__).parent / file).write_text(text)
+    return 0 if all(claims.values()) else 1

@@ -1,0 +1,56 @@
+"""What only a GPU can show; `python benchmarks/gpu.py` runs these where one is at hand."""
+
+import pytest
+import torch
+
+from robustlib.attacks import PGD, Draws, Threat
+from robustlib.errors import InputError
+from robustlib.evaluation import evaluate, summarise
+from robustlib.methods import make_method
+from robustlib.training import fit
+from tests.conftest import Linear
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+def test_draws_are_the_same_numbers_on_both_devices():
+    seeds = torch.arange(100)
+    here, there = Draws.for_examples(3, seeds), Draws.for_examples(3, seeds.cuda())
+    assert torch.equal(here.uniform(3, 8, 8), there.uniform(3, 8, 8).cpu())
+    assert torch.allclose(here.normal(3, 8, 8), there.normal(3, 8, 8).cpu(), atol=1e-5)
+
+
+def test_a_model_trained_on_the_gpu_has_the_same_records_on_the_cpu(tmp_path, digits):
+    run = fit(make_method("pgd_at", "digits", epochs=3), digits, root=tmp_path, device="cuda", precision="32-true")
+    attacks = {"pgd": PGD(digits.threat, steps=10, early_stop=True)}
+    tables = [evaluate(run.model().to(device), digits.test, attacks) for device in ("cpu", "cuda")]
+    assert (tables[0].prediction != tables[1].prediction).mean() <= 0.01
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_learns_and_a_bf16_search_is_as_strong(tmp_path, digits, precision):
+    run = fit(
+        make_method("pgd_at", "digits", epochs=8, ema=0.9), digits, root=tmp_path, device="cuda", precision=precision
+    )
+    assert run.provenance()["device"] == "cuda"
+    assert run.metrics().clean_val.iloc[-1] > 0.7
+    pgd = PGD(digits.threat, steps=20, early_stop=True)
+    fast = PGD(digits.threat, steps=20, early_stop=True, precision="bf16-mixed")
+    table = summarise(evaluate(run.model().cuda(), digits.test, {"fp32": pgd, "bf16": fast}), worst=False)
+    robust = table.set_index("attack").accuracy
+    assert abs(robust["fp32"] - robust["bf16"]) <= 0.02
+
+
+def test_compiled_training_learns(tmp_path, digits):
+    method = make_method("standard", "digits", epochs=3)
+    run = fit(method, digits, root=tmp_path, device="cuda", compile=True)
+    assert run.metrics().clean_val.iloc[-1] > 0.8
+
+
+def test_labels_are_checked_before_the_device_asserts():
+    model, x = Linear().cuda(), torch.rand(2, 1, 4, 4, device="cuda")
+    with pytest.raises(InputError, match="2 classes"):
+        PGD(Threat("linf", 0.1))(model, x, torch.tensor([0, 5]).cuda())

@@ -186,6 +186,8 @@ def _on_ray(tasks: Sequence[Task], jobs: int, timeout: float | None, tick: Calla
     finally:
         for reference in running:
             ray.cancel(reference)  # raises KeyboardInterrupt in `execute` over there
+        for task in queued:
+            task.record(**INTERRUPTED)
 
 
 ENGINES = {"local": _on_processes, "ray": _on_ray}

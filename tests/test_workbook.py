@@ -231,3 +231,20 @@ def test_bad_tasks(make: Notebook, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Did you mean 'local'"):
         run_all([good], engine="locale")
     assert run_all([]) == []
+
+
+@pytest.mark.filterwarnings("default")  # Ray's own, at its start
+def test_ray_gives_the_same_statuses(make: Notebook) -> None:
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        statuses = run_all([make("print(seed)", name="good", seed=3), make("1 / 0", name="bad")], 2, engine="ray")
+    finally:
+        ray.shutdown()
+    assert [status["state"] for status in statuses] == ["done", "failed"]
+
+
+def test_ray_that_is_absent_is_a_sentence(make: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="needs ray"):
+        run_all([make("1")], engine="ray")

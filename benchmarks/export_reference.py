@@ -1,0 +1,138 @@
+"""Copies what is small of a preset's finished runs to reports/reference/, where measured results are committed.
+
+    python benchmarks/export_reference.py                          # runs/ -> reports/reference/digits/
+    python benchmarks/export_reference.py --preset cifar10-short
+
+Numbers, parameters and provenance are copied, weights and per-example records are not. Runs with changed hyper-parameters
+are left out, and so are stale ones unless --stale is given. What was exported before is replaced. Afterwards:
+
+    python benchmarks/readme_figure.py && python benchmarks/readme_tables.py
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from side_by_side import markdown
+
+from robustlib.batch import changed
+from robustlib.errors import InputError
+from robustlib.evaluation import leaderboard
+from robustlib.methods import load_preset
+from robustlib.runs import Run, find_runs, write_atomic
+from robustlib.tables import ATTACKS, percent
+
+FILES = ("params.json", "status.json", "provenance.json", "results.json", "metrics.jsonl")
+RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
+
+
+def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFrame:
+    """Copies the runs of `preset` below `out`, writes leaderboard.csv and README.md there, and returns the leaderboard.
+
+    Raises:
+        InputError: there is no finished, evaluated run to export.
+    """
+    chosen = [run for run in find_runs(runs, preset=preset) if run.results() and not changed(run)]
+    chosen = [run for run in chosen if stale or not run.stale]
+    if not chosen:
+        raise InputError(
+            f"{runs} has no finished run of preset {preset!r} to export: make some with "
+            f"`robustlib run --preset {preset}`, or add --stale if other code may have made them."
+        )
+    copies = _copy(chosen, out)
+    board = leaderboard(copies).sort_values(["method", "arch", "seed"], ignore_index=True)
+    board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
+    board["warnings"] = board["warnings"].map("; ".join)
+    write_atomic(out / "leaderboard.csv", board.drop(columns=RUN_ONLY).to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "README.md", describe(copies, board, preset))
+    return board
+
+
+def _copy(runs: Sequence[Run], out: Path) -> list[Run]:
+    for old in list(out.glob("*/*/params.json")):
+        shutil.rmtree(old.parent)
+    copies = []
+    for run in runs:
+        copy = Run(out / run.path.parent.name / run.path.name)
+        for name in FILES:
+            write_atomic(copy.path / name, (run.path / name).read_bytes())
+        copies.append(copy)
+    return copies
+
+
+def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
+    """The README.md of the exported runs: command, machine, numbers, protocols."""
+    first, facts = copies[0].results(), [run.provenance() for run in copies]
+    seeds = ",".join(map(str, sorted(board["seed"].unique())))
+    methods = " ".join(dict.fromkeys(board["method"]))
+    packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
+    machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
+    protocols = [
+        {"attack": ATTACKS.get(row["attack"], row["attack"]), "protocol": f"`{row['protocol']}`"}
+        for row in first["rows"]
+    ]
+    return f"""# Reference results: {load_preset(preset)["title"]}
+
+Made by these commands; do not edit by hand.
+
+```
+robustlib run {methods} --preset {preset} --seeds {seeds}
+python benchmarks/export_reference.py --preset {preset}
+```
+
+- Machine: {machines}
+- Software: {packages}; robustlib code {", ".join(_distinct(fact["code"] for fact in facts))}
+- Evaluated on {first["n"]} images of the {first["split"]} split, {first["threat"]}, in float32, attack seed {first["seed"]}
+
+Weights of the epoch with the best validation accuracy (robust where the training is adversarial), with 95 % Wilson intervals:
+
+{markdown(_rows(board))}
+The same attacks hit every run:
+
+{markdown(protocols)}
+Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
+line) and `results.json` (all accuracies of the best and of the last epoch, and the robustness curves). Weights are not committed.
+"""
+
+
+def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
+    """The table of all runs, as text."""
+    rows = []
+    for row in board.to_dict("records"):
+        cells = {
+            label: percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
+            for name, label in ATTACKS.items()
+        }
+        last = {"worst case, last epoch": percent(row["last_worst"]), "minutes": f"{row['minutes']:.1f}"}
+        who = {"method": f"[{row['method']}]({row['path']}/)", "arch": row["arch"], "seed": row["seed"]}
+        rows.append({**who, **cells, **last, "warnings": row["warnings"]})
+    return rows
+
+
+def _distinct(texts: object) -> list[str]:
+    return list(dict.fromkeys(texts))  # type: ignore[call-overload]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--out", type=Path, help="default: reports/reference/<preset>")
+    parser.add_argument("--stale", action="store_true", help="export runs that other code made, too")
+    options = parser.parse_args()
+    out = options.out or Path("reports/reference") / options.preset
+    try:
+        board = export(options.runs, options.preset, out, options.stale)
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(board)} runs exported to {out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Writes the generated parts of README.md from committed files: the picture, the results, the speed measurements.
+
+    python benchmarks/readme_tables.py            # rewrites README.md
+    python benchmarks/readme_tables.py --check    # exit code 1 if it would change
+
+Results come from reports/reference/*/, speed from benchmarks/*_speed*.md.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from readme_figure import REFERENCE, alt_text, panels, reference_runs
+from side_by_side import markdown
+
+from robustlib.methods import METHODS, load_preset, preset_names
+from robustlib.tables import ATTACKS, percent
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+NONE_YET = "No reference results are committed yet; `make study` makes them."
+CAPTION = """*Above: accuracy of each method's first seed as the attack's radius grows past the one trained for, with 95 % intervals. Below:
+clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py` from the
+[reference results](reports/reference/{preset}/README.md).*"""
+
+
+def picture(reference: Path = REFERENCE, preset: str = "digits") -> str:
+    """The picture with its alt text and caption, or that there is none yet."""
+    runs = reference_runs(preset, reference)
+    if not runs or not (reference / preset / "robustness.png").is_file():
+        return NONE_YET
+    caption = CAPTION.format(data=load_preset(preset)["title"], preset=preset)
+    return f"![{alt_text(panels(runs))}](reports/reference/{preset}/robustness.png)\n\n{caption}"
+
+
+def results(reference: Path = REFERENCE) -> str:
+    """For each preset with reference results a table of methods, over seeds."""
+    presets = [name for name in preset_names() if (reference / name / "leaderboard.csv").is_file()]
+    return "\n".join(_preset(reference, name) for name in presets) or NONE_YET
+
+
+def _preset(reference: Path, preset: str) -> str:
+    board = pd.read_csv(reference / preset / "leaderboard.csv")
+    number = ", ".join(map(str, sorted(board["n"].unique())))
+    seeds = sorted(board.groupby("method").seed.nunique().unique())
+    several = f"mean ± standard deviation over {seeds[-1]} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
+    order = [name for name in METHODS if name in set(board["method"])]
+    rows = [_method(board[board["method"] == name], name) for name in order]
+    link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
+    return f"**{load_preset(preset)['title']}**: {number} test images, {several}; {link}.\n\n{markdown(rows)}"
+
+
+def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:
+    cells = {label: _cell(runs, attack) for attack, label in ATTACKS.items()}
+    return {"method": METHODS[name].title, **cells, "minutes": f"{runs['minutes'].mean():.1f}", "seeds": len(runs)}
+
+
+def _cell(runs: pd.DataFrame, attack: str) -> str:
+    if len(runs) > 1:
+        return f"{100 * runs[attack].mean():.1f} ± {100 * runs[attack].std():.1f} %"
+    row = runs.iloc[0]
+    return percent(row[attack], row.get(f"{attack}_low"), row.get(f"{attack}_high"))
+
+
+def speed(benchmarks: Path = ROOT / "benchmarks") -> str:
+    """The committed reports of the speed benchmarks, their titles as bold lines."""
+    texts = [re.sub(r"^# (.+)", r"**\1**", file.read_text()).strip() for file in sorted(benchmarks.glob("*_speed*.md"))]
+    return "\n\n".join(texts) or "No speed measurements are committed yet; the scripts are in `benchmarks/`."
+
+
+def regenerate(text: str, parts: Mapping[str, str]) -> str:
+    """`text` with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced, for each part."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        head, middle, rest = text.partition(begin)
+        _, found, tail = rest.partition(end)
+        if not (middle and found):
+            raise SystemExit(f"README.md lacks the markers {begin} and {end}: put them back.")
+        text = f"{head}{begin}\n{part.strip()}\n{end}{tail}"
+    return text
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something would change")
+    options = parser.parse_args()
+    old = README.read_text()
+    new = regenerate(old, {"picture": picture(), "results": results(), "speed": speed()})
+    if options.check:
+        print(
+            "README.md is up to date." if new == old else "README.md is out of date: run benchmarks/readme_tables.py."
+        )
+        return int(new != old)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""README, CONTRIBUTING and the other words say what is true: their commands parse, their snippets run, their tables are current."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+sys.path.append(str(ROOT / "benchmarks"))  # its scripts import each other by name
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each shell line of a page."""
+    lines = "".join(blocks(page, "bash")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+COMMANDS = [words for page in (README, CONTRIBUTING) for words in commands(page)]
+OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
+
+
+def snippets() -> list[Any]:
+    """The Python of both pages, named by the heading above it."""
+    found = []
+    for page in (CONTRIBUTING, README):
+        for section in re.split(r"^##+ ", page.read_text(), flags=re.MULTILINE)[1:]:
+            for code in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
+                found.append(pytest.param(code, id=section.splitlines()[0]))
+    return found
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_snippet_runs_and_is_short(code, tmp_path):
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_contributing_shows_how_to_add_each_kind():
+    assert len(blocks(CONTRIBUTING, "python")) == 4
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_command_line_parses(words):
+    """The options exist and their values have the right types; what they do is tested elsewhere."""
+    from typer.main import get_command
+
+    from robustlib.cli import app
+
+    group: Any = get_command(app)
+    name, *rest = words
+    assert name in group.commands
+    group.commands[name].make_context(name, list(rest))
+
+
+def can_run_dry(words: list[str]) -> bool:
+    return words[0] in ("run", "study") and "--data-root" not in words  # there are no data at ~/data here
+
+
+@pytest.mark.parametrize("words", [words for words in OURS if can_run_dry(words)], ids=" ".join)
+def test_command_line_would_run(words, tmp_path, monkeypatch, capsys):
+    """Dry runs check methods, hyper-parameters, seeds and data."""
+    from robustlib.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for text in blocks(README, "yaml"):
+        name = text.splitlines()[0].removeprefix("# ")
+        Path(name).write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--dry-run"])
+    assert end.value.code in (0, None), capsys.readouterr().err
+
+
+def test_every_command_of_the_cli_is_shown():
+    from typer.main import get_command
+
+    from robustlib.cli import app
+
+    group: Any = get_command(app)
+    assert {words[0] for words in OURS} == set(group.commands)
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "papermill"], ids=" ".join)
+def test_papermill_parameters_exist(words):
+    from robustlib.task import inspect
+
+    names = [words[k + 1] for k, word in enumerate(words) if word == "-p"]
+    names += [name for k, word in enumerate(words) if word == "-y" for name in yaml.safe_load(words[k + 1])]
+    assert names
+    assert set(names) <= set(inspect(ROOT / words[1]))
+
+
+def test_make_targets_and_scripts_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = {
+        word for page in (README, CONTRIBUTING) for word in re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.M)
+    }
+    assert asked >= {"report", "test", "lab"}
+    assert asked <= targets
+    for page in PAGES:
+        for script in re.findall(r"benchmarks/\w+\.py", page.read_text()):
+            assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_exist(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_readme_is_regenerated():
+    """`python benchmarks/readme_tables.py` would change nothing."""
+    import readme_tables
+
+    parts = {"picture": readme_tables.picture(), "results": readme_tables.results(), "speed": readme_tables.speed()}
+    current = readme_tables.regenerate(README.read_text(), parts) == README.read_text()
+    assert current, "README.md is out of date: run `python benchmarks/readme_tables.py`"
+
+
+def test_conda_gets_what_pip_gets():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, installed = environment["dependencies"]
+    assert (python, pip) == (f"python{PROJECT['requires-python']}", "pip")
+    (line,) = installed["pip"]
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", line).group(1).split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    assert {"workbook", "test", "reference"} <= set(extras)  # ray is for clusters
+
+
+def test_ranges_stand_in_pyproject_only():
+    everything = [*PROJECT["dependencies"], *(d for extra in PROJECT["optional-dependencies"].values() for d in extra)]
+    names = "|".join(re.escape(re.split(r"[<>=~!\[ ;]", dependency)[0]) for dependency in everything)
+    ranged = re.compile(rf"(?<![\w-])(?:{names})(?:\[[\w,]+\])?\s*(?:[<>=~!]=|[<>])\s*\d", re.IGNORECASE)
+    places = [ROOT / "environment.yml", ROOT / "Makefile", README, CONTRIBUTING, *(ROOT / ".ci").iterdir()]
+    found = [(place.name, hit) for place in places for hit in ranged.findall(place.read_text())]
+    assert not found
+    assert not [*ROOT.glob("*requirements*.txt"), *ROOT.glob("setup.*"), *ROOT.glob("*requirements*.in")]
+
+
+def test_citation_file():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "title", "message", "authors", "version", "license", "references"} <= set(cited)
+    assert cited["license"] == PROJECT["license"]
+    assert cited["version"] == PROJECT["version"]
+    for reference in cited["references"]:
+        assert {"type", "title", "authors", "year", "url"} <= set(reference)
+
+
+def test_licence_and_changelog():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert f"{PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_readme_cites_every_method_and_every_preset_is_real():
+    from robustlib.methods import METHODS, preset_names
+
+    text = README.read_text()
+    for method in METHODS.values():
+        surname = method.paper.split()[0]
+        assert surname in text or method.name == "standard", method.paper
+    assert set(re.findall(r"--preset ([\w-]+)", text)) <= set(preset_names())
+
+
+def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) -> None:
+    """A finished, evaluated run as `fit` and `evaluate_run` leave it, without the training."""
+    from robustlib.evaluation import accuracy
+    from robustlib.methods import make_method
+    from robustlib.runs import Run, code_digest, write_atomic, write_json
+
+    made = make_method(method, "digits", **changes)
+    params = {"method": method, "dataset": "digits", "arch": "small_cnn", "seed": seed, "preset": "digits"}
+    params |= {"title": made.title, "threat": {"norm": "linf", "eps": 0.2}, "hyperparameters": made.hyperparameters()}
+    run = Run.of(params, root)
+    right = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10, "pgd50x10": worst, "cw50": worst, "worst": worst}
+    rows = [
+        {"attack": name, "eps": 0.2, **accuracy(k, 500), "invalid": 0, "protocol": "PGD()"} for name, k in right.items()
+    ]
+    curve = [{"eps": eps, **accuracy(k, 500)} for eps, k in ((0, 490), (0.2, worst), (0.4, worst // 9))]
+    asked = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0, "code": code_digest()}
+    facts = {
+        "code": code_digest(),
+        "packages": {"torch": "2"},
+        "device_name": "a CPU",
+        "threads": 1,
+        "wall_seconds": 60.0,
+    }
+    write_json(run.path / "params.json", params)
+    write_json(run.path / "status.json", {"state": "done"})
+    write_json(run.path / "provenance.json", facts)
+    write_json(run.path / "results.json", {**asked, "rows": rows, "last": {"rows": rows}, "curve": curve})
+    write_atomic(run.path / "metrics.jsonl", '{"epoch_total": 40, "warnings": []}\n')
+    write_atomic(run.path / "model.safetensors", b"weights")
+
+
+@pytest.fixture
+def exported(tmp_path) -> Path:
+    """Made-up runs of two methods, three seeds of one, exported as reference results; and runs that must not be."""
+    from export_reference import export
+
+    for seed in range(3):
+        made_up_run(tmp_path / "runs", "trades", seed, 350 + seed)
+    made_up_run(tmp_path / "runs", "standard", 0, 10)
+    made_up_run(tmp_path / "runs", "trades", 0, 450, beta=1.0)
+    made_up_run(tmp_path / "runs", "pgd_at", 0, 450)
+    stale = next((tmp_path / "runs" / "digits" / "pgd_at").iterdir()) / "provenance.json"
+    stale.write_text(stale.read_text().replace('"code": "', '"code": "other'))
+    export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits")
+    export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits")  # replaces itself
+    return tmp_path / "reference"
+
+
+def test_export_takes_the_right_runs_and_no_weights(exported):
+    board = pd.read_csv(exported / "digits" / "leaderboard.csv")
+    assert list(zip(board.method, board.seed, strict=True)) == [("standard", 0), *(("trades", k) for k in range(3))]
+    assert all((exported / "digits" / path / "results.json").is_file() for path in board.path)
+    assert not list(exported.rglob("*.safetensors"))
+    assert len(list(exported.rglob("params.json"))) == 4
+    words = (exported / "digits" / "README.md").read_text()
+    assert "robustlib run standard trades --preset digits --seeds 0,1,2" in words
+    assert "70.0 % (65.8–73.9)" in words
+
+
+def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):
+    import export_reference
+
+    monkeypatch.setattr(sys, "argv", ["export_reference.py", "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert export_reference.main() == 2
+    assert "robustlib run --preset digits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_and_picture_of_exported_results(exported):
+    import readme_figure
+    import readme_tables
+
+    table = readme_tables.results(exported)
+    assert "| TRADES | 98.0 ± 0.0 % |" in table
+    assert "| 70.2 ± 0.2 % | 1.0 | 3 |" in table
+    assert "2.0 % (1.1–3.6)" in table  # one seed: an interval instead
+    figures = readme_figure.panels(readme_figure.reference_runs("digits", exported))
+    png = readme_figure.stacked(figures)
+    assert png.startswith(b"\x89PNG")
+    assert len(png) < 300_000
+    (exported / "digits" / "robustness.png").write_bytes(png)
+    assert re.match(
+        r"!\[[^\]\n]*TRADES[^\]\n]*\]\(reports/reference/digits/robustness.png\)", readme_tables.picture(exported)
+    )
+
+
+def test_missing_markers_are_an_error():
+    import readme_tables
+
+    with pytest.raises(SystemExit, match="results:begin"):
+        readme_tables.regenerate("# robustlib", {"results": ""})

@@ -16,8 +16,9 @@ from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from robustlib.models import Classifier
     from torch import nn
+
+    from robustlib.models import Classifier
 
 UNHASHED = ("preset", "title")  # facts of a run that change no number
 

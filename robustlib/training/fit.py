@@ -74,7 +74,7 @@ def fit(
         device: "cpu", "cuda", "cuda:1", "mps" or "auto" (a GPU where there is one).
         precision: "32-true", "bf16-mixed" or "auto" (bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
-        compile: compile the model's forward pass with torch.compile.
+        compile: compile the model's forward pass with torch.compile; its numbers differ a little, so such a run is another.
         rerun: start anew, e.g. because the run is stale (made by other code).
         progress: print a line after each epoch.
 
@@ -87,13 +87,14 @@ def fit(
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     arch = arch or method.arch
-    run = Run.of(run_params(method, dataset, arch, seed, precision), root)
+    params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
+    run = Run.of(params, root)
     if run.finished and not rerun:
         return run
     with _locked(run), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         if rerun or run.provenance().get("code") != code_digest():  # never mix the epochs of two versions of the code
             _clear(run)
-        write_json(run.path / "params.json", run_params(method, dataset, arch, seed, precision))
+        write_json(run.path / "params.json", params)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset

@@ -46,14 +46,12 @@ def table(frame: "pd.DataFrame", title: str = "") -> Group:
 def headline(runs: Sequence["Run"]) -> Group | str:
     """The main numbers of those runs that are finished and evaluated."""
     from robustlib import tables
-    from robustlib.batch import changed
     from robustlib.evaluation import leaderboard
 
-    named = {str(run.path): changed(run) for run in runs if run.finished}
     board = leaderboard(run for run in runs if run.finished)
     if board.empty:
         return "No run was evaluated."
-    frame = tables.leaderboard(board.assign(changed=board["path"].map(named)))
+    frame = tables.leaderboard(board)
     columns = ["method", "arch", "seed", "changed", "clean", "PGD-20", "worst case", "minutes", "notes"]
     return table(frame[[name for name in columns if name in frame]], "Accuracy on test images (95 % interval)")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from robustlib.models import Classifier
 
-UNHASHED = ("preset", "title")  # facts of a run that change no number
+UNHASHED = ("preset", "title", "changed")  # facts of a run that change no number
 
 
 def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:

@@ -167,6 +167,7 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits):
     assert evaluate_run(runs[-1], digits, n=40) == runs[-1].results() == results
     assert (runs[-1].path / "records.parquet").stat().st_mtime_ns == stamp
     assert evaluate_run(runs[-1], digits, n=30)["n"] == 30
+    assert runs[-1].results() == results, "a look at fewer images must not replace what more have shown"
     assert set(runs[-1].records().checkpoint) == {"best", "last"}
     board = leaderboard(runs)
     assert len(board) == 2

@@ -177,6 +177,9 @@ class Scripted:
 
     model_options = hyperparameters
 
+    def changes(self, arch):
+        return {}
+
     def threat(self, dataset):
         return dataset.threat
 

@@ -1,13 +1,12 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.batch.plan import Job, Options, changed, notebook, page, plan, preset_methods
+from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
 from robustlib.batch.study import parse_seeds, read_study
 
 __all__ = [
     "Job",
     "Options",
-    "changed",
     "notebook",
     "page",
     "parse_seeds",

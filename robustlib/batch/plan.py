@@ -139,13 +139,3 @@ def _parameters(method: str, seed: int, changed: list[str], options: Options) ->
 def page(run: Run, reports: Path, preset: str) -> Path:
     """Where the executed notebook of a run belongs: <reports>/<preset>/<method>-<run directory's name>.ipynb."""
     return reports / (preset or "other") / f"{run.path.parent.name}-{run.path.name}.ipynb"
-
-
-def changed(run: Run) -> str:
-    """The hyper-parameters in which a run differs from its preset, e.g. "beta=3.0, epochs=2"; "" for none."""
-    from robustlib.methods import make_method
-
-    params = run.params()
-    usual = make_method(params["method"], params.get("preset") or None).hyperparameters()
-    own = {name: tuple(v) if isinstance(v, list) else v for name, v in params["hyperparameters"].items()}
-    return ", ".join(f"{name}={value}" for name, value in own.items() if name != "preset" and usual.get(name) != value)

@@ -54,5 +54,5 @@ def _render(executed: Path, title: str, afresh: bool) -> Path:
 
     html = executed.with_suffix(".html")
     if afresh or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
-        render(executed, html, title=title)
+        render(executed, html, title=title, index="../index.html")
     return html

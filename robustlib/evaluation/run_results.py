@@ -79,7 +79,8 @@ def evaluate_run(
         tables[which] = _table(records, threat)
     curves = _curves(run.model().to(where), split, threat, seed)
     results = {**asked, "rows": tables["best"], "last": {"rows": tables["last"]}, **curves}
-    _store(run, results, frames)
+    if stored.get("n", 0) <= len(split) or stored.get("code") != asked["code"]:  # never replace more images by fewer
+        _store(run, results, frames)
     return results
 
 
@@ -110,7 +111,7 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
     """One row for each evaluated run, the best worst case first.
 
     Returns:
-        Columns preset, dataset, method, title, arch, seed, clean, fgsm, pgd20, pgd50x10, cw50, worst (fractions; clean and worst
+        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), seed, clean, fgsm, pgd20, pgd50x10, cw50, worst (fractions; clean and worst
         with _low and _high), last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint.
     """
     import pandas as pd
@@ -122,7 +123,7 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "worst")
 COLUMNS = (
-    *("preset", "dataset", "method", "title", "arch", "seed", *ATTACKS),
+    *("preset", "dataset", "method", "title", "arch", "changed", "seed", *ATTACKS),
     *("clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs", "path", "stale"),
     *("warnings", "checkpoint"),
 )
@@ -135,7 +136,7 @@ def _row(run: Run) -> dict[str, Any]:
     last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
     said = metrics["warnings"].iloc[-1] if len(metrics) else []
     return {
-        **{name: params.get(name) for name in ("preset", "dataset", "method", "title", "arch", "seed")},
+        **{name: params.get(name) for name in ("preset", "dataset", "method", "title", "arch", "changed", "seed")},
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
         **bounds,
         "last_worst": last["worst"],
@@ -150,8 +151,8 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":
-    """Mean and standard deviation over seeds for each (method, arch) of a leaderboard; std is NaN for one seed."""
-    groups = board.groupby(["method", "title", "arch"], sort=False)
+    """Mean and standard deviation over seeds for each (method, arch, change from the preset) of a leaderboard; std is NaN for one seed."""
+    groups = board.groupby(["method", "title", "arch", "changed"], sort=False)
     table = groups[[*ATTACKS, "minutes"]].agg(["mean", "std"])
     table.columns = table.columns.map("_".join)
     return table.assign(seeds=groups.seed.nunique()).reset_index()

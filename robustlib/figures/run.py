@@ -152,7 +152,8 @@ def _strength_axis(axis: "Axes", frames: Mapping[str, "DataFrame"], x: str, thre
     axis.set_xlabel("radius of the attack, eps")
     if threat_eps is not None:
         axis.axvline(threat_eps, color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
-        axis.annotate(f" threat model, eps {_radius(threat_eps)}", (threat_eps, 1.0), color=MUTED, fontsize=9, va="top")
+        said = f"threat model, eps {_radius(threat_eps)}"
+        axis.annotate(said, (threat_eps, 1.03), color=MUTED, fontsize=9, ha="center", annotation_clip=False)
 
 
 def _radius(eps: float) -> str:

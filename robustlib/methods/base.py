@@ -13,6 +13,7 @@ from robustlib.models import ARCHITECTURES
 from robustlib.threat import NORMS, Norm, Threat
 from robustlib.training import SCHEDULES, Optim, Schedule, Stage, constant, cosine, one_cycle, piecewise, step
 
+PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
 AT_LEAST = {"epochs": 1, "batch_size": 2, "train_examples": 0, "attack_steps": 1}  # whole numbers and their least value
 
 
@@ -34,10 +35,10 @@ class Method:
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES
-    batch_size: int = 128
-    epochs: int = 110
+    batch_size: int = 128  # training images a step
+    epochs: int = 110  # passes over the training images
     lr: float = 0.1  # peak learning rate
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     weight_decay: float = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
     optimiser: str = "sgd"  # "sgd" or "adam"
     schedule: str = "step"  # one of robustlib.training.SCHEDULES
@@ -103,17 +104,22 @@ class Method:
         """All fields by name."""
         return asdict(self)
 
+    def changes(self, arch: str) -> dict[str, Any]:
+        """The hyper-parameters (architecture included) in which this method differs from its preset."""
+        from robustlib.methods.presets import make_method
+
+        usual = make_method(self.name, self.preset or PAPER_PRESET)
+        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"} | {"arch": arch}
+        return {name: value for name, value in mine.items() if value != getattr(usual, name)}
+
     def command(self, dataset: str, arch: str, seed: int, precision: str) -> str:
         """The command that repeats a run of this method."""
-        from robustlib.methods.presets import make_method, preset_dataset
+        from robustlib.methods.presets import preset_dataset
 
-        preset = self.preset or "cifar10-paper"
-        usual = make_method(self.name, preset)
+        preset = self.preset or PAPER_PRESET
         words = ["robustlib", "run", self.name, "--preset", preset, "--seeds", str(seed)]
         if dataset != preset_dataset(preset):
             words += ["--dataset", dataset]
-        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"} | {"arch": arch}
-        for name, value in mine.items():
-            if value != getattr(usual, name):
-                words += ["--set", f"{name}={value}"]
+        for name, value in self.changes(arch).items():
+            words += ["--set", f"{name}={value}"]
         return shlex.join([*words, "--precision", precision])

@@ -29,4 +29,13 @@ class PGDAT(AdversarialMethod):
             yield "model", Loss(F.cross_entropy(model(x_adv).float(), batch.y))
 
         optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("pgd_at", self.epochs, optimisers, (Pass(updates, augment=self.augment),), adversarial=True, ema=self.ema)]
+        return [
+            Stage(
+                "pgd_at",
+                self.epochs,
+                optimisers,
+                (Pass(updates, augment=self.augment),),
+                adversarial=True,
+                ema=self.ema,
+            )
+        ]

@@ -42,4 +42,13 @@ class TRADES(AdversarialMethod):
             yield "model", Loss(total, parts)
 
         optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("trades", self.epochs, optimisers, (Pass(updates, augment=self.augment),), adversarial=True, ema=self.ema)]
+        return [
+            Stage(
+                "trades",
+                self.epochs,
+                optimisers,
+                (Pass(updates, augment=self.augment),),
+                adversarial=True,
+                ema=self.ema,
+            )
+        ]

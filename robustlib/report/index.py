@@ -110,7 +110,8 @@ def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> d
     """What a cell shows (`text`, `interval`) and what it sorts by (`value`, "" if missing)."""
     if column.key == "title":
         href = pages.get(str(row["path"]), "")
-        return {"value": _title(row), "text": _title(row), "href": href, "badges": _badges(row)}
+        text = {"text": _title(row), "changed": str(row.get("changed") or "")}
+        return {"value": _title(row), **text, "href": href, "badges": _badges(row)}
     cell = {"value": "", "text": "–", "interval": "", "classes": "num" if column.kind == "number" else ""}
     if _known(row, column.key):
         cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
@@ -148,16 +149,18 @@ def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The headline of each method: means over its runs, best worst case first."""
     import statistics
 
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if _known(row, "worst") and _known(row, "clean"):
-            groups.setdefault((_title(row), str(row.get("arch", ""))), []).append(row)
-    several = len({arch for _, arch in groups}) > 1
+            key = (_title(row), str(row.get("arch", "")), str(row.get("changed") or ""))
+            groups.setdefault(key, []).append(row)
+    several = len({arch for _, arch, _ in groups}) > 1
     cards = []
-    for (title, arch), mine in groups.items():
+    for (title, arch, changed), mine in groups.items():
         worst = [100 * row["worst"] for row in mine]
         minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
-        card = {"title": f"{title} · {arch}" if several else title, "worst": f"{statistics.fmean(worst):.1f}"}
+        name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
+        card = {"title": name, "worst": f"{statistics.fmean(worst):.1f}"}
         card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
         card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
         card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"

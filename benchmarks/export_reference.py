@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 from side_by_side import markdown
 
-from robustlib.batch import changed
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
@@ -35,7 +34,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     Raises:
         InputError: there is no finished, evaluated run to export.
     """
-    chosen = [run for run in find_runs(runs, preset=preset) if run.results() and not changed(run)]
+    chosen = [run for run in find_runs(runs, preset=preset) if run.results() and not run.params()["changed"]]
     chosen = [run for run in chosen if stale or not run.stale]
     if not chosen:
         raise InputError(

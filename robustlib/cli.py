@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustlib.batch import Job, Options
 
 app = typer.Typer(
-    help="Train, attack and compare adversarially robust models. [bold]robustlib run[/bold] alone shows what it does.",
+    help="Train, attack and compare adversarially robust models. [bold]robustlib run[/bold] trains and reports all baselines on the embedded digits.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -4,9 +4,14 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers: more threads only wait for each other
 
+import signal
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: children of tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -261,7 +261,7 @@ def test_eot_averages_what_a_noisy_model_shows():
         )
         for n in (1, 64)
     ]
-    assert gains[1] > gains[0] + 0.05
+    assert gains[1] > 2 * gains[0]
 
 
 def test_folded_replica_equals_the_model_and_follows_its_weights(conv_net):

@@ -178,13 +178,14 @@ def test_readme_cites_every_method_and_every_preset_is_real():
 
 def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) -> None:
     """A finished, evaluated run as `fit` and `evaluate_run` leave it, without the training."""
+    from robustlib.data import load_dataset
     from robustlib.evaluation import accuracy
     from robustlib.methods import make_method
     from robustlib.runs import Run, code_digest, write_atomic, write_json
+    from robustlib.training.fit import run_params
 
     made = make_method(method, "digits", **changes)
-    params = {"method": method, "dataset": "digits", "arch": "small_cnn", "seed": seed, "preset": "digits"}
-    params |= {"title": made.title, "threat": {"norm": "linf", "eps": 0.2}, "hyperparameters": made.hyperparameters()}
+    params = run_params(made, load_dataset("digits"), "small_cnn", seed, "32-true")
     run = Run.of(params, root)
     right = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10, "pgd50x10": worst, "cw50": worst, "worst": worst}
     rows = [

@@ -1,5 +1,6 @@
 """The methods by name. Adding one = one file here + one entry in METHODS + one section in each preset."""
 
+from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.methods.base import Method
 from robustlib.methods.pgd_at import PGDAT
 from robustlib.methods.presets import load_preset, make_method, parse_overrides, preset_dataset, preset_names
@@ -11,6 +12,7 @@ __all__ = [
     "METHODS",
     "PGDAT",
     "TRADES",
+    "AdversarialMethod",
     "Method",
     "Standard",
     "load_preset",

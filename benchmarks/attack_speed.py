@@ -118,7 +118,7 @@ def measure_memory(batch: int, device: torch.device) -> dict[str, float]:
         out = context.Queue()
         child = context.Process(target=memory, args=(name, batch, str(device), out))
         child.start()
-        found[name] = out.get()
+        found[name] = out.get(timeout=1800)  # else a child that died would be waited for
         child.join()
     return found
 

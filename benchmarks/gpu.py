@@ -21,7 +21,15 @@ def checks() -> list[list[str]]:
     """The GPU tests and the speed benchmarks."""
     python = sys.executable
     return [
-        [python, "-m", "pytest", "-q", "-m", "gpu", str(HERE.parent / "tests")],
+        [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            *(str(HERE.parent / "tests" / name) for name in ("test_gpu.py", "test_data.py")),
+        ],
         [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],
     ]

@@ -35,7 +35,7 @@ DatasetName = Annotated[str, typer.Option(help="Another data set than the preset
 DataRoot = Annotated[str, typer.Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side.", rich_help_panel=HOW)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=HOW)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
 Precision = Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)]
 Timeout = Annotated[float | None, typer.Option(help="Seconds for each notebook.", rich_help_panel=HOW)]
 Engine = Annotated[str, typer.Option(help="local processes, or ray.", rich_help_panel=HOW)]
@@ -140,7 +140,8 @@ def _run(
         _say(problem)
     out.print(f"Report: {index}", soft_wrap=True)
     if failed or problems:
-        raise typer.Exit(1)
+        refused = {status.get("exception") for _, status in failed} == {"InputError"} and not problems
+        raise typer.Exit(2 if refused else 1)
 
 
 @app.command()

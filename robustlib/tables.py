@@ -204,7 +204,7 @@ def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
                 "state": state,
                 "clean": by_attack.get("clean", "–"),
                 "worst case": by_attack.get("worst", "–"),
-                "notes": "stale" if run.stale else "",
+                "notes": ", ".join(filter(None, [params.get("changed", ""), "stale" if run.stale else ""])),
                 "run directory": run.path,
             }
         )

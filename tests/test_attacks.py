@@ -288,20 +288,47 @@ def test_replica_falls_back_where_folding_changes_the_function(conv_net):
     assert replica_of(model.eval(), torch.rand(4, 8, 8, 8), "32-true") is None
 
 
-def test_replica_notices_a_changed_setting():
+@pytest.mark.parametrize("change", ["setting", "tensor", "hook"])
+def test_replica_notices_whatever_changes_the_function(change):
     class Switch(ConvNet):
         flipped = False
+        gain = torch.ones(())
 
         def forward(self, x):
-            return super().forward(x) * (-1 if self.flipped else 1)
+            return super().forward(x) * (-1 if self.flipped else 1) * self.gain
 
     model, x = Switch(), torch.rand(8, 3, 8, 8)
     model(x)
     model.eval()
+    model.gain = torch.ones(())
     with torch.no_grad():
         assert torch.allclose(replica_of(model, x, "32-true")(x), model(x), atol=1e-5)
-        model.flipped = True
+        if change == "setting":
+            model.flipped = True
+        elif change == "tensor":
+            model.gain.mul_(3)
+        else:
+            model.register_forward_hook(lambda module, inputs, output: 2 * output)
         assert torch.allclose(replica_of(model, x, "32-true")(x), model(x), atol=1e-5)
+
+
+def test_a_fresh_model_hides_no_wrong_fold():
+    class Lies(nn.Sequential):
+        def forward(self, x):  # BatchNorm comes first, and nearly is the identity in a fresh model
+            return self[4](self[3](self[2](self[0](self[1](x)))))
+
+    model = Lies(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)).eval()
+    assert replica_of(model, torch.rand(4, 8, 8, 8), "32-true") is None
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.02), Threat("l2", 0.15)], ids=str)
+def test_averaging_samples_of_a_deterministic_confident_model_changes_nothing(threat):
+    model, x, y = trained_net()
+    with torch.no_grad():
+        model[4].weight.mul_(100)
+        model[4].bias.mul_(100)
+    found = [PGD(threat, steps=10, start="zero", eot=n)(model, x, y) for n in (1, 2)]
+    assert torch.allclose(*found, atol=1e-4)
 
 
 # ---- objectives
@@ -346,6 +373,8 @@ def test_dlr_needs_three_classes(linear):
         ({"step_size": -1.0}, "step_size"),
         ({"objective": "mergin"}, "'margin'"),
         ({"precision": "fp16"}, "bf16-mixed"),
+        ({"batchnorm": "frozen"}, "batchnorm 'frozen'"),
+        ({"targeted": True, "objective": "kl"}, "no target"),
     ],
 )
 def test_bad_settings(settings, says):
@@ -369,6 +398,8 @@ def test_bad_images(linear, x, says):
 def test_labels_out_of_range(linear):
     with pytest.raises(InputError, match="model of 2 classes"):
         PGD(LINF)(linear, inner_images(2), torch.tensor([0, 7]))
+    with pytest.raises(InputError, match="model of 2 classes"):
+        PGD(LINF, targeted=True)(linear, inner_images(2), torch.tensor([0, 1]), target=torch.tensor([1, -1]))
 
 
 def test_softmax_outputs_warn(linear):

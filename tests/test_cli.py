@@ -13,7 +13,7 @@ from robustlib import cli
 from robustlib.batch import parse_seeds, read_study
 from robustlib.cli import main
 from robustlib.errors import InputError
-from robustlib.runs import find_runs, read_json
+from robustlib.runs import Run, find_runs, read_json, write_atomic
 
 DONE = {"state": "done"}
 COMMANDS = ["run", "study", "report", "evaluate", "list", "lab"]
@@ -111,6 +111,20 @@ def test_unwritable_places(call, tmp_path: Path) -> None:
     code, _, err = call("run", "standard", "--set", "epochs=1")
     assert code == 2
     assert "Cannot write to reports/digits" in err
+
+
+def test_a_truncated_checkpoint_is_bad_input_and_stays(call, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs/digits/standard" / _dry_run_directory(call))
+    write_atomic(run.path / "checkpoint.pt", b"PK truncated")
+    code, _, said = call("run", "standard", "--set", "epochs=1")
+    assert code == 2
+    assert "truncated" in said
+    assert (run.path / "checkpoint.pt").read_bytes() == b"PK truncated"
+
+
+def _dry_run_directory(call) -> str:
+    _, shown, _ = call("run", "standard", "--set", "epochs=1", "--dry-run")
+    return next(word.split("/")[-1] for word in shown.split() if word.startswith("runs/"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from robustlib.evaluation import (
     evaluate_run,
     leaderboard,
     robustness_curve,
-    sample,
     standard_attacks,
     summarise,
     wilson,
@@ -86,6 +85,20 @@ def test_a_broken_attack_is_never_reported_as_robustness(model, split, value):
     assert table.accuracy["worst"] <= table.accuracy["cheat"]
 
 
+def test_labels_beyond_the_classes_are_a_sentence(model, split):
+    with pytest.raises(InputError, match="2 classes"):
+        evaluate(model, Split(split.images, split.labels + 5, split.indices), {})
+
+
+def test_means_keep_data_sets_precisions_and_changes_apart():
+    rows = [
+        {"dataset": d, "method": "m", "title": "M", "arch": "a", "changed": c, "precision": p, "n": 9, "seed": 0}
+        for d, c, p in (("x", "", "32-true"), ("y", "", "32-true"), ("x", "beta=1", "32-true"), ("x", "", "bf16-mixed"))
+    ]
+    numbers = dict.fromkeys(("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "worst", "minutes"), 0.5)
+    assert len(aggregate(pd.DataFrame([row | numbers for row in rows]))) == 4
+
+
 def test_a_model_without_an_answer_is_wrong(split):
     class Mute(Linear):
         def forward(self, x):
@@ -144,11 +157,13 @@ def test_curve_over_steps_never_rises(model, split):
 
 
 def test_samples_are_stratified_and_fixed(digits):
-    chosen = sample(digits.test, 100)
+    chosen = digits.test.sample(100)
     assert len(chosen) == 100
-    assert torch.equal(chosen.indices, sample(digits.test, 100).indices)
+    assert torch.equal(chosen.indices, digits.test.sample(100).indices)
     assert chosen.labels.bincount().min() >= 9
-    assert sample(digits.test, 0) is digits.test
+    assert digits.test.sample(0) is digits.test
+    assert len(digits.test.sample(499)) == 499
+    assert len(digits.test.sample(3)) == 3
 
 
 def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits):
@@ -168,7 +183,9 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits):
     assert (runs[-1].path / "records.parquet").stat().st_mtime_ns == stamp
     assert evaluate_run(runs[-1], digits, n=30)["n"] == 30
     assert runs[-1].results() == results, "a look at fewer images must not replace what more have shown"
-    assert set(runs[-1].records().checkpoint) == {"best", "last"}
+    best = summarise(runs[-1].records()).set_index("attack")
+    assert best.accuracy.to_dict() == {row["attack"]: row["accuracy"] for row in results["rows"]}
+    assert len(runs[-1].records("last")) == len(runs[-1].records())
     board = leaderboard(runs)
     assert len(board) == 2
     assert board.title[0] == "Standard training"

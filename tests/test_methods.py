@@ -132,6 +132,9 @@ def test_every_method_tells_readers_what_it_is(name):
         ("pgd_at", {"arch": "resnet-18"}, "Did you mean 'resnet18'"),
         ("pgd_at", {"schedule": "cosin"}, "Did you mean 'cosine'"),
         ("pgd_at", {"ema": 1.5}, "ema=1.5"),
+        ("pgd_at", {"schedule": "piecewise"}, "needs points"),
+        ("pgd_at", {"momentum": -0.9}, "momentum=-0.9"),
+        ("pgd_at", {"milestones": (5, 3)}, "sort it"),
         ("pgd_at", {"preset": "digit"}, "Did you mean 'digits'"),
     ],
 )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from robustlib.errors import InputError
 from robustlib.methods import make_method
-from robustlib.runs import Run, code_digest
+from robustlib.runs import Run
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
 from robustlib.training.fit import resolve_device, run_params
@@ -78,7 +78,7 @@ def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, digits, pr
         child = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert child.returncode == -9, child.stderr
     broken_off = Run(next((tmp_path / "b").glob("digits/pgd_at/*")))
-    assert broken_off.status()["state"] == "running"
+    assert broken_off.status()["state"] == "interrupted"
     done = len(broken_off.metrics())
     assert done >= 2
     resumed = train(small(ema=0.9), digits, tmp_path / "b", precision=precision)
@@ -122,7 +122,7 @@ def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, di
     assert (run.path / "model.safetensors").stat().st_mtime_ns > stamp
 
 
-def test_other_code_makes_a_run_stale_and_an_unfinished_one_starts_anew(tmp_path, digits, monkeypatch):
+def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, digits):
     method = small("standard", epochs=1)
     run = train(method, digits, tmp_path)
     assert not run.stale
@@ -130,8 +130,12 @@ def test_other_code_makes_a_run_stale_and_an_unfinished_one_starts_anew(tmp_path
     (run.path / "provenance.json").write_text(json.dumps({**facts, "code": "older"}))
     assert run.stale
     (run.path / "status.json").write_text('{"state": "running"}')
-    (run.path / "checkpoint.pt").write_bytes(b"of another version")
-    train(method, digits, tmp_path)
+    (run.path / "notes.txt").write_text("my own")
+    with pytest.raises(InputError, match="another version of robustlib"):
+        train(method, digits, tmp_path)
+    assert (run.path / "checkpoint.pt").exists()
+    train(method, digits, tmp_path, rerun=True)
+    assert (run.path / "notes.txt").exists()
     assert run.finished
     assert not run.stale
 
@@ -155,6 +159,12 @@ def test_resuming_with_another_number_of_threads_is_refused(tmp_path, digits, mo
         fit(method, digits, root=tmp_path, device="cpu", threads=1)
     with pytest.raises(InputError, match="begun with 1 CPU threads"):
         fit(method, digits, root=tmp_path, device="cpu", threads=2)
+
+
+def test_the_recorded_command_names_the_same_run(tmp_path, digits):
+    run = train(small("standard", epochs=1), digits, tmp_path, arch="mlp")
+    assert "--set arch=mlp" in run.provenance()["command"]
+    assert train(small("standard", epochs=1, arch="mlp"), digits, tmp_path) == run
 
 
 # ---- stages, passes, generators
@@ -234,6 +244,51 @@ def test_stages_passes_and_generators_run_as_told(tmp_path, digits):
     assert rows["probe/norm"].notna().tolist() == [True] * 3 + [False] * 2
     assert rows["refresh/head/half"].iloc[1] == 0.5
     assert (run.path / "snapshots" / "first-1.safetensors").exists()
+
+
+@dataclass(frozen=True)
+class TwoStages(Scripted):
+    """The second stage draws when it begins, and uses a module that the first one trained."""
+
+    def stages(self, dataset, model):
+        teacher = torch.nn.Linear(10, 10)
+
+        def learn(batch, at):
+            yield "all", Loss(F.cross_entropy(teacher(model(batch.x)), batch.y))
+
+        def begin():
+            torch.nn.init.normal_(model.head.weight)
+
+        both = Optim([*model.parameters(), *teacher.parameters()], 0.1)
+        make = {"optimisers": {"all": both}, "passes": (Pass(learn),), "modules": {"teacher": teacher}}
+        return [Stage("first", 1, **make), Stage("second", 2, **make, begin=begin)]
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3, 4])
+def test_a_stage_change_resumes_exactly(tmp_path, digits, monkeypatch, broken):
+    """Broken off before the n-th validation: in the first stage, right after it, and within the second."""
+    from robustlib.training import loop
+
+    undisturbed, calls, real = train(TwoStages([]), digits, tmp_path / "a"), [], loop.validate
+
+    def interrupted(*args):
+        calls.append(0)
+        if len(calls) == broken:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(TwoStages([]), digits, tmp_path / "b")
+    torch.manual_seed(99)
+    resumed = train(TwoStages([]), digits, tmp_path / "b")
+    assert numbers(resumed) == numbers(undisturbed)
+    assert torch.equal(weights(resumed), weights(undisturbed))
+
+
+def test_optimisers_can_be_built_more_than_once():
+    optim = Optim(torch.nn.Linear(2, 2).parameters(), 0.1)
+    assert len(optim.build().param_groups[0]["params"]) == len(optim.build().param_groups[0]["params"]) == 2
 
 
 def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, digits):
@@ -349,7 +404,6 @@ def test_truncated_or_foreign_checkpoints(tmp_path, digits, content):
     method = small("standard")
     run = Run.of(run_params(method, digits, "small_cnn", 0, "32-true"), tmp_path)
     run.path.mkdir(parents=True)
-    (run.path / "provenance.json").write_text(json.dumps({"code": code_digest()}))
     (run.path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(InputError, match="no checkpoint of robustlib"):
         train(method, digits, tmp_path)
@@ -361,7 +415,7 @@ def test_a_checkpoint_never_runs_code(tmp_path):
 
     torch.save({"state": np.float64(1), "evil": print}, tmp_path / "c.pt")
     with pytest.raises(InputError):
-        checkpoint.load(tmp_path / "c.pt", torch.device("cpu"))
+        checkpoint.load(tmp_path / "c.pt")
 
 
 def test_two_processes_cannot_train_one_run(tmp_path, digits):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.objectives import OBJECTIVES, fooled, kl_from
-from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, check_logits, searching
+from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, check_labels, check_logits, searching
 from robustlib.errors import InputError, unknown
 from robustlib.threat import Threat
 
@@ -56,7 +56,10 @@ class PGD:
                 raise InputError(f"PGD {name}={getattr(self, name)!r}: give a whole number of at least 1.")
         if self.step_size is not None and not self.step_size > 0:
             raise InputError(f"PGD step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
+        if self.targeted and self.objective == "kl":
+            raise InputError("The kl objective knows no target: use 'ce', 'margin' or 'dlr' for a targeted PGD.")
         choices = {"objective": OBJECTIVES, "start": ("uniform", "gaussian", "zero"), "precision": PRECISIONS}
+        choices["batchnorm"] = ("eval", "train")
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
@@ -95,7 +98,9 @@ class PGD:
         draws = draws or Draws.from_generator(generator, len(x), x.device)
         with searching(model, x, self.precision, self.batchnorm) as search:
             clean = search.fast_logits(x if self.objective == "kl" else x[:1])
-            check_logits(clean, y)
+            check_logits(clean)
+            for labels in (y,) if target is None else (y, target):
+                check_labels(labels, clean.shape[1])
             reference = clean.double() if self.objective == "kl" else None
             points = Points(x, y, target, reference)
             best = self._climb(search, points, self._first(points, draws.fork(0), start))

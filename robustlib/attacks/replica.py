@@ -14,49 +14,73 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks.float32 import full_float32
+
 TOLERANCE = 1e-3  # of the largest logit: above it, folding is taken to have changed the function
 
-_twins: "WeakKeyDictionary[nn.Module, dict[str, Twin | None]]" = WeakKeyDictionary()
+_twins: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, Twin | None]]]" = WeakKeyDictionary()
 
 
 def replica_of(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
     """The model's twin with today's weights, or None where a twin is impossible or its logits at `x` differ."""
     if getattr(model, "stochastic", False) or not len(x):
         return None
-    twins = _twins.setdefault(model, {})
-    now = _signature(model, x.device)
-    twin = twins.get(precision)
-    if precision not in twins or (twin is not None and twin.signature != now):
-        twin = twins[precision] = _build(model, x, precision, now)
-    if twin is not None:
-        twin.renew(model)
-        return twin.module
-    return None
+    twins, now = _twins.setdefault(model, {}), _signature(model, x.device)
+    known, twin = twins.get(precision, (None, None))
+    if known != now:
+        twin = _build(model, x, precision)
+        twins[precision] = now, twin
+    if twin is None:
+        return None
+    twin.renew(model)
+    return twin.module
 
 
 def _signature(model: nn.Module, device: torch.device) -> int:
-    """A number that changes when the model's structure or any plain setting of its modules does."""
-    facts: list[Any] = [device]
+    """A number that changes when the model's structure, or anything its modules hold besides weights, does."""
+    facts: list[Any] = [str(device)]
     for module in model.modules():
         facts.append(id(module))
-        settings = vars(module).items()
-        facts += [(k, v) for k, v in settings if k != "training" and isinstance(v, (bool, int, float, str, tuple))]
-    return hash(tuple(map(repr, facts)))
+        for key, value in vars(module).items():
+            if key in ("training", "_parameters", "_buffers", "_modules"):
+                continue
+            if isinstance(value, (bool, int, float, str, tuple)) or value is None:
+                facts.append((key, repr(value)))
+            else:  # a tensor by its version, hooks by their number, anything else by identity
+                content = (
+                    value._version if isinstance(value, Tensor) else len(value) if hasattr(value, "__len__") else 0
+                )
+                facts.append((key, id(value), content))
+    return hash(tuple(facts))
 
 
-def _build(model: nn.Module, x: Tensor, precision: str, signature: int) -> "Twin | None":
-    """A checked twin; None if the model cannot be copied or folding changes its logits."""
+def _build(model: nn.Module, x: Tensor, precision: str) -> "Twin | None":
+    """A checked twin; None if the model cannot be copied or folding changes its logits.
+
+    The check is made on a copy with random BatchNorm statistics: those of a fresh model hide a wrong order.
+    """
     try:
-        module = copy.deepcopy(model).eval().requires_grad_(False)
+        module, trial = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
     except Exception:  # any object may refuse to be copied, and the attack can do without
         return None
+    _shake(trial)
     folds = _fold(module)
-    exact, twin = Twin(module, folds, signature, torch.float32), Twin(module, folds, signature, _dtype(precision))
-    exact.renew(model)
-    few = x[:4]
-    with torch.no_grad():
-        wanted, got = model(few), module(few)
+    exact, twin = Twin(module, folds, torch.float32), Twin(module, folds, _dtype(precision))
+    exact.renew(trial)
+    with torch.no_grad(), full_float32():
+        wanted, got = trial(x[:4]), module(x[:4])
     return twin if bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)) else None
+
+
+def _shake(model: nn.Module) -> None:
+    """Moves every BatchNorm's statistics and affine weights by up to a half, with numbers of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                if tensor is not None:
+                    noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                    tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is module.running_mean)
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -97,7 +121,6 @@ class Twin:
 
     module: nn.Module
     folds: dict[str, str]
-    signature: int
     dtype: torch.dtype
 
     @torch.no_grad()

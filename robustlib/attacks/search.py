@@ -45,13 +45,17 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
         )
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
-    """Raises InputError for labels the model cannot predict; warns where outputs look like softmax probabilities."""
-    if len(y) and not bool(((y >= 0) & (y < logits.shape[1])).all()):
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raises InputError for labels that a model of that many classes cannot predict."""
+    if len(y) and not bool(((y >= 0) & (y < classes)).all()):
         raise InputError(
-            f"Labels from {int(y.min())} to {int(y.max())} do not fit a model of {logits.shape[1]} classes "
-            f"(0 to {logits.shape[1] - 1})."
+            f"Labels from {int(y.min())} to {int(y.max())} do not fit a model of {classes} classes "
+            f"(0 to {classes - 1})."
         )
+
+
+def check_logits(logits: Tensor) -> None:
+    """Warns where outputs look like softmax probabilities."""
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
         message = "The model's outputs look like softmax probabilities; attacks need logits and are weak without them."
         warnings.warn(message, UserWarning, stacklevel=3)
@@ -104,34 +108,34 @@ class Search:
     def gradient(self, x: Tensor, objective: Callable[[Tensor], Tensor], samples: int = 1) -> tuple[Tensor, Tensor]:
         """The direction in which objective(logits) rises at x, and the logits (B, K) there (means over `samples` draws).
 
-        For one sample the gradient of each example is scaled freely, since every attack here steps by its sign or direction.
+        Each example's gradient is scaled freely (alike for all its samples): every attack here steps by sign or direction.
         """
         x = x.detach().requires_grad_(True)
-        gradient, mean = torch.zeros_like(x), torch.zeros(())
+        gradient, mean, scale = torch.zeros_like(x), torch.zeros(()), None
         for _ in range(samples):
             with (
                 torch.enable_grad(),
                 torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"),
             ):
                 logits = self.fast(x)
-            upstream = _upstream(logits, objective, normalised=samples == 1)
+            upstream = _upstream(logits, objective)
+            scale = upstream.abs().amax(1, keepdim=True) if scale is None else scale
+            upstream = torch.where(scale > 0, upstream / scale, upstream).to(logits.dtype)
             gradient += torch.autograd.grad(logits, x, upstream)[0] / samples
             mean = mean + logits.detach().float() / samples
         return gradient.nan_to_num(0.0, 0.0, 0.0), mean  # an infinite step would leave the ball as NaN
 
 
-def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor], normalised: bool) -> Tensor:
-    """d objective / d logits (B, K), computed in float64 and scaled to 1 before it goes back through the network.
+def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """d objective / d logits (B, K) in float64.
 
-    In float32 the cross-entropy of a confident example has a gradient of exactly zero, and an attack that stands still would
-    look like robustness.
+    In float32 the cross-entropy of a confident example has a gradient of exactly zero, or one that vanishes on its way back
+    through the network, and an attack that stands still would look like robustness.
     """
-    exact = logits.detach().to(torch.float32 if logits.device.type == "mps" else torch.float64).requires_grad_(True)
+    exact = logits.detach().double().requires_grad_(True)
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(objective(exact).sum(), exact)
-    if normalised:
-        gradient = gradient / gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient.to(logits.dtype)
+    return gradient
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from robustlib.data.split import Split
@@ -68,8 +67,7 @@ class Dataset:
             raise InputError(f"A subset of {n!r} examples cannot hold all {self.num_classes} classes of {self.name}.")
         if n >= len(self.train):
             return self
-        chosen, _ = stratified(self.train.labels.cpu(), len(self.train) - n)
-        return replace(self, train=self.train.select(torch.from_numpy(chosen)))
+        return replace(self, train=self.train.sample(n))
 
 
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:

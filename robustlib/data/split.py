@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 from robustlib.data.augment import VIEWS, Policy, view
 from robustlib.errors import InputError, unknown
 
+SAMPLE_SEED = 0  # every sample of a split is drawn with this seed, once and for all
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -88,6 +90,17 @@ class Split:
         """The examples at positions `idx` (int64 (M,) or bool (N,)) of this split."""
         idx = idx.to(self.labels.device)
         return Split(self.images[idx], self.labels[idx], self.indices[idx], self.policy)
+
+    def sample(self, n: int) -> "Split":
+        """`n` examples with the classes' shares kept, always the same ones, in order; all if there are no more (or n is 0)."""
+        if not 0 < n < len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SAMPLE_SEED))
+        labels = self.labels.cpu()[order]
+        is_class = torch.nn.functional.one_hot(labels)
+        rank = is_class.cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class, and so on
+        place = (rank - 0.5) / is_class.sum(0)[labels]  # the classes advance side by side
+        return self.select(order[place.argsort(stable=True)[:n]].sort().values)
 
     def batches(
         self,

@@ -2,7 +2,7 @@
 
 from robustlib.evaluation.numbers import accuracy, robustness_curve, summarise, wilson
 from robustlib.evaluation.records import evaluate, standard_attacks, valid
-from robustlib.evaluation.run_results import aggregate, evaluate_run, leaderboard, sample
+from robustlib.evaluation.run_results import aggregate, evaluate_run, leaderboard
 
 __all__ = [
     "accuracy",
@@ -11,7 +11,6 @@ __all__ = [
     "evaluate_run",
     "leaderboard",
     "robustness_curve",
-    "sample",
     "standard_attacks",
     "summarise",
     "valid",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD, Attack, Draws
+from robustlib.attacks.float32 import full_float32
 from robustlib.attacks.objectives import margin_of
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.search import borrowed, check_labels
 from robustlib.data import Batch, Split
 from robustlib.threat import Threat
 
@@ -63,7 +64,7 @@ def evaluate(
 
     split = split.to(next(model.parameters()).device)
     frames = []
-    with borrowed(model), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 has bf16's resolution
+    with borrowed(model), full_float32():
         for name, attack in {"clean": None, **attacks}.items():
             done = 0
             for batch in split.batches(batch_size):
@@ -96,6 +97,7 @@ def _judge(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor) -> "pd.Dat
 
     with torch.no_grad(), torch.autocast(x_adv.device.type, enabled=False):
         logits = model(x_adv).float()
+    check_labels(batch.y, logits.shape[1])
     finite = logits.isfinite().all(1)
     prediction = torch.where(finite, logits.argmax(1), -1)  # a model without an answer is wrong
     columns = (batch.index, batch.y, 0 * batch.y, prediction, margin_of(logits, batch.y), ok)

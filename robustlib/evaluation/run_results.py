@@ -8,7 +8,6 @@ from torch import nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Dataset, Split
-from robustlib.data.dataset import stratified
 from robustlib.errors import InputError
 from robustlib.evaluation.numbers import robustness_curve, summarise
 from robustlib.evaluation.records import Progress, evaluate, standard_attacks
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 EPS_MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the threat's eps, for the curve
 STEPS = (0, 1, 2, 5, 10, 20, 50)  # of PGD, for the curve
 CURVE_EXAMPLES = 500
-
-
-def sample(split: Split, n: int) -> Split:
-    """A stratified choice of `n` examples, always the same; the whole split if it has no more (or n is 0)."""
-    if not n or n >= len(split):
-        return split
-    return split.select(torch.from_numpy(stratified(split.labels.cpu(), n)[1]))
 
 
 def evaluate_run(
@@ -64,7 +56,7 @@ def evaluate_run(
         raise InputError(
             f"{run.path} was trained on {params['dataset']!r}, not on {dataset.name!r}: load that data set."
         )
-    threat, split = Threat(**params["threat"]), sample(dataset.test, n or 0)
+    threat, split = Threat(**params["threat"]), dataset.test.sample(n or 0)
     asked = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat), "seed": seed}
     asked["code"] = code_digest()
     stored = run.results()
@@ -100,7 +92,7 @@ def _table(records: "pd.DataFrame", threat: Threat) -> list[dict[str, Any]]:
 
 
 def _curves(model: nn.Module, split: Split, threat: Threat, seed: int) -> dict[str, Any]:
-    few, attack = sample(split, CURVE_EXAMPLES), PGD(threat, steps=20, early_stop=True)
+    few, attack = split.sample(CURVE_EXAMPLES), PGD(threat, steps=20, early_stop=True)
     radii = sorted({threat.scaled(multiple).eps for multiple in EPS_MULTIPLES})
     over_eps = robustness_curve(model, few, attack, eps=radii, seed=seed)
     over_steps = robustness_curve(model, few, attack, steps=STEPS, seed=seed)
@@ -111,7 +103,7 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
     """One row for each evaluated run, the best worst case first.
 
     Returns:
-        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), seed, clean, fgsm, pgd20, pgd50x10, cw50, worst (fractions; clean and worst
+        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, clean, fgsm, pgd20, pgd50x10, cw50, worst (fractions; clean and worst
         with _low and _high), last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint.
     """
     import pandas as pd
@@ -121,9 +113,11 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
     return frame.sort_values("worst", ascending=False, ignore_index=True)
 
 
+# What runs must share for a mean over their seeds to mean something.
+KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "worst")
 COLUMNS = (
-    *("preset", "dataset", "method", "title", "arch", "changed", "seed", *ATTACKS),
+    *("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed", *ATTACKS),
     *("clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs", "path", "stale"),
     *("warnings", "checkpoint"),
 )
@@ -136,7 +130,10 @@ def _row(run: Run) -> dict[str, Any]:
     last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
     said = metrics["warnings"].iloc[-1] if len(metrics) else []
     return {
-        **{name: params.get(name) for name in ("preset", "dataset", "method", "title", "arch", "changed", "seed")},
+        **{
+            name: params.get(name)
+            for name in ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
+        },
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
         **bounds,
         "last_worst": last["worst"],
@@ -151,8 +148,8 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":
-    """Mean and standard deviation over seeds for each (method, arch, change from the preset) of a leaderboard; std is NaN for one seed."""
-    groups = board.groupby(["method", "title", "arch", "changed"], sort=False)
+    """Mean and standard deviation over seeds for each kind of run in a leaderboard (see KIND); std is NaN for one seed."""
+    groups = board.groupby(KIND, sort=False)
     table = groups[[*ATTACKS, "minutes"]].agg(["mean", "std"])
     table.columns = table.columns.map("_".join)
     return table.assign(seeds=groups.seed.nunique()).reset_index()

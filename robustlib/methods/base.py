@@ -1,17 +1,30 @@
 """What every method has: a recipe of hyper-parameters, a threat, and stages."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import nn
 
-from robustlib.data import VIEWS, Dataset
+from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
 from robustlib.models import ARCHITECTURES
 from robustlib.threat import NORMS, Norm, Threat
-from robustlib.training import SCHEDULES, Optim, Schedule, Stage, constant, cosine, one_cycle, piecewise, step
+from robustlib.training import (
+    SCHEDULES,
+    At,
+    Optim,
+    Pass,
+    Schedule,
+    Stage,
+    Updates,
+    constant,
+    cosine,
+    one_cycle,
+    piecewise,
+    step,
+)
 
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
 AT_LEAST = {"epochs": 1, "batch_size": 2, "train_examples": 0, "attack_steps": 1}  # whole numbers and their least value
@@ -57,7 +70,7 @@ class Method:
                 raise InputError(
                     f"{self.name}: {name}={value!r} is too small, give a whole number of at least {least}."
                 )
-        for name in ("lr", "eps"):
+        for name in ("lr", "eps", "momentum", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"{self.name}: {name}={value!r}: give a number of at least 0.")
@@ -68,6 +81,11 @@ class Method:
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise unknown(name if name != "arch" else "architecture", getattr(self, name), choices)
+        if self.schedule == "piecewise" and not self.points:
+            raise InputError(f"{self.name}: schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0)).")
+        for name in ("milestones", "points"):
+            if list(getattr(self, name)) != sorted(getattr(self, name)):
+                raise InputError(f"{self.name}: {name}={getattr(self, name)!r} must rise: sort it.")
         if self.norm is not None and self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         if self.eps is not None:
@@ -76,6 +94,14 @@ class Method:
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """What to do, in order, to train `model` on `dataset`."""
         raise NotImplementedError
+
+    def single_stage(
+        self, model: nn.Module, updates: Callable[[Batch, At], Updates], *, adversarial: bool
+    ) -> list[Stage]:
+        """The one stage of a method that trains the whole model in one way: `updates` yields ("model", loss)."""
+        optimisers = {"model": self.optim(model.parameters())}
+        passes = (Pass(updates, augment=self.augment),)
+        return [Stage(self.name, self.epochs, optimisers, passes, adversarial=adversarial, ema=self.ema)]
 
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments of `build_model` that this method's model needs."""

@@ -8,7 +8,7 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Pass, Stage, Updates
+from robustlib.training import At, Loss, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,4 @@ class PGDAT(AdversarialMethod):
             x_adv = self.attacked(attack, model, batch, at)
             yield "model", Loss(F.cross_entropy(model(x_adv).float(), batch.y))
 
-        optimisers = {"model": self.optim(model.parameters())}
-        return [
-            Stage(
-                "pgd_at",
-                self.epochs,
-                optimisers,
-                (Pass(updates, augment=self.augment),),
-                adversarial=True,
-                ema=self.ema,
-            )
-        ]
+        return self.single_stage(model, updates, adversarial=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 from robustlib.data import Batch, Dataset
 from robustlib.methods.base import Method
-from robustlib.training import At, Loss, Pass, Stage, Updates
+from robustlib.training import At, Loss, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +25,4 @@ class Standard(Method):
         def updates(batch: Batch, at: At) -> Updates:
             yield "model", Loss(F.cross_entropy(model(batch.x).float(), batch.y))
 
-        optimisers = {"model": self.optim(model.parameters())}
-        return [Stage("standard", self.epochs, optimisers, (Pass(updates, augment=self.augment),), ema=self.ema)]
+        return self.single_stage(model, updates, adversarial=False)

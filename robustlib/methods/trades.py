@@ -9,7 +9,7 @@ from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Pass, Stage, Updates
+from robustlib.training import At, Loss, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,4 @@ class TRADES(AdversarialMethod):
             total, parts = trades_loss(model(batch.x), model(x_adv), batch.y, self.beta)
             yield "model", Loss(total, parts)
 
-        optimisers = {"model": self.optim(model.parameters())}
-        return [
-            Stage(
-                "trades",
-                self.epochs,
-                optimisers,
-                (Pass(updates, augment=self.augment),),
-                adversarial=True,
-                ema=self.ema,
-            )
-        ]
+        return self.single_stage(model, updates, adversarial=True)

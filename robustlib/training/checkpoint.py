@@ -54,7 +54,7 @@ def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
     write_atomic(run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any] | None:
+def load(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint, None if there is none; never executes code from the file.
 
     Raises:
@@ -63,7 +63,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves what must move
         return {**content, "state": State(**{**content["state"], "rows": json.loads(content["state"]["rows"])})}
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

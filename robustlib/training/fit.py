@@ -1,13 +1,10 @@
 """`fit`: trains a method once, and never twice; interrupted anywhere, the same call goes on where it stopped."""
 
 import contextlib
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -72,7 +69,7 @@ def fit(
         arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
-        device: "cpu", "cuda", "cuda:1", "mps" or "auto" (a GPU where there is one).
+        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU where there is one).
         precision: "32-true", "bf16-mixed" or "auto" (bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the model's forward pass with torch.compile; its numbers differ a little, so such a run is another.
@@ -88,13 +85,14 @@ def fit(
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     arch = arch or method.arch
-    params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
+    params = run_params(method, dataset, arch, seed, precision)
+    if compile:
+        params |= {"compile": True, "changed": ", ".join(filter(None, [params["changed"], "compiled"]))}
     run = Run.of(params, root)
     if run.finished and not rerun:
         return run
-    with _locked(run), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        if rerun or run.provenance().get("code") != code_digest():  # never mix the epochs of two versions of the code
-            _clear(run)
+    with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
+        _make_way(run, rerun)
         write_json(run.path / "params.json", params)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
@@ -115,8 +113,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
     if (device.index or 0) >= there.get(device.type, 0):
         raise InputError(
             f"Device {name!r} was asked for, but this machine has no such device: use --device cpu or auto."
@@ -150,7 +148,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "seed": seed,
         "precision": precision,
         "threat": {"norm": threat.norm, "eps": threat.eps},
-        "hyperparameters": method.hyperparameters(),
+        "hyperparameters": method.hyperparameters() | {"arch": arch},
         "model": method.model_options(),
         "spec": spec,
         "preset": method.preset,
@@ -159,28 +157,20 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
     }
 
 
-@contextlib.contextmanager
-def _locked(run: Run) -> Iterator[None]:
-    """One process a run; the lock dies with its process, however it dies."""
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        file: IO[str] = open(run.path / ".lock", "a")  # noqa: SIM115  (held for the time of the training)
-    except OSError as error:
-        raise InputError(f"Cannot write to {run.path} ({error.strerror}): choose a writable directory.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{run.path} is being trained by another process: wait for it, or stop it.") from error
-        yield
+def _make_way(run: Run, rerun: bool) -> None:
+    """Removes what an earlier training left if it cannot be gone on with; never silently what cost hours.
 
-
-def _clear(run: Run) -> None:
-    for file in run.path.iterdir():
-        if file.is_dir():
-            shutil.rmtree(file)
-        elif file.name != ".lock":
-            file.unlink()
+    Raises:
+        InputError: the run was begun by other code; its epochs and this code's must not be mixed.
+    """
+    begun = (run.path / "checkpoint.pt").exists()
+    if begun and not rerun and run.provenance().get("code") not in (None, code_digest()):
+        raise InputError(
+            f"{run.path} was begun by another version of robustlib, and its epochs and this version's must not be mixed: "
+            "start anew with --rerun, or go back to that version."
+        )
+    if rerun:
+        run.clear()
 
 
 def _record(run: Run, method: Trainable, training: Training, command: Any) -> None:

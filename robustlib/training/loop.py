@@ -50,7 +50,7 @@ class Training:
         self.train, self.val = dataset.train.to(device), dataset.val.to(device)
         self.batch_size, self.threat = method.batch_size, method.threat(dataset)
         self.dataset = dataset
-        self.saved = checkpoint.load(run.path / "checkpoint.pt", device)
+        self.saved = checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:
             raise InputError(
@@ -58,6 +58,8 @@ class Training:
                 f"resume with threads={self.state.threads}, or start anew with --rerun."
             )
         torch.set_num_threads(self.state.threads)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def peak_memory_mb(self) -> float:
         """The most memory held so far, in MiB."""
@@ -74,13 +76,15 @@ class Training:
     # ---- a stage
 
     def _stage(self, stage: Stage, last: bool) -> None:
-        self.stage, self.modules = stage, {"model": self.model}
+        self.stage = stage
         saved, self.saved = self.saved, None
-        self._restore("modules", {"model": self.model}, saved)
+        shared = {name: module.to(self.device) for name, module in stage.modules.items()}
+        self.modules = {"model": self.model, **shared}
+        self._restore("modules", self.modules, saved, partly=not self.state.begun)
         if not self.state.begun and stage.begin is not None:
+            torch.manual_seed(derive_seed(self.seed, stage.name, "begin"))
             stage.begin()
         self.ema = EMA(self.model, stage.ema) if stage.ema else None
-        self.modules |= {name: module.to(self.device) for name, module in stage.modules.items()}
         self.modules |= {"ema": self.ema.module} if self.ema else {}
         self.optimisers = {name: spec.build() for name, spec in stage.optimisers.items()}
         if self.state.begun:
@@ -97,16 +101,18 @@ class Training:
         self.model.load_state_dict(self._shown.state_dict())  # the next stage goes on from the average
         if not last:
             self.state.stage, self.state.epoch, self.state.begun = self.state.stage + 1, 0, False
-            self.optimisers, self.modules, self.ema = {}, {"model": self.model}, None
+            self.optimisers, self.ema = {}, None
+            self.modules.pop("ema", None)  # what the stage trained beside the model may serve the next one
             self._save()
 
-    def _restore(self, kind: str, mine: Mapping[str, Any], saved: dict[str, Any] | None) -> None:
-        """Fills modules or optimisers with what the checkpoint holds of them."""
+    def _restore(self, kind: str, mine: Mapping[str, Any], saved: dict[str, Any] | None, partly: bool = False) -> None:
+        """Fills modules or optimisers with what the checkpoint holds of them; `partly`: it may not know them all."""
         if saved is None:
             return
         try:
             for name, part in mine.items():
-                part.load_state_dict(saved[kind][name])
+                if not partly or name in saved[kind]:
+                    part.load_state_dict(saved[kind][name])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.run.path}/checkpoint.pt does not fit this run ({reason}): use --rerun.") from error
@@ -123,6 +129,7 @@ class Training:
         row: dict[str, Any] = {"epoch": epoch + 1}
         for part in self.stage.passes:
             sums: dict[str, Tensor] = {}
+            self.optimisers |= {name: self.stage.optimisers[name].build() for name in part.fresh}
             for repeat in range(part.repeats):
                 sums = self._pass(part, epoch, repeat)
             means = {name: float(value) for name, value in sums.items()}
@@ -143,8 +150,6 @@ class Training:
         torch.manual_seed(derive_seed(*names, "global"))  # for dropout and whatever else draws globally
         data = torch.Generator(self.device).manual_seed(derive_seed(*names, "data"))
         draws = torch.Generator(self.device).manual_seed(derive_seed(*names, "updates"))
-        for name in part.fresh:
-            self.optimisers[name] = self.stage.optimisers[name].build()
         self.model.train()
         sums: dict[str, Tensor] = {}
         steps = -(-len(self.train) // self.batch_size)
@@ -192,6 +197,7 @@ class Training:
 
     def _measure(self, row: dict[str, Any], started: float) -> None:
         """Validates, probes, warns, keeps the best weights, and adds the row to the metrics."""
+        torch.manual_seed(derive_seed(self.seed, self.stage.name, row["epoch"], "measure"))  # probes may draw
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
         batch = probe_batch(self.val)

@@ -49,6 +49,9 @@ class Optim:
     nesterov: bool = False
     schedule: Schedule = field(default_factory=constant)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", tuple(self.params))  # an iterator would serve only the first build
+
     def build(self) -> torch.optim.Optimizer:
         """A fresh torch optimiser over the parameters that take gradients."""
         params = [p for p in self.params if p.requires_grad]

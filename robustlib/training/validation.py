@@ -36,13 +36,13 @@ class Validation:
 def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
     """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment."""
     pgd = PGD(threat, steps=10, early_stop=True, precision=precision)
-    few = train.select(torch.arange(min(TRAIN_EXAMPLES, len(val), len(train))))
+    few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with borrowed(model):
         logits = _logits(model, val, None, seed)
         attacked = _logits(model, val, pgd, seed)
         fgsm = _logits(model, val, FGSM(threat, precision=precision), seed)
         trained = _logits(model, few, pgd, seed)
-        batch = next(iter(val.batches(PROBE_EXAMPLES)))
+        batch = probe_batch(val)
         cosine = gradient_alignment(model, batch.x, batch.y, threat, Draws.for_examples(seed, batch.index))
     robust = attacked.argmax(1) == val.labels
     numbers = {
@@ -89,7 +89,7 @@ def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def probe_batch(val: Split) -> Batch:
     """The fixed validation batch that probes see."""
-    return next(iter(val.batches(PROBE_EXAMPLES)))
+    return next(iter(val.sample(PROBE_EXAMPLES).batches(PROBE_EXAMPLES)))
 
 
 def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:

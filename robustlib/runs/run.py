@@ -1,85 +1,32 @@
-"""The run directory: what a training leaves behind, written so that every file is old or new, never half."""
+"""The run directory: what a training leaves behind."""
 
+import fcntl
 import hashlib
 import io
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustlib.errors import InputError
+from robustlib.runs.files import load_weights, read_json, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import nn
 
     from robustlib.models import Classifier
 
 UNHASHED = ("preset", "title", "changed")  # facts of a run that change no number
 
 
-def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one.
-
-    Raises:
-        InputError: the directory cannot be written or the disk is full; the previous file is untouched.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            if callable(data):
-                data(file)  # type: ignore[arg-type]
-            else:
-                file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are private by default
-        os.replace(temporary, path)
-    except OSError as error:
-        kept = "the previous version is untouched" if path.exists() else "nothing was written"
-        remedy = "free some space" if error.errno == 28 else "choose a writable directory"
-        raise InputError(f"Cannot write {path}: {error.strerror}; {kept}. Remedy: {remedy} and call again.") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def write_json(path: Path, content: object) -> None:
-    """`write_atomic` of indented JSON."""
-    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is none.
-
-    Raises:
-        InputError: the file is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold a JSON object, it holds a {type(content).__name__}: delete or restore it."
-        )
-    return content
-
-
 @lru_cache
 def code_digest() -> str:
     """A digest of every file of the installed robustlib that can change a number."""
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         if file.relative_to(root).parts[0].removesuffix(".py") not in VIEWS:
@@ -96,6 +43,12 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
     kept["hyperparameters"] = {k: v for k, v in params.get("hyperparameters", {}).items() if k not in UNHASHED}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+FILES = (
+    *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
+    *("model.safetensors", "last.safetensors", "records.parquet", "results.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,8 +68,49 @@ class Run:
         return read_json(self.path / "params.json")
 
     def status(self) -> dict[str, Any]:
-        """{"state": "new" | "running" | "done" | "failed", ...}."""
-        return read_json(self.path / "status.json") or {"state": "new"}
+        """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""
+        status = read_json(self.path / "status.json") or {"state": "new"}
+        if status["state"] == "running" and not self.locked:
+            return {**status, "state": "interrupted", "reason": "the process ended without a word"}
+        return status
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the lock dies with its process, however it dies.
+
+        Raises:
+            InputError: the directory cannot be written, or another process holds the run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a")  # noqa: SIM115  (held for the time of the training)
+        except OSError as error:
+            raise InputError(f"Cannot write to {self.path} ({error.strerror}): choose a writable directory.") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"{self.path} is being trained by another process: wait for it, or stop it."
+                ) from error
+            yield
+
+    @property
+    def locked(self) -> bool:
+        """Whether a process is training the run now."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def clear(self) -> None:
+        """Removes what a training and its evaluation wrote, and nothing else."""
+        for file in (*(self.path / name for name in FILES), *self.path.glob("snapshots/*.safetensors")):
+            file.unlink(missing_ok=True)
 
     def provenance(self) -> dict[str, Any]:
         """What made it: code digest, package versions, device, threads, wall time, peak memory, command."""
@@ -134,12 +128,15 @@ class Run:
         lines = file.read_text().splitlines() if file.exists() else []
         return pd.DataFrame([json.loads(line) for line in lines])
 
-    def records(self) -> "pd.DataFrame":
-        """The evaluation's per-example records; empty before it."""
+    def records(self, which: Literal["best", "last"] = "best") -> "pd.DataFrame":
+        """The evaluation's per-example records of the best or the last epoch's weights; empty before it."""
         import pandas as pd
 
         file = self.path / "records.parquet"
-        return pd.read_parquet(file) if file.exists() else pd.DataFrame()
+        if not file.exists():
+            return pd.DataFrame()
+        records = pd.read_parquet(file)
+        return records[records.checkpoint == which].drop(columns="checkpoint").reset_index(drop=True)
 
     def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
         """The trained model in eval mode on the CPU: best on robust validation accuracy, or of the last epoch.
@@ -180,42 +177,6 @@ class Run:
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         write_atomic(self.path / name, buffer.getvalue())
-
-
-def save_weights(model: "nn.Module", path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes all parameters and buffers as safetensors, atomically."""
-    from safetensors.torch import save
-
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    write_atomic(path, save(state, dict(metadata or {})))
-
-
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Fills the model from a safetensors file.
-
-    Raises:
-        InputError: no such file, not a whole safetensors file, or weights of another model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is truncated or not a safetensors file ({error}): train again with --rerun."
-        ) from error
-    mine = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    theirs = {k: tuple(v.shape) for k, v in state.items()}
-    if mine != theirs:
-        odd = next(k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k))
-        raise InputError(
-            f"{path} holds weights of another model: {odd} is {theirs.get(odd, 'missing')} there and "
-            f"{mine.get(odd, 'unknown')} here. Use the architecture and the data set it was trained with."
-        )
-    model.load_state_dict(state)
 
 
 def find_runs(

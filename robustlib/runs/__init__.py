@@ -1,0 +1,16 @@
+"""The run directory: files that are old or new, never half, and what they say of a training."""
+
+from robustlib.runs.files import load_weights, read_json, save_weights, write_atomic, write_json
+from robustlib.runs.run import Run, code_digest, find_runs, parameter_hash
+
+__all__ = [
+    "Run",
+    "code_digest",
+    "find_runs",
+    "load_weights",
+    "parameter_hash",
+    "read_json",
+    "save_weights",
+    "write_atomic",
+    "write_json",
+]

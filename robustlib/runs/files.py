@@ -1,0 +1,102 @@
+"""Writing and reading the files of a run, so that every file is old or new, never half."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from robustlib.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one.
+
+    Raises:
+        InputError: the directory cannot be written or the disk is full; the previous file is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            if callable(data):
+                data(file)  # type: ignore[arg-type]
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # temporary files are private by default
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = "the previous version is untouched" if path.exists() else "nothing was written"
+        remedy = "free some space" if error.errno == 28 else "choose a writable directory"
+        raise InputError(f"Cannot write {path}: {error.strerror}; {kept}. Remedy: {remedy} and call again.") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_json(path: Path, content: object) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is none.
+
+    Raises:
+        InputError: the file is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} should hold a JSON object, it holds a {type(content).__name__}: delete or restore it."
+        )
+    return content
+
+
+def save_weights(model: "nn.Module", path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes all parameters and buffers as safetensors, atomically."""
+    from safetensors.torch import save
+
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    write_atomic(path, save(state, dict(metadata or {})))
+
+
+def load_weights(model: "nn.Module", path: Path) -> None:
+    """Fills the model from a safetensors file.
+
+    Raises:
+        InputError: no such file, not a whole safetensors file, or weights of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is truncated or not a safetensors file ({error}): train again with --rerun."
+        ) from error
+    mine = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    theirs = {k: tuple(v.shape) for k, v in state.items()}
+    if mine != theirs:
+        odd = next(k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k))
+        raise InputError(
+            f"{path} holds weights of another model: {odd} is {theirs.get(odd, 'missing')} there and "
+            f"{mine.get(odd, 'unknown')} here. Use the architecture and the data set it was trained with."
+        )
+    model.load_state_dict(state)

@@ -1,6 +1,6 @@
 """PGD-10 on ResNet-18 (batch 128, 32x32) against torchattacks, foolbox and ART: time, memory and strength in one run.
 
-    python benchmarks/attack_speed.py                 # about 20 minutes on one CPU core; writes attack_speed.md
+    python benchmarks/attack_speed.py                 # about 20 minutes on two idle CPU cores; writes attack_speed.md
     python benchmarks/attack_speed.py --device cuda   # under a minute; writes attack_speed_cuda.md
 
 Needs the extras `test` and `reference`. Strength is compared on a PGD-AT model of the digits preset (trained in runs/ if it is
@@ -145,9 +145,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="on the CPU; more only wait for each other on a busy machine"
-    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # the peers' own

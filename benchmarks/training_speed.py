@@ -1,6 +1,6 @@
 """A PGD-AT step of ResNet-18 (PGD-10, batch 128, 32x32) against what it would cost without any of our work.
 
-    python benchmarks/training_speed.py                 # about 15 minutes on one CPU core; writes training_speed.md
+    python benchmarks/training_speed.py                 # about 15 minutes on two idle CPU cores; writes training_speed.md
     python benchmarks/training_speed.py --device cuda   # seconds; writes training_speed_cuda.md
 
 Two references at each precision: "bare" is 11 forward-backward passes of the bare model in the same memory format, the usual
@@ -93,9 +93,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="on the CPU; more only wait for each other on a busy machine"
-    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

@@ -54,3 +54,23 @@ def test_labels_are_checked_before_the_device_asserts():
     model, x = Linear().cuda(), torch.rand(2, 1, 4, 4, device="cuda")
     with pytest.raises(InputError, match="2 classes"):
         PGD(Threat("linf", 0.1))(model, x, torch.tensor([0, 5]).cuda())
+
+
+def test_a_training_that_was_broken_off_goes_on(tmp_path, digits, monkeypatch):
+    from robustlib.training import loop
+
+    method = make_method("pgd_at", "digits", epochs=5, optimiser="adam", lr=0.003, ema=0.9)
+    real, lines = loop.epoch_line, []
+
+    def interrupted(*args):
+        lines.append(real(*args))
+        if len(lines) == 2:
+            raise KeyboardInterrupt
+        return lines[-1]
+
+    monkeypatch.setattr(loop, "epoch_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(method, digits, root=tmp_path, device="cuda")
+    run = fit(method, digits, root=tmp_path, device="cuda")
+    assert run.finished
+    assert list(run.metrics().epoch) == list(range(6))

@@ -53,8 +53,8 @@ class Draws:
         """Seeds that depend only on `seed` and each example's own index (B,) in its data set."""
         return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
 
-    def __getitem__(self, chosen: Tensor) -> "Draws":
-        """The streams of some examples: a boolean mask or indices."""
+    def __getitem__(self, chosen: Tensor | slice) -> "Draws":
+        """The streams of some examples: a boolean mask, indices or a slice."""
         return Draws(self.seeds[chosen])
 
     def fork(self, tag: int) -> "Draws":

@@ -1,9 +1,26 @@
 """Attacks: frozen dataclasses whose repr() is their full protocol, called as `attack(model, x, y, generator=g)`."""
 
+from robustlib.attacks.apgd import APGD
+from robustlib.attacks.autoattack import AutoAttack
 from robustlib.attacks.draws import Draws
+from robustlib.attacks.fab import FAB
 from robustlib.attacks.objectives import OBJECTIVES
-from robustlib.attacks.pgd import FGSM, PGD
-from robustlib.attacks.search import Attack
+from robustlib.attacks.pgd import FGSM, PGD, PGDEOT
+from robustlib.attacks.search import Attack, View
+from robustlib.attacks.square import Square
 from robustlib.threat import Threat
 
-__all__ = ["FGSM", "OBJECTIVES", "PGD", "Attack", "Draws", "Threat"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "FGSM",
+    "OBJECTIVES",
+    "PGD",
+    "PGDEOT",
+    "Attack",
+    "AutoAttack",
+    "Draws",
+    "Square",
+    "Threat",
+    "View",
+]

@@ -1,7 +1,7 @@
 """How an attack looks at a model: modes and gradients borrowed and given back, inputs checked, gradients at speed."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
+from robustlib.attacks.objectives import fooled
 from robustlib.attacks.replica import replica_of
 from robustlib.errors import InputError
 
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed")
+PIECE = (
+    100_000  # float32 pixels that a CPU looks at in one go, 32 images of CIFAR-10: their activations stay in its cache
+)
+Goal = Callable[[Tensor, slice], Tensor]  # logits of some rows of the batch and which rows -> what to climb, (rows,)
 
 
 class Attack(Protocol):
@@ -46,7 +51,9 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
 
 
 def check_labels(y: Tensor, classes: int) -> None:
-    """Raises InputError for labels that a model of that many classes cannot predict."""
+    """Raises InputError for fewer than 2 classes, and for labels that a model of that many classes cannot predict."""
+    if classes < 2:
+        raise InputError(f"The model gives {classes} logit(s): robustness is about telling at least 2 classes apart.")
     if len(y) and not bool(((y >= 0) & (y < classes)).all()):
         raise InputError(
             f"Labels from {int(y.min())} to {int(y.max())} do not fit a model of {classes} classes "
@@ -86,44 +93,88 @@ def borrowed(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> 
                 buffer.copy_(value)
 
 
+class View(nn.Module):
+    """A surrogate to search on, beside the deployed model that decides what is a success.
+
+    Args:
+        view: x -> logits (B, K), differentiable.
+        judge: the model whose prediction counts.
+    """
+
+    def __init__(self, view: nn.Module, judge: nn.Module) -> None:
+        super().__init__()
+        self.view, self.judge = view, judge
+        self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (view, judge))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The surrogate's logits (B, K)."""
+        return self.view(x)
+
+
 @dataclass(frozen=True)
 class Search:
     """A borrowed model in the two views an attack needs: a fast one to search with, the exact one to decide with."""
 
     model: nn.Module
     fast: nn.Module
-    precision: Precision
+    precision: Precision = "32-true"
+    stochastic: bool = False
+    piece: int = 0  # images in one go; 0 for all
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The verdict's logits (B, K): the model itself, in float32, without gradients."""
+    def logits(self, x: Tensor, draws: int = 1) -> Tensor:
+        """The verdict's logits (B, K): the model itself, in float32, without gradients; their mean over `draws`."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.model(x).float()
+            return torch.stack([self._in_pieces(self.model, x) for _ in range(draws)]).mean(0)
 
-    def fast_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of the fast view, without gradients: good enough to steer by."""
-        bf16 = self.precision == "bf16-mixed"
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            return self.fast(x).float()
+    def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
+        """Logits (B, K) of the fast view, without gradients: good enough to steer by; their mean over `draws`."""
+        with torch.no_grad(), self._autocast(x):
+            return torch.stack([self._in_pieces(self.fast, x) for _ in range(draws)]).mean(0)
 
-    def gradient(self, x: Tensor, objective: Callable[[Tensor], Tensor], samples: int = 1) -> tuple[Tensor, Tensor]:
-        """The direction in which objective(logits) rises at x, and the logits (B, K) there (means over `samples` draws).
+    def gradient(self, x: Tensor, goal: Goal, samples: int = 1) -> tuple[Tensor, Tensor]:
+        """The direction in which goal(logits, rows) rises at x, and the logits (B, K) there (means over `samples` draws).
 
-        Each example's gradient is scaled freely (alike for all its samples): every attack here steps by sign or direction.
+        Each example's gradient is scaled freely (alike for all its samples) where the goal's derivative by the logits
+        is not already 1 at most: attacks step by sign or direction.
         """
+        parts = [self._gradient(x[rows], rows, goal, samples) for rows in self._rows(x)]
+        gradient, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        return gradient.nan_to_num(0.0, 0.0, 0.0), logits  # an infinite step would leave the ball as NaN
+
+    def broken(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """(B,) bool: where the fast view's `logits` claim a success that the deciding model confirms.
+
+        Never for a stochastic model: one lucky draw is no success.
+        """
+        gone = fooled(logits, y, target) & (not self.stochastic)
+        exact = self.fast is self.model and self.precision == "32-true"
+        if not exact and bool(gone.any()):
+            verdict = self.logits(x_adv[gone])
+            gone[gone.clone()] = fooled(verdict, y[gone], None if target is None else target[gone])
+        return gone
+
+    def _gradient(self, x: Tensor, rows: slice, goal: Goal, samples: int) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         gradient, mean, scale = torch.zeros_like(x), torch.zeros(()), None
         for _ in range(samples):
-            with (
-                torch.enable_grad(),
-                torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"),
-            ):
+            with torch.enable_grad(), self._autocast(x):
                 logits = self.fast(x)
-            upstream = _upstream(logits, objective)
+            upstream = _upstream(logits, lambda exact: goal(exact, rows))
             scale = upstream.abs().amax(1, keepdim=True) if scale is None else scale
             upstream = torch.where(scale > 0, upstream / scale, upstream).to(logits.dtype)
             gradient += torch.autograd.grad(logits, x, upstream)[0] / samples
             mean = mean + logits.detach().float() / samples
-        return gradient.nan_to_num(0.0, 0.0, 0.0), mean  # an infinite step would leave the ball as NaN
+        return gradient, mean
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    def _rows(self, x: Tensor) -> list[slice]:
+        piece = self.piece or len(x)
+        return [slice(start, start + piece) for start in range(0, len(x), piece)] or [slice(0, 0)]
+
+    def _in_pieces(self, model: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([model(x[rows]).float() for rows in self._rows(x)])
 
 
 def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,9 +191,31 @@ def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
 
 @contextmanager
 def searching(
-    model: nn.Module, x: Tensor, precision: Precision, batchnorm: Literal["eval", "train"]
+    model: nn.Module,
+    x: Tensor,
+    labels: Sequence[Tensor],
+    precision: Precision = "32-true",
+    batchnorm: Literal["eval", "train"] = "eval",
 ) -> Iterator[Search]:
-    """Lends the model for a search from the batch `x`; in eval mode with BatchNorm folded where that changes nothing."""
+    """Lends the model for a search from the batch `x`; in eval mode with BatchNorm folded where that changes nothing.
+
+    Args:
+        model: x -> logits, or a View.
+        x: images (B, C, H, W) in [0, 1], at least one.
+        labels: the (B,) class numbers that the attack will use.
+
+    Raises:
+        InputError: the model tells fewer than 2 classes apart, or a label is none of them.
+    """
+    view, judge = (model.view, model.judge) if isinstance(model, View) else (model, model)
+    piece = PIECE * (2 if precision == "bf16-mixed" else 1) // x[0].numel()
+    whole = x.device.type != "cpu" or batchnorm == "train"  # there, examples see each other
     with borrowed(model, batchnorm), torch.autocast(x.device.type, enabled=False):
-        fast = replica_of(model, x, precision) if batchnorm == "eval" else None
-        yield Search(model, model if fast is None else fast, precision)
+        fast = replica_of(view, x, precision) if batchnorm == "eval" else None
+        stochastic = bool(getattr(model, "stochastic", False))
+        search = Search(judge, view if fast is None else fast, precision, stochastic, 0 if whole else max(8, piece))
+        first = search.fast_logits(x[:1])
+        check_logits(first)
+        for y in labels:
+            check_labels(y, first.shape[1])
+        yield search

@@ -1,0 +1,155 @@
+"""AutoAttack against the authors' package: seconds of each attack and of the cascade, both timed in turn in one run.
+
+    python benchmarks/autoattack_speed.py                         # 32 images, the schedule shortened alike on both sides
+    python benchmarks/autoattack_speed.py --steps 100 --targets 9 --queries 5000 --images 1000 --device cuda
+
+The model is a ResNet-18 trained by PGD-AT on the embedded digits, enlarged to 32x32 colour images (kept in --runs).
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from side_by_side import alternate, markdown, publish
+from torch import Tensor, nn
+
+from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat
+from robustlib.data import Dataset, Split, load_dataset
+from robustlib.methods import make_method
+from robustlib.training import fit
+
+TRAINING = {"epochs": 6, "attack_steps": 3, "lr": 0.05, "train_examples": 960}
+PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def enlarged(split: Split) -> Split:
+    """8x8 grey digits as 32x32 colour images."""
+    images = split.images.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat(1, 3, 1, 1)
+    return Split(images, split.labels, split.indices)
+
+
+def victim(runs: Path) -> tuple[nn.Module, Dataset]:
+    """The adversarially trained ResNet-18 and its data; trained once, then loaded."""
+    digits = load_dataset("digits")
+    splits = {part: enlarged(getattr(digits, part)) for part in ("train", "val", "test")}
+    dataset = replace(digits, name="digits32", mean=digits.mean * 3, std=digits.std * 3, **splits)
+    run = fit(make_method("pgd_at", preset="digits", **TRAINING), dataset, arch="resnet18", seed=0, root=runs)
+    return run.model(), dataset
+
+
+def ours(threat: Threat, options: argparse.Namespace, precision: str) -> AutoAttack:
+    """Our cascade with the shortened schedule."""
+    parts = (
+        APGD(threat, options.steps, precision=precision),
+        APGD(threat, options.steps, objective="dlr", targets=options.targets, precision=precision),
+        FAB(threat, options.steps, options.targets, precision=precision),
+        Square(threat, options.queries, precision=precision),
+    )
+    return AutoAttack(threat, "custom", tuple(zip(PARTS, parts, strict=True)), precision=precision)
+
+
+def theirs(
+    model: nn.Module, threat: Threat, options: argparse.Namespace
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The authors' attacks with the same schedule, and their cascade as `all`."""
+    from pyautoattack import AutoAttack as Reference
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+
+    device = options.device
+    cascade = Reference(model, norm="Linf", eps=threat.eps, seed=0, device=device)
+    same = {"n_iter": options.steps, "norm": "Linf", "eps": threat.eps, "seed": 0, "device": device}
+    cascade.apgd = APGDAttack(model, **same, logger=cascade.logger)
+    cascade.apgd_targeted = APGDAttack_targeted(model, **same, n_target_classes=options.targets, logger=cascade.logger)
+    cascade.fab.n_iter, cascade.fab.n_target_classes, cascade.fab.targeted = options.steps, options.targets, True
+    cascade.square.n_queries = options.queries
+
+    def all_of(x: Tensor, y: Tensor) -> Tensor:
+        cascade.attacks_to_run = list(PARTS)
+        found = cascade.run_standard_evaluation(x, y, batch_size=len(x))
+        return found[0] if isinstance(found, tuple) else found
+
+    parts = (cascade.apgd, cascade.apgd_targeted, cascade.fab, cascade.square)
+    return {**{name: part.perturb for name, part in zip(PARTS, parts, strict=True)}, "all": all_of}
+
+
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: argparse.Namespace
+) -> list[dict[str, object]]:
+    """One row a component: median seconds, ratios, and the images each library left standing."""
+    reference, rows = theirs(model, threat, options), []
+    for name in (*PARTS, "all"):
+        standing: dict[str, Tensor] = {}
+        sides: dict[str, Callable[[], object]] = {
+            "reference": lambda name=name: _judged(standing, "reference", model, reference[name](x, y), y)
+        }
+        for label, precision in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
+            cascade = ours(threat, options, precision)
+            attack = cascade if name == "all" else dict(cascade.attacks)[name]
+            sides[label] = lambda label=label, attack=attack: _judged(
+                standing, label, model, attack(model, x, y, generator=torch.Generator().manual_seed(0)), y
+            )
+        seconds = alternate(sides, options.rounds, x.device)
+        rows.append(
+            {
+                "attack": "whole cascade" if name == "all" else name,
+                "reference (s)": f"{seconds['reference']:.1f}",
+                "fp32 is faster by": f"{seconds['reference'] / seconds['fp32']:.2f}x",
+                "bf16 is faster by": f"{seconds['reference'] / seconds['bf16']:.2f}x",
+                "left standing: reference, fp32, bf16": ", ".join(str(int(flags.sum())) for flags in standing.values()),
+                "other verdicts than the reference: fp32, bf16": ", ".join(
+                    str(int((standing[label] != standing["reference"]).sum())) for label in ("fp32", "bf16")
+                ),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _judged(standing: dict[str, Tensor], side: str, model: nn.Module, x_adv: Tensor, y: Tensor) -> None:
+    """Notes which images the float32 model still classifies rightly."""
+    with torch.no_grad():
+        standing[side] = model(x_adv).argmax(1) == y
+
+
+def claims(rows: list[dict[str, object]]) -> dict[str, bool]:
+    """What the issue asks of the whole cascade."""
+    whole = rows[-1]
+    fp32, bf16 = (float(str(whole[f"{label} is faster by"])[:-1]) for label in ("fp32", "bf16"))
+    others = [int(n) for n in str(whole["other verdicts than the reference: fp32, bf16"]).split(",")]
+    return {
+        f"bf16 search with fp32 verdicts is at least 3x as fast ({bf16:.2f}x; aim 4x)": bf16 >= 3,
+        f"fp32 is at least 1.5x as fast ({fp32:.2f}x)": fp32 >= 1.5,
+        f"verdicts of the cascade differ on at most one image (fp32 {others[0]}, bf16 {others[1]})": max(others) <= 1,
+    }
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--targets", type=int, default=3)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", module="pyautoattack")
+    model, dataset = victim(options.runs)
+    model, device = model.to(options.device), torch.device(options.device)
+    batch = next(iter(dataset.test.sample(options.images).to(device).batches(options.images)))
+    rows = measure(model, batch.x, batch.y, dataset.threat, options)
+    schedule = f"{options.steps} steps, {options.targets} targets, {options.queries} queries"
+    title = f"AutoAttack, PGD-AT ResNet-18, {options.images} images of 32x32, {dataset.threat}: {schedule}"
+    command = "python benchmarks/autoattack_speed.py " + " ".join(sys.argv[1:])
+    return publish("autoattack_speed.md", title, command.strip(), device, [markdown(rows)], claims(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Fast adaptive boundary attack: steps to the linearised decision boundary (Croce and Hein 2020, "Minimally distorted ...")."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.apgd import ranked_classes
+from robustlib.attacks.draws import Draws
+from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.objectives import fooled
+from robustlib.attacks.points import Points
+from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
+from robustlib.errors import check_choices, check_counts
+from robustlib.threat import TINY, Norm, Threat, norms
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Targeted FAB: towards each of the likeliest wrong classes, onto the boundary and along it towards the clean image.
+
+    FAB looks for small perturbations and knows no radius; an example leaves as soon as one of them lies within eps.
+
+    Args:
+        threat: the allowed perturbations.
+        steps: iterations for each target and restart, >= 1.
+        targets: how many of the likeliest wrong classes are tried (K - 1 at most), >= 1.
+        restarts: the first starts from the image itself, others from a random point within eps / 2; >= 1.
+        alpha_max: largest share of the pull towards the clean image (eq. 9), in [0, 1].
+        eta: overshoot beyond the boundary, >= 1.
+        beta: how far an adversarial point is drawn back towards the clean image, in (0, 1).
+        eot: gradient samples averaged at each step, >= 1; for stochastic models.
+        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
+
+    Raises:
+        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
+            class of the model.
+    """
+
+    threat: Threat
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    eot: int = 1
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "targets", "restarts", "eot")
+        check_choices(self, precision=PRECISIONS)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
+        check_inputs(x, y)
+        if not len(x):
+            return x.clone()
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, (y,), self.precision) as search:
+            hunt = Hunt(search, x, y, draws, self.threat.eps)
+            classes = ranked_classes(search, x, y, self.targets, self.eot)
+            for round_ in range(classes.shape[1] * self.restarts):
+                if not hunt:
+                    break
+                points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
+                hunt.offer(self._descend(search, points, self._start(points.x, round_, hunt.draws(round_))))
+        return hunt.found
+
+    def _start(self, x: Tensor, round_: int, draws: Draws) -> Tensor:
+        if round_ % self.restarts == 0:
+            return x
+        noise = 2 * draws.uniform(*x.shape[1:]) - 1 if self.threat.norm == "linf" else draws.normal(*x.shape[1:])
+        noise = noise.to(x.dtype)
+        return (x + self.threat.eps / 2 * noise / norms(noise, self.threat.norm)).clamp(0, 1)
+
+    def _descend(self, search: Search, points: Points, start: Tensor) -> Tensor:
+        """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it."""
+        found, here, x = start.clone(), torch.arange(len(start), device=start.device), start
+        nearest = torch.full((len(start),), torch.inf, device=start.device)
+        for _ in range(self.steps):
+            x = self._step(search, points, x)
+            logits, distance = search.fast_logits(x, self.eot), self.threat.distance(x, points.x)
+            wrong = fooled(logits, points.y)
+            inside = self.threat.project(x, points.x)
+            gone = wrong & (distance <= self.threat.eps)
+            gone[gone.clone()] = search.broken(inside[gone], logits[gone], points.y[gone])
+            closer = wrong & (distance < nearest[here])
+            nearest[here[closer]] = distance[closer]
+            best = gone | closer | nearest[here].isinf()  # before the first crossing, the last point
+            found[here[best]] = inside[best]
+            x = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), points.x + self.beta * (x - points.x), x)
+            here, points, x = here[~gone], points[~gone], x[~gone]
+            if not len(here):
+                break
+        return found
+
+    def _step(self, search: Search, points: Points, x: Tensor) -> Tensor:
+        """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
+        slope, gap = self._boundary(search, points, x)
+        offset = (slope * x).flatten(1).sum(1) - gap  # the hyperplane {z: slope . z = offset}
+        mine = to_hyperplane(x, slope, offset, self.threat.norm)
+        clean = to_hyperplane(points.x, slope, offset, self.threat.norm)
+        lengths = [norms(d, self.threat.norm).clamp_min(1e-8) for d in (mine, clean)]
+        alpha = (lengths[0] / (lengths[0] + lengths[1])).clamp_max(self.alpha_max)
+        return ((1 - alpha) * (x + self.eta * mine) + alpha * (points.x + self.eta * clean)).clamp(0, 1)
+
+    def _boundary(self, search: Search, points: Points, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, ...) and value (B,) of z_target - z_y at x."""
+        assert points.target is not None
+        target = points.target
+
+        def gap(logits: Tensor, rows: slice) -> Tensor:
+            return (logits.gather(1, target[rows, None]) - logits.gather(1, points.y[rows, None]))[:, 0]
+
+        slope, logits = search.gradient(x, gap, self.eot)
+        return slope, gap(logits, slice(None)).nan_to_num(0.0)
+
+
+def to_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset and x + d in [0, 1] (section 2.2 of the paper).
+
+    Every coordinate moves at a rate v_i (1 for linf, |normal_i| for l2) until it meets its side of the box; the moment at
+    which the hyperplane is reached solves a piecewise linear equation, exactly, by sorting the moments of the meetings.
+    Where the box does not reach the hyperplane, d ends in the corner nearest to it.
+
+    Args:
+        x: points (B, ...) of the box.
+        normal: normals (B, ...) of the hyperplanes.
+        offset: (B,).
+        norm: "linf" or "l2".
+    """
+    flat, w = x.flatten(1).double(), normal.flatten(1).double()
+    missing = offset.double() - (w * flat).sum(1)
+    direction = w.sign() * missing.sign()[:, None]
+    room = torch.where(direction > 0, 1 - flat, flat) * direction.abs()
+    rate = direction.abs() if norm == "linf" else w.abs()
+    met, order = torch.where(rate > 0, room / rate.clamp_min(TINY), torch.inf).sort(1)
+    gain, speed = ((w.abs() * part).gather(1, order) for part in (room, rate))
+    # At moment met_k those before k stand still at their side and all others still move.
+    still, moving = gain.cumsum(1) - gain, speed.flip(1).cumsum(1).flip(1)
+    reached = still + torch.where(moving > 0, met.nan_to_num(posinf=0.0) * moving, torch.zeros_like(met))
+    first = (reached < missing.abs()[:, None]).sum(1).clamp_max(w.shape[1] - 1)[:, None]
+    moment = (missing.abs()[:, None] - still.gather(1, first)) / moving.gather(1, first).clamp_min(TINY)
+    d = direction * torch.minimum(rate * moment.clamp_min(0), room)
+    return d.view_as(x).to(x.dtype)

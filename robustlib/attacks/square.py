@@ -1,0 +1,204 @@
+"""Square Attack: random search with square patches; it needs no gradient (Andriushchenko et al. 2020)."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.draws import Draws
+from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.objectives import margin
+from robustlib.attacks.points import Points
+from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
+from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.threat import TINY, Threat, norms
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of changed pixels is halved
+TILE = 5  # pixels, of the l2 attack's first perturbation
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square Attack on the margin loss (algorithms 1 to 3): a random square at a random place is kept if the loss rises.
+
+    An example leaves at its first success.
+
+    Args:
+        threat: the allowed perturbations.
+        queries: of the model for each example and restart, >= 1.
+        p_init: share of the pixels that the first squares change, in (0, 1]; it is halved after 10, 50, 200, 500, 1000, 2000,
+            4000, 6000 and 8000 queries.
+        restarts: independent searches, >= 1.
+        votes: draws of a stochastic model whose mean decides a query, >= 1.
+        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
+
+    Raises:
+        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
+            class of the model.
+    """
+
+    threat: Threat
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+    votes: int = 1
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "queries", "restarts", "votes")
+        check_choices(self, precision=PRECISIONS)
+        if not 0 < self.p_init <= 1:
+            raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
+        check_inputs(x, y)
+        if not len(x):
+            return x.clone()
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, (y,), self.precision) as search:
+            hunt = Hunt(search, x, y, draws, self.threat.eps)
+            for restart in range(self.restarts):
+                if hunt:
+                    hunt.offer(self._search(search, hunt.points, hunt.draws(restart)))
+        return hunt.found
+
+    def _search(self, search: Search, points: Points, draws: Draws) -> Tensor:
+        """One random search: for each example the first point that fools the model, else the one of the largest loss."""
+        linf = self.threat.norm == "linf"
+        best = (_stripes if linf else _tiles)(points.x, self.threat.eps, draws.fork(0))
+        found, here = best.clone(), torch.arange(len(best), device=best.device)
+        loss = torch.full((len(best),), -torch.inf, device=best.device)
+        for query in range(self.queries):
+            tried = best if query == 0 else self._propose(points.x, best, query, draws.fork(query))
+            logits = search.fast_logits(tried, self.votes)
+            value = margin(logits, points.y).nan_to_num(-torch.inf)
+            better = value > loss
+            best, loss = torch.where(better.view(-1, 1, 1, 1), tried, best), torch.where(better, value, loss)
+            gone = search.broken(tried, logits, points.y)
+            if bool(gone.any()):
+                found[here[gone]] = tried[gone]
+                here, best, loss = here[~gone], best[~gone], loss[~gone]
+                points, draws = points[~gone], draws[~gone]
+                if not len(here):
+                    return found
+        found[here] = best
+        return found
+
+    def _propose(self, x: Tensor, best: Tensor, query: int, draws: Draws) -> Tensor:
+        share = square_share(query, self.p_init)
+        step = _linf_step if self.threat.norm == "linf" else _l2_step
+        return step(x, best, self.threat.eps, share, draws)
+
+
+def square_share(query: int, p_init: float) -> float:
+    """p of the square tried at a query: `p_init`, halved at each of HALVINGS that lies behind (section 4)."""
+    return p_init / 2 ** sum(query > at for at in HALVINGS)
+
+
+def square_side(share: float, height: int, width: int, least: int = 1) -> int:
+    """The side in pixels of a square that covers `share` of the image, from `least` to the image's shorter side."""
+    return min(max(round(sqrt(share * height * width)), least), height, width)
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _corner(draws: Draws, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Row and column numbers (B, side) of a square at a random place of each image."""
+    place = draws.uniform(2) * torch.tensor([height - side + 1, width - side + 1], device=draws.seeds.device)
+    rows, columns = place.long()[:, :, None].unbind(1)
+    steps = torch.arange(side, device=place.device)
+    return rows + steps, columns + steps
+
+
+def _window(images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+    """The index of (B, C, side, side) pixels in `images`."""
+    b, c = (torch.arange(n, device=images.device) for n in images.shape[:2])
+    return b[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
+
+
+def _stripes(x: Tensor, eps: float, draws: Draws) -> Tensor:
+    """Vertical stripes of -eps and eps, a sign for each channel and column (section 4.1)."""
+    channels, width = x.shape[1], x.shape[3]
+    return (x + eps * _signs(draws.uniform(channels, 1, width)).to(x.dtype)).clamp(0, 1)
+
+
+def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+    """A square whose every channel goes to a random corner of the ball (algorithm 2)."""
+    _, channels, height, width = x.shape
+    side = square_side(share, height, width)
+    at = _window(x, *_corner(draws.fork(0), side, height, width))
+    tried = best.clone()
+    # From any point of the ball a step of 2 eps, clipped, ends on its surface.
+    tried[at] = (best[at] + 2 * eps * _signs(draws.fork(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
+    tried[at] = tried[at].clamp(x[at] - eps, x[at] + eps)
+    return tried
+
+
+def _tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
+    """The l2 attack's start: a grid of bumps with random signs, of length eps (section 4.2)."""
+    batch, channels, height, width = x.shape
+    tile = min(TILE, height, width)
+    down, across = height // tile, width // tile
+    signs = _signs(draws.uniform(channels, down, across)).to(x.dtype)
+    bump = _bump(tile, tile).to(x)
+    delta = torch.zeros_like(x)
+    grid = torch.einsum("bcij,hw->bcihjw", signs, bump).reshape(batch, channels, down * tile, across * tile)
+    top, left = (height - down * tile) // 2, (width - across * tile) // 2
+    delta[:, :, top : top + down * tile, left : left + across * tile] = grid
+    return (x + eps * delta / norms(delta, "l2")).clamp(0, 1)
+
+
+def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+    """Takes the budget of one window and puts it, as a two-sided bump, into another (algorithm 3)."""
+    _, channels, height, width = x.shape
+    side = square_side(share, height, width, least=3)
+    side -= (side % 2 == 0) and side == min(height, width)
+    side += side % 2 == 0  # a bump has a middle
+    delta = best - x
+    unused = (eps**2 - norms(delta, "l2") ** 2).clamp_min(0)
+    to, source = (_window(x, *_corner(draws.fork(k), side, height, width)) for k in (0, 1))
+    budget = delta[to].square().sum((2, 3), keepdim=True)
+    cleared = delta.clone()
+    cleared[to] = 0
+    budget = budget + cleared[source].square().sum((2, 3), keepdim=True)  # of the union of the two windows
+    bumps = _two_sided(side, draws.fork(2)).to(x) * _signs(draws.fork(3).uniform(channels, 1, 1)).to(x.dtype)
+    mixed = bumps + _unit(delta[to])
+    delta[source] = 0
+    delta[to] = _unit(mixed) * (budget + unused / channels).sqrt()
+    return (x + eps * delta / norms(delta, "l2").clamp_min(TINY)).clamp(0, 1)
+
+
+def _unit(window: Tensor) -> Tensor:
+    """Each channel's window (B, C, s, s) at length 1; windows of zeros stay."""
+    return window / window.square().sum((2, 3), keepdim=True).sqrt().clamp_min(TINY)
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """Equation 2: the pyramid of inverse squares, largest in the middle, (height, width)."""
+    half = height // 2
+    rows = (torch.arange(height) - height // 2).abs()[:, None]
+    columns = (torch.arange(width) - width // 2).abs()[None, :]
+    layers = half - torch.maximum(rows, columns)  # M(r, s); below 0 outside the pyramid
+    terms = torch.stack([(layers >= k) / (half + 1 - k) ** 2 for k in range(half + 1)])
+    return terms.sum(0)
+
+
+def _two_sided(side: int, draws: Draws) -> Tensor:
+    """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, 1, side, side)."""
+    left = side // 2
+    bumps = torch.cat([_bump(side, left), -_bump(side, side - left)], 1)
+    bumps = bumps / bumps.norm()
+    turned = draws.uniform(1, 1, 1).to(bumps.device) < 0.5
+    return torch.where(turned, bumps.T, bumps)

@@ -162,7 +162,8 @@ class Search:
             upstream = _upstream(logits, lambda exact: goal(exact, rows))
             scale = upstream.abs().amax(1, keepdim=True) if scale is None else scale
             upstream = torch.where(scale > 0, upstream / scale, upstream).to(logits.dtype)
-            gradient += torch.autograd.grad(logits, x, upstream)[0] / samples
+            if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
+                gradient += torch.autograd.grad(logits, x, upstream, materialize_grads=True)[0] / samples
             mean = mean + logits.detach().float() / samples
         return gradient, mean
 

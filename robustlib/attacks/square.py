@@ -80,15 +80,21 @@ class Square:
         loss = torch.full((len(best),), -torch.inf, device=best.device)
         for query in range(self.queries):
             tried = best if query == 0 else self._propose(points.x, best, query, draws.fork(query))
+            new = (tried != best).flatten(1).any(1) | (query == 0) | search.stochastic
+            rows = new.nonzero()[:, 0]  # a small square often lands where it changes nothing: no need to ask again
+            if not len(rows):
+                continue
+            tried, y = tried[rows], points.y[rows]
             logits = search.fast_logits(tried, self.votes)
-            value = margin(logits, points.y).nan_to_num(-torch.inf)
-            better = value > loss
-            best, loss = torch.where(better.view(-1, 1, 1, 1), tried, best), torch.where(better, value, loss)
-            gone = search.broken(tried, logits, points.y)
+            value = margin(logits, y).nan_to_num(-torch.inf)
+            better = value > loss[rows]
+            best[rows[better]], loss[rows[better]] = tried[better], value[better]
+            gone = search.broken(tried, logits, y)
             if bool(gone.any()):
-                found[here[gone]] = tried[gone]
-                here, best, loss = here[~gone], best[~gone], loss[~gone]
-                points, draws = points[~gone], draws[~gone]
+                found[here[rows[gone]]] = tried[gone]
+                stay = torch.ones_like(new).index_fill(0, rows[gone], False)
+                here, best, loss = here[stay], best[stay], loss[stay]
+                points, draws = points[stay], draws[stay]
                 if not len(here):
                     return found
         found[here] = best

@@ -22,7 +22,7 @@ lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab
 
 study: $(VENV)/.workbook ## three seeds of every baseline on digits, and the committed reference results
-	$(BIN)/robustlib run --preset digits --seeds 0-2 --jobs 2
+	$(BIN)/robustlib run --preset digits --seeds 0-2 --examples 500 --jobs 2
 	$(BIN)/python benchmarks/export_reference.py
 
 # The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.

@@ -1,9 +1,10 @@
 """AutoAttack against the authors' package: seconds of each attack and of the cascade, both timed in turn in one run.
 
     python benchmarks/autoattack_speed.py                         # 32 images, the schedule shortened alike on both sides
-    python benchmarks/autoattack_speed.py --steps 100 --targets 9 --queries 5000 --images 1000 --device cuda
+    python benchmarks/autoattack_speed.py --device cuda --dataset cifar10 --training 2000 --images 1000 --steps 100 --targets 9 --queries 5000
 
-The model is a ResNet-18 trained by PGD-AT on the embedded digits, enlarged to 32x32 colour images (kept in --weights).
+The model is a ResNet-18 after a short PGD-AT, on the embedded digits enlarged to 32x32 colour images unless told otherwise (kept
+in --weights).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from robustlib.data import Dataset, Split, load_dataset
 from robustlib.models import build_model
 from robustlib.runs.files import load_weights, save_weights
 
-STEPS, LR = 80, 0.05  # of the training, batch 32
+LR, BATCH = 0.05, 32  # of the training
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
@@ -41,28 +42,28 @@ def enlarged(split: Split) -> Split:
     return Split(images, split.labels, split.indices)
 
 
-def victim(dataset: Dataset, weights: Path) -> nn.Module:
-    """A ResNet-18 after a short PGD-AT on the enlarged digits; trained once, then loaded from `weights`."""
+def victim(dataset: Dataset, device: torch.device, options: argparse.Namespace) -> nn.Module:
+    """A ResNet-18 after a short PGD-AT; trained once, then loaded from the file of weights."""
     torch.manual_seed(0)
-    model = build_model("resnet18", dataset)
-    if not weights.exists():
+    model = build_model("resnet18", dataset).to(device)
+    if not options.weights.exists():
         attack = PGD(dataset.threat, steps=2, step_size=0.75 * dataset.threat.eps, precision="bf16-mixed")
         optimiser = torch.optim.SGD(model.train().parameters(), momentum=0.9, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS)
-        generator = torch.Generator().manual_seed(0)
-        for step in range(STEPS):
-            rows = torch.randint(len(dataset.train), (32,), generator=generator)
-            x, y = dataset.train.images[rows].float() / 255, dataset.train.labels[rows]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=options.training)
+        generator, split = torch.Generator().manual_seed(0), dataset.train.to(device)
+        for step in range(options.training):
+            rows = torch.randint(len(split), (BATCH,), generator=generator).to(device)
+            x, y = split.images[rows].float() / 255, split.labels[rows]
             x_adv = attack(model, x, y, generator=generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 loss = F.cross_entropy(model(x_adv), y)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-            print(f"training step {step + 1}/{STEPS}: loss {loss:.2f}", flush=True)
-        save_weights(model, weights)
-    load_weights(model, weights)
+            print(f"training step {step + 1}/{options.training}: loss {loss:.2f}", flush=True)
+        save_weights(model, options.weights)
+    load_weights(model, options.weights)
     return model.eval()
 
 
@@ -168,16 +169,20 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--targets", type=int, default=3)
     parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-root", default=None)
+    parser.add_argument("--training", type=int, default=80, help="steps of the model's training")
     parser.add_argument("--weights", type=Path, default=Path("runs/autoattack_speed.safetensors"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="pyautoattack")
-    dataset, device = large_digits(), torch.device(options.device)
-    model = victim(dataset, options.weights).to(device)
+    device, small = torch.device(options.device), options.dataset == "digits"
+    dataset = large_digits() if small else load_dataset(options.dataset, root=options.data_root)
+    model = victim(dataset, device, options)
     batch = next(iter(dataset.test.sample(options.images).to(device).batches(options.images)))
     rows = measure(model, batch.x, batch.y, dataset.threat, options)
     schedule = f"{options.steps} steps, {options.targets} targets, {options.queries} queries"
-    title = f"AutoAttack, PGD-AT ResNet-18, {options.images} images of 32x32, {dataset.threat}: {schedule}"
+    title = f"AutoAttack, PGD-AT ResNet-18, {options.images} images of {dataset.name}, {dataset.threat}: {schedule}"
     command = "python benchmarks/autoattack_speed.py " + " ".join(sys.argv[1:])
     return publish("autoattack_speed.md", title, command.strip(), device, [markdown(rows)], claims(rows))
 

@@ -22,9 +22,9 @@ from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, write_atomic
-from robustlib.tables import ATTACKS, percent
+from robustlib.tables import ATTACKS, attack_name, objections, percent, verdict
 
-FILES = ("params.json", "status.json", "provenance.json", "results.json", "metrics.jsonl")
+FILES = ("params.json", "audit.json", "status.json", "provenance.json", "results.json", "metrics.jsonl")
 RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
 
 
@@ -57,7 +57,8 @@ def _copy(runs: Sequence[Run], out: Path) -> list[Run]:
     for run in runs:
         copy = Run(out / run.path.parent.name / run.path.name)
         for name in FILES:
-            write_atomic(copy.path / name, (run.path / name).read_bytes())
+            if (run.path / name).is_file():  # a run need not be audited
+                write_atomic(copy.path / name, (run.path / name).read_bytes())
         copies.append(copy)
     return copies
 
@@ -69,10 +70,7 @@ def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
     methods = " ".join(dict.fromkeys(board["method"]))
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
-    protocols = [
-        {"attack": ATTACKS.get(row["attack"], row["attack"]), "protocol": f"`{row['protocol']}`"}
-        for row in first["rows"]
-    ]
+    protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in first["rows"]]
     return f"""# Reference results: {load_preset(preset)["title"]}
 
 Made by these commands; do not edit by hand.
@@ -89,11 +87,16 @@ python benchmarks/export_reference.py --preset {preset}
 Weights of the epoch with the best validation accuracy (robust where the training is adversarial), with 95 % Wilson intervals:
 
 {markdown(_rows(board))}
+What the audits say against these numbers (*headline*: of the worst case; *protocol*: of the attack of the method's paper):
+
+{objections(board)}
+
 The same attacks hit every run:
 
 {markdown(protocols)}
 Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
-line) and `results.json` (all accuracies of the best and of the last epoch, and the robustness curves). Weights are not committed.
+line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves) and
+`audit.json` (each check with its value and threshold). Weights are not committed.
 """
 
 
@@ -104,8 +107,13 @@ def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
         cells = {
             label: percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
             for name, label in ATTACKS.items()
+            if name in board and board[name].notna().any()
         }
-        last = {"worst case, last epoch": percent(row["last_worst"]), "minutes": f"{row['minutes']:.1f}"}
+        cells |= {kind: verdict(row[f"{kind}_badge"]) for kind in ("headline", "protocol")}
+        last = {
+            "worst case, last epoch (without AutoAttack)": percent(row["last_worst"]),
+            "minutes": f"{row['minutes']:.1f}",
+        }
         who = {"method": f"[{row['method']}]({row['path']}/)", "arch": row["arch"], "seed": row["seed"]}
         rows.append({**who, **cells, **last, "warnings": row["warnings"]})
     return rows

@@ -1,9 +1,9 @@
-"""Writes the generated parts of README.md from committed files: the picture, the results, the speed measurements.
+"""Writes the generated parts of README.md from committed files: picture, results, agreement and speed measurements.
 
     python benchmarks/readme_tables.py            # rewrites README.md
     python benchmarks/readme_tables.py --check    # exit code 1 if it would change
 
-Results come from reports/reference/*/, speed from benchmarks/*_speed*.md.
+Results come from reports/reference/*/, agreement and speed from benchmarks/autoattack_agreement.md and *_speed*.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from readme_figure import REFERENCE, alt_text, panels, reference_runs
 from side_by_side import markdown
 
 from robustlib.methods import METHODS, load_preset, preset_names
-from robustlib.tables import ATTACKS, percent
+from robustlib.tables import ATTACKS, gravest, percent, verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -54,7 +54,10 @@ def _preset(reference: Path, preset: str) -> str:
 
 
 def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:
-    cells = {label: _cell(runs, attack) for attack, label in ATTACKS.items()}
+    measured = [attack for attack in ATTACKS if attack in runs and runs[attack].notna().any()]
+    cells = {ATTACKS[attack]: _cell(runs, attack) for attack in measured}
+    if "headline_badge" in runs:
+        cells |= {kind: verdict(gravest(runs[f"{kind}_badge"])) for kind in ("headline", "protocol")}
     return {"method": METHODS[name].title, **cells, "minutes": f"{runs['minutes'].mean():.1f}", "seeds": len(runs)}
 
 
@@ -63,6 +66,18 @@ def _cell(runs: pd.DataFrame, attack: str) -> str:
         return f"{100 * runs[attack].mean():.1f} ± {100 * runs[attack].std():.1f} %"
     row = runs.iloc[0]
     return percent(row[attack], row.get(f"{attack}_low"), row.get(f"{attack}_high"))
+
+
+def agreement(benchmarks: Path = ROOT / "benchmarks") -> str:
+    """Where the agreement with the authors' AutoAttack was measured, and what it says of the whole cascade."""
+    file = benchmarks / "autoattack_agreement.md"
+    if not file.is_file():
+        return "Not measured yet: `python benchmarks/autoattack_agreement.py` does it."
+    lines = file.read_text().splitlines()
+    made = next(line for line in lines if line.startswith("`python"))
+    whole = [line for line in lines if line.startswith("- ") and "ensemble" in line]
+    link = "[each attack on each model](benchmarks/autoattack_agreement.md)"
+    return f"{made}; {link}:\n\n" + "\n".join(whole)
 
 
 def speed(benchmarks: Path = ROOT / "benchmarks") -> str:
@@ -83,13 +98,18 @@ def regenerate(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
+def parts() -> dict[str, str]:
+    """All generated parts, by name."""
+    return {"picture": picture(), "results": results(), "agreement": agreement(), "speed": speed()}
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something would change")
     options = parser.parse_args()
     old = README.read_text()
-    new = regenerate(old, {"picture": picture(), "results": results(), "speed": speed()})
+    new = regenerate(old, parts())
     if options.check:
         print(
             "README.md is up to date." if new == old else "README.md is out of date: run benchmarks/readme_tables.py."

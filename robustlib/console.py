@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
+
+from robustlib import tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robustlib.batch import Job
+    from robustlib.evaluation import Progress
+    from robustlib.evaluation.reference import Comparison
     from robustlib.runs import Run
 
 STYLES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
+VERDICTS = {
+    tables.verdict(word): style for word, style in (("pass", "green"), ("amber", "yellow"), ("red", "bold red"))
+}
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
 
@@ -32,28 +40,56 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(frame: "pd.DataFrame", title: str = "") -> Group:
-    """A DataFrame of text as a table under a title; too wide for the console, its cells break over lines."""
+    """A DataFrame of text as a table under a title, verdicts in colour; too wide, its cells break over lines."""
     if frame.index.name:
         frame = frame.reset_index()
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in frame:
         drawn.add_column(str(name), overflow="fold")
     for row in frame.itertuples(index=False):
-        drawn.add_row(*(Text(str(value)) for value in row))
+        drawn.add_row(*(Text(str(value), style=VERDICTS.get(str(value), "")) for value in row))
     return Group(*([Text(title, style="bold")] if title else []), drawn)
 
 
 def headline(runs: Sequence["Run"]) -> Group | str:
     """The main numbers of those runs that are finished and evaluated."""
-    from robustlib import tables
     from robustlib.evaluation import leaderboard
 
     board = leaderboard(run for run in runs if run.finished)
     if board.empty:
         return "No run was evaluated."
     frame = tables.leaderboard(board)
-    columns = ["method", "arch", "seed", "changed", "clean", "PGD-20", "worst case", "minutes", "notes"]
+    columns = ["method", "arch", "seed", "changed", "clean", "worst case", "headline", "protocol", "minutes", "notes"]
     return table(frame[[name for name in columns if name in frame]], "Accuracy on test images (95 % interval)")
+
+
+def follow(console: Console, status: Status) -> "Callable[[Progress], None]":
+    """Shows the progress of an evaluation in a status line, and what it has to say on lines of their own."""
+
+    def show(progress: "Progress") -> None:
+        name = " · ".join(filter(None, (progress.attack, progress.component, progress.surrogate)))
+        left = "" if progress.eta is None else f", {_clock(progress.eta)} left"
+        status.update(f"{name}: {progress.done} of {progress.total} images{left}")
+        if progress.note:
+            console.print(Text(progress.note), soft_wrap=True)
+
+    return show
+
+
+def compared(comparison: "Comparison") -> Group:
+    """Our AutoAttack beside the authors' own."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("AutoAttack", "robust accuracy", "broken by it alone (index)"):
+        drawn.add_column(name, overflow="fold")
+    sides = {
+        "ours": (comparison.ours, comparison.only_ours),
+        "the authors'": (comparison.theirs, comparison.only_theirs),
+    }
+    for name, (numbers, alone) in sides.items():
+        interval = tables.percent(numbers["accuracy"], numbers["low"], numbers["high"])
+        drawn.add_row(name, interval, ", ".join(map(str, alone)) or "none")
+    said = f"Ours is {comparison.difference:+.1f} points from theirs, which took {_clock(comparison.seconds)}."
+    return Group(Text("The authors' package on the same images", style="bold"), drawn, Text(said))
 
 
 def planned(jobs: Sequence["Job"], rerun: bool) -> Table:
@@ -143,5 +179,10 @@ def _elapsed(status: dict[str, Any]) -> str:
     if "started" not in status:
         return ""
     since = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
-    minutes, seconds = divmod(round(status.get("seconds", since)), 60)
+    return _clock(status.get("seconds", since))
+
+
+def _clock(duration: float) -> str:
+    """Minutes and seconds."""
+    minutes, seconds = divmod(round(duration), 60)
     return f"{minutes}:{seconds:02d}"

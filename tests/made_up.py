@@ -25,12 +25,49 @@ def leaderboard() -> pd.DataFrame:
             row: dict[str, Any] = {"preset": "digits", "dataset": "digits", "method": method, "title": method.upper()}
             row |= {"arch": "small_cnn", "seed": seed}
             row |= {"clean": 0.99 - 0.01 * seed, "clean_low": 0.96, "clean_high": 1.0}
-            row |= {"fgsm": worst + 0.05, "pgd20": worst, "pgd50x10": worst, "cw50": float("nan"), "worst": worst}
+            row |= {"fgsm": worst + 0.05, "pgd20": worst, "pgd50x10": worst, "cw50": float("nan")}
+            row |= {"autoattack": worst, "worst": worst}
             row |= {"worst_low": worst - 0.01, "worst_high": worst + 0.03, "minutes": 1.5 + 10 * seed, "epochs": 30}
             row |= {"path": f"runs/digits/{method}/small_cnn-seed{seed}-ab", "stale": method == "trades" and seed == 1}
             row |= {"warnings": ["robust overfitting <b>here</b>"] if seed else [], "checkpoint": "best"}
+            row |= BADGES[len(rows)]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+# Of the four runs above: one is not audited, one passed, one has a protocol that overstates, one is not to be believed.
+BADGES = (
+    {"headline_badge": "", "headline_text": "", "protocol_badge": "", "protocol_text": ""},
+    {"headline_badge": "pass", "headline_text": "15 checks", "protocol_badge": "pass", "protocol_text": "agrees"},
+    {"headline_badge": "amber", "headline_text": "3. more steps: weak", "protocol_badge": "amber"}
+    | {"protocol_text": "The paper's protocol overstates by 4.2 points."},
+    {"headline_badge": "red", "headline_text": "7. black-box <i>", "protocol_badge": "red", "protocol_text": "by 14"},
+)
+
+
+def audit() -> dict[str, Any]:
+    """What audit.json holds: a check of each verdict, and the badges they make."""
+    found = [
+        (1, "single step", "pass", 9.4, 0.5, "points", "PGD-20 breaks what FGSM breaks, and more."),
+        (3, "more steps", "amber", 4.1, 3.0, "points", "100 steps still find what 50 did not."),
+        (7, "black-box", "red", 2.25, 1.0, "points", "Square breaks images that gradients <could> not."),
+        (9, "gradients", "pass", 0.78, 0.2, "cosine", "Gradients agree between neighbours."),
+        (14, "published window", "n/a", None, None, "points", "No published number fits this architecture."),
+    ]
+    names = ("number", "name", "verdict", "value", "threshold", "unit", "meaning")
+    badges = {
+        "headline": {"verdict": "red", "text": "7. black-box: Square breaks images that gradients <could> not."},
+        "protocol": {"verdict": "amber", "text": "The paper's protocol overstates by 4.2 points.", "overstates": 4.2},
+    }
+    return {"n": 128, "seed": 0, "checks": [dict(zip(names, row, strict=True)) for row in found], "badges": badges}
+
+
+def cascade() -> list[dict[str, Any]]:
+    """The rows of an AutoAttack on 500 images, on the model and on a surrogate."""
+    steps = [("clean", 500, 10, 0.98), ("apgd-ce", 490, 110, 0.76), ("apgd-t", 380, 30, 0.7), ("fab-t", 350, 0, 0.7)]
+    names = ("component", "attacked", "broken", "accuracy")
+    rows: list[dict[str, Any]] = [{"attack": "autoattack", "surrogate": s} for s in ("", "denoiser") for _ in steps]
+    return [row | dict(zip(names, step, strict=True)) for row, step in zip(rows, steps * 2, strict=True)]
 
 
 def metrics(epochs: int = 6) -> pd.DataFrame:
@@ -51,7 +88,7 @@ def curve(x: str = "eps") -> pd.DataFrame:
     return pd.DataFrame({x: strength, "accuracy": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.02})
 
 
-def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "") -> Any:
+def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "", html: str = "") -> Any:
     """An executed notebook with every kind of output."""
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -74,7 +111,9 @@ def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "") -> A
         new_markdown_cell("## Training\n\n[paper](https://arxiv.org/abs/1901.08573)\n\n# A second title"),
         new_code_cell("fit(method)", outputs=outputs, execution_count=1),
         new_markdown_cell("## Results"),
-        new_code_cell("table", outputs=[new_output("execute_result", data={"text/html": table}, execution_count=2)]),
+        new_code_cell(
+            "table", outputs=[new_output("execute_result", data={"text/html": html or table}, execution_count=2)]
+        ),
     ]
     if failed:
         trace = ["\x1b[31mValueError\x1b[0m: no <run>"]

@@ -114,6 +114,33 @@ def test_words_sort_too_and_the_keyboard_is_enough(browser, pages):
     )
 
 
+def test_audits_sort_by_gravity(browser, pages):
+    browser.get(pages["index"].as_uri())
+    head(browser, "Audit").click()
+    assert column(browser, "Audit") == ["✕ headline", "▲ headline", "– not audited", "✓ headline"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_badges_can_be_read(browser, pages, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(pages["index"].as_uri())
+    for kind in ("pass", "amber", "red"):
+        badge = browser.find_element(By.CSS_SELECTOR, f"td .badge.{kind}")
+        ink, paper = (badge.value_of_css_property(name) for name in ("color", "background-color"))
+        assert contrast(ink, paper) >= 4.5, kind
+
+
+def contrast(*colours: str) -> float:
+    """The contrast ratio of two CSS colours (WCAG 2.1)."""
+    lights = []
+    for colour in colours:
+        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
 def test_links_lead_to_the_run_and_back(browser, pages):
     browser.get(pages["index"].as_uri())
     browser.find_element(By.CSS_SELECTOR, "tbody a").click()

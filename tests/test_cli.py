@@ -16,7 +16,7 @@ from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs, read_json, write_atomic
 
 DONE = {"state": "done"}
-COMMANDS = ["run", "study", "report", "evaluate", "list", "lab"]
+COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
 STUDY = """
 preset: digits
 methods: [standard]
@@ -93,6 +93,7 @@ def test_help_is_light_and_fits_100_columns() -> None:
         ("run --sed 1", "No such option: --sed"),
         ("study nowhere.yaml", "Cannot read the study nowhere.yaml"),
         ("evaluate nowhere", "nowhere holds no run"),
+        ("evaluate nowhere --suite refrence", "Unknown suite 'refrence'. Did you mean 'reference'?"),
         ("report", "There are no finished runs in runs"),
         ("rum", "Did you mean 'run'"),
     ],

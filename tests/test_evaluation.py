@@ -1,18 +1,24 @@
 """Records, summaries and curves: what is counted, and that nothing flattering slips in."""
 
+import json
+import sys
 from dataclasses import dataclass
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from robustlib.attacks import FGSM, PGD, Threat
+from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, Draws, Square, Threat
+from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import (
     aggregate,
+    cascade,
+    compare_with_reference,
     evaluate,
     evaluate_run,
     leaderboard,
@@ -21,6 +27,7 @@ from robustlib.evaluation import (
     summarise,
     wilson,
 )
+from robustlib.evaluation.records import withstood
 from robustlib.methods import make_method
 from robustlib.training import fit
 from tests.conftest import Linear
@@ -46,7 +53,8 @@ def model():
 
 def test_records_are_tidy_and_true(model, split):
     records = evaluate(model, split, {"fgsm": FGSM(THREAT)}, batch_size=50)
-    assert list(records) == ["index", "label", "attack", "eps", "draw", "prediction", "margin", "valid"]
+    names = ["index", "label", "attack", "surrogate", "component", "eps", "draw", "prediction", "margin", "valid"]
+    assert list(records) == names
     assert len(records) == 240
     assert list(records["index"][:3]) == [500, 501, 502]
     clean = records[records.attack == "clean"]
@@ -55,7 +63,8 @@ def test_records_are_tidy_and_true(model, split):
     assert np.allclose(clean.margin, margin, atol=1e-5)
     assert (records.prediction == records.label).eq(records.margin > 0).all()
     attacked = records[records.attack == "fgsm"]
-    assert (attacked.margin.to_numpy() < clean.margin.to_numpy()).all()
+    less = attacked.set_index("index").margin < clean.set_index("index").margin.reindex(attacked["index"])
+    assert (less == (margin > 0).numpy()[attacked["index"] - 500]).all(), "what is wrong already is not attacked"
     assert attacked.valid.all()
 
 
@@ -83,6 +92,182 @@ def test_a_broken_attack_is_never_reported_as_robustness(model, split, value):
     assert table.invalid["cheat"] >= 110
     assert table.accuracy["cheat"] <= 10 / 120
     assert table.accuracy["worst"] <= table.accuracy["cheat"]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """An attack that does nothing, and keeps what it was given."""
+
+    threat: Threat
+    given: list
+
+    def __call__(self, model, x, y, *, generator=None, draws=None):
+        self.given.append(x)
+        return x
+
+
+def test_what_is_wrong_already_is_not_attacked(model, split):
+    wrong = Split(split.images, torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels), split.indices)
+    plain, part = Notes(THREAT, []), Notes(THREAT, [])
+    pair = AutoAttack(THREAT, version="custom", attacks=(("first", part), ("second", FGSM(THREAT))))
+    records = evaluate(model, wrong, {"plain": plain, "pair": pair}, batch_size=32)
+    clean = records[records.attack == "clean"].set_index("index")
+    right = (clean.prediction == clean.label).to_numpy(copy=True)
+    for notes in (plain, part):
+        assert torch.equal(torch.cat(notes.given), wrong.images[torch.from_numpy(right)] / 255)
+        assert [len(x) for x in notes.given[:-1]] == [32, 32], "batches stay full"
+    for attack, component in (("plain", ""), ("pair", "clean")):
+        kept = records[(records.attack == attack) & ~records["index"].isin(clean.index[right])].set_index("index")
+        assert (kept.component == component).all()
+        assert (kept.eps == THREAT.eps).all()
+        same = ["label", "draw", "prediction", "margin", "valid"]
+        pd.testing.assert_frame_equal(kept[same], clean.loc[kept.index, same])
+
+
+def test_a_cascade_is_autoattack_called_directly(split):
+    model = Linear(classes=5)
+    with torch.no_grad():
+        labels = model(split.images / 255).argmax(1)
+    split, threat = Split(split.images, labels, split.indices), Threat("linf", 0.04)
+    weak = (("random", PGD(threat, steps=1, step_size=1e-9)), ("square", Square(threat, queries=20)))
+    attack = AutoAttack(threat, version="custom", attacks=(*weak, ("apgd-t", APGD(threat, 10, "dlr", targets=3))))
+    records = evaluate(model, split, {"aa": attack}, batch_size=50)
+    x_adv = attack(model, split.images / 255, labels, draws=Draws.for_examples(0, split.indices))
+    with torch.no_grad():
+        logits = model(x_adv)
+    last = records[records.attack == "aa"].groupby("index").last()
+    broken = (last.prediction != last.label).to_numpy()
+    assert 0.2 < broken.mean() < 0.9
+    assert np.array_equal(logits.argmax(1).numpy()[broken], last.prediction[broken])
+    assert np.allclose(margin_of(logits, labels).numpy()[broken], last.margin[broken], atol=1e-5)
+    assert (logits.argmax(1) == labels).numpy()[~broken].all()
+    steps = cascade(records)
+    assert list(steps.component) == ["clean", "random", "square", "apgd-t"]
+    assert list(steps.attacked) == [120, *(120 - steps.broken.cumsum())[:-1]]
+    assert (steps.broken[1:] > 0).all()
+    assert np.isclose(steps.accuracy.iloc[-1], summarise(records).accuracy[1])
+    assert len(records) == 120 + steps.attacked[1:].sum(), "one row for each component that tried"
+    assert cascade(records[records.attack == "clean"]).empty
+
+
+class Masked(Linear):
+    """Its own gradient is zero; a smooth view of it has the true one, another view is of no use."""
+
+    def forward(self, x):
+        return super().forward(0 * x + x.detach())
+
+    def surrogates(self):
+        smooth, useless = Linear(), Linear()
+        smooth.map, useless.map = self.map, torch.nn.Linear(16, 2)
+        return {"smooth": smooth, "useless": useless}
+
+
+def test_the_headline_is_the_minimum_over_surrogates_judged_by_the_deployed_model(model, split):
+    masked = Masked()
+    masked.map = model.map
+    pgd = PGD(THREAT, steps=10, start="zero")
+    pair = AutoAttack(THREAT, version="custom", attacks=(("pgd", pgd),))
+    records = evaluate(masked, split, {"pgd": pgd, "pair": pair})
+    table = summarise(records).set_index("attack").accuracy
+    views = ["@smooth", "@useless"]
+    assert list(table.index) == ["clean", "pgd", "pair", *(a + v for a in ("pgd", "pair") for v in views), "worst"]
+    true = summarise(evaluate(model, split, {"pgd": pgd})).set_index("attack").accuracy["pgd"]
+    assert table["pgd"] == table["clean"] > 0.9
+    assert table["pgd@smooth"] == table["pair@smooth"] == table["worst"] == true < 0.7
+    assert table["pgd@useless"] >= true
+    assert set(cascade(records).surrogate) == {"", "smooth", "useless"}
+
+
+class Coin(Linear):
+    """Right with the image's mean brightness as probability, for label 0."""
+
+    stochastic = True
+
+    def forward(self, x):
+        heads = x.flatten(1).mean(1) - torch.rand(len(x))
+        return torch.stack([heads, -heads], 1) + 0 * super().forward(x)
+
+
+@dataclass(frozen=True)
+class Darken:
+    """Darkens every second image; remainder 2 leaves all as they are."""
+
+    threat: Threat
+    remainder: int
+
+    def __call__(self, model, x, y, *, generator=None, draws=None):
+        chosen = (torch.arange(len(x)) % 2 == self.remainder).float().view(-1, 1, 1, 1)
+        return x - self.threat.eps * chosen
+
+
+def coins() -> Split:
+    return Split(torch.full((400, 1, 4, 4), 204, dtype=torch.uint8), torch.zeros(400).long(), torch.arange(400))
+
+
+def test_luck_is_no_strength_of_an_attack_on_a_stochastic_model():
+    records = evaluate(Coin(), coins(), {str(k): Darken(THREAT, 2) for k in range(6)})
+    assert (records.groupby(["index", "attack"]).draw.max() == 19).all(), "all are attacked and judged 20 times"
+    table = summarise(records).set_index("attack")
+    assert table.accuracy.to_numpy() == pytest.approx(0.8, abs=0.03)
+    assert table.single["0"] == (records[(records.attack == "0") & (records.draw == 0)].prediction == 0).mean()
+    assert table.accuracy["0"] == (records[records.attack == "0"].prediction == 0).mean()
+    assert (table.accuracy - table.single).abs().max() < 0.08
+    right = records.assign(right=records.prediction == 0)
+    cursed = right.groupby(["index", "attack"]).right.mean().groupby("index").min().mean()
+    assert cursed < 0.72, "the minimum of noisy means, which must not be the headline"
+
+
+def test_the_strongest_of_several_attacks_on_a_stochastic_model():
+    threat = Threat("linf", 0.3)
+    records = evaluate(Coin(), coins(), {"even": Darken(threat, 0), "odd": Darken(threat, 1)})
+    table = summarise(records).set_index("attack").accuracy
+    assert table[["even", "odd"]].to_numpy() == pytest.approx(0.65, abs=0.03)
+    assert 0.47 < table["worst"] < 0.58
+    pair = AutoAttack(threat, version="custom", attacks=(("even", Darken(threat, 0)), ("odd", Darken(threat, 1))))
+    steps = cascade(evaluate(Coin(), coins(), {"pair": pair}))
+    assert list(steps.attacked) == [400, 400, 400]
+    assert steps.accuracy.to_numpy() == pytest.approx([0.8, 0.67, 0.52], abs=0.05)
+    for draws in (0, 1):
+        with pytest.raises(InputError, match=f"draws={draws} is too few"):
+            evaluate(Coin(), coins(), {}, draws=draws)
+    curve = robustness_curve(Coin(), coins(), PGD(threat, steps=1), eps=[0.0, 0.3])
+    assert curve.accuracy[0] == pytest.approx(0.8, abs=0.03)
+
+
+def test_deterministic_models_may_be_judged_several_times(model, split):
+    records = evaluate(model, split, {"fgsm": FGSM(THREAT)}, draws=3)
+    once = summarise(evaluate(model, split, {"fgsm": FGSM(THREAT)}))
+    pd.testing.assert_frame_equal(summarise(records), once, check_dtype=False)
+
+
+def test_eps_zero_is_the_clean_prediction(model, split):
+    none = Threat("linf", 0.0)
+    records = evaluate(model, split, {"aa": AutoAttack(none), "fgsm": FGSM(none)})
+    assert summarise(records).accuracy.nunique() == 1
+
+
+def test_one_logit_is_no_classifier(split):
+    with pytest.raises(InputError, match="1 logit"):
+        evaluate(Linear(classes=1), split, {})
+
+
+@pytest.mark.parametrize("name", ["clean", "worst", "pgd@view"])
+def test_reserved_names(model, split, name):
+    with pytest.raises(InputError, match=f"cannot be called '{name}'"):
+        evaluate(model, split, {name: FGSM(THREAT)})
+
+
+def test_no_examples_no_records(model, split):
+    assert evaluate(model, split.select(torch.arange(0)), {"fgsm": FGSM(THREAT)}).empty
+
+
+def test_stochastic_models_meet_averaged_gradients():
+    attacks = standard_attacks(THREAT, stochastic=True, steps=3, samples=2)
+    assert list(attacks) == ["fgsm", "pgd20", "cw50", "pgd_eot", "autoattack"]
+    assert "steps=3" in repr(attacks["pgd_eot"])
+    assert "rand" in repr(attacks["autoattack"])
+    assert standard_attacks(THREAT, stochastic=True)["pgd_eot"] == PGD(THREAT, steps=200, eot=20)
+    assert list(standard_attacks(THREAT))[-1] == "autoattack"
 
 
 def test_labels_beyond_the_classes_are_a_sentence(model, split):
@@ -166,35 +351,116 @@ def test_samples_are_stratified_and_fixed(digits):
     assert len(digits.test.sample(3)) == 3
 
 
-def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits):
+def quick(threat: Threat) -> AutoAttack:
+    """AutoAttack for tests: two of its parts, shortened."""
+    parts = (("apgd-ce", APGD(threat, steps=5)), ("square", Square(threat, queries=20)))
+    return AutoAttack(threat, version="custom", attacks=parts)
+
+
+def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     runs = []
     for seed in (0, 1):
         method = make_method("standard", "digits", epochs=2, train_examples=300)
         runs.append(fit(method, digits, root=tmp_path, device="cpu", seed=seed, progress=False))
-        results = evaluate_run(runs[-1], digits, n=40)
+        results = evaluate_run(runs[-1], digits, n=20)
     names = [row["attack"] for row in results["rows"]]
     assert names == ["clean", *standard_attacks(THREAT), "worst"]
-    assert all("PGD(threat=Threat(" in row["protocol"] for row in results["rows"][1:-1])
-    assert results["n"] == 40
-    assert results["last"]["rows"][0]["n"] == 40
+    assert all("(threat=Threat(" in row["protocol"] for row in results["rows"][1:-1])
+    assert [row["component"] for row in results["cascade"]][:2] == ["clean", "apgd-ce"]
+    assert results["cascade"][-1]["accuracy"] == results["rows"][-2]["accuracy"]
+    assert "autoattack" not in [row["attack"] for row in results["last"]["rows"]]
+    assert not runs[-1].evaluation.exists()
+    assert results["n"] == 20
+    assert results["last"]["rows"][0]["n"] == 20
     assert len(results["curve"]) == 8
     stamp = (runs[-1].path / "records.parquet").stat().st_mtime_ns
-    assert evaluate_run(runs[-1], digits, n=40) == runs[-1].results() == results
+    assert evaluate_run(runs[-1], digits, n=20) == runs[-1].results() == results
     assert (runs[-1].path / "records.parquet").stat().st_mtime_ns == stamp
-    assert evaluate_run(runs[-1], digits, n=30)["n"] == 30
+    assert evaluate_run(runs[-1], digits, n=12)["n"] == 12
     assert runs[-1].results() == results, "a look at fewer images must not replace what more have shown"
     best = summarise(runs[-1].records()).set_index("attack")
     assert best.accuracy.to_dict() == {row["attack"]: row["accuracy"] for row in results["rows"]}
-    assert len(runs[-1].records("last")) == len(runs[-1].records())
+    assert set(runs[-1].records("last")["index"]) == set(runs[-1].records()["index"])
     board = leaderboard(runs)
     assert len(board) == 2
     assert board.title[0] == "Standard training"
+    assert (board.worst <= board.autoattack).all()
     assert (board.worst <= board.pgd20).all()
+    assert (board.headline_badge == "").all()
+    badges = {"headline": {"verdict": "amber", "text": "weak"}, "protocol": {"verdict": "pass", "text": "fair"}}
+    (runs[0].path / "audit.json").write_text(json.dumps({"badges": badges}))
+    judged = leaderboard(runs[:1]).loc[0]
+    assert (judged.headline_badge, judged.headline_text, judged.protocol_text) == ("amber", "weak", "fair")
+    evaluate_run(runs[0], digits, n=21)
+    assert runs[0].audit() == {}, "a badge must not stand beside a number that it did not judge"
     means = aggregate(board)
     assert means.seeds[0] == 2
     assert np.isclose(means.clean_mean[0], board.clean.mean())
     assert np.isclose(means.clean_std[0], board.clean.std())
     assert leaderboard([]).empty
+
+
+def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
+    run = fit(make_method("standard", "digits", epochs=1, train_examples=200), digits, root=tmp_path, progress=False)
+
+    def interrupt(progress):
+        if progress.attack == "autoattack" and progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, digits, n=20, progress=interrupt)
+    assert run.results() == {}
+    parts = list(run.evaluation.rglob("part-*"))
+    said = []
+    results = evaluate_run(run, digits, n=20, progress=said.append)
+    assert len([p for p in said if p.eta is None and p.done == p.total > 0]) == len(parts), (
+        "what was done is not redone"
+    )
+    assert not run.evaluation.exists()
+    records = run.records()
+    (run.path / "results.json").unlink()
+    assert evaluate_run(run, digits, n=20) == results
+    pd.testing.assert_frame_equal(run.records(), records, check_exact=True)
+    run.evaluation.mkdir()
+    run.clear()
+    assert [file.name for file in run.path.iterdir()] == [".lock"]
+
+
+def test_the_authors_package_is_a_second_opinion(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
+    method = make_method("standard", "digits", epochs=1, train_examples=200)
+    run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(InputError, match="no AutoAttack on all 20 images"):
+        compare_with_reference(run, digits, n=20)
+    evaluate_run(run, digits, n=20)
+    with pytest.raises(InputError, match=r"pip install 'robustlib\[reference\]'"):
+        compare_with_reference(run, digits, n=20)
+
+    class Authors:
+        """Leaves the first five images as they are, and the ball for the sixth; the others become black."""
+
+        def __init__(self, model, **options):
+            assert {name: options[name] for name in ("norm", "eps", "seed")} == {"norm": "Linf", "eps": 0.2, "seed": 0}
+            self.fab = self.apgd_targeted = SimpleNamespace(n_target_classes=9)
+            self.attacks_to_run = ["apgd-ce"]
+
+        def run_standard_evaluation(self, x, y, batch_size):
+            return torch.cat([x[:5], x[5:] * 0]), y
+
+    monkeypatch.setitem(sys.modules, "pyautoattack", SimpleNamespace(AutoAttack=Authors))
+    compared = compare_with_reference(run, digits, n=20)
+    records = run.records()
+    right = withstood(records[records.attack == "clean"]).to_numpy()
+    assert compared.theirs["correct"] == right[:5].sum(), "an image outside the ball is no robustness"
+    ours = records[records.attack == "autoattack"].groupby("index").last()
+    ours = (ours.prediction == ours.label).reindex(digits.test.sample(20).indices.tolist())
+    theirs = (np.arange(20) < 5) & right
+    assert compared.only_ours == list(ours.index[theirs & ~ours])
+    assert compared.only_theirs == list(ours.index[~theirs & ours])
+    assert compared.difference == pytest.approx(5 * (len(compared.only_theirs) - len(compared.only_ours)))
 
 
 def test_runs_of_other_data_or_unfinished_ones_are_refused(tmp_path, digits):

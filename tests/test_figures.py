@@ -10,7 +10,7 @@ import pytest
 
 from robustlib import figures
 from robustlib.errors import InputError
-from tests.made_up import curve, leaderboard, metrics
+from tests.made_up import cascade, curve, leaderboard, metrics
 
 ROWS = [{"attack": "clean", "accuracy": 0.986, "low": 0.97, "high": 0.995}, {"attack": "worst", "accuracy": 0.736}]
 ALL = {
@@ -20,6 +20,7 @@ ALL = {
     "trade-off": lambda: figures.trade_off(leaderboard()),
     "cost": lambda: figures.cost(leaderboard()),
     "bars": lambda: figures.accuracy_bars(ROWS),
+    "cascade": lambda: figures.cascade(cascade()),
 }
 
 
@@ -55,6 +56,15 @@ def test_a_series_is_never_told_by_colour_alone():
     assert len(axis.collections) == 2, "each curve has its band"
 
 
+def test_the_cascade_shows_what_each_step_took():
+    (axis,) = ALL["cascade"]().fig.axes
+    left, taken = ([bar.get_width() for bar in bars] for bars in axis.containers)
+    assert left == [0.98, 0.76, 0.7, 0.7], "the surrogate's own cascade is another picture"
+    assert taken == pytest.approx([0, 0.22, 0.06, 0])
+    assert {bar.get_hatch() for bar in axis.containers[1]} == {"////"}, "not told by colour alone"
+    assert {"−22.0", "−6.0"} <= {text.get_text() for text in axis.texts}
+
+
 def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
@@ -78,6 +88,7 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.trade_off(pd.DataFrame({"clean": [0.9]})), "'worst'"),
         (lambda: figures.cost(leaderboard().assign(worst=float("nan"))), "4 given"),
         (lambda: figures.accuracy_bars([]), "'attack'"),
+        (lambda: figures.cascade([]), "'component'"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

@@ -223,15 +223,6 @@ def test_data_of_another_kind_are_refused():
         model.check_data(spec())
 
 
-@pytest.mark.parametrize(("labels", "named"), [([0, 10], "Label 10"), ([-1, 3], "Label -1")])
-def test_labels_out_of_range_are_refused(labels, named):
-    model = build_model("mlp", spec((1, 8, 8)))
-    model.check_labels(torch.tensor([0, 9]))
-    model.check_labels(torch.tensor([], dtype=torch.int64))
-    with pytest.raises(InputError, match=f"{named} is out of range: with 10 classes labels are 0 to 9"):
-        model.check_labels(torch.tensor(labels))
-
-
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"Unknown architecture 'resnet_18'.*Did you mean 'resnet18'"):
         build_model("resnet_18", spec())

@@ -132,10 +132,14 @@ def test_baselines_by_papermill(trained: Path) -> None:
         "PGD(",
         "robustlib run trades",
         "overfitting was detected",
+        "apgd-t",
+        "headline: ",
+        "protocol: ",
+        "15. ",
     ):
         assert sign in shown, sign
     images = [o for c in cells(trained / "out.ipynb") for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(len(image.metadata["image/png"]["alt"]) > 40 for image in images)
 
 
@@ -145,7 +149,9 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     shown = text(task.output)
     assert "1 runs" in shown
     assert "trades" in shown
-    assert "worst case" in shown
+    for sign in ("worst case", "AutoAttack", "headline", "protocol"):
+        assert sign in shown, sign
+    assert "not audited" not in shown
 
 
 def test_compare_without_runs_says_how_to_make_them(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustlib import figures
+from robustlib import figures, tables
 from robustlib.errors import InputError
 from robustlib.report import formulas, render, to_mathml, write_index
 from robustlib.report.mathml import replace_formulas
-from tests.made_up import FORMULAS, leaderboard, notebook
+from tests.made_up import FORMULAS, audit, leaderboard, notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 PNG = figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]), dpi=40)
@@ -226,6 +226,48 @@ def test_the_index_shows_what_is_stale_and_what_was_warned(tmp_path):
     warned = page.select(".badge.warn")
     assert [badge["title"] for badge in warned] == ["robust overfitting <b>here</b>"] * 2
     assert not page.find_all("b"), "warnings are text, not markup"
+
+
+def test_badges_stand_beside_the_worst_case(tmp_path):
+    page = index_of(tmp_path, leaderboard())
+    labels = [head.get_text(strip=True) for head in page.select("thead th")]
+    assert labels.index("Audit") == labels.index("Worst case") + 1 == labels.index("AutoAttack") + 2
+    cells = {cell["data-value"]: cell.select(".badge") for cell in page.select("td.audit")}
+    assert [[badge["class"][1] for badge in cells[key]] for key in "0123"] == [
+        ["red", "red"],
+        ["amber", "amber"],
+        ["none"],
+        ["pass", "pass"],
+    ]
+    amber = cells["1"][1]
+    assert amber.contents[0] == "▲ protocol"
+    assert amber["title"] == "amber: The paper's protocol overstates by 4.2 points."
+    assert amber["title"] in amber.select_one(".sr-only").get_text(), "those who cannot hover hear it"
+    assert "– not audited" in cells["2"][0].get_text()
+    assert not page.find_all("i"), "what a check says is text, not markup"
+
+
+def test_cards_carry_the_gravest_badges_of_their_runs(tmp_path):
+    cards = index_of(tmp_path, leaderboard()).select(".cards li")
+    assert [badge["class"][1] for badge in cards[0].select(".badge")] == ["red", "red"]
+    assert cards[0].select_one(".badge")["title"].startswith("1 of 2 runs red: 7. black-box")
+    assert [badge["class"][1] for badge in cards[1].select(".badge")] == ["none"], "one run of two has no audit"
+
+
+def test_boards_without_audits_have_no_audit_column(tmp_path):
+    rows = leaderboard()
+    page = index_of(tmp_path, rows.drop(columns=[name for name in rows if "_badge" in name or "_text" in name]))
+    assert "Audit" not in [head.get_text(strip=True) for head in page.select("thead th")]
+    assert not page.select(".cards .badge")
+
+
+def test_verdicts_of_a_run_are_coloured(tmp_path):
+    page = page_of(tmp_path, html=tables.badges(audit()) + tables.checks(audit()).to_html(index=False))
+    badges = page.select(".badge")
+    assert [badge["class"][1] for badge in badges] == ["red", "amber"]
+    assert badges[0].get_text() == "headline: ✕ red", "the words stand inside the badge"
+    verdicts = {cell.get_text(): cell["class"][1] for cell in page.select("td.verdict")}
+    assert verdicts == {"✓ pass": "pass", "▲ amber": "amber", "✕ red": "red", "– n/a": "na"}
 
 
 def test_the_cards_are_means_over_seeds(tmp_path):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from robustlib import tables
+from tests import made_up
 
 RESULTS = {
     "rows": [
@@ -59,6 +60,90 @@ def test_accuracies_best_beside_last() -> None:
     assert table.loc["worst case", "best epoch"] == "73.5 % (69.0–77.0)"
     assert table.loc["clean", "last epoch"] == "100.0 % (99.0–100.0)"
     assert table.loc["worst case", "protocol"] == "PGD(steps=20)"
+
+
+def test_accuracies_of_a_stochastic_model_on_its_surrogates() -> None:
+    noisy = {"attack": "pgd20@denoiser", "accuracy": 0.5, "single": 0.25, "low": 0.4, "high": 0.6, "n": 500}
+    table = tables.accuracies({"rows": [*RESULTS["rows"], noisy]})
+    assert table.loc["PGD-20 on denoiser", "one draw"] == "25.0 %"
+    assert table.loc["PGD-20 on denoiser", "best epoch"] == "50.0 % (40.0–60.0)"
+    assert "one draw" not in tables.accuracies(RESULTS)
+
+
+def test_cascade_says_what_each_step_took() -> None:
+    table = tables.cascade(made_up.cascade())
+    assert table["attack"].unique().tolist() == ["AutoAttack", "AutoAttack on denoiser"]
+    assert "attack" not in tables.cascade(made_up.cascade()[:4]), "one cascade needs no name"
+    first = table.iloc[:3]
+    assert first["images attacked"].tolist() == ["–", 490, 380]
+    assert first["broken"].tolist() == ["10", "110", "30"]
+    assert first["accuracy after it"].tolist() == ["98.0 %", "76.0 %", "70.0 %"]
+
+
+def test_checks_carry_value_threshold_and_meaning() -> None:
+    table = tables.checks(made_up.audit()).set_index("check")
+    assert table.loc["3. more steps", ["verdict", "value", "threshold"]].tolist() == [
+        "▲ amber",
+        "4.1 points",
+        "3 points",
+    ]
+    assert table.loc["9. gradients", "value"] == "0.78"
+    assert table.loc["14. published window", ["verdict", "value"]].tolist() == ["– n/a", "–"]
+    assert tables.checks({}).empty
+
+
+def test_badges_are_signs_words_and_sentences() -> None:
+    said = tables.badges(made_up.audit())
+    assert '<span class="badge red">headline: ✕ red</span>' in said
+    assert '<span class="badge amber">protocol: ▲ amber</span> The paper&#x27;s protocol overstates by 4.2' in said
+    assert "&lt;could&gt;" in said, "what a check says is text, not markup"
+    assert "robustlib audit runs/x" in tables.badges({}, "runs/x")
+
+
+def test_badges_are_shown_as_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    sent: dict[str, str] = {}
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: sent.update(data))
+    tables.show_badges(made_up.audit())
+    assert sent["text/html"].startswith('<p><span class="badge red">')
+    assert sent["text/plain"].splitlines()[1] == "protocol: ▲ amber The paper's protocol overstates by 4.2 points."
+
+
+def test_every_verdict_is_told_without_colour() -> None:
+    signs = [tables.verdict(word).split()[0] for word in ("pass", "amber", "red", "")]
+    assert len(set(signs)) == 4
+    assert tables.gravest(["pass", "amber", "red"]) == "red"
+    assert tables.gravest(["pass", "", "n/a"]) == "", "who was not examined has not passed"
+    assert tables.verdict(float("nan")) == "– not audited"
+
+
+def test_badges_stand_beside_the_worst_case() -> None:
+    rows = made_up.leaderboard()
+    table = tables.leaderboard(rows)
+    assert list(table)[2:6] == ["clean", "worst case", "headline", "protocol"]
+    assert table["headline"].tolist() == ["– not audited", "✓ pass", "▲ amber", "✕ red"]
+    assert "CW-50" not in table, "nothing was measured"
+    assert "AutoAttack" in table
+    said = tables.objections(rows)
+    assert (
+        "- **trades, protocol**: ▲ amber, seed 0: The paper&#x27;s protocol overstates by 4.2 points. ✕ red, seed 1:"
+        in said
+    )
+    assert "1 of 4 runs are not audited" in said
+    assert "no check objects" in tables.objections(rows[1:2])
+
+
+def test_over_seeds_shows_the_gravest_badge() -> None:
+    rows = made_up.leaderboard()
+    means = pd.DataFrame({"method": ["standard", "trades"], "seeds": 2, "clean_mean": 0.9, "worst_mean": 0.5})
+    table = tables.over_seeds(means.assign(worst_std=0.1, arch="small_cnn"), rows)
+    assert table["headline"].tolist() == ["– not audited", "✕ red"]
+    assert "headline" not in tables.over_seeds(means)
+
+
+def test_an_attack_that_the_last_epoch_did_not_meet_is_a_dash() -> None:
+    assert tables.accuracies(RESULTS).loc["worst case", "last epoch"] == "–"
 
 
 def test_leaderboard_leaves_out_what_is_alike() -> None:

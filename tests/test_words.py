@@ -127,8 +127,7 @@ def test_readme_is_regenerated():
     """`python benchmarks/readme_tables.py` would change nothing."""
     import readme_tables
 
-    parts = {"picture": readme_tables.picture(), "results": readme_tables.results(), "speed": readme_tables.speed()}
-    current = readme_tables.regenerate(README.read_text(), parts) == README.read_text()
+    current = readme_tables.regenerate(README.read_text(), readme_tables.parts()) == README.read_text()
     assert current, "README.md is out of date: run `python benchmarks/readme_tables.py`"
 
 
@@ -187,7 +186,8 @@ def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) 
     made = make_method(method, "digits", **changes)
     params = run_params(made, load_dataset("digits"), "small_cnn", seed, "32-true")
     run = Run.of(params, root)
-    right = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10, "pgd50x10": worst, "cw50": worst, "worst": worst}
+    right = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10, "pgd50x10": worst, "cw50": worst}
+    right |= {"autoattack": worst, "worst": worst}
     rows = [
         {"attack": name, "eps": 0.2, **accuracy(k, 500), "invalid": 0, "protocol": "PGD()"} for name, k in right.items()
     ]
@@ -204,6 +204,10 @@ def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) 
     write_json(run.path / "status.json", {"state": "done"})
     write_json(run.path / "provenance.json", facts)
     write_json(run.path / "results.json", {**asked, "rows": rows, "last": {"rows": rows}, "curve": curve})
+    if method == "trades":
+        protocol = {"verdict": "amber" if seed else "pass", "text": "The paper's protocol overstates by 4.2 points."}
+        badges = {"headline": {"verdict": "pass", "text": "14 checks found nothing."}, "protocol": protocol}
+        write_json(run.path / "audit.json", {"checks": [], "badges": badges})
     write_atomic(run.path / "metrics.jsonl", '{"epoch_total": 40, "warnings": []}\n')
     write_atomic(run.path / "model.safetensors", b"weights")
 
@@ -234,6 +238,10 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     words = (exported / "digits" / "README.md").read_text()
     assert "robustlib run standard trades --preset digits --seeds 0,1,2" in words
     assert "70.0 % (65.8–73.9)" in words
+    assert len(list(exported.rglob("audit.json"))) == 3
+    assert "| ✓ pass | ▲ amber |" in words
+    assert "- **trades, protocol**: ▲ amber, seed 1: The paper" in words
+    assert "1 of 4 runs are not audited" in words
 
 
 def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):
@@ -251,7 +259,8 @@ def test_tables_and_picture_of_exported_results(exported):
 
     table = readme_tables.results(exported)
     assert "| TRADES | 98.0 ± 0.0 % |" in table
-    assert "| 70.2 ± 0.2 % | 1.0 | 3 |" in table
+    assert "| 70.2 ± 0.2 % | ✓ pass | ▲ amber | 1.0 | 3 |" in table, "badges stand beside the worst case"
+    assert "| – not audited | – not audited |" in table
     assert "2.0 % (1.1–3.6)" in table  # one seed: an interval instead
     figures = readme_figure.panels(readme_figure.reference_runs("digits", exported))
     png = readme_figure.stacked(figures)
@@ -261,6 +270,43 @@ def test_tables_and_picture_of_exported_results(exported):
     assert re.match(
         r"!\[[^\]\n]*TRADES[^\]\n]*\]\(reports/reference/digits/robustness.png\)", readme_tables.picture(exported)
     )
+
+
+def test_agreement_shows_the_claims_on_the_whole_cascade(tmp_path):
+    import readme_tables
+
+    assert "Not measured yet" in readme_tables.agreement(tmp_path)
+    lines = [
+        "# A title",
+        "`python benchmarks/x.py` on a CPU",
+        "- holds: linf, ensemble: equal",
+        "- holds: linf, square: equal",
+    ]
+    (tmp_path / "autoattack_agreement.md").write_text("\n".join(lines))
+    told = readme_tables.agreement(tmp_path)
+    assert told.startswith("`python benchmarks/x.py` on a CPU; [")
+    assert told.endswith("\n\n- holds: linf, ensemble: equal")
+
+
+def duel(seed: int, ours: list[int], theirs: list[int]) -> Any:
+    """A duel on a made-up model, from who withstood what."""
+    import autoattack_agreement as agreement
+    import torch
+
+    sides = (torch.tensor(side, dtype=torch.bool) for side in ([1] * len(ours), ours, theirs))
+    return agreement.Duel("linf", "trades", seed, "ensemble", *sides, (1.0, 2.0))
+
+
+def test_agreement_counts_both_sides():
+    import autoattack_agreement as agreement
+
+    equal, weaker = duel(0, [1] * 100, [1] * 100), duel(1, [1] * 100, [0] * 2 + [1] * 98)
+    assert weaker.difference == pytest.approx(2.0)
+    assert all(agreement.claims([equal]).values())
+    assert not any(agreement.claims([equal, weaker]).values()), "weaker by 2 points on one model, by 1 in the mean"
+    table = agreement.over_models([equal, weaker])
+    assert "| ensemble | 100.00 | 99.00 | +1.00 | +0.0 | +2.0 | 0 | 2 |" in table
+    assert "100.0 / 98.0" in agreement.each_model([equal, weaker])
 
 
 def test_missing_markers_are_an_error():

@@ -1,12 +1,21 @@
-"""Honest evaluation: per-example records, intervals on every number, curves, and the standard evaluation of runs."""
+"""Honest evaluation: per-example records that survive interruptions, intervals on every number, curves, runs."""
 
-from robustlib.evaluation.numbers import accuracy, robustness_curve, summarise, wilson
-from robustlib.evaluation.records import evaluate, standard_attacks, valid
-from robustlib.evaluation.run_results import aggregate, evaluate_run, leaderboard
+from robustlib.evaluation.curves import robustness_curve
+from robustlib.evaluation.evaluate import evaluate
+from robustlib.evaluation.leaderboard import aggregate, leaderboard
+from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
+from robustlib.evaluation.records import valid
+from robustlib.evaluation.reference import compare_with_reference
+from robustlib.evaluation.run_results import evaluate_run
+from robustlib.evaluation.steps import Progress
+from robustlib.evaluation.suites import standard_attacks
 
 __all__ = [
+    "Progress",
     "accuracy",
     "aggregate",
+    "cascade",
+    "compare_with_reference",
     "evaluate",
     "evaluate_run",
     "leaderboard",

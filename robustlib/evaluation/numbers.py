@@ -1,105 +1,109 @@
-"""From records to numbers: accuracies with intervals, and robustness curves."""
+"""From records to numbers: accuracies with intervals, the per-example worst case, and what each step of a cascade took."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from robustlib.attacks import PGD
-from robustlib.data import Split
-from robustlib.errors import InputError
-from robustlib.evaluation.records import BATCH, evaluate
-from robustlib.threat import Threat
+from robustlib.evaluation.records import withstood
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
+Z95 = 1.959963984540054  # standard normal quantile of 0.975
+
 
 def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
-    """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over all attacks.
+    """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over everything.
 
     Invalid adversarial examples count as errors of the model and are shown in `invalid`: a broken attack is never reported
-    as robustness.
+    as robustness. The accuracy of a stochastic model is the expected one, the mean over its draws; where an example has
+    several adversarial images, the strongest on its odd draws is scored on the even ones: chosen and scored on the same
+    draws, luck would look like strength.
 
     Returns:
-        Columns attack, eps, n, correct, accuracy, low, high, invalid; accuracies in [0, 1]; "worst" is the last row.
+        One row an attack, then one for each attack on a surrogate ("attack@surrogate"), then "worst", the headline. Columns
+        attack, eps, n, correct (a fraction where draws disagree), accuracy, low, high, single (accuracy of draw 0 alone),
+        invalid (examples); accuracies in [0, 1].
     """
     import pandas as pd
 
-    table = records.assign(correct=(records.prediction == records.label) & records.valid)
-    groups = [(name, group) for name, group in table.groupby("attack", sort=False)]
+    table = _complete(records)
+    name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
+    groups = sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
     if worst and len(groups) > 1:
-        least = table.groupby("index", as_index=False).agg({"correct": "min", "eps": "max", "valid": "min"})
-        groups.append(("worst", least))
-    rows = []
-    for name, group in groups:
-        numbers = accuracy(int(group.correct.sum()), len(group))
-        rows.append({"attack": name, "eps": float(group.eps.max()), **numbers, "invalid": int((~group.valid).sum())})
-    return pd.DataFrame(rows)
+        groups.append(("worst", table))
+    return pd.DataFrame([{"attack": attack, **_row(group)} for attack, group in groups])
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); (0, 1) without observations."""
-    from scipy.stats import binomtest
+def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
+    """What each component of each cascade took from those before it; the first row of each is the clean model.
 
+    Returns:
+        Columns attack, surrogate, component, attacked (examples), broken (a fraction where draws disagree), accuracy (after
+        it, of all examples); no rows without a cascade.
+    """
+    import pandas as pd
+
+    table, rows = _complete(records), []
+    clean = table[table["attack"] == "clean"]
+    for (attack, surrogate), group in table[table["component"] != ""].groupby(["attack", "surrogate"], sort=False):
+        seen, n = clean, clean["index"].nunique()
+        before: float = n
+        for component in ["clean", *(c for c in group["component"].unique() if c != "clean")]:
+            part = clean if component == "clean" else group[group["component"] == component]
+            seen = seen if component == "clean" else pd.concat([seen, part])
+            left = _score(seen)["correct"].sum()
+            row = {"attack": attack, "surrogate": surrogate, "component": component}
+            rows.append(row | {"attacked": part["index"].nunique(), "broken": before - left, "accuracy": left / n})
+            before = left
+    return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
+
+
+def _complete(records: "pd.DataFrame") -> "pd.DataFrame":
+    """The records with their verdicts; those of version 0.1 knew neither surrogates nor components."""
+    missing = {name: "" for name in ("surrogate", "component") if name not in records}
+    return records.assign(**missing, correct=withstood(records))
+
+
+def _row(group: "pd.DataFrame") -> dict[str, float]:
+    scores = _score(group)
+    numbers = accuracy(float(scores["correct"].sum()), len(scores))
+    invalid = group.loc[~group["valid"], "index"].nunique()
+    return {"eps": float(group["eps"].max()), **numbers, "single": float(scores["single"].mean()), "invalid": invalid}
+
+
+def _score(table: "pd.DataFrame") -> "pd.DataFrame":
+    """For each example under its strongest adversarial image: `correct` in [0, 1], the mean over draws, and `single`."""
+    if table["draw"].max() == 0:
+        least = table.groupby("index")["correct"].min()
+        return least.to_frame("correct").assign(single=least)
+    key = ["index", *CANDIDATE]
+    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0]
+    if len(table[CANDIDATE].drop_duplicates()) == 1:
+        scoring = table  # nothing to choose: every draw counts
+    strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
+    chosen = strength.sort_values(["correct", "margin"], kind="stable").drop_duplicates("index").set_index(key).index
+    means = scoring.groupby(key)["correct"].mean().reindex(chosen)
+    single = table[table["draw"] == 0].set_index(key)["correct"].reindex(chosen)
+    scores = means.to_frame("correct").assign(single=single.to_numpy(dtype=float))
+    return scores.reset_index(CANDIDATE, drop=True)
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927); (0, 1) without observations.
+
+    For `correct` a sum of expectations it is on the safe side: a mean of numbers in [0, 1] varies most when they are 0 or 1.
+    """
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    p, z2 = correct / n, Z95**2
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
+    low, high = ((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))
+    return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
 
 
-def robustness_curve(
-    model: nn.Module,
-    split: Split,
-    attack: PGD,
-    *,
-    eps: Sequence[float] | None = None,
-    steps: Sequence[int] | None = None,
-    batch_size: int = BATCH,
-    seed: int = 0,
-) -> "pd.DataFrame":
-    """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken.
-
-    Args:
-        attack: the protocol; its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless
-            given).
-        eps: radii in pixel units, any order; 0 is the clean accuracy.
-        steps: numbers of steps, >= 0; 0 is the clean accuracy.
-
-    Returns:
-        Columns eps or steps, n, correct, accuracy, low, high; accuracy never rises along the curve.
-
-    Raises:
-        InputError: neither or both of `eps` and `steps` given.
-    """
-    import pandas as pd
-
-    if (eps is None) == (steps is None):
-        raise InputError("Give robustness_curve either eps=[...] or steps=[...].")
-    name, values = ("eps", eps or ()) if eps is not None else ("steps", steps or ())
-    split = split.to(next(model.parameters()).device)
-    standing, rows = torch.arange(len(split), device=split.labels.device), []
-    for value in sorted(values):
-        attacks = {"curve": _at(attack, name, value)} if value else {}
-        if len(standing):
-            records = evaluate(model, split.select(standing), attacks, batch_size=batch_size, seed=seed)
-            records["ok"] = (records.prediction == records.label) & records.valid
-            ok = records.groupby("index", sort=False).ok.min().to_numpy(copy=True)
-            standing = standing[torch.from_numpy(ok).to(standing.device)]
-        rows.append({name: value, **accuracy(len(standing), len(split))})
-    return pd.DataFrame(rows)
-
-
-def _at(attack: PGD, name: str, value: float) -> PGD:
-    """The attack at one point of a curve."""
-    if name == "steps":
-        return replace(attack, steps=int(value))
-    return replace(attack, threat=Threat(attack.threat.norm, float(value)))
-
-
-def accuracy(correct: int, n: int) -> dict[str, float]:
+def accuracy(correct: float, n: int) -> dict[str, float]:
     """{"n", "correct", "accuracy", "low", "high"} with the 95 % Wilson interval."""
     low, high = wilson(correct, n)
-    return {"n": n, "correct": correct, "accuracy": correct / max(n, 1), "low": low, "high": high}
+    whole = int(correct) if correct == int(correct) else correct
+    return {"n": n, "correct": whole, "accuracy": correct / max(n, 1), "low": low, "high": high}

@@ -1,24 +1,16 @@
-"""Figures of one run: its training, its accuracy under each attack, and how that falls as attacks grow."""
+"""Figures of one run: its training, and how its accuracy falls as attacks grow."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import INK, MUTED, Figure, axes, looks, needs, pc, percent, style, whiskers
+from robustlib.figures.canvas import MUTED, Figure, axes, looks, needs, pc, percent, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame, Series
 
-NAMES = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "pgd50x10": "PGD-50, 10 restarts",
-    "cw50": "CW-50",
-    "worst": "worst case",
-}
 CURVES = {  # metric -> label
     "clean_val": "clean (validation)",
     "robust_val": "robust (validation)",
@@ -171,34 +163,3 @@ def _say_robustness(frames: Mapping[str, "DataFrame"], x: str, threat_eps: float
         said.append(f"{name} goes from {', to '.join(ends)}")
     kind = "its radius" if x == "eps" else "its number of steps"
     return f"Accuracy under attack against {kind}: {'; '.join(said)}."
-
-
-def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
-    """One run's accuracy under each attack, with 95 % Wilson intervals.
-
-    Args:
-        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept.
-    """
-    import pandas as pd
-
-    frame = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"]).reset_index(drop=True)
-    labels = [NAMES.get(str(name), str(name)) for name in frame["attack"]]
-    colours = [INK if name == "worst" else "#56b4e9" if name == "clean" else "#0173b2" for name in frame["attack"]]
-    ends = whiskers(frame.rename(columns={"low": "accuracy_low", "high": "accuracy_high"}), "accuracy")
-    with style():
-        fig, (axis,) = axes(height=0.9 + 0.42 * len(frame))
-        axis.barh(
-            labels, frame["accuracy"], xerr=ends, color=colours, height=0.62, error_kw={"ecolor": "#8a949e", "lw": 1.4}
-        )
-        tops = frame["high"] if "high" in frame else frame["accuracy"]
-        for place, (value, top) in enumerate(zip(frame["accuracy"], tops.fillna(frame["accuracy"]), strict=True)):
-            axis.text(max(value, top) + 0.012, place, pc(value), va="center", fontsize=9.5)
-        axis.set_xlim(0, 1.1)
-        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        percent(axis, "x")
-        axis.invert_yaxis()
-        axis.set_title("Accuracy under each attack")
-        axis.grid(visible=False, axis="y")
-        axis.set_xlabel("accuracy, with 95 % interval")
-    said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
-    return Figure(fig, f"Accuracy on the test images: {said}.")

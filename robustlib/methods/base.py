@@ -45,6 +45,7 @@ class Method:
     title: ClassVar[str] = ""  # for readers
     paper: ClassVar[str] = ""  # authors, year, where
     summary: ClassVar[str] = ""  # one sentence
+    protocol: ClassVar[str] = "autoattack"  # the standard attack by which its paper reports robust accuracy
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES

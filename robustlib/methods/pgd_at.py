@@ -19,6 +19,7 @@ class PGDAT(AdversarialMethod):
     title = "PGD adversarial training"
     paper = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR"
     summary = "Cross-entropy on images attacked by PGD at every step."
+    protocol = "pgd20"
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One adversarial stage."""

@@ -24,6 +24,7 @@ class TRADES(AdversarialMethod):
     title = "TRADES"
     paper = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, ICML"
     summary = "Clean cross-entropy plus a weighted KL between clean and attacked predictions."
+    protocol = "pgd20"
 
     beta: float = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
 

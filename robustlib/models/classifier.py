@@ -88,17 +88,6 @@ class Classifier(nn.Module):
                 "choose the data set the model was trained on, or train a model for this one."
             )
 
-    def check_labels(self, y: Tensor) -> None:
-        """Raises InputError if a label is outside 0 .. K - 1. Waits for the device, so it is no part of `forward`."""
-        if not len(y):
-            return
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= self.num_classes:
-            raise InputError(
-                f"Label {low if low < 0 else high} is out of range: with {self.num_classes} classes labels are 0 to "
-                f"{self.num_classes - 1}."
-            )
-
     def _compare(self, shape: tuple[int, ...], whose: str) -> None:
         if shape == self.image_shape:
             return

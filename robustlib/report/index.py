@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from robustlib.errors import InputError
 from robustlib.report.page import TEMPLATES
 from robustlib.runs import write_atomic
+from robustlib.tables import VERDICTS, gravest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+AUDITED = ("headline", "protocol")
 TITLE = "What holds under attack"
+UNAUDITED = "no checks were made; robustlib audit makes them"
 STALE = "made by other code than the installed one; robustlib run --rerun renews it"
 
 
@@ -32,13 +35,17 @@ PERCENTAGES = (
     Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
     Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
     Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
-    Column("worst", "Worst case", "number", "right under every attack of this table", "descending"),
+    Column("autoattack", "AutoAttack", "number", "APGD, targeted APGD, targeted FAB and Square in turn"),
+    Column(
+        "worst", "Worst case", "number", "right under every attack, on the model and on its surrogates", "descending"
+    ),
 )
 COLUMNS = (
     Column("title", "Method", "text"),
     Column("arch", "Network", "text"),
     Column("seed", "Seed", "number"),
     *PERCENTAGES,
+    Column("audit", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"),
     Column("minutes", "Minutes", "number", "time of training"),
     Column("epochs", "Epochs", "number"),
 )
@@ -86,11 +93,17 @@ def _boards(records: list[dict[str, Any]], pages: Mapping[str, str]) -> list[dic
         {
             "name": preset if preset == dataset else f"{preset} ({dataset})",
             "cards": _cards(rows),
-            "columns": (columns := [column for column in COLUMNS if any(_known(row, column.key) for row in rows)]),
+            "columns": (columns := [column for column in COLUMNS if _tells(column, rows)]),
             "rows": [[_cell(row, column, pages) for column in columns] for row in sorted(rows, key=_robustness)],
         }
         for (preset, dataset), rows in groups.items()
     ]
+
+
+def _tells(column: Column, rows: list[dict[str, Any]]) -> bool:
+    """Whether a column says anything: a known value, and of the networks more than one."""
+    alike = column.key == "arch" and len({str(row.get("arch")) for row in rows}) == 1
+    return not alike and any(_known(row, column.key) for row in rows)
 
 
 def _robustness(row: Mapping[str, Any]) -> float:
@@ -98,6 +111,8 @@ def _robustness(row: Mapping[str, Any]) -> float:
 
 
 def _known(row: Mapping[str, Any], key: str) -> bool:
+    if key == "audit":
+        return "headline_badge" in row
     value = row.get(key)
     return key == "title" or not (value is None or (isinstance(value, float) and math.isnan(value)))
 
@@ -112,7 +127,16 @@ def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> d
         href = pages.get(str(row["path"]), "")
         text = {"text": _title(row), "changed": str(row.get("changed") or "")}
         return {"value": _title(row), **text, "href": href, "badges": _badges(row)}
-    cell = {"value": "", "text": "–", "interval": "", "classes": "num" if column.kind == "number" else ""}
+    if column.key == "audit":
+        grave = gravest(row.get(f"{kind}_badge", "") for kind in AUDITED)
+        return {"value": str(list(VERDICTS).index(grave)), "badges": _audit_badges([row]), "classes": "audit"}
+    cell: dict[str, Any] = {
+        "value": "",
+        "text": "–",
+        "interval": "",
+        "badges": [],
+        "classes": "num" if column.kind == "number" else "",
+    }
     if _known(row, column.key):
         cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
         if column in PERCENTAGES:
@@ -145,6 +169,20 @@ def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return badges
 
 
+def _audit_badges(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The headline's and the protocol's badge; of several runs the gravest of each."""
+    badges = []
+    for name in AUDITED:
+        found = [str(row.get(f"{name}_badge") or "") for row in rows]
+        word, texts = gravest(found), [str(row.get(f"{name}_text") or UNAUDITED) for row in rows]
+        sign = VERDICTS[word].split()[0]
+        several = f"{found.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
+        text = f"{several}{word or 'not audited'}: {texts[found.index(word)]}" if word in found else UNAUDITED
+        badges.append({"kind": word.replace("/", "") or "none", "text": f"{sign} {name}", "title": text})
+    silent = all(badge["kind"] == "none" for badge in badges)
+    return [{"kind": "none", "text": VERDICTS[""], "title": UNAUDITED}] if silent else badges
+
+
 def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The headline of each method: means over its runs, best worst case first."""
     import statistics
@@ -155,16 +193,17 @@ def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             key = (_title(row), str(row.get("arch", "")), str(row.get("changed") or ""))
             groups.setdefault(key, []).append(row)
     several = len({arch for _, arch, _ in groups}) > 1
-    cards = []
+    cards: list[dict[str, Any]] = []
     for (title, arch, changed), mine in groups.items():
         worst = [100 * row["worst"] for row in mine]
         minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
         name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
-        card = {"title": name, "worst": f"{statistics.fmean(worst):.1f}"}
+        card: dict[str, Any] = {"title": name, "worst": f"{statistics.fmean(worst):.1f}"}
         card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
         card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
         card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
         card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
+        card["badges"] = _audit_badges(mine) if _known(mine[0], "audit") else []
         cards.append(card)
     return sorted(cards, key=lambda card: -float(card["worst"]))
 

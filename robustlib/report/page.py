@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from robustlib.errors import InputError
 from robustlib.report.mathml import replace_formulas, to_mathml
 from robustlib.runs import write_atomic
+from robustlib.tables import VERDICTS
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
+SIGNED = {text: word for word, text in VERDICTS.items()}
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DISPLAYED = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no scripts
 LOADING = ("src", "srcset", "data", "poster", "background", "xlink:href")  # attributes that make a browser fetch
 FETCHED_STYLE = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|['\"]?#)[^)]*\)", re.IGNORECASE)
 NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
     r"nan|NaN|–|—|-|inf|"
-    r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
+    r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min|points)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
 )
 
 
@@ -191,7 +193,7 @@ def _describe_images(soup: "BeautifulSoup") -> None:
 
 
 def _tidy_table(table: "Tag", soup: "BeautifulSoup") -> None:
-    """Right-aligns columns of numbers, and lets a wide table scroll by itself."""
+    """Right-aligns columns of numbers, colours verdicts, and lets a wide table scroll by itself."""
     for name in ("border", "style"):
         table.attrs.pop(name, None)
     rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
@@ -204,6 +206,10 @@ def _tidy_table(table: "Tag", soup: "BeautifulSoup") -> None:
             for cell in [*cells, *(row[column] for row in heads if column < len(row))]:
                 kept = [str(name) for name in cell.get_attribute_list("class") if name]
                 cell["class"] = " ".join([*kept, "num"])
+    for cell in table.select("tbody td"):
+        word = SIGNED.get(cell.get_text(strip=True))
+        if word is not None:  # a verdict of the audit
+            cell["class"] = " ".join(["verdict", word.replace("/", "") or "none"])
     for cell in table.select("thead th"):
         cell["scope"] = "col"
     table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "Table"}))

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 
 FILES = (
     *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
-    *("model.safetensors", "last.safetensors", "records.parquet", "results.json"),
+    *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json"),
 )
 
 
@@ -111,6 +112,12 @@ class Run:
         """Removes what a training and its evaluation wrote, and nothing else."""
         for file in (*(self.path / name for name in FILES), *self.path.glob("snapshots/*.safetensors")):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.evaluation, ignore_errors=True)
+
+    @property
+    def evaluation(self) -> Path:
+        """Where an evaluation that is under way keeps its finished batches; gone when its results are written."""
+        return self.path / "evaluation"
 
     def provenance(self) -> dict[str, Any]:
         """What made it: code digest, package versions, device, threads, wall time, peak memory, command."""
@@ -119,6 +126,10 @@ class Run:
     def results(self) -> dict[str, Any]:
         """The evaluation's summary (see `robustlib.evaluation.evaluate_run`); {} before it."""
         return read_json(self.path / "results.json")
+
+    def audit(self) -> dict[str, Any]:
+        """The audit of the evaluation (see `robustlib.audit.audit_run`); {} before it."""
+        return read_json(self.path / "audit.json")
 
     def metrics(self) -> "pd.DataFrame":
         """One row for each finished epoch of each stage; row 0 is the model before training."""

@@ -1,0 +1,106 @@
+"""The binarisation test: an attack that misses adversarial examples that are known to exist is too weak to be believed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks import PGD
+from robustlib.audit.evidence import Evidence, uniform_point
+
+INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
+INNER_RADIUS = 0.5  # of eps
+CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
+RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
+
+
+class Readout(nn.Module):
+    """Two logits from a linear function of a model's features: 0 "inside", 1 "adversarial"."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 2); always differentiable, with a gradient of zero where the features are not."""
+        score = (features(self.model, x) @ self.weight + self.bias)[:, None]
+        score = score + 0 * x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([-score, score], 1)
+
+
+def features(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's features (B, D), or its logits where it has none."""
+    return getattr(model, "features", model)(x).flatten(1).float()
+
+
+@dataclass(frozen=True)
+class Binarised:
+    """(N,) bool each: for which examples a readout with a certain adversarial example exists, and where PGD found one."""
+
+    possible: Tensor
+    found: Tensor
+
+
+def binarised(evidence: Evidence, images: int) -> Binarised:
+    """Attacks one readout for each of the first `images` examples (Zimmermann et al. 2022, section 3).
+
+    For each image a linear readout of the features is fitted that calls `INNER` random points within half of eps "inside" and
+    one random point on the ball's surface "adversarial". Where it does so exactly, an adversarial example exists; PGD on the
+    readout must find one.
+    """
+    possible, found = [], []
+    attack = evidence.pgd(40 if evidence.stochastic else 100, objective="margin")
+    for i in range(min(images, len(evidence.x))):
+        readout = _readout(evidence, i)
+        possible.append(readout is not None)
+        found.append(readout is not None and _broken(evidence, readout, attack, i))
+    return Binarised(torch.tensor(possible, dtype=torch.bool), torch.tensor(found, dtype=torch.bool))
+
+
+def _readout(evidence: Evidence, i: int) -> Readout | None:
+    """The readout of one example; None where no linear readout separates its points."""
+    model, threat = evidence.model.model, evidence.threat
+    x, draws = evidence.x[i : i + 1], evidence.draws[i : i + 1].fork(90)
+    width = features(model, x).shape[1]
+    count = min(INNER, max(width - 2, 2))
+    points = [uniform_point(threat.scaled(INNER_RADIUS), x, draws.fork(k)) for k in range(1, count)]
+    points = [x, *points, _surface_point(evidence, x, i)]
+    with torch.no_grad():
+        f = features(model, torch.cat(points)).double()
+    centre = f[:-1].mean(0)
+    g = f - centre
+    aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
+    aim[-1] = 1
+    # Ridge regression in its dual form: as many unknowns as points.
+    gram = g @ g.T + 1
+    gram.diagonal().add_(RIDGE * float(g.square().sum(1).mean()) + 1e-12)
+    dual = torch.linalg.solve(gram, aim)
+    weight = g.T @ dual
+    scores = g @ weight
+    inner, outer = scores[:-1].amax(), scores[-1]
+    if not bool(outer > inner):
+        return None
+    level = inner + CLOSENESS * (outer - inner)
+    scale = 1 / (outer - inner)
+    return Readout(model, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
+
+
+def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
+    """A random point of the ball's surface: a corner for linf, a random direction for l2; clipped to [0, 1]."""
+    draws = evidence.draws[i : i + 1].fork(91)
+    step = 2 * draws.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else draws.normal(*x.shape[1:])
+    return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
+
+
+def _broken(evidence: Evidence, readout: Readout, attack: PGD, i: int) -> bool:
+    """Whether PGD leads the readout to "adversarial", by the majority of draws."""
+    x, y = evidence.x[i : i + 1], torch.zeros(1, dtype=torch.int64, device=evidence.x.device)
+    x_adv = attack(readout, x, y, draws=evidence.draws[i : i + 1].fork(92))
+    with torch.no_grad():
+        votes = [float(readout(x_adv).argmax(1)) for _ in range(evidence.k)]
+    return sum(votes) > len(votes) / 2

@@ -1,0 +1,250 @@
+"""What the checks look at: each attack is made once, when a check first asks for it, and shared by all."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks import APGD, FGSM, PGD, Attack, Draws, Square
+from robustlib.attacks.objectives import margin_of
+from robustlib.attacks.search import View
+from robustlib.audit.views import Anchored, Scaled
+from robustlib.data import Split
+from robustlib.evaluation import valid
+from robustlib.threat import Threat
+
+BATCH = 512  # images scored at a time
+STEPS = (10, 20, 50, 100)  # of one PGD trajectory
+RESTARTS = 5
+FACTORS = (0.1, 10)  # by which logits are scaled
+VIEWS = 1000  # tags of the random streams: one block for each view
+
+
+class Evidence:
+    """A model, some images, and which of them withstand what.
+
+    Results are bool (V, N, K): right or not, for each candidate image V found for an example N, in each of K draws of the
+    model (one if it is deterministic). `accuracy` makes shares (N,) of them.
+
+    Args:
+        model: x -> logits, in eval mode; its `surrogates()` are attacked as well and judged by the model itself.
+        split: the examples, all of them.
+        threat: the perturbations allowed.
+        seed: of every random start.
+        queries: of Square.
+        noise: random points of the ball tried for each example.
+        targets: classes aimed at by targeted attacks.
+        draws: of a stochastic model for every score, 20; and `eot` for every gradient, 8. Both 1 for a deterministic one.
+        transfer: other models by name, whose adversarial examples are tried on this one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        threat: Threat,
+        *,
+        seed: int,
+        queries: int,
+        noise: int,
+        targets: int,
+        draws: int,
+        eot: int,
+        transfer: Mapping[str, nn.Module],
+    ) -> None:
+        self.model, self.threat, self.transfer = Anchored(model), threat, transfer
+        self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
+        self.stochastic = self.model.stochastic
+        batch = next(iter(split.batches(len(split))))
+        self.x, self.y, self.draws = batch.x, batch.y, Draws.for_examples(seed, batch.index)
+        others: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+        self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
+        self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
+        self.logits = self.forward(self.x)
+        self.classes = self.logits.shape[1]
+        self.targets = min(targets, self.classes - 1)
+        self.made = self.invalid = 0  # adversarial images, and those outside ball or box
+
+    # ---- scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 logits (B, K) of the deployed model at x (B, C, H, W), without gradients."""
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return torch.cat([self.model(some).float() for some in x.split(BATCH)])
+
+    def right(self, x: Tensor) -> Tensor:
+        """(1, N, K): whether the deployed model is right at x (N, C, H, W)."""
+        answers = torch.stack([self.forward(x) for _ in range(self.k)], 1)
+        return ((answers.argmax(2) == self.y[:, None]) & answers.isfinite().all(2))[None]
+
+    def accuracy(self, *results: Tensor) -> Tensor:
+        """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
+
+        For a stochastic model the strongest is chosen on odd draws and scored on even ones: the least of several noisy
+        means would be too small by chance alone.
+        """
+        pool = torch.cat(results).double()
+        if not self.stochastic:
+            return pool.amin((0, 2))
+        if len(pool) == 1:
+            return pool[0].mean(1)
+        chosen = pool[:, :, 1::2].mean(2).argmin(0)
+        return pool[chosen, torch.arange(pool.shape[1], device=pool.device), ::2].mean(1)
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Without attack."""
+        return self.right(self.x)
+
+    @cached_property
+    def standing(self) -> Tensor:
+        """(N,) bool: the examples worth an attack; wrong ones count as wrong (all, if the model is stochastic)."""
+        return self.clean.all(2)[0] | self.stochastic
+
+    # ---- attacks
+
+    def tried(
+        self,
+        attack: Attack,
+        tag: int,
+        *,
+        start: list[Tensor] | None = None,
+        among: Tensor | None = None,
+        target: Tensor | None = None,
+        views: Sequence[nn.Module] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Results (V, N, K) of an attack on every view of the model, and the images found, one (N, C, H, W) a view.
+
+        A deterministic model's view is attacked on what the views before it left standing.
+
+        Args:
+            start: where to start in each view; examples that are wrong there stay.
+            among: (N,) bool, the examples to attack; else `standing`.
+            target: (N,) classes for a targeted attack.
+            views: what to attack; else the model and its surrogates.
+        """
+        left = self.standing if among is None else among
+        results, found = [], []
+        for i, view in enumerate(views or self.views):
+            x_adv = (self.x if start is None else start[i]).clone()
+            here = left & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
+            if bool(here.any()):
+                extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
+                extra |= {} if target is None else {"target": target[here]}
+                draws = self.draws.fork(tag + VIEWS * i)[here]
+                x_adv[here] = attack(view, self.x[here], self.y[here], draws=draws, **extra).to(x_adv.dtype)
+            self.made += len(x_adv)
+            self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
+            results.append(self.right(x_adv))
+            found.append(x_adv)
+            left = left & (results[-1][0].all(1) | self.stochastic)
+        return torch.cat(results), found
+
+    def pgd(self, steps: int = 20, **settings: Any) -> PGD:
+        """The audit's PGD: an example leaves at its first success; EOT instead for a stochastic model."""
+        threat = settings.pop("threat", self.threat)
+        return PGD(threat, steps=steps, early_stop=not self.stochastic, eot=self.eot, **settings)
+
+    @cached_property
+    def fgsm(self) -> Tensor:
+        """One step, on all examples: the wrong ones too, since a model that reads the label off the attack gets them right."""
+        return self.tried(FGSM(self.threat, eot=self.eot), 0, among=torch.ones_like(self.standing))[0]
+
+    @cached_property
+    def trajectory(self) -> Mapping[int, tuple[Tensor, list[Tensor]]]:
+        """PGD on the cross-entropy after 10, 20, 50 and 100 steps of the same trajectory, and where it was then."""
+        found: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        start, done = None, 0
+        for steps in STEPS:
+            found[steps] = self.tried(self.pgd(steps - done), 1, start=start)
+            start, done = found[steps][1], steps
+        return found
+
+    @property
+    def pgd20(self) -> Tensor:
+        """PGD-20 on the cross-entropy, one restart."""
+        return self.trajectory[20][0]
+
+    @cached_property
+    def restarts(self) -> Tensor:
+        """PGD-20 with further starts: all RESTARTS of them together."""
+        return self._each([self.pgd20], [(self.pgd(), 10 + k, None) for k in range(1, RESTARTS)])
+
+    def _each(self, results: list[Tensor], trials: Iterable[tuple[Attack, int, Tensor | None]]) -> Tensor:
+        """All results together with those of (attack, tag, targets); of a deterministic model each meets what still stands."""
+        for attack, tag, target in trials:
+            left = self.standing
+            for result in results:
+                left = left & (result.all(2).all(0) | self.stochastic)
+            results = [*results, self.tried(attack, tag, among=left, target=target)[0]]
+        return torch.cat(results)
+
+    @cached_property
+    def losses(self) -> Mapping[str, Tensor]:
+        """PGD-20 on other objectives and with logits scaled, by name."""
+        found = {"margin": self.tried(self.pgd(objective="margin"), 1)[0]}
+        if self.classes > 2:
+            found["DLR"] = self.tried(self.pgd(objective="dlr"), 1)[0]
+        for factor, views in self.scaled.items():
+            found[f"logits x {factor:g}"] = self.tried(self.pgd(), 1, views=views)[0]
+        wrong = self.logits.nan_to_num(-torch.inf).scatter(1, self.y[:, None], -torch.inf)
+        likeliest = wrong.argsort(1, descending=True)
+        aim = self.pgd(objective="margin", targeted=True)
+        found["targeted"] = self._each([], [(aim, 20 + k, likeliest[:, k]) for k in range(self.targets)])
+        return found
+
+    @cached_property
+    def apgd(self) -> Tensor:
+        """APGD on the cross-entropy and on targeted DLR: the two attacks that make AutoAttack's number on honest models."""
+        kinds = [APGD(self.threat, steps=50, eot=self.eot)]
+        if self.classes > 3:
+            kinds.append(APGD(self.threat, steps=25, objective="dlr", targets=self.targets, eot=self.eot))
+        return self._each([self.trajectory[100][0]], [(attack, 40 + k, None) for k, attack in enumerate(kinds)])
+
+    @cached_property
+    def white(self) -> Tensor:
+        """All gradient attacks together."""
+        return torch.cat([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd])
+
+    @cached_property
+    def square(self) -> Tensor:
+        """Square on every standing example: needs no gradient."""
+        votes = self.k if self.stochastic else 1
+        return self.tried(Square(self.threat, queries=self.queries, votes=votes), 60)[0]
+
+    @cached_property
+    def transferred(self) -> Mapping[str, Tensor]:
+        """PGD-20 found on other models, by name; scored by this one."""
+        found = {}
+        for k, (name, other) in enumerate(self.transfer.items()):
+            attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
+            found[name] = self.right(attack(other, self.x, self.y, draws=self.draws.fork(70 + k)))
+        return found
+
+    @cached_property
+    def random(self) -> Tensor:
+        """Of `noise` uniform points of the ball, the one of least margin; where gradient attacks fail, no others matter."""
+        here = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
+        x, y, draws = self.x[here], self.y[here], self.draws[here].fork(80)
+        best, least = x.clone(), torch.full(y.shape, torch.inf, device=x.device)
+        for k in range(self.noise if len(x) else 0):
+            point = uniform_point(self.threat, x, draws.fork(k))
+            margin = margin_of(self.forward(point), y).nan_to_num(-torch.inf)
+            better = margin < least
+            best[better], least = point[better], torch.minimum(least, margin)
+        worst = self.x.clone()
+        worst[here] = best
+        return self.right(worst)
+
+    def radius(self, eps: float, steps: int = 20) -> Tensor:
+        """PGD within another radius; the threat's own is `pgd20`."""
+        return self.tried(self.pgd(steps, threat=Threat(self.threat.norm, eps)), 1)[0]
+
+
+def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
+    normal = draws.fork(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
+    return threat.random_start(x, draws.uniform(*x.shape[1:]), normal)

@@ -1,0 +1,103 @@
+"""Commands that judge runs: evaluate, audit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from robustlib import console
+from robustlib.cli.options import DataRoot, Device, RunDirectory
+from robustlib.cli.shell import app, out, say
+from robustlib.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from robustlib.data import Dataset
+    from robustlib.runs import Run
+
+SUITES = ("standard", "reference")
+
+
+@app.command()
+def evaluate(
+    path: RunDirectory,
+    examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
+    suite: Annotated[str, typer.Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
+    data_root: DataRoot = "",
+    device: Device = "auto",
+) -> None:
+    """Attack a finished run with the standard attacks.
+
+    Prints the accuracies with their intervals. A stored evaluation is shown, not repeated; an interrupted one goes on.
+    """
+    from robustlib import tables
+    from robustlib.evaluation import compare_with_reference, evaluate_run
+
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    run, dataset = _run_and_data(path, data_root)
+    count = examples or run.results().get("n")
+    try:
+        with out.status("attacking") as status:
+            results = evaluate_run(run, dataset, n=count, device=device, progress=console.follow(out, status))
+    except KeyboardInterrupt:
+        say("Interrupted. The same command goes on from the last finished batch.")
+        raise typer.Exit(130) from None
+    frame = tables.accuracies(results)
+    title = f"{run.name} · {results['threat']} · {results['n']} test images{' · stale' if run.stale else ''}"
+    out.print(console.table(frame.drop(columns=["images", "protocol"]), title))
+    if suite == "reference":
+        with out.status("the authors' AutoAttack"):
+            comparison = compare_with_reference(run, dataset, n=results["n"], device=device)
+        out.print(console.compared(comparison))
+
+
+@app.command()
+def audit(
+    path: RunDirectory,
+    examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for 256, or 128 of a stochastic model.")] = 0,
+    data_root: DataRoot = "",
+    device: Device = "auto",
+) -> None:
+    """Ask whether the robust accuracy of an evaluated run can be believed.
+
+    Prints fifteen checks and two badges: of the worst case over all attacks, and of the attack that the method's paper uses.
+    """
+    from robustlib.audit import audit_run
+
+    run, dataset = _run_and_data(path, data_root)
+    with out.status("auditing") as status:
+        found = audit_run(run, dataset, n=examples or None, device=device, progress=lambda what: status.update(what))
+    out.print(_audited(found, f"{run.name} · {found['threat']} · {found['seconds']:.0f} s"))
+
+
+def _audited(audit: Mapping[str, Any], title: str) -> Group:
+    """The checks of an audit, coloured by verdict, and the two badges."""
+    from robustlib import tables
+
+    colours = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}
+    frame, drawn = tables.checks(audit), Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in frame:
+        drawn.add_column(str(name), overflow="fold")
+    for check, row in zip(audit["checks"], frame.itertuples(index=False), strict=True):
+        drawn.add_row(*(Text(str(cell), style=colours[check["verdict"]]) for cell in row[:4]), Text(str(row[4])))
+    said = []
+    for name, badge in audit["badges"].items():
+        verdict = (f"{name}: {tables.verdict(badge['verdict'])}", f"bold {colours[badge['verdict']]}")
+        said.append(Text.assemble(verdict, f"  {badge['text']}"))
+    return Group(Text(title, style="bold"), drawn, *said)
+
+
+def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
+    """The run in a directory, and the data set it was trained on."""
+    from robustlib.data import load_dataset
+    from robustlib.runs import Run
+
+    params = Run(path).params()
+    if not params:
+        raise InputError(f"{path} holds no run (no params.json): give a directory that `robustlib list` shows.")
+    return Run(path), load_dataset(params["dataset"], root=data_root or None)

@@ -1,0 +1,150 @@
+"""Commands that make runs and pages: run, study, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustlib import console
+from robustlib.cli.options import (
+    Changes,
+    DataRoot,
+    DatasetName,
+    Device,
+    Download,
+    DryRun,
+    Engine,
+    Examples,
+    Jobs,
+    Precision,
+    Reports,
+    Rerun,
+    Runs,
+    Seeds,
+    Timeout,
+)
+from robustlib.cli.shell import app, out, say
+from robustlib.errors import InputError
+
+if TYPE_CHECKING:
+    from robustlib.batch import Job, Options
+
+
+@app.command()
+def run(
+    methods: Annotated[list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for all of the preset.")] = None,
+    preset: Annotated[str, typer.Option(help="digits, cifar10-short or cifar10-paper.")] = "digits",
+    seeds: Seeds = "0",
+    changes: Changes = None,
+    examples: Examples = 0,
+    dry_run: DryRun = False,
+    rerun: Rerun = False,
+    dataset: DatasetName = "",
+    data_root: DataRoot = "",
+    download: Download = False,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    timeout: Timeout = None,
+    engine: Engine = "local",
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
+) -> None:
+    """Train and evaluate methods, and write the report.
+
+    The same call again goes on where it stopped and repeats nothing that is finished. For example:
+
+    robustlib run trades pgd_at --preset digits --seeds 0-2 --jobs 2
+    """
+    from robustlib.batch import Options, parse_seeds, plan, preset_methods
+    from robustlib.methods import parse_overrides
+
+    options = Options(preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
+    changed = parse_overrides(changes or [])
+    arms = [(name, changed) for name in methods or preset_methods(preset)]
+    _run(plan(arms, parse_seeds(seeds), options), options, dry_run, jobs, timeout, engine)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid) and seeds.")],
+    examples: Examples = 0,
+    dry_run: DryRun = False,
+    rerun: Rerun = False,
+    dataset: DatasetName = "",
+    data_root: DataRoot = "",
+    download: Download = False,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    timeout: Timeout = None,
+    engine: Engine = "local",
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
+) -> None:
+    """Run all combinations that a YAML file asks for.
+
+    The same call again goes on where it stopped. A file may hold, for example:
+
+    {preset: digits, methods: [trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
+    """
+    from robustlib.batch import Options, plan, read_study
+
+    preset, arms, seeds = read_study(file)
+    options = Options(preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
+    _run(plan(arms, seeds, options), options, dry_run, jobs, timeout, engine)
+
+
+def _run(
+    jobs: "Sequence[Job]", options: "Options", dry: bool, parallel: int, timeout: float | None, engine: str
+) -> None:
+    """Runs what is not done yet, then writes and announces the report."""
+    from robustlib.batch import publish
+    from robustlib.workbook import run_all
+
+    if dry:
+        out.print(console.planned(jobs, options.rerun))
+        out.print(
+            f"Preset {options.preset}, device {options.device}, pages in {options.reports / options.preset}.",
+            soft_wrap=True,
+        )
+        return
+    todo = [job for job in jobs if options.rerun or not job.current]
+    try:
+        with console.Board(out, todo) as board:
+            statuses = run_all([job.task for job in todo], parallel, board, timeout=timeout, engine=engine)
+    except KeyboardInterrupt:
+        say("Interrupted. The same command goes on from the last epoch.")
+        raise typer.Exit(130) from None
+    failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
+    index, problems = publish(options, [options.preset])
+    out.print(console.headline([job.run for job in jobs]))
+    for job, status in failed:
+        reason = status["reason"].removeprefix("InputError: ")
+        say(f"{job.name} {status['state']}: {reason}", f"The notebook: {job.task.output}")
+    for problem in problems:
+        say(problem)
+    out.print(f"Report: {index}", soft_wrap=True)
+    if failed or problems:
+        refused = {status.get("exception") for _, status in failed} == {"InputError"} and not problems
+        raise typer.Exit(2 if refused else 1)
+
+
+@app.command()
+def report(runs: Runs = Path("runs"), reports: Reports = Path("reports")) -> None:
+    """Render all pages and the index again; nothing is trained."""
+    from robustlib.batch import Options, publish
+    from robustlib.methods import preset_names
+    from robustlib.runs import find_runs
+
+    found = find_runs(runs)
+    if not found:
+        raise InputError(f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.")
+    presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in found)]
+    index, problems = publish(Options(runs=runs, reports=reports), presets, afresh=True)
+    for problem in problems:
+        say(problem)
+    out.print(f"Report: {index}", soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""The leaderboard of evaluated runs, and its means over seeds."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from robustlib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What runs must share for a mean over their seeds to mean something.
+KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
+ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "autoattack", "worst")
+FACTS = ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
+BADGES = ("headline_badge", "headline_text", "protocol_badge", "protocol_text")
+COLUMNS = (
+    *(*FACTS, *ATTACKS, "clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs"),
+    *("path", "stale", "warnings", "checkpoint", *BADGES),
+)
+
+
+def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
+    """One row for each evaluated run, the best worst case first.
+
+    Returns:
+        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, clean, fgsm,
+        pgd20, pgd50x10, cw50, autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
+        last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
+        the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber" or "red"; "" before
+        an audit), headline_text, protocol_text.
+    """
+    import pandas as pd
+
+    rows = [_row(run) for run in runs if run.results()]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.sort_values("worst", ascending=False, ignore_index=True)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    params, results, facts, metrics = run.params(), run.results(), run.provenance(), run.metrics()
+    rows = {row["attack"]: row for row in results["rows"]}
+    bounds = {f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")}
+    last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
+    said = metrics["warnings"].iloc[-1] if len(metrics) else []
+    return {
+        **{name: params.get(name) for name in FACTS},
+        **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
+        **bounds,
+        "last_worst": last["worst"],
+        "n": results["n"],
+        "minutes": facts.get("wall_seconds", float("nan")) / 60,
+        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
+        "path": str(run.path),
+        "stale": run.stale,
+        "warnings": list(said),
+        "checkpoint": results["checkpoint"],
+        **_badges(run),
+    }
+
+
+def _badges(run: Run) -> dict[str, str]:
+    badges = run.audit().get("badges", {})
+    facts = [(kind, badges.get(kind, {})) for kind in ("headline", "protocol")]
+    return {f"{kind}_badge": badge.get("verdict", "") for kind, badge in facts} | {
+        f"{kind}_text": badge.get("text", "") for kind, badge in facts
+    }
+
+
+def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean and standard deviation over seeds for each kind of run in a leaderboard (see KIND); std is NaN for one seed."""
+    groups = board.groupby(KIND, sort=False)
+    measured = [name for name in ATTACKS if name in board]  # leaderboards of version 0.1 have no autoattack
+    table = groups[[*measured, "minutes"]].agg(["mean", "std"])
+    table.columns = table.columns.map("_".join)
+    return table.assign(seeds=groups.seed.nunique()).reset_index()

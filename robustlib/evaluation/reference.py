@@ -1,0 +1,127 @@
+"""The authors' own AutoAttack (package pyautoattack) on the same images, as a second opinion."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.float32 import full_float32
+from robustlib.attacks.search import borrowed
+from robustlib.data import Dataset, Split
+from robustlib.errors import InputError
+from robustlib.evaluation.evaluate import BATCH
+from robustlib.evaluation.numbers import accuracy
+from robustlib.evaluation.records import valid, withstood
+from robustlib.evaluation.run_results import images_of
+from robustlib.runs import Run
+from robustlib.threat import Threat
+from robustlib.training.fit import resolve_device
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INSTALL = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two AutoAttacks on the same images.
+
+    Args:
+        ours, theirs: n, correct, accuracy, low and high of each (see `accuracy`).
+        only_ours, only_theirs: indices of the images that only we, or only they, broke.
+        seconds: of the authors' package.
+    """
+
+    ours: dict[str, float]
+    theirs: dict[str, float]
+    only_ours: list[int]
+    only_theirs: list[int]
+    seconds: float
+
+    @property
+    def difference(self) -> float:
+        """Our accuracy less theirs, in points: negative where our attack is the stronger one."""
+        return 100 * (self.ours["accuracy"] - self.theirs["accuracy"])
+
+
+def compare_with_reference(
+    run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0
+) -> Comparison:
+    """Runs the authors' AutoAttack on the best weights of an evaluated run, on the images of its evaluation.
+
+    Args:
+        run: evaluated on these images (see `evaluate_run`).
+        dataset: whose test split is attacked.
+        n, device, seed: as for `evaluate_run`.
+
+    Raises:
+        InputError: the package is not installed, the run was not evaluated on these images, or the model is stochastic or
+            has fewer than 4 classes, which the package cannot judge.
+    """
+    split, threat, model = images_of(run, dataset, n), Threat(**run.params()["threat"]), run.model()
+    records = run.records()
+    ours = _our_verdicts(records, split) if len(records) else None
+    if ours is None or ours.isna().any():
+        raise InputError(f"{run.path} has no AutoAttack on all {len(split)} images: call `robustlib evaluate` first.")
+    if model.stochastic or model.num_classes < 4:
+        raise InputError("The authors' standard AutoAttack judges deterministic models of at least 4 classes only.")
+    began = time.monotonic()
+    theirs = reference_verdicts(model.to(resolve_device(device)), split, threat, seed=seed).numpy()
+    mine = ours.to_numpy(dtype=bool)
+    return Comparison(
+        accuracy(int(mine.sum()), len(split)),
+        accuracy(int(theirs.sum()), len(split)),
+        split.indices[torch.from_numpy(theirs & ~mine)].tolist(),
+        split.indices[torch.from_numpy(mine & ~theirs)].tolist(),
+        time.monotonic() - began,
+    )
+
+
+def _our_verdicts(records: "pd.DataFrame", split: Split) -> "pd.Series":
+    """Which images withstood our AutoAttack on the deployed model, in the split's order; NaN where it was not tried."""
+    ours = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
+    return withstood(ours).groupby(ours["index"]).min().reindex(split.indices.tolist())
+
+
+def reference_verdicts(
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    attacks: Sequence[str] = (),
+) -> Tensor:
+    """Which examples withstand the authors' standard AutoAttack: (N,) bool on the CPU, judged like ours.
+
+    Args:
+        model, split, threat, seed, batch_size: as for `evaluate`.
+        attacks: only these of its parts, by their names there (also "apgd-dlr"); () for all four.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        from pyautoattack import AutoAttack as Authors
+    except ImportError as error:
+        raise InputError(INSTALL) from error
+    device = next(model.parameters()).device
+    split = split.to(device)
+    x, y = split.images.float() / 255, split.labels
+    norm: Any = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    with borrowed(model), full_float32(), warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        authors = Authors(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device=device)
+        authors.verbose, authors.attacks_to_run = False, list(attacks) or authors.attacks_to_run
+        classes = int(model(x[:1]).shape[1])
+        for attack in (authors.fab, authors.apgd_targeted):
+            attack.n_target_classes = min(attack.n_target_classes, classes - 1)
+        x_adv, _ = authors.run_standard_evaluation(x, y, batch_size=batch_size)
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in x_adv.split(batch_size)])
+    return ((logits.argmax(1) == y) & logits.isfinite().all(1) & valid(x_adv, x, threat)).cpu()

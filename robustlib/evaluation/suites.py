@@ -1,0 +1,41 @@
+"""The attacks that every model meets."""
+
+from dataclasses import replace
+
+from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack
+from robustlib.threat import Threat
+
+EOT = 8  # gradient samples of the single attacks against a stochastic model
+
+
+def standard_attacks(
+    threat: Threat, stochastic: bool = False, *, steps: int = 200, samples: int = 20
+) -> dict[str, Attack]:
+    """The common protocol, the weakest attack first: gradient attacks with steps of eps / 4, then AutoAttack.
+
+    FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
+    never weaker than judging the last iterate. A stochastic model meets them with averaged gradients, PGD+EOT instead of
+    the restarts, and AutoAttack's version for randomised models.
+
+    Args:
+        threat: the allowed perturbations.
+        stochastic: of the model: whether it answers the same image differently each time.
+        steps, samples: of PGD+EOT; 200 x 20 is its full strength (Lee and Kim 2023).
+    """
+    if stochastic:
+        pgd = PGD(threat, eot=EOT)
+        return {
+            "fgsm": FGSM(threat, eot=EOT),
+            "pgd20": replace(pgd, steps=20),
+            "cw50": replace(pgd, steps=50, objective="margin"),
+            "pgd_eot": PGDEOT(threat, steps, samples),
+            "autoattack": AutoAttack(threat, version="rand"),
+        }
+    pgd = PGD(threat, early_stop=True)
+    return {
+        "fgsm": FGSM(threat),
+        "pgd20": replace(pgd, steps=20),
+        "pgd50x10": replace(pgd, steps=50, restarts=10),
+        "cw50": replace(pgd, steps=50, objective="margin"),
+        "autoattack": AutoAttack(threat),
+    }

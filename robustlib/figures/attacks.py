@@ -1,0 +1,94 @@
+"""Figures of one run under attack: what each attack left, and what each step of AutoAttack took."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from robustlib.figures.canvas import INK, MUTED, Figure, axes, needs, pc, percent, style, whiskers
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NAMES = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd50x10": "PGD-50, 10 restarts",
+    "cw50": "CW-50",
+    "pgd_eot": "PGD+EOT",
+    "autoattack": "AutoAttack",
+    "worst": "worst case",
+}
+CLEAN, LEFT, TAKEN = "#56b4e9", "#0173b2", "#de8f05"  # of the colour-blind safe palette; what was taken is hatched too
+
+
+def _name(attack: str) -> str:
+    """The attack for people; "pgd20@denoiser" searched on a surrogate of that name."""
+    name, at, surrogate = attack.partition("@")
+    return NAMES.get(name, name) + (f" on {surrogate}" if at else "")
+
+
+def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
+    """One run's accuracy under each attack, with 95 % Wilson intervals.
+
+    Args:
+        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept.
+    """
+    import pandas as pd
+
+    frame = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"]).reset_index(drop=True)
+    labels = [_name(str(name)) for name in frame["attack"]]
+    colours = [INK if name == "worst" else CLEAN if name == "clean" else LEFT for name in frame["attack"]]
+    ends = whiskers(frame.rename(columns={"low": "accuracy_low", "high": "accuracy_high"}), "accuracy")
+    with style():
+        fig, (axis,) = axes(height=0.9 + 0.42 * len(frame))
+        axis.barh(
+            labels, frame["accuracy"], xerr=ends, color=colours, height=0.62, error_kw={"ecolor": "#8a949e", "lw": 1.4}
+        )
+        tops = frame["high"] if "high" in frame else frame["accuracy"]
+        for place, (value, top) in enumerate(zip(frame["accuracy"], tops.fillna(frame["accuracy"]), strict=True)):
+            axis.text(max(value, top) + 0.012, place, pc(value), va="center", fontsize=9.5)
+        axis.set_xlim(0, 1.1)
+        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        percent(axis, "x")
+        axis.invert_yaxis()
+        axis.set_title("Accuracy under each attack")
+        axis.grid(visible=False, axis="y")
+        axis.set_xlabel("accuracy, with 95 % interval")
+    said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
+    return Figure(fig, f"Accuracy on the test images: {said}.")
+
+
+def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
+    """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
+
+    Args:
+        rows: of `robustlib.evaluation.cascade` or `results["cascade"]`: `component`, `accuracy` after it (fraction of all
+            images), in order, the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade
+            of the first is drawn.
+    """
+    import pandas as pd
+
+    frame = needs("cascade", pd.DataFrame(rows), ["component", "accuracy"])
+    for column in ("attack", "surrogate"):
+        frame = frame[frame[column] == frame[column].iloc[0]] if column in frame else frame
+    labels, left = [str(name) for name in frame["component"]], [float(value) for value in frame["accuracy"]]
+    taken = [0.0, *(before - after for before, after in pairwise(left))]
+    with style():
+        fig, (axis,) = axes(height=0.9 + 0.42 * len(labels))
+        axis.barh(labels, left, color=[CLEAN] + [LEFT] * (len(labels) - 1), height=0.62)
+        axis.barh(labels, taken, left=left, color="white", edgecolor=TAKEN, hatch="////", height=0.62, lw=0)
+        for place, (value, loss) in enumerate(zip(left, taken, strict=True)):
+            end = axis.text(value + loss + 0.012, place, pc(value), va="center", fontsize=9.5)
+            if loss > 0:
+                words = f"−{100 * loss:.1f}"
+                axis.annotate(words, (1.08, 0.5), xycoords=end, color=MUTED, va="center", fontsize=9.5)
+        axis.set_xlim(0, 1.2)
+        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        percent(axis, "x")
+        axis.invert_yaxis()
+        axis.set_title("AutoAttack, step by step")
+        axis.grid(visible=False, axis="y")
+        axis.set_xlabel("accuracy left (hatched: taken by this step)")
+    said = [f"{name} {pc(value)}" for name, value in zip(labels, left, strict=True)]
+    return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.")

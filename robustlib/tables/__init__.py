@@ -1,0 +1,33 @@
+"""Tables for people: numbers in, a DataFrame of text out, the same in notebooks, reports and the terminal.
+
+Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
+"""
+
+from robustlib.tables.audit import badges, checks, objections, show_badges
+from robustlib.tables.board import inventory, leaderboard, notes, over_seeds
+from robustlib.tables.run import accuracies, cascade, hyperparameters, provenance, splits, warnings
+from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
+
+__all__ = [
+    "ATTACKS",
+    "VERDICTS",
+    "accuracies",
+    "attack_name",
+    "badges",
+    "cascade",
+    "checks",
+    "gravest",
+    "hyperparameters",
+    "inventory",
+    "leaderboard",
+    "notes",
+    "objections",
+    "over_seeds",
+    "percent",
+    "provenance",
+    "show",
+    "show_badges",
+    "splits",
+    "verdict",
+    "warnings",
+]

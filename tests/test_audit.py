@@ -1,0 +1,425 @@
+"""The audit catches planted fakes, leaves an honest model in peace, and its pieces do what their formulas say."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlib import cli
+from robustlib.attacks import FGSM, PGD, Draws
+from robustlib.audit import Check, audit, audit_run
+from robustlib.audit.binarise import _readout, _surface_point, binarised
+from robustlib.audit.check import Part, effect, judge
+from robustlib.audit.evidence import Evidence, uniform_point
+from robustlib.audit.hygiene import _wrong_records, modes
+from robustlib.audit.run import check_published, check_selection, headline, protocol
+from robustlib.audit.views import Anchored
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.evaluation import evaluate, summarise
+from robustlib.methods import make_method
+from robustlib.models import build_model
+from robustlib.runs import Run, write_json
+from robustlib.threat import Threat
+from robustlib.training import fit
+
+SHORT = {"n": 96, "queries": 100, "noise": 50, "targets": 2, "readouts": 16}
+N = 256
+
+
+def trained(dataset, attack: PGD | None, epochs: int, seed: int = 0) -> nn.Module:
+    """A small CNN trained on digits, attacked at every step."""
+    torch.manual_seed(seed)
+    model = build_model("small_cnn", dataset)
+    optimiser = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = epochs * (len(dataset.train) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for batch in dataset.train.batches(64, shuffle=True, generator=generator, drop_last=True):
+            x = batch.x if attack is None else attack(model, batch.x, batch.y, generator=generator)
+            optimiser.zero_grad()
+            F.cross_entropy(model.train()(x), batch.y).backward()
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def honest(digits) -> nn.Module:
+    torch.set_num_threads(1)
+    return trained(digits, PGD(digits.threat, steps=5), 12)
+
+
+@pytest.fixture(scope="module")
+def undefended(digits) -> nn.Module:
+    torch.set_num_threads(1)
+    return trained(digits, None, 5)
+
+
+def pgd20(model: nn.Module, dataset, **settings) -> float:
+    """What a naive report would say: PGD-20 as `standard_attacks` has it, judged by one answer of the model as it stands."""
+    return under(PGD(dataset.threat, steps=20, early_stop=True, **settings), model, dataset)
+
+
+def under(attack: PGD, model: nn.Module, dataset) -> float:
+    batch = next(iter(dataset.test.sample(N).batches(N)))
+    model = Anchored(model)
+    x_adv = attack(model, batch.x, batch.y, draws=Draws.for_examples(0, batch.index))
+    with torch.no_grad():
+        return 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
+
+
+def fired(checks: list[Check], verdict: str = "red") -> set[int]:
+    return {check.number for check in checks if check.verdict == verdict}
+
+
+# ---- planted fakes
+
+
+class Fake(nn.Module):
+    """A model behind something that hides its gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+
+
+class Quantised(Fake):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((4 * x).round() / 4)
+
+
+class Loud(Fake):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e3 * self.model(x)
+
+
+class Probabilities(Fake):
+    def forward(self, x: Tensor) -> Tensor:
+        return (30 * self.model(x)).softmax(1)
+
+
+class Random(Fake):
+    """A randomised input layer that nobody declared."""
+
+    noise = 0.25
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x + self.noise * torch.randn_like(x)).clamp(0, 1))
+
+
+class Read(torch.autograd.Function):
+    """Adds to each class how well the image agrees with its secret code; the gradient leads to the code of the label."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, logits: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        agreement = torch.einsum("bchw,kchw->bk", x - x.mean((1, 2, 3), keepdim=True), codes)
+        return logits + 100 * (agreement - 8).relu()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return -torch.einsum("bk,kchw->bchw", gradient, *ctx.saved_tensors), None, None
+
+
+class Leaking(Fake):
+    """Reads the true label off the perturbation that was made with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.register_buffer("codes", torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sign())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Read.apply(x, self.model(x), self.codes)
+
+
+class Outside(Fake):
+    """A preprocessor in numpy: autograd cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        smooth = np.round(8 * x.detach().numpy()) / 8
+        return self.model(torch.from_numpy(smooth))
+
+
+class Clamped(Fake):
+    """Logits of which the clamp keeps no gradient; their order comes back where autograd does not look."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        return (10 * (logits - logits.mean(1, keepdim=True))).clamp(-5, 5) + 1e-3 * logits.detach()
+
+
+class InTrainMode(Fake):
+    """Dropout that eval() does not reach."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.dropout = nn.Dropout(0.7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.head(self.dropout(self.model.features(x)))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.dropout.training = True
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:The model's outputs look like softmax")
+@pytest.mark.parametrize(
+    ("fake", "red"),
+    [
+        (Quantised, {7, 9}),
+        (Loud, {5}),
+        (Probabilities, {5, 9}),
+        (Random, {12}),
+        (Leaking, {1}),
+        (Outside, {7, 9}),
+        (Clamped, {9}),
+        (InTrainMode, {12, 13}),
+    ],
+)
+def test_planted_fakes_are_caught(digits, honest, fake, red):
+    model = fake(honest).eval()
+    inflated = under(FGSM(digits.threat), model, digits) if fake is Leaking else pgd20(model, digits)
+    assert inflated > pgd20(honest, digits) + 3, "this fake fools nobody"
+    checks = audit(model, digits.test, digits.threat, **SHORT)
+    assert red <= fired(checks), [f"{c.number} {c.verdict} {c.value}: {c.meaning}" for c in checks]
+    assert [check.number for check in checks] == list(range(1, 14))
+    assert headline(checks)["verdict"] == "red"
+
+
+def test_catastrophic_overfitting_is_caught(digits):
+    """The smallest accuracy of such a model is right: what must be warned of is the number made with FGSM."""
+    threat = Threat("linf", 0.3)
+    model = trained(digits, FGSM(threat), 30, seed=1)
+    data = replace(digits, threat=threat)
+    assert under(FGSM(threat), model, data) - pgd20(model, data) > 25
+    checks = audit(model, digits.test, threat, **SHORT | {"n": 128})
+    assert checks[0].verdict == "amber", checks[0]
+    assert "catastrophic overfitting" in headline(checks)["text"]
+
+
+def test_honest_models_are_left_in_peace(digits, honest, undefended):
+    checks = audit(honest, digits.test, digits.threat, transfer={"standard": undefended}, queries=300, noise=200)
+    assert not fired(checks), [f"{c.number}: {c.meaning}" for c in checks if c.verdict == "red"]
+    assert headline(checks)["verdict"] in ("pass", "amber")
+    assert not fired(audit(undefended, digits.test, digits.threat, **SHORT))
+
+
+def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkeypatch):
+    class Declared(Random):
+        stochastic = True
+        noise = 0.15
+
+    monkeypatch.setattr("robustlib.audit.checks.EOT", 2)
+    model = Declared(honest).eval()
+    tiny = {"n": 48, "queries": 20, "noise": 20, "targets": 1, "readouts": 8}
+    checks = audit(model, digits.test, digits.threat, **tiny)
+    assert not fired(checks), [f"{c.number}: {c.meaning}" for c in checks if c.verdict == "red"]
+    randomness = checks[11]
+    assert randomness.verdict == "pass"
+    assert "20 draws" in randomness.meaning
+    assert 12 in fired(audit(Random(honest).eval(), digits.test, digits.threat, **tiny | {"n": 16}))
+
+
+def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):
+    class Open(Clamped):
+        def surrogates(self) -> dict[str, nn.Module]:
+            return {"before the clamp": self.model}
+
+    checks = audit(Open(honest).eval(), digits.test, digits.threat, **SHORT)
+    assert not {7, 8, 9} & fired(checks), "the minimum over surrogates is not hidden from anyone"
+
+
+def test_same_seed_same_audit(digits, honest):
+    tiny = {"n": 16, "queries": 10, "noise": 10, "targets": 1, "readouts": 8}
+    model = Random(honest).eval()
+    first, again = (audit(model, digits.test, digits.threat, **tiny) for _ in range(2))
+    assert first == again
+    before = torch.get_rng_state()
+    audit(model, digits.test, digits.threat, **tiny)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_l2_and_two_classes(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    odd = replace_labels(digits.test, digits.test.labels % 2)
+    checks = audit(model, odd, Threat("l2", 0.5), n=16, queries=10, noise=10, readouts=8)
+    assert [check.number for check in checks] == list(range(1, 14))
+
+
+def replace_labels(split: Split, labels: Tensor) -> Split:
+    return Split(split.images, labels, split.indices, split.policy)
+
+
+# ---- pieces
+
+
+def evidence(model: nn.Module, split: Split, threat: Threat, n: int = 32, **settings) -> Evidence:
+    usual = {"seed": 0, "queries": 5, "noise": 5, "targets": 1, "draws": 1, "eot": 1, "transfer": {}}
+    return Evidence(model.eval(), split.sample(n), threat, **{**usual, **settings})
+
+
+@pytest.mark.parametrize(("broken", "mended", "n"), [(0, 0, 50), (5, 0, 100), (12, 4, 256)])
+def test_effect_equals_bonett_and_price(broken, mended, n):
+    weaker, stronger = torch.ones(n), torch.ones(n)
+    stronger[:broken] = 0
+    weaker[broken : broken + mended] = 0
+    p12, p21 = (broken + 1) / (n + 2), (mended + 1) / (n + 2)
+    half = 1.959964 * ((p12 + p21 - (p12 - p21) ** 2) / (n + 2)) ** 0.5
+    found = effect(weaker, stronger)
+    assert found.value == pytest.approx(100 * (broken - mended) / n)
+    assert (found.low, found.high) == pytest.approx((100 * (p12 - p21 - half), 100 * (p12 - p21 + half)))
+
+
+def test_the_gravest_broken_criterion_speaks():
+    parts = [Part(1.0, 2.0, False, "fine", "bad"), Part(3.0, 2.0, True, "", "weak", "amber")]
+    assert judge(3, "steps", parts).meaning == "weak"
+    assert judge(3, "steps", [*parts, Part(9.0, 2.0, True, "", "wrong")]) == Check("steps", "red", 9.0, 2.0, "wrong", 3)
+    assert judge(3, "steps", parts[:1]).verdict == "pass"
+
+
+def test_choosing_the_strongest_of_equal_draws_costs_nothing(digits):
+    """The least of ten means of 20 fair draws is 0.3, not 0.5: chosen and scored on the same draws, luck looks like strength."""
+    found = evidence(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.test, digits.threat)
+    found.stochastic = True
+    draws = torch.rand(10, 2000, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert float(found.accuracy(draws).mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(draws.double().mean(2).amin(0).mean()) < 0.4
+
+
+def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
+    found = evidence(honest, digits.test, digits.threat, n=8)
+    x, outer = found.x[3:4], None
+    readout = _readout(found, 3)
+    inner = uniform_point(digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), Draws.for_examples(1, torch.arange(50)))
+    outer = _surface_point(found, x, 3)
+    assert float(digits.threat.distance(outer, x)) <= digits.threat.eps + 1e-6
+    with torch.no_grad():
+        assert readout(outer).argmax(1) == 1
+        assert readout(x).argmax(1) == 0
+        assert (readout(inner).argmax(1) == 0).double().mean() > 0.9
+
+
+def test_binarisation_tells_a_search_from_none(digits, honest):
+    seen, blind = (binarised(evidence(m, digits.test, digits.threat), 16) for m in (honest, Quantised(honest)))
+    assert bool(seen.possible.all())
+    assert float(seen.found.double().mean()) > 0.75
+    assert float(blind.found.double().mean()) < 0.3
+
+
+def test_layers_left_in_train_mode_are_named(digits, honest):
+    model = copy.deepcopy(honest)
+    assert modes(model) == []
+    model.encoder.stage2[1].train()
+    assert modes(model) == ["encoder.stage2.1"]
+    tiny = {"n": 16, "queries": 5, "noise": 5, "targets": 1, "readouts": 8}
+    check = audit(model, digits.test, digits.threat, **tiny)[12]
+    assert check.verdict == "red"
+    assert "encoder.stage2.1" in check.meaning
+    assert modes(model) == ["encoder.stage2.1"], "an audit leaves the model as it was"
+
+
+def test_unfair_records_are_noticed(digits, honest):
+    records = evaluate(honest, digits.test.sample(100), {"fgsm": FGSM(digits.threat)})
+    assert _wrong_records(records) == []
+    wrong = records[records.prediction != records.label].index[0]
+    assert records.loc[wrong, "attack"] == "clean"
+    index = records.loc[wrong, "index"]
+    records.loc[(records.attack == "fgsm") & (records["index"] == index), "prediction"] = records.loc[wrong, "label"]
+    assert _wrong_records(records) == ["1 wrong clean images count as robust"]
+    assert "same images" in _wrong_records(records.drop(records.index[-1]))[0]
+
+
+def test_a_model_without_answers_is_never_robust(digits):
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10] * float("nan")
+
+    checks = audit(Silent(), digits.test, digits.threat, n=16, queries=5, noise=5, readouts=8)
+    assert {9, 10} <= fired(checks)
+
+
+def test_nothing_to_audit(digits, honest):
+    with pytest.raises(InputError, match="eps=0"):
+        audit(honest, digits.test, Threat("linf", 0.0))
+    with pytest.raises(InputError, match="at least 2 classes"):
+        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), digits.test, digits.threat, n=16)
+    with pytest.raises(InputError, match="no example"):
+        audit(honest, digits.test.select(torch.zeros(0, dtype=torch.int64)), digits.threat)
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory) -> Run:
+    """A barely trained run with an evaluation of 40 images, and a source of transferred examples beside it."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("standard", "pgd_at"):
+        made = fit(make_method(name, "digits", epochs=2, train_examples=400), digits, root=root)
+    attacks = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=20, early_stop=True)}
+    records = evaluate(made.model(), digits.test.sample(40), attacks)
+    made.write_frame("records.parquet", records.assign(checkpoint="best"))
+    rows = summarise(records).to_dict("records")
+    facts = {"n": 40, "seed": 0, "split": "test", "checkpoint": "best", "code": "c", "threat": str(digits.threat)}
+    write_json(made.path / "results.json", {**facts, "rows": rows, "last": {"rows": rows}})
+    return made
+
+
+def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
+    found = audit_run(run, digits, n=16, device="cpu")
+    assert [check["number"] for check in found["checks"]] == list(range(1, 16))
+    assert {"headline", "protocol"} == set(found["badges"])
+    assert found["results"]["n"] == 40
+    assert len(found["transfer"]) == 1
+    assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(found))
+    with monkeypatch.context() as patch:
+        patch.setattr("robustlib.audit.run.audit", None)  # a stored one is shown, not repeated
+        assert audit_run(run, digits, n=16, device="cpu") == found
+        with pytest.raises(TypeError):
+            audit_run(run, digits, n=17, device="cpu")
+        monkeypatch.setattr(cli.out, "width", 250)
+        cli.app(["audit", str(run.path), "--examples", "16", "--device", "cpu"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "15. selection" in shown
+    assert "headline:" in shown
+    assert "protocol:" in shown
+
+
+def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
+    bare = Run(tmp_path / "digits" / "standard" / "x")
+    write_json(bare.path / "params.json", run.params())
+    with pytest.raises(InputError, match="robustlib evaluate"):
+        audit_run(bare, digits)
+
+
+@pytest.mark.parametrize(("worst", "verdict"), [(0.50, "pass"), (0.46, "amber"), (0.30, "red")])
+def test_protocol_badge_says_what_the_paper_overstates(worst, verdict):
+    rows = [{"attack": "pgd20", "accuracy": 0.51}, {"attack": "worst", "accuracy": worst}]
+    badge = protocol("trades", {"rows": rows})
+    assert badge["verdict"] == verdict
+    assert badge["overstates"] == pytest.approx(51 - 100 * worst)
+    assert f"{51 - 100 * worst:.1f} points" in badge["text"]
+    assert protocol("standard", {"rows": rows})["verdict"] == "n/a"
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])
+def test_published_window(accuracy, verdict):
+    params = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper", "changed": ""}
+    row = {"attack": "autoattack", "accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01}
+    assert check_published(params, {"rows": [row]}).verdict == verdict
+    assert check_published({**params, "changed": "epochs=3"}, {"rows": [row]}).verdict == "n/a"
+
+
+def test_selection_needs_both_epochs(run):
+    assert check_selection(run, run.results()).verdict == "pass"
+    assert check_selection(run, {**run.results(), "last": {}}).verdict == "red"
+    assert check_selection(run, {**run.results(), "split": "train"}).verdict == "red"

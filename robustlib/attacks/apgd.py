@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.hunt import Hunt, Hunter
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Goal, Precision, Search, check_inputs, searching
+from robustlib.attacks.search import PRECISIONS, Goal, Precision, Search
 from robustlib.errors import check_choices, check_counts
 from robustlib.threat import Threat, norms
 
@@ -22,7 +22,7 @@ FIRST, SHRINK, SHORTEST = (
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Hunter):
     """Auto-PGD (Croce and Hein 2020, algorithm 1).
 
     The step starts at 2 eps and is halved at checkpoints where the objective rose too rarely or not at all; the example then
@@ -57,31 +57,15 @@ class APGD:
         check_counts(self, "targets", least=0)
         check_choices(self, objective=("ce", "dlr", "margin"), precision=PRECISIONS)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            hunt = Hunt(search, x, y, draws, self.threat.eps)
-            classes = ranked_classes(search, x, y, self.targets, self.eot)
-            for round_ in range(max(1, classes.shape[1]) * self.restarts):
-                if not hunt:
-                    break
-                points = hunt.points
-                if self.targets:
-                    points = replace(points, target=classes[hunt.here, round_ // self.restarts])
-                hunt.offer(self._climb(search, points, self._start(points.x, hunt.draws(round_))))
-        return hunt.found
+    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+        classes = ranked_classes(hunt, self.targets, self.eot)
+        for round_ in range(max(1, classes.shape[1]) * self.restarts):
+            if not hunt:
+                break
+            points = hunt.points
+            if self.targets:
+                points = replace(points, target=classes[hunt.here, round_ // self.restarts])
+            hunt.offer(self._climb(hunt.search, points, self._start(points.x, hunt.draws(round_))))
 
     def _start(self, x: Tensor, draws: Draws) -> Tensor:
         """A random point on the surface of the ball: uniform noise scaled up until it touches for linf, a direction for l2."""
@@ -181,11 +165,12 @@ def checkpoints(steps: int) -> set[int]:
     return found
 
 
-def ranked_classes(search: Search, x: Tensor, y: Tensor, targets: int, draws: int) -> Tensor:
-    """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits at `x`."""
+def ranked_classes(hunt: Hunt, targets: int, draws: int) -> Tensor:
+    """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image."""
+    points = hunt.all
     if not targets:
-        return y[:, None][:, :0]
-    logits = search.fast_logits(x, draws).scatter(1, y[:, None], -torch.inf)
+        return points.y[:, None][:, :0]
+    logits = hunt.search.fast_logits(points.x, draws).scatter(1, points.y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
 
 

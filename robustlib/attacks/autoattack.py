@@ -3,21 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlib.attacks.apgd import APGD
-from robustlib.attacks.draws import Draws
 from robustlib.attacks.fab import FAB
-from robustlib.attacks.hunt import Hunt
-from robustlib.attacks.search import PRECISIONS, Attack, Precision, check_inputs, searching
+from robustlib.attacks.hunt import Hunt, Hunter
+from robustlib.attacks.search import PRECISIONS, Attack, Precision
 from robustlib.attacks.square import Square
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.threat import Threat
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Hunter):
     """Standard: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square. Rand, for stochastic models: APGD on
     cross-entropy and on DLR, with gradients averaged over `eot` draws.
 
@@ -67,25 +65,9 @@ class AutoAttack:
             "square": Square(self.threat, precision=self.precision),
         }
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            hunt = Hunt(search, x, y, draws, self.threat.eps)
-            classes = search.fast_logits(x[:1]).shape[1]
-            for number, attack in enumerate(self.components(classes).values()):
-                if hunt:
-                    points = hunt.points
-                    hunt.offer(attack(model, points.x, points.y, draws=hunt.draws(number)))
-        return hunt.found
+    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+        classes = hunt.search.classes
+        for number, attack in enumerate(self.components(classes).values()):
+            if hunt:
+                points = hunt.points
+                hunt.offer(attack(model, points.x, points.y, draws=hunt.draws(number)))

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from robustlib.attacks.apgd import ranked_classes
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.hunt import Hunt, Hunter
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
+from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import check_choices, check_counts
 from robustlib.threat import TINY, Norm, Threat, norms
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(Hunter):
     """Targeted FAB: towards each of the likeliest wrong classes, onto the boundary and along it towards the clean image.
 
     FAB looks for small perturbations and knows no radius; an example leaves as soon as one of them lies within eps.
@@ -51,29 +51,13 @@ class FAB:
         check_counts(self, "steps", "targets", "restarts", "eot")
         check_choices(self, precision=PRECISIONS)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            hunt = Hunt(search, x, y, draws, self.threat.eps)
-            classes = ranked_classes(search, x, y, self.targets, self.eot)
-            for round_ in range(classes.shape[1] * self.restarts):
-                if not hunt:
-                    break
-                points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
-                hunt.offer(self._descend(search, points, self._start(points.x, round_, hunt.draws(round_))))
-        return hunt.found
+    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+        classes = ranked_classes(hunt, self.targets, self.eot)
+        for round_ in range(classes.shape[1] * self.restarts):
+            if not hunt:
+                break
+            points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
+            hunt.offer(self._descend(hunt.search, points, self._start(points.x, round_, hunt.draws(round_))))
 
     def _start(self, x: Tensor, round_: int, draws: Draws) -> Tensor:
         if round_ % self.restarts == 0:

@@ -1,12 +1,13 @@
 """Attacks in several rounds: who still stands, and the best that was found for each."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.objectives import fooled, margin
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import Search
+from robustlib.attacks.search import Precision, Search, check_inputs, searching
+from robustlib.threat import Threat
 
 VOTES = 8  # draws of a stochastic model by which two of its adversarial examples are compared
 
@@ -26,8 +27,8 @@ class Hunt:
     """
 
     def __init__(self, search: Search, x: Tensor, y: Tensor, draws: Draws, eps: float) -> None:
-        self.search, self.found, self._y, self._draws = search, x.clone(), y, draws
-        self._x, self.here = x, torch.arange(len(x) if eps > 0 else 0, device=x.device)
+        self.search, self.all, self.found, self._draws = search, Points(x, y), x.clone(), draws
+        self.here = torch.arange(len(x) if eps > 0 else 0, device=x.device)
         self._score = torch.full((len(x),), -torch.inf, device=x.device)
         if len(self.here):
             self.offer(x)
@@ -39,7 +40,7 @@ class Hunt:
     @property
     def points(self) -> Points:
         """Images and labels of those who still stand."""
-        return Points(self._x[self.here], self._y[self.here])
+        return self.all[self.here]
 
     def draws(self, round_: int) -> Draws:
         """Fresh streams of random numbers for those who still stand, the same in every batching."""
@@ -47,7 +48,7 @@ class Hunt:
 
     def offer(self, x_adv: Tensor) -> None:
         """Takes what a round found for those who still stand (S, C, H, W): keeps what is better, lets the broken leave."""
-        score, gone = self._judge(x_adv, self._y[self.here])
+        score, gone = self._judge(x_adv, self.points.y)
         better = score > self._score[self.here]
         self.found[self.here[better]], self._score[self.here[better]] = x_adv[better], score[better]
         self.here = self.here[~gone]
@@ -59,3 +60,33 @@ class Hunt:
         logits = self.search.logits(x_adv)
         gone = fooled(logits, y)
         return torch.where(gone, torch.inf, margin(logits, y)), gone
+
+
+class Hunter:
+    """What the attacks of AutoAttack, and AutoAttack itself, have in common: a call is one hunt."""
+
+    threat: Threat
+    precision: Precision
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
+        check_inputs(x, y)
+        if not len(x):
+            return x.clone()
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, (y,), self.precision) as search:
+            hunt = Hunt(search, x, y, draws, self.threat.eps)
+            self._hunt(hunt, model)
+        return hunt.found
+
+    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+        """Rounds of `hunt.offer` until nobody stands or nothing is left to try."""
+        raise NotImplementedError

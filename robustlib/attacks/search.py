@@ -117,7 +117,8 @@ class Search:
 
     model: nn.Module
     fast: nn.Module
-    precision: Precision = "32-true"
+    precision: Precision
+    classes: int
     stochastic: bool = False
     piece: int = 0  # images in one go; 0 for all
 
@@ -214,9 +215,10 @@ def searching(
     with borrowed(model, batchnorm), torch.autocast(x.device.type, enabled=False):
         fast = replica_of(view, x, precision) if batchnorm == "eval" else None
         stochastic = bool(getattr(model, "stochastic", False))
-        search = Search(judge, view if fast is None else fast, precision, stochastic, 0 if whole else max(8, piece))
-        first = search.fast_logits(x[:1])
+        with torch.no_grad():
+            first = view(x[:1]).float()
         check_logits(first)
         for y in labels:
             check_labels(y, first.shape[1])
-        yield search
+        piece = 0 if whole else max(8, piece)
+        yield Search(judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece)

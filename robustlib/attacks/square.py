@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.hunt import Hunt, Hunter
 from robustlib.attacks.objectives import margin
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
+from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.threat import TINY, Threat, norms
 
@@ -19,7 +19,7 @@ TILE = 5  # pixels, of the l2 attack's first perturbation
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Hunter):
     """Square Attack on the margin loss (algorithms 1 to 3): a random square at a random place is kept if the loss rises.
 
     An example leaves at its first success.
@@ -51,26 +51,10 @@ class Square:
         if not 0 < self.p_init <= 1:
             raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            hunt = Hunt(search, x, y, draws, self.threat.eps)
-            for restart in range(self.restarts):
-                if hunt:
-                    hunt.offer(self._search(search, hunt.points, hunt.draws(restart)))
-        return hunt.found
+    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+        for restart in range(self.restarts):
+            if hunt:
+                hunt.offer(self._search(hunt.search, hunt.points, hunt.draws(restart)))
 
     def _search(self, search: Search, points: Points, draws: Draws) -> Tensor:
         """One random search: for each example the first point that fools the model, else the one of the largest loss."""

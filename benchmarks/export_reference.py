@@ -111,7 +111,7 @@ def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
         }
         cells |= {kind: verdict(row[f"{kind}_badge"]) for kind in ("headline", "protocol")}
         last = {
-            "worst case, last epoch (without AutoAttack)": percent(row["last_worst"]),
+            "worst of FGSM, PGD-20, CW-50, last epoch": percent(row["last_worst"]),
             "minutes": f"{row['minutes']:.1f}",
         }
         who = {"method": f"[{row['method']}]({row['path']}/)", "arch": row["arch"], "seed": row["seed"]}

@@ -17,9 +17,11 @@ PRESET = "cifar10-short"
 HERE = Path(__file__).parent
 
 
-def checks() -> list[list[str]]:
+def checks(data_root: str) -> list[list[str]]:
     """The GPU tests and the speed benchmarks."""
     python = sys.executable
+    full = "--device cuda --dataset cifar10 --training 2000 --images 1000 --steps 100 --targets 9 --queries 5000 --rounds 1"
+    weights = ["--weights", "runs/autoattack_speed_cifar10.safetensors", "--data-root", data_root]
     return [
         [
             python,
@@ -32,11 +34,13 @@ def checks() -> list[list[str]]:
         ],
         [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],
+        [python, str(HERE / "autoattack_speed.py"), *full.split(), *weights],
     ]
 
 
 def train(name: str, data_root: str, runs: str) -> None:
     """One method of the preset, trained and evaluated without a notebook."""
+    from robustlib.audit import audit_run
     from robustlib.data import load_dataset
     from robustlib.evaluation import evaluate_run
     from robustlib.methods import load_preset, make_method
@@ -48,8 +52,10 @@ def train(name: str, data_root: str, runs: str) -> None:
     results = evaluate_run(run, dataset, n=load_preset(PRESET)["test_examples"])
     for row in results["rows"]:
         print(f"{name} {row['attack']}: {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+    for kind, badge in audit_run(run, dataset)["badges"].items():
+        print(f"{name} {kind}: {badge['verdict']}. {badge['text']}")
     seconds = run.metrics().seconds[1:]
-    print(f"{name}: {seconds.median():.1f} s an epoch, evaluation {time.perf_counter() - started:.0f} s")
+    print(f"{name}: {seconds.median():.1f} s an epoch, evaluation and audit {time.perf_counter() - started:.0f} s")
 
 
 def main() -> int:
@@ -65,7 +71,7 @@ def main() -> int:
     from robustlib.methods import METHODS
 
     this = [sys.executable, __file__, "--data-root", options.data_root, "--runs", options.runs]
-    steps = checks() + [[*this, "--train", name] for name in options.only or METHODS]
+    steps = checks(options.data_root) + [[*this, "--train", name] for name in options.only or METHODS]
     out = str(HERE.parent / "reports" / "reference" / PRESET)
     steps.append(
         [sys.executable, str(HERE / "export_reference.py"), "--runs", options.runs, "--preset", PRESET, "--out", out]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustlib.attacks import PGD, Draws, Threat
+from robustlib.attacks import PGD, AutoAttack, Draws, Threat
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
@@ -42,6 +42,16 @@ def test_training_learns_and_a_bf16_search_is_as_strong(tmp_path, digits, precis
     table = summarise(evaluate(run.model().cuda(), digits.test, {"fp32": pgd, "bf16": fast}), worst=False)
     robust = table.set_index("attack").accuracy
     assert abs(robust["fp32"] - robust["bf16"]) <= 0.02
+
+
+def test_autoattack_and_the_audit_say_the_same_on_both_devices(tmp_path, digits):
+    from robustlib.audit import audit
+
+    run = fit(make_method("pgd_at", "digits", epochs=8), digits, root=tmp_path, device="cuda", precision="32-true")
+    few, attacks = digits.test.sample(60), {"autoattack": AutoAttack(digits.threat)}
+    tables = [summarise(evaluate(run.model().to(device), few, attacks)) for device in ("cpu", "cuda")]
+    assert abs(tables[0].accuracy.iloc[-1] - tables[1].accuracy.iloc[-1]) <= 1 / 60
+    assert "red" not in {check.verdict for check in audit(run.model().cuda(), digits.test, digits.threat, n=60)}
 
 
 def test_compiled_training_learns(tmp_path, digits):

@@ -10,6 +10,7 @@ from robustlib.audit.checks import audit
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.runs import Run, code_digest, find_runs, write_json
+from robustlib.tables import ATTACKS
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -64,7 +65,7 @@ def audit_run(
     asked: dict[str, Any] = {"code": code_digest(), "n": n, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
-        "transfer": [str(r.path) for r in beside.values()],
+        "transfer": [r.path.relative_to(run.path.parents[2]).as_posix() for r in beside.values()],
     }
     stored = run.audit()
     if stored and all(stored.get(k) == v for k, v in asked.items()):
@@ -152,9 +153,9 @@ def protocol(method: str, results: Mapping[str, Any]) -> dict[str, Any]:
     name = METHODS[method].protocol if method in METHODS else "autoattack"
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
     if name not in rows or "worst" not in rows:
-        return {"verdict": "n/a", "text": f"The evaluation has no {name}, the paper's protocol.", "overstates": None}
+        return {"verdict": "n/a", "text": f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol.", "overstates": None}
     excess = 100 * (rows[name] - rows["worst"])
     verdict = "red" if excess > MISLEADS else "amber" if excess > OVERSTATES else "pass"
-    said = f"The paper's protocol ({name}) overstates by {excess:.1f} points"
+    said = f"The paper's protocol ({ATTACKS.get(name, name)}) overstates by {excess:.1f} points"
     text = f"{said}." if verdict != "pass" else f"{said}: no more than {OVERSTATES:g}."
     return {"verdict": verdict, "text": text, "overstates": excess}

@@ -98,7 +98,6 @@ def over_models(duels: Sequence[Duel]) -> str:
 
 def _mean(name: str, duels: Sequence[Duel]) -> Mapping[str, object]:
     differences = [d.difference for d in duels]
-    seconds = [statistics.fmean(d.seconds[side] for d in duels) for side in (0, 1)]
     return {
         "attack": name,
         "ours (%)": f"{statistics.fmean(points(d.ours) for d in duels):.2f}",
@@ -108,8 +107,6 @@ def _mean(name: str, duels: Sequence[Duel]) -> Mapping[str, object]:
         "to": f"{max(differences):+.1f}",
         "images only ours broke": sum(int((~d.ours & d.theirs).sum()) for d in duels),
         "images only theirs broke": sum(int((d.ours & ~d.theirs).sum()) for d in duels),
-        "seconds, ours": f"{seconds[0]:.1f}",
-        "seconds, authors'": f"{seconds[1]:.1f}",
     }
 
 

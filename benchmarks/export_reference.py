@@ -68,6 +68,7 @@ def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
     first, facts = copies[0].results(), [run.provenance() for run in copies]
     seeds = ",".join(map(str, sorted(board["seed"].unique())))
     methods = " ".join(dict.fromkeys(board["method"]))
+    examples = "" if first["n"] == load_preset(preset)["test_examples"] else f" --examples {first['n']}"
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
     protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in first["rows"]]
@@ -76,7 +77,7 @@ def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
 Made by these commands; do not edit by hand.
 
 ```
-robustlib run {methods} --preset {preset} --seeds {seeds}
+robustlib run {methods} --preset {preset} --seeds {seeds}{examples}
 python benchmarks/export_reference.py --preset {preset}
 ```
 

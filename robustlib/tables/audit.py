@@ -72,7 +72,7 @@ def objections(board: "pd.DataFrame") -> str:
         who = " ".join(str(row[key]) for key in names if row.get(key) not in ("", None))
         for kind in ("headline", "protocol"):
             if row.get(f"{kind}_badge") in ("amber", "red"):
-                text = f"{verdict(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']))}"
+                text = f"{verdict(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']), quote=False)}"
                 said.setdefault(f"**{who}, {kind}**", []).append(text)
     lines = [f"- {who}: {' '.join(texts)}" for who, texts in said.items()]
     silent = sum(word not in ("pass", "amber", "red", "n/a") for word in board.get("headline_badge", [""] * len(board)))

@@ -36,7 +36,19 @@ def code_digest() -> str:
 
 
 # These show numbers or say where they are made, and make none.
-VIEWS = ("batch", "cli", "console", "explorer", "figures", "report", "tables", "task", "templates", "workbook")
+VIEWS = (
+    "batch",
+    "claims",
+    "cli",
+    "console",
+    "explorer",
+    "figures",
+    "report",
+    "tables",
+    "task",
+    "templates",
+    "workbook",
+)
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:

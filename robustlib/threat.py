@@ -89,5 +89,8 @@ class Threat:
 def norms(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each example of `delta` (B, ...), shaped (B, 1, ..., 1) for broadcasting."""
     flat = delta.flatten(1)
-    length = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    if norm == "linf":
+        length = flat.abs().amax(1)
+    else:  # in float64, since a float32 sum over a large image can leave the ball by more than rounding
+        length = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).to(delta.dtype)
     return length.view(-1, *[1] * (delta.ndim - 1))

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from robustlib import cli
 from robustlib.attacks import FGSM, PGD, Draws
+from robustlib.attacks.search import View
 from robustlib.audit import Check, audit, audit_run
-from robustlib.audit.binarise import _readout, _surface_point, binarised
+from robustlib.audit.binarise import _readout, _surface_point, binarised, outputs
 from robustlib.audit.check import Part, effect, judge
 from robustlib.audit.evidence import Evidence, uniform_point
-from robustlib.audit.hygiene import _wrong_records, modes
-from robustlib.audit.run import check_published, check_selection, headline, protocol
-from robustlib.audit.views import Anchored
+from robustlib.audit.hygiene import modes
+from robustlib.audit.records import unfair
+from robustlib.audit.run import check_published, check_selection, headline, protocol, transfer_sources
+from robustlib.audit.views import HEAD, Anchored, surrogates_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
@@ -171,6 +174,22 @@ class InTrainMode(Fake):
         return self
 
 
+class SelfConfirming(Fake):
+    """Reverse attention: the head's first guess weights the features that the head then looks at."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.head = self.model.head
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.model.features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        guess = self.head(features).argmax(1)
+        return self.head(features * self.head.weight[guess])
+
+
 @pytest.mark.filterwarnings("ignore:The model's outputs look like softmax")
 @pytest.mark.parametrize(
     ("fake", "red"),
@@ -195,6 +214,37 @@ def test_planted_fakes_are_caught(digits, honest, fake, red):
     assert headline(checks)["verdict"] == "red"
 
 
+def test_a_self_confirming_head_is_caught(digits, honest):
+    model = SelfConfirming(honest).eval()
+    open_view = View(honest, model)  # searched on the plain head, judged by the deployed model
+    batch = next(iter(digits.test.sample(N).batches(N)))
+    attack = PGD(digits.threat, steps=20, early_stop=True)
+    x_adv = attack(open_view, batch.x, batch.y, draws=Draws.for_examples(0, batch.index))
+    with torch.no_grad():
+        least = 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
+    assert pgd20(model, digits) > least + 10, "this fake fools nobody"
+    checks = audit(model, digits.test, digits.threat, **SHORT | {"n": 128})
+    assert checks[5].verdict == "red", checks[5]
+    assert headline(checks)["verdict"] == "red"
+
+    class Declared(SelfConfirming):
+        def surrogates(self) -> dict[str, nn.Module]:
+            return {"plain head": self.model}
+
+    declared = audit(Declared(honest).eval(), digits.test, digits.threat, **SHORT | {"n": 48})
+    assert not fired(declared), "the minimum over declared surrogates hides nothing"
+
+
+def test_a_head_is_a_surrogate_only_where_it_says_something_else(digits, honest):
+    x = next(iter(digits.test.sample(8).batches(8))).x
+    assert surrogates_of(honest, x) == {}
+    assert set(surrogates_of(SelfConfirming(honest).eval(), x)) == {HEAD}
+    odd = SelfConfirming(honest).eval()
+    odd.head = nn.Linear(3, 10)  # does not fit the features
+    odd.forward = odd.model.forward
+    assert surrogates_of(odd, x) == {}
+
+
 def test_catastrophic_overfitting_is_caught(digits):
     """The smallest accuracy of such a model is right: what must be warned of is the number made with FGSM."""
     threat = Threat("linf", 0.3)
@@ -203,7 +253,7 @@ def test_catastrophic_overfitting_is_caught(digits):
     assert under(FGSM(threat), model, data) - pgd20(model, data) > 25
     checks = audit(model, digits.test, threat, **SHORT | {"n": 128})
     assert checks[0].verdict == "amber", checks[0]
-    assert "catastrophic overfitting" in headline(checks)["text"]
+    assert "as after catastrophic overfitting" in headline(checks)["text"]
 
 
 def test_honest_models_are_left_in_peace(digits, honest, undefended):
@@ -225,7 +275,8 @@ def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkey
     assert not fired(checks), [f"{c.number}: {c.meaning}" for c in checks if c.verdict == "red"]
     randomness = checks[11]
     assert randomness.verdict == "pass"
-    assert "20 draws" in randomness.meaning
+    assert "all of 20 draws" in randomness.meaning
+    assert randomness.value > 0, "the worst of 20 draws under attack is worse than the worst of 20 without"
     assert 12 in fired(audit(Random(honest).eval(), digits.test, digits.threat, **tiny | {"n": 16}))
 
 
@@ -280,10 +331,20 @@ def test_effect_equals_bonett_and_price(broken, mended, n):
 
 
 def test_the_gravest_broken_criterion_speaks():
-    parts = [Part(1.0, 2.0, False, "fine", "bad"), Part(3.0, 2.0, True, "", "weak", "amber")]
-    assert judge(3, "steps", parts).meaning == "weak"
-    assert judge(3, "steps", [*parts, Part(9.0, 2.0, True, "", "wrong")]) == Check("steps", "red", 9.0, 2.0, "wrong", 3)
+    parts = [Part(1.0, 2.0, False, "a", "fine", "bad"), Part(3.0, 2.0, True, "b", "", "weak", "amber")]
+    assert judge(3, "steps", parts).meaning == "b: weak."
+    red = Part(9.004, 1.953125, True, "c", "", "wrong")
+    assert judge(3, "steps", [*parts, red]) == Check("steps", "red", 9.0, 1.95, "c: wrong.", 3)
     assert judge(3, "steps", parts[:1]).verdict == "pass"
+    assert judge(3, "steps", parts[:1]).meaning == "a: fine."
+
+
+def test_a_value_beyond_its_threshold_is_never_called_fine():
+    above = Part(11.7, 8.0, False, "gap", "healthy", "bad", images=500)
+    check = judge(6, "gap", [Part(1.0, 2.0, False, "a", "fine"), above])
+    assert (check.verdict, check.meaning) == ("pass", "gap: above 8 points, but 500 images cannot tell.")
+    below = Part(70.0, 75.0, False, "found", "", "bad", unit="%", images=64, least=True)
+    assert judge(11, "b", [below]).meaning == "found: below 75 %, but 64 images cannot tell."
 
 
 def test_choosing_the_strongest_of_equal_draws_costs_nothing(digits):
@@ -298,7 +359,7 @@ def test_choosing_the_strongest_of_equal_draws_costs_nothing(digits):
 def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
     found = evidence(honest, digits.test, digits.threat, n=8)
     x, outer = found.x[3:4], None
-    readout = _readout(found, 3)
+    readout = _readout(found, outputs(honest)["features"], 3)
     inner = uniform_point(digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), Draws.for_examples(1, torch.arange(50)))
     outer = _surface_point(found, x, 3)
     assert float(digits.threat.distance(outer, x)) <= digits.threat.eps + 1e-6
@@ -310,9 +371,11 @@ def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
 
 def test_binarisation_tells_a_search_from_none(digits, honest):
     seen, blind = (binarised(evidence(m, digits.test, digits.threat), 16) for m in (honest, Quantised(honest)))
-    assert bool(seen.possible.all())
-    assert float(seen.found.double().mean()) > 0.75
-    assert float(blind.found.double().mean()) < 0.3
+    assert set(seen) == {"features", "logits"}
+    assert all(bool(test.possible.all()) for test in seen.values())
+    assert all(float(test.found.double().mean()) > 0.75 for test in seen.values())
+    assert set(blind) == {"logits"}, "a model without features has its logits read"
+    assert float(blind["logits"].found.double().mean()) < 0.3
 
 
 def test_layers_left_in_train_mode_are_named(digits, honest):
@@ -329,13 +392,62 @@ def test_layers_left_in_train_mode_are_named(digits, honest):
 
 def test_unfair_records_are_noticed(digits, honest):
     records = evaluate(honest, digits.test.sample(100), {"fgsm": FGSM(digits.threat)})
-    assert _wrong_records(records) == []
+    assert unfair(records) == []
     wrong = records[records.prediction != records.label].index[0]
     assert records.loc[wrong, "attack"] == "clean"
     index = records.loc[wrong, "index"]
     records.loc[(records.attack == "fgsm") & (records["index"] == index), "prediction"] = records.loc[wrong, "label"]
-    assert _wrong_records(records) == ["1 wrong clean images count as robust"]
-    assert "same images" in _wrong_records(records.drop(records.index[-1]))[0]
+    assert unfair(records) == ["1 wrong clean images count as robust"]
+
+
+TINY = {"n": 32, "queries": 5, "noise": 5, "targets": 1, "readouts": 8}
+
+
+@pytest.fixture(scope="module")
+def records(digits, honest):
+    attacks = {"pgd20": PGD(digits.threat, steps=20), "autoattack": PGD(digits.threat, steps=20, objective="margin")}
+    return evaluate(honest, digits.test.sample(100), attacks)
+
+
+def test_records_are_joined_by_image(digits, honest, records):
+    """Images that an attack has not met are said to be missing; the gap is that of the others."""
+    assert audit(honest, digits.test, digits.threat, records=records, **TINY)[12].verdict == "pass"
+    auto, order = records.attack == "autoattack", records["index"].unique()
+    records = records.copy()
+    records.loc[auto & records["index"].isin(order[20:80]), "prediction"] = -1  # far stronger than PGD-20
+    kept = records[~(auto & records["index"].isin(order[:7]))].sample(frac=1, random_state=0)
+    checks = audit(honest, digits.test, digits.threat, records=kept, **TINY)
+    assert checks[12].verdict == "red"
+    assert "same images" in checks[12].meaning
+    left = records[~records["index"].isin(order[:7])]
+    right = (left.prediction == left.label).groupby([left.attack, left["index"]]).min()
+    gap = 100 * float(right["pgd20"].mean() - right["autoattack"].mean())
+    assert checks[5].value == pytest.approx(gap, abs=0.01)
+    assert checks[5].verdict == "red"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda r: r.assign(eps=r.eps / 2), "eps 0.1 and not 0.2"),
+        (lambda r: r.assign(index=r["index"] + 100_000), "100 images that are not among"),
+        (lambda r: r.assign(label=(r.label + 1) % 10), "100 images that are not among"),
+    ],
+)
+def test_records_of_something_else_are_not_used(digits, honest, records, changed, said):
+    checks = audit(honest, digits.test, digits.threat, records=changed(records), **TINY)
+    assert checks[12].verdict == "red"
+    assert said in checks[12].meaning
+    assert "APGD and Square" in checks[5].meaning, "the gap is that of the audit's own attacks"
+
+
+def test_an_evaluation_that_missed_examples_is_noticed(digits, undefended):
+    """One step of a hundredth of eps reports what no attack of the audit leaves."""
+    weak = PGD(digits.threat, steps=1, step_size=0.002, start="zero")
+    records = evaluate(undefended, digits.test.sample(64), {"weak": weak})
+    checks = audit(undefended, digits.test, digits.threat, records=records, **TINY | {"n": 64})
+    assert checks[5].verdict == "red"
+    assert "evaluation missed" in checks[5].meaning
 
 
 def test_a_model_without_answers_is_never_robust(digits):
@@ -392,6 +504,15 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
     assert "15. selection" in shown
     assert "headline:" in shown
     assert "protocol:" in shown
+
+
+def test_a_run_is_never_its_own_source(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(run.path.parent)
+    here = Run(Path(run.path.name))
+    assert set(transfer_sources(here)) == {"standard"}
+    assert transfer_sources(here) == transfer_sources(run)
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/run"))
+    assert transfer_sources(here) == {}
 
 
 def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):

@@ -1,6 +1,6 @@
 """AutoAttack's parts against their published definitions, restated here, and the cascade on models whose answer is known."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -325,10 +325,10 @@ def test_any_number_of_classes(classes):
 
 
 def test_the_cascade_attacks_only_what_stands():
-    given = []
+    given, wide = [], Threat("linf", 0.61)
 
     class Spy:
-        threat = LINF
+        threat = wide
 
         def __init__(self, flip):
             self.flip = flip
@@ -347,7 +347,7 @@ def test_the_cascade_attacks_only_what_stands():
     x = torch.full((20, 1, 2, 2), 0.8)
     y = torch.ones(20, dtype=torch.int64)
     y[:3] = 0  # wrong from the start
-    attack = AutoAttack(LINF, "custom", (("a", Spy(4)), ("b", Spy(0)), ("c", Spy(13)), ("d", Spy(1))))
+    attack = AutoAttack(wide, "custom", (("a", Spy(4)), ("b", Spy(0)), ("c", Spy(13)), ("d", Spy(1))))
     x_adv = attack(Sign(), x, y)
     assert given == [17, 13, 13]
     assert (Sign()(x_adv).argmax(1) != y).all()
@@ -378,3 +378,70 @@ def test_as_strong_as_the_authors_package(digits):
     assert 5 < theirs.sum() < 35
     assert (mine & ~theirs).sum() <= 1
     assert (theirs & ~mine).sum() <= 1
+
+
+@pytest.mark.parametrize("attack", [PGD(L2, 3), APGD(L2, 3), FAB(L2, 3, 2), Square(L2, 10)], ids=name)
+@pytest.mark.parametrize("eps", [3.0, 10.0])
+def test_large_images_stay_inside_large_l2_balls(attack, eps):
+    from robustlib.evaluation import valid
+
+    x, model = torch.full((6, 3, 160, 160), 0.5) + 0.01 * torch.rand(6, 3, 160, 160), Linear(3, (3, 160, 160))
+    threat = Threat("l2", eps)
+    x_adv = replace(attack, threat=threat)(model, x, model(x).argmax(1), generator=generator())
+    assert valid(x_adv, x, threat).all()
+    assert not valid(x + 1.001 * (x_adv - x), x, threat)[threat.distance(x_adv, x) > 0.9999 * eps].any()
+
+
+def test_one_confident_draw_does_not_hide_the_gradient_of_the_others():
+    class Switching(nn.Module):
+        """Far too confident in the first draw, ordinary in the others."""
+
+        stochastic = True
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.asked = Linear(3, (1, 4, 4)), 0
+
+        def forward(self, x):
+            self.asked += 1
+            logits = self.inner(x)
+            return logits * (1e4 if self.asked % 4 == 2 else 1)
+
+    model, x = Switching(), torch.rand(30, 1, 4, 4)
+    y = model.inner(x).argmax(1)
+    model.asked = 0
+    x_adv = PGD(LINF, 1, start="zero", eot=4)(model, x, y)
+    assert ((x_adv - x).abs() > 0).flatten(1).any(1).all()
+    assert (model.inner(x_adv).gather(1, y[:, None]) < model.inner(x).gather(1, y[:, None])).float().mean() > 0.9
+
+
+def test_a_cascade_never_leaves_its_ball():
+    @dataclass(frozen=True)
+    class Far:
+        def __call__(self, model, x, y, *, generator=None, draws=None):
+            return 1 - x
+
+    model, (x, _) = Linear(5, (3, 8, 8), scale=20.0), batch()
+    y = model(x).argmax(1)
+    x_adv = AutoAttack(LINF, "custom", (("far", Far()),))(model, x, y)
+    assert LINF.distance(x_adv, x).max() <= LINF.eps + 1e-6
+    for attacks in (
+        (("a", APGD(L2)),),
+        (("a", QUICK[0]), ("a", QUICK[1])),
+        (("clean", QUICK[0]),),
+        (("a@b", QUICK[0]),),
+    ):
+        with pytest.raises(InputError, match=r"component|another threat"):
+            AutoAttack(LINF, "custom", attacks)
+
+
+def test_models_in_double_precision_are_attacked_as_they_are():
+    model, (x, _) = ConvNet(), batch()
+    model(x)
+    model = model.double().eval()
+    x = x.double()
+    y = model(x).argmax(1)
+    for attack in (PGD(LINF, 5), *QUICK):
+        x_adv = attack(model, x, y, generator=generator())
+        assert x_adv.dtype == torch.float64
+        assert LINF.distance(x_adv, x).max() <= LINF.eps + 1e-9

@@ -261,15 +261,6 @@ def test_no_examples_no_records(model, split):
     assert evaluate(model, split.select(torch.arange(0)), {"fgsm": FGSM(THREAT)}).empty
 
 
-def test_stochastic_models_meet_averaged_gradients():
-    attacks = standard_attacks(THREAT, stochastic=True, steps=3, samples=2)
-    assert list(attacks) == ["fgsm", "pgd20", "cw50", "pgd_eot", "autoattack"]
-    assert "steps=3" in repr(attacks["pgd_eot"])
-    assert "rand" in repr(attacks["autoattack"])
-    assert standard_attacks(THREAT, stochastic=True)["pgd_eot"] == PGD(THREAT, steps=200, eot=20)
-    assert list(standard_attacks(THREAT))[-1] == "autoattack"
-
-
 def test_labels_beyond_the_classes_are_a_sentence(model, split):
     with pytest.raises(InputError, match="2 classes"):
         evaluate(model, Split(split.images, split.labels + 5, split.indices), {})
@@ -473,3 +464,44 @@ def test_runs_of_other_data_or_unfinished_ones_are_refused(tmp_path, digits):
     (run.path / "status.json").write_text('{"state": "running"}')
     with pytest.raises(InputError, match="not finished"):
         evaluate_run(run, digits)
+
+
+def test_models_without_tensors_are_evaluated_and_double_ones_refused(split):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            value = x.mean((1, 2, 3)) - 0.5
+            return torch.stack([-value, value], 1)
+
+    table = summarise(evaluate(Mean(), split, {"fgsm": FGSM(THREAT)})).set_index("attack")
+    assert table.accuracy["worst"] < table.accuracy["clean"]
+    with pytest.raises(InputError, match=r"float64 weights.*model.float"):
+        evaluate(Linear().double(), split, {})
+
+
+def test_a_summary_of_nothing_has_its_columns(model, split):
+    nothing = summarise(evaluate(model, split.select(torch.arange(0)), {"fgsm": FGSM(THREAT)}))
+    assert list(nothing) == list(summarise(evaluate(model, split, {})))
+    assert nothing.empty
+
+
+def test_a_cascade_is_held_to_its_own_threat(model, split):
+    class Far:
+        def __call__(self, model, x, y, *, generator=None, draws=None):
+            return 1 - x
+
+    records = evaluate(model, split, {"aa": AutoAttack(THREAT, "custom", (("far", Far()),))})
+    table = summarise(records).set_index("attack")
+    assert table.eps["aa"] == THREAT.eps
+    assert table.invalid["aa"] > 100
+
+
+def test_stochastic_models_meet_both_versions_of_autoattack_and_square():
+    attacks = standard_attacks(THREAT, stochastic=True)
+    assert list(attacks) == ["fgsm", "pgd20", "cw50", "pgd_eot", "square", "aa_standard", "autoattack"]
+    assert standard_attacks(THREAT, stochastic=True, steps=3, samples=2)["pgd_eot"].steps == 3
+    assert list(standard_attacks(THREAT))[-1] == "autoattack"
+    assert attacks["autoattack"].version == "rand"
+    assert attacks["aa_standard"].version == "standard"
+    assert attacks["square"].votes > 1
+    assert (attacks["pgd_eot"].steps, attacks["pgd_eot"].eot, attacks["pgd_eot"].start) == (200, 20, "zero")
+    assert all(attacks[name].eot > 1 for name in ("fgsm", "pgd20", "cw50"))

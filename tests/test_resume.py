@@ -116,9 +116,12 @@ def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path:
     other, _ = case()
     with torch.no_grad():
         other.map.bias += 1e-3
+    warmer, _ = case()
+    warmer.temperature = 2.0  # type: ignore[assignment]  # a plain attribute may change what a model does
     mislabelled = Split(split.images, split.labels.flip(0), split.indices)
     changed = [
         ("another model ", lambda: evaluate(other, split, attacks, state=state)),
+        ("another model ", lambda: evaluate(warmer, split, attacks, state=state)),
         ("another split ", lambda: evaluate(model, mislabelled, attacks, state=state)),
         ("another split ", lambda: evaluate(model, split.select(torch.arange(9)), attacks, state=state)),
         (r"another attack pgd .*steps=2.*steps=3", lambda: evaluate(model, split, {"pgd": PGD(THREAT, steps=3)}, state=state)),

@@ -30,7 +30,8 @@ class AutoAttack(Hunter):
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
 
     Raises:
-        InputError: an unknown version, custom without attacks, or attacks for another version.
+        InputError: an unknown version, custom without attacks, attacks for another version, of another threat, or with
+            names that are empty, taken twice or have a meaning in records.
     """
 
     threat: Threat
@@ -46,12 +47,18 @@ class AutoAttack(Hunter):
             raise InputError(
                 "Give `attacks` to a custom AutoAttack, as ((name, attack), ...), and to no other version."
             )
+        names = [name for name, _ in self.attacks]
+        for name, attack in self.attacks:
+            if not name or name in ("clean", "worst") or "@" in name or names.count(name) > 1:
+                raise InputError(f"AutoAttack has a component {name!r}: give each a name of its own, without @.")
+            if getattr(attack, "threat", self.threat) != self.threat:
+                raise InputError(f"AutoAttack's {name} attacks within another threat than {self.threat}: {attack!r}.")
 
     def components(self, classes: int) -> dict[str, Attack]:
         """The attacks in their order, by name, for a model of that many classes."""
         if self.version == "custom":
             return dict(self.attacks)
-        dlr: Literal["dlr", "margin"] = "dlr" if classes >= 4 else "margin"
+        dlr: Literal["dlr", "margin"] = "dlr" if classes >= (3 if self.version == "rand" else 4) else "margin"
         if self.version == "rand":
             first, second = (
                 APGD(self.threat, objective=objective, eot=self.eot, precision=self.precision)
@@ -70,4 +77,5 @@ class AutoAttack(Hunter):
         for number, attack in enumerate(self.components(classes).values()):
             if hunt:
                 points = hunt.points
-                hunt.offer(attack(model, points.x, points.y, draws=hunt.draws(number)))
+                x_adv = attack(model, points.x, points.y, draws=hunt.draws(number))
+                hunt.offer(self.threat.project(x_adv, points.x))  # a custom component may not know the ball

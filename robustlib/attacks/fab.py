@@ -69,7 +69,7 @@ class FAB(Hunter):
     def _descend(self, search: Search, points: Points, start: Tensor) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it."""
         found, here, x = start.clone(), torch.arange(len(start), device=start.device), start
-        nearest = torch.full((len(start),), torch.inf, device=start.device)
+        nearest = start.new_full((len(start),), torch.inf)
         for _ in range(self.steps):
             x = self._step(search, points, x)
             logits, distance = search.fast_logits(x, self.eot), self.threat.distance(x, points.x)

@@ -25,6 +25,8 @@ def replica_of(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
     """The model's twin with today's weights, or None where a twin is impossible or its logits at `x` differ."""
     if getattr(model, "stochastic", False) or not len(x):
         return None
+    if any(t.is_floating_point() and t.dtype != torch.float32 for t in (*model.parameters(), *model.buffers())):
+        return None
     twins, now = _twins.setdefault(model, {}), _signature(model, x.device)
     known, twin = twins.get(precision, (None, None))
     if known != now:

@@ -135,8 +135,8 @@ class Search:
     def gradient(self, x: Tensor, goal: Goal, samples: int = 1) -> tuple[Tensor, Tensor]:
         """The direction in which goal(logits, rows) rises at x, and the logits (B, K) there (means over `samples` draws).
 
-        Each example's gradient is scaled freely (alike for all its samples) where the goal's derivative by the logits
-        is not already 1 at most: attacks step by sign or direction.
+        Each example's gradient is divided by the largest derivative of the goal by a logit (over all its samples; 1 for
+        differences of logits): attacks step by sign or direction, and a confident example's would vanish.
         """
         parts = [self._gradient(x[rows], rows, goal, samples) for rows in self._rows(x)]
         gradient, logits = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -156,13 +156,15 @@ class Search:
 
     def _gradient(self, x: Tensor, rows: slice, goal: Goal, samples: int) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
-        gradient, mean, scale = torch.zeros_like(x), torch.zeros(()), None
+        gradient, mean = torch.zeros_like(x), torch.zeros(())
+        scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
         for _ in range(samples):
             with torch.enable_grad(), self._autocast(x):
                 logits = self.fast(x)
             upstream = _upstream(logits, lambda exact: goal(exact, rows))
-            scale = upstream.abs().amax(1, keepdim=True) if scale is None else scale
-            upstream = torch.where(scale > 0, upstream / scale, upstream).to(logits.dtype)
+            before, scale = scale, torch.maximum(scale, upstream.abs().amax(1, keepdim=True))
+            gradient *= _ratio(before, scale).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+            upstream = _ratio(upstream, scale).to(logits.dtype)
             if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
                 gradient += torch.autograd.grad(logits, x, upstream, materialize_grads=True)[0] / samples
             mean = mean + logits.detach().float() / samples
@@ -177,6 +179,11 @@ class Search:
 
     def _in_pieces(self, model: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([model(x[rows]).float() for rows in self._rows(x)])
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, and 0 where the whole is 0 or no number."""
+    return torch.where(whole > 0, part / whole, torch.zeros_like(part))
 
 
 def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:

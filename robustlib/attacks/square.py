@@ -15,7 +15,7 @@ from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.threat import TINY, Threat, norms
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of changed pixels is halved
-TILE = 5  # pixels, of the l2 attack's first perturbation
+TILES = 5  # along the shorter side, of the l2 attack's first perturbation
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Square(Hunter):
         linf = self.threat.norm == "linf"
         best = (_stripes if linf else _tiles)(points.x, self.threat.eps, draws.fork(0))
         found, here = best.clone(), torch.arange(len(best), device=best.device)
-        loss = torch.full((len(best),), -torch.inf, device=best.device)
+        loss = best.new_full((len(best),), -torch.inf)
         for query in range(self.queries):
             tried = best if query == 0 else self._propose(points.x, best, query, draws.fork(query))
             new = (tried != best).flatten(1).any(1) | (query == 0) | search.stochastic
@@ -70,7 +70,7 @@ class Square(Hunter):
                 continue
             tried, y = tried[rows], points.y[rows]
             logits = search.fast_logits(tried, self.votes)
-            value = margin(logits, y).nan_to_num(-torch.inf)
+            value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
             better = value > loss[rows]
             best[rows[better]], loss[rows[better]] = tried[better], value[better]
             gone = search.broken(tried, logits, y)
@@ -137,14 +137,14 @@ def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) 
 
 
 def _tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
-    """The l2 attack's start: a grid of bumps with random signs, of length eps (section 4.2)."""
+    """The l2 attack's start: a grid of 5 x 5 two-sided bumps with random signs, of length eps together (section 4.2)."""
     batch, channels, height, width = x.shape
-    tile = min(TILE, height, width)
+    tile = max(min(height, width) // TILES, 1)
     down, across = height // tile, width // tile
-    signs = _signs(draws.uniform(channels, down, across)).to(x.dtype)
-    bump = _bump(tile, tile).to(x)
+    signs = _signs(draws.fork(0).uniform(channels, down, across)).to(x.dtype)
+    bumps = _two_sided(tile, draws.fork(1), down * across).to(x).view(batch, down, across, tile, tile)
+    grid = torch.einsum("bcij,bijhw->bcihjw", signs, bumps).reshape(batch, channels, down * tile, across * tile)
     delta = torch.zeros_like(x)
-    grid = torch.einsum("bcij,hw->bcihjw", signs, bump).reshape(batch, channels, down * tile, across * tile)
     top, left = (height - down * tile) // 2, (width - across * tile) // 2
     delta[:, :, top : top + down * tile, left : left + across * tile] = grid
     return (x + eps * delta / norms(delta, "l2")).clamp(0, 1)
@@ -185,10 +185,11 @@ def _bump(height: int, width: int) -> Tensor:
     return terms.sum(0)
 
 
-def _two_sided(side: int, draws: Draws) -> Tensor:
-    """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, 1, side, side)."""
+def _two_sided(side: int, draws: Draws, count: int = 1) -> Tensor:
+    """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, count, side, side)."""
     left = side // 2
     bumps = torch.cat([_bump(side, left), -_bump(side, side - left)], 1)
     bumps = bumps / bumps.norm()
-    turned = draws.uniform(1, 1, 1).to(bumps.device) < 0.5
+    turned = draws.uniform(count, 1, 1) < 0.5
+    bumps = bumps.to(turned.device)
     return torch.where(turned, bumps.T, bumps)

@@ -1,5 +1,6 @@
 """The binarisation test: an attack that misses adversarial examples that are known to exist is too weak to be believed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,31 +12,37 @@ from robustlib.audit.evidence import Evidence, uniform_point
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
 INNER_RADIUS = 0.5  # of eps
 CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
+Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
 RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
 
 
 class Readout(nn.Module):
-    """Two logits from a linear function of a model's features: 0 "inside", 1 "adversarial"."""
+    """Two logits from a linear function of some output of a model: 0 "inside", 1 "adversarial"."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, model: nn.Module, output: Output, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
+        self.model, self.output, self.stochastic = model, output, bool(getattr(model, "stochastic", False))
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, 2); always differentiable, with a gradient of zero where the features are not."""
-        score = (features(self.model, x) @ self.weight + self.bias)[:, None]
+        """Logits (B, 2); always differentiable, with a gradient of zero where the output is not."""
+        score = (self.output(x) @ self.weight + self.bias)[:, None]
         score = score + 0 * x.flatten(1).sum(1, keepdim=True)
         return torch.cat([-score, score], 1)
 
 
-def features(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's features (B, D), or its logits where it has none."""
-    return getattr(model, "features", model)(x).flatten(1).float()
+def outputs(model: nn.Module) -> dict[str, Output]:
+    """What a readout can be fitted on, by name, each x -> (B, D): the model's features if it has some, and its logits."""
+    found = {"features": getattr(model, "features", None), "logits": model}
+    return {name: _flat(output) for name, output in found.items() if output is not None}
+
+
+def _flat(output: Callable[[Tensor], Tensor]) -> Output:
+    return lambda x: output(x).flatten(1).float()
 
 
 @dataclass(frozen=True)
@@ -46,32 +53,33 @@ class Binarised:
     found: Tensor
 
 
-def binarised(evidence: Evidence, images: int) -> Binarised:
-    """Attacks one readout for each of the first `images` examples (Zimmermann et al. 2022, section 3).
+def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
+    """Attacks readouts of each output of the model for each of the first `images` examples (Zimmermann et al. 2022, section 3).
 
-    For each image a linear readout of the features is fitted that calls `INNER` random points within half of eps "inside" and
-    one random point on the ball's surface "adversarial". Where it does so exactly, an adversarial example exists; PGD on the
-    readout must find one.
+    Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
+    that calls `INNER` random points within half of eps "inside" and one on the ball's surface "adversarial". Where it does
+    so exactly, an adversarial example exists; PGD on the readout must find one.
     """
-    possible, found = [], []
     attack = evidence.pgd(40 if evidence.stochastic else 100, objective="margin")
-    for i in range(min(images, len(evidence.x))):
-        readout = _readout(evidence, i)
-        possible.append(readout is not None)
-        found.append(readout is not None and _broken(evidence, readout, attack, i))
-    return Binarised(torch.tensor(possible, dtype=torch.bool), torch.tensor(found, dtype=torch.bool))
+    tests = {}
+    for name, output in outputs(evidence.model.model).items():
+        readouts = [_readout(evidence, output, i) for i in range(min(images, len(evidence.x)))]
+        found = [r is not None and _broken(evidence, r, attack, i) for i, r in enumerate(readouts)]
+        possible = torch.tensor([r is not None for r in readouts], dtype=torch.bool)
+        tests[name] = Binarised(possible, torch.tensor(found, dtype=torch.bool))
+    return tests
 
 
-def _readout(evidence: Evidence, i: int) -> Readout | None:
+def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
     """The readout of one example; None where no linear readout separates its points."""
     model, threat = evidence.model.model, evidence.threat
     x, draws = evidence.x[i : i + 1], evidence.draws[i : i + 1].fork(90)
-    width = features(model, x).shape[1]
+    width = output(x).shape[1]
     count = min(INNER, max(width - 2, 2))
     points = [uniform_point(threat.scaled(INNER_RADIUS), x, draws.fork(k)) for k in range(1, count)]
     points = [x, *points, _surface_point(evidence, x, i)]
     with torch.no_grad():
-        f = features(model, torch.cat(points)).double()
+        f = output(torch.cat(points)).double()
     centre = f[:-1].mean(0)
     g = f - centre
     aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
@@ -87,7 +95,7 @@ def _readout(evidence: Evidence, i: int) -> Readout | None:
         return None
     level = inner + CLOSENESS * (outer - inner)
     scale = 1 / (outer - inner)
-    return Readout(model, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
+    return Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
 
 
 def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:

@@ -20,10 +20,11 @@ class Check:
         name: e.g. "more steps".
         verdict: "pass"; "amber" (the search was weak, or a warning); "red" (do not believe the number); "n/a".
         value: what was measured, in `unit`; None where nothing was.
-        threshold: what it is compared with, in `unit`; broken only if the 95 % bound of `value` is beyond it.
+        threshold: what it is compared with, in `unit`, points and % rounded like `value` to two decimals; broken only if the
+            95 % bound of `value` is beyond it.
         meaning: one sentence.
         number: of the check in the house's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022).
-        unit: "points" (of accuracy), "%" (of images), "cosine", "count".
+        unit: "points" (of accuracy), "%" (of images), "cosine", "distance" (of unit logits), "count".
     """
 
     name: str
@@ -37,23 +38,47 @@ class Check:
 
 @dataclass(frozen=True)
 class Part:
-    """One criterion of a check: what to say when it holds and when it is broken, and how grave that is."""
+    """One criterion of a check: what was measured in words, what follows if it holds or is broken, and how grave that is.
+
+    A value beyond its threshold that `images` cannot tell from chance is called so; 0 where nothing is left to chance. A
+    threshold that is a lower limit has `least`.
+    """
 
     value: float
     threshold: float
     broken: bool
-    fine: str
-    bad: str
+    said: str
+    fine: str = ""
+    bad: str = ""
     grave: Verdict = "red"
     unit: str = "points"
+    images: int = 0
+    least: bool = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the value is beyond the threshold and its bound is not."""
+        beyond = self.value < self.threshold if self.least else self.value > self.threshold
+        return beyond and not self.broken and self.images > 0
+
+    @property
+    def meaning(self) -> str:
+        """One sentence."""
+        side = "below" if self.least else "above"
+        unsure = f"{side} {self.threshold:.4g} {self.unit}, but {self.images} images cannot tell"
+        follows = self.bad if self.broken else unsure if self.doubtful else self.fine
+        return f"{': '.join(filter(None, (self.said, follows)))}."
 
 
 def judge(number: int, name: str, parts: Sequence[Part]) -> Check:
-    """The check that has these criteria: its gravest broken one speaks for it, else the first."""
+    """The check that has these criteria: its gravest broken one speaks for it, else a doubtful one, else the first."""
     broken = sorted((p for p in parts if p.broken), key=lambda p: -VERDICTS.index(p.grave))
-    part = (broken or list(parts))[0]
-    verdict, meaning = (part.grave, part.bad) if broken else ("pass", part.fine)
-    return Check(name, verdict, round(part.value, 3), part.threshold, meaning, number, part.unit)
+    part = (broken or [p for p in parts if p.doubtful] or list(parts))[0]
+    value, threshold = part.value, part.threshold
+    if part.unit in ("points", "%"):
+        value, threshold = round(value, 2), round(threshold, 2)
+    verdict = part.grave if broken else "pass"
+    return Check(name, verdict, round(value, 4), threshold, part.meaning, number, part.unit)
 
 
 def missing(number: int, name: str, why: str) -> Check:

@@ -14,6 +14,7 @@ from robustlib.audit.check import Check
 from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import check_bookkeeping, check_randomness, modes
 from robustlib.audit.landscape import check_binarised, check_gradients, check_noise, check_sanity
+from robustlib.audit.records import fitting
 from robustlib.audit.strength import (
     check_black_box,
     check_gap,
@@ -58,9 +59,8 @@ def audit(
     """Asks whether the robust accuracy of a model on these images can be believed.
 
     Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
-    of the paired effect is beyond it. The model's `surrogates()` are attacked as well: what is judged is the per-example
-    minimum. A stochastic model is judged by its expected accuracy over 20 draws, attacked with the mean gradient of 8, and
-    Square sees the mean of 20 draws.
+    of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
+    stochastic model is judged by its expected accuracy over 20 draws, with the mean gradient of 8 and Square on their mean.
 
     Args:
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
@@ -73,7 +73,7 @@ def audit(
         targets: classes aimed at by targeted attacks; None = 9, 3 for stochastic models (at most K - 1).
         readouts: examples in the binarisation test.
         transfer: other models of the same images by name, whose adversarial examples are tried on this one.
-        records: of `evaluate`, whose own PGD-20 and AutoAttack are then compared, and whose bookkeeping is checked.
+        records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
         progress: called with the name of each piece of work before it starts.
 
     Returns:
@@ -97,8 +97,8 @@ def audit(
             tell(check.__name__.removeprefix("check_").replace("_", " "))
             checks.append(check(evidence))
         tell("binarisation")
-        checks += [check_gap(evidence, records), check_binarised(evidence, readouts)]
-        checks += [check_sanity(evidence), check_bookkeeping(evidence, before, modes(model), records)]
+        checks += [check_gap(evidence, fitting(records, split, threat)), check_binarised(evidence, readouts)]
+        checks += [check_sanity(evidence), check_bookkeeping(evidence, before, modes(model), records, split)]
     return sorted(checks, key=lambda check: check.number)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustlib.attacks import APGD, FGSM, PGD, Attack, Draws, Square
 from robustlib.attacks.objectives import margin_of
 from robustlib.attacks.search import View
-from robustlib.audit.views import Anchored, Scaled
+from robustlib.audit.views import HEAD, Anchored, Scaled, surrogates_of
 from robustlib.data import Split
 from robustlib.evaluation import valid
 from robustlib.threat import Threat
@@ -30,7 +30,7 @@ class Evidence:
     model (one if it is deterministic). `accuracy` makes shares (N,) of them.
 
     Args:
-        model: x -> logits, in eval mode; its `surrogates()` are attacked as well and judged by the model itself.
+        model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself.
         split: the examples, all of them.
         threat: the perturbations allowed.
         seed: of every random start.
@@ -59,10 +59,11 @@ class Evidence:
         self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
         self.stochastic = self.model.stochastic
         batch = next(iter(split.batches(len(split))))
-        self.x, self.y, self.draws = batch.x, batch.y, Draws.for_examples(seed, batch.index)
-        others: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+        self.x, self.y, self.index, self.draws = batch.x, batch.y, batch.index, Draws.for_examples(seed, batch.index)
+        others = surrogates_of(model, self.x[:BATCH])
         self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
         self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
+        self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)
         self.classes = self.logits.shape[1]
         self.targets = min(targets, self.classes - 1)
@@ -199,9 +200,8 @@ class Evidence:
     @cached_property
     def apgd(self) -> Tensor:
         """APGD on the cross-entropy and on targeted DLR: the two attacks that make AutoAttack's number on honest models."""
-        kinds = [APGD(self.threat, steps=50, eot=self.eot)]
-        if self.classes > 3:
-            kinds.append(APGD(self.threat, steps=25, objective="dlr", targets=self.targets, eot=self.eot))
+        dlr = APGD(self.threat, steps=25, objective="dlr", targets=self.targets, eot=self.eot)
+        kinds = [APGD(self.threat, steps=50, eot=self.eot), *([dlr] if self.classes > 3 else [])]
         return self._each([self.trajectory[100][0]], [(attack, 40 + k, None) for k, attack in enumerate(kinds)])
 
     @cached_property

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustlib.audit.check import Check, Part, judge, percent
+from robustlib.audit.check import Check, Part, effect, judge, percent
 from robustlib.audit.evidence import Evidence
+from robustlib.audit.records import strange, unfair
+from robustlib.data import Split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,43 +29,40 @@ def check_randomness(e: Evidence) -> Check:
     unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
     apart = float((unit - unit[0]).norm(dim=2).amax(0).nan_to_num(0.0).mean())
     flips = 100 * float((answers.argmax(2) != answers[0].argmax(1)).any(0).double().mean())
-    said = f"Asked {ASKED} times, the model changes its prediction of {flips:.1f} % of clean images"
+    said = f"Asked {ASKED} times, it changes its prediction of {flips:.1f} % of clean images"
     if not e.stochastic:
-        bad = f"{said} (logits by {apart:.2g}) without declaring `stochastic`: attacks judge it by luck and need EOT."
+        moves, same = apart > DIFFERENT, "The model answers the same twice"
+        bad = f"logits move by {apart:.2g} without declaring `stochastic`, so attacks judge it by luck and need EOT"
         return judge(
-            12,
-            "randomness",
-            [Part(apart, DIFFERENT, apart > DIFFERENT, "The model answers the same twice.", bad, unit="count")],
+            12, "randomness", [Part(apart, DIFFERENT, moves, said if moves else same, "", bad, unit="distance")]
         )
-    worst, control = (percent(found[0].all(1)) for found in (e.trajectory[100][0], e.clean))
-    fine = f"{said}, as declared; under PGD-100 {worst} are right in all {e.k} draws, without attack {control}."
-    return judge(12, "randomness", [Part(flips, 100.0, False, fine, "", unit="%")])
+    control, worst = e.clean[0].all(1), e.right(_strongest(e))[0].all(1)
+    cost = effect(control.double(), worst.double())
+    said += (
+        f", as declared; {percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {percent(worst)}"
+    )
+    bad = "attacked images are easier than clean ones"
+    return judge(12, "randomness", [Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)])
 
 
-def check_bookkeeping(e: Evidence, before: list[str], during: list[str], records: "pd.DataFrame | None") -> Check:
-    """13: eval mode, wrong clean images count as wrong, and every attack met the same images."""
+def _strongest(e: Evidence) -> Tensor:
+    """For each example the image (N, C, H, W) of PGD-100 on any view that fewest draws withstood; to be scored afresh."""
+    results, found = e.trajectory[100]
+    return torch.stack(found)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
+
+
+def check_bookkeeping(
+    e: Evidence,
+    before: list[str],
+    during: list[str],
+    records: "pd.DataFrame | None",
+    split: Split,
+) -> Check:
+    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split."""
     problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
     problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
-    problems += [] if records is None else _wrong_records(records)
-    part = Part(
-        len(problems),
-        0,
-        bool(problems),
-        "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images.",
-        f"The number was not counted fairly: {'; '.join(problems)}.",
-        unit="count",
-    )
-    return judge(13, "bookkeeping", [part])
-
-
-def _wrong_records(records: "pd.DataFrame") -> list[str]:
-    """What is wrong with the records of `evaluate`."""
-    attacks, right = records["attack"], records["prediction"] == records["label"]
-    met = {frozenset(some) for _, some in records["index"].groupby(attacks)}
-    problems = ["the attacks did not meet the same images"] if len(met) > 1 else []
-    if records["draw"].max() == 0:  # a stochastic model may be right by luck
-        wrong = set(records["index"][(attacks == "clean") & ~right])
-        robust = right.groupby([attacks, records["index"]]).min()
-        counted = wrong & set(robust[robust].index.get_level_values("index"))
-        problems += [f"{len(counted)} wrong clean images count as robust"] if counted else []
-    return problems
+    problems += [] if records is None or records.empty else [*strange(records, split, e.threat), *unfair(records)]
+    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
+    bad = "; ".join(problems)
+    said = "The number was not counted fairly" if problems else fine
+    return judge(13, "bookkeeping", [Part(len(problems), 0, bool(problems), said, "", bad, unit="count")])

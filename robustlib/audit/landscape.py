@@ -14,6 +14,7 @@ NOISE = 0.5  # % of the points called robust
 VANISHED, VANISHING, ALIGNED = 1e-12, 1.0, 0.2  # a gradient's length, % of images, cosine
 FELL = 1.0  # % of images whose loss an attack may lower
 FOUND = 75.0  # % of the known adversarial examples
+FEWEST = 8  # readouts that say something
 
 
 def check_noise(e: Evidence) -> Check:
@@ -25,7 +26,8 @@ def check_noise(e: Evidence) -> Check:
         return missing(8, "noise", "Nothing withstands the gradient attacks, so noise has nothing to break.")
     newly = effect(white[robust], both[robust])
     said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
-    part = Part(newly.value, NOISE, newly.low > NOISE, f"{said}.", f"{said}: these attacks cannot search.", unit="%")
+    bad, n = "these attacks cannot search", int(robust.sum())
+    part = Part(newly.value, NOISE, newly.low > NOISE, said, "", bad, unit="%", images=n)
     return judge(8, "noise", [part])
 
 
@@ -37,20 +39,14 @@ def check_gradients(e: Evidence) -> Check:
     count = int(gone.sum())
     share, low = 100 * count / len(gone), 100 * wilson(count, len(gone))[0]
     said = f"The margin's gradient is zero or undefined for {share:.1f} % of images and turns by a cosine of {cosine:.2f} within the ball"
+    rough = "the loss surface is too rough for one step, as in catastrophic overfitting"
+    blind, n = "attacks are blind there", len(gone)
     return judge(
         9,
         "gradients",
         [
-            Part(
-                cosine,
-                ALIGNED,
-                cosine < ALIGNED,
-                f"{said}: it shows the way.",
-                f"{said}: the loss surface is too rough for one step, as in catastrophic overfitting.",
-                "amber",
-                "cosine",
-            ),
-            Part(share, VANISHING, low > VANISHING, "", f"{said}: attacks are blind there.", unit="%"),
+            Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine"),
+            Part(share, VANISHING, low > VANISHING, said, "", blind, unit="%", images=n),
         ],
     )
 
@@ -87,26 +83,14 @@ def check_sanity(e: Evidence) -> Check:
     count, n = int(fell.sum()), max(int(attacked.sum()), 1)
     share, low = 100 * count / n, 100 * wilson(min(count, n), n)[0]
     said = f"PGD-20 lowers the loss of {share:.1f} % of the attacked images"
+    inside, bad = f"all {e.made} images made lie in the ball", "it does not climb"
+    outside = f"{e.invalid} of {e.made} images lie outside ball or box"
     return judge(
         10,
         "attack sanity",
         [
-            Part(
-                share,
-                FELL,
-                low > FELL,
-                f"{said}; all {e.made} images made lie in the ball.",
-                f"{said}: it does not climb.",
-                unit="%",
-            ),
-            Part(
-                e.invalid,
-                0,
-                e.invalid > 0,
-                "",
-                f"{e.invalid} of {e.made} images lie outside ball or box.",
-                unit="count",
-            ),
+            Part(share, FELL, low > FELL, said, inside, bad, unit="%", images=n),
+            Part(e.invalid, 0, e.invalid > 0, outside, unit="count"),
         ],
     )
 
@@ -117,12 +101,17 @@ def _loss(e: Evidence, x: Tensor) -> Tensor:
 
 
 def check_binarised(e: Evidence, images: int) -> Check:
-    """11: PGD finds adversarial examples that are known to be there."""
-    test = binarised(e, images)
-    n, count = int(test.possible.sum()), int(test.found.sum())
-    if n < 8:
-        return missing(11, "binarisation", f"A readout with a certain adversarial example exists for {n} images only.")
-    share, high = 100 * count / n, 100 * wilson(count, n)[1]
-    said = f"PGD finds an adversarial example for {share:.0f} % of {n} readouts that certainly have one"
-    part = Part(share, FOUND, high < FOUND, f"{said}.", f"{said}: it misses many.", "amber", "%")
-    return judge(11, "binarisation", [part])
+    """11: PGD finds adversarial examples that are known to be there, for readouts of the features and of the logits."""
+    parts = []
+    for name, test in binarised(e, images).items():
+        n, count = int(test.possible.sum()), int(test.found.sum())
+        if n >= FEWEST:
+            share, high = 100 * count / n, 100 * wilson(count, n)[1]
+            said = f"PGD finds an adversarial example for {share:.0f} % of {n} readouts of the {name} that certainly have one"
+            broken, bad = high < FOUND, "it misses many"
+            parts.append(Part(share, FOUND, broken, said, "", bad, "amber", "%", images=n, least=True))
+    if not parts:
+        return missing(
+            11, "binarisation", f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
+        )
+    return judge(11, "binarisation", sorted(parts, key=lambda part: part.value))

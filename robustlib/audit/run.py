@@ -60,12 +60,13 @@ def audit_run(
     if not results:
         raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.path}` first.")
     run.model().check_data(dataset)
+    run = Run(run.path.resolve())
     beside = transfer_sources(run)
     threat = Threat(**params["threat"])
     asked: dict[str, Any] = {"code": code_digest(), "n": n, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
-        "transfer": [r.path.relative_to(run.path.parents[2]).as_posix() for r in beside.values()],
+        "transfer": ["/".join(r.path.parts[-3:]) for r in beside.values()],
     }
     stored = run.audit()
     if stored and all(stored.get(k) == v for k, v in asked.items()):
@@ -89,9 +90,10 @@ def audit_run(
 
 def transfer_sources(run: Run) -> dict[str, Run]:
     """Another finished run of each method in SOURCES, by method: same root, data set, threat and, if possible, architecture."""
-    params, found = run.params(), {}
-    for method in SOURCES:
-        twins = [r for r in find_runs(run.path.parents[2], dataset=params["dataset"], method=method) if r != run]
+    path, params, found = run.path.resolve(), run.params(), {}
+    for method in SOURCES if len(path.parents) > 2 else ():
+        twins = find_runs(path.parents[2], dataset=params["dataset"], method=method)
+        twins = [r for r in twins if r.path.resolve() != path]
         twins = [
             r for r in twins if r.params()["threat"] == params["threat"] and (r.path / "model.safetensors").exists()
         ]
@@ -112,9 +114,7 @@ def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Ch
             least, most = windows[row["attack"]]
             off = max(least - 100 * row["high"], 100 * row["low"] - most)  # of the interval's nearer end
             said = f"{row['attack']} {100 * row['accuracy']:.1f} % where {least:g} to {most:g} % were published"
-            parts.append(
-                Part(off, OUTSIDE, off > OUTSIDE, f"{said}.", f"{said}: find out why before reporting.", "amber")
-            )
+            parts.append(Part(off, OUTSIDE, off > OUTSIDE, said, "", "find out why before reporting", "amber"))
     return judge(14, name, parts) if parts else missing(14, name, "The evaluation has none of the published attacks.")
 
 
@@ -128,9 +128,10 @@ def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
     if "robust_val" not in run.metrics():
         problems.append("no validation accuracy was recorded by which the epoch could have been chosen")
     fine = (
-        "The epoch was chosen by robust accuracy on validation images; best and last are both reported on test images."
+        "The epoch was chosen by robust accuracy on validation images; best and last are both reported on test images"
     )
-    part = Part(len(problems), 0, bool(problems), fine, f"Not a clean choice: {'; '.join(problems)}.", unit="count")
+    said = "Not a clean choice" if problems else fine
+    part = Part(len(problems), 0, bool(problems), said, "", "; ".join(problems), unit="count")
     return judge(15, "selection", [part])
 
 
@@ -153,7 +154,11 @@ def protocol(method: str, results: Mapping[str, Any]) -> dict[str, Any]:
     name = METHODS[method].protocol if method in METHODS else "autoattack"
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
     if name not in rows or "worst" not in rows:
-        return {"verdict": "n/a", "text": f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol.", "overstates": None}
+        return {
+            "verdict": "n/a",
+            "text": f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol.",
+            "overstates": None,
+        }
     excess = 100 * (rows[name] - rows["worst"])
     verdict = "red" if excess > MISLEADS else "amber" if excess > OVERSTATES else "pass"
     said = f"The paper's protocol ({ATTACKS.get(name, name)}) overstates by {excess:.1f} points"

@@ -3,6 +3,49 @@
 import torch
 from torch import Tensor, nn
 
+HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
+
+
+def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
+    """What an adversary attacks beside the model: its declared surrogates, then HEAD where that says another thing at x.
+
+    A head that gates or rescales by its own first guess (reverse attention) confirms itself, and its gradients lead astray;
+    the plain head on the same features decides and has honest ones.
+    """
+    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    plain = Anchored(Head(model))
+    return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
+
+
+def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:
+    """Whether the model has a head and deploys other logits (B, K) than it gives; randomised layers draw alike for both."""
+    if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
+        return False
+    answers = []
+    for asked in (model, plain):
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                answers.append(asked(x).float())
+            except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
+                if asked is model:
+                    raise
+                return False
+    deployed, ours = answers
+    return deployed.shape == ours.shape and not torch.allclose(deployed, ours, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+class Head(nn.Module):
+    """head(features(x)) of a model, whatever else its forward does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.model.head(self.model.features(x))  # type: ignore[operator]
+
 
 class Scaled(nn.Module):
     """A model whose logits are multiplied by `factor`: the same predictions, other gradients of the cross-entropy."""

@@ -10,7 +10,7 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.evaluate import BATCH, evaluate
+from robustlib.evaluation.evaluate import BATCH, device_of, evaluate
 from robustlib.evaluation.numbers import accuracy, summarise
 from robustlib.evaluation.records import withstood
 from robustlib.threat import Threat
@@ -51,7 +51,7 @@ def robustness_curve(
         raise InputError("Give robustness_curve either eps=[...] or steps=[...].")
     name, values = ("eps", eps or ()) if eps is not None else ("steps", steps or ())
     stochastic = bool(getattr(model, "stochastic", False))
-    split = split.to(next(model.parameters()).device)
+    split = split.to(device_of(model, split))
     standing, rows = torch.arange(len(split), device=split.labels.device), []
     for value in sorted(values):
         attacks = {"curve": _at(attack, name, value)} if value else {}

@@ -46,8 +46,8 @@ def evaluate(
         model: x -> logits, on the device where it shall be evaluated; it is put in eval mode for the time.
         split: the examples, all of them.
         attacks: by the name they get in the records.
-        batch_size: examples at a time, halved when memory runs out; it changes no number of a deterministic model, since
-            random draws belong to examples.
+        batch_size: examples at a time, halved when memory runs out; it changes no random draw, since these belong to
+            examples (rounding may differ in the last digits; a stochastic model draws its own numbers by the batch).
         seed: of all random draws.
         draws: how often each image is judged; None = 20 for a stochastic model (at least 2), 1 for others.
         state: a directory in which every finished batch is kept. The same call after an interruption, however hard, goes
@@ -66,7 +66,7 @@ def evaluate(
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws
     _check(attacks, batch_size, draws, stochastic)
-    split = split.to(next(model.parameters()).device)
+    split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     store = State(None)
     if state is not None:
@@ -106,11 +106,12 @@ def _standing(frame: "pd.DataFrame", draws: int) -> Tensor:
 
 def _steps(job: Evaluation, name: str, attack: Attack, surrogate: str, view: nn.Module) -> Iterator[Step]:
     """One step, or one for each component of a cascade."""
+    threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
     if not hasattr(attack, "components"):
-        yield Step(name, attack, view, surrogate)
+        yield Step(name, attack, view, surrogate, threat=threat)
         return
     for fork, (component, part) in enumerate(attack.components(_classes(job)).items()):
-        yield Step(name, part, view, surrogate, component, fork)
+        yield Step(name, part, view, surrogate, component, threat, fork)
 
 
 def _classes(job: Evaluation) -> int:
@@ -118,6 +119,21 @@ def _classes(job: Evaluation) -> int:
     part = job.split.select(torch.zeros(1, dtype=torch.int64))
     with torch.no_grad(), torch.random.fork_rng([part.labels.device] if part.labels.is_cuda else []):
         return int(job.model(part.images.float() / 255).shape[1])
+
+
+def device_of(model: nn.Module, split: Split) -> torch.device:
+    """Where the model is; the split's device for a model without tensors.
+
+    Raises:
+        InputError: its weights are not float32, in which verdicts are given.
+    """
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            raise InputError(
+                f"The model has {tensor.dtype} weights, verdicts are given in float32: call model.float()."
+            )
+    return tensors[0].device if tensors else split.labels.device
 
 
 def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochastic: bool) -> None:

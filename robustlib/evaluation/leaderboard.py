@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # What runs must share for a mean over their seeds to mean something.
 KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
-ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "autoattack", "worst")
+ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "pgd_eot", "autoattack", "worst")
 FACTS = ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
 BADGES = ("headline_badge", "headline_text", "protocol_badge", "protocol_text")
 COLUMNS = (
@@ -24,7 +24,7 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
 
     Returns:
         Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, clean, fgsm,
-        pgd20, pgd50x10, cw50, autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
+        pgd20, pgd50x10, cw50, pgd_eot (stochastic models), autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
         last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
         the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber" or "red"; "" before
         an audit), headline_text, protocol_text.

@@ -32,7 +32,8 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     groups = sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
     if worst and len(groups) > 1:
         groups.append(("worst", table))
-    return pd.DataFrame([{"attack": attack, **_row(group)} for attack, group in groups])
+    rows = [{"attack": attack, **_row(group)} for attack, group in groups]
+    return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
 
 
 def cascade(records: "pd.DataFrame") -> "pd.DataFrame":

@@ -13,7 +13,7 @@ from robustlib.threat import Threat
 if TYPE_CHECKING:
     import pandas as pd
 
-TOLERANCE = 1e-6  # float32 rounding of x + delta
+TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
 COLUMNS = (
     *("index", "label", "attack", "surrogate", "component", "eps", "draw"),
     *("prediction", "margin", "valid"),
@@ -23,7 +23,9 @@ COLUMNS = (
 def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     """(B,) bool: finite, inside [0, 1] and, where a threat is given, inside its ball up to float32 rounding."""
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
-    return inside if threat is None else inside & (threat.distance(x_adv, x) <= threat.eps + TOLERANCE)
+    if threat is None:
+        return inside
+    return inside & (threat.distance(x_adv.double(), x.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps))
 
 
 def judge(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> "pd.DataFrame":

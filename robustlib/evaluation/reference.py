@@ -13,7 +13,7 @@ from robustlib.attacks.float32 import full_float32
 from robustlib.attacks.search import borrowed
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation.evaluate import BATCH
+from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.numbers import accuracy
 from robustlib.evaluation.records import valid, withstood
 from robustlib.evaluation.run_results import images_of
@@ -110,7 +110,7 @@ def reference_verdicts(
         from pyautoattack import AutoAttack as Authors
     except ImportError as error:
         raise InputError(INSTALL) from error
-    device = next(model.parameters()).device
+    device = device_of(model, split)
     split = split.to(device)
     x, y = split.images.float() / 255, split.labels
     norm: Any = {"linf": "Linf", "l2": "L2"}[threat.norm]

@@ -16,7 +16,7 @@ from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import cascade, summarise
 from robustlib.evaluation.steps import Progress
-from robustlib.evaluation.suites import standard_attacks
+from robustlib.evaluation.suites import EOT, standard_attacks
 from robustlib.runs import Run, code_digest, write_json
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -127,7 +127,8 @@ def _table(records: "pd.DataFrame", attacks: Mapping[str, Attack]) -> list[dict[
 
 
 def _curves(model: nn.Module, split: Split, threat: Threat, seed: int) -> dict[str, Any]:
-    few, attack = split.sample(CURVE_EXAMPLES), PGD(threat, steps=20, early_stop=True)
+    few, stochastic = split.sample(CURVE_EXAMPLES), bool(getattr(model, "stochastic", False))
+    attack = PGD(threat, steps=20, early_stop=not stochastic, eot=EOT if stochastic else 1)
     radii = sorted({threat.scaled(multiple).eps for multiple in EPS_MULTIPLES})
     over_eps = robustness_curve(model, few, attack, eps=radii, seed=seed)
     over_steps = robustness_curve(model, few, attack, steps=STEPS, seed=seed)

@@ -116,8 +116,19 @@ def facts(
 
 def _model_digest(model: nn.Module) -> str:
     weights = model.state_dict()
-    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)}"
-    return _digest(*(weights[name] for name in sorted(weights)), words=words)
+    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
+    unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
+    return _digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
+
+
+def _settings(model: nn.Module) -> list[str]:
+    """What modules hold besides tensors and says what they do: a number of levels, a temperature."""
+    return [
+        ADDRESS.sub("", f"{name}.{key}={value!r}")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "training" and (value is None or isinstance(value, (bool, int, float, str, tuple)))
+    ]
 
 
 def _digest(*tensors: Tensor, words: str = "") -> str:

@@ -51,12 +51,8 @@ class Step:
     view: nn.Module | None = None
     surrogate: str = ""
     component: str = ""
+    threat: Threat | None = None  # the allowed perturbations; None for the clean images, and where an attack names none
     fork: int | None = None  # which streams of random numbers a component draws from
-
-    @property
-    def threat(self) -> Threat | None:
-        """The allowed perturbations; None for the clean images, and for an attack that names none."""
-        return getattr(self.attack, "threat", None)
 
     def search(self, batch: Batch, seed: int) -> Tensor:
         """x_adv of a batch (B, C, H, W)."""

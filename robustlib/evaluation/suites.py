@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack
+from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square
 from robustlib.threat import Threat
 
 EOT = 8  # gradient samples of the single attacks against a stochastic model
@@ -15,7 +15,7 @@ def standard_attacks(
 
     FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
     never weaker than judging the last iterate. A stochastic model meets them with averaged gradients, PGD+EOT instead of
-    the restarts, and AutoAttack's version for randomised models.
+    the restarts, Square on the mean of several draws, and AutoAttack in both its versions.
 
     Args:
         threat: the allowed perturbations.
@@ -29,6 +29,8 @@ def standard_attacks(
             "pgd20": replace(pgd, steps=20),
             "cw50": replace(pgd, steps=50, objective="margin"),
             "pgd_eot": PGDEOT(threat, steps, samples),
+            "square": Square(threat, votes=EOT),
+            "aa_standard": AutoAttack(threat),
             "autoattack": AutoAttack(threat, version="rand"),
         }
     pgd = PGD(threat, early_stop=True)

@@ -40,6 +40,7 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
 
 def _without_dull(table: "pd.DataFrame") -> "pd.DataFrame":
     empty = [name for name in ("changed", "notes") if name in table and not table[name].any()]
+    empty += [label for label in ATTACKS.values() if label in table and (table[label] == "–").all()]
     alike = [name for name in ("arch",) if name in table and table[name].nunique() == 1]
     return table.drop(columns=empty + alike)
 

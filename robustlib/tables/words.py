@@ -13,6 +13,8 @@ ATTACKS = {
     "pgd50x10": "PGD-50×10",  # 10 restarts
     "cw50": "CW-50",
     "pgd_eot": "PGD+EOT",
+    "square": "Square",
+    "aa_standard": "AutoAttack, standard version",
     "autoattack": "AutoAttack",
     "worst": "worst case",
 }

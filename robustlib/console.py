@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from robustlib.batch import Job
+    from robustlib.claims import Claim
     from robustlib.evaluation import Progress
     from robustlib.evaluation.reference import Comparison
     from robustlib.runs import Run
@@ -49,6 +50,14 @@ def table(frame: "pd.DataFrame", title: str = "") -> Group:
     for row in frame.itertuples(index=False):
         drawn.add_row(*(Text(str(value), style=VERDICTS.get(str(value), "")) for value in row))
     return Group(*([Text(title, style="bold")] if title else []), drawn)
+
+
+def verdicts(claims: Sequence["Claim"], runs: Sequence["Run"], seeds: Sequence[int]) -> Group:
+    """What these runs say of the claims of their study."""
+    from robustlib.claims import judge
+
+    found = tables.claims(judge(claims, runs, seeds))
+    return table(found.drop(columns=["source", "compared"]), "Claims")  # of which a terminal has no room
 
 
 def headline(runs: Sequence["Run"]) -> Group | str:

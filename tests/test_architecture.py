@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every room and its floor (architecture.md, section 2). A room is a module or a package directly below robustlib/.
 FLOORS = {
     0: ("errors", "threat", "data", "models", "attacks", "losses", "runs", "figures", "tables"),
-    1: ("training", "evaluation", "representation"),
+    1: ("training", "evaluation", "representation", "claims"),
     2: ("methods", "audit"),
     3: ("task", "workbook", "report", "batch", "study", "console", "explorer", "cli"),
 }
@@ -33,7 +33,20 @@ EXCEPTIONS = {
 HEAVY = (
     "torchvision pandas sklearn scipy lightning_fabric matplotlib seaborn papermill nbconvert nbformat pyarrow ray umap"
 )
-LOWER = ("data", "evaluation", "figures", "losses", "methods", "models", "runs", "tables", "threat", "training")
+LOWER = (
+    "claims",
+    "data",
+    "evaluation",
+    "figures",
+    "losses",
+    "methods",
+    "models",
+    "representation",
+    "runs",
+    "tables",
+    "threat",
+    "training",
+)
 LEAN = ["robustlib", "robustlib.attacks", ", ".join(f"robustlib.{room}" for room in LOWER)]
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

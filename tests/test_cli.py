@@ -149,13 +149,13 @@ def test_a_study_is_a_grid(tmp_path: Path) -> None:
     file.write_text(
         "methods: {pgd_at: , trades: {beta: [1, 6]}}\nparameters: {epochs: [1, 2], milestones: [[3, 5]]}\nseeds: 1-2"
     )
-    preset, arms, seeds = read_study(file)
-    assert (preset, seeds) == ("digits", [1, 2])
-    assert [(name, c["epochs"], c.get("beta")) for name, c in arms] == [
+    study = read_study(file)
+    assert (study.preset, study.seeds, study.examples, study.claims) == ("digits", [1, 2], 0, [])
+    assert [(name, c["epochs"], c.get("beta")) for name, c in study.arms] == [
         *(("pgd_at", 1, None), ("pgd_at", 2, None)),
         *(("trades", 1, 1), ("trades", 1, 6), ("trades", 2, 1), ("trades", 2, 6)),
     ]
-    assert all(changes["milestones"] == [3, 5] for _, changes in arms)
+    assert all(changes["milestones"] == [3, 5] for _, changes in study.arms)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,8 @@ def test_a_study_is_a_grid(tmp_path: Path) -> None:
         ("seeds: [a]", "Seeds 'a'"),
         ("parameters: [beta]", "write methods as a list"),
         ("- trades", "should hold keys such as preset"),
+        ("examples: many", "examples='many'"),
+        ("claims: [trades]", "write claims as a list of mappings"),
         ("{", "is no YAML"),
         ("methods: [trades]\nparameters: {bta: 1}", "Did you mean 'beta'?"),
     ],
@@ -175,6 +177,24 @@ def test_bad_studies(call, tmp_path: Path, content: str, sentence: str) -> None:
     assert code == 2
     assert sentence in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_built_in_study_of_claims(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("study", "digits-claims", "--dry-run")
+    assert code == 0
+    assert out.count("trades · seed") == out.count("pgd_at · seed") == 8
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "robustlib.workbook.run_all", lambda tasks, *_, **__: [asked.append(t.parameters) or DONE for t in tasks]
+    )
+    monkeypatch.setattr("robustlib.batch.publish", lambda *_: (Path("index.html"), []))
+    code, out, _ = call("study", "digits-claims")
+    assert code == 0
+    assert {parameters["test_examples"] for parameters in asked} == {500}  # type: ignore[index]
+    assert out.count("undecided: 0 of 8 seeds") == 4
+    code, _, err = call("study", "digit-claims")
+    assert code == 2
+    assert "or digits-claims" in err
 
 
 # ---- the real thing

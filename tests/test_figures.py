@@ -13,6 +13,53 @@ from robustlib.errors import InputError
 from tests.made_up import cascade, curve, leaderboard, metrics
 
 ROWS = [{"attack": "clean", "accuracy": 0.986, "low": 0.97, "high": 0.995}, {"attack": "worst", "accuracy": 0.736}]
+NUMBERS = np.random.default_rng(0)
+PAIRS = {"clean to adversarial": [0.1, 0.2, 0.3], "same class": [0.5, 0.6, 0.9], "other class": [1.0, 1.2, np.inf]}
+CLASSES = np.repeat([0, 1, 2], 20)
+MAP = (NUMBERS.normal(size=(60, 2)), NUMBERS.normal(size=(60, 2)))
+BEFORE, AFTER = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2, 2, 2, -1]
+IMAGES = NUMBERS.uniform(0, 0.9, (2, 1, 8, 8))
+CLAIMS = [
+    {"claim": "A beats B.", "effect": 0.03, "low": 0.02, "high": 0.04, "verdict": "supported", "words": "supported"},
+    {
+        "claim": "A costs.",
+        "effect": 0.03,
+        "low": -np.inf,
+        "high": np.inf,
+        "verdict": "undecided",
+        "words": "1 of 8 seeds",
+    },
+    {
+        "claim": "A is new.",
+        "effect": np.nan,
+        "low": np.nan,
+        "high": np.nan,
+        "verdict": "undecided",
+        "words": "no seeds",
+    },
+]
+CLAIMS = [row | {"smallest": 0.01} for row in CLAIMS]
+
+
+def runs_curves() -> pd.DataFrame:
+    """Four seeds of A, one of B; A's seeds differ by a point from each other."""
+    rows = [(method, seed) for method, seeds in (("A", 4), ("B", 1)) for seed in range(seeds)]
+    frames = [curve().assign(method=method, seed=seed) for method, seed in rows]
+    return pd.concat([f.assign(accuracy=f["accuracy"] - 0.01 * f["seed"]) for f in frames])
+
+
+def gaps() -> pd.DataFrame:
+    """Feature gaps of two seeds at two radii and two layers, whose names do not sort by depth."""
+    rows = [(m, s, eps, layer) for m in ("a", "b") for s in (0, 1) for eps in (0.2, 0.1) for layer in ("stem", "head")]
+    table = pd.DataFrame(rows, columns=["method", "seed", "eps", "layer"])
+    return table.assign(title=table["method"].str.upper(), relative_l2=table["eps"] * (1 + table["seed"]), cosine=0.1)
+
+
+def plane() -> pd.DataFrame:
+    """Two runs of A, one of B."""
+    return pd.DataFrame({"method": ["A", "A", "B"], "alignment": [0.1, 0.3, 0.5], "margin": [0.4, 0.6, 0.2]})
+
+
 ALL = {
     "training": lambda: figures.training_curves(metrics()),
     "eps": lambda: figures.robustness_curves({"A": curve(), "B": curve()}, threat_eps=0.2),
@@ -21,6 +68,15 @@ ALL = {
     "cost": lambda: figures.cost(leaderboard()),
     "bars": lambda: figures.accuracy_bars(ROWS),
     "cascade": lambda: figures.cascade(cascade()),
+    "over seeds": lambda: figures.robustness_over_seeds(runs_curves(), threat_eps=0.2),
+    "gap over eps": lambda: figures.feature_gap_curves(gaps().query("layer == 'head'"), "eps"),
+    "gap over depth": lambda: figures.feature_gap_curves(gaps().query("eps == 0.1"), "layer", ["relative_l2"]),
+    "pairs": lambda: figures.pair_distances({"A": PAIRS, "B": PAIRS}),
+    "plane": lambda: figures.alignment_exclusion(plane()),
+    "atlas": lambda: figures.umap_atlas({"UMAP": MAP, "PCA": MAP}, CLASSES, note="Trustworthiness 0.98."),
+    "flow": lambda: figures.confusion_flow(BEFORE, AFTER, ["cat", "dog", "bird"]),
+    "strips": lambda: figures.example_strips(IMAGES, IMAGES + 0.02, [0, 1], ([0, 1], [0, 0]), ["cat", "dog"]),
+    "claims": lambda: figures.claim_effects(CLAIMS),
 }
 
 
@@ -65,11 +121,94 @@ def test_the_cascade_shows_what_each_step_took():
     assert {"−22.0", "−6.0"} <= {text.get_text() for text in axis.texts}
 
 
+def test_bands_over_seeds_are_t_intervals():
+    (axis,) = ALL["over seeds"]().fig.axes
+    lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"A (4 seeds)", "B (1 seed)"}
+    assert lines["A (4 seeds)"].get_ydata()[2] == pytest.approx(0.75 - 0.015)
+    several, alone = (band.get_paths() for band in axis.collections)
+    points = several[0].vertices
+    half = np.ptp(points[np.isclose(points[:, 0], 0.2), 1]) / 2
+    assert half == pytest.approx(3.182 * 0.01291 / 2, rel=1e-3), "t(0.975, 3) sd / sqrt(4)"
+    assert not any(len(path.vertices) for path in alone), "one seed has no band"
+
+
+def test_the_gap_grows_with_eps_and_layers_keep_their_order():
+    left, right = ALL["gap over eps"]().fig.axes
+    (line, _) = left.lines
+    assert line.get_xdata().tolist() == [0.1, 0.2]
+    assert line.get_ydata() == pytest.approx([0.15, 0.3])
+    assert (left.get_title("left"), right.get_title("left")) == ("Relative L2 distance", "Cosine distance")
+    (axis,) = ALL["gap over depth"]().fig.axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["stem", "head"]
+    assert "raw" in figures.feature_gap_curves(gaps().assign(l2=1.0, layer=""), "eps", ["l2"]).fig.axes[0].get_title(
+        "left"
+    )
+
+
+def test_pair_distances_share_one_scale():
+    first, second = ALL["pairs"]().fig.axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_xlim() == second.get_xlim()
+    heights = [patch.get_data().values.sum() for patch in first.patches]
+    assert heights == pytest.approx([1] * 6), "shares of the pairs, infinite distances left out"
+    assert "other class 1.1" in ALL["pairs"]().alt
+
+
+def test_the_plane_has_a_dot_for_each_run_and_a_ring_at_their_mean():
+    (axis,) = ALL["plane"]().fig.axes
+    dots, ring, lone = axis.lines
+    assert (len(dots.get_xdata()), len(lone.get_xdata())) == (2, 1)
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((0.2, 0.5))
+
+
+def test_the_atlas_tells_clean_from_adversarial_by_shape():
+    first, _ = ALL["atlas"]().fig.axes
+    circles, crosses = first.collections[0:6:2], first.collections[1:6:2]
+    assert {len(c.get_paths()[0].vertices) for c in circles} != {len(c.get_paths()[0].vertices) for c in crosses}
+    assert np.concatenate([c.get_offsets() for c in circles]).tolist() == MAP[0].tolist()
+    assert {text.get_text() for text in first.texts} == {"0", "1", "2"}
+    arrows = first.collections[6]
+    assert len(arrows.get_offsets()) == 30
+    start, end = arrows.get_offsets()[0], arrows.get_offsets()[0] + (arrows.U[0], arrows.V[0])
+    assert (start.tolist(), np.asarray(end)) == (MAP[0][0].tolist(), pytest.approx(MAP[1][0]))
+    assert not figures.umap_atlas({"A": MAP}, CLASSES, arrows=0).fig.axes[0].collections[6:]
+    many = figures.umap_atlas({"A": MAP}, np.arange(60)).fig.axes[0]
+    assert not many.texts, "sixty names would hide the map"
+
+
+def test_the_flow_is_as_wide_as_its_share():
+    figure = ALL["flow"]()
+    (axis,) = figure.fig.axes
+    bars = [patch.get_height() for patch in axis.patches]
+    assert bars == pytest.approx([0.4, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3]), "left: cat, dog, bird; right: no answer first"
+    assert "30.0 % change" in figure.alt
+    assert "bird to no answer 10.0 %" in figure.alt
+    assert len(axis.collections) == 6
+
+
+def test_wrong_answers_are_marked_by_more_than_colour():
+    axes = ALL["strips"]().fig.axes
+    said = [axis.get_xlabel() for axis in axes]
+    assert said == ["✓ cat", "✓ dog", "", "", "✓ cat", "✕ cat"]
+    shown = np.asarray(axes[2].images[0].get_array())
+    assert shown == pytest.approx(np.full((8, 8), 0.7)), "0.5 + 10 times 0.02"
+
+
+def test_claims_have_a_dot_where_there_is_an_effect():
+    figure = ALL["claims"]()
+    (axis,) = figure.fig.axes
+    assert len(axis.containers) == 2
+    assert sum(container.has_xerr for container in axis.containers) == 1, "one seed has no interval"
+    assert "supported (3.0, interval 2.0 to 4.0)" in figure.alt
+
+
 def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
     assert len(bars) == 2
-    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"STANDARD", "TRADES"}
+    told = {text.get_text() for text in axis.get_legend().get_texts()}
+    assert told == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
 
 
 def test_losses_are_told_from_validation_and_bookkeeping():
@@ -89,6 +228,22 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.cost(leaderboard().assign(worst=float("nan"))), "4 given"),
         (lambda: figures.accuracy_bars([]), "'attack'"),
         (lambda: figures.cascade([]), "'component'"),
+        (lambda: figures.robustness_over_seeds(curve()), "'method'"),
+        (lambda: figures.feature_gap_curves(gaps(), "depth"), "x='depth'"),
+        (lambda: figures.feature_gap_curves(gaps(), "eps"), "over eps needs one layer, the table has 'stem', 'head'"),
+        (lambda: figures.feature_gap_curves(gaps(), "eps", ["l3"]), "'l3' is no feature gap"),
+        (lambda: figures.feature_gap_curves(gaps(), "epoch"), "'epoch'"),
+        (lambda: figures.pair_distances({}), "needs distances"),
+        (lambda: figures.pair_distances({"A": {"same class": [np.nan]}}), "needs distances"),
+        (lambda: figures.alignment_exclusion(plane(), "nearest"), "'nearest'"),
+        (lambda: figures.alignment_exclusion(plane(), "far"), "exclusion='far'"),
+        (lambda: figures.umap_atlas({}, CLASSES), "at least one map"),
+        (lambda: figures.umap_atlas({"A": MAP}, CLASSES[:3]), "labels 3, clean 60"),
+        (lambda: figures.confusion_flow([0, 1], [0]), "clean 2, adversarial 1"),
+        (lambda: figures.confusion_flow([], []), "at least one"),
+        (lambda: figures.example_strips(IMAGES, IMAGES[:1], [0, 1], ([0, 1], [0, 1])), "adversarial 1"),
+        (lambda: figures.example_strips(IMAGES[0], IMAGES[0], [0], ([0], [0])), r"\(1, 8, 8\)"),
+        (lambda: figures.claim_effects([]), "'claim'"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

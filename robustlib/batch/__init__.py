@@ -2,11 +2,12 @@
 
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
-from robustlib.batch.study import parse_seeds, read_study
+from robustlib.batch.study import Study, parse_seeds, read_study, studies
 
 __all__ = [
     "Job",
     "Options",
+    "Study",
     "notebook",
     "page",
     "parse_seeds",
@@ -14,4 +15,5 @@ __all__ = [
     "preset_methods",
     "publish",
     "read_study",
+    "studies",
 ]

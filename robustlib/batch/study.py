@@ -1,14 +1,39 @@
 """What a study's YAML file and the option --seeds ask for."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import robustlib
 from robustlib.batch.plan import Arm, preset_methods
 from robustlib.errors import InputError, unknown
 
-STUDY = ("preset", "methods", "parameters", "seeds")
+if TYPE_CHECKING:
+    from robustlib.claims import Claim
+
+STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
+BUILT_IN = Path(robustlib.__file__).parent / "presets" / "studies"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study asks for.
+
+    Attributes:
+        preset: of all its runs.
+        arms: methods with what is changed from the preset.
+        seeds: of every arm.
+        examples: test images of the evaluation; 0 for the preset's number.
+        claims: what its runs shall decide; see `robustlib.claims.judge`.
+    """
+
+    preset: str
+    arms: "Sequence[Arm]"
+    seeds: Sequence[int]
+    examples: int = 0
+    claims: "Sequence[Claim]" = ()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -27,31 +52,66 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def read_study(file: Path) -> tuple[str, list[Arm], list[int]]:
-    """The preset, the arms and the seeds that a study's YAML file asks for.
+def studies() -> list[str]:
+    """The studies that come with robustlib."""
+    return sorted(file.stem for file in BUILT_IN.glob("*.yaml"))
+
+
+def read_study(file: Path | str) -> Study:
+    """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
     hyper-parameters of their own.
 
     Raises:
-        InputError: no such file, no YAML mapping, an unknown key, or a value of the wrong kind.
+        InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about an arm
+            that the study does not train.
     """
+    file = BUILT_IN / f"{file}.yaml" if str(file) in studies() and not Path(file).is_file() else Path(file)
     content = _yaml(file)
     for key in content:
         if key not in STUDY:
             raise unknown(f"key of {file}", key, STUDY)
     preset = str(content.get("preset", "digits"))
+    arms = _arms(content, preset, file)
+    seeds, examples = content.get("seeds", 0), content.get("examples", 0)
+    if not isinstance(examples, int) or isinstance(examples, bool) or examples < 0:
+        raise InputError(f"{file}: examples={examples!r}: give a number of test images, or 0 for the preset's.")
+    return Study(
+        preset,
+        arms,
+        parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)),
+        examples,
+        _claims(content.get("claims", []), preset, arms, file),
+    )
+
+
+def _arms(content: Mapping[str, Any], preset: str, file: Path) -> list[Arm]:
     methods = content.get("methods") or preset_methods(preset)
     if isinstance(methods, list):
         methods = dict.fromkeys(methods)
     common = content.get("parameters") or {}
     if not isinstance(methods, dict) or not all(isinstance(own, dict | None) for own in [common, *methods.values()]):
         raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
-    arms: list[Arm] = [
-        (str(name), changes) for name, own in methods.items() for changes in _grid({**common, **(own or {})})
-    ]
-    seeds = content.get("seeds", 0)
-    return preset, arms, parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds))
+    return [(str(name), changes) for name, own in methods.items() for changes in _grid({**common, **(own or {})})]
+
+
+def _claims(rows: object, preset: str, arms: Sequence[Arm], file: Path) -> "list[Claim]":
+    """The claims of a study, each about arms that it trains, by the names that their runs will have."""
+    from robustlib.claims import read_claims
+    from robustlib.methods import make_method
+
+    claims = read_claims(rows, str(file))
+    trained = set()
+    for name, changes in arms if claims else ():
+        method = make_method(name, preset, **changes)
+        changed = ", ".join(f"{key}={value}" for key, value in method.changes(method.arch).items())
+        trained.add(f"{name} {changed}".strip())
+    for claim in claims:
+        for arm in (claim.arm, claim.than):
+            if arm not in trained:
+                raise unknown(f"arm of the claim {claim.name!r} in {file}", arm, trained)
+    return claims
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -60,7 +120,9 @@ def _yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise InputError(f"Cannot read the study {file} ({error.strerror}): give the path of a YAML file.") from error
+        raise InputError(
+            f"Cannot read the study {file} ({error.strerror}): give the path of a YAML file, or {' or '.join(studies())}."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):

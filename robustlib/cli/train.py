@@ -68,7 +68,7 @@ def run(
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid) and seeds.")],
+    file: Annotated[str, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
     examples: Examples = 0,
     dry_run: DryRun = False,
     rerun: Rerun = False,
@@ -83,17 +83,25 @@ def study(
     runs: Runs = Path("runs"),
     reports: Reports = Path("reports"),
 ) -> None:
-    """Run all combinations that a YAML file asks for.
+    """Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
     The same call again goes on where it stopped. A file may hold, for example:
 
     {preset: digits, methods: [trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
+
+    robustlib study digits-claims runs a study that comes with robustlib: what papers claim, on eight seeds.
     """
     from robustlib.batch import Options, plan, read_study
 
-    preset, arms, seeds = read_study(file)
-    options = Options(preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
-    _run(plan(arms, seeds, options), options, dry_run, jobs, timeout, engine)
+    asked = read_study(file)
+    examples = examples or asked.examples
+    options = Options(asked.preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
+    planned = plan(asked.arms, asked.seeds, options)
+    try:
+        _run(planned, options, dry_run, jobs, timeout, engine)
+    finally:  # what was decided stands, whatever else failed
+        if asked.claims and not dry_run:
+            out.print(console.verdicts(asked.claims, [job.run for job in planned], asked.seeds))
 
 
 def _run(

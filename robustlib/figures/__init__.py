@@ -6,17 +6,30 @@ its own marker or line style.
 
 from robustlib.figures.attacks import accuracy_bars, cascade
 from robustlib.figures.canvas import Figure, show, to_png
+from robustlib.figures.claims import claim_effects
+from robustlib.figures.examples import example_strips
+from robustlib.figures.features import alignment_exclusion, pair_distances, umap_atlas
+from robustlib.figures.flow import confusion_flow
 from robustlib.figures.leaderboard import cost, trade_off
 from robustlib.figures.run import robustness_curves, training_curves
+from robustlib.figures.seeds import feature_gap_curves, robustness_over_seeds
 
 __all__ = [
     "Figure",
     "accuracy_bars",
+    "alignment_exclusion",
     "cascade",
+    "claim_effects",
+    "confusion_flow",
     "cost",
+    "example_strips",
+    "feature_gap_curves",
+    "pair_distances",
     "robustness_curves",
+    "robustness_over_seeds",
     "show",
     "to_png",
     "trade_off",
     "training_curves",
+    "umap_atlas",
 ]

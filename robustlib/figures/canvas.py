@@ -5,7 +5,7 @@ Figures are made without pyplot, so that no backend is chosen and nothing is lef
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from robustlib.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 DPI = 150
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
@@ -72,12 +72,38 @@ def style() -> Iterator[None]:
         yield
 
 
-def axes(columns: int = 1, *, height: float = 3.6) -> tuple["Canvas", list["Axes"]]:
-    """An empty figure, 8 inches wide, and its axes from left to right."""
+def axes(columns: int = 1, *, rows: int = 1, height: float = 3.6) -> tuple["Canvas", list["Axes"]]:
+    """An empty figure, 8 inches wide, and its axes from left to right, row by row."""
     from matplotlib.figure import Figure as Canvas
 
     fig = Canvas(figsize=(8.0, height))
-    return fig, list(fig.subplots(1, columns, squeeze=False)[0])
+    return fig, list(fig.subplots(rows, columns, squeeze=False).flat)
+
+
+def panels(names: Sequence[str], *, height: float) -> tuple["Canvas", list["Axes"]]:
+    """A titled panel for each name, at most three in a row, each row `height` inches high; four make a square."""
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    rows = -(-len(names) // columns)
+    fig, every = axes(columns, rows=rows, height=height * rows)
+    for axis in every[len(names) :]:
+        axis.remove()
+    for axis, name in zip(every, names, strict=False):
+        axis.set_title(name)
+    return fig, every[: len(names)]
+
+
+def title_of(row: "Mapping[Any, Any] | Series") -> str:
+    """What a row calls its method: its title, or the name if it has none."""
+    title = row.get("title")
+    return str(title) if isinstance(title, str) and title else str(row["method"])
+
+
+def same_length(what: str, **arrays: Any) -> None:
+    """Raises InputError where arrays of one figure do not speak of the same number of examples, or of none."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or not any(lengths.values()):
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {told}.")
 
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -94,10 +120,10 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def percent(axis: "Axes", which: str = "y") -> None:
     """Write the fractions of an axis ("x" or "y") as percentages."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter
 
     side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−")))
 
 
 def pc(value: float) -> str:

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from robustlib.figures.canvas import Figure, axes, looks, needs, pc, percent, style, whiskers
+from robustlib.figures.canvas import Figure, axes, looks, needs, pc, percent, style, title_of, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 
 def trade_off(leaderboard: "DataFrame") -> Figure:
@@ -14,7 +14,7 @@ def trade_off(leaderboard: "DataFrame") -> Figure:
 
     Args:
         leaderboard: one row a run: `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the
-            intervals `clean_low`, `clean_high`, `worst_low`, `worst_high`.
+            intervals `clean_low`, `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, told in the legend.
     """
     rows = needs("trade-off", leaderboard, ["clean", "worst"])
     with style():
@@ -50,13 +50,14 @@ def cost(leaderboard: "DataFrame") -> Figure:
 def _dots(axis: "Axes", rows: "DataFrame", x: str, xerr: Any = None) -> None:
     """Scatter `x` against worst-case accuracy, a colour and marker for each method."""
     yerr = whiskers(rows, "worst")
-    titles = rows.apply(_title_of, axis=1)
+    titles = rows.apply(title_of, axis=1)
     for title, look in looks(sorted(titles.unique())).items():
         mine = (titles == title).to_numpy()
         dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ms": 8, "mec": "white", "ls": "none"}
         for name, ends in (("xerr", xerr), ("yerr", yerr)):
             dot[name] = None if ends is None else ends[:, mine]
-        axis.errorbar(rows[x][mine], rows["worst"][mine], label=title, elinewidth=1.1, **dot)
+        label = title + (f", {_minutes(rows['minutes'][mine].mean())}" if x == "clean" and "minutes" in rows else "")
+        axis.errorbar(rows[x][mine], rows["worst"][mine], label=label, elinewidth=1.1, **dot)
     percent(axis)
     axis.set_ylabel("worst-case robust accuracy")
     axis.margins(0.12)
@@ -64,17 +65,17 @@ def _dots(axis: "Axes", rows: "DataFrame", x: str, xerr: Any = None) -> None:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.4)
 
 
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes == minutes else "unknown time"
+
+
 def _say_methods(rows: "DataFrame", x: str) -> str:
-    unit = pc if x == "clean" else lambda minutes: f"{minutes:.1f} minutes"
+    unit = pc if x == "clean" else _minutes
     said = []
-    for title, mine in rows.groupby(rows.apply(_title_of, axis=1)):
+    for title, mine in rows.groupby(rows.apply(title_of, axis=1)):
         runs = f"mean of {len(mine)} runs: " if len(mine) > 1 else ""
-        said.append(
+        text = (
             f"{title}: {runs}{unit(mine[x].mean())}{' clean' * (x == 'clean')}, {pc(mine['worst'].mean())} worst case"
         )
+        said.append(text + (f", {_minutes(mine['minutes'].mean())}" if x == "clean" and "minutes" in mine else ""))
     return "; ".join(said) + "."
-
-
-def _title_of(row: "Series") -> str:
-    title = row.get("title")
-    return str(title) if isinstance(title, str) and title else str(row["method"])

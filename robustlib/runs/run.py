@@ -35,8 +35,9 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-# These show numbers or say where they are made, and make none.
-VIEWS = ("batch", "cli", "console", "explorer", "figures", "report", "tables", "task", "templates", "workbook")
+# These show numbers, say where they are made, or look at finished runs; none changes a training or its evaluation.
+VIEWS = ("batch", "claims", "cli", "console", "explorer", "figures", "report", "representation", "tables", "task")
+VIEWS += ("templates", "workbook")
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Nothing here knows runs or files. Accuracies are shown with their 95 % intervals
 
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import inventory, leaderboard, notes, over_seeds
+from robustlib.tables.claims import claims
 from robustlib.tables.run import accuracies, cascade, hyperparameters, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
@@ -16,6 +17,7 @@ __all__ = [
     "badges",
     "cascade",
     "checks",
+    "claims",
     "gravest",
     "hyperparameters",
     "inventory",

@@ -1,0 +1,96 @@
+"""What a claim is, and how it is read from data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from robustlib.errors import InputError, check_choices, unknown
+from robustlib.runs import Run
+
+POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A paper says that `arm` has a higher (or lower) `measure` than `than`; both are trained with the same seeds.
+
+    Raises:
+        InputError: two equal arms, an unknown direction, or a smallest effect that is not above 0.
+    """
+
+    name: str  # short; unique within its study
+    text: str  # the claim in a sentence
+    source: str  # the paper that makes it, and where
+    measure: str  # what is compared; see `measure_of`
+    arm: str  # a method with its changes from the preset, as `arm_of` writes them: "trades", "trades beta=1.0"
+    than: str  # the arm it is compared with
+    direction: Literal["higher", "lower"] = "higher"
+    relative: bool = False  # differences as shares of `than`'s value, as distances need: their scale is arbitrary
+    smallest: float | None = None  # smallest effect of interest; None: 0.01 (1 point), relative 0.05 (5 %)
+
+    def __post_init__(self) -> None:
+        check_choices(self, direction=("higher", "lower"))
+        if self.arm == self.than:
+            raise InputError(f"Claim {self.name!r} compares {self.arm!r} with itself: give two different arms.")
+        if not self.interest > 0:
+            raise InputError(f"Claim {self.name!r}: smallest={self.smallest!r}: give an effect above 0, e.g. 0.01.")
+
+    @property
+    def interest(self) -> float:
+        """The smallest effect of interest, above 0: a fraction of the images, or of `than`'s value if relative."""
+        return (SHARE if self.relative else POINT) if self.smallest is None else self.smallest
+
+    @property
+    def sign(self) -> int:
+        """1 where the claim says higher, -1 where it says lower."""
+        return 1 if self.direction == "higher" else -1
+
+    @property
+    def unit(self) -> str:
+        """What a hundredth of an effect is called: "points", or "%" if relative."""
+        return "%" if self.relative else "points"
+
+
+def read_claims(rows: object, place: str) -> list[Claim]:
+    """Claims from a list of mappings, as YAML gives them.
+
+    Args:
+        rows: each with the fields of `Claim`.
+        place: the file they stand in, for messages.
+
+    Raises:
+        InputError: no list of mappings, an unknown or missing field, a value of the wrong kind, or a name used twice.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise InputError(f"{place}: write claims as a list of mappings with {', '.join(_wanted())}.")
+    claims = [_claim(row, place) for row in rows]
+    names = [claim.name for claim in claims]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{place} has two claims called {name!r}: give each a name of its own.")
+    return claims
+
+
+def _wanted() -> list[str]:
+    return [field.name for field in fields(Claim) if field.type is str]
+
+
+def _claim(row: Mapping[str, Any], place: str) -> Claim:
+    known = [field.name for field in fields(Claim)]
+    for key in row:
+        if key not in known:
+            raise unknown(f"field of a claim in {place}", key, known)
+    kinds: dict[str, Any] = {**dict.fromkeys(_wanted(), str), "relative": bool, "smallest": (int, float)}
+    for key, kind in kinds.items():
+        if key not in row and kind is str:
+            raise InputError(f"{place}: the claim {row.get('name', dict(row))!r} has no {key!r}: add it.")
+        if key in row and (not isinstance(row[key], kind) or (key == "smallest" and isinstance(row[key], bool))):
+            raise InputError(f"{place}: {key}={row[key]!r} of the claim {row.get('name')!r} is of the wrong kind.")
+    return Claim(**row)
+
+
+def arm_of(run: Run) -> str:
+    """The arm of a study that a run belongs to: its method and what was changed from its preset."""
+    params = run.params()
+    changes = [part for part in str(params.get("changed") or "").split(", ") if part != "compiled"]  # no other method
+    return f"{params.get('method', '?')} {', '.join(changes)}".strip()

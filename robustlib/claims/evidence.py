@@ -1,0 +1,161 @@
+"""What finished runs measured of a claim: one paired difference a seed, and what is missing and why."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustlib.claims.claim import Claim, arm_of
+from robustlib.errors import InputError
+from robustlib.runs import Run, read_json
+
+SAME = ("dataset", "split", "n", "checkpoint", "threat", "seed", "autoattack", "look")  # or runs cannot be compared
+WORDS = {
+    "n": "images",
+    "seed": "attack seed",
+    "autoattack": "met AutoAttack",
+    "look": "features of",
+    "checkpoint": "weights",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The paired differences of a claim.
+
+    Attributes:
+        differences: seed -> arm minus than (a share of than's value if the claim is relative).
+        wanted: how many seeds the study asks for.
+        missing: why seeds have no difference, a sentence each.
+        notes: what a reader must know of those that have.
+        step: in which the differences are measured: one image where they are accuracies; 0 for what is continuous.
+    """
+
+    differences: Mapping[int, float]
+    wanted: int
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    step: float = 0.0
+
+
+def measure_of(run: Run, measure: str) -> float:
+    """One number of an evaluated run.
+
+    Args:
+        run: evaluated by `evaluate_run`.
+        measure: "clean", "worst" or the name of an attack: accuracy of the best weights, a fraction; "last/worst":
+            of the last epoch's weights; "overfitting/pgd20": best less last; "overstated/pgd20": accuracy under the
+            attack less worst case; "representation/relative_l2": of the penultimate features, and
+            "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it.
+
+    Raises:
+        InputError: the run has no such number.
+    """
+    results = run.results()
+    best = _accuracies(results)
+    kind, _, name = measure.partition("/")
+    parts = {"last": _accuracies(results.get("last", {})), "representation": _representation(run)}
+    try:
+        if kind == "overfitting":
+            return float(best[name] - parts["last"][name])
+        if kind == "overstated":
+            return float(best[name] - best["worst"])
+        return float(parts[kind][name] if name else best[kind])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{run.path} has no measure {measure!r}: {_remedy(results, best, parts)}") from None
+
+
+def _accuracies(results: Mapping[str, Any]) -> dict[str, float]:
+    return {row["attack"]: row["accuracy"] for row in results.get("rows", [])}
+
+
+def _last_look(run: Run) -> dict[str, Any]:
+    """What was measured last of the run's feature space: attack, layers, n, seed, measures."""
+    return next(reversed(read_json(run.path / "representation.json").values()), {})
+
+
+def _representation(run: Run) -> dict[str, float]:
+    """ "<layer>/<measure>" -> value; the layer may be left out for the penultimate features."""
+    measures: dict[str, dict[str, float]] = _last_look(run).get("measures", {})
+    named = {f"{layer}/{name}": value for layer, numbers in measures.items() for name, value in numbers.items()}
+    return {**measures.get("features", {}), **named}
+
+
+def _remedy(results: Mapping[str, Any], best: Mapping[str, float], parts: Mapping[str, Mapping[str, Any]]) -> str:
+    if not results:
+        return "it is not evaluated; `robustlib evaluate` does it."
+    there = [*best, *(f"{kind}/{name}" for kind, names in parts.items() for name in names)]
+    return f"it has {', '.join(there)}."
+
+
+def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
+    """Pairs the runs of both arms by seed. Of several runs of an arm and seed, the first one given counts.
+
+    Only runs that were judged alike are paired: same data set, images, threat, weights (best), attack seed. Which ones
+    is what most of them share. Nothing is dropped in silence: see `Evidence.missing`.
+    """
+    found: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        found.setdefault((arm_of(run), run.params().get("seed", -1)), run)
+    mine = {key: found[key] for seed in seeds for key in ((claim.arm, seed), (claim.than, seed)) if key in found}
+    facts = {key: _facts(run, claim.measure) for key, run in mine.items() if run.finished and run.results()}
+    usual = Counter(tuple(fact.items()) for fact in facts.values()).most_common(1)
+    shared = dict(usual[0][0]) if usual else {}
+    differences, missing = {}, []
+    for seed in seeds:
+        pair = [(name, seed) for name in (claim.arm, claim.than)]
+        reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared))]
+        try:
+            if not reasons:
+                differences[seed] = _difference(claim, *(measure_of(mine[key], claim.measure) for key in pair))
+        except InputError as error:
+            reasons = [str(error).rstrip(".")]
+        missing += [f"seed {seed}: {', '.join(reasons)}"] if reasons else []
+    used = [run for (_, seed), run in mine.items() if seed in differences]
+    counted = not claim.relative and not claim.measure.startswith("representation/")
+    step = 1 / shared["n"] if counted and shared.get("n") else 0.0
+    return Evidence(differences, len(seeds), tuple(missing), tuple(_notes(used)), step)
+
+
+def _facts(run: Run, measure: str) -> dict[str, Any]:
+    """What must be the same for two numbers to be of the same images under the same attacks."""
+    results, params = run.results(), run.params()
+    if measure.startswith("representation/"):
+        look = _last_look(run)
+        results = results | {"look": ", ".join(f"{name} {look.get(name)}" for name in ("attack", "n", "seed"))}
+    known = results | {"dataset": params.get("dataset"), "autoattack": "autoattack" in _accuracies(results)}
+    return {name: known.get(name) for name in SAME}
+
+
+def _unfit(
+    key: tuple[str, int],
+    runs: Mapping[tuple[str, int], Run],
+    facts: Mapping[tuple[str, int], Mapping[str, Any]],
+    shared: Mapping[str, Any],
+) -> str:
+    """Why the run of an arm and seed cannot be compared; "" if it can."""
+    arm, _ = key
+    if key not in runs:
+        return f"no run of {arm}"
+    if not runs[key].finished:
+        return f"{arm} is {runs[key].status()['state']}"
+    if key not in facts:
+        return f"{arm} is not evaluated"
+    odd = [name for name in SAME if facts[key][name] != shared[name]]
+    told = [f"{WORDS.get(name, name)} {facts[key][name]} and not {shared[name]}" for name in odd]
+    return f"{arm} was judged otherwise ({', '.join(told)})" if odd else ""
+
+
+def _difference(claim: Claim, arm: float, than: float) -> float:
+    if claim.relative and than <= 0:
+        raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
+    return (arm - than) / (than if claim.relative else 1.0)
+
+
+def _notes(runs: Sequence[Run]) -> Iterable[str]:
+    codes = {run.results().get("code") for run in runs}
+    if len(codes) > 1:
+        yield f"evaluated by {len(codes)} versions of the code"
+    warned = [run for run in runs if run.audit().get("badges", {}).get("headline", {}).get("verdict") == "red"]
+    if warned:
+        yield f"the audit believes {len(warned)} of {len(runs)} headlines not"

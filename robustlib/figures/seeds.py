@@ -1,0 +1,139 @@
+"""Curves of many runs: the mean over seeds of each method, with what it varies by."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from robustlib.errors import InputError
+from robustlib.figures.canvas import Figure, axes, looks, needs, style, title_of
+from robustlib.figures.run import robustness_curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+# How far clean and adversarial features of an image lie apart; the first two are comparable between models.
+GAPS = {
+    "relative_l2": "relative L2 distance",
+    "cosine": "cosine distance",
+    "l1": "L1 distance (raw)",
+    "l2": "L2 distance (raw)",
+    "linf": "L∞ distance (raw)",
+}
+MIXED = ("layer", "eps", "class", "stage", "snapshot")
+DEPTHS = {"epoch": "epoch", "eps": "radius of the attack, eps", "layer": "layer, from input to output"}
+
+
+def over_seeds(table: "DataFrame", x: str, value: str, what: str = "curves") -> dict[str, "DataFrame"]:
+    """For each method the mean of `value` at each `x`, with its 95 % t interval over seeds.
+
+    Args:
+        table: one row a seed and point: `method`, `seed`, `x`, `value`, optionally `title`.
+        x, value: columns.
+        what: the figure, for messages.
+
+    Returns:
+        By "TITLE (8 seeds)": columns x, value, low, high (NaN where there is one seed), in the order of appearance of x.
+
+    Raises:
+        InputError: a column is missing or empty.
+    """
+    from scipy.stats import t
+
+    rows = needs(what, table, ["method", "seed", x, value])
+    rows = rows.assign(_title=[title_of(row) for row in rows.to_dict("records")])
+    curves = {}
+    for title, mine in sorted(rows.groupby("_title"), key=lambda group: str(group[0])):
+        per_seed = mine.groupby([x, "seed"], sort=False)[value].mean()
+        points = per_seed.groupby(level=0, sort=False).agg(["mean", "std", "count"])
+        half = t.ppf(0.975, points["count"].clip(lower=2) - 1) * points["std"] / points["count"] ** 0.5
+        seeds = mine["seed"].nunique()
+        frame = points.assign(low=points["mean"] - half, high=points["mean"] + half).reset_index()
+        name = f"{title} ({seeds} seed{'s' * (seeds > 1)})"
+        curves[name] = frame.rename(columns={"mean": value})[[x, value, "low", "high"]]
+    return curves
+
+
+def robustness_over_seeds(table: "DataFrame", x: str = "eps", threat_eps: float | None = None) -> Figure:
+    """Accuracy under attack against its strength: the mean over seeds of each method, with 95 % bands over seeds.
+
+    Args:
+        table: one row a run and point: `method`, `seed`, `x`, `accuracy` (a fraction), optionally `title`.
+        x: "eps" or "steps".
+        threat_eps: the radius of the threat model, marked when x is "eps".
+    """
+    curves = over_seeds(table, x, "accuracy", "robustness")
+    for frame in curves.values():
+        frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
+    fig, alt = robustness_curves(curves, x, threat_eps)
+    fig.axes[0].set_ylabel("accuracy: mean over seeds, 95 % band")
+    return Figure(fig, f"{alt} Means over seeds; bands are 95 % intervals over seeds.")
+
+
+def feature_gap_curves(
+    table: "DataFrame", x: str = "epoch", measures: Sequence[str] = ("relative_l2", "cosine")
+) -> Figure:
+    """How far clean and adversarial features of an image lie apart, over training, radius or depth.
+
+    Args:
+        table: of `robustlib.representation.gap_table`, or any with `method`, `seed`, `x`, the measures, and optionally `title`.
+        x: "epoch", "eps" or "layer" (in the order of the table).
+        measures: a panel for each; L1, L2 and L∞ are raw: they grow with the scale of the features.
+
+    Raises:
+        InputError: an unknown x or measure, a column that is missing or empty, or a table that mixes layers, radii, classes
+            or stages, whose mean would mean nothing.
+    """
+    if x not in DEPTHS:
+        raise InputError(f"x={x!r} is not an axis of the feature-gap figure: choose {', '.join(DEPTHS)}.")
+    for measure in measures:
+        if measure not in GAPS:
+            raise InputError(f"{measure!r} is no feature gap: choose among {', '.join(GAPS)}.")
+    rows = needs("feature-gap", table, [x, *measures])
+    for other in MIXED:
+        if (
+            other != x
+            and other in rows
+            and rows[other].nunique(dropna=False) > 1
+            and (x, other) != ("epoch", "snapshot")
+        ):
+            there = ", ".join(map(repr, rows[other].unique()))
+            raise InputError(f"The feature-gap figure over {x} needs one {other}, the table has {there}: choose one.")
+    said = []
+    with style():
+        fig, panels = axes(len(measures), height=3.9)
+        for axis, measure in zip(panels, measures, strict=True):
+            curves = over_seeds(rows, x, measure, "feature-gap")
+            _draw(axis, curves, x, measure)
+            said.append(
+                f"{GAPS[measure]}: {'; '.join(_ends(name, frame, x, measure) for name, frame in curves.items())}"
+            )
+        handles, labels = panels[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3)
+    return Figure(fig, f"Feature gap between clean and adversarial images against {x}. {'. '.join(said)}.")
+
+
+def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if x == "layer":
+        places = list(dict.fromkeys(name for frame in curves.values() for name in frame[x]))
+        crowded = max(len(str(name)) for name in places) * len(places) > 60
+        turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
+        axis.set_xticks(range(len(places)), places, **turn)
+    for name, look in looks(curves).items():
+        frame = curves[name] if x == "layer" else curves[name].sort_values(x)
+        at = [places.index(layer) for layer in frame[x]] if x == "layer" else frame[x]
+        axis.plot(at, frame[measure], label=name, markevery=max(1, len(frame) // 10), **look)
+        axis.fill_between(at, frame["low"].clip(lower=0), frame["high"], color=look["color"], alpha=0.15, lw=0)
+    if x == "epoch":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(DEPTHS[x])
+    axis.set_title(GAPS[measure][0].upper() + GAPS[measure][1:])
+
+
+def _ends(name: str, frame: "DataFrame", x: str, measure: str) -> str:
+    rows = frame if x == "layer" else frame.sort_values(x)
+    first, last = rows.iloc[0], rows.iloc[-1]
+    at = [f"{row[measure]:.3g} at {x} {row[x] if x == 'layer' else format(row[x], 'g')}" for row in (first, last)]
+    return f"{name} {at[0]}" + (f", {at[1]}" if len(rows) > 1 else "")

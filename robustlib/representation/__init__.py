@@ -1,0 +1,52 @@
+"""What a defence does to the feature space: gaps, alignment, exclusion, spectra, slopes, probes, and joint maps.
+
+Measures take tables of features (N, D); `features` makes them of a model and a split; `gap_table`, `measure_runs` and
+`embed_runs` do it for finished runs, on the same images and with what was made before.
+"""
+
+from robustlib.representation.embedding import Embedding, embed, trustworthiness
+from robustlib.representation.features import Features, at_eps, features
+from robustlib.representation.geometry import Exclusion, alignment, class_alignment, exclusion, feature_gap, uniformity
+from robustlib.representation.layers import layer_function, layers
+from robustlib.representation.lipschitz import feature_jacobian_norm, local_lipschitz
+from robustlib.representation.of_runs import embed_runs, gap_rows, gap_table, measure_runs, measures
+from robustlib.representation.probes import MEASURES, KNNProbe, LinearProbe, knn_probe, linear_probe, training_probe
+from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
+from robustlib.representation.stored import run_features, snapshots
+
+__all__ = [
+    "MEASURES",
+    "Embedding",
+    "Exclusion",
+    "Features",
+    "KNNProbe",
+    "LinearProbe",
+    "NeuralCollapse",
+    "alignment",
+    "at_eps",
+    "cka",
+    "class_alignment",
+    "effective_rank",
+    "embed",
+    "embed_runs",
+    "exclusion",
+    "feature_gap",
+    "feature_jacobian_norm",
+    "features",
+    "gap_rows",
+    "gap_table",
+    "knn_probe",
+    "layer_function",
+    "layers",
+    "linear_probe",
+    "local_lipschitz",
+    "measure_runs",
+    "measures",
+    "neural_collapse",
+    "principal_components",
+    "run_features",
+    "snapshots",
+    "training_probe",
+    "trustworthiness",
+    "uniformity",
+]

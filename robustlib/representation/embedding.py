@@ -1,0 +1,215 @@
+"""One map for clean and adversarial features: PCA to 50 dimensions, then UMAP, fitted on both together.
+
+Fitted on the clean ones alone, UMAP would push adversarial points to the edges of clusters and fake or hide a gap.
+"""
+
+import hashlib
+import importlib.metadata
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustlib.errors import InputError
+from robustlib.representation.geometry import unit
+from robustlib.representation.layers import as_features, rows_at_once
+from robustlib.representation.probes import check_neighbours
+from robustlib.representation.spectrum import principal_components
+from robustlib.runs import write_atomic
+
+PACKAGES = ("umap-learn", "numpy", "numba", "scikit-learn")  # whose versions can move points
+COUNTED, ANCHORS = 15, 1000  # neighbours of the trustworthiness, and the points whose neighbours are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Two-dimensional views of N clean features and the N adversarial ones of the same examples.
+
+    Args:
+        clean, adversarial: UMAP coordinates, float32 (N, 2).
+        pca_clean, pca_adversarial: the first two principal components, float32 (N, 2).
+        explained: share of the variance that those two hold, in [0, 1].
+        trustworthiness, pca_trustworthiness: of the two views, in [0, 1], see `trustworthiness`.
+        parameters: how the map was made.
+    """
+
+    clean: np.ndarray
+    adversarial: np.ndarray
+    pca_clean: np.ndarray
+    pca_adversarial: np.ndarray
+    explained: float
+    trustworthiness: float
+    pca_trustworthiness: float
+    parameters: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """What to print under the map."""
+        p = self.parameters
+        return (
+            f"UMAP of {len(self.clean)} clean and {len(self.adversarial)} adversarial images, fitted together after PCA to "
+            f"{p['components']} dimensions ({p['neighbours']} neighbours, min_dist {p['min_dist']:g}, {p['metric']}, seed "
+            f"{p['seed']}). Trustworthiness {self.trustworthiness:.3f} (PCA view: {self.pca_trustworthiness:.3f}, "
+            f"{self.explained:.0%} of the variance). Distances between clusters and their sizes mean nothing."
+        )
+
+
+def embed(
+    clean: Tensor,
+    adversarial: Tensor,
+    *,
+    neighbours: int = 30,
+    min_dist: float = 0.1,
+    components: int = 50,
+    seed: int = 0,
+    cache: Path | str | None = None,
+) -> Embedding:
+    """Maps clean and adversarial features to the plane together (McInnes et al. 2018); the same call gives the same map.
+
+    Args:
+        clean, adversarial: (N, D) each, of the same examples in the same order; 2 000 to 5 000 pairs show enough.
+        neighbours: of UMAP's graph, fewer than 2 N.
+        min_dist: how close UMAP may draw points, in [0, 1].
+        components: dimensions that PCA leaves, at least 2.
+        seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
+        cache: directory (a run's) where coordinates are kept below embeddings/ under a digest of the features, the
+            parameters and the versions of the packages; the same call takes them from there.
+
+    Raises:
+        InputError: shapes that differ, fewer examples than neighbours, parameters out of range.
+    """
+    clean, adversarial = as_features(clean.cpu(), adversarial.cpu())
+    check_neighbours(2 * len(clean) - 1, neighbours)
+    if neighbours < 2 or components < 2 or not 0 <= min_dist <= 1:
+        asked = f"neighbours={neighbours!r}, components={components!r}, min_dist={min_dist!r}"
+        raise InputError(f"UMAP with {asked}: give at least 2 neighbours and components, and min_dist in [0, 1].")
+    parameters: dict[str, Any] = {
+        "neighbours": neighbours,
+        "min_dist": min_dist,
+        "components": components,
+        "seed": seed,
+    }
+    parameters |= {"metric": "cosine"}
+    file = None if cache is None else Path(cache) / "embeddings" / f"{_key(clean, adversarial, parameters)}.npz"
+    stored = None if file is None else _load(file, parameters)
+    if stored is not None:
+        return stored
+    both = torch.cat((clean, adversarial))
+    made = _embed(both, parameters)
+    if file is not None:
+        write_atomic(file, _bytes(made))
+    return made
+
+
+def _embed(both: Tensor, parameters: Mapping[str, Any]) -> Embedding:
+    reduced, shares = principal_components(both, parameters["components"])
+    flat, pca = _umap(reduced, parameters), reduced[:, :2].numpy().copy()
+    if pca.shape[1] < 2:
+        pca = np.pad(pca, ((0, 0), (0, 1)))
+    n, trust = len(both) // 2, [trustworthiness(both, torch.from_numpy(view)) for view in (flat, pca)]
+    explained = float(shares[:2].sum())
+    return Embedding(flat[:n], flat[n:], pca[:n], pca[n:], explained, trust[0], trust[1], parameters)
+
+
+def _umap(table: Tensor, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Coordinates float32 (N, 2) of a table (N, D)."""
+    graph = _neighbours(table, parameters["neighbours"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that TensorFlow is missing, which only ParametricUMAP needs
+        warnings.filterwarnings("ignore", "precomputed_knn.2.", UserWarning)  # that no new points can be added
+        from umap import UMAP
+
+        # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021);
+        # a seed allows one thread only, and saying so spares a warning.
+        made = UMAP(
+            n_neighbors=parameters["neighbours"],
+            min_dist=parameters["min_dist"],
+            metric=parameters["metric"],
+            random_state=parameters["seed"],
+            precomputed_knn=graph,
+            init="pca",
+            n_jobs=1,
+        )
+        return np.asarray(made.fit_transform(table.numpy()), dtype=np.float32)
+
+
+def _neighbours(table: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each row by cosine, itself first: positions and distances (N, k).
+
+    UMAP would compile an approximate search for this, which takes longer than the exact answer for 10 000 points.
+    """
+    u, n = unit(table), len(table)
+    positions, distances = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32)
+    for rows in torch.arange(n).split(rows_at_once(n)):
+        away = 1 - u[rows] @ u.T
+        away[torch.arange(len(rows)), rows] = -1
+        near = away.topk(k, dim=1, largest=False)
+        positions[rows], distances[rows] = near.indices.numpy(), near.values.clamp_min(0).numpy()
+    return positions, distances
+
+
+def trustworthiness(features: Tensor, flat: Tensor, k: int = COUNTED) -> float:
+    """Whether neighbours on the map are neighbours in feature space, in [0, 1]; 1 = all of them (Venna and Kaski 2001).
+
+    1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the map that is only the r-th neighbour
+    (r > k) in feature space, by cosine. A map at random has about 0.5. Every neighbour is ranked among all n points, but beyond
+    1 000 points the sum is estimated from 1 000 of them, evenly chosen; scikit-learn's needs memory for n^2 numbers.
+
+    Args:
+        features: (N, D).
+        flat: coordinates (N, 2).
+        k: neighbours; fewer are taken where N < 2 k + 2.
+
+    Raises:
+        InputError: fewer than four points.
+    """
+    n = len(features)
+    if n < 4:
+        raise InputError(f"The trustworthiness of {n} points says nothing: give at least four.")
+    k, total, u = min(k, (n - 1) // 2), 0, unit(features)
+    anchors = torch.linspace(0, n - 1, min(n, ANCHORS)).round().long()
+    for rows in anchors.split(rows_at_once(n)):
+        here = torch.arange(len(rows))
+        near = torch.cdist(flat[rows], flat)
+        near[here, rows] = torch.inf
+        likeness = u[rows] @ u.T
+        likeness[here, rows] = -torch.inf
+        for drawn in near.topk(k, dim=1, largest=False).indices.T:
+            rank = torch.count_nonzero(likeness > likeness[here, drawn][:, None], dim=1) + 1
+            total += int((rank - k).clamp_min(0).sum())
+    return 1 - 2 * total / (len(anchors) * k * (2 * n - 3 * k - 1))
+
+
+def _key(clean: Tensor, adversarial: Tensor, parameters: Mapping[str, Any]) -> str:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    digest = hashlib.sha256(repr((tuple(clean.shape), sorted(parameters.items()), versions)).encode())
+    for table in (clean, adversarial):
+        digest.update(table.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+ARRAYS = ("clean", "adversarial", "pca_clean", "pca_adversarial")
+SCORES = ("explained", "trustworthiness", "pca_trustworthiness")
+
+
+def _bytes(made: Embedding) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(getattr(made, name)) for name in (*ARRAYS, *SCORES)})
+
+
+def _load(file: Path, parameters: Mapping[str, Any]) -> Embedding | None:
+    """The stored map; None if there is none or it cannot be read: it is only a copy of what can be made again."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    known: dict[str, Any] = {name: found[name] for name in ARRAYS} | {name: found[name].item() for name in SCORES}
+    return Embedding(**known, parameters=parameters)

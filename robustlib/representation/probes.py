@@ -1,0 +1,172 @@
+"""Probes: what can be read off features by a linear classifier or by neighbours, and measures to watch during training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks import Attack, Draws
+from robustlib.attacks.search import borrowed
+from robustlib.data import Batch
+from robustlib.errors import InputError, unknown
+from robustlib.representation.geometry import GapMeasure, alignment, exclusion, feature_gap, unit
+from robustlib.representation.layers import activations, as_features, as_labels, resolve_layers, rows_at_once
+from robustlib.representation.spectrum import effective_rank
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """Logistic regression on standardised features; made by `linear_probe`."""
+
+    mean: Tensor
+    scale: Tensor
+    regression: "LogisticRegression"
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Classes int64 (N,) of features (N, D)."""
+        (features,) = as_features(features)
+        return torch.from_numpy(self.regression.predict(_standard(features, self.mean, self.scale).cpu().numpy()))
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """The share of features (N, D) whose class (N,) it tells, in [0, 1]; clean or adversarial ones."""
+        return _share(self.predict(features), labels)
+
+
+def linear_probe(features: Tensor, labels: Tensor, *, c: float = 1.0) -> LinearProbe:
+    """Multinomial logistic regression on frozen features, the usual probe of a layer (Alain and Bengio 2017).
+
+    Args:
+        features: (N, D) of training images; they are standardised.
+        labels: (N,).
+        c: inverse strength of the L2 penalty.
+
+    Raises:
+        InputError: fewer than two classes.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    (features,) = as_features(features)
+    labels = as_labels(labels, features)
+    if len(labels.unique()) < 2:
+        raise InputError(f"All {len(labels)} examples are of class {int(labels[0])}: a probe needs two classes.")
+    mean, scale = features.mean(0), features.std(0, unbiased=False)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    table = _standard(features, mean, scale).cpu().numpy()
+    regression = LogisticRegression(C=c, max_iter=2000, tol=1e-3).fit(table, labels.cpu().numpy())
+    return LinearProbe(mean, scale, regression)
+
+
+def _standard(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return (features - mean.to(features.device)).div_(scale.to(features.device))  # one copy of the table, not two
+
+
+@dataclass(frozen=True, eq=False)
+class KNNProbe:
+    """The vote of the k nearest of a bank of features; made by `knn_probe`."""
+
+    bank: Tensor
+    labels: Tensor
+    k: int
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Classes int64 (N,) of features (N, D)."""
+        (features,) = as_features(features)
+        votes_of, start = torch.nn.functional.one_hot(self.labels).float(), 0
+        found = torch.empty(len(features), dtype=torch.int64, device=features.device)
+        for rows in features.split(rows_at_once(len(self.bank))):
+            nearest = (unit(rows) @ self.bank.T).topk(self.k, dim=1)
+            weights = ((nearest.values - 1) / TEMPERATURE).exp()
+            found[start : start + len(rows)] = (weights[..., None] * votes_of[nearest.indices]).sum(1).argmax(1)
+            start += len(rows)
+        return found
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """The share of features (N, D) whose class (N,) it tells, in [0, 1]; clean or adversarial ones."""
+        return _share(self.predict(features), labels)
+
+
+def knn_probe(features: Tensor, labels: Tensor, *, k: int = 20) -> KNNProbe:
+    """k nearest neighbours by cosine, their votes weighted by exp(cos / 0.07) (Wu et al. 2018, section 3.4).
+
+    Args:
+        features: (N, D) of training images, the bank.
+        labels: (N,).
+        k: neighbours, at most N.
+
+    Raises:
+        InputError: fewer examples than neighbours.
+    """
+    (features,) = as_features(features)
+    check_neighbours(len(features), k)
+    return KNNProbe(unit(features), as_labels(labels, features), k)
+
+
+def check_neighbours(n: int, k: int) -> None:
+    """Raises InputError if n examples do not have k neighbours, or k is no number of neighbours."""
+    if not 1 <= k <= n:
+        raise InputError(f"{k!r} neighbours among {n} examples: give more examples, or from 1 to {n} neighbours.")
+
+
+def _share(predictions: Tensor, labels: Tensor) -> float:
+    if predictions.shape != labels.shape:
+        raise InputError(f"{len(predictions)} features need as many labels, got {tuple(labels.shape)}.")
+    return float((predictions.to(labels.device) == labels).float().mean())
+
+
+Numbers = Callable[[Tensor, Tensor, Tensor], float]  # clean features, adversarial ones, labels -> number
+
+
+def _gap(measure: GapMeasure) -> Numbers:
+    return lambda clean, adversarial, y: float(feature_gap(clean, adversarial, measure).mean())
+
+
+MEASURES: dict[str, Numbers] = {
+    "relative_l2": _gap("relative_l2"),
+    "cosine": _gap("cosine"),
+    "l1": _gap("l1"),
+    "l2": _gap("l2"),
+    "linf": _gap("linf"),
+    "alignment": lambda clean, adversarial, y: float(alignment(clean, adversarial).mean()),
+    "exclusion": lambda clean, adversarial, y: float(exclusion(adversarial, y, clean).nearest.mean()),
+    "margin": lambda clean, adversarial, y: float(exclusion(adversarial, y, clean).margin.nanmean()),
+    "effective_rank": lambda clean, adversarial, y: effective_rank(clean),
+}
+
+
+def training_probe(
+    measure: str, attack: Attack, *, layer: str | None = None, seed: int = 0
+) -> Callable[[nn.Module, Batch], float]:
+    """A measure to watch during training: an entry of `Stage.probes`, called with the model and a validation batch.
+
+    `Stage(..., probes={"feature_gap": training_probe("relative_l2", PGD(threat))})` writes it into the metrics as
+    "probe/feature_gap" before the first and after every epoch. The model is left as found.
+
+    Args:
+        measure: a key of MEASURES: the mean of a feature gap, alignment (clean to adversarial), exclusion and margin (of
+            adversarial examples among clean ones), effective rank (of clean features).
+        attack: finds the adversarial examples.
+        layer: see `layers`; None = the penultimate features.
+        seed: of the attack, one stream an example, the same in every epoch.
+
+    Raises:
+        InputError: unknown measure; when called, no such layer.
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+
+    def probe(model: nn.Module, batch: Batch) -> float:
+        (name,) = resolve_layers(model, layer)
+        with borrowed(model):
+            x_adv = attack(model, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+            with torch.no_grad():
+                clean, adversarial = (activations(model, x, (name,))[name] for x in (batch.x, x_adv))
+        return MEASURES[measure](clean, adversarial, batch.y)
+
+    return probe

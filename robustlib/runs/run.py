@@ -36,8 +36,10 @@ def code_digest() -> str:
 
 
 # These show numbers, say where they are made, or look at finished runs; none changes a training or its evaluation.
-VIEWS = ("batch", "claims", "cli", "console", "explorer", "figures", "report", "representation", "tables", "task")
-VIEWS += ("templates", "workbook")
+VIEWS = (
+    *("batch", "claims", "cli", "console", "explorer", "figures", "report", "representation"),
+    *("tables", "task", "templates", "workbook"),
+)
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:

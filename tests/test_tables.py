@@ -95,7 +95,7 @@ def test_checks_carry_value_threshold_and_meaning() -> None:
 def test_badges_are_signs_words_and_sentences() -> None:
     said = tables.badges(made_up.audit())
     assert '<span class="badge red">headline: ✕ red</span>' in said
-    assert '<span class="badge amber">protocol: ▲ amber</span> The paper's protocol overstates by 4.2' in said
+    assert '<span class="badge amber">protocol: ▲ amber</span> The paper&#x27;s protocol overstates by 4.2' in said
     assert "&lt;could&gt;" in said, "what a check says is text, not markup"
     assert "robustlib audit runs/x" in tables.badges({}, "runs/x")
 
@@ -127,8 +127,7 @@ def test_badges_stand_beside_the_worst_case() -> None:
     assert "AutoAttack" in table
     said = tables.objections(rows)
     assert (
-        "- **trades, protocol**: ▲ amber, seed 0: The paper's protocol overstates by 4.2 points. ✕ red, seed 1:"
-        in said
+        "- **trades, protocol**: ▲ amber, seed 0: The paper's protocol overstates by 4.2 points. ✕ red, seed 1:" in said
     )
     assert "1 of 4 runs are not audited" in said
     assert "no check objects" in tables.objections(rows[1:2])

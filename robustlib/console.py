@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -83,6 +83,21 @@ def follow(console: Console, status: Status) -> "Callable[[Progress], None]":
             console.print(Text(progress.note), soft_wrap=True)
 
     return show
+
+
+def audited(audit: Mapping[str, Any], title: str) -> Group:
+    """The checks of an audit, coloured by verdict, and the two badges."""
+    colours = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}
+    frame, drawn = tables.checks(audit), Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in frame:
+        drawn.add_column(str(name), overflow="fold")
+    for check, row in zip(audit["checks"], frame.itertuples(index=False), strict=True):
+        drawn.add_row(*(Text(str(cell), style=colours[check["verdict"]]) for cell in row[:4]), Text(str(row[4])))
+    said = []
+    for name, badge in audit["badges"].items():
+        verdict = (f"{name}: {tables.verdict(badge['verdict'])}", f"bold {colours[badge['verdict']]}")
+        said.append(Text.assemble(verdict, f"  {badge['text']}"))
+    return Group(Text(title, style="bold"), drawn, *said)
 
 
 def compared(comparison: "Comparison") -> Group:

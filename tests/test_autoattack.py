@@ -416,6 +416,14 @@ def test_one_confident_draw_does_not_hide_the_gradient_of_the_others():
     assert (model.inner(x_adv).gather(1, y[:, None]) < model.inner(x).gather(1, y[:, None])).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("attack", ALL, ids=name)
+def test_more_restarts_lose_no_success(attack, conv_net):
+    x = batch()[0]
+    y = conv_net(x).argmax(1)
+    left = [conv_net(replace(attack, restarts=n)(conv_net, x, y, generator=generator())).argmax(1) == y for n in (1, 3)]
+    assert not (left[1] & ~left[0]).any()
+
+
 def test_a_cascade_never_leaves_its_ball():
     @dataclass(frozen=True)
     class Far:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from robustlib import tables
+from robustlib import figures, tables
 from robustlib.batch import read_study, studies
 from robustlib.claims import (
     Claim,
@@ -168,6 +168,15 @@ def test_verdicts(tmp_path: Path, effect: float, noise: float, words: str) -> No
     (mirrored,) = judge([turned], find_runs(tmp_path), SEEDS)
     assert mirrored.words == finding.words, "B is lower than A says the same"
     assert mirrored.interval.effect == pytest.approx(-effect), "effects are shown as they are measured"
+
+
+def test_a_claim_of_less_is_drawn_in_its_own_direction(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, -0.05, 0.2)
+    (less,) = judge([claim(direction="lower")], runs, SEEDS)
+    row = less.in_direction()
+    assert less.verdict == row["verdict"] == "supported"
+    assert 0 < row["low"] < row["effect"] < row["high"]  # type: ignore[operator]
+    assert figures.claim_effects([row]).alt
 
 
 def test_verdicts_wait_for_all_seeds(tmp_path: Path) -> None:

@@ -65,14 +65,7 @@ class APGD(Hunter):
             points = hunt.points
             if self.targets:
                 points = replace(points, target=classes[hunt.here, round_ // self.restarts])
-            hunt.offer(self._climb(hunt.search, points, self._start(points.x, hunt.draws(round_))))
-
-    def _start(self, x: Tensor, draws: Draws) -> Tensor:
-        """A random point on the surface of the ball: uniform noise scaled up until it touches for linf, a direction for l2."""
-        shape = x.shape[1:]
-        noise = 2 * draws.uniform(*shape) - 1 if self.threat.norm == "linf" else draws.normal(*shape)
-        noise = noise.to(x.dtype)
-        return (x + self.threat.eps * noise / norms(noise, self.threat.norm)).clamp(0, 1)
+            hunt.offer(self._climb(hunt.search, points, surface_point(self.threat, points.x, hunt.draws(round_))))
 
     def _climb(self, search: Search, points: Points, start: Tensor) -> Tensor:
         """One run: for each example the first point that fools the model, else the one of the largest objective."""
@@ -151,6 +144,13 @@ class Climb:
         self.x, self.gradient = _mix(halve, self.best, self.x), _mix(halve, self.best_gradient, self.gradient)
         # `value` stays that of the point left behind, as in the authors' code: the first step after it may count as a rise.
         self.rises, self.checked, self.halved = torch.zeros_like(self.rises), self.best_value, halve
+
+
+def surface_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """A random point on the ball's surface: uniform noise scaled until it touches for linf, a direction for l2."""
+    shape = x.shape[1:]
+    noise = (2 * draws.uniform(*shape) - 1 if threat.norm == "linf" else draws.normal(*shape)).to(x.dtype)
+    return (x + threat.eps * noise / norms(noise, threat.norm)).clamp(0, 1)
 
 
 def checkpoints(steps: int) -> set[int]:

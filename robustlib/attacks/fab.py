@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.apgd import ranked_classes
-from robustlib.attacks.draws import Draws
+from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.hunt import Hunt, Hunter
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
@@ -57,14 +56,10 @@ class FAB(Hunter):
             if not hunt:
                 break
             points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
-            hunt.offer(self._descend(hunt.search, points, self._start(points.x, round_, hunt.draws(round_))))
-
-    def _start(self, x: Tensor, round_: int, draws: Draws) -> Tensor:
-        if round_ % self.restarts == 0:
-            return x
-        noise = 2 * draws.uniform(*x.shape[1:]) - 1 if self.threat.norm == "linf" else draws.normal(*x.shape[1:])
-        noise = noise.to(x.dtype)
-        return (x + self.threat.eps / 2 * noise / norms(noise, self.threat.norm)).clamp(0, 1)
+            start = points.x
+            if round_ % self.restarts:
+                start = surface_point(self.threat.scaled(0.5), points.x, hunt.draws(round_))
+            hunt.offer(self._descend(hunt.search, points, start))
 
     def _descend(self, search: Search, points: Points, start: Tensor) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it."""

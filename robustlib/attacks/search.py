@@ -16,9 +16,7 @@ from robustlib.errors import InputError
 
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed")
-PIECE = (
-    100_000  # float32 pixels that a CPU looks at in one go, 32 images of CIFAR-10: their activations stay in its cache
-)
+PIECE = 100_000  # float32 pixels a CPU looks at in one go (32 of CIFAR-10): their activations stay in its cache
 Goal = Callable[[Tensor, slice], Tensor]  # logits of some rows of the batch and which rows -> what to climb, (rows,)
 
 

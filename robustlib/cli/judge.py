@@ -1,14 +1,9 @@
 """Commands that judge runs: evaluate, audit."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from robustlib import console
 from robustlib.cli.options import DataRoot, Device, RunDirectory
@@ -72,24 +67,7 @@ def audit(
     run, dataset = _run_and_data(path, data_root)
     with out.status("auditing") as status:
         found = audit_run(run, dataset, n=examples or None, device=device, progress=lambda what: status.update(what))
-    out.print(_audited(found, f"{run.name} · {found['threat']} · {found['seconds']:.0f} s"))
-
-
-def _audited(audit: Mapping[str, Any], title: str) -> Group:
-    """The checks of an audit, coloured by verdict, and the two badges."""
-    from robustlib import tables
-
-    colours = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}
-    frame, drawn = tables.checks(audit), Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in frame:
-        drawn.add_column(str(name), overflow="fold")
-    for check, row in zip(audit["checks"], frame.itertuples(index=False), strict=True):
-        drawn.add_row(*(Text(str(cell), style=colours[check["verdict"]]) for cell in row[:4]), Text(str(row[4])))
-    said = []
-    for name, badge in audit["badges"].items():
-        verdict = (f"{name}: {tables.verdict(badge['verdict'])}", f"bold {colours[badge['verdict']]}")
-        said.append(Text.assemble(verdict, f"  {badge['text']}"))
-    return Group(Text(title, style="bold"), drawn, *said)
+    out.print(console.audited(found, f"{run.name} · {found['threat']} · {found['seconds']:.0f} s"))
 
 
 def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from robustlib.figures.canvas import INK, MUTED, Figure, axes, needs, pc, percent, style, whiskers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 NAMES = {
@@ -48,12 +49,8 @@ def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
         tops = frame["high"] if "high" in frame else frame["accuracy"]
         for place, (value, top) in enumerate(zip(frame["accuracy"], tops.fillna(frame["accuracy"]), strict=True)):
             axis.text(max(value, top) + 0.012, place, pc(value), va="center", fontsize=9.5)
-        axis.set_xlim(0, 1.1)
-        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        percent(axis, "x")
-        axis.invert_yaxis()
+        _bars_downwards(axis, 1.1)
         axis.set_title("Accuracy under each attack")
-        axis.grid(visible=False, axis="y")
         axis.set_xlabel("accuracy, with 95 % interval")
     said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
     return Figure(fig, f"Accuracy on the test images: {said}.")
@@ -83,12 +80,17 @@ def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
             if loss > 0:
                 words = f"−{100 * loss:.1f}"
                 axis.annotate(words, (1.08, 0.5), xycoords=end, color=MUTED, va="center", fontsize=9.5)
-        axis.set_xlim(0, 1.2)
-        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        percent(axis, "x")
-        axis.invert_yaxis()
+        _bars_downwards(axis, 1.2)
         axis.set_title("AutoAttack, step by step")
-        axis.grid(visible=False, axis="y")
         axis.set_xlabel("accuracy left (hatched: taken by this step)")
     said = [f"{name} {pc(value)}" for name, value in zip(labels, left, strict=True)]
     return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.")
+
+
+def _bars_downwards(axis: "Axes", end: float) -> None:
+    """Horizontal bars of accuracies, the first on top, with room for their numbers up to `end`."""
+    axis.set_xlim(0, end)
+    axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    percent(axis, "x")
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")

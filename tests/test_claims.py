@@ -321,8 +321,10 @@ def test_the_built_in_study() -> None:
     study = read_study("digits-claims")
     assert len(study.seeds) >= 8
     assert study.examples == 500
-    assert {name for name, _ in study.arms} == {"pgd_at", "trades"}
-    assert {part.measure for part in study.claims} == {"clean", "pgd20", "worst", "overfitting/pgd20"}
+    assert {name for name, _ in study.arms} == {"standard", "pgd_at", "trades"}
+    accuracies = {"clean", "pgd20", "worst", "overfitting/pgd20"}
+    assert {part.measure for part in study.claims} == accuracies | {"representation/relative_l2"}
+    assert all(part.relative == part.measure.startswith("representation/") for part in study.claims)
     assert all(part.source and part.text.endswith(".") for part in study.claims)
 
 

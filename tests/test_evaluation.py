@@ -21,6 +21,7 @@ from robustlib.evaluation import (
     compare_with_reference,
     evaluate,
     evaluate_run,
+    incomplete,
     leaderboard,
     robustness_curve,
     standard_attacks,
@@ -390,6 +391,29 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, 
     assert np.isclose(means.clean_mean[0], board.clean.mean())
     assert np.isclose(means.clean_std[0], board.clean.std())
     assert leaderboard([]).empty
+    assert board.threat[0] == "Linf 0.2"
+
+
+def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
+    method = make_method("standard", "digits", epochs=1, train_examples=100)
+    run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
+    assert "not evaluated: robustlib evaluate" in incomplete([run]).missing[0]
+    evaluate_run(run, digits, n=6)
+    assert incomplete([run]).empty
+    records = run.path / "records.parquet"
+    whole = pd.read_parquet(records)
+    one_image_less = whole[(whole.attack != "pgd20") | (whole["index"] != whole["index"].iloc[0])]
+    run.write_frame("records.parquet", one_image_less)
+    told = incomplete([run]).loc[0]
+    assert told.missing.startswith("records of pgd20 are incomplete")
+    assert (told.run, told.dataset, told.path) == (run.name, "digits", str(run.path))
+    records.write_bytes(records.read_bytes()[:50])
+    assert "cannot be read" in incomplete([run]).missing[0]
+    records.unlink()
+    assert "clean" in incomplete([run]).missing[0]
+    (run.path / "status.json").write_text(json.dumps({"state": "failed"}))
+    assert incomplete([run]).missing[0].startswith("training failed")
 
 
 def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatch):
@@ -414,7 +438,10 @@ def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatc
     (run.path / "results.json").unlink()
     assert evaluate_run(run, digits, n=20) == results
     pd.testing.assert_frame_equal(run.records(), records, check_exact=True)
-    run.evaluation.mkdir()
+    (run.path / "representation.json").write_text("{}")
+    for folder in (run.evaluation, run.path / "features", run.path / "embeddings"):
+        folder.mkdir()
+        (folder / "part").write_text("")
     run.clear()
     assert [file.name for file in run.path.iterdir()] == [".lock"]
 

@@ -2,7 +2,7 @@
 
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
-from robustlib.evaluation.leaderboard import aggregate, leaderboard
+from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
 from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
@@ -18,6 +18,7 @@ __all__ = [
     "compare_with_reference",
     "evaluate",
     "evaluate_run",
+    "incomplete",
     "leaderboard",
     "robustness_curve",
     "standard_attacks",

@@ -14,8 +14,8 @@ ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "pgd_eot", "autoattack"
 FACTS = ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
 BADGES = ("headline_badge", "headline_text", "protocol_badge", "protocol_text")
 COLUMNS = (
-    *(*FACTS, *ATTACKS, "clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs"),
-    *("path", "stale", "warnings", "checkpoint", *BADGES),
+    *(*FACTS, "threat", *ATTACKS, "clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes"),
+    *("epochs", "path", "stale", "warnings", "checkpoint", *BADGES),
 )
 
 
@@ -23,8 +23,8 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
     """One row for each evaluated run, the best worst case first.
 
     Returns:
-        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, clean, fgsm,
-        pgd20, pgd50x10, cw50, pgd_eot (stochastic models), autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
+        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
+        as "Linf 0.2"), clean, fgsm, pgd20, pgd50x10, cw50, pgd_eot (stochastic models), autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
         last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
         the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber" or "red"; "" before
         an audit), headline_text, protocol_text.
@@ -44,6 +44,7 @@ def _row(run: Run) -> dict[str, Any]:
     said = metrics["warnings"].iloc[-1] if len(metrics) else []
     return {
         **{name: params.get(name) for name in FACTS},
+        "threat": results["threat"],
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
         **bounds,
         "last_worst": last["worst"],
@@ -64,6 +65,42 @@ def _badges(run: Run) -> dict[str, str]:
     return {f"{kind}_badge": badge.get("verdict", "") for kind, badge in facts} | {
         f"{kind}_text": badge.get("text", "") for kind, badge in facts
     }
+
+
+def incomplete(runs: Iterable[Run]) -> "pd.DataFrame":
+    """The runs of which something is missing, so that a comparison can name what it does not show.
+
+    Returns:
+        Columns run, preset, dataset, path and missing: what, and the command that makes it.
+    """
+    import pandas as pd
+
+    rows = []
+    for run in runs:
+        if missing := _missing(run):
+            facts = {name: run.params().get(name) for name in ("preset", "dataset")}
+            rows.append({"run": run.name, **facts, "path": str(run.path), "missing": missing})
+    return pd.DataFrame(rows, columns=["run", "preset", "dataset", "path", "missing"])
+
+
+def _missing(run: Run) -> str:
+    """What a run lacks; "" if nothing."""
+    results = run.results()
+    if not run.finished:
+        return f"training {run.status()['state']}; the command that began it goes on"
+    if not results:
+        begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
+        return f"{begun}: robustlib evaluate {run.path}"
+    try:
+        records = run.records()
+    except (OSError, ValueError) as error:  # what a truncated file makes pyarrow raise
+        return f"its records cannot be read ({error}): robustlib run --rerun makes them anew"
+    kept = dict(records.groupby("attack")["index"].nunique()) if len(records) else {}
+    counted = {row["attack"]: row["n"] for row in results["rows"] if row["attack"] != "worst"}
+    short = [attack for attack, n in counted.items() if kept.get(attack, 0) < n]
+    if short:
+        return f"records of {', '.join(short)} are incomplete: robustlib run --rerun makes them anew"
+    return ""
 
 
 def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":

@@ -51,8 +51,9 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 
 FILES = (
     *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
-    *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json"),
+    *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json", "representation.json"),
 )
+FOLDERS = ("evaluation", "features", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,11 @@ class Run:
         return False
 
     def clear(self) -> None:
-        """Removes what a training and its evaluation wrote, and nothing else."""
+        """Removes what a training wrote and what was measured on it, and nothing else."""
         for file in (*(self.path / name for name in FILES), *self.path.glob("snapshots/*.safetensors")):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.evaluation, ignore_errors=True)
+        for folder in FOLDERS:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     @property
     def evaluation(self) -> Path:

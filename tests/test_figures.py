@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from numbers import Number
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,55 @@ ALL = {
     "strips": lambda: figures.example_strips(IMAGES, IMAGES + 0.02, [0, 1], ([0, 1], [0, 0]), ["cat", "dog"]),
     "claims": lambda: figures.claim_effects(CLAIMS),
 }
+
+
+# Of each figure a column of its data and a number in it: one that the alt text tells, or that was given.
+HOLDS = {
+    "training": ("loss", 2 / 7),
+    "eps": ("accuracy", 0.75),
+    "steps": ("steps", 100),
+    "trade-off": ("worst_high", 0.75),
+    "cost": ("minutes", 11.5),
+    "bars": ("accuracy", 0.736),
+    "cascade": ("taken", 0.22),
+    "over seeds": ("accuracy", 0.735),
+    "gap over eps": ("gap", 0.15),
+    "gap over depth": ("gap", 0.15),
+    "pairs": ("median", 1.1),
+    "plane": ("margin", 0.6),
+    "atlas": ("x", MAP[1][59, 0]),
+    "flow": ("share", 0.3),
+    "strips": ("example", 1),
+    "claims": ("effect", 0.03),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_carries_its_numbers(name):
+    data = ALL[name]().data
+    column, number = HOLDS[name]
+    assert np.isclose(data[column], number).any()
+    assert data.columns.is_unique
+    assert data.index.is_unique
+    assert data.map(lambda cell: isinstance(cell, str | Number)).all(axis=None), "no lists, no tensors"
+    again = pd.read_csv(io.StringIO(data.to_csv(index=False, float_format="%.6g")), dtype=data.dtypes.to_dict())
+    same = data.reset_index(drop=True).replace("", np.nan)
+    pd.testing.assert_frame_equal(again, same, check_dtype=False, rtol=1e-4, atol=1e-5)
+
+
+def test_data_speak_of_titles_and_points():
+    assert set(ALL["trade-off"]().data["method"]) == {"STANDARD", "TRADES"}
+    assert set(ALL["gap over eps"]().data["curve"]) == {"A (2 seeds)", "B (2 seeds)"}
+    assert len(ALL["atlas"]().data) == 2 * 2 * 60, "maps, sides, images"
+    assert ALL["strips"]().data.to_dict("records")[1] == {
+        "example": 1,
+        "label": "dog",
+        "before": "dog",
+        "after": "cat",
+    }
+    shares = ALL["pairs"]().data.groupby(["method", "pair"])["share"].sum()
+    assert shares.tolist() == pytest.approx([1] * 6)
+    assert "PGD accuracy fell" in ALL["training"]().data["warnings"].tolist()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -173,8 +223,56 @@ def test_the_atlas_tells_clean_from_adversarial_by_shape():
     start, end = arrows.get_offsets()[0], arrows.get_offsets()[0] + (arrows.U[0], arrows.V[0])
     assert (start.tolist(), np.asarray(end)) == (MAP[0][0].tolist(), pytest.approx(MAP[1][0]))
     assert not figures.umap_atlas({"A": MAP}, CLASSES, arrows=0).fig.axes[0].collections[6:]
+    (place,) = {text.get_text(): text for text in first.texts if text.get_text() == "0"}.values()
+    assert place.xy in [tuple(point) for point in MAP[0][CLASSES == 0].tolist()], "a name points into its class"
     many = figures.umap_atlas({"A": MAP}, np.arange(60)).fig.axes[0]
     assert not many.texts, "sixty names would hide the map"
+
+
+def test_each_map_has_its_own_note():
+    notes = {"UMAP": "Trustworthiness 0.98.", "PCA": "Trustworthiness 0.85, 36 % of the variance."}
+    figure = figures.umap_atlas({"UMAP": MAP, "PCA": MAP}, CLASSES, note="300 images.", notes=notes)
+    assert [axis.get_xlabel().replace("\n", " ") for axis in figure.fig.axes] == list(notes.values())
+    assert all(note in figure.alt for note in (*notes.values(), "300 images."))
+    nine = figures.umap_atlas({f"map {k}": MAP for k in range(9)}, CLASSES)
+    assert nine.fig.get_figwidth() == 8
+    assert len(nine.fig.axes) == 9
+
+
+def test_names_of_near_classes_do_not_hide_each_other():
+    near = (MAP[0] * 0.01, MAP[0] * 0.01)
+    figure = figures.umap_atlas({"A": near, "B": near}, CLASSES, ["airplane", "automobile", "bird"], arrows=0)
+    figures.to_png(figure, dpi=60)
+    boxes = [text.get_window_extent() for text in figure.fig.axes[0].texts]
+    spans = [(b.y0, b.y1) for b in boxes]  # the widths hold the line to the class too
+    assert len(set(spans)) == 3
+
+
+def test_of_many_classes_those_that_change_least_are_one():
+    before = np.arange(100)
+    after = np.where(before < 5, before + 1, before)
+    figure = figures.confusion_flow(before, after)
+    assert set(figure.data["clean answer"]) == {*map(str, range(14)), "other classes"}
+    assert "5.0 % change" in figure.alt
+    others = figures.confusion_flow(before, np.roll(before, 1))
+    assert "100.0 % change" in others.alt, "changes among the other classes count too"
+
+
+def test_runs_with_other_settings_are_other_methods():
+    board = leaderboard().assign(changed=["", "", "beta=1.0, compiled", "compiled"])
+    assert set(figures.trade_off(board).data["method"]) == {"STANDARD", "TRADES · beta=1.0", "TRADES"}
+
+
+@pytest.mark.parametrize(("letters", "count", "columns"), [(3, 3, 3), (3, 8, 4), (18, 4, 2), (45, 8, 1)])
+def test_legends_stay_within_the_figure(letters, count, columns):
+    curves = {f"{k}{'m' * letters}": curve() for k in range(count)}
+    figure = figures.robustness_curves(curves)
+    figures.to_png(figure, dpi=60)
+    (legend,) = figure.fig.legends
+    assert legend._ncols == columns
+    box = legend.get_window_extent()
+    assert figure.fig.bbox.x0 <= box.x0 < box.x1 <= figure.fig.bbox.x1
+    assert figure.fig.axes[0].bbox.height > 200 * figure.fig.dpi / 100, "the axes keep their size"
 
 
 def test_the_flow_is_as_wide_as_its_share():
@@ -195,19 +293,46 @@ def test_wrong_answers_are_marked_by_more_than_colour():
     assert shown == pytest.approx(np.full((8, 8), 0.7)), "0.5 + 10 times 0.02"
 
 
+def test_a_large_perturbation_is_magnified_less():
+    figure = figures.example_strips(IMAGES, IMAGES + 0.2, [0, 1], ([0, 1], [0, 0]))
+    assert "the perturbation times 2." in figure.alt
+    assert figure.fig.axes[2].images[0].get_array().max() == pytest.approx(0.9), "0.5 + 2 times 0.2 is no white"
+    fixed = figures.example_strips(IMAGES, IMAGES + 0.2, [0, 1], ([0, 1], [0, 0]), magnify=10)
+    assert "the perturbation times 10." in fixed.alt
+
+
+def test_names_are_cut_before_they_hide_each_other():
+    names = ["cassette player from the seventies", "dog"]
+    many = np.repeat(IMAGES, 6, 0)
+    figure = figures.example_strips(many, many, [0] * 12, ([0] * 12, [0] * 12), names)
+    assert len(figure.data) == 8, "ten would leave no room for such names"
+    assert figure.fig.axes[0].get_title().endswith("…")
+    assert figure.data["label"].unique().tolist() == names[:1], "the data have it in full"
+    flow = figures.confusion_flow([0, 1], [1, 0], names)
+    assert any(text.get_text().endswith("…") for text in flow.fig.axes[0].texts)
+
+
 def test_claims_have_a_dot_where_there_is_an_effect():
     figure = ALL["claims"]()
     (axis,) = figure.fig.axes
     assert len(axis.containers) == 2
     assert sum(container.has_xerr for container in axis.containers) == 1, "one seed has no interval"
     assert "supported (3.0, interval 2.0 to 4.0)" in figure.alt
+    assert axis.containers[0][0].get_xdata() == pytest.approx([3]), "in smallest effects of interest"
+    assert "(3.0 points, interval" in figures.claim_effects([CLAIMS[0] | {"unit": "points"}]).alt
+
+
+def test_a_long_claim_is_told_in_full():
+    long = "The defence keeps more accuracy than the other one " * 5
+    (axis,) = figures.claim_effects([CLAIMS[0] | {"claim": long}]).fig.axes
+    assert axis.texts[0].get_text().replace("\n", " ") == long.strip()
 
 
 def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
     assert len(bars) == 2
-    told = {text.get_text() for text in axis.get_legend().get_texts()}
+    told = {text.get_text() for text in axis.figure.legends[0].get_texts()}
     assert told == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
 
 
@@ -236,8 +361,10 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.pair_distances({}), "needs distances"),
         (lambda: figures.pair_distances({"A": {"same class": [np.nan]}}), "needs distances"),
         (lambda: figures.alignment_exclusion(plane(), "nearest"), "'nearest'"),
+        (lambda: figures.alignment_exclusion(plane(), "adversarial_margin"), "'adversarial_margin'"),
         (lambda: figures.alignment_exclusion(plane(), "far"), "exclusion='far'"),
         (lambda: figures.umap_atlas({}, CLASSES), "at least one map"),
+        (lambda: figures.umap_atlas({"A": MAP}, CLASSES, notes={"B": ""}), "no map 'B'"),
         (lambda: figures.umap_atlas({"A": MAP}, CLASSES[:3]), "labels 3, clean 60"),
         (lambda: figures.confusion_flow([0, 1], [0]), "clean 2, adversarial 1"),
         (lambda: figures.confusion_flow([], []), "at least one"),
@@ -260,7 +387,8 @@ def test_show_sends_a_png_with_its_alt_text(monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda data, **how: sent.update(data=data, **how))
     figure = figures.accuracy_bars(ROWS)
     assert figures.show(figure) is None
-    assert sent["metadata"]["image/png"] == {"alt": figure.alt, "width": 768}
+    csv = "attack,accuracy,low,high\nclean,0.986,0.97,0.995\nworst case,0.736,,\n"
+    assert sent["metadata"]["image/png"] == {"alt": figure.alt, "width": 768, "csv": csv}
     assert sent["data"]["image/png"].startswith("iVBOR")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD, Threat
@@ -23,6 +24,7 @@ from robustlib.representation import (
     class_alignment,
     effective_rank,
     embed,
+    embed_path,
     embed_runs,
     embedding,
     exclusion,
@@ -392,6 +394,17 @@ def test_attacked_features_are_those_of_the_attack(net):
     assert not found["features"].equal(features(net, split, attack=attack, seed=4)["features"])
 
 
+def test_images_are_kept_when_asked(net):
+    split, threat = split_of(12), Threat("linf", 0.2)
+    assert features(net, split).images is None
+    found = features(net, split, attack=PGD(threat, steps=3), batch_size=5, keep_images=True)
+    moved = (found.images.int() - split.images.int()).abs()
+    assert found.images.dtype == torch.uint8
+    assert 0 < moved.amax() <= round(0.2 * 255)
+    assert found.select(found.labels == 3).images.equal(found.images[found.labels == 3])
+    assert features(net, split, keep_images=True).images.equal(split.images)
+
+
 def test_two_augmentations_of_one_image(digits, net):
     split = digits.test.sample(20)
     first, second = (features(net, split, augment="weak", seed=s)["features"] for s in (0, 1))
@@ -508,7 +521,7 @@ def test_cache_is_keyed_by_features_and_parameters(tmp_path, no_umap):
     assert len(no_umap) == 1
     assert np.array_equal(first.clean, second.clean)
     assert str(first) == str(second)
-    for changed in ({"neighbours": 6}, {"seed": 1}, {"min_dist": 0.5}, {"components": 3}):
+    for changed in ({"neighbours": 6}, {"seed": 1}, {"min_dist": 0.25}, {"components": 3}):
         embed(f, g, **{"neighbours": 5, "cache": tmp_path, **changed})
     embed(g, f, neighbours=5, cache=tmp_path)
     assert len(no_umap) == 6
@@ -516,6 +529,20 @@ def test_cache_is_keyed_by_features_and_parameters(tmp_path, no_umap):
         file.write_bytes(b"half")
     embed(f, g, neighbours=5, cache=tmp_path)
     assert len(no_umap) == 7
+
+
+def test_a_path_of_tables_has_one_map(tmp_path, no_umap):
+    tables = [torch.randn(20, 6) for _ in range(3)]
+    made = embed_path(tables, neighbours=5, cache=tmp_path)
+    assert made.points.shape == made.pca.shape == (3, 20, 2)
+    assert np.array_equal(made.adversarial, made.points[2])
+    assert np.array_equal(made.points, embed_path(tables, neighbours=5, cache=tmp_path).points)
+    assert len(no_umap) == 1
+    assert "20 clean and 40 adversarial" in str(made)
+    with pytest.raises(InputError, match="at least one table"):
+        embed_path([])
+    with pytest.raises(InputError, match="compare like with like"):
+        embed_path([torch.randn(20, 6), torch.randn(20, 6), torch.randn(19, 6)])
 
 
 def test_features_of_one_dimension_have_a_map(no_umap):
@@ -576,6 +603,7 @@ def test_gap_table_per_layer_eps_epoch_and_class(runs, digits):
     by_class = gap_table(runs[1:], digits, ATTACK, classes=True, n=60)
     assert by_class["class"].tolist() == ["", *digits.class_names]
     assert by_class.n.tolist()[0] == 60
+    assert set(by_class.title) == {"Standard training"}
     with pytest.raises(InputError, match="Unknown choice of examples 'some'"):
         gap_table(runs, digits, ATTACK, only="some")
 
@@ -589,6 +617,7 @@ def test_measures_of_runs_are_made_once(runs, digits, monkeypatch):
     wanted = {"relative_l2", "cosine", "alignment", "nearest", "margin", "uniformity", "cka", "effective_rank"}
     assert wanted | {"adversarial_margin", "class_alignment", "variability", "self_duality"} <= set(found)
     assert found[sorted(wanted)].notna().all().all()
+    assert found.title.tolist() == [run.params()["title"] for run in runs]
     with pytest.raises(TypeError):
         measure_runs(runs, digits, ATTACK, n=50)
 
@@ -600,6 +629,20 @@ def test_a_damaged_copy_is_made_again(runs, digits):
     again = run_features(runs[1], digits, ATTACK, n=40)
     assert clean["features"].equal(again[0]["features"])
     assert adversarial["features"].equal(again[1]["features"])
+    assert again[0].images.equal(digits.test.sample(40).images)
+    assert adversarial.images.equal(again[1].images)
+    assert not again[0].images.equal(again[1].images)
+
+
+def test_a_copy_of_an_older_form_is_made_again(runs, digits):
+    run = runs[1]
+    _, adversarial = run_features(run, digits, ATTACK, n=30)
+    files = (run.path / "features").iterdir()
+    file = max(files, key=lambda path: path.stat().st_mtime)
+    tables = load_file(file)
+    assert tables.pop("adversarial/images").equal(adversarial.images)
+    save_file(tables, file)
+    assert run_features(run, digits, ATTACK, n=30)[1].images.equal(adversarial.images)
 
 
 def test_maps_of_runs_show_the_same_images(runs, digits, no_umap):

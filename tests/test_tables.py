@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from robustlib import tables
+from robustlib.claims import Claim, Evidence, Finding, Interval
 from tests import made_up
 
 RESULTS = {
@@ -179,3 +180,59 @@ def test_provenance_repeats_the_command() -> None:
 def test_show_does_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     tables.show(pd.DataFrame({"protocol": ["x" * 200]}))
     assert "x" * 200 in capsys.readouterr().out
+
+
+def measured(**columns: object) -> pd.DataFrame:
+    """Measures of two seeds of TRADES and one of standard training."""
+    who = {"method": ["trades", "trades", "standard"], "title": ["TRADES", "TRADES", "Standard training"]}
+    numbers = {
+        "relative_l2": [0.2, 0.4, 0.9],
+        "margin": [-0.1, -0.3, float("nan")],
+        "effective_rank": [9.0, 10.0, 11.0],
+    }
+    return pd.DataFrame(who | {"seed": [0, 1, 0], "changed": "", "layer": "features"} | numbers | columns)
+
+
+def test_geometry_has_means_over_seeds_then_each_run() -> None:
+    table = tables.geometry(measured())
+    assert list(table) == ["method", "seed", "relative L2 gap", "exclusion margin, clean", "effective rank, clean"]
+    assert table["method"].tolist() == ["TRADES", "TRADES", "TRADES", "Standard training"]
+    assert table["seed"].tolist() == ["mean of 2", "0", "1", "0"]
+    assert table["relative L2 gap"].tolist() == ["0.300 ± 0.141", "0.200", "0.400", "0.900"]
+    assert table["exclusion margin, clean"].tolist() == ["−0.200 ± 0.141", "−0.100", "−0.300", "–"]
+    assert table["effective rank, clean"].tolist()[:2] == ["9.5 ± 0.7", "9.0"]
+
+
+def test_geometry_keeps_arms_and_layers_apart() -> None:
+    table = tables.geometry(measured(changed=["beta=1.0", "", ""], layer=["features", "features", "stem"]))
+    assert list(table)[:4] == ["method", "changed", "layer", "seed"]
+    assert "mean" not in "".join(table["seed"]), "no two runs are of one kind"
+    assert list(tables.geometry(measured().drop(columns=["title", "changed", "layer"])))[:2] == ["method", "seed"]
+
+
+def test_incomplete_runs_are_told() -> None:
+    lacking = {
+        "run": ["a", "b"],
+        "preset": "digits",
+        "dataset": "digits",
+        "path": "x",
+        "missing": "not evaluated: do it",
+    }
+    table = tables.incomplete(pd.DataFrame(lacking))
+    assert table.to_dict("records")[0] == {"run": "a", "what is missing": "not evaluated: do it"}
+    assert "preset" in tables.incomplete(pd.DataFrame(lacking | {"preset": ["digits", "cifar10-short"]}))
+    assert tables.incomplete(pd.DataFrame(columns=list(lacking))).empty
+
+
+def test_claims_stand_beside_their_reference() -> None:
+    def finding(name: str, verdict: str) -> Finding:
+        claim = Claim(name=name, text="More.", source="paper", measure="worst", arm="trades", than="pgd_at")
+        interval = Interval(0.02, 0.01, 0.03, 0.01)
+        return Finding(claim, Evidence({0: 0.02, 1: 0.02}, 2), interval, 0.01, 0.02, verdict)  # type: ignore[arg-type]
+
+    mine = [finding("a", "undecided"), finding("b", "supported")]
+    table = tables.claims(mine, [finding("a", "supported")])
+    assert table["reference"].tolist() == ["✓ supported", "–"]
+    assert table["verdict"].tolist() == ["– undecided", "✓ supported"]
+    assert "reference" not in tables.claims(mine)
+    assert "reference" not in tables.claims(mine, []), "nothing is committed"

@@ -1,14 +1,15 @@
-"""The figures of the reports: one function for each, data in, `Figure(fig, alt)` out.
+"""The figures of the reports: one function for each, data in, `Figure(fig, alt, data)` out.
 
 Nothing here knows runs, files or notebooks. Colours are colour-blind safe and never alone: every series also has
 its own marker or line style.
 """
 
+from robustlib.figures.atlas import umap_atlas
 from robustlib.figures.attacks import accuracy_bars, cascade
 from robustlib.figures.canvas import Figure, show, to_png
 from robustlib.figures.claims import claim_effects
 from robustlib.figures.examples import example_strips
-from robustlib.figures.features import alignment_exclusion, pair_distances, umap_atlas
+from robustlib.figures.features import alignment_exclusion, pair_distances
 from robustlib.figures.flow import confusion_flow
 from robustlib.figures.leaderboard import cost, trade_off
 from robustlib.figures.run import robustness_curves, training_curves

@@ -53,7 +53,8 @@ def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
         axis.set_title("Accuracy under each attack")
         axis.set_xlabel("accuracy, with 95 % interval")
     said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
-    return Figure(fig, f"Accuracy on the test images: {said}.")
+    numbers = frame[[name for name in ("accuracy", "low", "high") if name in frame]]
+    return Figure(fig, f"Accuracy on the test images: {said}.", numbers.assign(attack=labels)[["attack", *numbers]])
 
 
 def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
@@ -84,7 +85,8 @@ def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
         axis.set_title("AutoAttack, step by step")
         axis.set_xlabel("accuracy left (hatched: taken by this step)")
     said = [f"{name} {pc(value)}" for name, value in zip(labels, left, strict=True)]
-    return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.")
+    numbers = pd.DataFrame({"step": labels, "accuracy": left, "taken": taken})
+    return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.", numbers)
 
 
 def _bars_downwards(axis: "Axes", end: float) -> None:

@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robustlib.errors import InputError
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
 DPI = 150
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED = "#1f2933", "#66717d"
+# Seaborn's colour-blind safe palette, whose pink and yellow fade on white, and its sky blue at the end: darker ones instead
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#332288", "#882255")
 MARKERS = "osD^vPX<>h*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 class Figure(NamedTuple):
-    """A figure and the words for those who cannot see it.
+    """A figure, the words for those who cannot see it, and its numbers.
 
     Attributes:
         fig: the matplotlib figure.
         alt: what it shows, with its main numbers, in a sentence or three.
+        data: what it draws, a tidy table: one row a point, bar or answer; numbers and words only.
     """
 
     fig: "Canvas"
     alt: str
+    data: "DataFrame"
 
 
 @contextmanager
@@ -88,14 +93,42 @@ def panels(names: Sequence[str], *, height: float) -> tuple["Canvas", list["Axes
     for axis in every[len(names) :]:
         axis.remove()
     for axis, name in zip(every, names, strict=False):
-        axis.set_title(name)
+        axis.set_title(fill(name, 78 // columns))
     return fig, every[: len(names)]
 
 
 def title_of(row: "Mapping[Any, Any] | Series") -> str:
-    """What a row calls its method: its title, or the name if it has none."""
-    title = row.get("title")
-    return str(title) if isinstance(title, str) and title else str(row["method"])
+    """What a row calls its method: its title, or the name if it has none, and what was changed of it."""
+    title, changed = row.get("title"), row.get("changed")
+    name = str(title) if isinstance(title, str) and title else str(row["method"])
+    changes = changed.split(", ") if isinstance(changed, str) else []
+    new = [part for part in changes if part not in ("", "compiled") and part not in name]  # compiled: no other method
+    return " · ".join([name, *new])
+
+
+def legend_below(fig: "Canvas", axis: "Axes") -> None:
+    """The legend of `axis` below the figure, in as many columns as its texts leave room for; the axes keep their size."""
+    import numpy as np
+
+    handles, labels = axis.get_legend_handles_labels()
+    wide = np.array([_inches(label) + 0.73 for label in labels])  # with the line before it and the gap after it
+    fits = [
+        n
+        for n in range(1, min(4, len(labels)) + 1)
+        if sum(part.max() for part in np.array_split(wide, n)) <= fig.get_figwidth()
+    ]
+    columns = max(fits, default=1)
+    fig.set_figheight(fig.get_figheight() + 0.2 * (-(-len(labels) // columns) - 1))
+    fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
+
+
+def _inches(label: str) -> float:
+    """The width of a text in the size of legends."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font = FontProperties(family="DejaVu Sans", size=9)
+    return float(TextToPath().get_text_width_height_descent(label, font, ismath=False)[0]) / 72
 
 
 def same_length(what: str, **arrays: Any) -> None:
@@ -108,12 +141,9 @@ def same_length(what: str, **arrays: Any) -> None:
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each name; the same set of names always gets the same ones."""
-    import seaborn
-
-    colours = seaborn.color_palette("colorblind").as_hex()
     ordered = enumerate(dict.fromkeys(names))
     return {
-        name: {"color": colours[k % len(colours)], "marker": MARKERS[k % len(MARKERS)], "ls": LINES[k % len(LINES)]}
+        name: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ls": LINES[k % len(LINES)]}
         for k, name in ordered
     }
 
@@ -160,7 +190,10 @@ def to_png(figure: Figure, *, dpi: int = DPI) -> bytes:
 
 
 def show(figure: Figure) -> None:
-    """Display the figure in a notebook as a PNG that carries its alt text; outside a notebook print the alt text."""
+    """Display the figure in a notebook as a PNG that carries its alt text and, as CSV, its numbers.
+
+    Outside a notebook the alt text is printed.
+    """
     from IPython import get_ipython
     from IPython.display import display
 
@@ -170,4 +203,5 @@ def show(figure: Figure) -> None:
         print(figure.alt)
         return
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": figure.alt}
-    display(data, raw=True, metadata={"image/png": {"alt": figure.alt, "width": width}})
+    facts = {"alt": figure.alt, "width": width, "csv": figure.data.to_csv(index=False, float_format="%.6g")}
+    display(data, raw=True, metadata={"image/png": facts})

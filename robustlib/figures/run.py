@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import MUTED, Figure, axes, looks, needs, pc, percent, style
+from robustlib.figures.canvas import MUTED, Figure, axes, legend_below, looks, needs, pc, percent, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,18 @@ def training_curves(metrics: "DataFrame") -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
             _mark_stages(axis, epochs, rows, named=axis is right)
         warned = _mark_warnings(right, epochs, rows)
-    return Figure(fig, _say_training(epochs, rows, losses, curves, warned))
+    return Figure(fig, _say_training(epochs, rows, losses, curves, warned), _numbers(rows, clock, [*losses, *curves]))
+
+
+def _numbers(rows: "DataFrame", clock: str, drawn: list[str]) -> "DataFrame":
+    """What the curves show, a row an epoch; the warnings of an epoch in one text."""
+    numbers = rows[[clock, *(["stage"] if "stage" in rows else []), *drawn]].rename(columns={clock: "epoch"})
+    return numbers.assign(warnings=["; ".join(map(str, said)) for said in _warnings(rows)])
+
+
+def _warnings(rows: "DataFrame") -> list[list[Any]]:
+    column = rows["warnings"] if "warnings" in rows else [()] * len(rows)
+    return [list(said) if isinstance(said, list | tuple) else [] for said in column]
 
 
 def _losses(rows: "DataFrame") -> list[str]:
@@ -78,9 +89,7 @@ def _mark_stages(axis: "Axes", epochs: "Series", rows: "DataFrame", *, named: bo
 
 def _mark_warnings(axis: "Axes", epochs: "Series", rows: "DataFrame") -> list[str]:
     """A triangle at the top for each epoch with a warning; returns the different warnings."""
-    if "warnings" not in rows:
-        return []
-    lists = [list(w) if isinstance(w, list | tuple) else [] for w in rows["warnings"]]
+    lists = _warnings(rows)
     at = [epoch for epoch, said in zip(epochs, lists, strict=True) if said]
     if at:
         axis.plot(at, [1.0] * len(at), ls="none", marker="v", ms=7, color="#b3261e", label="warning", clip_on=False)
@@ -110,6 +119,8 @@ def robustness_curves(curves: Mapping[str, "DataFrame"], x: str = "eps", threat_
         x: "eps" (radius of the ball, in [0, 1]) or "steps" (iterations of the attack).
         threat_eps: the radius of the threat model, marked when x is "eps".
     """
+    import pandas as pd
+
     if x not in ("eps", "steps"):
         raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
     if not curves:
@@ -123,8 +134,10 @@ def robustness_curves(curves: Mapping[str, "DataFrame"], x: str = "eps", threat_
         axis.set_ylim(-0.02, 1.02)
         percent(axis)
         axis.set_title("Accuracy under attack")
-        axis.legend(loc="best", handlelength=3)
-    return Figure(fig, _say_robustness(frames, x, threat_eps))
+        legend_below(fig, axis)
+    numbers = pd.concat([frame.assign(curve=name) for name, frame in frames.items()], ignore_index=True)
+    columns = [name for name in ("curve", x, "accuracy", "low", "high") if name in numbers]
+    return Figure(fig, _say_robustness(frames, x, threat_eps), numbers[columns])
 
 
 def _curve(axis: "Axes", frame: "DataFrame", x: str, name: str, look: dict[str, Any]) -> None:

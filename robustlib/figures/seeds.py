@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import Figure, axes, looks, needs, style, title_of
+from robustlib.figures.canvas import Figure, axes, legend_below, looks, needs, style, title_of
 from robustlib.figures.run import robustness_curves
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def robustness_over_seeds(table: "DataFrame", x: str = "eps", threat_eps: float 
     curves = over_seeds(table, x, "accuracy", "robustness")
     for frame in curves.values():
         frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
-    fig, alt = robustness_curves(curves, x, threat_eps)
+    fig, alt, numbers = robustness_curves(curves, x, threat_eps)
     fig.axes[0].set_ylabel("accuracy: mean over seeds, 95 % band")
-    return Figure(fig, f"{alt} Means over seeds; bands are 95 % intervals over seeds.")
+    return Figure(fig, f"{alt} Means over seeds; bands are 95 % intervals over seeds.", numbers)
 
 
 def feature_gap_curves(
@@ -83,6 +83,8 @@ def feature_gap_curves(
         InputError: an unknown x or measure, a column that is missing or empty, or a table that mixes layers, radii, classes
             or stages, whose mean would mean nothing.
     """
+    import pandas as pd
+
     if x not in DEPTHS:
         raise InputError(f"x={x!r} is not an axis of the feature-gap figure: choose {', '.join(DEPTHS)}.")
     for measure in measures:
@@ -98,7 +100,7 @@ def feature_gap_curves(
         ):
             there = ", ".join(map(repr, rows[other].unique()))
             raise InputError(f"The feature-gap figure over {x} needs one {other}, the table has {there}: choose one.")
-    said = []
+    said, numbers = [], []
     with style():
         fig, panels = axes(len(measures), height=3.9)
         for axis, measure in zip(panels, measures, strict=True):
@@ -107,9 +109,13 @@ def feature_gap_curves(
             said.append(
                 f"{GAPS[measure]}: {'; '.join(_ends(name, frame, x, measure) for name, frame in curves.items())}"
             )
-        handles, labels = panels[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3)
-    return Figure(fig, f"Feature gap between clean and adversarial images against {x}. {'. '.join(said)}.")
+            numbers += [
+                frame.rename(columns={measure: "gap"}).assign(curve=name, measure=measure)
+                for name, frame in curves.items()
+            ]
+        legend_below(fig, panels[0])
+    data = pd.concat(numbers, ignore_index=True)[["measure", "curve", x, "gap", "low", "high"]]
+    return Figure(fig, f"Feature gap between clean and adversarial images against {x}. {'. '.join(said)}.", data)
 
 
 def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) -> None:
@@ -117,9 +123,9 @@ def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) ->
 
     if x == "layer":
         places = list(dict.fromkeys(name for frame in curves.values() for name in frame[x]))
-        crowded = max(len(str(name)) for name in places) * len(places) > 60
-        turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if crowded else {}
-        axis.set_xticks(range(len(places)), places, **turn)
+        words = [str(name).removeprefix("encoder.") for name in places]
+        turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, words)) > 36 else {}
+        axis.set_xticks(range(len(places)), words, **turn)
     for name, look in looks(curves).items():
         frame = curves[name] if x == "layer" else curves[name].sort_values(x)
         at = [places.index(layer) for layer in frame[x]] if x == "layer" else frame[x]

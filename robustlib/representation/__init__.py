@@ -4,7 +4,7 @@ Measures take tables of features (N, D); `features` makes them of a model and a 
 `embed_runs` do it for finished runs, on the same images and with what was made before.
 """
 
-from robustlib.representation.embedding import Embedding, embed, trustworthiness
+from robustlib.representation.embedding import Embedding, embed, embed_path, trustworthiness
 from robustlib.representation.features import Features, at_eps, features
 from robustlib.representation.geometry import Exclusion, alignment, class_alignment, exclusion, feature_gap, uniformity
 from robustlib.representation.layers import layer_function, layers
@@ -12,9 +12,10 @@ from robustlib.representation.lipschitz import feature_jacobian_norm, local_lips
 from robustlib.representation.of_runs import embed_runs, gap_rows, gap_table, measure_runs, measures
 from robustlib.representation.probes import MEASURES, KNNProbe, LinearProbe, knn_probe, linear_probe, training_probe
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
-from robustlib.representation.stored import run_features, snapshots
+from robustlib.representation.stored import EXAMPLES, run_features, snapshots
 
 __all__ = [
+    "EXAMPLES",
     "MEASURES",
     "Embedding",
     "Exclusion",
@@ -28,6 +29,7 @@ __all__ = [
     "class_alignment",
     "effective_rank",
     "embed",
+    "embed_path",
     "embed_runs",
     "exclusion",
     "feature_gap",

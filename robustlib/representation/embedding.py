@@ -6,7 +6,7 @@ Fitted on the clean ones alone, UMAP would push adversarial points to the edges 
 import hashlib
 import importlib.metadata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,62 +28,94 @@ COUNTED, ANCHORS = 15, 1000  # neighbours of the trustworthiness, and the points
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Two-dimensional views of N clean features and the N adversarial ones of the same examples.
+    """Two-dimensional views of T tables of N features, all of the same examples: clean ones first, then adversarial ones.
 
     Args:
-        clean, adversarial: UMAP coordinates, float32 (N, 2).
-        pca_clean, pca_adversarial: the first two principal components, float32 (N, 2).
+        points: UMAP coordinates, float32 (T, N, 2).
+        pca: the first two principal components, float32 (T, N, 2).
         explained: share of the variance that those two hold, in [0, 1].
         trustworthiness, pca_trustworthiness: of the two views, in [0, 1], see `trustworthiness`.
         parameters: how the map was made.
     """
 
-    clean: np.ndarray
-    adversarial: np.ndarray
-    pca_clean: np.ndarray
-    pca_adversarial: np.ndarray
+    points: np.ndarray
+    pca: np.ndarray
     explained: float
     trustworthiness: float
     pca_trustworthiness: float
     parameters: Mapping[str, Any]
 
+    @property
+    def clean(self) -> np.ndarray:
+        """UMAP coordinates (N, 2) of the first table; of `embed`, the clean one."""
+        return self.points[0]
+
+    @property
+    def adversarial(self) -> np.ndarray:
+        """UMAP coordinates (N, 2) of the last table; of `embed`, the adversarial one."""
+        return self.points[-1]
+
+    @property
+    def pca_clean(self) -> np.ndarray:
+        """Principal components (N, 2) of the first table."""
+        return self.pca[0]
+
+    @property
+    def pca_adversarial(self) -> np.ndarray:
+        """Principal components (N, 2) of the last table."""
+        return self.pca[-1]
+
+    @property
+    def made(self) -> str:
+        """How the map was made, in sentences."""
+        p, (tables, n, _) = self.parameters, self.points.shape
+        return (
+            f"UMAP of {n} clean and {(tables - 1) * n} adversarial images, fitted together after PCA to "
+            f"{p['components']} dimensions ({p['neighbours']} neighbours, min_dist {p['min_dist']:g}, {p['metric']}, seed "
+            f"{p['seed']}). Distances between clusters and their sizes mean nothing."
+        )
+
     def __str__(self) -> str:
         """What to print under the map."""
-        p = self.parameters
         return (
-            f"UMAP of {len(self.clean)} clean and {len(self.adversarial)} adversarial images, fitted together after PCA to "
-            f"{p['components']} dimensions ({p['neighbours']} neighbours, min_dist {p['min_dist']:g}, {p['metric']}, seed "
-            f"{p['seed']}). Trustworthiness {self.trustworthiness:.3f} (PCA view: {self.pca_trustworthiness:.3f}, "
-            f"{self.explained:.0%} of the variance). Distances between clusters and their sizes mean nothing."
+            f"{self.made} Trustworthiness {self.trustworthiness:.3f} (PCA view: {self.pca_trustworthiness:.3f}, "
+            f"{self.explained:.0%} of the variance)."
         )
 
 
-def embed(
-    clean: Tensor,
-    adversarial: Tensor,
+def embed(clean: Tensor, adversarial: Tensor, **settings: Any) -> Embedding:
+    """Maps clean and adversarial features to the plane together: `embed_path` of two tables, with its settings."""
+    return embed_path((clean, adversarial), **settings)
+
+
+def embed_path(
+    tables: Sequence[Tensor],
     *,
     neighbours: int = 30,
-    min_dist: float = 0.1,
+    min_dist: float = 0.5,
     components: int = 50,
     seed: int = 0,
     cache: Path | str | None = None,
 ) -> Embedding:
-    """Maps clean and adversarial features to the plane together (McInnes et al. 2018); the same call gives the same map.
+    """Maps several tables of features to the plane together (McInnes et al. 2018); the same call gives the same map.
 
     Args:
-        clean, adversarial: (N, D) each, of the same examples in the same order; 2 000 to 5 000 pairs show enough.
-        neighbours: of UMAP's graph, fewer than 2 N.
-        min_dist: how close UMAP may draw points, in [0, 1].
+        tables: T of (N, D), of the same examples in the same order: clean features, then adversarial ones, of one radius or of
+            several growing ones; 5 000 to 10 000 rows in all show enough.
+        neighbours: of UMAP's graph, fewer than T N.
+        min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
         components: dimensions that PCA leaves, at least 2.
         seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
         cache: directory (a run's) where coordinates are kept below embeddings/ under a digest of the features, the
             parameters and the versions of the packages; the same call takes them from there.
 
     Raises:
-        InputError: shapes that differ, fewer examples than neighbours, parameters out of range.
+        InputError: no tables, shapes that differ, fewer examples than neighbours, parameters out of range.
     """
-    clean, adversarial = as_features(clean.cpu(), adversarial.cpu())
-    check_neighbours(2 * len(clean) - 1, neighbours)
+    if not tables:
+        raise InputError("A map needs features: give at least one table.")
+    tables = as_features(*(table.cpu() for table in tables))
+    check_neighbours(len(tables) * len(tables[0]) - 1, neighbours)
     if neighbours < 2 or components < 2 or not 0 <= min_dist <= 1:
         asked = f"neighbours={neighbours!r}, components={components!r}, min_dist={min_dist!r}"
         raise InputError(f"UMAP with {asked}: give at least 2 neighbours and components, and min_dist in [0, 1].")
@@ -94,25 +126,25 @@ def embed(
         "seed": seed,
     }
     parameters |= {"metric": "cosine"}
-    file = None if cache is None else Path(cache) / "embeddings" / f"{_key(clean, adversarial, parameters)}.npz"
+    file = None if cache is None else Path(cache) / "embeddings" / f"{_key(tables, parameters)}.npz"
     stored = None if file is None else _load(file, parameters)
     if stored is not None:
         return stored
-    both = torch.cat((clean, adversarial))
-    made = _embed(both, parameters)
+    made = _embed(tables, parameters)
     if file is not None:
         write_atomic(file, _bytes(made))
     return made
 
 
-def _embed(both: Tensor, parameters: Mapping[str, Any]) -> Embedding:
-    reduced, shares = principal_components(both, parameters["components"])
+def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> Embedding:
+    every = torch.cat(tuple(tables))
+    reduced, shares = principal_components(every, parameters["components"])
     flat, pca = _umap(reduced, parameters), reduced[:, :2].numpy().copy()
     if pca.shape[1] < 2:
         pca = np.pad(pca, ((0, 0), (0, 1)))
-    n, trust = len(both) // 2, [trustworthiness(both, torch.from_numpy(view)) for view in (flat, pca)]
-    explained = float(shares[:2].sum())
-    return Embedding(flat[:n], flat[n:], pca[:n], pca[n:], explained, trust[0], trust[1], parameters)
+    trust = [trustworthiness(every, torch.from_numpy(view)) for view in (flat, pca)]
+    points, pca = (view.reshape(len(tables), -1, 2) for view in (flat, pca))
+    return Embedding(points, pca, float(shares[:2].sum()), trust[0], trust[1], parameters)
 
 
 def _umap(table: Tensor, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -184,15 +216,15 @@ def trustworthiness(features: Tensor, flat: Tensor, k: int = COUNTED) -> float:
     return 1 - 2 * total / (len(anchors) * k * (2 * n - 3 * k - 1))
 
 
-def _key(clean: Tensor, adversarial: Tensor, parameters: Mapping[str, Any]) -> str:
+def _key(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> str:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    digest = hashlib.sha256(repr((tuple(clean.shape), sorted(parameters.items()), versions)).encode())
-    for table in (clean, adversarial):
+    digest = hashlib.sha256(repr((len(tables), tuple(tables[0].shape), sorted(parameters.items()), versions)).encode())
+    for table in tables:
         digest.update(table.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-ARRAYS = ("clean", "adversarial", "pca_clean", "pca_adversarial")
+ARRAYS = ("points", "pca")
 SCORES = ("explained", "trustworthiness", "pca_trustworthiness")
 
 

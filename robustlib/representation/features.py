@@ -24,12 +24,14 @@ class Features:
         labels: int64 (N,).
         indices: position of each example in the original files, int64 (N,).
         predictions: the model's answers, int64 (N,).
+        images: what the model was shown, rounded to uint8 (N, C, H, W); None unless it was kept.
     """
 
     layers: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
     predictions: Tensor
+    images: Tensor | None = None
 
     def __getitem__(self, layer: str) -> Tensor:
         """The features of one layer, (N, D), under its name with or without "encoder."."""
@@ -49,7 +51,8 @@ class Features:
     def select(self, keep: Tensor) -> "Features":
         """Some examples: positions int64 (M,) or a mask bool (N,)."""
         kept = {name: table[keep] for name, table in self.layers.items()}
-        return Features(kept, self.labels[keep], self.indices[keep], self.predictions[keep])
+        images = None if self.images is None else self.images[keep]
+        return Features(kept, self.labels[keep], self.indices[keep], self.predictions[keep], images)
 
     def of_class(self, label: int, keep: Tensor | None = None) -> "Features":
         """The examples of one class and, with `keep` (N,) bool such as `adversarial.correct`, only those kept there.
@@ -80,6 +83,7 @@ def features(
     pool: Pool = "mean",
     batch_size: int = BATCH,
     seed: int = 0,
+    keep_images: bool = False,
 ) -> Features:
     """The features of every image of a split at some layers, clean or attacked; the model is left as found.
 
@@ -95,6 +99,7 @@ def features(
         pool: of maps (B, C, H, W): "mean" over positions, or "flat".
         batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.
+        keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.
 
     Raises:
         InputError: no such layer (it lists those that exist), an empty split, an unknown view, or bad images.
@@ -107,27 +112,29 @@ def features(
     device, kept = split.labels.device, {}
     generator = torch.Generator(device).manual_seed(seed)
     predictions, start = torch.empty(len(split), dtype=torch.int64), 0
+    images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
     with borrowed(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in split.batches(batch_size, augment=augment, generator=generator):
-            found = _look(model, batch, names, attack, pool, seed)
+            x = _shown(model, batch, attack, seed)
+            with torch.no_grad():
+                found = activations(model, x, names, pool)
             here = slice(start, start := start + len(batch))
+            if images is not None:
+                images[here] = (x * 255).round().to(torch.uint8)
             predictions[here] = found[LOGITS].argmax(1)
             for name in names:
                 if name not in kept:
                     kept[name] = torch.empty(len(split), found[name].shape[1])
                 kept[name][here] = found[name]
-    return Features(kept, split.labels.cpu(), split.indices.cpu(), predictions)
+    return Features(kept, split.labels.cpu(), split.indices.cpu(), predictions, images)
 
 
-def _look(
-    model: nn.Module, batch: Batch, names: Sequence[str], attack: Attack | None, pool: Pool, seed: int
-) -> dict[str, Tensor]:
-    x = batch.x
-    if attack is not None:
-        x = attack(model, x, batch.y, draws=Draws.for_examples(seed, batch.index))
-    with torch.no_grad():
-        return activations(model, x, names, pool)
+def _shown(model: nn.Module, batch: Batch, attack: Attack | None, seed: int) -> Tensor:
+    """What the model is shown of a batch, float32 (B, C, H, W) in [0, 1]."""
+    if attack is None:
+        return batch.x
+    return attack(model, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:

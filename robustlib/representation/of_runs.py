@@ -56,8 +56,9 @@ def gap_table(
         only: "all" images, "survivors" of the attack or those it "fooled" (and that were right before).
 
     Returns:
-        Columns run, method, seed, snapshot ("" = best weights), stage, epoch (of a snapshot; else missing), layer, eps, class (a
-        name; "" = all), n and the measures of `feature_gap`: relative_l2 and cosine are comparable, l1, l2, linf are raw.
+        Columns run, method, title (for people), seed, snapshot ("" = best weights), stage, epoch (of a snapshot; else missing),
+        layer, eps, class (a name; "" = all), n and the measures of `feature_gap`: relative_l2 and cosine are comparable, l1,
+        l2, linf are raw.
 
     Raises:
         InputError: as `run_features`, and a class without adversarial survivors or without any image fooled.
@@ -140,7 +141,7 @@ def measure_runs(
         runs, dataset, attack, layers, n, seed: see `run_features`.
 
     Returns:
-        One row a run and layer: run, method, seed, snapshot, stage, epoch, layer, then the measures.
+        One row a run and layer: run, method, title, seed, snapshot, stage, epoch, layer, then the measures.
 
     Raises:
         InputError: as `run_features`.
@@ -205,5 +206,9 @@ def embed_runs(
 
 def _facts(run: Run, snapshot: str) -> dict[str, Any]:
     params, (stage, _, epoch) = run.params(), snapshot.rpartition("-")
-    facts = {"run": run.name, "method": params["method"], "seed": params["seed"], "snapshot": snapshot}
+    facts = (
+        {"run": run.name}
+        | {name: params.get(name) for name in ("method", "title", "changed", "seed")}
+        | {"snapshot": snapshot}
+    )
     return facts | {"stage": stage, "epoch": int(epoch) if epoch else None}

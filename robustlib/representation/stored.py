@@ -2,7 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from robustlib.attacks import Attack
 from robustlib.data import Dataset, Split
@@ -11,6 +14,7 @@ from robustlib.models import Classifier
 from robustlib.representation.features import Features, features
 from robustlib.representation.layers import resolve_layers
 from robustlib.runs import Run, code_digest, load_weights, write_atomic
+from robustlib.training.fit import resolve_device
 
 EXAMPLES = 500  # test images, unless told otherwise
 
@@ -28,11 +32,12 @@ def run_features(
     n: int = EXAMPLES,
     seed: int = 0,
     snapshot: str = "",
+    device: str = "auto",
 ) -> Pair:
     """Clean and adversarial features of a finished run on `n` test images, the same for all runs; kept in the run.
 
-    They lie below features/ in the run's directory under a digest of weights, images, attack, layers, seed and code; the
-    same call takes them from there.
+    Both sides have their images, the adversarial ones rounded to 256 levels. They lie below features/ in the run's directory
+    under a digest of weights, images, attack, layers, seed and code; the same call takes them from there.
 
     Args:
         run: finished, of this data set.
@@ -42,9 +47,10 @@ def run_features(
         n: a stratified choice of so many test images, always the same; 0 for all.
         seed: of the attack.
         snapshot: name of kept weights of an epoch, such as "train-5"; "" for the best.
+        device: where they are made, if they are not kept yet: "cpu", "cuda" or "auto".
 
     Raises:
-        InputError: an unfinished run, another data set, no such layer or snapshot.
+        InputError: an unfinished run, another data set, no such layer, snapshot or device.
     """
     check_runs([run], dataset)
     model, weights = load_model(run, snapshot)
@@ -57,8 +63,9 @@ def run_features(
     file = run.path / "features" / f"{digest(repr(asked).encode())}.npz"
     stored = _load(file, names, split)
     if stored is None:
-        clean = features(model, split, layers=names, seed=seed)
-        stored = clean, features(model, split, layers=names, attack=attack, seed=seed)
+        model = model.to(resolve_device(device))
+        clean = replace(features(model, split, layers=names, seed=seed), images=split.images)
+        stored = clean, features(model, split, layers=names, attack=attack, seed=seed, keep_images=True)
         write_atomic(file, _bytes(stored))
     return stored
 
@@ -106,11 +113,13 @@ def _bytes(pair: Pair) -> bytes:
     for side, found in zip(SIDES, pair, strict=True):
         tables[f"{side}/predictions"] = found.predictions
         tables |= {f"{side}/{name}": table for name, table in found.layers.items()}
+    if (images := pair[1].images) is not None:
+        tables[f"{SIDES[1]}/images"] = images
     return save(tables)
 
 
 def _load(file: Path, names: Sequence[str], split: Split) -> Pair | None:
-    """Stored features; None if there are none or they cannot be read: they are only a copy of what can be made again."""
+    """Stored features; None if there are none, of an older form, or not readable: a copy of what can be made again."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -119,8 +128,10 @@ def _load(file: Path, names: Sequence[str], split: Split) -> Pair | None:
     except (OSError, SafetensorError):
         return None
 
-    def side(which: str) -> Features:
+    def side(which: str, images: Tensor) -> Features:
         tables = {name: found[f"{which}/{name}"] for name in names}
-        return Features(tables, split.labels, split.indices, found[f"{which}/predictions"])
+        return Features(tables, split.labels, split.indices, found[f"{which}/predictions"], images)
 
-    return side(SIDES[0]), side(SIDES[1])
+    if (images := found.get(f"{SIDES[1]}/images")) is None:
+        return None
+    return side(SIDES[0], split.images), side(SIDES[1], images)

@@ -4,8 +4,9 @@ Nothing here knows runs or files. Accuracies are shown with their 95 % intervals
 """
 
 from robustlib.tables.audit import badges, checks, objections, show_badges
-from robustlib.tables.board import inventory, leaderboard, notes, over_seeds
+from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
+from robustlib.tables.geometry import geometry
 from robustlib.tables.run import accuracies, cascade, hyperparameters, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
@@ -18,8 +19,10 @@ __all__ = [
     "cascade",
     "checks",
     "claims",
+    "geometry",
     "gravest",
     "hyperparameters",
+    "incomplete",
     "inventory",
     "leaderboard",
     "notes",

@@ -108,3 +108,13 @@ def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows)
+
+
+def incomplete(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The runs that a comparison does not show, or not in full, and what they lack.
+
+    Args:
+        frame: of `robustlib.evaluation.incomplete`; the preset is told where there are several.
+    """
+    shared = [name for name in ("preset",) if frame[name].nunique() > 1]
+    return frame[["run", *shared, "missing"]].rename(columns={"missing": "what is missing"}).reset_index(drop=True)

@@ -1,6 +1,6 @@
 """What runs say of a paper's claims."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustlib.tables.words import attack_name
@@ -18,7 +18,7 @@ KINDS = {
 COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]
 
 
-def claims(findings: Iterable[Any]) -> "pd.DataFrame":
+def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "pd.DataFrame":
     """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
 
     Effects are the first arm less the second, in points, or in % of the second where the measure is a distance.
@@ -26,10 +26,22 @@ def claims(findings: Iterable[Any]) -> "pd.DataFrame":
 
     Args:
         findings: of `robustlib.claims.judge`.
+        reference: findings of the committed reference results; their verdicts, by the name of the claim, stand in a column
+            of their own. Without any there is no such column.
     """
     import pandas as pd
 
-    return pd.DataFrame([_row(finding) for finding in findings], columns=COLUMNS)
+    findings = list(findings)
+    table = pd.DataFrame([_row(finding) for finding in findings], columns=COLUMNS)
+    if reference:
+        known = {other.claim.name: _verdict(other) for other in reference}
+        told = [known.get(finding.claim.name, "–") for finding in findings]
+        table.insert(COLUMNS.index("notes"), "reference", told)
+    return table
+
+
+def _verdict(finding: Any) -> str:
+    return f"{SIGNS[finding.verdict]} {finding.words}"
 
 
 def _row(finding: Any) -> dict[str, str]:
@@ -42,7 +54,7 @@ def _row(finding: Any) -> dict[str, str]:
         "effect": _effect(effect, low, high, claim.unit),
         "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
         "detectable": detectable,
-        "verdict": f"{SIGNS[finding.verdict]} {finding.words}",
+        "verdict": _verdict(finding),
         "notes": "; ".join([*finding.evidence.notes, *_gaps(finding.evidence.missing)]),
     }
 

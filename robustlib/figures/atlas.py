@@ -1,0 +1,181 @@
+"""Maps of a feature space: clean and adversarial images of each class, and how the attack moves them."""
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from robustlib.errors import InputError
+from robustlib.figures.canvas import INK, MUTED, Figure, looks, panels, same_length, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+    from pandas import DataFrame
+
+ARROWS = 30  # at most, on one map: more would hide the points
+FEW = 12  # classes that colours and names on the map can still tell apart
+HEIGHTS = {1: 5.6, 2: 4.6, 3: 3.3}  # inches of a row of so many maps
+LETTER, LINE = 0.085, 0.15  # inches, of the name of a class
+SHIFTS = [
+    (dx, dy) for far in (0.14, 0.3, 0.45) for dx in (0, far, -far) for dy in (far, -far)
+]  # from a class to its name
+MANY = ("#56b4e9", "#d55e00")  # colours of clean and adversarial images where classes are too many
+
+
+def umap_atlas(
+    maps: "Mapping[str, tuple[ArrayLike, ArrayLike]]",
+    labels: "ArrayLike",
+    class_names: Sequence[str] = (),
+    *,
+    note: str = "",
+    notes: Mapping[str, str] | None = None,
+    arrows: int = ARROWS,
+) -> Figure:
+    """Maps of clean and adversarial features of the same images, with arrows from some images to their adversarial ones.
+
+    Args:
+        maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
+            `adversarial`; panels for methods, or for UMAP and PCA.
+        labels: (N,) classes, the same for all maps.
+        class_names: by label; numbers if not given.
+        note: what to say below all: parameters and seed.
+        notes: name of a map -> what to say below it alone, e.g. its trustworthiness.
+        arrows: on each map, spread over the classes.
+
+    Raises:
+        InputError: no maps, maps of other numbers of images, or a note for a map that is not there.
+    """
+    import numpy as np
+
+    y = np.asarray(labels)
+    if not maps:
+        raise InputError("The atlas needs at least one map; none given.")
+    own = dict(notes or {})
+    if unknown := [name for name in own if name not in maps]:
+        raise InputError(f"There is no map {unknown[0]!r} to put a note below: the maps are {', '.join(maps)}.")
+    tables = {name: tuple(np.asarray(side, dtype=float) for side in sides) for name, sides in maps.items()}
+    for clean, adversarial in tables.values():
+        same_length("atlas", labels=y, clean=clean, adversarial=adversarial)
+    names = {int(k): str(class_names[int(k)]) if len(class_names) else str(k) for k in np.unique(y)}
+    chosen = _spread(y, arrows)
+    with style():
+        columns = min(len(tables), 3)
+        fig, every = panels(list(tables), height=HEIGHTS[columns])
+        for axis, (name, (clean, adversarial)) in zip(every, tables.items(), strict=True):
+            axis.set_xlabel(fill(own.get(name, ""), 120 // columns), fontsize=8, color=MUTED, loc="left")
+            _map(axis, clean, adversarial, y, 1 if columns < 3 else 0.6)
+            _name_classes(axis, {name: clean[y == label] for label, name in names.items()}, HEIGHTS[columns])
+            _arrows(axis, clean[chosen], adversarial[chosen])
+        _atlas_legend(fig, bool(len(chosen)), note)
+    shown = " ".join(f"{name}: {_moves(*sides)}. {own.get(name, '')}".strip() for name, sides in tables.items())
+    alt = f"Maps of clean and adversarial features of {len(y)} images of {len(names)} classes. {shown} {note}".strip()
+    return Figure(fig, alt, _numbers(tables, y, names))
+
+
+def _numbers(tables: "Mapping[str, Any]", labels: "NDArray[Any]", names: Mapping[int, str]) -> "DataFrame":
+    """A row for each map, side and image."""
+    import pandas as pd
+
+    shared = {"index": range(len(labels)), "label": labels, "class": [names[int(label)] for label in labels]}
+    parts = [
+        pd.DataFrame({"map": name, **shared, "side": kind, "x": side[:, 0], "y": side[:, 1]})
+        for name, sides in tables.items()
+        for kind, side in zip(("clean", "adversarial"), sides, strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _spread(y: "NDArray[Any]", count: int) -> "NDArray[Any]":
+    """Places of about `count` examples, as many of each class; always the same."""
+    import numpy as np
+
+    classes = np.unique(y)
+    each = max(1, count // len(classes)) if count else 0
+    return np.concatenate([np.flatnonzero(y == k)[:each] for k in classes])[:count]
+
+
+def _map(
+    axis: "Axes", clean: "NDArray[Any]", adversarial: "NDArray[Any]", labels: "NDArray[Any]", scale: float
+) -> None:
+    """Circles and crosses in the colour of their class; of many classes, in the colour of their kind."""
+    import numpy as np
+
+    classes = np.unique(labels)
+    size = scale * float(np.clip(5000 / len(labels), 3, 14))
+    for label, look in zip(classes, looks(map(str, classes)).values(), strict=True):
+        mine, (light, dark) = labels == label, (look["color"],) * 2 if len(classes) <= FEW else MANY
+        x, y = clean[mine].T
+        axis.scatter(x, y, s=2 * size, color=light, alpha=0.35, lw=0, rasterized=True)
+        x, y = adversarial[mine].T
+        axis.scatter(x, y, s=size, color=dark, alpha=0.75, lw=0.7, marker="x", rasterized=True)
+    axis.spines[:].set_visible(True)  # a map has no axes, only an edge
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_aspect("equal", adjustable="datalim")
+
+
+def _name_classes(axis: "Axes", groups: "Mapping[str, NDArray[Any]]", height: float) -> None:
+    """The name of each class at its heart, or as near as the names before it leave room; none of too many classes."""
+    import numpy as np
+    from matplotlib.patheffects import withStroke
+
+    if len(groups) > FEW:
+        return
+    halo = [withStroke(linewidth=3, foreground="white")]
+    inch = np.ptp(axis.get_ylim()) / (height - 0.9)  # about: the layout is made when the figure is drawn
+    left, right = (end / inch for end in axis.get_xlim())
+    taken: list[tuple[float, float, float]] = []  # x, y, half the width, in inches
+    for name, points in groups.items():
+        (x, y), half = (value / inch for value in _heart(points)), LETTER * len(name) / 2
+        tried = ((dx, dy, (x + dx, y + dy, half)) for dx, dy in SHIFTS)
+        free = (
+            (dx, dy) for dx, dy, box in tried if left < box[0] - half < box[0] + half < right and not _meets(box, taken)
+        )
+        dx, dy = next(free, SHIFTS[0])
+        taken.append((x + dx, y + dy, half))
+        form: dict[str, Any] = {"fontsize": 9, "weight": "bold", "color": INK, "path_effects": halo, "zorder": 9}
+        form |= {"arrowprops": {"arrowstyle": "-", "lw": 0.7, "color": INK, "shrinkA": 0, "shrinkB": 0}}
+        form |= {"xytext": (72 * dx, 72 * dy), "textcoords": "offset points", "ha": "center", "va": "center"}
+        axis.annotate(name, _heart(points), **form)
+
+
+def _meets(box: tuple[float, float, float], others: Sequence[tuple[float, float, float]]) -> bool:
+    x, y, half = box
+    return any(abs(x - other[0]) < half + other[2] and abs(y - other[1]) < LINE for other in others)
+
+
+def _heart(points: "NDArray[Any]") -> tuple[float, float]:
+    """The point nearest to the median of all: inside the class also where it lies in pieces."""
+    import numpy as np
+
+    x, y = points[np.abs(points - np.median(points, axis=0)).sum(1).argmin()]
+    return float(x), float(y)
+
+
+def _arrows(axis: "Axes", starts: "NDArray[Any]", ends: "NDArray[Any]") -> None:
+    if len(starts):
+        form: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "inches", "width": 0.013}
+        heads: dict[str, Any] = {"headwidth": 5.5, "headlength": 6.5, "headaxislength": 6}
+        axis.quiver(*starts.T, *(ends - starts).T, color=INK, alpha=0.55, zorder=6, **form, **heads)
+
+
+def _atlas_legend(fig: Any, arrows: bool, note: str) -> None:
+    from matplotlib.lines import Line2D
+
+    kinds = {"clean image": "o", "its adversarial one": "x"}
+    handles = [Line2D([], [], ls="none", marker=m, color=MUTED, ms=6, label=name) for name, m in kinds.items()]
+    if arrows:
+        handles.append(
+            Line2D([], [], ls="none", marker=r"$\rightarrow$", color=INK, ms=13, label="from one to the other")
+        )
+    fig.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3)
+    if note:
+        fig.supxlabel(fill(note, 130), fontsize=8, color=MUTED, x=0.01, ha="left")
+
+
+def _moves(clean: "NDArray[Any]", adversarial: "NDArray[Any]") -> str:
+    """How far adversarial images lie from their clean ones, as a share of the spread of the map."""
+    import numpy as np
+
+    spread = float(np.linalg.norm(clean - clean.mean(0), axis=1).mean()) or 1.0
+    return f"adversarial images lie {np.linalg.norm(adversarial - clean, axis=1).mean() / spread:.2f} map radii from their clean ones on average"

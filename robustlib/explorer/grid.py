@@ -1,0 +1,125 @@
+"""What a run answers to the same images while an attack grows: computed once, then only looked up."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robustlib.attacks import APGD, FGSM, PGD, Attack, Threat
+from robustlib.data import Dataset
+from robustlib.errors import unknown
+from robustlib.evaluation import accuracy
+from robustlib.evaluation.suites import EOT
+from robustlib.representation import at_eps, feature_gap, layers, run_features
+from robustlib.representation.features import Features
+from robustlib.representation.geometry import unit
+from robustlib.representation.probes import check_neighbours
+from robustlib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MULTIPLES = tuple(k / 4 for k in range(9))  # of the threat's eps: from nothing to twice what the run was trained for
+
+Report = Callable[[int, int, float], object]  # radii done, radii in all, the next radius
+
+
+def explorer_attacks(threat: Threat, stochastic: bool = False) -> dict[str, Attack]:
+    """The attacks to choose from, by what people call them.
+
+    PGD-20 goes on after its first success: one looks at how far features can be driven, not only at whether they cross.
+    """
+    eot = EOT if stochastic else 1
+    return {
+        "FGSM": FGSM(threat, eot=eot),
+        "PGD-20": PGD(threat, steps=20, eot=eot),
+        "APGD-CE": APGD(threat, steps=50, eot=eot),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The same N images at T growing radii, and what one model makes of them.
+
+    Args:
+        radii: eps of each step, rising from 0.
+        steps: one `Features` a radius, with images and every layer; the first is clean.
+    """
+
+    radii: tuple[float, ...]
+    steps: tuple[Features, ...]
+
+    @property
+    def clean(self) -> Features:
+        """The images before the attack."""
+        return self.steps[0]
+
+    def curve(self, keep: Tensor) -> "pd.DataFrame":
+        """Accuracy of the images in `keep`, bool (N,), at each radius: eps, n, correct, accuracy, low, high (95 % Wilson).
+
+        Each radius is attacked by itself, so this is no worst case, and may rise where the attack is too weak.
+        """
+        import pandas as pd
+
+        rows = []
+        for eps, step in zip(self.radii, self.steps, strict=True):
+            right = int((step.correct & keep).sum())
+            rows.append({"eps": eps, **accuracy(right, int(keep.sum()))})
+        return pd.DataFrame(rows)
+
+    def fooled(self, step: int) -> Tensor:
+        """Which images are right before the attack and wrong at this step, bool (N,)."""
+        return self.clean.correct & ~self.steps[step].correct
+
+    def probabilities(self, image: int, step: int) -> Tensor:
+        """softmax of one image's logits, (K,)."""
+        return self.steps[step]["logits"][image].softmax(0)
+
+    def neighbours(self, layer: str, image: int, step: int, k: int) -> Tensor:
+        """Positions of the k clean images nearest to one image at this step, by cosine, int64 (k,); never itself.
+
+        Raises:
+            InputError: fewer other images than neighbours.
+        """
+        check_neighbours(len(self.clean) - 1, k)
+        likeness = unit(self.clean[layer]) @ unit(self.steps[step][layer][image : image + 1])[0]
+        likeness[image] = -torch.inf
+        return likeness.topk(k).indices
+
+    def gap(self, layer: str, image: int, step: int) -> float:
+        """How far one image's features moved from its clean ones, relative to their length (`feature_gap`)."""
+        here = slice(image, image + 1)
+        return float(feature_gap(self.clean[layer][here], self.steps[step][layer][here]))
+
+    def tables(self, layer: str) -> tuple[Tensor, ...]:
+        """The features of a layer at each step, T of (N, D)."""
+        return tuple(step[layer] for step in self.steps)
+
+
+def make_grid(
+    run: Run, dataset: Dataset, attack: str, *, n: int = 200, seed: int = 0, report: Report | None = None
+) -> Grid:
+    """The grid of a finished run under an attack, around the eps it was trained for: found beside the run, or made and kept.
+
+    Args:
+        run, dataset, n, seed: see `run_features`.
+        attack: a name of `explorer_attacks`.
+        report: called before each radius.
+
+    Raises:
+        InputError: as `run_features`, and an unknown attack.
+    """
+    model, threat = run.model(), Threat(**run.params()["threat"])
+    known = explorer_attacks(threat, model.stochastic)
+    if attack not in known:
+        raise unknown("attack of the explorer", attack, known)
+    radii = tuple(dict.fromkeys(threat.scaled(multiple).eps for multiple in MULTIPLES))
+    steps: list[Features] = []
+    for place, eps in enumerate(radii[1:]):
+        if report is not None:
+            report(place, len(radii) - 1, eps)
+        pair = run_features(run, dataset, at_eps(known[attack], eps), layers=layers(model), n=n, seed=seed)
+        steps = [*(steps or pair[:1]), pair[1]]
+    return Grid(radii, tuple(steps))

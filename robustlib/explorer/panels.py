@@ -1,0 +1,160 @@
+"""The panels beside the map, as HTML and SVG in the colours of the page around them: light or dark, at any width."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robustlib.explorer.grid import Grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STYLE = Path(__file__).with_name("style.css")
+MAGNIFY = 10.0  # of the perturbation, less where that would leave the grey scale
+BARS = 10  # classes whose probabilities are shown
+WIDE, HIGH = 460, 200  # of the curve, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 36  # its margins
+
+
+def sheet() -> str:
+    """The style sheet of all panels."""
+    return f"<style>{STYLE.read_text()}</style>"
+
+
+def heading(title: str, body: str) -> str:
+    """A panel."""
+    return f"<h3>{escape(title)}</h3>{body}"
+
+
+def png(image: Tensor) -> str:
+    """An image uint8 (C, H, W), C 1 or 3, as the address of a PNG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(stream, "png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _figure(image: Tensor, alt: str, caption: str, kind: str = "") -> str:
+    return f'<figure class="{kind}"><img src="{png(image)}" alt="{escape(alt)}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _answer(prediction: int, label: int, names: Sequence[str], sure: float) -> str:
+    """A sign and a class, so that colour is never all there is."""
+    right = prediction == label
+    sign, kind = ("✓", "rl-right") if right else ("✕", "rl-wrong")
+    return f'<b class="{kind}">{sign} {escape(names[prediction])}</b> <small>{100 * sure:.0f} %</small>'
+
+
+def pictures(grid: Grid, image: int, step: int, names: Sequence[str], attack: str) -> str:
+    """The clean image, what the attack added, and the adversarial image, each with the model's answer."""
+    clean, now, label = grid.clean, grid.steps[step], int(grid.clean.labels[image])
+    assert clean.images is not None
+    assert now.images is not None
+    before, after = clean.images[image], now.images[image]
+    change = (after.int() - before.int()).float() / 255
+    most = float(change.abs().max())
+    factor = round(min(MAGNIFY, 0.5 / most), 1) if most else MAGNIFY
+    noise = ((0.5 + factor * change) * 255).round().clamp(0, 255).to(torch.uint8)
+    answers = [
+        _answer(int(at.predictions[image]), label, names, float(grid.probabilities(image, k).max()))
+        for k, at in ((0, clean), (step, now))
+    ]
+    eps, name = f"{grid.radii[step]:.3g}", names[label]
+    shown = (
+        _figure(before, f"clean image of class {name}", f"clean<br>{answers[0]}")
+        + _figure(
+            noise,
+            f"perturbation, magnified {factor:.3g} times",
+            f"perturbation × {factor:.3g}<br><small>at most {most:.3g}</small>",
+        )
+        + _figure(after, f"adversarial image at eps {eps}", f"{escape(attack)}, eps {eps}<br>{answers[1]}")
+    )
+    first = next((r for r, at in zip(grid.radii, grid.steps, strict=True) if not at.correct[image]), None)
+    told = (
+        "It withstands every radius shown here."
+        if first is None
+        else f"The smallest radius here that fools it: <b>{first:.3g}</b>."
+    )
+    if first == 0:
+        told = "The model errs on it without any attack."
+    return heading(f"Image {image}: class {name}", f'<div class="rl-three">{shown}</div><p>{told}</p>')
+
+
+def probabilities(grid: Grid, image: int, step: int, names: Sequence[str]) -> str:
+    """A table of the probabilities of the likeliest classes, clean and adversarial, with a bar for each."""
+    both = torch.stack([grid.probabilities(image, k) for k in (0, step)])
+    label = int(grid.clean.labels[image])
+    chosen = both.amax(0).argsort(descending=True, stable=True)[:BARS].sort().values.tolist()
+    rows = []
+    for k in chosen:
+        cells = "".join(_bar(float(side[k]), kind) for side, kind in zip(both, ("clean", "adversarial"), strict=True))
+        name = f"<b>{escape(names[k])} ✓</b>" if k == label else escape(names[k])
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    head = '<tr><th scope="col"></th><th scope="col"><i class="rl-clean"></i> clean</th><th scope="col"><i class="rl-adversarial"></i> adversarial</th></tr>'
+    return heading(
+        "Probabilities", f'<table class="rl-bars"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def _bar(value: float, kind: str) -> str:
+    return f'<td><span class="rl-bar"><i class="rl-{kind}" style="width:{100 * value:.1f}%"></i></span><small>{100 * value:.0f} %</small></td>'
+
+
+def neighbours(grid: Grid, layer: str, image: int, step: int, names: Sequence[str], k: int) -> str:
+    """The clean images nearest to the adversarial one, and of how many another class than its own."""
+    y = grid.clean.labels
+    assert grid.clean.images is not None
+    near = grid.neighbours(layer, image, step, k)
+    others = [int((y[grid.neighbours(layer, image, at, k)] != y[image]).sum()) for at in (0, step)]
+    drawn = []
+    for place in near.tolist():
+        foreign = bool(y[place] != y[image])
+        name, kind = names[int(y[place])], "rl-foreign" if foreign else ""
+        sign = f'<b class="{"rl-wrong" if foreign else "rl-right"}">{"✕" if foreign else "✓"} {escape(name)}</b>'
+        drawn.append(_figure(grid.clean.images[place], f"clean image {place} of class {name}", sign, kind))
+    told = (
+        f"By cosine in <code>{escape(layer)}</code>: <b>{others[1]} of {k}</b> are of another class than {escape(names[int(y[image])])}; before the attack "
+        f"{others[0]}. Its features moved by <b>{100 * grid.gap(layer, image, step):.0f} %</b> of their length."
+    )
+    title = "Nearest clean images to the adversarial one"
+    return heading(title, f'<div class="rl-near">{"".join(drawn)}</div><p>{told}</p>')
+
+
+def curve(table: "pd.DataFrame", step: int, threat_eps: float, title: str, told: str) -> str:
+    """Accuracy over eps with its 95 % band, the chosen eps and that of the threat marked; `told` is HTML below it."""
+    most = float(table["eps"].max())
+    across = lambda eps: LEFT + (WIDE - LEFT - RIGHT) * eps / most  # noqa: E731
+    up = lambda share: TOP + (HIGH - TOP - BOTTOM) * (1 - share)  # noqa: E731
+    path = lambda name, rows: " ".join(f"{across(r.eps):.1f},{up(getattr(r, name)):.1f}" for r in rows)  # noqa: E731
+    rows = list(table.itertuples())
+    here = rows[step]
+    lines = [f'<line class="rl-grid" x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{up(v)}" y2="{up(v)}"/>' for v in (0, 0.5, 1)]
+    lines += [f'<text x="{LEFT - 6}" y="{up(v) + 4}" text-anchor="end">{v:.0%}</text>' for v in (0, 0.5, 1)]
+    lines += [
+        f'<text x="{across(r.eps):.1f}" y="{HIGH - 20}" text-anchor="middle">{r.eps:.2g}</text>' for r in rows[::2]
+    ]
+    lines.append(f'<text x="{(WIDE + LEFT) / 2}" y="{HIGH - 4}" text-anchor="middle">eps</text>')
+    lines.append(
+        _upright(across(threat_eps), "rl-threat")
+        + f'<text x="{across(threat_eps) + 4:.1f}" y="{TOP - 4}">trained for</text>'
+    )
+    lines.append(f'<polygon class="rl-band" points="{path("low", rows)} {path("high", rows[::-1])}"/>')
+    lines.append(f'<polyline class="rl-line" points="{path("accuracy", rows)}"/>')
+    lines += [f'<circle class="rl-dot" cx="{across(r.eps):.1f}" cy="{up(r.accuracy):.1f}" r="2.6"/>' for r in rows]
+    lines.append(_upright(across(here.eps), "rl-here"))
+    lines.append(f'<circle class="rl-now" cx="{across(here.eps):.1f}" cy="{up(here.accuracy):.1f}" r="6"/>')
+    alt = f"{title}: " + ", ".join(f"{r.accuracy:.0%} at {r.eps:.3g}" for r in rows)
+    drawn = f'<svg class="rl-curve" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(alt)}">{"".join(lines)}</svg>'
+    return heading(title, f"{drawn}<p>{told}</p>")
+
+
+def _upright(x: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HIGH - BOTTOM}"/>'

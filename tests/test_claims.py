@@ -238,7 +238,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     assert "seed 2: trades is not evaluated" in told
     assert "seed 3: pgd_at is failed" in told
     assert "seed 4: pgd_at was judged otherwise (images 200 and not 500)" in told
-    assert "has no measure 'worst': it has autoattack" in told
+    assert "seed 5: trades has no worst" in told
 
 
 def test_other_attacks_make_no_pair(tmp_path: Path) -> None:

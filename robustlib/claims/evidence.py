@@ -104,7 +104,7 @@ def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
     differences, missing = {}, []
     for seed in seeds:
         pair = [(name, seed) for name in (claim.arm, claim.than)]
-        reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared))]
+        reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared, claim.measure))]
         try:
             if not reasons:
                 differences[seed] = _difference(claim, *(measure_of(mine[key], claim.measure) for key in pair))
@@ -132,6 +132,7 @@ def _unfit(
     runs: Mapping[tuple[str, int], Run],
     facts: Mapping[tuple[str, int], Mapping[str, Any]],
     shared: Mapping[str, Any],
+    measure: str,
 ) -> str:
     """Why the run of an arm and seed cannot be compared; "" if it can."""
     arm, _ = key
@@ -141,6 +142,10 @@ def _unfit(
         return f"{arm} is {runs[key].status()['state']}"
     if key not in facts:
         return f"{arm} is not evaluated"
+    try:
+        measure_of(runs[key], measure)
+    except InputError:
+        return f"{arm} has no {measure}"
     odd = [name for name in SAME if facts[key][name] != shared[name]]
     told = [f"{WORDS.get(name, name)} {facts[key][name]} and not {shared[name]}" for name in odd]
     return f"{arm} was judged otherwise ({', '.join(told)})" if odd else ""

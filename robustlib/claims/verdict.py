@@ -43,6 +43,7 @@ class Finding:
         """A row for `robustlib.figures.claim_effects`: the effect and its interval, above 0 where they speak for the claim."""
         ends = sorted(self.claim.sign * end for end in self.interval[1:3])
         row = {"claim": self.claim.text, "smallest": self.claim.interest, "verdict": self.verdict, "words": self.words}
+        row["unit"] = self.claim.unit
         return row | {"effect": self.claim.sign * self.interval.effect, "low": ends[0], "high": ends[1]}
 
 

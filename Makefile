@@ -21,8 +21,8 @@ test: $(VENV)/.test ## lint, types, test suite
 lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab
 
-study: $(VENV)/.workbook ## three seeds of every baseline on digits, and the committed reference results
-	$(BIN)/robustlib run --preset digits --seeds 0-2 --examples 500 --jobs 2
+study: $(VENV)/.workbook ## eight seeds of every baseline on digits with their claims, and the committed reference results
+	$(BIN)/robustlib study digits-claims --jobs 2
 	$(BIN)/python benchmarks/export_reference.py
 
 # The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.

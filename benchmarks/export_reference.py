@@ -18,13 +18,18 @@ from pathlib import Path
 import pandas as pd
 from side_by_side import markdown
 
+from robustlib.batch import Study, preset_study, verdicts
+from robustlib.claims import Finding
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, write_atomic
-from robustlib.tables import ATTACKS, attack_name, objections, percent, verdict
+from robustlib.tables import ATTACKS, attack_name, claims, objections, percent, verdict
 
-FILES = ("params.json", "audit.json", "status.json", "provenance.json", "results.json", "metrics.jsonl")
+FILES = (
+    *("params.json", "audit.json", "status.json", "provenance.json", "results.json", "representation.json"),
+    "metrics.jsonl",
+)
 RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
 
 
@@ -46,7 +51,11 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
     board["warnings"] = board["warnings"].map("; ".join)
     write_atomic(out / "leaderboard.csv", board.drop(columns=RUN_ONLY).to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "README.md", describe(copies, board, preset))
+    study = preset_study(preset)
+    findings = verdicts(study, copies) if study else []
+    if findings:
+        write_atomic(out / "claims.csv", _differences(findings).to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "README.md", describe(copies, board, preset, study, findings))
     return board
 
 
@@ -57,18 +66,38 @@ def _copy(runs: Sequence[Run], out: Path) -> list[Run]:
     for run in runs:
         copy = Run(out / run.path.parent.name / run.path.name)
         for name in FILES:
-            if (run.path / name).is_file():  # a run need not be audited
+            if (run.path / name).is_file():  # a run need not be audited or looked into
                 write_atomic(copy.path / name, (run.path / name).read_bytes())
         copies.append(copy)
     return copies
 
 
-def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
-    """The README.md of the exported runs: command, machine, numbers, protocols."""
+def _differences(findings: Sequence[Finding]) -> pd.DataFrame:
+    """What each verdict rests on: the paired difference of each seed."""
+    rows = []
+    for found in findings:
+        facts = {
+            name: getattr(found.claim, name) for name in ("name", "measure", "arm", "than", "direction", "relative")
+        }
+        rows += [{**facts, "seed": seed, "difference": gap} for seed, gap in found.evidence.differences.items()]
+    return pd.DataFrame(rows, columns=["name", "measure", "arm", "than", "direction", "relative", "seed", "difference"])
+
+
+def describe(
+    copies: Sequence[Run],
+    board: pd.DataFrame,
+    preset: str,
+    study: Study | None = None,
+    findings: Sequence[Finding] = (),
+) -> str:
+    """The README.md of the exported runs: command, machine, numbers, verdicts on claims, protocols."""
     first, facts = copies[0].results(), [run.provenance() for run in copies]
     seeds = ",".join(map(str, sorted(board["seed"].unique())))
     methods = " ".join(dict.fromkeys(board["method"]))
     examples = "" if first["n"] == load_preset(preset)["test_examples"] else f" --examples {first['n']}"
+    command = f"robustlib run {methods} --preset {preset} --seeds {seeds}{examples}"
+    if study and len(copies) == len(study.arms) * len(study.seeds):
+        command = f"robustlib study {study.name}"
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
     protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in first["rows"]]
@@ -77,7 +106,7 @@ def describe(copies: Sequence[Run], board: pd.DataFrame, preset: str) -> str:
 Made by these commands; do not edit by hand.
 
 ```
-robustlib run {methods} --preset {preset} --seeds {seeds}{examples}
+{command}
 python benchmarks/export_reference.py --preset {preset}
 ```
 
@@ -92,12 +121,29 @@ What the audits say against these numbers (*headline*: of the worst case; *proto
 
 {objections(board)}
 
-The same attacks hit every run:
+{_claims(study, findings)}The same attacks hit every run:
 
 {markdown(protocols)}
 Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
-line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves) and
-`audit.json` (each check with its value and threshold). Weights are not committed.
+line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
+`audit.json` (each check with its value and threshold) and `representation.json` (measures of the feature space, clean and under
+PGD-20). Weights are not committed.
+"""
+
+
+def _claims(study: Study | None, findings: Sequence[Finding]) -> str:
+    """What the runs say of the claims of their study."""
+    if study is None or not findings:
+        return ""
+    rows = claims(findings).to_dict("records")
+    return f"""## Claims
+
+What these runs say of the claims in `{study.name}`: paired differences of {len(study.seeds)} seeds on the same images, 95 % t intervals, Holm's correction
+over all claims ([each seed's difference](claims.csv)).
+
+{markdown([{str(name): cell for name, cell in row.items()} for row in rows])}
+## Protocols
+
 """
 
 

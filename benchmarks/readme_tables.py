@@ -16,8 +16,9 @@ import pandas as pd
 from readme_figure import REFERENCE, alt_text, panels, reference_runs
 from side_by_side import markdown
 
+from robustlib.batch import preset_study, verdicts
 from robustlib.methods import METHODS, load_preset, preset_names
-from robustlib.tables import ATTACKS, gravest, percent, verdict
+from robustlib.tables import ATTACKS, claims, gravest, percent, verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -50,7 +51,18 @@ def _preset(reference: Path, preset: str) -> str:
     order = [name for name in METHODS if name in set(board["method"])]
     rows = [_method(board[board["method"] == name], name) for name in order]
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
-    return f"**{load_preset(preset)['title']}**: {number} test images, {several}; {link}.\n\n{markdown(rows)}"
+    head = f"**{load_preset(preset)['title']}**: {number} test images, {several}; {link}."
+    return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
+
+
+def _claims(reference: Path, preset: str) -> str:
+    """What the reference runs of a preset say of papers' claims; "" where none are written down."""
+    study, runs = preset_study(preset), reference_runs(preset, reference)
+    if study is None or not runs:
+        return ""
+    table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]
+    rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
+    return f"\nWhat they say of the claims in `{study.name}`, over {len(study.seeds)} seeds:\n\n{markdown(rows)}"
 
 
 def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:

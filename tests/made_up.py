@@ -88,6 +88,96 @@ def curve(x: str = "eps") -> pd.DataFrame:
     return pd.DataFrame({x: strength, "accuracy": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.02})
 
 
+CSV = "method,clean\nTRADES é,0.98\n"
+
+
+def compared(png: bytes) -> Any:
+    """An executed comparison, some of whose cells are tagged for the index: three figures, a table, and nothing at all."""
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    def figure(alt: str) -> Any:
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"}
+        return new_output("display_data", data=data, metadata={"image/png": {"alt": alt, "width": 400, "csv": CSV}})
+
+    def shows(*outputs: Any, tags: tuple[str, ...] = ("index",)) -> Any:
+        return new_code_cell("figures.show(...)", metadata={"tags": list(tags)}, outputs=list(outputs))
+
+    table = pd.DataFrame({"claim": ["TRADES < PGD"], "effect": ["+2.4"]}).to_html(index=False)
+    blank = {"text/markdown": "", "text/plain": "<IPython.core.display.Markdown object>"}
+    cells = [
+        new_markdown_cell("# Which training holds?\n\nAll runs."),
+        shows(new_output("stream", name="stdout", text="loading\n"), tags=()),
+        new_markdown_cell("## Accuracy and $\\varepsilon$\n\nUp is *better*.\n\nA second paragraph."),
+        shows(figure("A trade-off"), new_output("stream", name="stdout", text="some progress\n")),
+        new_markdown_cell("## Curves"),
+        shows(figure("Some curves")),
+        new_markdown_cell("## Cost\n\nOnly on the page itself."),
+        shows(figure("Costs"), tags=()),
+        new_markdown_cell("## Nothing yet\n\nIts cell shows nothing."),
+        shows(new_output("execute_result", data=blank, execution_count=1)),
+        new_markdown_cell("## Maps\n\nOf two methods."),
+        new_markdown_cell("Words between, without a heading."),
+        shows(figure("A map")),
+        new_markdown_cell("## Claims\n\nThree of them."),
+        shows(new_output("display_data", data={"text/html": table, "text/plain": "claim"})),
+        shows(
+            new_output("execute_result", data={"text/markdown": "Seeds: **8**.", "text/plain": ""}, execution_count=2)
+        ),
+    ]
+    return new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+
+
+def incomplete() -> pd.DataFrame:
+    """Two runs that lack something, as `robustlib.evaluation.incomplete` lists them."""
+    facts = {"preset": "digits", "dataset": "digits"}
+    rows = [
+        {"run": "trades · seed 8", "path": "runs/a", "missing": "not evaluated: robustlib evaluate runs/a"},
+        {"run": "trades · <9>", "path": "runs/b"}
+        | {"missing": "records of pgd20 are incomplete: robustlib run --rerun makes them anew"},
+    ]
+    return pd.DataFrame([facts | row for row in rows])
+
+
+def write_made_up_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2) -> Any:
+    """Writes an atlas of `n` made-up images of four classes, each second one turned into the next class; returns images.
+
+    Returns:
+        The first image of the first run, clean and adversarial, uint8 `shape` each.
+    """
+    from pathlib import Path
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    import torch
+
+    from robustlib.attacks import PGD
+    from robustlib.data import Dataset, Split
+    from robustlib.report import write_atlas
+    from robustlib.threat import Threat
+
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(n) % 4
+    clean = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
+    split = Split(clean, labels, torch.arange(n))
+    names = ("zero", "one", "two", "three")
+    zeros = (0.0,) * shape[0]
+    dataset = Dataset("made-up", split, split, split, names, zeros, (1.0,) * shape[0], Threat("linf", 0.2))
+    grid = torch.stack((torch.arange(n), torch.arange(n)), 1).numpy()
+    places = np.concatenate([grid, grid[::-1]], axis=1) * (9999 // (n - 1))
+    turned = torch.where(labels % 2 == 1, (labels + 1) % 4, labels)
+    half = torch.where(torch.arange(n) % 8 < 4, turned, labels)
+    found = {"answers": [labels.numpy(), half.numpy()], "maps": {"UMAP": places, "PCA": places}, "note": "Made up."}
+    change = torch.randint(-51, 52, (n, *shape), generator=generator)
+    attacked = (clean.int() + change).clamp(0, 255).to(torch.uint8)
+    facts = {"method": "standard", "title": "Standard", "arch": "small_cnn", "dataset": "made-up"}
+    made: list[Any] = [
+        SimpleNamespace(params=lambda k=k: facts | {"seed": k}, finished=True, path="runs/x") for k in range(runs)
+    ]
+    with patch("robustlib.report.atlas._map", lambda *_: (found, attacked.numpy())):
+        if target is not None:
+            write_atlas(Path(target), made, dataset, PGD(dataset.threat), title="Map", index="index.html")
+    return clean[0], attacked[0]
+
+
 def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "", html: str = "") -> Any:
     """An executed notebook with every kind of output."""
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -107,7 +197,7 @@ def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "", html
     outputs.append(new_output("display_data", data={**widget, "text/plain": "a slider"}))
     cells = [
         new_markdown_cell(f"# Baselines & more\n\nInline $p^*q^*$, code `$not a formula$`.\n\n{prose}\n\n{markdown}"),
-        new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}),
+        new_code_cell("seed: int = 0  # of weights and data", metadata={"tags": ["parameters"]}),
         new_markdown_cell("## Training\n\n[paper](https://arxiv.org/abs/1901.08573)\n\n# A second title"),
         new_code_cell("fit(method)", outputs=outputs, execution_count=1),
         new_markdown_cell("## Results"),

@@ -19,7 +19,7 @@ FLOORS = {
     0: ("errors", "threat", "data", "models", "attacks", "losses", "runs", "figures", "tables"),
     1: ("training", "evaluation", "representation", "claims"),
     2: ("methods", "audit"),
-    3: ("task", "workbook", "report", "batch", "study", "console", "explorer", "cli"),
+    3: ("task", "workbook", "report", "batch", "console", "explorer", "cli"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 EVERYWHERE = ("errors", "threat")  # the vocabulary that neighbours on floor 0 share
@@ -29,6 +29,7 @@ EXCEPTIONS = {
     ("runs", "models"): "Run.model() builds the network whose weights the run keeps; imported when called",
     ("audit", "methods"): "the attack by which a method's paper reports; imported when called",
     ("evaluation", "training"): "resolve_device: both take the same names of devices",
+    ("representation", "training"): "resolve_device, as in evaluation",
 }
 HEAVY = (
     "torchvision pandas sklearn scipy lightning_fabric matplotlib seaborn papermill nbconvert nbformat pyarrow ray umap"

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from robustlib.runs import find_runs
+from robustlib.runs import find_runs, read_json
 from robustlib.task import inspect
 from robustlib.workbook import Task, execute
 
@@ -139,8 +139,10 @@ def test_baselines_by_papermill(trained: Path) -> None:
     ):
         assert sign in shown, sign
     images = [o for c in cells(trained / "out.ipynb") for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(images) == 5
+    assert len(images) == 10
     assert all(len(image.metadata["image/png"]["alt"]) > 40 for image in images)
+    assert all("\n" in image.metadata["image/png"]["csv"] for image in images)
+    assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
 
 
 def test_compare_shows_the_runs(trained: Path) -> None:
@@ -152,6 +154,26 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     for sign in ("worst case", "AutoAttack", "headline", "protocol"):
         assert sign in shown, sign
     assert "not audited" not in shown
+    assert "TRADES · epochs=1, train_examples=256, attack_steps=2" in shown
+    assert "undecided: 0 of 8 seeds" in shown
+    lifted = [c for c in cells(task.output) if "index" in c.metadata.get("tags", [])]
+    assert sum("image/png" in o.get("data", {}) for c in lifted for o in c.outputs) >= 5
+    assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
+
+
+def test_compare_without_data_compares_the_rest(trained: Path) -> None:
+    parameters = {"runs": trained / "runs", "look_inside": False}
+    task = Task(FOLDER / "compare.ipynb", parameters, trained / "outside.ipynb")
+    assert execute(task)["state"] == "done"
+    images = [o for c in cells(task.output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 3
+
+
+def test_runs_of_other_data_are_named_not_mixed(trained: Path) -> None:
+    parameters = {"runs": trained / "runs", "dataset": "mnist"}
+    task = Task(FOLDER / "compare.ipynb", parameters, trained / "other.ipynb")
+    assert execute(task)["state"] == "done"
+    assert "Runs on digits are left out" in text(task.output)
 
 
 def test_compare_without_runs_says_how_to_make_them(tmp_path: Path) -> None:

@@ -1,21 +1,26 @@
 """Reports: pages that stand alone, with equations every browser draws, and an index that tells the truth."""
 
+import base64
+import io
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from robustlib import figures, tables
 from robustlib.errors import InputError
-from robustlib.report import formulas, render, to_mathml, write_index
+from robustlib.report import formulas, render, to_mathml, write_atlas, write_index
 from robustlib.report.mathml import replace_formulas
-from tests.made_up import FORMULAS, audit, leaderboard, notebook
+from tests.made_up import CSV, FORMULAS, audit, compared, incomplete, leaderboard, notebook, write_made_up_atlas
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 PNG = figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]), dpi=40)
@@ -199,6 +204,19 @@ def test_a_bad_formula_or_notebook_is_a_sentence(tmp_path):
         render(tmp_path / "bad.ipynb", tmp_path / "x.html", title="x")
 
 
+def test_the_numbers_of_a_figure_are_offered_below_it(tmp_path):
+    nbformat.write(compared(PNG), tmp_path / "compare.ipynb")
+    render(tmp_path / "compare.ipynb", tmp_path / "compare.html", title="Comparison")
+    page = BeautifulSoup((tmp_path / "compare.html").read_text(), "html.parser")
+    links = page.select("figure figcaption a")
+    assert [link["download"] for link in links] == [f"compare-figure-{k}.csv" for k in (1, 2, 3, 4)]
+    assert [link.get_text() for link in links] == [f"Data (CSV) of figure {k}" for k in (1, 2, 3, 4)]
+    kind, _, content = links[0]["href"].partition(",")
+    assert (kind, base64.b64decode(content).decode()) == ("data:text/csv;charset=utf-8;base64", CSV)
+    assert not page.select("[data-csv]")
+    assert not page_of(tmp_path).select("figcaption"), "a figure without numbers offers none"
+
+
 # ---- the index
 
 
@@ -231,7 +249,7 @@ def test_the_index_shows_what_is_stale_and_what_was_warned(tmp_path):
 def test_badges_stand_beside_the_worst_case(tmp_path):
     page = index_of(tmp_path, leaderboard())
     labels = [head.get_text(strip=True) for head in page.select("thead th")]
-    assert labels.index("Audit") == labels.index("Worst case") + 1 == labels.index("AutoAttack") + 2
+    assert labels.index("Audit") == labels.index("Worst case") + 1 == labels.index("Clean") + 2
     cells = {cell["data-value"]: cell.select(".badge") for cell in page.select("td.audit")}
     assert [[badge["class"][1] for badge in cells[key]] for key in "0123"] == [
         ["red", "red"],
@@ -292,6 +310,68 @@ def test_missing_numbers_are_dashes_and_sort_last(tmp_path):
     assert (cell.get_text(), cell["data-value"]) == ("–", "")
 
 
+def test_presets_have_contents_links_of_their_own_and_filters(tmp_path):
+    other = leaderboard().assign(preset="cifar10-short", dataset="cifar10", threat="Linf 0.0314")
+    links = [("A", "digits/compare.html"), ("B", "cifar10-short/atlas.html"), ("C", "elsewhere.html")]
+    page = index_of(tmp_path, pd.concat([leaderboard().assign(threat="Linf 0.2", n=500), other]), compare=links)
+    assert [link["href"] for link in page.select(".contents a")] == ["#board-1", "#board-2"]
+    assert [[link.get_text() for link in board.select("nav a")] for board in page.select(".board")] == [["A"], ["B"]]
+    assert page.select_one("nav[aria-label=Comparisons] a")["href"] == "elsewhere.html"
+    choices = {select["name"]: [o.get_text() for o in select.find_all("option")] for select in page.find_all("select")}
+    assert choices == {"dataset": ["all", "cifar10", "digits"], "threat": ["all", "Linf 0.0314", "Linf 0.2"]}
+    assert page.select_one(".filters").has_attr("hidden"), "only a script can filter, so only a script shows it"
+    assert page.select_one(".board .facts").get_text() == "4 runs · Linf 0.2 · 500 test images"
+    assert "Threat" not in [head.get_text(strip=True) for head in page.select("thead th")], "one threat in each board"
+    assert not index_of(tmp_path, leaderboard()).select(".contents, .filters")
+
+
+def test_a_board_of_several_threats_names_them(tmp_path):
+    page = index_of(tmp_path, leaderboard().assign(threat=["Linf 0.2", "Linf 0.2", "L2 1", "L2 1"]))
+    assert "Threat" in [head.get_text(strip=True) for head in page.select("thead th")]
+    assert page.select_one(".facts").get_text() == "4 runs · L2 1 and Linf 0.2"
+    assert [row["data-threat"] for row in page.select("tbody tr")] == ["L2 1", "Linf 0.2", "L2 1", "Linf 0.2"]
+
+
+def test_the_index_shows_what_a_comparison_tagged_for_it(tmp_path):
+    for name in ("digits", "cifar10-short"):
+        nbformat.write(compared(PNG), tmp_path / f"{name}.ipynb")
+    other = leaderboard().assign(preset="cifar10-short", dataset="cifar10")
+    views = {name: tmp_path / f"{name}.ipynb" for name in ("cifar10-short", "digits", "unheard-of")}
+    page = index_of(tmp_path, pd.concat([leaderboard(), other]), views=views)
+    first, second = page.select(".board")
+    sections = first.select(".view")
+    titles = [section.h3.get_text() for section in sections]
+    assert titles[0].startswith("Accuracy and")
+    assert titles[1:] == ["Curves", "Maps", "Claims"], "sections without output are left out"
+    assert sections[0].p.get_text() == "Up is better."
+    assert sections[0].h3.math["alttext"] == "\\varepsilon"
+    assert [section["class"][1] for section in sections] == ["half", "half", "wide", "full"]
+    assert [image["alt"] for image in first.select(".view img")] == ["A trade-off", "Some curves", "A map"]
+    assert [cell["class"] for cell in sections[3].select("td.num")] == [["num"]]
+    assert sections[3].strong.get_text() == "8"
+    assert not page.select(".view pre, .view details"), "neither code nor what was printed"
+    files = [link["download"] for link in page.select("figcaption a")]
+    assert files == [f"index-figure-{k}.csv" for k in range(1, 7)]
+    assert len(second.select(".view")) == 4
+    assert [h.name for h in page.select("h1, h2, h3")][:2] == ["h1", "h2"]
+
+
+def test_incomplete_runs_are_listed_with_the_command_that_helps(tmp_path):
+    for rows in (leaderboard(), pd.DataFrame()):
+        page = index_of(tmp_path, rows, incomplete=incomplete())
+        part = page.find("section", attrs={"aria-labelledby": "incomplete"})
+        assert [row.th.get_text() for row in part.select("tbody tr")] == ["trades · seed 8", "trades · <9>"]
+        assert [code.get_text() for code in part.select("code")] == [
+            "robustlib evaluate runs/a",
+            "robustlib run --rerun",
+        ]
+        assert (
+            part.select("td")[-1].get_text() == "records of pgd20 are incomplete: robustlib run --rerun makes them anew"
+        )
+        assert "2 runs lack something" in part.get_text()
+    assert "Incomplete" not in index_of(tmp_path, leaderboard(), incomplete=incomplete()[:0]).get_text()
+
+
 def test_an_empty_leaderboard_says_which_command_makes_runs(tmp_path):
     page = index_of(tmp_path, pd.DataFrame())
     assert "robustlib run standard pgd_at trades --preset digits" in page.get_text()
@@ -301,3 +381,64 @@ def test_an_empty_leaderboard_says_which_command_makes_runs(tmp_path):
 def test_a_foreign_frame_is_refused(tmp_path):
     with pytest.raises(InputError, match="'worst'"):
         write_index(tmp_path, leaderboard().drop(columns="worst"), {})
+
+
+# ---- the atlas
+
+
+def contents(path: Path) -> tuple[BeautifulSoup, dict, np.ndarray]:
+    page = BeautifulSoup(path.read_text(), "html.parser")
+    sprite = page.find(id="sprite")["src"].removeprefix("data:image/png;base64,")
+    return (
+        page,
+        json.loads(page.find(id="data").get_text()),
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(sprite)))),
+    )
+
+
+def test_the_atlas_stands_alone_and_keeps_images_exactly(tmp_path):
+    clean, adversarial = write_made_up_atlas(tmp_path / "atlas.html", shape=(3, 8, 8))
+    page, data, sprite = contents(tmp_path / "atlas.html")
+    assert not re.search(r"https?://|//cdn|@import|url\(", str(page))
+    assert len(page.find_all("h1")) == 1
+    assert page.select_one(".eyebrow a")["href"] == "index.html"
+    assert [run["name"] for run in data["runs"]] == ["Standard · seed 0", "Standard · seed 1"]
+    rows = -(-len(data["labels"]) // data["columns"])
+    first, change = sprite[:8, :8], sprite[8 * rows : 8 * rows + 8, :8]
+    assert (first == clean.permute(1, 2, 0).numpy()).all()
+    assert ((first + change) == adversarial.permute(1, 2, 0).numpy()).all(), "differences are kept modulo 256"
+    assert "images are shown" not in page.get_text()
+
+
+def test_an_atlas_too_large_shows_fewer_images_and_says_so(tmp_path):
+    write_made_up_atlas(tmp_path / "atlas.html", shape=(3, 32, 32), n=500, runs=3)
+    page, data, _ = contents(tmp_path / "atlas.html")
+    shown = len(data["labels"])
+    assert (tmp_path / "atlas.html").stat().st_size < 3_000_000
+    assert 100 < shown < 500, "noise does not compress"
+    assert f"{shown} of 500 images are shown" in page.get_text()
+    assert {len(run["maps"]["PCA"]) for run in data["runs"]} == {4 * shown}
+
+
+def test_eight_methods_of_digits_fit_into_an_atlas(tmp_path):
+    write_made_up_atlas(tmp_path / "atlas.html", n=500, runs=8)
+    assert len(contents(tmp_path / "atlas.html")[1]["labels"]) == 500
+
+
+def test_an_atlas_of_a_trained_run(tmp_path, digits, monkeypatch):
+    from robustlib.attacks import FGSM
+    from robustlib.methods import make_method
+    from robustlib.training import fit
+
+    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda table, _: table[:, :2].numpy().copy())
+    run = fit(make_method("standard", "digits", epochs=1, train_examples=100), digits, root=tmp_path, device="cpu")
+    write_atlas(tmp_path / "atlas.html", [run], digits, FGSM(digits.threat), title="Map", n=20)
+    page, data, sprite = contents(tmp_path / "atlas.html")
+    assert "eps=0.2), steps=1" in page.footer.get_text()
+    assert data["labels"] == digits.test.sample(20).labels.tolist()
+    assert (sprite[:8, :8] == digits.test.sample(20).images[0, 0].numpy()).all()
+    both = np.array(data["runs"][0]["maps"]["PCA"])
+    assert (both.min(), both.max()) == (0, 9999)
+    assert not page.select(".eyebrow a")
+    with pytest.raises(InputError, match="no runs"):
+        write_atlas(tmp_path / "none.html", [], digits, FGSM(digits.threat), title="Map", n=20)

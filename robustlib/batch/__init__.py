@@ -1,5 +1,6 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
+from robustlib.batch.compare import curves, one_each, preset_study, reference_verdicts, verdicts
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
@@ -8,12 +9,17 @@ __all__ = [
     "Job",
     "Options",
     "Study",
+    "curves",
     "notebook",
+    "one_each",
     "page",
     "parse_seeds",
     "plan",
     "preset_methods",
+    "preset_study",
     "publish",
     "read_study",
+    "reference_verdicts",
     "studies",
+    "verdicts",
 ]

@@ -1,25 +1,27 @@
-"""From executed notebooks to pages, comparisons and the index."""
+"""From executed notebooks to pages, comparisons, maps and the index."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustlib.batch.compare import one_each
 from robustlib.batch.plan import Options, notebook, page
+from robustlib.errors import InputError
 from robustlib.runs import find_runs
 from robustlib.task import Status, Task
 
 
 def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -> tuple[Path, list[str]]:
-    """Renders pages, compares each preset's runs and writes the index.
+    """Renders pages, compares each preset's runs, maps their feature spaces and writes the index.
 
     Args:
-        options: of which `runs` and `reports` are used.
-        presets: whose comparisons are made anew.
+        options: of which `runs`, `reports` and `data_root` are used.
+        presets: whose comparisons and maps are made anew.
         afresh: render pages again that are newer than their notebook.
 
     Returns:
-        The index, and a sentence for each comparison that failed.
+        The index, and a sentence for each comparison or map that failed.
     """
-    from robustlib.evaluation import leaderboard
+    from robustlib.evaluation import incomplete, leaderboard
     from robustlib.methods import load_preset, preset_names
     from robustlib.report import write_index
 
@@ -27,26 +29,64 @@ def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -
     for run in runs:
         executed = page(run, options.reports, run.params().get("preset", ""))
         if _done(executed):
-            pages[str(run.path)] = _render(executed, run.name, afresh).relative_to(options.reports).as_posix()
-    comparisons, problems = [], []
+            pages[str(run.path)] = _address(_render(executed, run.name, afresh), options)
+    comparisons, views, problems = [], {}, []
     for preset in preset_names():
         title, executed = f"Comparison: {load_preset(preset)['title']}", options.reports / preset / "compare.ipynb"
-        if preset in presets and (status := _compare(preset, options))["state"] != "done":
-            problems.append(f"compare.ipynb of {preset}: {status['reason']}")
+        problems += _compare(preset, options) if preset in presets else []
         if _done(executed):
-            comparisons.append((title, _render(executed, title, afresh).relative_to(options.reports).as_posix()))
-    return write_index(options.reports, leaderboard(runs), pages, compare=comparisons), problems
+            views[preset] = executed
+            comparisons.append((title, _address(_render(executed, title, afresh), options)))
+        if (atlas := executed.with_name("atlas.html")).exists():
+            comparisons.append((f"Map: {load_preset(preset)['title']}", _address(atlas, options)))
+    lacking = incomplete(find_runs(options.runs, finished=False))
+    board = leaderboard(runs)
+    return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
 
 
 def _done(executed: Path) -> bool:
     return executed.exists() and Task(executed, {}, executed).status().get("state") == "done"
 
 
-def _compare(preset: str, options: Options) -> Status:
+def _address(page: Path, options: Options) -> str:
+    return page.relative_to(options.reports).as_posix()
+
+
+def _compare(preset: str, options: Options) -> list[str]:
+    """Executes the comparison of a preset and draws its map; a sentence for each that failed."""
+    from robustlib.data import load_dataset
+    from robustlib.methods import preset_dataset
     from robustlib.workbook import execute
 
-    parameters = {"preset": preset, "runs": str(options.runs)}
-    return execute(Task(notebook("compare"), parameters, options.reports / preset / "compare.ipynb"))
+    target, problems = options.reports / preset / "compare.ipynb", []
+    parameters = {"preset": preset, "runs": str(options.runs), "data_root": options.data_root}
+    try:
+        load_dataset(preset_dataset(preset), root=options.data_root or None)
+    except InputError as error:  # accuracies are compared all the same
+        problems.append(f"The feature spaces of {preset} are not shown. {error}")
+    status: Status = execute(Task(notebook("compare"), {**parameters, "look_inside": not problems}, target))
+    if status["state"] != "done":
+        return [*problems, f"compare.ipynb of {preset}: {status['reason']}"]
+    try:
+        _map(preset, options)
+    except InputError as error:
+        problems = problems or [f"There is no map of {preset}: {error}"]
+    return problems
+
+
+def _map(preset: str, options: Options) -> None:
+    """The interactive map of a preset; quick, since the comparison left features and coordinates in the runs."""
+    from robustlib.data import load_dataset
+    from robustlib.evaluation import standard_attacks
+    from robustlib.methods import load_preset, preset_dataset
+    from robustlib.report import write_atlas
+
+    dataset = load_dataset(preset_dataset(preset), root=options.data_root or None)
+    found = [run for run in find_runs(options.runs, preset=preset, dataset=dataset.name) if run.results()]
+    target, look = options.reports / preset / "atlas.html", standard_attacks(dataset.threat)["pgd20"]
+    title = f"Map: {load_preset(preset)['title']}"
+    if found:
+        write_atlas(target, list(one_each(found).values()), dataset, look, title=title, index="../index.html")
 
 
 def _render(executed: Path, title: str, afresh: bool) -> Path:

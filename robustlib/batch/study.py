@@ -27,6 +27,7 @@ class Study:
         seeds: of every arm.
         examples: test images of the evaluation; 0 for the preset's number.
         claims: what its runs shall decide; see `robustlib.claims.judge`.
+        name: of its file.
     """
 
     preset: str
@@ -34,6 +35,7 @@ class Study:
     seeds: Sequence[int]
     examples: int = 0
     claims: "Sequence[Claim]" = ()
+    name: str = ""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -83,6 +85,7 @@ def read_study(file: Path | str) -> Study:
         parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)),
         examples,
         _claims(content.get("claims", []), preset, arms, file),
+        file.stem,
     )
 
 

@@ -140,8 +140,11 @@ def _run(
 
 
 @app.command()
-def report(runs: Runs = Path("runs"), reports: Reports = Path("reports")) -> None:
-    """Render all pages and the index again; nothing is trained."""
+def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_root: DataRoot = "") -> None:
+    """Render all pages and the index again; nothing is trained.
+
+    The data are needed to compare feature spaces; without them the other numbers are compared.
+    """
     from robustlib.batch import Options, publish
     from robustlib.methods import preset_names
     from robustlib.runs import find_runs
@@ -150,7 +153,7 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports")) -> Non
     if not found:
         raise InputError(f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.")
     presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in found)]
-    index, problems = publish(Options(runs=runs, reports=reports), presets, afresh=True)
+    index, problems = publish(Options(runs=runs, reports=reports, data_root=data_root), presets, afresh=True)
     for problem in problems:
         say(problem)
     out.print(f"Report: {index}", soft_wrap=True)

@@ -4,8 +4,9 @@ A page loads nothing: figures are data URIs, equations MathML, style sheet and s
 security policy makes the browser refuse the rest.
 """
 
+from robustlib.report.atlas import write_atlas
 from robustlib.report.index import write_index
 from robustlib.report.mathml import formulas, to_mathml
 from robustlib.report.page import render
 
-__all__ = ["formulas", "render", "to_mathml", "write_index"]
+__all__ = ["formulas", "render", "to_mathml", "write_atlas", "write_index"]

@@ -1,58 +1,31 @@
-"""The index of the reports: one sortable leaderboard for each preset."""
+"""The index of the reports: for each preset its leaderboard, and what its comparison shows of it."""
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
+from robustlib.report.board import boards
+from robustlib.report.lift import Section, lift
 from robustlib.report.page import TEMPLATES
 from robustlib.runs import write_atomic
-from robustlib.tables import VERDICTS, gravest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-AUDITED = ("headline", "protocol")
 TITLE = "What holds under attack"
-UNAUDITED = "no checks were made; robustlib audit makes them"
-STALE = "made by other code than the installed one; robustlib run --rerun renews it"
-
-
-class Column(NamedTuple):
-    """A column of the leaderboard: where it comes from, and how it is shown and sorted."""
-
-    key: str
-    label: str
-    kind: str  # "number" or "text"
-    help: str = ""
-    sort: str = "none"  # how the page arrives
-
-
-PERCENTAGES = (
-    Column("clean", "Clean", "number", "accuracy on untouched test images"),
-    Column("fgsm", "FGSM", "number", "one gradient step"),
-    Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
-    Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
-    Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
-    Column("autoattack", "AutoAttack", "number", "APGD, targeted APGD, targeted FAB and Square in turn"),
-    Column(
-        "worst", "Worst case", "number", "right under every attack, on the model and on its surrogates", "descending"
-    ),
-)
-COLUMNS = (
-    Column("title", "Method", "text"),
-    Column("arch", "Network", "text"),
-    Column("seed", "Seed", "number"),
-    *PERCENTAGES,
-    Column("audit", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"),
-    Column("minutes", "Minutes", "number", "time of training"),
-    Column("epochs", "Epochs", "number"),
-)
+COMMAND = re.compile(r"(robustlib .+?)(?= makes them anew|$)")
 
 
 def write_index(
-    reports_dir: Path, rows: "DataFrame", pages: Mapping[str, str], *, compare: Sequence[tuple[str, str]] = ()
+    reports_dir: Path,
+    rows: "DataFrame",
+    pages: Mapping[str, str],
+    *,
+    compare: Sequence[tuple[str, str]] = (),
+    incomplete: "DataFrame | None" = None,
+    views: Mapping[str, Path] | None = None,
 ) -> Path:
     """Writes `reports_dir`/index.html and returns its path.
 
@@ -61,152 +34,61 @@ def write_index(
         rows: the frame of `robustlib.evaluation.leaderboard`, one row a run; an empty one gives a page that says which
             command makes runs.
         pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
-        compare: (title, address) of the pages that put runs side by side.
+        compare: (title, address) of the pages that put runs side by side; those below a preset's directory stand with it.
+        incomplete: the frame of `robustlib.evaluation.incomplete`: runs that are listed with what they lack.
+        views: preset -> its executed compare.ipynb, whose cells tagged "index" are shown below its leaderboard.
 
     Raises:
-        InputError: a column is missing, or the page cannot be written.
+        InputError: a column is missing, a view cannot be drawn, or the page cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from robustlib import __version__
-
     missing = [name for name in ("method", "seed", "clean", "worst", "path") if len(rows) and name not in rows]
     if missing:
         raise InputError(f"The leaderboard has no column {missing[0]!r}: give what evaluation.leaderboard returns.")
     records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("index.html.j2").render(
-        title=TITLE, boards=_boards(records, pages), compare=list(compare), runs=len(records), version=__version__
-    )
+    made = boards(records, pages)
+    elsewhere = _attach(made, compare, views or {})
+    lacking = [] if incomplete is None else _incomplete(incomplete)
+    choices = {"dataset": _choice(board["dataset"] for board in made)}
+    choices["threat"] = _choice(row["threat"] for board in made for row in board["rows"])
     target = Path(reports_dir) / "index.html"
+    page = fill("index.html.j2", boards=made, compare=elsewhere, runs=len(records), incomplete=lacking, choices=choices)
     write_atomic(target, page)
     return target
 
 
-def _boards(records: list[dict[str, Any]], pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One board for each preset and data set, in the order of their first rows."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        preset = str(record.get("preset") or record.get("dataset") or "runs")
-        groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(record)
-    return [
-        {
-            "name": preset if preset == dataset else f"{preset} ({dataset})",
-            "cards": _cards(rows),
-            "columns": (columns := [column for column in COLUMNS if _tells(column, rows)]),
-            "rows": [[_cell(row, column, pages) for column in columns] for row in sorted(rows, key=_robustness)],
-        }
-        for (preset, dataset), rows in groups.items()
-    ]
+def fill(template: str, **values: Any) -> str:
+    """A page from one of the templates, which knows the version and the index's title besides `values`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from robustlib import __version__
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(**{"title": TITLE, "version": __version__} | values)
 
 
-def _tells(column: Column, rows: list[dict[str, Any]]) -> bool:
-    """Whether a column says anything: a known value, and of the networks more than one."""
-    alike = column.key == "arch" and len({str(row.get("arch")) for row in rows}) == 1
-    return not alike and any(_known(row, column.key) for row in rows)
+def _attach(
+    made: list[dict[str, Any]], compare: Sequence[tuple[str, str]], views: Mapping[str, Path]
+) -> list[tuple[str, str]]:
+    """Gives each preset's first board the preset's links and views; returns the links that belong to none."""
+    left, number = list(compare), 1
+    for board in made:
+        board["links"] = [link for link in left if link[1].startswith(f"{board['preset']}/")]
+        left = [link for link in left if link not in board["links"]]
+        first = next(other for other in made if other["preset"] == board["preset"]) is board
+        sections: list[Section] = []
+        if first and board["preset"] in views:
+            sections, number = lift(views[board["preset"]], "index", number)
+        board["sections"] = sections
+    return left
 
 
-def _robustness(row: Mapping[str, Any]) -> float:
-    return -float(row["worst"]) if _known(row, "worst") else math.inf
+def _choice(values: Any) -> list[str]:
+    """What a filter offers; nothing where there is no choice."""
+    found = sorted({value for value in values if value})
+    return found if len(found) > 1 else []
 
 
-def _known(row: Mapping[str, Any], key: str) -> bool:
-    if key == "audit":
-        return "headline_badge" in row
-    value = row.get(key)
-    return key == "title" or not (value is None or (isinstance(value, float) and math.isnan(value)))
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    return str(row["title"]) if isinstance(row.get("title"), str) and row["title"] else str(row["method"])
-
-
-def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> dict[str, Any]:
-    """What a cell shows (`text`, `interval`) and what it sorts by (`value`, "" if missing)."""
-    if column.key == "title":
-        href = pages.get(str(row["path"]), "")
-        text = {"text": _title(row), "changed": str(row.get("changed") or "")}
-        return {"value": _title(row), **text, "href": href, "badges": _badges(row)}
-    if column.key == "audit":
-        grave = gravest(row.get(f"{kind}_badge", "") for kind in AUDITED)
-        return {"value": str(list(VERDICTS).index(grave)), "badges": _audit_badges([row]), "classes": "audit"}
-    cell: dict[str, Any] = {
-        "value": "",
-        "text": "–",
-        "interval": "",
-        "badges": [],
-        "classes": "num" if column.kind == "number" else "",
-    }
-    if _known(row, column.key):
-        cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
-        if column in PERCENTAGES:
-            cell["interval"] = _interval(row, column.key)
-    if column.key == "worst":
-        cell["classes"] += " worst"
-    return cell
-
-
-def _text(column: Column, value: Any) -> str:
-    if column in PERCENTAGES:
-        return f"{100 * value:.1f} %"
-    if column.key == "minutes":
-        return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-    return f"{value:g}" if column.kind == "number" else str(value)
-
-
-def _interval(row: Mapping[str, Any], key: str) -> str:
-    low, high = f"{key}_low", f"{key}_high"
-    return f"{100 * row[low]:.1f}–{100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
-
-
-def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    badges = [{"kind": "", "text": "stale", "title": STALE}] if row.get("stale") in (True, 1) else []
-    warnings = row.get("warnings")
-    said = [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
-    if said:
-        text = "1 warning" if len(said) == 1 else f"{len(said)} warnings"
-        badges.append({"kind": "warn", "text": text, "title": "; ".join(said)})
-    return badges
-
-
-def _audit_badges(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The headline's and the protocol's badge; of several runs the gravest of each."""
-    badges = []
-    for name in AUDITED:
-        found = [str(row.get(f"{name}_badge") or "") for row in rows]
-        word, texts = gravest(found), [str(row.get(f"{name}_text") or UNAUDITED) for row in rows]
-        sign = VERDICTS[word].split()[0]
-        several = f"{found.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
-        text = f"{several}{word or 'not audited'}: {texts[found.index(word)]}" if word in found else UNAUDITED
-        badges.append({"kind": word.replace("/", "") or "none", "text": f"{sign} {name}", "title": text})
-    silent = all(badge["kind"] == "none" for badge in badges)
-    return [{"kind": "none", "text": VERDICTS[""], "title": UNAUDITED}] if silent else badges
-
-
-def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The headline of each method: means over its runs, best worst case first."""
-    import statistics
-
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if _known(row, "worst") and _known(row, "clean"):
-            key = (_title(row), str(row.get("arch", "")), str(row.get("changed") or ""))
-            groups.setdefault(key, []).append(row)
-    several = len({arch for _, arch, _ in groups}) > 1
-    cards: list[dict[str, Any]] = []
-    for (title, arch, changed), mine in groups.items():
-        worst = [100 * row["worst"] for row in mine]
-        minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
-        name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
-        card: dict[str, Any] = {"title": name, "worst": f"{statistics.fmean(worst):.1f}"}
-        card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
-        card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
-        card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
-        card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
-        card["badges"] = _audit_badges(mine) if _known(mine[0], "audit") else []
-        cards.append(card)
-    return sorted(cards, key=lambda card: -float(card["worst"]))
-
-
-def _time(minutes: float) -> str:
-    return f"{minutes:.1f} min each" if minutes >= 1 else f"{60 * minutes:.0f} s each"
+def _incomplete(frame: "DataFrame") -> list[dict[str, Any]]:
+    """Runs that lack something; `missing` in pieces, of which every second is a command."""
+    rows = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    return [row | {"missing": COMMAND.split(str(row["missing"]))} for row in rows]

@@ -1,34 +1,31 @@
 """One executed notebook as one self-contained HTML page."""
 
 import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
 from robustlib.report.mathml import replace_formulas, to_mathml
+from robustlib.report.outputs import offer_data, parse, tidy
 from robustlib.runs import write_atomic
-from robustlib.tables import VERDICTS
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
-SIGNED = {text: word for word, text in VERDICTS.items()}
 TEMPLATES = Path(__file__).parent.parent / "templates"
 DISPLAYED = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # no scripts
 LOADING = ("src", "srcset", "data", "poster", "background", "xlink:href")  # attributes that make a browser fetch
 FETCHED_STYLE = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|['\"]?#)[^)]*\)", re.IGNORECASE)
-NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
-    r"nan|NaN|–|—|-|inf|"
-    r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min|points)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
-)
 
 
 def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
     """Writes an executed notebook as a page that needs no other file and no network; returns `html`.
 
-    Markdown equations become MathML, code is folded, figures keep their alt text, and the footer says what made the
-    page: papermill's parameters and times, and every entry of the notebook's own metadata `robustlib` (name -> text).
-    Links to other sites become text with the address beside it.
+    Markdown equations become MathML, code is folded, figures keep their alt text and offer their numbers as CSV, and the
+    footer says what made the page: papermill's parameters and times, and every entry of the notebook's own metadata
+    `robustlib` (name -> text). Links to other sites become text with the address beside it.
 
     Args:
         notebook: the executed .ipynb; one that stopped with an error gives a page that says so.
@@ -39,23 +36,46 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
     Raises:
         InputError: no readable notebook, a formula that cannot be drawn, or something that would be loaded.
     """
-    nb = _read(Path(notebook))
-    equations: list[str] = []
-    _take_formulas(nb, equations)
+    nb = read(Path(notebook))
     page = {"title": title, "index": index, "failure": _failure(nb), "facts": _facts(nb, Path(notebook))}
-    soup = _parse(_export(nb, Path(notebook).parent, page))
-    _refuse_loading(soup, Path(notebook))
-    _spell_out_links(soup)
+    soup, equations = to_soup(nb, Path(notebook), page)
     _order_headings(soup)
-    _describe_images(soup)
-    for table in soup.find_all("table"):
-        _tidy_table(table, soup)
-    text = re.sub("\ue000(\\d+)\ue001", lambda token: equations[int(token[1])], str(soup))
-    write_atomic(Path(html), text)
+    offer_data(soup, Path(html).stem)
+    write_atomic(Path(html), to_text(soup, equations))
     return Path(html)
 
 
-def _read(path: Path) -> Any:
+def to_soup(nb: Any, path: Path, page: dict[str, Any]) -> tuple["BeautifulSoup", list[str]]:
+    """A notebook as a document that loads nothing, and the equations that `to_text` puts into it.
+
+    Args:
+        nb: as `read` gives it; its formulas are replaced by tokens in place.
+        path: where it lies, for the pictures beside it.
+        page: title, index, failure and facts of the template.
+
+    Raises:
+        InputError: a formula that cannot be drawn, or something that would be loaded.
+    """
+    equations: list[str] = []
+    _take_formulas(nb, equations)
+    soup = parse(_export(nb, path.parent, page))
+    _refuse_loading(soup, path)
+    _spell_out_links(soup)
+    tidy(soup)
+    return soup, equations
+
+
+def to_text(soup: "BeautifulSoup | Tag", equations: Sequence[str]) -> str:
+    """A document, or a part of one, as HTML with its equations."""
+    return re.sub("\ue000(\\d+)\ue001", lambda token: equations[int(token[1])], str(soup))
+
+
+def read(path: Path) -> Any:
+    """An executed notebook.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     import nbformat
 
     try:
@@ -113,13 +133,20 @@ def _facts(nb: Any, path: Path) -> dict[str, str]:
 
 
 def _export(nb: Any, folder: Path, page: dict[str, Any]) -> str:
+    html, _ = _exporter().from_notebook_node(nb, resources={"page": page, "metadata": {"path": str(folder)}})
+    return str(html)
+
+
+@cache
+def _exporter() -> Any:
+    """One for all pages, so that the templates are compiled once."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     settings = Config()
     settings.NbConvertBase.display_data_priority = DISPLAYED
     settings.CoalesceStreamsPreprocessor.enabled = True  # lines printed one by one are one text
-    exporter = HTMLExporter(
+    return HTMLExporter(
         config=settings,
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -127,14 +154,6 @@ def _export(nb: Any, folder: Path, page: dict[str, Any]) -> str:
         exclude_anchor_links=True,
         embed_images=True,
     )
-    html, _ = exporter.from_notebook_node(nb, resources={"page": page, "metadata": {"path": str(folder)}})
-    return str(html)
-
-
-def _parse(html: str) -> "BeautifulSoup":
-    from bs4 import BeautifulSoup
-
-    return BeautifulSoup(html, "html.parser")
 
 
 def _refuse_loading(soup: "BeautifulSoup", path: Path) -> None:
@@ -181,35 +200,4 @@ def _order_headings(soup: "BeautifulSoup") -> None:
         heading["id"] = f"{words or 'section'}-{number}"
     if len(headings) > 2:
         entries = "".join(f'<li><a href="#{h["id"]}">{h.decode_contents()}</a></li>' for h in headings)
-        masthead.insert_after(_parse(f'<nav class="contents" aria-label="Contents"><ol>{entries}</ol></nav>'))
-
-
-def _describe_images(soup: "BeautifulSoup") -> None:
-    """An image without words of its own is at least placed by the heading it stands under."""
-    for image in soup.find_all("img"):
-        if not str(image.get("alt") or "").strip():
-            heading = image.find_previous(["h1", "h2", "h3", "h4"])
-            image["alt"] = f"Figure in “{heading.get_text(strip=True)}”" if heading else "Figure without description"
-
-
-def _tidy_table(table: "Tag", soup: "BeautifulSoup") -> None:
-    """Right-aligns columns of numbers, colours verdicts, and lets a wide table scroll by itself."""
-    for name in ("border", "style"):
-        table.attrs.pop(name, None)
-    rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
-    heads = [row.find_all(["td", "th"]) for row in table.select("thead tr")]
-    plain = not table.select("[colspan], [rowspan]")
-    for column in range(max((len(row) for row in rows), default=0) if plain else 0):
-        cells = [row[column] for row in rows if column < len(row)]
-        texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(NUMBER.fullmatch(text) for text in texts):
-            for cell in [*cells, *(row[column] for row in heads if column < len(row))]:
-                kept = [str(name) for name in cell.get_attribute_list("class") if name]
-                cell["class"] = " ".join([*kept, "num"])
-    for cell in table.select("tbody td"):
-        word = SIGNED.get(cell.get_text(strip=True))
-        if word is not None:  # a verdict of the audit
-            cell["class"] = " ".join(["verdict", word.replace("/", "") or "none"])
-    for cell in table.select("thead th"):
-        cell["scope"] = "col"
-    table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "Table"}))
+        masthead.insert_after(parse(f'<nav class="contents" aria-label="Contents"><ol>{entries}</ol></nav>'))

@@ -1,0 +1,202 @@
+"""The boards of the index: each preset's cards and leaderboard, as the template shows them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from robustlib.tables import VERDICTS, gravest
+
+AUDITED = ("headline", "protocol")
+UNAUDITED = "no checks were made; robustlib audit makes them"
+STALE = "made by other code than the installed one; robustlib run --rerun renews it"
+
+
+class Column(NamedTuple):
+    """A column of the leaderboard: where it comes from, and how it is shown and sorted."""
+
+    key: str
+    label: str
+    kind: str  # "number" or "text"
+    help: str = ""
+    sort: str = "none"  # how the page arrives
+
+
+PERCENTAGES = (  # what matters most comes first, so that a telephone shows it
+    Column("clean", "Clean", "number", "accuracy on untouched test images"),
+    Column(
+        "worst", "Worst case", "number", "right under every attack, on the model and on its surrogates", "descending"
+    ),
+    Column("fgsm", "FGSM", "number", "one gradient step"),
+    Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
+    Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
+    Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
+    Column("pgd_eot", "PGD+EOT", "number", "20 steps on the mean of a randomised model's answers"),
+    Column("autoattack", "AutoAttack", "number", "APGD, targeted APGD, targeted FAB and Square in turn"),
+)
+COLUMNS = (
+    Column("title", "Method", "text"),
+    Column("arch", "Network", "text"),
+    Column("threat", "Threat", "text"),
+    Column("seed", "Seed", "number"),
+    *PERCENTAGES[:2],
+    Column("audit", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"),
+    *PERCENTAGES[2:],
+    Column("minutes", "Minutes", "number", "time of training"),
+    Column("epochs", "Epochs", "number"),
+)
+
+
+def boards(records: list[dict[str, Any]], pages: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One board for each preset and data set, in the order of their first rows.
+
+    Args:
+        records: the rows of `robustlib.evaluation.leaderboard`.
+        pages: path of a run -> address of its page.
+
+    Returns:
+        Dicts of preset, dataset, name, facts (a line on what all rows share), cards, columns and rows.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        preset = str(record.get("preset") or record.get("dataset") or "runs")
+        groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(record)
+    return [
+        {
+            "preset": preset,
+            "dataset": dataset,
+            "name": preset if preset == dataset else f"{preset} ({dataset})",
+            "facts": _facts(rows),
+            "cards": _cards(rows),
+            "columns": (columns := [column for column in COLUMNS if _tells(column, rows)]),
+            "rows": [
+                {"threat": _threat(row), "cells": [_cell(row, column, pages) for column in columns]}
+                for row in sorted(rows, key=_robustness)
+            ],
+        }
+        for (preset, dataset), rows in groups.items()
+    ]
+
+
+def _tells(column: Column, rows: list[dict[str, Any]]) -> bool:
+    """Whether a column says anything: a known value, and of networks and threats more than one."""
+    alike = column.key in ("arch", "threat") and len({str(row.get(column.key)) for row in rows}) == 1
+    return not alike and any(_known(row, column.key) for row in rows)
+
+
+def _facts(rows: list[dict[str, Any]]) -> str:
+    """What all runs of a board share."""
+    counts = sorted({int(row["n"]) for row in rows if _known(row, "n")})
+    facts = ["1 run" if len(rows) == 1 else f"{len(rows)} runs"]
+    facts += [" and ".join(sorted(filter(None, {_threat(row) for row in rows})))]
+    facts += [f"{' or '.join(map(str, counts))} test images" if counts else ""]
+    return " · ".join(filter(None, facts))
+
+
+def _threat(row: Mapping[str, Any]) -> str:
+    return str(row["threat"]) if _known(row, "threat") else ""
+
+
+def _robustness(row: Mapping[str, Any]) -> float:
+    return -float(row["worst"]) if _known(row, "worst") else math.inf
+
+
+def _known(row: Mapping[str, Any], key: str) -> bool:
+    if key == "audit":
+        return "headline_badge" in row
+    value = row.get(key)
+    return key == "title" or not (value is None or (isinstance(value, float) and math.isnan(value)))
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return str(row["title"]) if isinstance(row.get("title"), str) and row["title"] else str(row["method"])
+
+
+def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> dict[str, Any]:
+    """What a cell shows (`text`, `interval`) and what it sorts by (`value`, "" if missing)."""
+    if column.key == "title":
+        href = pages.get(str(row["path"]), "")
+        text = {"text": _title(row), "changed": str(row.get("changed") or "")}
+        return {"value": _title(row), **text, "href": href, "badges": _badges(row)}
+    if column.key == "audit":
+        grave = gravest(row.get(f"{kind}_badge", "") for kind in AUDITED)
+        return {"value": str(list(VERDICTS).index(grave)), "badges": _audit_badges([row]), "classes": "audit"}
+    cell: dict[str, Any] = {
+        "value": "",
+        "text": "–",
+        "interval": "",
+        "badges": [],
+        "classes": "num" if column.kind == "number" else "",
+    }
+    if _known(row, column.key):
+        cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
+        if column in PERCENTAGES:
+            cell["interval"] = _interval(row, column.key)
+    if column.key == "worst":
+        cell["classes"] += " worst"
+    return cell
+
+
+def _text(column: Column, value: Any) -> str:
+    if column in PERCENTAGES:
+        return f"{100 * value:.1f} %"
+    if column.key == "minutes":
+        return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return f"{value:g}" if column.kind == "number" else str(value)
+
+
+def _interval(row: Mapping[str, Any], key: str) -> str:
+    low, high = f"{key}_low", f"{key}_high"
+    return f"{100 * row[low]:.1f}–{100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
+
+
+def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    badges = [{"kind": "", "text": "stale", "title": STALE}] if row.get("stale") in (True, 1) else []
+    warnings = row.get("warnings")
+    said = [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
+    if said:
+        text = "1 warning" if len(said) == 1 else f"{len(said)} warnings"
+        badges.append({"kind": "warn", "text": text, "title": "; ".join(said)})
+    return badges
+
+
+def _audit_badges(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The headline's and the protocol's badge; of several runs the gravest of each."""
+    badges = []
+    for name in AUDITED:
+        found = [str(row.get(f"{name}_badge") or "") for row in rows]
+        word, texts = gravest(found), [str(row.get(f"{name}_text") or UNAUDITED) for row in rows]
+        sign = VERDICTS[word].split()[0]
+        several = f"{found.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
+        text = f"{several}{word or 'not audited'}: {texts[found.index(word)]}" if word in found else UNAUDITED
+        badges.append({"kind": word.replace("/", "") or "none", "text": f"{sign} {name}", "title": text})
+    silent = all(badge["kind"] == "none" for badge in badges)
+    return [{"kind": "none", "text": VERDICTS[""], "title": UNAUDITED}] if silent else badges
+
+
+def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The headline of each method: means over its runs, best worst case first."""
+    import statistics
+
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if _known(row, "worst") and _known(row, "clean"):
+            key = (_title(row), str(row.get("arch", "")), str(row.get("changed") or ""), _threat(row))
+            groups.setdefault(key, []).append(row)
+    several = len({arch for _, arch, *_ in groups}) > 1
+    cards: list[dict[str, Any]] = []
+    for (title, arch, changed, threat), mine in groups.items():
+        worst = [100 * row["worst"] for row in mine]
+        minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
+        name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
+        card: dict[str, Any] = {"title": name, "threat": threat, "worst": f"{statistics.fmean(worst):.1f}"}
+        card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
+        card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
+        card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
+        card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
+        card["badges"] = _audit_badges(mine) if _known(mine[0], "audit") else []
+        cards.append(card)
+    return sorted(cards, key=lambda card: -float(card["worst"]))
+
+
+def _time(minutes: float) -> str:
+    return f"{minutes:.1f} min each" if minutes >= 1 else f"{60 * minutes:.0f} s each"

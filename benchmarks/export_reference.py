@@ -23,7 +23,7 @@ from robustlib.claims import Finding
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
-from robustlib.runs import Run, find_runs, write_atomic
+from robustlib.runs import Run, find_runs, read_json, write_atomic
 from robustlib.tables import ATTACKS, attack_name, claims, objections, percent, verdict
 
 FILES = (
@@ -62,6 +62,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
 def _copy(runs: Sequence[Run], out: Path) -> list[Run]:
     for old in list(out.glob("*/*/params.json")):
         shutil.rmtree(old.parent)
+    (out / "claims.csv").unlink(missing_ok=True)
     copies = []
     for run in runs:
         copy = Run(out / run.path.parent.name / run.path.name)
@@ -96,7 +97,7 @@ def describe(
     methods = " ".join(dict.fromkeys(board["method"]))
     examples = "" if first["n"] == load_preset(preset)["test_examples"] else f" --examples {first['n']}"
     command = f"robustlib run {methods} --preset {preset} --seeds {seeds}{examples}"
-    if study and len(copies) == len(study.arms) * len(study.seeds):
+    if study and _is_study(copies, study):
         command = f"robustlib study {study.name}"
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
@@ -124,11 +125,25 @@ What the audits say against these numbers (*headline*: of the worst case; *proto
 {_claims(study, findings)}The same attacks hit every run:
 
 {markdown(protocols)}
-Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
+{_looks(copies)}Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
 line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
-`audit.json` (each check with its value and threshold) and `representation.json` (measures of the feature space, clean and under
-PGD-20). Weights are not committed.
+`audit.json` (each check with its value and threshold) and `representation.json` (measures of the feature space). Weights are not
+committed.
 """
+
+
+def _is_study(copies: Sequence[Run], study: Study) -> bool:
+    """Whether these are the runs that a study makes, all of them and judged as it asks."""
+    asked = {(name, seed) for name, changes in study.arms if not changes for seed in study.seeds}
+    made = {(run.params()["method"], run.params()["seed"]) for run in copies}
+    return asked == made and {run.results()["n"] for run in copies} == {study.examples}
+
+
+def _looks(copies: Sequence[Run]) -> str:
+    """Under which attack and on how many images the feature spaces were measured."""
+    looks = [look for run in copies for look in read_json(run.path / "representation.json").values()]
+    told = _distinct(f"`{look['attack']}` on {look['n']} images, seed {look['seed']}" for look in looks)
+    return f"Feature spaces were measured under {' and '.join(told)}.\n\n" if told else ""
 
 
 def _claims(study: Study | None, findings: Sequence[Finding]) -> str:
@@ -138,8 +153,8 @@ def _claims(study: Study | None, findings: Sequence[Finding]) -> str:
     rows = claims(findings).to_dict("records")
     return f"""## Claims
 
-What these runs say of the claims in `{study.name}`: paired differences of {len(study.seeds)} seeds on the same images, 95 % t intervals, Holm's correction
-over all claims ([each seed's difference](claims.csv)).
+What these runs say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds: paired differences on the same images, 95 % t intervals,
+Holm's correction over all claims ([each seed's difference](claims.csv)).
 
 {markdown([{str(name): cell for name, cell in row.items()} for row in rows])}
 ## Protocols

@@ -22,6 +22,7 @@ from robustlib.tables import ATTACKS, claims, gravest, percent, verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+LINKED = ("explorer_speed", "report_speed")  # tables that the README only links to
 NONE_YET = "No reference results are committed yet; `make study` makes them."
 CAPTION = """*Above: accuracy of each method's first seed as the attack's radius grows past the one trained for, with 95 % intervals. Below:
 clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py` from the
@@ -62,7 +63,9 @@ def _claims(reference: Path, preset: str) -> str:
         return ""
     table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]
     rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
-    return f"\nWhat they say of the claims in `{study.name}`, over {len(study.seeds)} seeds:\n\n{markdown(rows)}"
+    return (
+        f"\nWhat they say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds:\n\n{markdown(rows)}"
+    )
 
 
 def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:
@@ -94,7 +97,8 @@ def agreement(benchmarks: Path = ROOT / "benchmarks") -> str:
 
 def speed(benchmarks: Path = ROOT / "benchmarks") -> str:
     """The committed reports of the speed benchmarks, their titles as bold lines."""
-    texts = [re.sub(r"^# (.+)", r"**\1**", file.read_text()).strip() for file in sorted(benchmarks.glob("*_speed*.md"))]
+    files = sorted(file for file in benchmarks.glob("*_speed*.md") if file.stem not in LINKED)
+    texts = [re.sub(r"^# (.+)", r"**\1**", file.read_text()).strip() for file in files]
     return "\n\n".join(texts) or "No speed measurements are committed yet; the scripts are in `benchmarks/`."
 
 

@@ -2,25 +2,37 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robustlib import batch
-from robustlib.runs import Run, find_runs
+from robustlib.batch.compare import REFERENCE
+from robustlib.representation import probe_attack
+from robustlib.runs import Run, find_runs, read_json
+from robustlib.threat import Threat
 
 STUDY = batch.preset_study("digits")
 
 
-def made(root: Path, method: str, seed: int, changed: str = "", arch: str = "small_cnn") -> Run:
+def made(
+    root: Path, method: str, seed: int, changed: str = "", arch: str = "small_cnn", threat: str = "Linf 0.2"
+) -> Run:
     """A run directory with the facts that comparisons read."""
     run = Run(root / "digits" / method / f"{arch}-seed{seed}-{changed}")
     run.path.mkdir(parents=True)
     params = {"method": method, "title": method.upper(), "changed": changed, "seed": seed, "arch": arch}
-    results = {"curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)]}
+    results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)]}
+    params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     contents = {"params": {**params, "dataset": "digits", "preset": "digits"}, "status": {"state": "done"}}
     for name, content in (contents | {"results": results}).items():
         (run.path / f"{name}.json").write_text(json.dumps(content))
     return run
+
+
+def representation(run: Run) -> list[dict[str, Any]]:
+    """What was measured of a run's feature space."""
+    return list(read_json(run.path / "representation.json").values())
 
 
 @pytest.fixture
@@ -36,12 +48,33 @@ def test_arms_are_told_apart(runs: list[Run]) -> None:
         "TRADES": 0,
         "TRADES · beta=3.0": 2,
     }
-    assert len(batch.one_each(runs, most=2)) == 2
+    assert list(batch.one_each(runs, most=2)) == ["PGD_AT", "TRADES"], "arms without changes come first"
 
 
 def test_networks_are_named_where_there_are_several(tmp_path: Path) -> None:
     pair = [made(tmp_path, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
     assert list(batch.one_each(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
+
+
+def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs: list[Run]) -> None:
+    made(tmp_path, "trades", 7, "norm=l2", threat="L2 0.5")
+    params = read_json(runs[0].path / "params.json") | {"dataset": "mnist"}
+    other = tmp_path / "mnist" / "trades" / "x"
+    other.mkdir(parents=True)
+    (other / "params.json").write_text(json.dumps(params))
+    compared = batch.compare_runs(tmp_path, "digits")
+    assert (len(compared.shown), len(compared.every), compared.threat) == (4, 5, "Linf 0.2")
+    assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.words
+    assert compared.usable == [], "no run here has weights"
+    assert len(batch.compare_runs(tmp_path, "digits", threat="L2 0.5").shown) == 1
+
+
+def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, runs: list[Run]) -> None:
+    (runs[0].path / "results.json").write_text('{"rows": [')
+    (runs[1].path / "audit.json").write_text("")
+    (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
+    assert [run.path for run in batch.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
+    assert "robustlib run --preset digits" in batch.compare_runs(tmp_path / "none", "digits").words
 
 
 def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
@@ -71,6 +104,8 @@ def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pyt
     committed = batch.reference_verdicts(STUDY)
     assert [found.claim.name for found in committed] == [claim.name for claim in STUDY.claims]
     assert all(len(found.evidence.differences) == len(STUDY.seeds) for found in committed), "study and export"
+    looks = [look for run in find_runs(REFERENCE, dataset="digits") for look in representation(run)]
+    assert {look["attack"] for look in looks} == {repr(probe_attack(Threat("linf", 0.2)))}
     monkeypatch.setattr("robustlib.batch.compare.REFERENCE", tmp_path)
     assert batch.reference_verdicts(STUDY) == []
     assert find_runs(tmp_path) == []

@@ -1,14 +1,24 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.batch.compare import curves, one_each, preset_study, reference_verdicts, verdicts
+from robustlib.batch.compare import (
+    Comparison,
+    compare_runs,
+    curves,
+    one_each,
+    preset_study,
+    reference_verdicts,
+    verdicts,
+)
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
 
 __all__ = [
+    "Comparison",
     "Job",
     "Options",
     "Study",
+    "compare_runs",
     "curves",
     "notebook",
     "one_each",

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustlib.batch.compare import one_each
+from robustlib.batch.compare import compare_runs, one_each, readable
 from robustlib.batch.plan import Options, notebook, page
 from robustlib.errors import InputError
 from robustlib.runs import find_runs
 from robustlib.task import Status, Task
+from robustlib.threat import Threat
 
 
 def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -> tuple[Path, list[str]]:
@@ -39,8 +40,7 @@ def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -
             comparisons.append((title, _address(_render(executed, title, afresh), options)))
         if (atlas := executed.with_name("atlas.html")).exists():
             comparisons.append((f"Map: {load_preset(preset)['title']}", _address(atlas, options)))
-    lacking = incomplete(find_runs(options.runs, finished=False))
-    board = leaderboard(runs)
+    lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(filter(readable, runs))
     return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
 
 
@@ -59,6 +59,7 @@ def _compare(preset: str, options: Options) -> list[str]:
     from robustlib.workbook import execute
 
     target, problems = options.reports / preset / "compare.ipynb", []
+    target.with_name("atlas.html").unlink(missing_ok=True)  # an old map beside a new comparison would be believed
     parameters = {"preset": preset, "runs": str(options.runs), "data_root": options.data_root}
     try:
         load_dataset(preset_dataset(preset), root=options.data_root or None)
@@ -68,25 +69,27 @@ def _compare(preset: str, options: Options) -> list[str]:
     if status["state"] != "done":
         return [*problems, f"compare.ipynb of {preset}: {status['reason']}"]
     try:
-        _map(preset, options)
-    except InputError as error:
-        problems = problems or [f"There is no map of {preset}: {error}"]
+        if not problems:
+            _map(preset, options)
+    except Exception as error:  # whatever it is, the other pages are wanted
+        problems.append(f"There is no map of {preset}. {type(error).__name__}: {error}")
     return problems
 
 
 def _map(preset: str, options: Options) -> None:
     """The interactive map of a preset; quick, since the comparison left features and coordinates in the runs."""
     from robustlib.data import load_dataset
-    from robustlib.evaluation import standard_attacks
-    from robustlib.methods import load_preset, preset_dataset
+    from robustlib.methods import load_preset
     from robustlib.report import write_atlas
+    from robustlib.representation import probe_attack
 
-    dataset = load_dataset(preset_dataset(preset), root=options.data_root or None)
-    found = [run for run in find_runs(options.runs, preset=preset, dataset=dataset.name) if run.results()]
-    target, look = options.reports / preset / "atlas.html", standard_attacks(dataset.threat)["pgd20"]
-    title = f"Map: {load_preset(preset)['title']}"
-    if found:
-        write_atlas(target, list(one_each(found).values()), dataset, look, title=title, index="../index.html")
+    compared = compare_runs(options.runs, preset)
+    chosen = list(one_each(compared.usable).values())
+    if chosen:
+        dataset, threat = load_dataset(compared.dataset, root=options.data_root or None), chosen[0].params()["threat"]
+        title, look = f"Map: {load_preset(preset)['title']}", probe_attack(Threat(**threat))
+        target = options.reports / preset / "atlas.html"
+        write_atlas(target, chosen, dataset, look, title=title, index="../index.html")
 
 
 def _render(executed: Path, title: str, afresh: bool) -> Path:

@@ -1,18 +1,18 @@
 """What a run answers to the same images while an attack grows: computed once, then only looked up."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robustlib.attacks import APGD, FGSM, PGD, Attack, Threat
+from robustlib.attacks import APGD, FGSM, Attack, Threat
 from robustlib.data import Dataset
 from robustlib.errors import unknown
 from robustlib.evaluation import accuracy
 from robustlib.evaluation.suites import EOT
-from robustlib.representation import at_eps, feature_gap, layers, run_features
+from robustlib.representation import at_eps, feature_gap, layers, probe_attack, run_features
 from robustlib.representation.features import Features
 from robustlib.representation.geometry import unit
 from robustlib.representation.probes import check_neighbours
@@ -27,14 +27,11 @@ Report = Callable[[int, int, float], object]  # radii done, radii in all, the ne
 
 
 def explorer_attacks(threat: Threat, stochastic: bool = False) -> dict[str, Attack]:
-    """The attacks to choose from, by what people call them.
-
-    PGD-20 goes on after its first success: one looks at how far features can be driven, not only at whether they cross.
-    """
+    """The attacks to choose from, by what people call them; PGD-20 is `probe_attack`."""
     eot = EOT if stochastic else 1
     return {
         "FGSM": FGSM(threat, eot=eot),
-        "PGD-20": PGD(threat, steps=20, eot=eot),
+        "PGD-20": replace(probe_attack(threat), eot=eot),
         "APGD-CE": APGD(threat, steps=50, eot=eot),
     }
 

@@ -27,12 +27,13 @@ def over_seeds(table: "DataFrame", x: str, value: str, what: str = "curves") -> 
     """For each method the mean of `value` at each `x`, with its 95 % t interval over seeds.
 
     Args:
-        table: one row a seed and point: `method`, `seed`, `x`, `value`, optionally `title`.
+        table: one row a seed and point: `method`, `seed`, `x`, `value`, optionally `title`, `low` and `high`.
         x, value: columns.
         what: the figure, for messages.
 
     Returns:
-        By "TITLE (8 seeds)": columns x, value, low, high (NaN where there is one seed), in the order of appearance of x.
+        By "TITLE (8 seeds)": columns x, value, low, high, in the order of appearance of x. Of a single seed, low and high are
+        those of the table, or NaN.
 
     Raises:
         InputError: a column is missing or empty.
@@ -47,7 +48,11 @@ def over_seeds(table: "DataFrame", x: str, value: str, what: str = "curves") -> 
         points = per_seed.groupby(level=0, sort=False).agg(["mean", "std", "count"])
         half = t.ppf(0.975, points["count"].clip(lower=2) - 1) * points["std"] / points["count"] ** 0.5
         seeds = mine["seed"].nunique()
-        frame = points.assign(low=points["mean"] - half, high=points["mean"] + half).reset_index()
+        if seeds == 1 and {"low", "high"} <= set(mine):  # what one run is known by: the interval its images leave
+            ends = mine.groupby(x, sort=False)[["low", "high"]].mean()
+        else:
+            ends = points.assign(low=points["mean"] - half, high=points["mean"] + half)[["low", "high"]]
+        frame = points.join(ends).reset_index()
         name = f"{title} ({seeds} seed{'s' * (seeds > 1)})"
         curves[name] = frame.rename(columns={"mean": value})[[x, value, "low", "high"]]
     return curves
@@ -65,8 +70,11 @@ def robustness_over_seeds(table: "DataFrame", x: str = "eps", threat_eps: float 
     for frame in curves.values():
         frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
     fig, alt, numbers = robustness_curves(curves, x, threat_eps)
-    fig.axes[0].set_ylabel("accuracy: mean over seeds, 95 % band")
-    return Figure(fig, f"{alt} Means over seeds; bands are 95 % intervals over seeds.", numbers)
+    single = [name.endswith("(1 seed)") for name in curves]
+    bands = "95 % intervals " + ("of the images" if all(single) else "over seeds")
+    bands += ", of the images where there is one seed" if any(single) and not all(single) else ""
+    fig.axes[0].set_ylabel("accuracy, 95 % interval" if all(single) else "accuracy: mean over seeds, 95 % band")
+    return Figure(fig, f"{alt} Bands are {bands}.", numbers)
 
 
 def feature_gap_curves(

@@ -89,7 +89,7 @@ def _map(
     """What the page knows of one run, for all examples, and its adversarial images."""
     from robustlib.representation import embed_runs, run_features
 
-    (made,) = embed_runs([run], dataset, attack, layer=layer, n=n, seed=seed).values()
+    (made,) = embed_runs([run], dataset, attack, layer=layer, n=n, seed=seed)
     clean, adversarial = run_features(run, dataset, attack, layers=layer, n=n, seed=seed)
     if adversarial.images is None:
         raise AssertionError("run_features keeps the adversarial images.")

@@ -30,7 +30,7 @@ PERCENTAGES = (  # what matters most comes first, so that a telephone shows it
     Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
     Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
     Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
-    Column("pgd_eot", "PGD+EOT", "number", "20 steps on the mean of a randomised model's answers"),
+    Column("pgd_eot", "PGD+EOT", "number", "steps along the mean gradient of several draws of a randomised model"),
     Column("autoattack", "AutoAttack", "number", "APGD, targeted APGD, targeted FAB and Square in turn"),
 )
 COLUMNS = (
@@ -191,7 +191,9 @@ def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         card: dict[str, Any] = {"title": name, "threat": threat, "worst": f"{statistics.fmean(worst):.1f}"}
         card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
         card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
-        card["runs"] = f"mean ± sd of {len(mine)} seeds" if len(mine) > 1 else "1 seed"
+        seeds = len({row["seed"] for row in mine})
+        several_runs = f"{len(mine)} runs of " if len(mine) > seeds else ""
+        card["runs"] = f"mean ± sd of {several_runs}{seeds} seed{'s' * (seeds > 1)}" if len(mine) > 1 else "1 seed"
         card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
         card["badges"] = _audit_badges(mine) if _known(mine[0], "audit") else []
         cards.append(card)

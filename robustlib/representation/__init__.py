@@ -12,7 +12,7 @@ from robustlib.representation.lipschitz import feature_jacobian_norm, local_lips
 from robustlib.representation.of_runs import embed_runs, gap_rows, gap_table, measure_runs, measures
 from robustlib.representation.probes import MEASURES, KNNProbe, LinearProbe, knn_probe, linear_probe, training_probe
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
-from robustlib.representation.stored import EXAMPLES, run_features, snapshots
+from robustlib.representation.stored import EXAMPLES, probe_attack, run_features, snapshots
 
 __all__ = [
     "EXAMPLES",
@@ -46,6 +46,7 @@ __all__ = [
     "measures",
     "neural_collapse",
     "principal_components",
+    "probe_attack",
     "run_features",
     "snapshots",
     "training_probe",

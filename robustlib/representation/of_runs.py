@@ -182,8 +182,8 @@ def embed_runs(
     n: int = 2000,
     seed: int = 0,
     **settings: Any,
-) -> dict[str, Embedding]:
-    """The joint map of each run's clean and adversarial features, by the run's name, of the same images for all.
+) -> list[Embedding]:
+    """The joint map of each run's clean and adversarial features, in the order of the runs, of the same images for all.
 
     Features and coordinates are kept in the runs. Print an Embedding to see how it was made and how far to trust it.
 
@@ -196,11 +196,11 @@ def embed_runs(
         InputError: as `run_features` and `embed`, fewer examples than neighbours among them.
     """
     check_runs(runs, dataset)
-    maps = {}
+    maps = []
     for run in runs:
         clean, adversarial = run_features(run, dataset, attack, layers=layer, n=n, seed=seed)
         (name,) = clean.layers
-        maps[run.name] = embed(clean[name], adversarial[name], seed=seed, cache=run.path, **settings)
+        maps.append(embed(clean[name], adversarial[name], seed=seed, cache=run.path, **settings))
     return maps
 
 

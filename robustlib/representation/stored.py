@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robustlib.attacks import Attack
+from robustlib.attacks import PGD, Attack, Threat
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.models import Classifier
@@ -21,6 +21,14 @@ EXAMPLES = 500  # test images, unless told otherwise
 SIDES = ("clean", "adversarial")
 
 Pair = tuple[Features, Features]  # clean, adversarial
+
+
+def probe_attack(threat: Threat) -> PGD:
+    """The attack under which feature spaces are compared: PGD-20 that goes on after its first success.
+
+    The attacks that measure accuracy stop there, and would so leave the features of weak models nearer to the clean ones.
+    """
+    return PGD(threat, steps=20)
 
 
 def run_features(

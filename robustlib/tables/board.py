@@ -25,6 +25,7 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
         {
             "method": row["method"],
             "arch": row["arch"],
+            **({"threat": row["threat"]} if row.get("threat") else {}),
             "seed": row["seed"],
             "changed": row.get("changed", "") or "",
             **{ATTACKS[name]: _cell(row, name) for name in FIRST},
@@ -41,7 +42,7 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
 def _without_dull(table: "pd.DataFrame") -> "pd.DataFrame":
     empty = [name for name in ("changed", "notes") if name in table and not table[name].any()]
     empty += [label for label in ATTACKS.values() if label in table and (table[label] == "–").all()]
-    alike = [name for name in ("arch",) if name in table and table[name].nunique() == 1]
+    alike = [name for name in ("arch", "threat") if name in table and table[name].nunique() == 1]
     return table.drop(columns=empty + alike)
 
 

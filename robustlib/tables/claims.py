@@ -15,6 +15,7 @@ KINDS = {
     "overfitting": "{}, best less last epoch",
     "overstated": "{} less worst case",
 }
+FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap"}
 COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]
 
 
@@ -62,7 +63,8 @@ def _row(finding: Any) -> dict[str, str]:
 def measure_name(measure: str) -> str:
     """A measure of a claim for people: "overfitting/pgd20" is "PGD-20, best less last epoch"."""
     kind, _, name = measure.partition("/")
-    return KINDS.get(kind, "{}").format(attack_name(name or kind).replace("_", " "))
+    named = FEATURES.get(name) or attack_name(name or kind).replace("_", " ")
+    return KINDS.get(kind, "{}").format(named)
 
 
 def _effect(effect: float, low: float, high: float, unit: str) -> str:

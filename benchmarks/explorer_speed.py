@@ -74,7 +74,7 @@ def in_browser(root: Path) -> list[float]:
     with lab.lab(place) as address, lab.browser() as chromium:
         page = chromium.new_page(viewport={"width": 1400, "height": 1000})
         lab.run_notebook(page, address, "explore.ipynb", ".rl-near img")
-        page.locator(".rl-slider .noUi-handle").first.focus()
+        page.locator(".rl-slider input").focus()
         changed = f"old => document.querySelector('{PICTURE}').src !== old"
         for turn in range(2 * ROUNDS):
             old = page.locator(PICTURE).get_attribute("src")

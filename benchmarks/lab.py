@@ -88,3 +88,9 @@ def run_notebook(page: Any, address: str, notebook: str, ready: str) -> None:
     page.wait_for_function(KERNEL, timeout=START * 1000)
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(ready, timeout=RUN * 1000)
+
+
+def change_theme(page: Any, theme: str) -> None:
+    """Shows JupyterLab in its "Light" or its "Dark" theme."""
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_timeout(1500)

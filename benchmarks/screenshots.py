@@ -11,9 +11,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from lab import browser, lab, run_notebook
+from lab import browser, change_theme, lab, run_notebook
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = (1400, 400)
@@ -33,8 +32,8 @@ def explorer(out: Path, runs: Path = ROOT / "runs", scheme: str = "light") -> No
                 page.emulate_media(color_scheme=scheme)
                 run_notebook(page, address, "explore.ipynb", SHOWN[0])
                 page.wait_for_selector(SHOWN[1])
-                _theme(page, scheme)
-                page.get_by_role("button", name="UMAP").click()
+                change_theme(page, scheme.title())
+                page.get_by_role("radio", name="UMAP").check()
                 page.wait_for_selector(".rl-map small:has-text('UMAP of')", timeout=180_000)
                 page.get_by_role("button", name="Next fooled").click()
                 page.wait_for_timeout(1500)
@@ -71,12 +70,6 @@ def _pages(out: Path, html: Path, scheme: str, name: str, start: str, heights: t
             shown.screenshot(path=file, full_page=True, clip=part)
             shown.close()
             Image.open(file).quantize(128).save(file, optimize=True)  # flat colours: a third of the size
-
-
-def _theme(page: Any, scheme: str) -> None:
-    name = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}[scheme]
-    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
-    page.wait_for_timeout(1500)
 
 
 def main() -> int:

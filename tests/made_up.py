@@ -133,7 +133,7 @@ def incomplete() -> pd.DataFrame:
     rows = [
         {"run": "trades · seed 8", "path": "runs/a", "missing": "not evaluated: robustlib evaluate runs/a"},
         {"run": "trades · <9>", "path": "runs/b"}
-        | {"missing": "records of pgd20 are incomplete: robustlib run --rerun makes them anew"},
+        | {"missing": "records of pgd20 are incomplete: robustlib run trades --rerun"},
     ]
     return pd.DataFrame([facts | row for row in rows])
 

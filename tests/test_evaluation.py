@@ -398,22 +398,35 @@ def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, mo
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     method = make_method("standard", "digits", epochs=1, train_examples=100)
     run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
-    assert "not evaluated: robustlib evaluate" in incomplete([run]).missing[0]
+    again = f"{run.provenance()['command']} --rerun"
+
+    def lacks() -> str:
+        (missing,) = incomplete([run]).missing
+        return missing
+
+    assert lacks() == f"not evaluated: robustlib evaluate {run.path}"
     evaluate_run(run, digits, n=6)
+    assert lacks() == f"not audited: robustlib audit {run.path}"
+    (run.path / "audit.json").write_text(json.dumps({"badges": {"headline": {}}}))
     assert incomplete([run]).empty
     records = run.path / "records.parquet"
     whole = pd.read_parquet(records)
     one_image_less = whole[(whole.attack != "pgd20") | (whole["index"] != whole["index"].iloc[0])]
     run.write_frame("records.parquet", one_image_less)
     told = incomplete([run]).loc[0]
-    assert told.missing.startswith("records of pgd20 are incomplete")
+    assert told.missing == f"records of pgd20 are incomplete: {again}"
     assert (told.run, told.dataset, told.path) == (run.name, "digits", str(run.path))
     records.write_bytes(records.read_bytes()[:50])
-    assert "cannot be read" in incomplete([run]).missing[0]
+    assert lacks().startswith("a file cannot be read")
     records.unlink()
-    assert "clean" in incomplete([run]).missing[0]
+    assert "clean" in lacks()
+    (run.path / "results.json").write_text('{"n": 6, ')
+    assert lacks().startswith("a file cannot be read")
+    (run.path / "model.safetensors").unlink()
+    assert "model.safetensors" in lacks()
+    assert lacks().endswith(again)
     (run.path / "status.json").write_text(json.dumps({"state": "failed"}))
-    assert incomplete([run]).missing[0].startswith("training failed")
+    assert lacks() == f"training failed: {run.provenance()['command']}"
 
 
 def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatch):

@@ -363,11 +363,9 @@ def test_incomplete_runs_are_listed_with_the_command_that_helps(tmp_path):
         assert [row.th.get_text() for row in part.select("tbody tr")] == ["trades · seed 8", "trades · <9>"]
         assert [code.get_text() for code in part.select("code")] == [
             "robustlib evaluate runs/a",
-            "robustlib run --rerun",
+            "robustlib run trades --rerun",
         ]
-        assert (
-            part.select("td")[-1].get_text() == "records of pgd20 are incomplete: robustlib run --rerun makes them anew"
-        )
+        assert part.select("td")[-1].get_text() == "records of pgd20 are incomplete: robustlib run trades --rerun"
         assert "2 runs lack something" in part.get_text()
     assert "Incomplete" not in index_of(tmp_path, leaderboard(), incomplete=incomplete()[:0]).get_text()
 

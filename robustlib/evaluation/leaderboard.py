@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from robustlib.errors import InputError
 from robustlib.runs import Run
 
 if TYPE_CHECKING:
@@ -84,23 +85,30 @@ def incomplete(runs: Iterable[Run]) -> "pd.DataFrame":
 
 
 def _missing(run: Run) -> str:
-    """What a run lacks; "" if nothing."""
-    results = run.results()
-    if not run.finished:
-        return f"training {run.status()['state']}; the command that began it goes on"
-    if not results:
-        begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
-        return f"{begun}: robustlib evaluate {run.path}"
+    """What a run lacks, and the command that makes it; "" if nothing."""
+    anew = "robustlib run --rerun"
     try:
-        records = run.records()
-    except (OSError, ValueError) as error:  # what a truncated file makes pyarrow raise
-        return f"its records cannot be read ({error}): robustlib run --rerun makes them anew"
+        anew = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
+        if not run.finished:
+            return f"training {run.status()['state']}: {anew.removesuffix(' --rerun')}"
+        run.model()
+        results, _ = run.results(), run.metrics()
+        if not results:
+            begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
+            return f"{begun}: robustlib evaluate {run.path}"
+        if short := _short(run):
+            return f"records of {', '.join(short)} are incomplete: {anew}"
+        return "" if run.audit() else f"not audited: robustlib audit {run.path}"
+    except (InputError, OSError, ValueError) as error:  # a damaged file, by whichever library reads it
+        return f"a file cannot be read ({' '.join(str(error).split())}): {anew}"
+
+
+def _short(run: Run) -> list[str]:
+    """Attacks whose records do not cover all images of the evaluation."""
+    records = run.records()
     kept = dict(records.groupby("attack")["index"].nunique()) if len(records) else {}
-    counted = {row["attack"]: row["n"] for row in results["rows"] if row["attack"] != "worst"}
-    short = [attack for attack, n in counted.items() if kept.get(attack, 0) < n]
-    if short:
-        return f"records of {', '.join(short)} are incomplete: robustlib run --rerun makes them anew"
-    return ""
+    counted = {row["attack"]: row["n"] for row in run.results()["rows"] if row["attack"] != "worst"}
+    return [attack for attack, n in counted.items() if kept.get(attack, 0) < n]
 
 
 def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":

@@ -38,7 +38,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "
         known = {other.claim.name: _verdict(other) for other in reference}
         told = [known.get(finding.claim.name, "–") for finding in findings]
         table.insert(COLUMNS.index("notes"), "reference", told)
-    return table
+    return table if table["notes"].any() else table.drop(columns="notes")
 
 
 def _verdict(finding: Any) -> str:

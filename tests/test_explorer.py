@@ -1,7 +1,10 @@
 """The explorer without a browser: what is computed once, what its controls do, and what it says when it cannot."""
 
+import asyncio
 import re
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import accuracy
-from robustlib.explorer import Explorer, explore, explorer_attacks, make_grid, session, start
+from robustlib.explorer import Explorer, cloud, explore, explorer_attacks, make_grid, session, start
 from robustlib.methods import make_method
 from robustlib.models import Classifier
 from robustlib.representation import stored
@@ -129,10 +132,11 @@ def test_a_slider_move_asks_no_model_and_moves_what_depends_on_eps(explorer, mon
         assert changed(explorer, before), control
 
 
-def test_the_slider_opens_at_the_eps_that_was_trained_for(explorer):
+def test_the_slider_opens_at_the_eps_of_the_threat_model(explorer):
     board = explorer.board
     assert explorer.grid.radii[board.eps.value] == 0.2
-    assert board.eps.label == "0.2 (trained for)"
+    assert board.eps.options[board.eps.value] == "0.2 (threat model)"
+    assert "trained for" not in board.curve.value
     moving = board.cloud.scatter.moving
     assert len(moving["path"]) == 5
     assert len(moving["crosses"]) == N
@@ -160,7 +164,7 @@ def test_buttons_walk_through_the_images(explorer):
     assert board.image.value == next(place for place in fooled if place > 0)
     board.eps.value = 0
     board.fooled.click()
-    assert "No image of any class is fooled at eps 0: take a larger eps" in board.status.value
+    assert "No image of any class is fooled at eps 0: take a larger eps" in board.status.said
 
 
 def test_another_run_shows_the_same_image(explorer, root):
@@ -171,13 +175,13 @@ def test_another_run_shows_the_same_image(explorer, root):
     board.run.value = board.run.options[1][1]
     assert explorer.grid is not before
     assert board.image.value == 9
-    assert board.bar.layout.display == "none"
+    assert board.status.doing == ""
 
 
 def test_umap_is_made_on_request_and_once(explorer, monkeypatch):
     calls = []
 
-    def view(grid, layer, run, seed):
+    def view(grid, layer, seed):
         calls.append(layer)
         return session.View(np.zeros((9, N, 2)), "a map")
 
@@ -198,9 +202,126 @@ def test_a_failed_umap_is_told_and_pca_stays(explorer, monkeypatch):
         raise InputError("30 neighbours among 9 examples: give more.")
 
     monkeypatch.setattr(session, "umap_view", view)
-    explorer.board.view.value = "UMAP"
-    assert "30 neighbours among 9 examples" in explorer.board.status.value
-    assert "PCA of clean" in explorer.board.note.value
+    board = explorer.board
+    board.view.value = "UMAP"
+    assert "30 neighbours among 9 examples" in board.status.said
+    assert "PCA of clean" in board.note.value
+
+
+def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, monkeypatch):
+    """In a running loop, where the map is made in a task that nobody awaits."""
+    calls, board = [], explorer.board
+
+    def view(grid, layer, seed):
+        calls.append(layer)
+        raise MemoryError("<no> room")
+
+    async def session_of_a_notebook():
+        unheard = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        board.view.value = "UMAP"
+        await explorer._task
+        told = board.status.said
+        board.image.value, board.eps.value = 3, 8
+        assert explorer._task.done()
+        assert "MemoryError: &lt;no&gt; room" in board.note.value
+        assert len(calls) == 1
+        board.view.value = "PCA"
+        assert "room" not in board.note.value
+        board.view.value = "UMAP"  # asked for again
+        await explorer._task
+        del explorer._task
+        return told, unheard
+
+    monkeypatch.setattr(session, "umap_view", view)
+    told, unheard = asyncio.run(session_of_a_notebook())
+    assert told.endswith("MemoryError: <no> room")
+    assert (len(calls), unheard, board.status.doing) == (2, [], "")
+
+
+def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, monkeypatch):
+    go, board = threading.Event(), explorer.board
+
+    def view(grid, layer, seed):
+        go.wait(30)
+        return session.View(np.zeros((9, N, 2)), "a map")
+
+    async def session_of_a_notebook():
+        board.view.value = "UMAP"
+        await asyncio.sleep(0.1)
+        assert board.status.doing.startswith("UMAP, 0 s")
+        board.view.value, board.image.value = "PCA", 7
+        go.set()
+        await explorer._task
+        return board.status.said
+
+    monkeypatch.setattr(session, "umap_view", view)
+    assert asyncio.run(session_of_a_notebook()).startswith("Image 7, class")
+    assert board.status.doing == ""
+
+
+# What fails
+
+
+@pytest.fixture
+def damaged(root, tmp_path):
+    """Two runs, the second with half of its weights."""
+    shutil.copytree(root, tmp_path / "runs")
+    runs = find_runs(tmp_path / "runs")
+    weights = runs[1].path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    return runs
+
+
+def test_a_run_that_cannot_be_loaded_leaves_everything_as_it_was(damaged, digits):
+    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
+    explorer.load()
+    before, board = shown(explorer), explorer.board
+    board.run.set_state({"index": 1})  # as from the browser
+    assert "model.safetensors" in board.status.said or "SafetensorError" in board.status.said
+    assert (board.run.value, explorer.grid.run) == (damaged[0], damaged[0])
+    assert changed(explorer, before) == set()
+    board.eps.value = 8
+    assert {key[0] for key in explorer._views} == {str(damaged[0].path)}
+
+
+def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(explorer, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(session, "make_grid", broken)
+    explorer.board.attack.value = "APGD-CE"
+    assert explorer.board.status.said == "RuntimeError: out of memory"
+    assert explorer.board.attack.value == "FGSM"
+
+
+def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
+    runs = find_runs(root)
+    explorer = Explorer(digits, runs, examples=N, neighbours=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "make_grid", None)
+        with pytest.raises(TypeError):
+            explorer.load()
+    board = explorer.board
+    board.fooled.click()
+    assert board.status.said == "Nothing is loaded: choose another run or attack."
+    board.run.value = runs[1]
+    assert board.status.said.startswith("Image 0, class")
+
+
+def test_a_run_deleted_meanwhile(damaged, digits):
+    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
+    explorer.load()
+    for run in damaged:
+        shutil.rmtree(run.path)
+    board = explorer.board
+    board.eps.value = 7  # what is loaded needs no file
+    assert "at eps 0.35" in board.status.said
+    board.run.value = damaged[1]
+    assert f"There is no finished run in {damaged[1].path} any more" in board.status.said
+    assert board.run.value == damaged[0]
+    cloud.umap_view(explorer.grid, "logits", 0)
+    assert not damaged[0].path.exists()
 
 
 def test_everything_that_is_drawn_has_words(explorer):
@@ -227,12 +348,31 @@ def test_a_class_without_survivors_is_told(explorer):
     )
 
 
-def test_a_class_without_images_is_told(root, digits):
+def test_only_classes_with_images_are_offered(root, digits):
     few = Explorer(digits, find_runs(root), examples=8, neighbours=3)
-    few.board.attack.value = "FGSM"
-    absent = next(k for k in range(10) if k not in few.split.labels.tolist())
-    few.board.label.value = absent
-    assert f"None of the 8 images is of class {absent}: take more examples." in few.board.status.value
+    offered = [label for _, label in few.board.label.options]
+    assert offered == [-1, *sorted(set(few.split.labels.tolist()))]
+    assert len(offered) < 11
+
+
+def test_names_and_messages_are_words_and_never_tags(root, digits):
+    odd = replace(digits, class_names=tuple(f"<b>{k}</b>&" for k in range(10)))
+    explorer = Explorer(odd, find_runs(root), examples=N, neighbours=5)
+    board = explorer.board
+    board.attack.value, board.eps.value = "FGSM", 8
+    for label in range(10):
+        board.label.value = label
+        html = "".join(value for value in shown(explorer).values() if isinstance(value, str))
+        assert not re.search(r"<b>\d</b>&", html)
+    assert "images of class &lt;b&gt;9&lt;/b&gt;&amp;" in board.curve.value
+    assert "class <b>9</b>&" in board.status.said  # plain text, as its widget shows it
+
+
+@pytest.mark.parametrize(("classes", "colours", "words"), [(10, 10, "in the colour of the class"), (11, 1, "(blue)")])
+def test_the_legend_says_what_the_colours_mean(classes, colours, words):
+    made = cloud.Cloud(np.arange(classes), [str(k) for k in range(classes)], print)
+    assert len(set(made.colours[0])) == colours
+    assert words in made.legend
 
 
 def test_what_cannot_be_looked_at_is_said_at_once(root, digits):

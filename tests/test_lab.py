@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from robustlib.methods import make_method
 from robustlib.training import fit
@@ -69,7 +70,7 @@ def look(page):
 
 def test_the_eps_slider_moves_the_picture_and_the_map(page):
     before = look(page)
-    handle = page.locator(".rl-slider [role=slider], .rl-slider .noUi-handle").first
+    handle = page.get_by_role("slider", name="eps")
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")  # the keyboard is enough
@@ -77,6 +78,7 @@ def test_the_eps_slider_moves_the_picture_and_the_map(page):
     after = look(page)
     assert all(now != then for now, then in zip(after, before, strict=True))
     assert "at eps 0.35" in after[2]
+    assert handle.get_attribute("aria-valuetext") == "0.35"
 
 
 def test_a_click_on_a_point_shows_its_image(page):
@@ -93,11 +95,36 @@ def test_a_click_on_a_point_shows_its_image(page):
 
 def test_every_control_has_a_name(page):
     names = page.evaluate(
-        "Array.from(document.querySelectorAll('.rl-explorer :is(select, button)'))"
+        "Array.from(document.querySelectorAll('.rl-explorer :is(select, button, input, progress)'))"
         ".map(node => node.innerText || node.labels?.[0]?.innerText || node.getAttribute('aria-label') || '')"
     )
-    assert len(names) >= 11
+    assert len(names) >= 13
     assert all(names)
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_no_serious_fault(page, theme):
+    laboratory.change_theme(page, theme)
+    found = Axe().run(page, ".rl-explorer").response["violations"]
+    grave = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    assert not grave, [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in grave]
+
+
+@pytest.mark.parametrize(("control", "key"), [("Image", "ArrowDown"), ("Layer", "ArrowUp")])
+def test_arrow_keys_choose_and_leave_the_cells_alone(page, control, key):
+    chosen = page.get_by_label(control, exact=True)
+    before = chosen.input_value()
+    chosen.press(key)
+    assert chosen.input_value() != before
+    assert chosen.evaluate("node => node === document.activeElement")
+
+
+def test_the_sentence_is_a_live_region(page):
+    page.evaluate("window.kept = document.querySelector('[role=status]')")
+    before = look(page)
+    page.get_by_role("slider", name="eps").press("ArrowDown")
+    page.wait_for_function("said => document.querySelector('[role=status]').innerText !== said", arg=before[2])
+    assert page.evaluate("window.kept === document.querySelector('[role=status]')")
 
 
 @pytest.mark.parametrize("width", [1400, 400])
@@ -112,6 +139,16 @@ def test_nothing_is_wider_than_its_place(page, width):
     place = page.locator(".rl-scatter").bounding_box()
     for box in (dots.nth(k).bounding_box() for k in range(0, dots.count(), 10)):
         assert place["x"] - 1 <= box["x"] <= place["x"] + place["width"] + 1
+
+
+def test_a_run_that_cannot_be_loaded_is_not_shown_as_chosen(page, folder):
+    weights = sorted(folder.glob("runs/digits/standard/*/model.safetensors"))[0]
+    weights.write_bytes(weights.read_bytes()[:1000])
+    runs = page.get_by_label("Run", exact=True)
+    before = runs.input_value()
+    runs.select_option(index=1)
+    page.wait_for_function("document.querySelector('[role=status]').innerText.match(/weights|safetensors/i)")
+    assert runs.input_value() == before
 
 
 def test_nothing_complains_and_nothing_is_fetched(page, heard):

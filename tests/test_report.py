@@ -292,6 +292,8 @@ def test_the_cards_are_means_over_seeds(tmp_path):
     cards = [card.get_text(" ", strip=True) for card in index_of(tmp_path, leaderboard()).select(".cards li")]
     assert cards[0].startswith("TRADES 40.8 % worst case ± 44.2")
     assert "98.5 % clean · mean ± sd of 2 seeds · 6.5 min each" in cards[0]
+    (alone,) = index_of(tmp_path, leaderboard()[2:3]).select(".cards li")
+    assert alone.get_text(" ", strip=True).startswith("TRADES 72.0 % worst case (71.0–75.0)")
     assert cards[1].startswith("STANDARD 6.2 %")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustlib.data import Dataset, Split
+from robustlib.errors import InputError
 from robustlib.explorer import panels
 from robustlib.explorer.cloud import Cloud
 from robustlib.explorer.grid import explorer_attacks
@@ -19,56 +20,55 @@ class Board:
     """The explorer's widgets, each an attribute; `widget` holds them all.
 
     Controls: run, attack, layer, label (class; -1 for all), eps (a step of the grid), image (a position among the examples),
-    view ("PCA" or "UMAP"); buttons back, forth, fooled. Panels: cloud, pictures, bars, near, curve, note, bar, status.
+    view ("PCA" or "UMAP"); buttons back, forth, fooled. Panels: cloud, pictures, bars, near, curve, note, status.
 
     Args:
-        dataset: whose classes are listed.
+        dataset: whose classes are listed, those that have images.
         runs: to choose from.
         split: the images on the map.
         choose: called with the position of an image that was clicked on the map.
     """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], split: Split, choose: Callable[[int], object]) -> None:
-        self._controls(dataset, runs)
+        self._controls(dataset, runs, split)
         self.cloud = Cloud(split.labels.numpy(), dataset.class_names, choose)
         self._layout()
 
     @property
     def redrawn(self) -> "tuple[ipywidgets.Widget, ...]":
         """Controls that change what is looked at, not what is computed."""
-        return self.layer, self.eps, self.image, self.view
+        return self.layer, self.eps, self.image
 
     def say(self, words: str) -> None:
         """A sentence in the last line."""
-        self.status.value = f'<span role="status">{words or "Ready."}</span>'
+        self.status.said = words
 
     def progress(self, share: float, words: str) -> None:
         """How much of a computation is done, in [0, 1], and what it is."""
-        self.bar.layout.display = "flex"
-        self.bar.value = round(100 * share)
-        self.say(words)
+        self.status.share, self.status.doing = share, words
 
     def ready(self) -> None:
         """Hides the progress."""
-        self.bar.layout.display = "none"
-        self.say("")
+        self.status.doing = ""
 
-    def _controls(self, dataset: Dataset, runs: Sequence[Run]) -> None:
+    def _controls(self, dataset: Dataset, runs: Sequence[Run], split: Split) -> None:
         import ipywidgets as w
+
+        from robustlib.explorer.widgets import Slider
 
         attacks, names = list(explorer_attacks(dataset.threat)), dataset.class_names
         self.run = w.Dropdown(options=_titles(runs), description="Run", layout={"width": "400px"})
-        self.attack = w.ToggleButtons(options=attacks, value="PGD-20", description="Attack", layout={"width": "auto"})
+        switch = {"orientation": "horizontal", "layout": {"width": "auto"}}
+        self.attack = w.RadioButtons(
+            options=attacks, value="PGD-20", description="Attack", tooltip="What makes the adversarial images", **switch
+        )
         self.layer = w.Dropdown(options=["features"], description="Layer", layout={"width": "200px"})
         self.label = w.Dropdown(
-            options=[("all", ALL), *((n, k) for k, n in enumerate(names))],
+            options=[("all", ALL), *((names[k], k) for k in split.labels.unique().tolist())],
             description="Class",
             layout={"width": "160px"},
         )
-        self.eps = w.SelectionSlider(
-            options=[("0", 0)], description="eps", layout={"flex": "1 1 320px", "width": "auto"}
-        )
-        self.eps.add_class("rl-slider")
+        self.eps = Slider(name="eps", layout={"flex": "1 1 320px", "width": "auto"})
         self.image = w.Dropdown(description="Image", layout={"width": "220px"})
         self.back = w.Button(description="‹ Previous", tooltip="The previous image", layout={"width": "auto"})
         self.forth = w.Button(description="Next ›", tooltip="The next image", layout={"width": "auto"})
@@ -77,14 +77,17 @@ class Board:
             tooltip="The next image that the attack fools at this eps",
             layout={"width": "auto"},
         )
-        self.view = w.ToggleButtons(options=["PCA", "UMAP"], description="Map", layout={"width": "auto"})
+        self.view = w.RadioButtons(
+            options=["PCA", "UMAP"], description="Map", tooltip="How features become points", **switch
+        )
 
     def _layout(self) -> None:
         import ipywidgets as w
 
+        from robustlib.explorer.widgets import Status
+
         self.pictures, self.bars, self.near, self.curve, self.note = (w.HTML() for _ in range(5))
-        self.bar = w.IntProgress(min=0, max=100, layout={"width": "180px", "display": "none"})
-        self.status = w.HTML()
+        self.status = Status()
         cards = [
             _card(
                 _row(self.run, self.attack, self.layer, self.label),
@@ -96,12 +99,17 @@ class Board:
             _card(self.bars, kind="rl-narrow"),
             _card(self.curve),
             _card(self.near, kind="rl-narrow"),
-            _card(_row(self.bar, self.status), kind="rl-whole"),
+            _card(self.status, kind="rl-whole"),
         ]
         grid = w.Box(cards)
         grid.add_class("rl-panels")
         self.widget = w.VBox([w.HTML(panels.sheet()), grid])
         self.widget.add_class("rl-explorer")
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, as it is told: an InputError is a sentence, others need their type."""
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
 def _titles(runs: Sequence[Run]) -> list[tuple[str, Run]]:

@@ -9,11 +9,10 @@ import torch
 from robustlib.explorer.grid import Grid
 from robustlib.figures.canvas import looks
 from robustlib.representation import embed_path, principal_components
-from robustlib.runs import Run
 
-FEW = 12  # classes that colours and names can still tell apart
+FEW = 10  # classes that colours and names can still tell apart
 MANY = ("#0173b2", "#d55e00")  # clean and adversarial images where they are more
-COLOURS = [str(look["color"]) for look in looks(map(str, range(10))).values()]
+COLOURS = [str(look["color"]) for look in looks(map(str, range(FEW))).values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +34,9 @@ def pca_view(grid: Grid, layer: str) -> View:
     )
 
 
-def umap_view(grid: Grid, layer: str, run: Run, seed: int) -> View:
-    """The joint UMAP of all steps, kept beside the run."""
-    made = embed_path(grid.tables(layer), seed=seed, cache=run.path)
+def umap_view(grid: Grid, layer: str, seed: int) -> View:
+    """The joint UMAP of all steps, kept beside the run unless that was deleted meanwhile."""
+    made = embed_path(grid.tables(layer), seed=seed, cache=grid.run.path if grid.run.finished else None)
     return View(made.points, str(made))
 
 
@@ -51,11 +50,15 @@ class Cloud:
     """
 
     def __init__(self, labels: np.ndarray, class_names: Sequence[str], choose: Callable[[int], object]) -> None:
-        from robustlib.explorer.scatter import Scatter
+        from robustlib.explorer.widgets import Scatter
 
         self.labels, self.class_names = labels, class_names
         few = len(class_names) <= FEW
-        self.colours = [[COLOURS[k % 10] for k in labels] if few else [kind] for kind in MANY]
+        self.colours = [[COLOURS[k] for k in labels] if few else [kind] for kind in MANY]
+        marks = "● clean, × adversarial at this eps, in the colour of the class"
+        if not few:
+            marks = "● clean (blue), × adversarial at this eps (orange), of all classes"
+        self.legend = f"{marks}; the line is the path of the chosen image. Click a point."
         self.scatter = Scatter()
         self.scatter.observe(lambda change: choose(change["new"][0]), "clicked")
 

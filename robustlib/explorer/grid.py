@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustlib.attacks import APGD, FGSM, Attack, Threat
 from robustlib.data import Dataset
-from robustlib.errors import unknown
+from robustlib.errors import InputError, unknown
 from robustlib.evaluation import accuracy
 from robustlib.evaluation.suites import EOT
 from robustlib.representation import at_eps, feature_gap, layers, probe_attack, run_features
@@ -21,7 +21,7 @@ from robustlib.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-MULTIPLES = tuple(k / 4 for k in range(9))  # of the threat's eps: from nothing to twice what the run was trained for
+MULTIPLES = tuple(k / 4 for k in range(9))  # of the eps of the run's threat model: from nothing to twice as much
 
 Report = Callable[[int, int, float], object]  # radii done, radii in all, the next radius
 
@@ -41,10 +41,16 @@ class Grid:
     """The same N images at T growing radii, and what one model makes of them.
 
     Args:
+        run: whose model it is.
+        attack: a name of `explorer_attacks`.
+        eps: radius of the run's threat model, one of `radii`.
         radii: eps of each step, rising from 0.
         steps: one `Features` a radius, with images and every layer; the first is clean.
     """
 
+    run: Run
+    attack: str
+    eps: float
     radii: tuple[float, ...]
     steps: tuple[Features, ...]
 
@@ -98,7 +104,7 @@ class Grid:
 def make_grid(
     run: Run, dataset: Dataset, attack: str, *, n: int = 200, seed: int = 0, report: Report | None = None
 ) -> Grid:
-    """The grid of a finished run under an attack, around the eps it was trained for: found beside the run, or made and kept.
+    """The grid of a finished run under an attack, around the eps of its threat model: found beside the run, or made and kept.
 
     Args:
         run, dataset, n, seed: see `run_features`.
@@ -106,8 +112,10 @@ def make_grid(
         report: called before each radius.
 
     Raises:
-        InputError: as `run_features`, and an unknown attack.
+        InputError: as `run_features`, an unknown attack, and a run that was deleted meanwhile.
     """
+    if not run.finished:
+        raise InputError(f"There is no finished run in {run.path} any more: choose another one, or train it again.")
     model, threat = run.model(), Threat(**run.params()["threat"])
     known = explorer_attacks(threat, model.stochastic)
     if attack not in known:
@@ -119,4 +127,4 @@ def make_grid(
             report(place, len(radii) - 1, eps)
         pair = run_features(run, dataset, at_eps(known[attack], eps), layers=layers(model), n=n, seed=seed)
         steps = [*(steps or pair[:1]), pair[1]]
-    return Grid(radii, tuple(steps))
+    return Grid(run, attack, threat.eps, radii, tuple(steps))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustlib.explorer.grid import Grid
+from robustlib.tables import percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def _answer(prediction: int, label: int, names: Sequence[str], sure: float) -> s
     return f'<b class="{kind}">{sign} {escape(names[prediction])}</b> <small>{100 * sure:.0f} %</small>'
 
 
-def pictures(grid: Grid, image: int, step: int, names: Sequence[str], attack: str) -> str:
+def pictures(grid: Grid, image: int, step: int, names: Sequence[str]) -> str:
     """The clean image, what the attack added, and the adversarial image, each with the model's answer."""
     clean, now, label = grid.clean, grid.steps[step], int(grid.clean.labels[image])
     assert clean.images is not None
@@ -75,7 +76,7 @@ def pictures(grid: Grid, image: int, step: int, names: Sequence[str], attack: st
             f"perturbation, magnified {factor:.3g} times",
             f"perturbation × {factor:.3g}<br><small>at most {most:.3g}</small>",
         )
-        + _figure(after, f"adversarial image at eps {eps}", f"{escape(attack)}, eps {eps}<br>{answers[1]}")
+        + _figure(after, f"adversarial image at eps {eps}", f"{escape(grid.attack)}, eps {eps}<br>{answers[1]}")
     )
     first = next((r for r, at in zip(grid.radii, grid.steps, strict=True) if not at.correct[image]), None)
     told = (
@@ -128,8 +129,22 @@ def neighbours(grid: Grid, layer: str, image: int, step: int, names: Sequence[st
     return heading(title, f'<div class="rl-near">{"".join(drawn)}</div><p>{told}</p>')
 
 
-def curve(table: "pd.DataFrame", step: int, threat_eps: float, title: str, told: str) -> str:
-    """Accuracy over eps with its 95 % band, the chosen eps and that of the threat marked; `told` is HTML below it."""
+def curve(grid: Grid, keep: Tensor, step: int, of: str) -> str:
+    """Accuracy of the images in `keep`, bool (N,), over eps with its 95 % band; `of` says which these are, such as " of class 3"."""
+    table, eps = grid.curve(keep), grid.radii[step]
+    here, n = table.iloc[step], int(keep.sum())
+    told = f"At eps {eps:.3g}: <b>{percent(here.accuracy, here.low, here.high)}</b>, 95 % interval."
+    if not here.correct:
+        told = (
+            f"<b>None of the {n} images{escape(of)} survives</b> {escape(grid.attack)} at eps {eps:.3g}: take a smaller eps to "
+            "see survivors."
+        )
+    title = f"Accuracy of {n} images{of} under {grid.attack} alone"
+    drawn = _curve(table, step, grid.eps, title)
+    return heading(title, f"{drawn}<p>{told} One attack alone: an upper bound of robust accuracy.</p>")
+
+
+def _curve(table: "pd.DataFrame", step: int, threat_eps: float, title: str) -> str:
     most = float(table["eps"].max())
     across = lambda eps: LEFT + (WIDE - LEFT - RIGHT) * eps / most  # noqa: E731
     up = lambda share: TOP + (HIGH - TOP - BOTTOM) * (1 - share)  # noqa: E731
@@ -144,7 +159,7 @@ def curve(table: "pd.DataFrame", step: int, threat_eps: float, title: str, told:
     lines.append(f'<text x="{(WIDE + LEFT) / 2}" y="{HIGH - 4}" text-anchor="middle">eps</text>')
     lines.append(
         _upright(across(threat_eps), "rl-threat")
-        + f'<text x="{across(threat_eps) + 4:.1f}" y="{TOP - 4}">trained for</text>'
+        + f'<text x="{across(threat_eps) + 4:.1f}" y="{TOP - 4}">threat model</text>'
     )
     lines.append(f'<polygon class="rl-band" points="{path("low", rows)} {path("high", rows[::-1])}"/>')
     lines.append(f'<polyline class="rl-line" points="{path("accuracy", rows)}"/>')
@@ -152,8 +167,7 @@ def curve(table: "pd.DataFrame", step: int, threat_eps: float, title: str, told:
     lines.append(_upright(across(here.eps), "rl-here"))
     lines.append(f'<circle class="rl-now" cx="{across(here.eps):.1f}" cy="{up(here.accuracy):.1f}" r="6"/>')
     alt = f"{title}: " + ", ".join(f"{r.accuracy:.0%} at {r.eps:.3g}" for r in rows)
-    drawn = f'<svg class="rl-curve" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(alt)}">{"".join(lines)}</svg>'
-    return heading(title, f"{drawn}<p>{told}</p>")
+    return f'<svg class="rl-curve" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(alt)}">{"".join(lines)}</svg>'
 
 
 def _upright(x: float, kind: str) -> str:

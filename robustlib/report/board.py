@@ -190,6 +190,7 @@ def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
         card: dict[str, Any] = {"title": name, "threat": threat, "worst": f"{statistics.fmean(worst):.1f}"}
         card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
+        card["interval"] = _interval(mine[0], "worst") if len(mine) == 1 else ""
         card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
         seeds = len({row["seed"] for row in mine})
         several_runs = f"{len(mine)} runs of " if len(mine) > seeds else ""

@@ -74,10 +74,10 @@ def notebook(name: str) -> Path:
 
 
 def preset_methods(preset: str) -> list[str]:
-    """The methods that a preset has a section for, in its order."""
-    from robustlib.methods import METHODS, load_preset
+    """The methods that a preset trains unless told otherwise, in its order."""
+    from robustlib.methods import load_preset
 
-    return [name for name in load_preset(preset) if name in METHODS]
+    return list(load_preset(preset)["report"])
 
 
 def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Job]:

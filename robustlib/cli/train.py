@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    methods: Annotated[list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for all of the preset.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for those that the preset names.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="digits, cifar10-short or cifar10-paper.")] = "digits",
     seeds: Seeds = "0",
     changes: Changes = None,

@@ -1,5 +1,6 @@
 """What methods that attack while they train have in common: the inner attack and how it is made."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from robustlib.attacks import PGD
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
 from robustlib.methods.base import Method
-from robustlib.training import At
+from robustlib.training import At, Loss, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,12 @@ class AdversarialMethod(Method):
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, at: At) -> Tensor:
         """The batch under `attack`, searched in the training's own precision."""
         return replace(attack, precision=at.precision)(model, batch.x, batch.y, generator=at.generator)
+
+    def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
+        """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv)."""
+
+        def updates(batch: Batch, at: At) -> Updates:
+            x_adv = self.attacked(attack, model, batch, at)
+            yield "model", loss(batch, x_adv)
+
+        return self.single_stage(model, updates, adversarial=True)

@@ -11,10 +11,11 @@ from scipy.stats import entropy
 
 from robustlib.attacks import Draws
 from robustlib.errors import InputError
-from robustlib.losses import mart_loss
-from robustlib.methods import make_method
+from robustlib.losses import mart_loss, trades_loss
+from robustlib.methods import METHODS, AdversarialMethod, make_method
+from robustlib.methods.awp import perturbed
 from robustlib.models import build_model
-from robustlib.training import At
+from robustlib.training import At, Loss, fit
 
 SEED, EPS, BATCH = 5, 0.2, 16  # of the update's generator; of digits; images
 LR, DECAY = 0.05, 0.01
@@ -191,6 +192,9 @@ def test_fast_attacks_reach_as_far_as_they_should(digits, name, least, most, nor
         ("fgsm_rs", {"step_factor": 0.0}, "step_factor=0.0"),
         ("n_fgsm", {"noise": -1.0}, "noise=-1.0"),
         ("n_fgsm", {"noise": float("nan")}, "noise=nan"),
+        ("trades", {"awp_gamma": -0.1}, "awp_gamma=-0.1: give a share"),
+        ("trades", {"awp_gamma": float("nan")}, "awp_gamma=nan"),
+        ("pgd_at", {"awp_warmup": -1}, "awp_warmup=-1"),
     ],
 )
 def test_bad_settings_are_sentences(name, settings, says):
@@ -202,3 +206,142 @@ def test_the_papers_own_values():
     for kind in ("mart", "fgsm_rs", "n_fgsm"):
         own, preset = make_method(kind), make_method(kind, "cifar10-paper")
         assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
+
+
+# ---- adversarial weight perturbation
+
+
+def awp_restated(model, loss, gamma):
+    """The released update: a proxy's ascent step, w + gamma diff, a step of SGD, w - gamma diff."""
+    proxy = copy.deepcopy(model)
+    (-loss(proxy)).backward()
+    torch.optim.SGD(proxy.parameters(), lr=0.01).step()
+    diffs = {}
+    for (name, w), v in zip(model.named_parameters(), proxy.parameters(), strict=True):
+        if "weight" in name and w.ndim > 1:
+            delta = (v - w).detach()
+            diffs[name] = w.detach().norm() / (delta.norm() + 1e-20) * delta
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, diff in diffs.items():
+            weights[name].add_(gamma * diff)
+    descended(model, loss)
+    with torch.no_grad():
+        for name, diff in diffs.items():
+            weights[name].sub_(gamma * diff)
+    return model
+
+
+LOSSES = {
+    "pgd_at": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
+    "trades": lambda m, x, x_adv, y: trades_loss(m(x), m(x_adv), y, 6.0)[0],
+    "mart": lambda m, x, x_adv, y: mart_restated(m(x), m(x_adv), y, 5.0),
+    "n_fgsm": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
+}
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_update_with_awp_is_the_one_written_out(digits, name, gamma, monkeypatch):
+    model, batch = fresh(digits)
+    seen, kind = [], METHODS[name]
+    real = kind.attacked
+    monkeypatch.setattr(kind, "attacked", lambda *args: seen.append(real(*args)) or seen[-1])
+    after = updated(name, digits, awp_gamma=gamma)
+    (x_adv,) = seen  # found before the weights move; the attacks themselves are tested above
+    expected = awp_restated(model, lambda m: LOSSES[name](m, batch.x, x_adv, batch.y), gamma)
+    same(after, expected)
+    assert after.encoder.stage1[1].num_batches_tracked == (2 if name in ("trades", "mart") else 1)
+    plain = updated(name, digits)
+    assert torch.equal(seen[1], x_adv)
+    assert not torch.allclose(plain.head.weight, after.head.weight, rtol=0, atol=1e-6)
+
+
+def test_awp_starts_with_its_epoch(digits):
+    plain = updated("pgd_at", digits).head.weight
+    for epoch, warmup, moves in ((0, 0, True), (0, 1, True), (8, 10, False), (9, 10, True)):
+        after = updated("pgd_at", digits, epoch=epoch, awp_gamma=0.01, awp_warmup=warmup).head.weight
+        assert torch.equal(plain, after) != moves
+
+
+def test_perturbed_weights_have_the_stated_length_and_come_back(digits):
+    model, batch = fresh(digits)
+    model.encoder.stage1[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+
+    def loss():
+        return F.cross_entropy(model(batch.x), batch.y)
+
+    def moved_as_told():
+        for name, w in model.named_parameters():
+            moved = (w - before[name]).norm() / before[name].norm().clamp_min(1e-9)
+            moves = w.ndim > 1 and w.requires_grad
+            assert torch.isclose(moved, torch.tensor(0.02 if moves else 0.0).double()), name
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, before[name])
+        assert loss().item() > calm
+        raise KeyError("stop")
+
+    calm = loss().item()
+    model.load_state_dict(before)
+    with pytest.raises(KeyError, match="stop"), perturbed(model, loss, 0.02):
+        moved_as_told()
+    for name, w in model.named_parameters():
+        assert torch.allclose(w, before[name], rtol=0, atol=1e-12)
+
+
+def test_a_generator_closed_early_puts_the_weights_back(digits):
+    model, batch = fresh(digits)
+    before = copy.deepcopy(model.state_dict())
+    stage = make_method("pgd_at", "digits", awp_gamma=0.1).stages(digits, model)[0]
+    updates = stage.passes[0].updates(batch, At(0, 0, 0.0, torch.Generator(), "32-true"))
+    next(updates)
+    assert not torch.allclose(model.head.weight, before["head.weight"])
+    updates.close()
+    assert torch.allclose(model.head.weight, before["head.weight"], rtol=0, atol=1e-12)
+
+
+def test_a_loss_without_gradient_moves_no_weight():
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.clone()
+    with perturbed(model, lambda: 0 * model.weight.sum() + model.bias.sum(), 0.5):
+        assert torch.equal(model.weight, before)
+    with perturbed(model, lambda: model.bias.sum(), 0.5):  # nor one that does not know it
+        assert torch.equal(model.weight, before)
+
+
+def test_autocast_uses_the_perturbed_weights(digits):
+    """Autocast keeps bf16 copies of weights while a generator runs; those from before the perturbation must not be used."""
+    model, batch = fresh(digits)
+    model, x = model.float(), batch.x.float()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        perturbed(model, lambda: F.cross_entropy(model(x).float(), batch.y), 0.3),
+    ):
+        inside, moved = model(x), copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(moved.train()(x), inside)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_awp_trains(tmp_path, digits, precision):
+    method = make_method("pgd_at", "digits", epochs=2, train_examples=130, attack_steps=1, awp_gamma=0.01, ema=0.9)
+    run = fit(method, digits, root=tmp_path, device="cpu", precision=precision, progress=False)
+    assert run.finished
+    assert run.metrics()["loss"].iloc[1:].notna().all()
+
+
+def test_awp_is_never_ignored_in_silence(digits):
+    class Mixed(AdversarialMethod):
+        name = "mixed"
+
+        def stages(self, dataset, model):
+            def updates(batch, at):
+                yield "model", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+            return self.single_stage(model, updates, adversarial=True)
+
+    model, _ = fresh(digits)
+    assert Mixed().stages(digits, model)
+    with pytest.raises(InputError, match="mixed does not perturb weights: leave awp_gamma at 0"):
+        Mixed(awp_gamma=0.01).stages(digits, model)

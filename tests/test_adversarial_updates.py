@@ -81,7 +81,7 @@ def same(a, b):
 
 
 def bce(z_adv, y):
-    """Equation 8 by its double loop, with the released 1.0001."""
+    """The boosted cross-entropy by its double loop, with the released 1.0001."""
     p = z_adv.softmax(1)
     values = []
     for i, k in enumerate(y.tolist()):

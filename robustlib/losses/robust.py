@@ -31,7 +31,7 @@ def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> t
 
 
 def mart_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)), averaged over the batch (Wang et al. 2020, eq. 8 to 11).
+    """BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)), averaged over the batch (Wang et al. 2020; mart.py).
 
     BCE = -log p_y(x') - log(1 - max_{k != y} p_k(x')). As released, nothing is detached, the weight 1 - p_y(x) neither, and
     the second logarithm is of 1.0001 - p; the released guards of 1e-7 and 1e-12 are not needed with log-softmax.
@@ -40,7 +40,7 @@ def mart_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tup
         logits: f(x), (B, K), K >= 2.
         logits_adv: f(x'), (B, K).
         y: labels (B,).
-        beta: weight of the second term, lambda in the paper; 5 in its ResNet-18 experiments.
+        beta: weight of the second term, lambda in the paper; 5 in the released ResNet-18 script.
 
     Returns:
         The loss and its parts {"bce", "kl"} (kl weighted by 1 - p_y(x), without beta).

@@ -11,7 +11,7 @@ TINY = 1e-20  # as released: a layer without gradient stays where it is
 
 @contextmanager
 def perturbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Within, the model's weights stand where they raise the loss most to first order: w + gamma |w| g / |g| (eq. 10, one step).
+    """Within, the model's weights stand where they raise the loss most to first order: w + gamma |w| g / |g|.
 
     Norms are those of a whole tensor, g is the gradient of `loss`. As released, only tensors of several dimensions named
     "weight" move, and BatchNorm keeps no trace of the pass that finds g. Afterwards, also after an exception, gamma |w| g / |g|

@@ -16,7 +16,8 @@ from robustlib.training import At
 class FGSMRS(PGDAT):
     """PGD training with one step of 1.25 eps from a random point of the ball, projected back on it (algorithm 3).
 
-    Epochs, learning rate and the BatchNorm mode of the attack are those of the released code.
+    Epochs, learning rate and the BatchNorm mode of the attack are those of the released code (train_fgsm.py). In train mode
+    examples see each other, and `PGD` weighs their losses by their confidence where the released code weighs them alike.
     """
 
     name = "fgsm_rs"
@@ -31,9 +32,7 @@ class FGSMRS(PGDAT):
     points: tuple[tuple[float, float], ...] = ((0, 0.0), (15, 1.0), (30, 0.0))
     attack_steps: int = 1  # no other number is allowed
     attack_batchnorm: Literal["eval", "train"] = "train"  # as released
-    step_factor: float = (
-        1.25  # length of the step in units of eps: 10/255 at 8/255 (section 5); above, training collapses
-    )
+    step_factor: float = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones make training collapse
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,9 +53,10 @@ class FGSMRS(PGDAT):
 
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(FGSMRS):
-    """FGSM-RS from noise of `noise` * eps around the image, a step of eps, and no projection on the ball (eq. 4).
+    """FGSM-RS from noise of `noise` * eps around the image, a step of eps, and no projection on the ball.
 
-    x' = clip(x_n + eps sign(gradient at x_n)) with x_n = clip(x + U(-noise eps, noise eps)), clip to [0, 1] only.
+    x' = clip(x_n + eps sign(gradient at x_n)) with x_n = clip(x + U(-noise eps, noise eps)), clip to [0, 1] only
+    (the released train.py with clip = -1).
     """
 
     name = "n_fgsm"
@@ -65,7 +65,7 @@ class NFGSM(FGSMRS):
     summary = "Cross-entropy on images with strong noise and a single attack step that is not projected."
 
     step_factor: float = 1.0  # alpha / eps
-    noise: float = 2.0  # k: radius of the noise in units of eps (section 4)
+    noise: float = 2.0  # k: radius of the noise in units of eps; 2 in the released code
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from robustlib.training import Loss, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class MART(AdversarialMethod):
-    """min E BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) with x' the PGD maximiser of the cross-entropy (eq. 11).
+    """min E BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) with x' the PGD maximiser of the cross-entropy.
 
     As released, the attack climbs from x + 0.001 N(0, I) in eval mode, and x and x' are forwarded separately in train mode.
     Epochs, learning rate and weight decay are those of the released ResNet-18 script.
@@ -30,7 +30,7 @@ class MART(AdversarialMethod):
     lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
     weight_decay: float = 3.5e-3
     milestones: tuple[float, ...] = (75, 90, 100)
-    beta: float = 5.0  # weight of the KL (lambda in the paper, section 4; 5 with ResNet-18, 6 with WRN-34-10)
+    beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
     def __post_init__(self) -> None:
         super().__post_init__()

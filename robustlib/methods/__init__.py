@@ -2,6 +2,8 @@
 
 from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.methods.base import Method
+from robustlib.methods.fast import FGSMRS, NFGSM
+from robustlib.methods.mart import MART
 from robustlib.methods.pgd_at import PGDAT
 from robustlib.methods.presets import load_preset, make_method, parse_overrides, preset_dataset, preset_names
 from robustlib.methods.registry import METHODS
@@ -9,7 +11,10 @@ from robustlib.methods.standard import Standard
 from robustlib.methods.trades import TRADES
 
 __all__ = [
+    "FGSMRS",
+    "MART",
     "METHODS",
+    "NFGSM",
     "PGDAT",
     "TRADES",
     "AdversarialMethod",

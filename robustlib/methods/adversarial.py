@@ -1,5 +1,6 @@
 """What methods that attack while they train have in common: the inner attack and how it is made."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
+from robustlib.methods.awp import perturbed
 from robustlib.methods.base import Method
-from robustlib.training import At
+from robustlib.training import At, Loss, Stage, Updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class AdversarialMethod(Method):
     attack_steps: int = 10  # K; Madry et al. used 7, most later work 10
     attack_step_size: float | None = None  # in pixel units; None = eps / 4, i.e. 2/255 at 8/255
     attack_batchnorm: Literal["eval", "train"] = "eval"  # BatchNorm while attacking; Rice et al. attack in train mode
+    awp_gamma: float = 0.0  # relative size of the adversarial weight perturbation; Wu et al. 2020: 0.01, TRADES 0.005
+    awp_warmup: int = 0  # epoch, counted from 1, from which on weights are perturbed; Wu et al. 2020: 0, TRADES 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,6 +32,12 @@ class AdversarialMethod(Method):
             )
         if self.attack_batchnorm not in ("eval", "train"):
             raise unknown("attack_batchnorm", self.attack_batchnorm, ("eval", "train"))
+        if not 0 <= self.awp_gamma < 1:
+            raise InputError(
+                f"{self.name}: awp_gamma={self.awp_gamma!r}: give a share of the weights, 0 <= awp_gamma < 1."
+            )
+        if self.awp_warmup < 0:
+            raise InputError(f"{self.name}: awp_warmup={self.awp_warmup!r}: give an epoch of at least 0.")
 
     def attack_settings(self) -> dict[str, Any]:
         """Keyword arguments of the inner `PGD`."""
@@ -36,3 +46,31 @@ class AdversarialMethod(Method):
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, at: At) -> Tensor:
         """The batch under `attack`, searched in the training's own precision."""
         return replace(attack, precision=at.precision)(model, batch.x, batch.y, generator=at.generator)
+
+    def single_stage(
+        self, model: nn.Module, updates: Callable[[Batch, At], Updates], *, adversarial: bool
+    ) -> list[Stage]:
+        """As in Method; it knows no loss whose gradient could perturb the weights.
+
+        Raises:
+            InputError: awp_gamma was given.
+        """
+        if self.awp_gamma:
+            raise InputError(
+                f"{self.name} does not perturb weights: leave awp_gamma at 0, or write the method with attacking_stage."
+            )
+        return super().single_stage(model, updates, adversarial=adversarial)
+
+    def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
+        """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W).
+
+        With `awp_gamma` the step is taken where the weights raise that loss (Wu et al. 2020); the attack comes before.
+        """
+
+        def updates(batch: Batch, at: At) -> Updates:
+            x_adv = self.attacked(attack, model, batch, at)
+            gamma = self.awp_gamma if at.epoch + 1 >= self.awp_warmup else 0.0
+            with perturbed(model, lambda: loss(batch, x_adv).total, gamma):
+                yield "model", loss(batch, x_adv)
+
+        return super().single_stage(model, updates, adversarial=True)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Stage, Updates
+from robustlib.training import Loss, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,14 @@ class PGDAT(AdversarialMethod):
     summary = "Cross-entropy on images attacked by PGD at every step."
     protocol = "pgd20"
 
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """The attack inside the training."""
+        return PGD(self.threat(dataset), **self.attack_settings())
+
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One adversarial stage."""
-        attack = PGD(self.threat(dataset), **self.attack_settings())
 
-        def updates(batch: Batch, at: At) -> Updates:
-            x_adv = self.attacked(attack, model, batch, at)
-            yield "model", Loss(F.cross_entropy(model(x_adv).float(), batch.y))
+        def loss(batch: Batch, x_adv: Tensor) -> Loss:
+            return Loss(F.cross_entropy(model(x_adv).float(), batch.y))
 
-        return self.single_stage(model, updates, adversarial=True)
+        return self.attacking_stage(model, self.inner_attack(dataset), loss)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
 from robustlib.methods.adversarial import AdversarialMethod
-from robustlib.training import At, Loss, Stage, Updates
+from robustlib.training import Loss, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,7 @@ class TRADES(AdversarialMethod):
         """One adversarial stage."""
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
 
-        def updates(batch: Batch, at: At) -> Updates:
-            x_adv = self.attacked(attack, model, batch, at)
-            total, parts = trades_loss(model(batch.x), model(x_adv), batch.y, self.beta)
-            yield "model", Loss(total, parts)
+        def loss(batch: Batch, x_adv: Tensor) -> Loss:
+            return Loss(*trades_loss(model(batch.x), model(x_adv), batch.y, self.beta))
 
-        return self.single_stage(model, updates, adversarial=True)
+        return self.attacking_stage(model, attack, loss)

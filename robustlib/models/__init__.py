@@ -7,12 +7,12 @@ from torch import nn
 
 from robustlib.errors import InputError, unknown
 from robustlib.models.classifier import Classifier, ImageSpec
-from robustlib.models.disentangled import Disentangled
+from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.mlp import MLP
 from robustlib.models.small_cnn import SmallCNN
 from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
-__all__ = ["ARCHITECTURES", "Classifier", "Disentangled", "ImageSpec", "build_model"]
+__all__ = ["ARCHITECTURES", "Branches", "Classifier", "Disentangled", "ImageSpec", "build_model"]
 
 PADDING_MODES = ("zeros", "circular")
 

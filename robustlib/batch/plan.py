@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One training to be: its run directory, the notebook that does it, and its number of epochs where known."""
+    """One training to be: its run directory, the notebook that does it, and its number of epochs."""
 
     run: Run
     task: Task
@@ -108,7 +108,7 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Jo
             )
         )
         title = " · ".join([method.name, *changed, f"seed {seed}"])
-        jobs.append(Job(run, task, title, method.epochs))
+        jobs.append(Job(run, task, title, method.all_epochs))
     return list({job.run.path: job for job in jobs}.values())  # changes that restate the preset make no second run
 
 

@@ -27,7 +27,13 @@ from robustlib.training import (
 )
 
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
-AT_LEAST = {"epochs": 1, "batch_size": 2, "train_examples": 0, "attack_steps": 1}  # whole numbers and their least value
+AT_LEAST = {
+    "epochs": 1,
+    "batch_size": 2,
+    "train_examples": 0,
+    "attack_steps": 1,
+    "pretrain_epochs": 1,
+}  # whole numbers and their least value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +90,19 @@ class Method:
                 raise unknown(name if name != "arch" else "architecture", getattr(self, name), choices)
         if self.schedule == "piecewise" and not self.points:
             raise InputError(f"{self.name}: schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0)).")
-        for name in ("milestones", "points"):
-            if list(getattr(self, name)) != sorted(getattr(self, name)):
+        clocks = {"milestones": self.milestones, "points": [point[0] for point in self.points]}  # a point may jump down
+        for name, epochs in clocks.items():
+            if list(epochs) != sorted(epochs):
                 raise InputError(f"{self.name}: {name}={getattr(self, name)!r} must rise: sort it.")
         if self.norm is not None and self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         if self.eps is not None:
             Threat(self.norm or "linf", self.eps)
+
+    @property
+    def all_epochs(self) -> int:
+        """Passes over the training images in all stages together."""
+        return self.epochs
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """What to do, in order, to train `model` on `dataset`."""

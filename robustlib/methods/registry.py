@@ -1,5 +1,6 @@
 """Which methods there are."""
 
+from robustlib.methods.afd import AFD
 from robustlib.methods.base import Method
 from robustlib.methods.fast import FGSMRS, NFGSM
 from robustlib.methods.mart import MART
@@ -7,4 +8,5 @@ from robustlib.methods.pgd_at import PGDAT
 from robustlib.methods.standard import Standard
 from robustlib.methods.trades import TRADES
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM)}
+KNOWN = (Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, AFD)
+METHODS: dict[str, type[Method]] = {method.name: method for method in KNOWN}

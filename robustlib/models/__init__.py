@@ -7,11 +7,12 @@ from torch import nn
 
 from robustlib.errors import InputError, unknown
 from robustlib.models.classifier import Classifier, ImageSpec
+from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.mlp import MLP
 from robustlib.models.small_cnn import SmallCNN
 from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
-__all__ = ["ARCHITECTURES", "Classifier", "ImageSpec", "build_model"]
+__all__ = ["ARCHITECTURES", "Branches", "Classifier", "Disentangled", "ImageSpec", "build_model"]
 
 PADDING_MODES = ("zeros", "circular")
 
@@ -42,13 +43,20 @@ ARCHITECTURES: dict[str, Builder] = {
 }
 
 
-def build_model(arch: str, spec: ImageSpec, *, padding_mode: Literal["zeros", "circular"] = "zeros") -> Classifier:
+def build_model(
+    arch: str,
+    spec: ImageSpec,
+    *,
+    padding_mode: Literal["zeros", "circular"] = "zeros",
+    disentangled: bool = False,
+) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
 
     Args:
         arch: one of ARCHITECTURES.
         spec: a Dataset, or anything with num_classes, image_shape, mean and std.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
+        disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
 
     Raises:
         InputError: unknown architecture or padding mode.
@@ -58,7 +66,8 @@ def build_model(arch: str, spec: ImageSpec, *, padding_mode: Literal["zeros", "c
     if padding_mode not in PADDING_MODES:
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
     channels, height, width = spec.image_shape
-    model = Classifier(ARCHITECTURES[arch]((channels, height, width)), spec)
+    kind = Disentangled if disentangled else Classifier
+    model = kind(ARCHITECTURES[arch]((channels, height, width)), spec)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass

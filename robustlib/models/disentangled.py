@@ -1,0 +1,72 @@
+"""The disentangler of AFD (Zhou et al. 2025): two linear maps between a classifier's encoder and its head."""
+
+import copy
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.models.classifier import Classifier, ImageSpec
+
+
+class Branches(NamedTuple):
+    """Everything a `Disentangled` model makes of a batch: features (B, D) and logits (B, K)."""
+
+    latent: Tensor  # h, what the encoder gives
+    intrinsic: Tensor  # f1 = D1 h, which the deployed model classifies
+    confused: Tensor  # f2 = D2 sg[h]; no gradient reaches the encoder
+    logits: Tensor  # z1 = W f1 + b
+    confused_logits: Tensor  # z2 = W f2 + b
+
+
+class Disentangled(Classifier):
+    """normalise -> encoder -> D1 -> head, and beside it encoder -> stop-gradient -> D2 -> the same head.
+
+    D1 (`intrinsic`) and D2 (`confused`) are D x D matrices without bias that start as the identity, as in the released code
+    (models/resnet.py): a fresh model is the plain `Classifier` of the same seed. `forward` is the deployed path x -> z1, and
+    `features` are f1, which `head` sees. `folded` multiplies D1 into the head.
+
+    Args:
+        encoder: x -> latent features (B, D), with D in its attribute `out_features`.
+        spec: shape, classes and statistics of the images.
+    """
+
+    def __init__(self, encoder: nn.Module, spec: ImageSpec) -> None:
+        super().__init__(encoder, spec)
+        width = self.head.in_features
+        self.intrinsic, self.confused = (nn.Linear(width, width, bias=False) for _ in range(2))
+        for branch in (self.intrinsic, self.confused):
+            nn.init.eye_(branch.weight)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The encoder's features h (B, D), before they are disentangled.
+
+        Raises:
+            InputError: images of another shape than the model was built for.
+        """
+        return super().features(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The intrinsic features f1 = D1 h (B, D), the input of `head`.
+
+        Raises:
+            InputError: images of another shape than the model was built for.
+        """
+        return self.intrinsic(self.latent(x))
+
+    def branches(self, x: Tensor) -> Branches:
+        """Features and logits of both branches from one pass through the encoder."""
+        latent = self.latent(x)
+        intrinsic, confused = self.intrinsic(latent), self.confused(latent.detach())
+        return Branches(latent, intrinsic, confused, self.head(intrinsic), self.head(confused))
+
+    @torch.no_grad()
+    def folded(self) -> Classifier:
+        """A plain classifier with the same logits and the head W D1: what is deployed costs nothing extra."""
+        mean, std = (statistic.flatten().tolist() for statistic in (self.mean, self.std))
+        spec = SimpleNamespace(num_classes=self.num_classes, image_shape=self.image_shape, mean=mean, std=std)
+        plain = Classifier(copy.deepcopy(self.encoder), spec).to(self.head.weight)
+        plain.head.weight.copy_(self.head.weight.double() @ self.intrinsic.weight.double())
+        plain.head.bias.copy_(self.head.bias)
+        return plain.train(self.training)

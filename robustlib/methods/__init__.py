@@ -1,6 +1,7 @@
 """The methods by name. Adding one = one file here + one entry in METHODS + one section in each preset."""
 
 from robustlib.methods.adversarial import AdversarialMethod
+from robustlib.methods.ancra import ANCRA
 from robustlib.methods.base import Method
 from robustlib.methods.pgd_at import PGDAT
 from robustlib.methods.presets import load_preset, make_method, parse_overrides, preset_dataset, preset_names
@@ -9,6 +10,7 @@ from robustlib.methods.standard import Standard
 from robustlib.methods.trades import TRADES
 
 __all__ = [
+    "ANCRA",
     "METHODS",
     "PGDAT",
     "TRADES",

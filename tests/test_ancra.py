@@ -189,10 +189,11 @@ def test_a_batch_of_one_class_is_trained_on_without_negatives(digits):
     assert set(loss.parts) == {"ce", "kl"}
 
 
-def test_a_run_is_trained_kept_and_attacked_with_its_gates(digits, tmp_path):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_is_trained_and_kept_with_its_gates(digits, tmp_path, precision):
     small = replace(digits, val=Split(*(t[:40] for t in (digits.val.images, digits.val.labels, digits.val.indices))))
     method = make_method("ancra", "digits", epochs=2, train_examples=200, attack_steps=2)
-    run = fit(method, small, root=tmp_path, device="cpu", threads=1, progress=False)
+    run = fit(method, small, root=tmp_path, device="cpu", threads=1, progress=False, precision=precision)
     assert run.params()["model"] == {"reverse_attention": True}
     model = run.model()
     assert isinstance(model, ReverseAttention)

@@ -10,6 +10,7 @@ from robustlib.attacks import PGD, Draws
 from robustlib.attacks.replica import replica_of
 from robustlib.attacks.search import View
 from robustlib.errors import InputError
+from robustlib.evaluation import evaluate, summarise
 from robustlib.losses import trades_loss
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.gates import GatedStage
@@ -93,6 +94,13 @@ def test_a_wide_resnet_gates_its_last_two_blocks():
     order.clear()
     assert float(stage(torch.ones(1), lambda z: order.append("gate") or z * 3)) == 9
     assert order == [0, 1, 2, "gate", 3, "gate"]
+
+
+def test_the_shared_batchnorm_sees_both_gated_blocks():
+    model = build_model("preact_resnet18", spec((3, 16, 16)), reverse_attention=True).train()
+    model(torch.rand(4, 3, 16, 16))
+    assert model.encoder.bn.num_batches_tracked == 2
+    assert model.encoder.layer4[1].bn1.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("arch", GATED)
@@ -263,6 +271,13 @@ def test_surrogates_break_what_the_papers_protocol_calls_robust(digits):
     shares = {name: round(float(right.float().mean()), 3) for name, right in left.items()}
     assert shares["head 1"] < shares[""] - 0.03, shares
     assert torch.stack(list(left.values())).all(0).float().mean() <= min(shares.values())
+
+
+def test_the_evaluation_attacks_every_surrogate(digits):
+    model = attentive(shape=(1, 8, 8))
+    records = evaluate(model, digits.test.sample(12), {"pgd": PGD(digits.threat, steps=2)})
+    table = summarise(records)
+    assert list(table.attack) == ["clean", "pgd", *(f"pgd@{name}" for name in model.surrogates()), "worst"]
 
 
 # --- the rest of the house

@@ -41,6 +41,27 @@ def test_pgd_reaches_the_analytic_optimum_of_a_linear_model(linear, threat, obje
     assert torch.allclose(moved, (threat.eps * dual).expand(6), rtol=1e-3)
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_nll_of_log_probabilities_is_the_cross_entropy(conv_net, targeted):
+    class LogProbabilities(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).log_softmax(1)
+
+    x, y = torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))
+    found = [
+        PGD(LINF, objective=objective, start="zero", targeted=targeted)(
+            model, x, y, target=(y + 1) % 5 if targeted else None
+        )
+        for objective, model in (("ce", conv_net), ("nll", LogProbabilities(conv_net)))
+    ]
+    assert (found[0] - found[1]).abs().max() < 1e-6
+    assert LINF.distance(found[0], x).min() > 0.09
+
+
 def test_fgsm_is_the_optimum_in_one_step(linear):
     x, y = inner_images(), torch.zeros(6, dtype=torch.int64)
     w = linear.map.weight[1] - linear.map.weight[0]
@@ -64,7 +85,7 @@ def test_confident_examples_keep_a_gradient(linear):
 @given(
     st.sampled_from(["linf", "l2"]),
     st.floats(0, 1),
-    st.sampled_from(["ce", "margin", "dlr", "kl"]),
+    st.sampled_from(["ce", "nll", "margin", "dlr", "kl"]),
     st.sampled_from(["uniform", "gaussian", "zero"]),
     st.sampled_from(["32-true", "bf16-mixed"]),
     st.integers(1, 2),

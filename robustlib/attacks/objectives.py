@@ -32,6 +32,12 @@ def ce(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def nll(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """-z_y, for outputs that are log-probabilities or sums of them, where it is a cross-entropy; targeted: z_t."""
+    at = y if target is None else target
+    return logits.gather(1, at[:, None])[:, 0] * (-1 if target is None else 1)
+
+
 def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """max_{k != y} z_k - z_y (Carlini and Wagner 2017, f_6 without confidence); targeted: z_t - max_{k != t} z_k."""
     return -margin_of(logits, y) if target is None else margin_of(logits, target)
@@ -66,7 +72,13 @@ def kl_from(reference: Tensor | None) -> Objective:
     return kl
 
 
-OBJECTIVES: dict[str, Objective | None] = {"ce": ce, "margin": margin, "dlr": dlr, "kl": None}  # kl needs x's logits
+OBJECTIVES: dict[str, Objective | None] = {
+    "ce": ce,
+    "nll": nll,
+    "margin": margin,
+    "dlr": dlr,
+    "kl": None,  # needs x's logits
+}
 
 
 def fooled(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:

@@ -25,7 +25,8 @@ class PGD:
         threat: the allowed perturbations.
         steps: gradient steps of each restart, >= 1.
         step_size: length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255).
-        objective: "ce", "margin" (C&W), "dlr", or "kl" (from the clean prediction, needs no label).
+        objective: "ce", "nll" (of outputs that are sums of log-probabilities), "margin" (C&W), "dlr", or "kl" (from the clean
+            prediction, needs no label).
         targeted: climb towards the class given as `target` instead of away from the label.
         start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I)) or "zero" (x itself).
         restarts: independent starts, >= 1; each example keeps its strongest: fooled first, then the larger objective.
@@ -42,7 +43,7 @@ class PGD:
     threat: Threat
     steps: int = 10
     step_size: float | None = None
-    objective: Literal["ce", "margin", "dlr", "kl"] = "ce"
+    objective: Literal["ce", "nll", "margin", "dlr", "kl"] = "ce"
     targeted: bool = False
     start: Literal["uniform", "gaussian", "zero"] = "uniform"
     restarts: int = 1

@@ -1,6 +1,8 @@
 """The methods by name. Adding one = one file here + one entry in METHODS + one section in each preset."""
 
 from robustlib.methods.adversarial import AdversarialMethod
+from robustlib.methods.afd import AFD
+from robustlib.methods.ancra import ANCRA
 from robustlib.methods.base import Method
 from robustlib.methods.fast import FGSMRS, NFGSM
 from robustlib.methods.mart import MART
@@ -11,6 +13,8 @@ from robustlib.methods.standard import Standard
 from robustlib.methods.trades import TRADES
 
 __all__ = [
+    "AFD",
+    "ANCRA",
     "FGSMRS",
     "MART",
     "METHODS",

@@ -9,10 +9,11 @@ from robustlib.errors import InputError, unknown
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.mlp import MLP
+from robustlib.models.reverse_attention import ReverseAttention
 from robustlib.models.small_cnn import SmallCNN
 from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
-__all__ = ["ARCHITECTURES", "Branches", "Classifier", "Disentangled", "ImageSpec", "build_model"]
+__all__ = ["ARCHITECTURES", "Branches", "Classifier", "Disentangled", "ImageSpec", "ReverseAttention", "build_model"]
 
 PADDING_MODES = ("zeros", "circular")
 
@@ -49,6 +50,7 @@ def build_model(
     *,
     padding_mode: Literal["zeros", "circular"] = "zeros",
     disentangled: bool = False,
+    reverse_attention: bool = False,
 ) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
 
@@ -57,16 +59,19 @@ def build_model(
         spec: a Dataset, or anything with num_classes, image_shape, mean and std.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
+        reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
 
     Raises:
-        InputError: unknown architecture or padding mode.
+        InputError: unknown architecture or padding mode, reverse attention around an encoder without stages.
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     if padding_mode not in PADDING_MODES:
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
     channels, height, width = spec.image_shape
-    kind = Disentangled if disentangled else Classifier
+    if disentangled and reverse_attention:
+        raise InputError("A model is disentangled (AFD) or has reverse attention (ANCRA), not both: choose one.")
+    kind = Disentangled if disentangled else ReverseAttention if reverse_attention else Classifier
     model = kind(ARCHITECTURES[arch]((channels, height, width)), spec)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:

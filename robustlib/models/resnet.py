@@ -6,6 +6,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from robustlib.models.gates import GATES, Gate, GatedStage
+
 LARGEST_SMALL = 64  # pixels; up to here a 3 x 3 stem without pooling, as in all CIFAR papers
 
 
@@ -33,6 +35,7 @@ class ResNet(resnet.ResNet):
 
     folds: ClassVar = (("conv1", "bn1"),)
     stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3", "layer4")
+    gates: ClassVar[int] = GATES
 
     def __init__(
         self, image_shape: Sequence[int], block: type[BasicBlock | Bottleneck], layers: tuple[int, int, int, int]
@@ -40,6 +43,7 @@ class ResNet(resnet.ResNet):
         super().__init__(block, list(layers), num_classes=1)
         self.out_features = 512 * block.expansion
         self.fc = nn.Identity()  # the classifier's head stands outside the encoder
+        self.layer4 = GatedStage(*self.get_submodule("layer4").children())
         channels, height, width = image_shape
         if max(height, width) <= LARGEST_SMALL:
             self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
@@ -48,9 +52,13 @@ class ResNet(resnet.ResNet):
             self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, out_features)."""
-        return super().forward(x)
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` stands behind each of the last two blocks."""
+        if gate is None:
+            return super().forward(x)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.layer4(x, gate).mean((2, 3))
 
 
 def resnet18(image_shape: Sequence[int]) -> ResNet:

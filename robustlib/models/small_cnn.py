@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from robustlib.models.gates import Gate
+
 
 class Stage(nn.Sequential):
     """3 x 3 convolution, BatchNorm, ReLU; halves the image where `stride` is 2."""
@@ -24,6 +26,7 @@ class SmallCNN(nn.Module):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
+    gates: ClassVar[int] = 1
 
     def __init__(self, image_shape: Sequence[int], widths: tuple[int, int, int] = (32, 64, 128)) -> None:
         super().__init__()
@@ -33,6 +36,7 @@ class SmallCNN(nn.Module):
         self.stage3 = Stage(widths[1], widths[2], 2 if min(height, width) >= 16 else 1)
         self.out_features = widths[2]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, out_features)."""
-        return self.stage3(self.stage2(self.stage1(x))).mean((2, 3))
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` stands behind the last stage."""
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return (x if gate is None else gate(x)).mean((2, 3))

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from robustlib.models.gates import GATES, Gate, GatedStage
+
 LARGEST_SMALL = 64  # pixels; above it the stem divides the image by four, as in ResNet
 
 
@@ -47,20 +49,23 @@ class PreActResNet(nn.Module):
         for name, (inputs, outputs) in zip(self.stages, pairwise(widths), strict=True):
             stage = [PreActBlock(inputs, outputs, 1 if name == "layer1" else 2)]
             stage += [PreActBlock(outputs, outputs, 1) for _ in range(1, blocks)]
-            setattr(self, name, nn.Sequential(*stage))
+            setattr(self, name, GatedStage(*stage))
         self.bn = nn.BatchNorm2d(widths[-1])
         self.relu = nn.ReLU(inplace=True)
-        self.out_features = widths[-1]
+        self.out_features, self.gates = widths[-1], min(blocks, GATES)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, out_features)."""
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` takes each of the last two blocks' maps after the final BatchNorm and ReLU."""
         x = self.stem(x)
-        for name in self.stages:
+        for name in self.stages[:-1]:
             x = getattr(self, name)(x)
-        return self.relu(self.bn(x)).mean((2, 3))
+        last = getattr(self, self.stages[-1])
+        if gate is None:
+            return self.relu(self.bn(last(x))).mean((2, 3))
+        return last(x, lambda z: gate(self.relu(self.bn(z)))).mean((2, 3))
 
 
 def preact_resnet18(image_shape: Sequence[int]) -> PreActResNet:

@@ -1,0 +1,185 @@
+"""Reverse attention (Zhou et al. 2023, ANCRA): the last blocks' channels weighted by the classifier's row of one class.
+
+Its own guess chooses the row, so the deployed logits confirm it: their gradients hold the row fixed and point elsewhere than
+the decision does. What `surrogates` offers has honest ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.errors import InputError
+from robustlib.models.classifier import Classifier, ImageSpec
+
+TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft gates among the surrogates
+AUXILIARY_WEIGHT = 2.0  # of the auxiliary heads' mean beside the final head (the release's cr_beta)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one forward pass through n gates gives; the last entry of each tuple belongs to the last block.
+
+    Args:
+        logits: p' = W GAP(z'_n) + b, (B, K).
+        auxiliary: p_i = W GAP(z_i) + b, each (B, K).
+        before: GAP(z_i), each (B, D), D the width of the last stage.
+        after: GAP(z'_i), each (B, D), with z'_i[k] = W[j_i, k] z_i[k].
+    """
+
+    logits: Tensor
+    auxiliary: tuple[Tensor, ...]
+    before: tuple[Tensor, ...]
+    after: tuple[Tensor, ...]
+
+
+class ReverseAttention(Classifier):
+    """A classifier whose last blocks are each followed by z'_i = W[j_i] z_i, with W the one head that all of them share.
+
+    Two blocks are gated (a stage of one block, as small_cnn's: one); pre-activation networks put their final BatchNorm and ReLU
+    before each gate and nothing after the last, as released. Features are globally averaged at every image size; the release
+    keeps 2 x 2 positions of 64-pixel images. W is neither detached nor normalised, its signs count.
+
+    Args:
+        encoder: with `gates` blocks that take a `gate` (see robustlib.models.gates).
+        spec: shape, classes and statistics of the images.
+
+    Raises:
+        InputError: an encoder without such blocks.
+    """
+
+    gated_blocks: Tensor
+
+    def __init__(self, encoder: nn.Module, spec: ImageSpec) -> None:
+        super().__init__(encoder, spec)
+        self.gates = int(getattr(encoder, "gates", 0))
+        if not self.gates:
+            raise InputError(
+                f"Reverse attention weights the maps of a last convolutional stage, and {type(encoder).__name__} has none: "
+                "choose small_cnn, a ResNet or a wide ResNet, or set reverse_attention=false."
+            )
+        # It has no weights of its own: this tells its checkpoints from those of the plain classifier.
+        self.register_buffer("gated_blocks", torch.tensor(self.gates))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Deployed logits p' (B, K), each gate set by its own block's prediction."""
+        return self.attend(x).logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """GAP(z'_n) (B, D) of the deployed model, the input of `head`: what the paper calls its features."""
+        return self.attend(x).after[-1]
+
+    def attend(self, x: Tensor, labels: Tensor | None = None) -> Attended:
+        """All logits and features of images x (B, C, H, W), the model's mode left as it is.
+
+        Args:
+            x: images in [0, 1].
+            labels: whose rows weight every block, int64 (B,): the true labels in training. None: the argmax of each block's own
+                auxiliary logits, as deployed.
+
+        Raises:
+            InputError: images of another shape, or labels that are not one class number an image.
+        """
+        if labels is None:
+            return self.gated(x, lambda logits: self.head.weight[logits.argmax(1)])
+        if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+            raise InputError(f"Gates need labels int64 ({len(x)},), got {labels.dtype} {tuple(labels.shape)}.")
+        return self.gated(x, lambda logits: self.head.weight[labels])
+
+    def gated(self, x: Tensor, mask: Callable[[Tensor], Tensor]) -> Attended:
+        """As `attend`, with any weighting: `mask` takes a block's auxiliary logits (B, K) and gives (B, D)."""
+        self.check_input(x)
+        auxiliary, before, after = [], [], []
+
+        def gate(z: Tensor) -> Tensor:
+            pooled = z.mean((2, 3))
+            logits = self.head(pooled)
+            weights = mask(logits)
+            auxiliary.append(logits)
+            before.append(pooled)
+            after.append(pooled * weights)  # averaging and weighting commute
+            return z * weights[:, :, None, None]
+
+        features = self.encoder(self.normalise(x), gate)
+        logits = self.head(features)  # the last call of `head`: who listens there sees the deployed features
+        return Attended(logits, tuple(auxiliary), tuple(before), (*after[:-1], features))
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """What an adaptive adversary attacks: heads, their mean, the joint loss, soft gates, gates fixed to each class.
+
+        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it.
+        """
+        views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
+        if self.gates > 1:
+            views["mean of heads"] = Heads(self, 0, self.gates)
+        views["joint"] = Joint(self)
+        views |= {f"soft gate {t:g}": SoftGate(self, t) for t in TEMPERATURES}
+        if self.gates > 1:
+            views |= {f"gate {label}": FixedGate(self, label) for label in range(self.num_classes)}
+        return views
+
+
+class _Surrogate(nn.Module):
+    """A differentiable view x -> (B, K) of a ReverseAttention; it shares the model's weights and mode."""
+
+    def __init__(self, model: ReverseAttention) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Heads(_Surrogate):
+    """The mean of auxiliary logits p_i; the last of them makes the decision, nearly always."""
+
+    def __init__(self, model: ReverseAttention, first: int, last: int) -> None:
+        super().__init__(model)
+        self.first, self.last = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean of p_i (B, K) over blocks first <= i < last, counted from 0."""
+        return torch.stack(self.model.attend(x).auxiliary[self.first : self.last]).mean(0)
+
+
+class Joint(_Surrogate):
+    """log q' + weight * mean_i log q_i with q = softmax(p), in float32: minus its entry at y is the release's joint loss.
+
+    Entries are no log-probabilities of one distribution: the attack's objective "nll" climbs the loss itself, CE(p', y) +
+    weight * mean_i CE(p_i, y), and "margin" the joint margin.
+    """
+
+    def __init__(self, model: ReverseAttention, weight: float = AUXILIARY_WEIGHT) -> None:
+        super().__init__(model)
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K), at most 0."""
+        seen = self.model.attend(x)
+        heads = torch.stack(seen.auxiliary).float().log_softmax(2).mean(0)
+        return seen.logits.float().log_softmax(1) + self.weight * heads
+
+
+class SoftGate(_Surrogate):
+    """The deployed logits with masks sum_c softmax(p_i / temperature)_c W[c], forwards and backwards: as temperature falls,
+    the model itself, whose gates can now be felt."""
+
+    def __init__(self, model: ReverseAttention, temperature: float) -> None:
+        super().__init__(model)
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """p' (B, K)."""
+        weight = self.model.head.weight
+        return self.model.gated(x, lambda logits: (logits / self.temperature).softmax(1).to(weight) @ weight).logits
+
+
+class FixedGate(_Surrogate):
+    """The last auxiliary logits p_n when every gate before them is set to one class, whatever the image."""
+
+    def __init__(self, model: ReverseAttention, label: int) -> None:
+        super().__init__(model)
+        self.label = label
+
+    def forward(self, x: Tensor) -> Tensor:
+        """p_n (B, K)."""
+        labels = torch.full((len(x),), self.label, device=x.device)
+        return self.model.attend(x, labels).auxiliary[-1]

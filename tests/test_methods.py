@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
 
+from robustlib import tables
 from robustlib.attacks import PGD
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
@@ -114,6 +115,8 @@ def test_every_method_tells_readers_what_it_is(name):
     assert kind.paper
     assert kind.summary.endswith(".")
     assert kind.__doc__
+    table = tables.hyperparameters(make_method(name, "digits"))
+    assert not list(table.index[table["meaning"] == ""]), "each field needs a comment, which the page shows"
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,14 @@ class ANCRA(AdversarialMethod):
     lr: float = 0.01  # a tenth of what TRADES takes; what the release ships
     weight_decay: float = 2e-4
     milestones: tuple[float, ...] = (75, 90, 100)
-    base: Base = "trades"
+    base: Base = "trades"  # what it is put on: trades, as released, or pgd_at
     beta: float = 6.0  # weight of the KL; base "trades" only
-    reverse_attention: bool = True
+    reverse_attention: bool = True  # gate the last features by the weights of a class
     ra_weight: float = AUXILIARY_WEIGHT  # of the auxiliary heads' mean in every term (cr_beta of the release)
     contrast: bool = True  # the asymmetric negative contrast
     zeta: float = 3.0  # its weight
     alpha: float = 1.0  # 1 freezes the natural example, 0 the negative, 0.5 is symmetric
-    negatives: Strategy = "random"
+    negatives: Strategy = "random"  # images of other classes: random, soft, hard or easy
     mining_from: int = 10  # epochs of random negatives before others are mined
     attack_negatives: bool = True  # targeted PGD from the negative towards the anchor's class; else the image as it is
 

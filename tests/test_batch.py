@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from robustlib import batch
+from robustlib.batch import metrics_of, study_runs, sweep_table
 from robustlib.batch.compare import REFERENCE
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json
@@ -16,13 +17,21 @@ STUDY = batch.preset_study("digits")
 
 
 def made(
-    root: Path, method: str, seed: int, changed: str = "", arch: str = "small_cnn", threat: str = "Linf 0.2"
+    root: Path,
+    method: str,
+    seed: int,
+    changed: str = "",
+    arch: str = "small_cnn",
+    threat: str = "Linf 0.2",
+    **params: Any,
 ) -> Run:
     """A run directory with the facts that comparisons read."""
     run = Run(root / "digits" / method / f"{arch}-seed{seed}-{changed}")
     run.path.mkdir(parents=True)
-    params = {"method": method, "title": method.upper(), "changed": changed, "seed": seed, "arch": arch}
-    results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)]}
+    params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed, "arch": arch}
+    rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
+    results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)], "rows": rows}
+    results |= {"last": {"rows": rows}, "n": 500, "checkpoint": "best"}
     params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     contents = {"params": {**params, "dataset": "digits", "preset": "digits"}, "status": {"state": "done"}}
     for name, content in (contents | {"results": results}).items():
@@ -109,3 +118,59 @@ def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("robustlib.batch.compare.REFERENCE", tmp_path)
     assert batch.reference_verdicts(STUDY) == []
     assert find_runs(tmp_path) == []
+
+
+# ---- the runs of a study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text("methods: {trades: {beta: [1.0, 3.0, 6.0]}, pgd_at: {}}\nseeds: 0-1")
+    return file
+
+
+def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
+    root = tmp_path / "runs"
+    for method, changed, seed in (
+        ("pgd_at", "", 1),
+        ("trades", "", 0),
+        ("trades", "beta=1.0", 0),
+        ("trades", "beta=9.0", 0),
+        ("trades", "", 5),
+    ):
+        made(root, method, seed, changed=changed)
+    found = study_runs(str(study), root)
+    assert [(r.params()["method"], r.params()["changed"], r.params()["seed"]) for r in found.runs] == [
+        *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
+    ]
+    assert found.words.startswith("3 of the 8 runs")
+    assert f"robustlib study {study}" in found.words
+
+
+def test_a_complete_study_asks_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("methods: [pgd_at]\nseeds: 1")
+    made(tmp_path / "runs", "pgd_at", 1)
+    assert study_runs(str(file), tmp_path / "runs").words == f"1 of the 1 runs of the study **{file}** are here."
+
+
+def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:
+    runs = [made(tmp_path, "trades", seed, changed=changed) for seed, changed in ((0, ""), (1, ""), (0, "beta=1.0"))]
+    found = metrics_of([*runs, runs[0]])
+    assert {title: len(tables) for title, tables in found.items()} == {"TRADES": 2, "TRADES · beta=1.0": 1}
+
+
+def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
+    def run(changed: str, **values: float) -> Run:
+        return made(tmp_path, "afd", 0, changed=changed, hyperparameters={"alpha": 0.05, "beta": 0.25} | values)
+
+    runs = [run(""), run("alpha=0.2", alpha=0.2), run("alpha=0.2, beta=1.0", alpha=0.2, beta=1.0), run("lr=1", lr=1)]
+    table = sweep_table(runs, ["alpha", "beta"])
+    assert list(zip(table["parameter"], table["value"], strict=True)) == [
+        ("alpha", 0.05),
+        ("beta", 0.25),
+        ("alpha", 0.2),
+    ]
+    assert set(table["clean"]) == {0.9}
+    assert set(table["robust"]) == {0.6}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from robustlib import cli
-from robustlib.batch import parse_seeds, read_study
+from robustlib.batch import parse_seeds, read_study, studies
+from robustlib.batch.study import arm_name
 from robustlib.cli import main
 from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs, read_json, write_atomic
@@ -156,6 +157,23 @@ def test_a_study_is_a_grid(tmp_path: Path) -> None:
         *(("trades", 1, 1), ("trades", 1, 6), ("trades", 2, 1), ("trades", 2, 6)),
     ]
     assert all(changes["milestones"] == [3, 5] for _, changes in study.arms)
+
+
+def test_arms_that_are_no_grid_are_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("methods: {trades: [{}, {beta: [1, 3]}, {epochs: 2, beta: 1}], pgd_at: }\nparameters: {lr: 0.1}")
+    assert read_study(file).arms == [
+        *(("trades", {"lr": 0.1}), ("trades", {"lr": 0.1, "beta": 1}), ("trades", {"lr": 0.1, "beta": 3})),
+        *(("trades", {"lr": 0.1, "epochs": 2, "beta": 1}), ("pgd_at", {"lr": 0.1})),
+    ]
+
+
+@pytest.mark.parametrize("name", studies())
+def test_built_in_studies_can_be_planned(call, name: str) -> None:
+    code, out, _ = call("study", name, "--dry-run")
+    study = read_study(name)
+    assert code == 0
+    assert out.count("· seed") == len({arm_name(arm, study.preset) for arm in study.arms}) * len(study.seeds)
 
 
 @pytest.mark.parametrize(

@@ -456,6 +456,36 @@ def test_a_class_without_adversarial_survivors_is_named():
     assert rows[0]["l2"] == pytest.approx((rows[1]["l2"] + rows[2]["l2"]) / 2)
 
 
+def test_pairs_have_distances_by_hand():
+    pairs = Pairs(on_circle(0, 0), 2 * on_circle(60, 0), on_circle(180, 90))
+    cosine, l2 = pairs.distances(), pairs.distances("l2")
+    assert cosine["attacked copy"].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert cosine["another class, pulled"].tolist() == pytest.approx([2.0, 1.0], abs=1e-6)
+    assert l2["attacked copy"].tolist() == pytest.approx([math.sqrt(3), 1.0], abs=1e-6)
+    with pytest.raises(InputError, match="'l1'"):
+        pairs.distances("l1")
+
+
+def test_pairs_are_an_image_its_copy_and_a_pulled_one_of_another_class(digits, net):
+    split, threat = digits.test.sample(60), Threat("linf", 0.1)
+    pairs = attacked_pairs(net, split, threat, embed=lambda x: x.flatten(1))
+    clean = split.images.flatten(1).float() / 255
+    assert torch.equal(pairs.images, clean)
+    assert 0 < float((pairs.copies - clean).abs().max()) <= 0.1 + 1e-6
+    apart = (pairs.others[:, None] - clean).abs().amax(2)
+    origin = apart.argmin(1)
+    assert float(apart.amin(1).max()) <= 0.1 + 1e-6
+    assert bool((split.labels[origin] != split.labels).all())
+    before, after = (
+        net(x.view(-1, 1, 8, 8)).log_softmax(1).gather(1, split.labels[:, None]) for x in (clean[origin], pairs.others)
+    )
+    assert bool((after > before).all()), "pulled towards the class of its partner"
+    again = attacked_pairs(net, split, threat)
+    assert torch.equal(again.images, net.features(clean.view(-1, 1, 8, 8)))
+    with pytest.raises(InputError, match="are of class 3"):
+        attacked_pairs(net, split.select(split.labels == 3), threat)
+
+
 def test_at_eps_keeps_the_protocol():
     threat = Threat("linf", 0.2)
     assert at_eps(PGD(threat), 0.1) == PGD(Threat("linf", 0.1))

@@ -1,6 +1,8 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
+from robustlib.batch.arms import StudyRuns, metrics_of, study_runs, sweep_table
 from robustlib.batch.compare import (
+    REFERENCE,
     Comparison,
     compare_runs,
     curves,
@@ -14,12 +16,15 @@ from robustlib.batch.publish import publish
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
 
 __all__ = [
+    "REFERENCE",
     "Comparison",
     "Job",
     "Options",
     "Study",
+    "StudyRuns",
     "compare_runs",
     "curves",
+    "metrics_of",
     "notebook",
     "one_each",
     "page",
@@ -31,5 +36,7 @@ __all__ = [
     "read_study",
     "reference_verdicts",
     "studies",
+    "study_runs",
+    "sweep_table",
     "verdicts",
 ]

@@ -63,7 +63,7 @@ def read_study(file: Path | str) -> Study:
     """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
-    hyper-parameters of their own.
+    hyper-parameters of their own, or to a list of such mappings where its arms are no grid.
 
     Raises:
         InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about an arm
@@ -94,27 +94,38 @@ def _arms(content: Mapping[str, Any], preset: str, file: Path) -> list[Arm]:
     if isinstance(methods, list):
         methods = dict.fromkeys(methods)
     common = content.get("parameters") or {}
-    if not isinstance(methods, dict) or not all(isinstance(own, dict | None) for own in [common, *methods.values()]):
+    sets = (
+        {name: own if isinstance(own, list) else [own] for name, own in methods.items()}
+        if isinstance(methods, dict)
+        else {}
+    )
+    if not sets or not all(isinstance(own, dict | None) for own in [common, *itertools.chain(*sets.values())]):
         raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
-    return [(str(name), changes) for name, own in methods.items() for changes in _grid({**common, **(own or {})})]
+    every = [(str(name), {**common, **(own or {})}) for name, owns in sets.items() for own in owns]
+    return [(name, changes) for name, grid in every for changes in _grid(grid)]
 
 
 def _claims(rows: object, preset: str, arms: Sequence[Arm], file: Path) -> "list[Claim]":
     """The claims of a study, each about arms that it trains, by the names that their runs will have."""
     from robustlib.claims import read_claims
-    from robustlib.methods import make_method
 
     claims = read_claims(rows, str(file))
-    trained = set()
-    for name, changes in arms if claims else ():
-        method = make_method(name, preset, **changes)
-        changed = ", ".join(f"{key}={value}" for key, value in method.changes(method.arch).items())
-        trained.add(f"{name} {changed}".strip())
+    trained = {arm_name(arm, preset) for arm in arms} if claims else set()
     for claim in claims:
         for arm in (claim.arm, claim.than):
             if arm not in trained:
                 raise unknown(f"arm of the claim {claim.name!r} in {file}", arm, trained)
     return claims
+
+
+def arm_name(arm: Arm, preset: str) -> str:
+    """What `robustlib.claims.arm_of` will call the runs of an arm."""
+    from robustlib.methods import make_method
+
+    name, changes = arm
+    method = make_method(name, preset, **changes)
+    changed = ", ".join(f"{key}={value}" for key, value in method.changes(method.arch).items())
+    return f"{name} {changed}".strip()
 
 
 def _yaml(file: Path) -> dict[str, Any]:

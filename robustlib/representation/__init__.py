@@ -10,6 +10,7 @@ from robustlib.representation.geometry import Exclusion, alignment, class_alignm
 from robustlib.representation.layers import layer_function, layers
 from robustlib.representation.lipschitz import feature_jacobian_norm, local_lipschitz
 from robustlib.representation.of_runs import embed_runs, gap_rows, gap_table, measure_runs, measures
+from robustlib.representation.pairs import Pairs, attacked_pairs
 from robustlib.representation.probes import MEASURES, KNNProbe, LinearProbe, knn_probe, linear_probe, training_probe
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
 from robustlib.representation.stored import EXAMPLES, probe_attack, run_features, snapshots
@@ -23,8 +24,10 @@ __all__ = [
     "KNNProbe",
     "LinearProbe",
     "NeuralCollapse",
+    "Pairs",
     "alignment",
     "at_eps",
+    "attacked_pairs",
     "cka",
     "class_alignment",
     "effective_rank",

@@ -3,8 +3,9 @@
     python benchmarks/export_reference.py                          # runs/ -> reports/reference/digits/
     python benchmarks/export_reference.py --preset cifar10-short
 
-Numbers, parameters and provenance are copied, weights and per-example records are not. Runs with changed hyper-parameters
-are left out, and so are stale ones unless --stale is given. What was exported before is replaced. Afterwards:
+Numbers, parameters and provenance are copied, weights and per-example records are not. Runs with changed hyper-parameters are
+left out unless a study that comes with robustlib asks for them, and so are stale ones unless --stale is given. What was
+exported before is replaced. Afterwards:
 
     python benchmarks/readme_figure.py && python benchmarks/readme_tables.py
 """
@@ -18,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 from side_by_side import markdown
 
-from robustlib.batch import Study, preset_study, verdicts
-from robustlib.claims import Finding
+from robustlib.batch import Study, preset_study, read_study, studies, verdicts
+from robustlib.batch.study import arm_name
+from robustlib.claims import Finding, arm_of
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
@@ -39,7 +41,9 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     Raises:
         InputError: there is no finished, evaluated run to export.
     """
-    chosen = [run for run in find_runs(runs, preset=preset) if run.results() and not run.params()["changed"]]
+    arms = {arm for study in preset_studies(preset) for arm, _ in wanted(study)}
+    chosen = [run for run in find_runs(runs, preset=preset) if run.results()]
+    chosen = [run for run in chosen if not run.params()["changed"] or arm_of(run) in arms]
     chosen = [run for run in chosen if stale or not run.stale]
     if not chosen:
         raise InputError(
@@ -47,7 +51,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
             f"`robustlib run --preset {preset}`, or add --stale if other code may have made them."
         )
     copies = _copy(chosen, out)
-    board = leaderboard(copies).sort_values(["method", "arch", "seed"], ignore_index=True)
+    board = leaderboard(copies).sort_values(["method", "arch", "changed", "seed"], ignore_index=True)
     board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
     board["warnings"] = board["warnings"].map("; ".join)
     write_atomic(out / "leaderboard.csv", board.drop(columns=RUN_ONLY).to_csv(index=False, lineterminator="\n"))
@@ -93,12 +97,6 @@ def describe(
 ) -> str:
     """The README.md of the exported runs: command, machine, numbers, verdicts on claims, protocols."""
     first, facts = copies[0].results(), [run.provenance() for run in copies]
-    seeds = ",".join(map(str, sorted(board["seed"].unique())))
-    methods = " ".join(dict.fromkeys(board["method"]))
-    examples = "" if first["n"] == load_preset(preset)["test_examples"] else f" --examples {first['n']}"
-    command = f"robustlib run {methods} --preset {preset} --seeds {seeds}{examples}"
-    if study and _is_study(copies, study):
-        command = f"robustlib study {study.name}"
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
     protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in first["rows"]]
@@ -107,7 +105,7 @@ def describe(
 Made by these commands; do not edit by hand.
 
 ```
-{command}
+{_commands(copies, preset)}
 python benchmarks/export_reference.py --preset {preset}
 ```
 
@@ -132,11 +130,34 @@ committed.
 """
 
 
-def _is_study(copies: Sequence[Run], study: Study) -> bool:
-    """Whether these are the runs that a study makes, all of them and judged as it asks."""
-    asked = {(name, seed) for name, changes in study.arms if not changes for seed in study.seeds}
-    made = {(run.params()["method"], run.params()["seed"]) for run in copies}
-    return asked == made and {run.results()["n"] for run in copies} == {study.examples}
+def preset_studies(preset: str) -> list[Study]:
+    """The studies of a preset that come with robustlib."""
+    return [study for study in map(read_study, studies()) if study.preset == preset]
+
+
+def wanted(study: Study) -> set[tuple[str, int]]:
+    """The arms and seeds that a study asks for."""
+    return {(arm_name(arm, study.preset), seed) for arm in study.arms for seed in study.seeds}
+
+
+def _commands(copies: Sequence[Run], preset: str) -> str:
+    """What makes these runs: the studies that are complete, and `robustlib run` for what none of them asks for."""
+    made = {(arm_of(run), run.params()["seed"]): run for run in copies}
+    lines, rest = [], set(made)
+    for study in preset_studies(preset):
+        asked = wanted(study)
+        if asked <= set(made) and {made[key].results()["n"] for key in asked} == {study.examples}:
+            lines.append(f"robustlib study {study.name}")
+            rest -= asked
+    for arm in dict.fromkeys(arm for arm, _ in sorted(rest)):
+        seeds = sorted(seed for name, seed in rest if name == arm)
+        facts = made[arm, seeds[0]]
+        options = [f"--set {change}" for change in facts.params()["changed"].split(", ") if change]
+        n = facts.results()["n"]
+        options += [f"--examples {n}"] if n != load_preset(preset)["test_examples"] else []
+        call = ["robustlib run", facts.params()["method"], f"--preset {preset}", f"--seeds {','.join(map(str, seeds))}"]
+        lines.append(" ".join([*call, *options]))
+    return "\n".join(lines)
 
 
 def _looks(copies: Sequence[Run]) -> str:
@@ -176,7 +197,8 @@ def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
             "worst of FGSM, PGD-20, CW-50, last epoch": percent(row["last_worst"]),
             "minutes": f"{row['minutes']:.1f}",
         }
-        who = {"method": f"[{row['method']}]({row['path']}/)", "arch": row["arch"], "seed": row["seed"]}
+        who = {"method": f"[{row['method']}]({row['path']}/)", "changed": row["changed"] or "–"}
+        who |= {"arch": row["arch"], "seed": row["seed"]}
         rows.append({**who, **cells, **last, "warnings": row["warnings"]})
     return rows
 

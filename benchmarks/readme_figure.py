@@ -21,8 +21,8 @@ GAP = 30  # pixels between the figures
 
 
 def reference_runs(preset: str, reference: Path = REFERENCE) -> list[Run]:
-    """The exported runs of a preset, in the order of the methods' titles, then seeds."""
-    runs = find_runs(reference, preset=preset)
+    """The exported runs of a preset without changes to it, in the order of the methods' titles, then seeds."""
+    runs = [run for run in find_runs(reference, preset=preset) if not run.params()["changed"]]
     return sorted(runs, key=lambda run: (run.params()["title"], run.params()["seed"]))
 
 

@@ -18,6 +18,7 @@ from side_by_side import markdown
 
 from robustlib.batch import preset_study, verdicts
 from robustlib.methods import METHODS, load_preset, preset_names
+from robustlib.runs import find_runs
 from robustlib.tables import ATTACKS, claims, gravest, percent, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,7 @@ def results(reference: Path = REFERENCE) -> str:
 
 def _preset(reference: Path, preset: str) -> str:
     board = pd.read_csv(reference / preset / "leaderboard.csv")
+    board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
     number = ", ".join(map(str, sorted(board["n"].unique())))
     seeds = sorted(board.groupby("method").seed.nunique().unique())
     several = f"mean ± standard deviation over {seeds[-1]} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
@@ -58,7 +60,7 @@ def _preset(reference: Path, preset: str) -> str:
 
 def _claims(reference: Path, preset: str) -> str:
     """What the reference runs of a preset say of papers' claims; "" where none are written down."""
-    study, runs = preset_study(preset), reference_runs(preset, reference)
+    study, runs = preset_study(preset), find_runs(reference, preset=preset)
     if study is None or not runs:
         return ""
     table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]

@@ -18,8 +18,10 @@ from robustlib.methods.standard import Standard
 from robustlib.models import build_model
 from robustlib.representation import (
     Features,
+    Pairs,
     alignment,
     at_eps,
+    attacked_pairs,
     cka,
     class_alignment,
     effective_rank,

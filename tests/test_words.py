@@ -236,7 +236,8 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert not list(exported.rglob("*.safetensors"))
     assert len(list(exported.rglob("params.json"))) == 4
     words = (exported / "digits" / "README.md").read_text()
-    assert "robustlib run standard trades --preset digits --seeds 0,1,2" in words
+    assert "robustlib run standard --preset digits --seeds 0 --examples 500\nrobustlib run trades" in words
+    assert "robustlib run trades --preset digits --seeds 0,1,2 --examples 500\n" in words
     assert "70.0 % (65.8–73.9)" in words
     assert len(list(exported.rglob("audit.json"))) == 3
     assert "| ✓ pass | ▲ amber |" in words

@@ -69,7 +69,8 @@ def attacked_pairs(
     chosen = pick_negatives(split.labels, generator=torch.Generator(split.labels.device).manual_seed(seed))
     if chosen is None:
         raise InputError(f"All {len(split)} images are of class {int(split.labels[0])}: negatives need a second class.")
-    look, view, found = embed or model.features, attacked_view(model), []
+    look: Callable[[Tensor], Tensor] = embed or model.features  # type: ignore[assignment]
+    view, found = attacked_view(model), []
     pull = PGD(threat, steps=steps, targeted=True)
     with borrowed(model):
         for rows in torch.arange(len(split), device=split.labels.device).split(BATCH):

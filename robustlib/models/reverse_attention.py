@@ -109,7 +109,9 @@ class ReverseAttention(Classifier):
         """What an adaptive adversary attacks: heads, their mean, the joint loss, soft, BPDA and fixed gates.
 
         A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`.
-        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it.
+        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it. A BPDA gate
+        repeats the soft one only where q = softmax(p_i / temperature) is saturated; elsewhere W[j] stands in its gradient for
+        sum_c q_c W[c], and later blocks see what they see when deployed.
         """
         views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
         if self.gates > 1:

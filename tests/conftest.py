@@ -42,6 +42,21 @@ class ConvNet(nn.Sequential):
         )
 
 
+class Hidden(nn.Module):
+    """Deploys the decisions of a classifier without their gradient; `attack_view`, where open, is the classifier."""
+
+    def __init__(self, model: nn.Module, open: bool) -> None:
+        super().__init__()
+        self.model, self.open = model, open
+
+    def attack_view(self) -> nn.Module:
+        return self.model if self.open else self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        return nn.functional.one_hot(logits.argmax(1), logits.shape[1]) * 3.0 + 0 * logits
+
+
 @pytest.fixture
 def linear() -> Linear:
     return Linear()

@@ -52,7 +52,7 @@ from robustlib.representation import (
 )
 from robustlib.training import fit
 
-from .conftest import Linear
+from .conftest import Hidden, Linear
 
 
 def table(*rows: tuple[float, ...]) -> Tensor:
@@ -394,6 +394,22 @@ def test_attacked_features_are_those_of_the_attack(net):
     again = features(net, split, attack=attack, seed=3, batch_size=5)["features"]
     torch.testing.assert_close(found["features"], again)
     assert not found["features"].equal(features(net, split, attack=attack, seed=4)["features"])
+
+
+def test_attacks_look_at_the_attack_view(net):
+    """The deployed outputs hide their gradient: without the view the images, and so the features, would be other ones."""
+    split, attack = split_of(40), PGD(Threat("linf", 0.2), steps=3)
+    plain, hidden, known = (
+        features(model, split, attack=attack, keep_images=True)
+        for model in (net, Hidden(net, open=False), Hidden(net, open=True))
+    )
+    assert known.images.equal(plain.images)
+    assert not hidden.images.equal(plain.images)
+    assert known.predictions.equal(plain.predictions)
+    batch = next(iter(split.batches(40)))
+    watched = training_probe("relative_l2", attack, layer="encoder.stage3")(net, batch)
+    inside = training_probe("relative_l2", attack, layer="model.encoder.stage3")
+    assert inside(Hidden(net, open=True), batch) == watched > inside(Hidden(net, open=False), batch)
 
 
 def test_images_are_kept_when_asked(net):

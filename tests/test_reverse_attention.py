@@ -8,12 +8,13 @@ from torch import nn
 
 from robustlib.attacks import PGD, Draws
 from robustlib.attacks.replica import replica_of
-from robustlib.attacks.search import View
+from robustlib.attacks.search import View, attacked_view
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.losses import trades_loss
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.gates import GatedStage
+from robustlib.models.reverse_attention import TEMPERATURES, BPDAGate
 from robustlib.representation.layers import activations, layers
 from robustlib.runs import save_weights
 from robustlib.runs.files import load_weights
@@ -171,7 +172,7 @@ def test_a_confirmed_guess_is_a_sum_of_squares():
 def test_surrogates_are_named_views_of_the_same_weights():
     with torch.device("meta"):
         one, two = (build_model(arch, spec(), reverse_attention=True) for arch in ("small_cnn", "resnet18"))
-    soft = ["soft gate 0.1", "soft gate 0.3", "soft gate 1"]
+    soft = [f"{kind} gate {t}" for kind in ("soft", "bpda") for t in ("0.1", "0.3", "1")]
     assert list(one.surrogates()) == ["head 1", "joint", *soft]
     gates = [f"gate {label}" for label in range(10)]
     assert list(two.surrogates()) == ["head 1", "head 2", "mean of heads", "joint", *soft, *gates]
@@ -179,6 +180,51 @@ def test_surrogates_are_named_views_of_the_same_weights():
     for view in two.surrogates().values():
         assert {id(p) for p in view.parameters()} == mine
         assert view(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_aimed_views_say_at_what_and_the_joint_loss_what_climbs_it():
+    with torch.device("meta"):
+        views = build_model("resnet18", spec(), reverse_attention=True).surrogates()
+    assert {name: v.target for name, v in views.items() if hasattr(v, "target")} == {f"gate {c}": c for c in range(10)}
+    assert {name: v.objective for name, v in views.items() if hasattr(v, "objective")} == {"joint": "nll"}
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_a_bpda_gate_answers_as_deployed(arch):
+    model, x = attentive(arch), torch.rand(4, 3, 16, 16)
+    for temperature in TEMPERATURES:
+        assert torch.equal(BPDAGate(model, temperature)(x), model(x))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_a_bpda_gate_feels_the_soft_mask(temperature):
+    """dp'_c/dg_k = W[c,k] W[j,k] + sum_l W[c,l] g_l dm_l/dg_k, with dm_l/dg_k = sum_a q_a W[a,l] (W[a,k] - sum_b q_b W[b,k]) / T."""
+    model, x, maps = attentive("small_cnn"), torch.rand(5, 3, 16, 16), []
+    model.encoder.stage3.register_forward_hook(lambda module, args, out: maps.append(out))
+    view = BPDAGate(model, temperature)
+    for c in (0, 6):
+        maps.clear()
+        logits = view(x)
+        ours = torch.autograd.grad(logits[:, c].sum(), maps[0])[0].sum((2, 3)).detach()
+        weight, g = model.head.weight.detach(), maps[0].detach().mean((2, 3))
+        for image in range(5):
+            p = weight @ g[image] + model.head.bias.detach()
+            q, j = (p / temperature).softmax(0), int(p.argmax())
+            slope = torch.einsum("a,al,ak->lk", q, weight, weight - q @ weight) / temperature
+            theirs = weight[c] * weight[j] + (weight[c] * g[image]) @ slope
+            assert torch.allclose(ours[image], theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_a_quick_attack_looks_at_the_last_auxiliary_head(arch):
+    model, x = attentive(arch), torch.rand(4, 3, 16, 16)
+    quick = attacked_view(model)
+    assert isinstance(quick, View)
+    assert quick.judge is model
+    assert torch.equal(quick(x), model.attend(x).auxiliary[-1])
+    plain, bare = build_model(arch, spec((3, 16, 16))), nn.Flatten()
+    assert plain.attack_view() is attacked_view(plain) is plain
+    assert attacked_view(bare) is bare
 
 
 def test_each_surrogate_equals_its_formula():

@@ -14,11 +14,14 @@ import torch.nn.functional as F
 
 from robustlib.errors import InputError
 from robustlib.methods import make_method
+from robustlib.models import build_model
 from robustlib.runs import Run
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
 from robustlib.training.fit import resolve_device, run_params
-from robustlib.training.validation import overfitting
+from robustlib.training.validation import overfitting, validate
+
+from .conftest import Hidden
 
 SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}
 
@@ -333,6 +336,34 @@ def test_learns_and_reports(tmp_path, digits, capsys):
     assert "epoch 3/3" in said
     assert "left" in said
     assert "PGD-10" in said
+
+
+# ---- validation
+
+
+def test_validation_attacks_the_view_and_judges_the_deployed_model(digits):
+    torch.manual_seed(0)
+    model, generator = build_model("mlp", digits), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(4):
+        for batch in digits.train.batches(64, shuffle=True, generator=generator):
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch.x), batch.y).backward()
+            optimiser.step()
+    few = digits.val.sample(120)
+    plain, hidden, known = (
+        validate(net, digits.train, few, digits.threat, 0, "32-true")
+        for net in (model, Hidden(model, open=False), Hidden(model, open=True))
+    )
+    for name in ("clean_val", "robust_val", "fgsm_val", "robust_train", "gradient_alignment"):
+        assert known.numbers[name] == plain.numbers[name], name
+    assert torch.equal(known.robust, plain.robust)
+    assert hidden.numbers["robust_val"] > plain.numbers["robust_val"] + 0.3, "what the view is for"
+    assert hidden.numbers["gradient_alignment"] == 0
+    right = known.numbers["robust_val"]
+    sure, wrong = (np.log(np.exp([3.0, *[0.0] * 9]).sum()) - top for top in (3.0, 0.0))
+    deployed = right * sure + (1 - right) * wrong
+    assert known.numbers["robust_loss_val"] == pytest.approx(deployed, rel=1e-5), "the loss of the deployed logits"
 
 
 # ---- overfitting

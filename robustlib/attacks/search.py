@@ -109,6 +109,17 @@ class View(nn.Module):
         return self.view(x)
 
 
+def attacked_view(model: nn.Module) -> nn.Module:
+    """What a quick attack on `model` is called with: a View of its `attack_view()`, judged by the model, where the two differ.
+
+    Args:
+        model: x -> logits (B, K); any module, without the method it is its own view. Keep what you get: attacks keep a faster
+            twin of each view as long as it lives.
+    """
+    view: nn.Module = getattr(model, "attack_view", lambda: model)()
+    return model if view is model else View(view, model)
+
+
 @dataclass(frozen=True)
 class Search:
     """A borrowed model in the two views an attack needs: a fast one to search with, the exact one to decide with."""

@@ -30,7 +30,9 @@ def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> t
     return ce + beta * kl, {"ce": ce, "kl": kl}
 
 
-def mart_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+def mart_loss(
+    logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float, *, weighing: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)), averaged over the batch (Wang et al. 2020; mart.py).
 
     BCE = -log p_y(x') - log(1 - max_{k != y} p_k(x')). As released, nothing is detached, the weight 1 - p_y(x) neither, and
@@ -41,6 +43,7 @@ def mart_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tup
         logits_adv: f(x'), (B, K).
         y: labels (B,).
         beta: weight of the second term, lambda in the paper; 5 in the released ResNet-18 script.
+        weighing: logits (B, K) whose p_y stands in the weight 1 - p_y(x) in place of f(x)'s, e.g. another head's at x.
 
     Returns:
         The loss and its parts {"bce", "kl"} (kl weighted by 1 - p_y(x), without beta).
@@ -48,6 +51,7 @@ def mart_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tup
     log_p, log_q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
     runner_up = log_q.scatter(1, y[:, None], -float("inf")).amax(1).exp()
     bce = F.nll_loss(log_q, y) - (1 + MART_ROOM - runner_up).log().mean()
-    unsure = 1 - log_p.gather(1, y[:, None])[:, 0].exp()
+    log_w = log_p if weighing is None else weighing.float().log_softmax(1)
+    unsure = 1 - log_w.gather(1, y[:, None])[:, 0].exp()
     kl = (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1) * unsure).mean()
     return bce + beta * kl, {"bce": bce, "kl": kl}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +12,8 @@ from robustlib.errors import InputError, unknown
 from robustlib.methods.awp import perturbed
 from robustlib.methods.base import Method
 from robustlib.training import At, Loss, Stage, Updates
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +64,21 @@ class AdversarialMethod(Method):
         return super().single_stage(model, updates, adversarial=adversarial)
 
     def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
-        """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W).
+        """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W)."""
+        return self.searching_stage(model, lambda batch, at: self.attacked(attack, model, batch, at), loss)
 
-        With `awp_gamma` the step is taken where the weights raise that loss (Wu et al. 2020); the attack comes before.
+    def searching_stage(
+        self, model: nn.Module, search: Callable[[Batch, At], Found], loss: Callable[[Batch, Found], Loss]
+    ) -> list[Stage]:
+        """The one stage of a method that takes one step a batch, on loss(batch, what `search` found for it).
+
+        With `awp_gamma` the step is taken where the weights raise that loss (Wu et al. 2020); the search comes before.
         """
 
         def updates(batch: Batch, at: At) -> Updates:
-            x_adv = self.attacked(attack, model, batch, at)
+            found = search(batch, at)
             gamma = self.awp_gamma if at.epoch + 1 >= self.awp_warmup else 0.0
-            with perturbed(model, lambda: loss(batch, x_adv).total, gamma):
-                yield "model", loss(batch, x_adv)
+            with perturbed(model, lambda: loss(batch, found).total, gamma):
+                yield "model", loss(batch, found)
 
         return super().single_stage(model, updates, adversarial=True)

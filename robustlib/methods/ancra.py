@@ -13,17 +13,22 @@ from robustlib.attacks import PGD
 from robustlib.attacks.search import borrowed
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, unknown
-from robustlib.losses import negative_contrast, pick_negatives, trades_loss
+from robustlib.losses import mart_loss, negative_contrast, pick_negatives, trades_loss
 from robustlib.losses.contrastive import STRATEGIES, Strategy
 from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.models import ReverseAttention
 from robustlib.models.reverse_attention import AUXILIARY_WEIGHT, Joint
-from robustlib.training import At, Loss, Stage, Updates
+from robustlib.training import At, Loss, Stage
 
-Base = Literal["trades", "pgd_at"]
+Base = Literal["trades", "pgd_at", "mart"]
 Heads = Callable[
     [Tensor, Tensor], list[Tensor]
 ]  # images and whose rows weight them -> p', then p_1 .. p_n, each (B, K)
+Negatives = tuple[Tensor, Tensor]  # one of another class for each anchor: images (B, C, H, W), labels (B,)
+ALONE = (
+    "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training): take a larger "
+    "batch_size, or set contrast=false."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class ANCRA(AdversarialMethod):
     x_o is an image of another class of the batch, pulled to the anchor's class by targeted PGD. Attacks run in eval mode with
     predicted-label gates from x + 0.001 N(0, I) on the same sum over heads; the loss is taken in train mode with
     true-label gates, in separate passes over x, x' and x_o. Base "trades" is the released one: its x' climbs the
-    cross-entropy, not the KL. "pgd_at" was not released and is reconstructed from the code that ANCRA derives from.
+    cross-entropy, not the KL. "pgd_at" and "mart" were not released and are reconstructed from the code that ANCRA derives
+    from (CAS, Bai et al. 2021), where every head's KL of MART is weighted by what the final head says of x: 1 - p'_y(x).
     """
 
     name = "ancra"
@@ -45,8 +51,8 @@ class ANCRA(AdversarialMethod):
     lr: float = 0.01  # a tenth of what TRADES takes; what the release ships
     weight_decay: float = 2e-4
     milestones: tuple[float, ...] = (75, 90, 100)
-    base: Base = "trades"  # what it is put on: trades, as released, or pgd_at
-    beta: float = 6.0  # weight of the KL; base "trades" only
+    base: Base = "trades"  # what it is put on: trades, as released; pgd_at or mart, reconstructed
+    beta: float = 6.0  # weight of the KL of trades and mart; 6 is the release's for trades, give 5 for mart's own
     reverse_attention: bool = True  # gate the last features by the weights of a class
     ra_weight: float = AUXILIARY_WEIGHT  # of the auxiliary heads' mean in every term (cr_beta of the release)
     contrast: bool = True  # the asymmetric negative contrast
@@ -66,7 +72,7 @@ class ANCRA(AdversarialMethod):
             if value not in known:
                 raise unknown(kind, value, known)
         for name, off in (("ra_weight", "reverse_attention=false"), ("zeta", "contrast=false")):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"ancra: {name}={getattr(self, name)!r}: give a positive weight, or set {off}.")
         if not self.beta >= 0 or not self.mining_from >= 0:
             raise InputError(
@@ -94,55 +100,56 @@ class ANCRA(AdversarialMethod):
         objective = "nll" if self.reverse_attention else "ce"
         settings = {"objective": objective, "start": "gaussian", **self.attack_settings()}
         attack = PGD(self.threat(dataset), **settings)
-        pull = replace(attack, targeted=True)
+        pull, told = replace(attack, targeted=True), False
 
-        def updates(batch: Batch, at: At) -> Updates:
+        def search(batch: Batch, at: At) -> tuple[Tensor, Negatives | None]:
+            nonlocal told
             negatives = self._negatives(model, view, pull, batch, at) if self.contrast else None
-            x_adv = self.attacked(attack, view, batch, at)
-            yield "model", self._loss(heads, batch, x_adv, negatives)
+            if self.contrast and negatives is None and not told:
+                warnings.warn(ALONE, UserWarning, stacklevel=2)
+                told = True
+            return self.attacked(attack, view, batch, at), negatives
 
-        return self.single_stage(model, updates, adversarial=True)
+        return self.searching_stage(model, search, lambda batch, found: self._loss(heads, batch, *found))
 
-    def _negatives(
-        self, model: nn.Module, view: nn.Module, pull: PGD, batch: Batch, at: At
-    ) -> tuple[Tensor, Tensor] | None:
-        """One example of another class for each anchor: images (B, C, H, W) and labels (B,); None in a batch of one class."""
+    def _negatives(self, model: nn.Module, view: nn.Module, pull: PGD, batch: Batch, at: At) -> Negatives | None:
+        """One example of another class for each anchor; None in a batch of one class."""
         mined, logits = at.epoch >= self.mining_from and self.negatives != "random", None
         if mined:
             with borrowed(model), torch.no_grad():
                 logits = model(batch.x)
         picked = pick_negatives(batch.y, self.negatives if mined else "random", logits=logits, generator=at.generator)
         if picked is None:
-            warnings.warn(
-                "ancra: a batch of one class has no negatives, so it is trained on without them: take a larger "
-                "batch_size, or set contrast=false.",
-                UserWarning,
-                stacklevel=2,
-            )
             return None
         x, y = batch.x[picked], batch.y[picked]
         if self.attack_negatives:
             x = replace(pull, precision=at.precision)(view, x, y, generator=at.generator, target=batch.y)
         return x, y
 
-    def _loss(self, heads: Heads, batch: Batch, x_adv: Tensor, negatives: tuple[Tensor, Tensor] | None) -> Loss:
+    def _loss(self, heads: Heads, batch: Batch, x_adv: Tensor, negatives: Negatives | None) -> Loss:
         """The loss and its parts, summed over heads; forward passes in the order x, x', x_o, as released."""
         clean: list[Tensor] = []
-        if self.base == "trades" or negatives is not None:
-            with torch.set_grad_enabled(self.base == "trades" or self.alpha < 1):
+        if self.base != "pgd_at" or negatives is not None:
+            with torch.set_grad_enabled(self.base != "pgd_at" or self.alpha < 1):
                 clean = heads(batch.x, batch.y)
-        robust = heads(x_adv, batch.y)
-        if self.base == "trades":
-            each = [trades_loss(p, q, batch.y, self.beta) for p, q in zip(clean, robust, strict=True)]
-            total = self._over_heads([loss for loss, _ in each])
-            parts = {name: self._over_heads([part[name] for _, part in each]) for name in each[0][1]}
-        else:
-            total, parts = self._over_heads([F.cross_entropy(q.float(), batch.y) for q in robust]), {}
+        each = self._base(clean, heads(x_adv, batch.y), batch.y)
+        total = self._over_heads([loss for loss, _ in each])
+        parts = {name: self._over_heads([part[name] for _, part in each]) for name in each[0][1]}
         if negatives is not None:
             pairs = zip(clean, heads(*negatives), strict=True)
             parts["contrast"] = self._over_heads([negative_contrast(p, o, self.alpha) for p, o in pairs])
             total = total + self.zeta * parts["contrast"]
         return Loss(total, parts)
+
+    def _base(self, clean: list[Tensor], robust: list[Tensor], y: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """The base's loss and its parts, for each head."""
+        if self.base == "pgd_at":
+            return [(F.cross_entropy(q.float(), y), {}) for q in robust]
+        pairs = list(zip(clean, robust, strict=True))
+        if self.base == "trades":
+            return [trades_loss(p, q, y, self.beta) for p, q in pairs]
+        final = clean[0]
+        return [mart_loss(p, q, y, self.beta, weighing=None if p is final else final) for p, q in pairs]
 
     def _over_heads(self, terms: list[Tensor]) -> Tensor:
         """l(p') + ra_weight mean_i l(p_i) from [l(p'), l(p_1), ...]; l(p') alone of a plain network."""

@@ -71,6 +71,14 @@ class Classifier(nn.Module):
         """Other differentiable views of this model that an adversary would attack; none for a plain classifier."""
         return {}
 
+    def attack_view(self) -> nn.Module:
+        """The one differentiable view x -> logits (B, K) on which a quick attack is told most; here the model itself.
+
+        Used where one attack must do (the validation of every epoch, adversarial examples whose features are compared), with the
+        deployed model to judge; an evaluation attacks all `surrogates` as well.
+        """
+        return self
+
     def check_input(self, x: Tensor) -> None:
         """Raises InputError, naming what differs, if `x` is no batch of this model's images; looks at shapes only."""
         if x.ndim == 4 and tuple(x.shape[1:]) == self.image_shape:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustlib.errors import InputError
 from robustlib.models.classifier import Classifier, ImageSpec
 
-TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft gates among the surrogates
+TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft and the BPDA gates among the surrogates
 AUXILIARY_WEIGHT = 2.0  # of the auxiliary heads' mean beside the final head (the release's cr_beta)
 
 
@@ -106,18 +106,26 @@ class ReverseAttention(Classifier):
         return Attended(logits, tuple(auxiliary), tuple(before), (*after[:-1], features))
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """What an adaptive adversary attacks: heads, their mean, the joint loss, soft gates, gates fixed to each class.
+        """What an adaptive adversary attacks: heads, their mean, the joint loss, soft, BPDA and fixed gates.
 
-        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it.
+        A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`.
+        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it. A BPDA gate
+        repeats the soft one only where q = softmax(p_i / temperature) is saturated; elsewhere W[j] stands in its gradient for
+        sum_c q_c W[c], and later blocks see what they see when deployed.
         """
         views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
         if self.gates > 1:
             views["mean of heads"] = Heads(self, 0, self.gates)
         views["joint"] = Joint(self)
         views |= {f"soft gate {t:g}": SoftGate(self, t) for t in TEMPERATURES}
+        views |= {f"bpda gate {t:g}": BPDAGate(self, t) for t in TEMPERATURES}
         if self.gates > 1:
             views |= {f"gate {label}": FixedGate(self, label) for label in range(self.num_classes)}
         return views
+
+    def attack_view(self) -> nn.Module:
+        """The last auxiliary head p_n, which decides nearly always and whose gradients are honest."""
+        return Heads(self, self.gates - 1, self.gates)
 
 
 class _Surrogate(nn.Module):
@@ -147,6 +155,8 @@ class Joint(_Surrogate):
     weight * mean_i CE(p_i, y), and "margin" the joint margin.
     """
 
+    objective = "nll"
+
     def __init__(self, model: ReverseAttention, weight: float = AUXILIARY_WEIGHT) -> None:
         super().__init__(model)
         self.weight = weight
@@ -168,18 +178,33 @@ class SoftGate(_Surrogate):
 
     def forward(self, x: Tensor) -> Tensor:
         """p' (B, K)."""
+        return self.model.gated(x, self.mask).logits
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Weights (B, D) of a block's maps from its auxiliary logits (B, K)."""
         weight = self.model.head.weight
-        return self.model.gated(x, lambda logits: (logits / self.temperature).softmax(1).to(weight) @ weight).logits
+        return (logits / self.temperature).softmax(1).to(weight) @ weight
+
+
+class BPDAGate(SoftGate):
+    """The deployed logits themselves, differentiated as if their gates were soft (BPDA, Athalye et al. 2018, section 4.1.2):
+    attacks see the model's true answers and feel its gates."""
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Weights (B, D): W[argmax] forwards, the soft mask backwards."""
+        soft = super().mask(logits)
+        return self.model.head.weight[logits.argmax(1)] + (soft - soft.detach())
 
 
 class FixedGate(_Surrogate):
-    """The last auxiliary logits p_n when every gate before them is set to one class, whatever the image."""
+    """The last auxiliary logits p_n when every gate before them is set to one class, whatever the image: a targeted attack
+    on that class needs no gate to flip on its way."""
 
-    def __init__(self, model: ReverseAttention, label: int) -> None:
+    def __init__(self, model: ReverseAttention, target: int) -> None:
         super().__init__(model)
-        self.label = label
+        self.target = target
 
     def forward(self, x: Tensor) -> Tensor:
         """p_n (B, K)."""
-        labels = torch.full((len(x),), self.label, device=x.device)
+        labels = torch.full((len(x),), self.target, device=x.device)
         return self.model.attend(x, labels).auxiliary[-1]

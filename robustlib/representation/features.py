@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack, Draws
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.search import attacked_view, borrowed
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.representation.layers import LOGITS, Pool, activations, resolve_layers
@@ -93,7 +93,8 @@ def features(
         model: x -> logits, on the device where it shall run; in eval mode for the time.
         split: the images; the same call of two models sees the same ones in the same order.
         layers: names that `layers(model)` lists or paths of submodules; None = "features", the penultimate ones.
-        attack: finds what the model is shown instead; None shows the images themselves.
+        attack: finds what the model is shown instead, on its `attack_view` where it has one (reverse attention) and judged by
+            the model itself; None shows the images themselves.
         augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; two calls with different seeds
             give two augmentations of each image.
         pool: of maps (B, C, H, W): "mean" over positions, or "flat".
@@ -110,13 +111,13 @@ def features(
     weights = next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)
     device, kept = split.labels.device, {}
-    generator = torch.Generator(device).manual_seed(seed)
+    generator, view = torch.Generator(device).manual_seed(seed), attacked_view(model)
     predictions, start = torch.empty(len(split), dtype=torch.int64), 0
     images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
     with borrowed(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in split.batches(batch_size, augment=augment, generator=generator):
-            x = _shown(model, batch, attack, seed)
+            x = _shown(view, batch, attack, seed)
             with torch.no_grad():
                 found = activations(model, x, names, pool)
             here = slice(start, start := start + len(batch))
@@ -130,11 +131,11 @@ def features(
     return Features(kept, split.labels.cpu(), split.indices.cpu(), predictions, images)
 
 
-def _shown(model: nn.Module, batch: Batch, attack: Attack | None, seed: int) -> Tensor:
+def _shown(view: nn.Module, batch: Batch, attack: Attack | None, seed: int) -> Tensor:
     """What the model is shown of a batch, float32 (B, C, H, W) in [0, 1]."""
     if attack is None:
         return batch.x
-    return attack(model, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+    return attack(view, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:

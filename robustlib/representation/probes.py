@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack, Draws
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.search import attacked_view, borrowed
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
 from robustlib.representation.geometry import GapMeasure, alignment, exclusion, feature_gap, unit
@@ -151,7 +151,7 @@ def training_probe(
     Args:
         measure: a key of MEASURES: the mean of a feature gap, alignment (clean to adversarial), exclusion and margin (of
             adversarial examples among clean ones), effective rank (of clean features).
-        attack: finds the adversarial examples.
+        attack: finds the adversarial examples, on the model's `attack_view` where it has one, judged by the model itself.
         layer: see `layers`; None = the penultimate features.
         seed: of the attack, one stream an example, the same in every epoch.
 
@@ -164,7 +164,7 @@ def training_probe(
     def probe(model: nn.Module, batch: Batch) -> float:
         (name,) = resolve_layers(model, layer)
         with borrowed(model):
-            x_adv = attack(model, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+            x_adv = attack(attacked_view(model), batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
             with torch.no_grad():
                 clean, adversarial = (activations(model, x, (name,))[name] for x in (batch.x, x_adv))
         return MEASURES[measure](clean, adversarial, batch.y)

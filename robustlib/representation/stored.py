@@ -50,7 +50,7 @@ def run_features(
     Args:
         run: finished, of this data set.
         dataset: whose test images are looked at.
-        attack: on the run's own model.
+        attack: on the run's own model, through its `attack_view`.
         layers: see `robustlib.representation.layers`; None = the penultimate features.
         n: a stratified choice of so many test images, always the same; 0 for all.
         seed: of the attack.

@@ -97,6 +97,7 @@ def load_weights(model: "nn.Module", path: Path) -> None:
         odd = next(k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k))
         raise InputError(
             f"{path} holds weights of another model: {odd} is {theirs.get(odd, 'missing')} there and "
-            f"{mine.get(odd, 'unknown')} here. Use the architecture and the data set it was trained with."
+            f"{mine.get(odd, 'unknown')} here. Use the architecture, the model "
+            "options (such as reverse_attention) and the data set it was trained with."
         )
     model.load_state_dict(state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.pgd import FGSM, PGD
-from robustlib.attacks.search import Precision, borrowed
+from robustlib.attacks.search import Precision, attacked_view, borrowed
 from robustlib.data import Batch, Split
 from robustlib.threat import Threat
 
@@ -34,16 +34,19 @@ class Validation:
 
 
 def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
-    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment."""
-    pgd = PGD(threat, steps=10, early_stop=True, precision=precision)
+    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment.
+
+    Attacks and the alignment look at the model's `attack_view`; accuracies and losses are always the deployed model's.
+    """
+    pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), attacked_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with borrowed(model):
-        logits = _logits(model, val, None, seed)
-        attacked = _logits(model, val, pgd, seed)
-        fgsm = _logits(model, val, FGSM(threat, precision=precision), seed)
-        trained = _logits(model, few, pgd, seed)
+        logits = _logits(model, view, val, None, seed)
+        attacked = _logits(model, view, val, pgd, seed)
+        fgsm = _logits(model, view, val, FGSM(threat, precision=precision), seed)
+        trained = _logits(model, view, few, pgd, seed)
         batch = probe_batch(val)
-        cosine = gradient_alignment(model, batch.x, batch.y, threat, Draws.for_examples(seed, batch.index))
+        cosine = gradient_alignment(view, batch.x, batch.y, threat, Draws.for_examples(seed, batch.index))
     robust = attacked.argmax(1) == val.labels
     numbers = {
         "clean_val": _accuracy(logits, val),
@@ -56,11 +59,12 @@ def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: i
     return Validation(numbers, robust.cpu())
 
 
-def _logits(model: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
+def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
+    """The model's logits (N, K) on the images, or on what `attack` finds on `view`."""
     outputs = []
     for batch in split.batches(BATCH):
         draws = Draws.for_examples(seed, batch.index)
-        x = batch.x if attack is None else attack(model, batch.x, batch.y, draws=draws)
+        x = batch.x if attack is None else attack(view, batch.x, batch.y, draws=draws)
         with torch.no_grad():
             outputs.append(model(x).float())
     return torch.cat(outputs)

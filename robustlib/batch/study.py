@@ -111,7 +111,7 @@ def _claims(rows: object, preset: str, arms: Sequence[Arm], file: Path) -> "list
         changed = ", ".join(f"{key}={value}" for key, value in method.changes(method.arch).items())
         trained.add(f"{name} {changed}".strip())
     for claim in claims:
-        for arm in (claim.arm, claim.than):
+        for arm in claim.arms:
             if arm not in trained:
                 raise unknown(f"arm of the claim {claim.name!r} in {file}", arm, trained)
     return claims

@@ -84,6 +84,7 @@ def _differences(findings: Sequence[Finding]) -> pd.DataFrame:
         facts = {
             name: getattr(found.claim, name) for name in ("name", "measure", "arm", "than", "direction", "relative")
         }
+        facts["than"] = facts["than"] or "zero"
         rows += [{**facts, "seed": seed, "difference": gap} for seed, gap in found.evidence.differences.items()]
     return pd.DataFrame(rows, columns=["name", "measure", "arm", "than", "direction", "relative", "seed", "difference"])
 

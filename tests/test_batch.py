@@ -9,6 +9,7 @@ import pytest
 from robustlib import batch
 from robustlib.batch import metrics_of, study_runs, sweep_table
 from robustlib.batch.compare import REFERENCE
+from robustlib.errors import InputError
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json
 from robustlib.threat import Threat
@@ -95,6 +96,31 @@ def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
         ("TRADES", "beta=3.0"): 1,
     }
     assert batch.curves([]).empty
+
+
+def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustlib.methods import METHODS
+
+    class Foreign(METHODS["pgd_at"]):  # type: ignore[misc]
+        name = "foreign"
+
+    class Own(Foreign):
+        name, notebook = "own", "own"
+
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name in ("baselines", "own"):
+        (folder / f"{name}.ipynb").write_bytes(batch.notebook("baselines").read_bytes())
+    for method in (Foreign, Own):
+        monkeypatch.setitem(METHODS, method.name, method)
+    monkeypatch.setattr("robustlib.__file__", str(tmp_path / "robustlib" / "__init__.py"))
+    options = batch.Options(preset="digits", runs=tmp_path / "runs", reports=tmp_path / "reports")
+    arms = [(name, {}) for name in ("pgd_at", "foreign", "own")]
+    planned = batch.plan(arms, [0], options)
+    assert [job.task.notebook.name for job in planned] == ["baselines.ipynb", "baselines.ipynb", "own.ipynb"]
+    (folder / "own.ipynb").unlink()
+    with pytest.raises(InputError, match=r"There is no .*own\.ipynb"):
+        batch.plan(arms, [0], options)
 
 
 def test_a_preset_without_claims_has_no_study() -> None:

@@ -1,5 +1,6 @@
 """Claims: intervals that hold what they promise, verdicts that wait for their seeds, runs that are never dropped silently."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 from scipy import stats
 
 from robustlib import figures, tables
@@ -22,11 +24,13 @@ from robustlib.claims import (
     paired_interval,
     read_claims,
 )
+from robustlib.console import verdicts
 from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs, parameter_hash, read_json, write_json
 
 SEEDS = range(8)
 SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
+GROWS = {"measure": "growth/probe/h/relative_l2", "than": ""}
 PAPER = {"text": "A beats B.", "source": "A et al. 2020", "measure": "worst", "arm": "trades", "than": "pgd_at"}
 
 
@@ -313,6 +317,100 @@ def test_the_table_of_claims(tmp_path: Path) -> None:
     assert len(tables.claims([])) == 0
 
 
+# ---- what a training left in its metrics, and claims about one arm
+
+
+def trained_run(root: Path, arm: str, seed: int, column: list[float], name: str = "probe/h/relative_l2") -> Run:
+    """A finished run of two stages, never evaluated; `column` over the last one, from the model before it on."""
+    method, _, changed = arm.partition(" ")
+    run = Run(root / "digits" / method / f"seed{seed}-{parameter_hash({'c': changed})}")
+    params = {"method": method, "changed": changed, "dataset": "digits", "seed": seed}
+    write_json(run.path / "params.json", {**params, "threat": {"norm": "linf", "eps": 0.2}})
+    write_json(run.path / "status.json", {"state": "done"})
+    rows: list[dict[str, object]] = [{"stage": "natural", "epoch": k, "warnings": [], name: 9.0} for k in range(4)]
+    rows += [{"stage": arm, "epoch": k, "warnings": [], name: value} for k, value in enumerate(column)]
+    (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return run
+
+
+def test_growth_is_the_slope_over_the_last_stage_from_epoch_two_on(tmp_path: Path) -> None:
+    """On a line a + b e over the epochs 2..6 it is 5 b / (a + 4 b), whatever happened at epochs 0 and 1."""
+    a, b = 0.3, 0.05
+    run = trained_run(tmp_path, "vaft", 0, [7.0, 5.0, *(a + b * e for e in range(2, 7))])
+    assert measure_of(run, "growth/probe/h/relative_l2") == pytest.approx(5 * b / (a + 4 * b))
+    assert measure_of(run, "metrics/probe/h/relative_l2") == pytest.approx(a + 6 * b)
+    noisy = np.array([0.31, 0.4, 0.38, 0.47, 0.5])
+    epochs = np.arange(2, 7)
+    slope = ((epochs - 4) * (noisy - noisy.mean())).sum() / ((epochs - 4) ** 2).sum()
+    run = trained_run(tmp_path, "vaft", 1, [7.0, 5.0, *noisy])
+    assert measure_of(run, "growth/probe/h/relative_l2") == pytest.approx(5 * slope / noisy.mean())
+
+
+@pytest.mark.parametrize(
+    ("column", "measure", "sentence"),
+    [
+        (
+            [1, 2, 3, 4],
+            "growth/probe/f1",
+            "no measure 'growth/probe/f1': of its last stage it has growth/epoch, growth/gap",
+        ),
+        ([1, 2, 3, 4], "metrics/warnings", "no measure 'metrics/warnings'"),
+        ([1, 2, math.nan, 4], "metrics/gap", "no measure 'metrics/gap'"),
+        ([1, 2, 3], "growth/gap", r"1 epoch\(s\) from 2 on, and growth needs two: train at least 3 epochs"),
+        ([1, 2, -3, -4], "growth/gap", "is -3.5 on average, and nothing grows as a share of it"),
+    ],
+)
+def test_what_metrics_do_not_hold_is_a_sentence(
+    tmp_path: Path, column: list[float], measure: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        measure_of(trained_run(tmp_path, "vaft", 0, column, "gap"), measure)
+
+
+def test_a_run_without_epochs_has_no_metrics(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of its last stage it has no finished epoch"):
+        measure_of(Run(tmp_path), "growth/gap")
+
+
+def test_a_claim_about_one_arm_needs_only_its_trainings(tmp_path: Path) -> None:
+    """The gap of one arm grows by 5 b / mean: that value itself is the evidence, against zero."""
+    runs = [trained_run(tmp_path, "vaft", s, [1, 1, *(1 + (0.1 + SPREAD[s]) * e for e in range(4))]) for s in SEEDS]
+    grows = claim(arm="vaft", **GROWS)
+    (found,) = judge([grows], runs, SEEDS)
+    assert found.evidence.differences[0] == pytest.approx(4 * 0.104 / (1 + 1.5 * 0.104))
+    assert (found.words, grows.unit, grows.interest, found.evidence.step) == ("supported", "%", 0.05, 0.0)
+    assert (
+        judge([claim(arm="vaft", direction="lower", **GROWS)], runs, SEEDS)[0].words
+        == "not supported: the opposite holds"
+    )
+    assert gather(grows, runs[:7], SEEDS).missing == ("seed 7: no run of vaft",)
+    row = tables.claims([found]).iloc[0]
+    assert row["compared"] == "vaft − zero: relative L2 feature gap of h, growth over the epochs from 2 on"
+    assert row["effect"].startswith("+34.8 % (")
+    assert "34.8 %, interval" in figures.claim_effects([found.in_direction()]).alt
+    console = Console(width=200, file=io.StringIO())
+    console.print(verdicts([grows], runs, SEEDS))
+    assert "✓ supported" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_trainings_are_paired_where_their_threats_agree(tmp_path: Path) -> None:
+    less = claim(arm="afd", than="vaft", measure="metrics/probe/h/relative_l2", relative=True, direction="lower")
+    runs = [trained_run(tmp_path, arm, 0, [1, 1, last]) for arm, last in (("afd", 0.3), ("vaft", 0.4))]
+    assert gather(less, runs, [0]).differences == {0: pytest.approx(-0.25)}
+    write_json(runs[0].path / "params.json", runs[0].params() | {"threat": {"norm": "linf", "eps": 0.1}})
+    assert "threat linf 0.2 and not linf 0.1" in gather(less, runs, [0]).missing[0]
+
+
+def test_a_study_may_claim_something_of_one_arm(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    own = {name: text for name, text in PAPER.items() if name != "than"} | {"measure": "overfitting/pgd20"}
+    file.write_text(json.dumps({"methods": ["trades"], "claims": [{"name": "x", **own}]}))
+    assert read_study(file).claims[0].arms == ("trades",)
+    file.write_text(json.dumps({"methods": ["pgd_at"], "claims": [{"name": "x", **own}]}))
+    with pytest.raises(InputError, match="'trades'"):
+        read_study(file)
+
+
 # ---- claims as data
 
 
@@ -345,10 +443,13 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ("worst", "a list of mappings with name, text, source, measure, arm, than"),
+        ("worst", "a list of mappings with name, text, source, measure, arm"),
         ([{"name": "x", **PAPER, "direktion": "lower"}], "Did you mean 'direction'?"),
         ([{"name": "x", **PAPER, "direction": "less"}], "Unknown direction 'less'"),
         ([{"name": "x", **PAPER, "than": "trades"}], "compares 'trades' with itself"),
+        ([{"name": "x", **PAPER, "than": ""}], "compares 'worst', which is never below zero, with zero: give the arm"),
+        ([{"name": "x", **PAPER, **GROWS, "relative": True}], "compares differences as shares with zero"),
+        ([{"name": "x", **PAPER, "than": None}], "than=None"),
         ([{"name": "x", **PAPER, "smallest": 0}], "smallest=0: give an effect above 0"),
         ([{"name": "x", **PAPER, "smallest": "1 %"}], "smallest='1 %'"),
         ([{"name": "x", **PAPER, "relative": 1}], "relative=1"),

@@ -61,6 +61,24 @@ def plane() -> pd.DataFrame:
     return pd.DataFrame({"method": ["A", "A", "B"], "alignment": [0.1, 0.3, 0.5], "margin": [0.4, 0.6, 0.2]})
 
 
+def probes(seeds: int = 3) -> dict[str, pd.DataFrame | list[pd.DataFrame]]:
+    """A fine-tuning of five epochs after a natural stage: vAFT of several seeds without f1, AFD of one with it."""
+    e = np.arange(6)
+    stages = [pd.DataFrame({"stage": "natural", "epoch": e, "probe/h/relative_l2": 9.0})]
+    tuned = pd.DataFrame({"stage": "tuning", "epoch": e, "probe/h/relative_l2": 0.3 + 0.02 * e})
+    vaft = [pd.concat([*stages, tuned.assign(**{"probe/h/relative_l2": 0.4 + 0.1 * k})]) for k in range(seeds)]
+    return {"vAFT": vaft, "AFD": pd.concat([*stages, tuned.assign(**{"probe/f1/f2": -0.1 * e})])}
+
+
+def swept() -> pd.DataFrame:
+    """Two hyper-parameters of AFD, two seeds each; beta's values are not in order."""
+    rows = [("alpha", v, s) for v in (0.01, 0.05) for s in (0, 1)] + [
+        ("beta", v, s) for v in (1, 0, 0.25) for s in (0, 1)
+    ]
+    table = pd.DataFrame(rows, columns=["parameter", "value", "seed"]).assign(method="AFD", clean=0.98)
+    return table.assign(robust=0.7 + 0.02 * table["seed"] - 0.1 * table["value"])
+
+
 ALL = {
     "training": lambda: figures.training_curves(metrics()),
     "eps": lambda: figures.robustness_curves({"A": curve(), "B": curve()}, threat_eps=0.2),
@@ -78,6 +96,10 @@ ALL = {
     "flow": lambda: figures.confusion_flow(BEFORE, AFTER, ["cat", "dog", "bird"]),
     "strips": lambda: figures.example_strips(IMAGES, IMAGES + 0.02, [0, 1], ([0, 1], [0, 0]), ["cat", "dog"]),
     "claims": lambda: figures.claim_effects(CLAIMS),
+    "probes": lambda: figures.probe_curves(
+        probes(), ["probe/h/relative_l2", "probe/f1/f2"], {"probe/f1/f2": "cos(f1, f2)"}
+    ),
+    "sweep": lambda: figures.sweep(swept(), {"beta": 0.25}, {"robust": "PGD-20"}),
 }
 
 
@@ -99,6 +121,8 @@ HOLDS = {
     "flow": ("share", 0.3),
     "strips": ("example", 1),
     "claims": ("effect", 0.03),
+    "probes": ("value", -0.5),
+    "sweep": ("accuracy", 0.685),
 }
 
 
@@ -328,6 +352,41 @@ def test_a_long_claim_is_told_in_full():
     assert axis.texts[0].get_text().replace("\n", " ") == long.strip()
 
 
+def test_probes_are_of_the_last_stage_and_carry_bands_over_seeds():
+    figure = ALL["probes"]()
+    assert set(figure.data["epoch"]) == {1, 2, 3, 4, 5}, "neither the natural stage nor the model before the last one"
+    assert set(figures.probe_curves(probes(), ["probe/h/relative_l2"], first=0).data["epoch"]) == set(range(6))
+    left, right = figure.fig.axes
+    assert [axis.get_title("left") for axis in (left, right)] == ["h: relative L2 distance", "cos(f1, f2)"]
+    assert left.get_ylim()[0] == 0 > right.get_ylim()[0]
+    assert {text.get_text() for text in figure.fig.legends[0].get_texts()} == {"AFD (1 seed)", "vAFT (3 seeds)"}
+    colours = [
+        {line.get_color() for line in axis.get_lines() if line.get_label() == "AFD (1 seed)"} for axis in (left, right)
+    ]
+    assert colours[0] == colours[1], "a method looks the same in every panel"
+    (line,) = (line for line in right.get_lines() if len(line.get_xdata()) == 5)
+    assert {line.get_color()} == colours[1]
+    rows = figure.data.query("curve == 'vAFT (3 seeds)'")
+    half = 4.302653 * 0.1 / 3**0.5  # t(0.975, 2) sd / sqrt(n)
+    assert np.allclose(rows["value"], 0.5)
+    assert np.allclose(rows["high"] - 0.5, half)
+    assert "vAFT (3 seeds) 0.5 at epoch 1, 0.5 at epoch 5. cos(f1, f2): AFD (1 seed) −0.1 at epoch 1" in figure.alt
+
+
+def test_a_sweep_is_drawn_in_the_order_of_its_values():
+    figure = ALL["sweep"]()
+    alpha, beta = figure.fig.axes
+    assert [text.get_text() for text in beta.get_xticklabels()] == ["0", "0.25", "1"]
+    assert "usual" in beta.get_xlabel()
+    assert "usual" not in alpha.get_xlabel()
+    assert alpha.get_ylim() == beta.get_ylim(), "panels can be compared"
+    assert (
+        "beta: AFD, clean (2 seeds) 98.0 % at 0, 98.0 % at 1; AFD, PGD-20 (2 seeds) 71.0 % at 0, 61.0 % at 1"
+        in figure.alt
+    )
+    assert len(figures.sweep(swept().query("seed == 0").drop(columns="seed")).data) == 10
+
+
 def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
@@ -371,6 +430,9 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.example_strips(IMAGES, IMAGES[:1], [0, 1], ([0, 1], [0, 1])), "adversarial 1"),
         (lambda: figures.example_strips(IMAGES[0], IMAGES[0], [0], ([0], [0])), r"\(1, 8, 8\)"),
         (lambda: figures.claim_effects([]), "'claim'"),
+        (lambda: figures.probe_curves({}, ["probe/h/cosine"]), "at least one method"),
+        (lambda: figures.probe_curves(probes(), ["probe/h/cosine"]), "'probe/h/cosine'"),
+        (lambda: figures.sweep(swept().drop(columns="robust")), "'robust'"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

@@ -245,6 +245,23 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "1 of 4 runs are not audited" in words
 
 
+def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
+    import export_reference
+
+    from robustlib.batch import Study
+    from robustlib.claims import Claim
+
+    facts = {"name": "own", "text": "It overstates.", "source": "A", "measure": "overstated/worst", "arm": "trades"}
+    study = Study("digits", [("trades", {})], [0, 1], claims=[Claim(**facts)], name="own")
+    monkeypatch.setattr(export_reference, "preset_study", lambda preset: study)
+    for seed in study.seeds:
+        made_up_run(tmp_path / "runs", "trades", seed, 350)
+    export_reference.export(tmp_path / "runs", "digits", tmp_path / "out")
+    exported = pd.read_csv(tmp_path / "out" / "claims.csv")
+    assert exported[["than", "seed", "difference"]].to_numpy().tolist() == [["zero", 0, 0.0], ["zero", 1, 0.0]]
+    assert "trades − zero" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):
     import export_reference
 

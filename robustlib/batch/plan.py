@@ -102,7 +102,7 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Jo
         changed = [f"{key}={value}" for key, value in changes.items()]
         task = check(
             Task(
-                notebook("baselines"),
+                notebook(method.notebook),
                 _parameters(method.name, seed, changed, options),
                 page(run, options.reports, options.preset),
             )

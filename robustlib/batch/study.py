@@ -112,7 +112,7 @@ def _claims(rows: object, preset: str, arms: Sequence[Arm], file: Path) -> "list
     claims = read_claims(rows, str(file))
     trained = {arm_name(arm, preset) for arm in arms} if claims else set()
     for claim in claims:
-        for arm in (claim.arm, claim.than):
+        for arm in claim.arms:
             if arm not in trained:
                 raise unknown(f"arm of the claim {claim.name!r} in {file}", arm, trained)
     return claims

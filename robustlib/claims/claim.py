@@ -1,21 +1,25 @@
 """What a claim is, and how it is read from data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from robustlib.errors import InputError, check_choices, unknown
 from robustlib.runs import Run
 
 POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
+SIGNED = ("growth", "metrics", "overfitting", "overstated")  # kinds of measures that may be compared with zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A paper says that `arm` has a higher (or lower) `measure` than `than`; both are trained with the same seeds.
 
+    Without `than` the measure of the one arm is compared with zero: "the gap grows".
+
     Raises:
-        InputError: two equal arms, an unknown direction, or a smallest effect that is not above 0.
+        InputError: two equal arms, none to compare an accuracy or a relative difference with, an unknown direction, or a
+            smallest effect that is not above 0.
     """
 
     name: str  # short; unique within its study
@@ -23,7 +27,7 @@ class Claim:
     source: str  # the paper that makes it, and where
     measure: str  # what is compared; see `measure_of`
     arm: str  # a method with its changes from the preset, as `arm_of` writes them: "trades", "trades beta=1.0"
-    than: str  # the arm it is compared with
+    than: str = ""  # the arm it is compared with; "": zero
     direction: Literal["higher", "lower"] = "higher"
     relative: bool = False  # differences as shares of `than`'s value, as distances need: their scale is arbitrary
     smallest: float | None = None  # smallest effect of interest; None: 0.01 (1 point), relative 0.05 (5 %)
@@ -32,13 +36,21 @@ class Claim:
         check_choices(self, direction=("higher", "lower"))
         if self.arm == self.than:
             raise InputError(f"Claim {self.name!r} compares {self.arm!r} with itself: give two different arms.")
+        if not self.than and (self.relative or self.measure.partition("/")[0] not in SIGNED):
+            what = "differences as shares" if self.relative else f"{self.measure!r}, which is never below zero,"
+            raise InputError(f"Claim {self.name!r} compares {what} with zero: give the arm to compare with as `than`.")
         if not self.interest > 0:
             raise InputError(f"Claim {self.name!r}: smallest={self.smallest!r}: give an effect above 0, e.g. 0.01.")
 
     @property
+    def arms(self) -> tuple[str, ...]:
+        """Whose runs decide it: `arm` and, if there is one, `than`."""
+        return (self.arm, self.than) if self.than else (self.arm,)
+
+    @property
     def interest(self) -> float:
-        """The smallest effect of interest, above 0: a fraction of the images, or of `than`'s value if relative."""
-        return (SHARE if self.relative else POINT) if self.smallest is None else self.smallest
+        """The smallest effect of interest, above 0: a fraction of the images, or a share of a distance."""
+        return (SHARE if self.unit == "%" else POINT) if self.smallest is None else self.smallest
 
     @property
     def sign(self) -> int:
@@ -47,12 +59,12 @@ class Claim:
 
     @property
     def unit(self) -> str:
-        """What a hundredth of an effect is called: "points", or "%" if relative."""
-        return "%" if self.relative else "points"
+        """What a hundredth of an effect is called: "points", or "%" if relative or a growth."""
+        return "%" if self.relative or self.measure.startswith("growth/") else "points"
 
 
 def read_claims(rows: object, place: str) -> list[Claim]:
-    """Claims from a list of mappings, as YAML gives them.
+    """Claims from a list of mappings, as YAML gives them; `than` may be left out.
 
     Args:
         rows: each with the fields of `Claim`.
@@ -72,7 +84,7 @@ def read_claims(rows: object, place: str) -> list[Claim]:
 
 
 def _wanted() -> list[str]:
-    return [field.name for field in fields(Claim) if field.type is str]
+    return [field.name for field in fields(Claim) if field.type is str and field.default is MISSING]
 
 
 def _claim(row: Mapping[str, Any], place: str) -> Claim:
@@ -80,9 +92,9 @@ def _claim(row: Mapping[str, Any], place: str) -> Claim:
     for key in row:
         if key not in known:
             raise unknown(f"field of a claim in {place}", key, known)
-    kinds: dict[str, Any] = {**dict.fromkeys(_wanted(), str), "relative": bool, "smallest": (int, float)}
+    kinds: dict[str, Any] = {**dict.fromkeys([*_wanted(), "than"], str), "relative": bool, "smallest": (int, float)}
     for key, kind in kinds.items():
-        if key not in row and kind is str:
+        if key not in row and key in _wanted():
             raise InputError(f"{place}: the claim {row.get('name', dict(row))!r} has no {key!r}: add it.")
         if key in row and (not isinstance(row[key], kind) or (key == "smallest" and isinstance(row[key], bool))):
             raise InputError(f"{place}: {key}={row[key]!r} of the claim {row.get('name')!r} is of the wrong kind.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustlib.claims.claim import Claim, arm_of
+from robustlib.claims.epochs import epoch_measure, of_epochs
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 
@@ -21,10 +22,10 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """The paired differences of a claim.
+    """The paired differences of a claim, or the arm's own values if it is compared with zero.
 
     Attributes:
-        differences: seed -> arm minus than (a share of than's value if the claim is relative).
+        differences: seed -> arm minus than (a share of than's value if the claim is relative); arm alone without than.
         wanted: how many seeds the study asks for.
         missing: why seeds have no difference, a sentence each.
         notes: what a reader must know of those that have.
@@ -42,18 +43,21 @@ def measure_of(run: Run, measure: str) -> float:
     """One number of an evaluated run.
 
     Args:
-        run: evaluated by `evaluate_run`.
+        run: evaluated by `evaluate_run`, except for "metrics/..." and "growth/...".
         measure: "clean", "worst" or the name of an attack: accuracy of the best weights, a fraction; "last/worst":
             of the last epoch's weights; "overfitting/pgd20": best less last; "overstated/pgd20": accuracy under the
             attack less worst case; "representation/relative_l2": of the penultimate features, and
-            "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it.
+            "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it;
+            "metrics/<column>", "growth/<column>": see `epoch_measure`.
 
     Raises:
         InputError: the run has no such number.
     """
+    kind, _, name = measure.partition("/")
+    if of_epochs(measure):
+        return epoch_measure(run, kind, name)
     results = run.results()
     best = _accuracies(results)
-    kind, _, name = measure.partition("/")
     parts = {"last": _accuracies(results.get("last", {})), "representation": _representation(run)}
     try:
         if kind == "overfitting":
@@ -89,7 +93,7 @@ def _remedy(results: Mapping[str, Any], best: Mapping[str, float], parts: Mappin
 
 
 def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
-    """Pairs the runs of both arms by seed. Of several runs of an arm and seed, the first one given counts.
+    """Pairs the runs of both arms by seed; without `than`, each stands alone. Of several runs of an arm and seed the first one counts.
 
     Only runs that were judged alike are paired: same data set, images, threat, weights (best), attack seed. Which ones
     is what most of them share. Nothing is dropped in silence: see `Evidence.missing`.
@@ -97,13 +101,13 @@ def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
     found: dict[tuple[str, int], Run] = {}
     for run in runs:
         found.setdefault((arm_of(run), run.params().get("seed", -1)), run)
-    mine = {key: found[key] for seed in seeds for key in ((claim.arm, seed), (claim.than, seed)) if key in found}
-    facts = {key: _facts(run, claim.measure) for key, run in mine.items() if run.finished and run.results()}
+    mine = {key: run for key, run in found.items() if key[0] in claim.arms and key[1] in seeds}
+    facts = {key: _facts(run, claim.measure) for key, run in mine.items() if _judged(run, claim.measure)}
     usual = Counter(tuple(fact.items()) for fact in facts.values()).most_common(1)
     shared = dict(usual[0][0]) if usual else {}
     differences, missing = {}, []
     for seed in seeds:
-        pair = [(name, seed) for name in (claim.arm, claim.than)]
+        pair = [(name, seed) for name in claim.arms]
         reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared, claim.measure))]
         try:
             if not reasons:
@@ -117,9 +121,17 @@ def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
     return Evidence(differences, len(seeds), tuple(missing), tuple(_notes(used)), step)
 
 
+def _judged(run: Run, measure: str) -> bool:
+    return run.finished and (of_epochs(measure) or bool(run.results()))
+
+
 def _facts(run: Run, measure: str) -> dict[str, Any]:
     """What must be the same for two numbers to be of the same images under the same attacks."""
-    results, params = run.results(), run.params()
+    params = run.params()
+    if of_epochs(measure):  # on validation images, whatever the evaluation did
+        threat = " ".join(map(str, params.get("threat", {}).values()))
+        return dict.fromkeys(SAME) | {"dataset": params.get("dataset"), "threat": threat}
+    results = run.results()
     if measure.startswith("representation/"):
         look = _last_look(run)
         results = results | {"look": ", ".join(f"{name} {look.get(name)}" for name in ("attack", "n", "seed"))}
@@ -151,7 +163,7 @@ def _unfit(
     return f"{arm} was judged otherwise ({', '.join(told)})" if odd else ""
 
 
-def _difference(claim: Claim, arm: float, than: float) -> float:
+def _difference(claim: Claim, arm: float, than: float = 0.0) -> float:
     if claim.relative and than <= 0:
         raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
     return (arm - than) / (than if claim.relative else 1.0)

@@ -15,7 +15,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs of a study say of one claim. Effects are arm minus than: below 0 for a true claim of "lower".
+    """What the runs of a study say of one claim. Effects are arm minus than (or zero): below 0 for a true claim of "lower".
 
     Attributes:
         claim, evidence: what was asked, and the paired differences.

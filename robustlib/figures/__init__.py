@@ -12,6 +12,7 @@ from robustlib.figures.examples import example_strips
 from robustlib.figures.features import alignment_exclusion, pair_distances
 from robustlib.figures.flow import confusion_flow
 from robustlib.figures.leaderboard import cost, trade_off
+from robustlib.figures.probes import probe_curves, sweep
 from robustlib.figures.run import robustness_curves, training_curves
 from robustlib.figures.seeds import feature_gap_curves, robustness_over_seeds
 
@@ -26,9 +27,11 @@ __all__ = [
     "example_strips",
     "feature_gap_curves",
     "pair_distances",
+    "probe_curves",
     "robustness_curves",
     "robustness_over_seeds",
     "show",
+    "sweep",
     "to_png",
     "trade_off",
     "training_curves",

@@ -24,7 +24,7 @@ def claim_effects(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     Args:
         rows: `claim` (its text), `effect`, `low`, `high` (fractions, already turned into the claimed direction), `smallest`
             (effect of interest, > 0), `verdict` ("supported", "not supported", "undecided"), `words` (the verdict with
-            its reason) and optionally `unit` (of a hundredth: "points", or "%" of a distance). Claims without any seed (effect NaN) are listed without a dot.
+            its reason) and optionally `unit` (of a hundredth: "points", or "%" of a distance or growth). Claims without any seed (effect NaN) are listed without a dot.
     """
     import pandas as pd
 

@@ -52,6 +52,7 @@ class Method:
     paper: ClassVar[str] = ""  # authors, year, where
     summary: ClassVar[str] = ""  # one sentence
     protocol: ClassVar[str] = "autoattack"  # the standard attack by which its paper reports robust accuracy
+    notebook: ClassVar[str] = "baselines"  # of notebooks/, without its suffix: trains, evaluates and shows a run of it
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES

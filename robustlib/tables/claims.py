@@ -14,15 +14,18 @@ KINDS = {
     "last": "{}, last epoch",
     "overfitting": "{}, best less last epoch",
     "overstated": "{} less worst case",
+    "metrics": "{}, end of training",
+    "growth": "{}, growth over the epochs from 2 on",
 }
-FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap"}
+FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
 COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]
 
 
 def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "pd.DataFrame":
     """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
 
-    Effects are the first arm less the second, in points, or in % of the second where the measure is a distance.
+    Effects are the first arm less the second (or zero), in points; in % of the second where the measure is a distance, and in %
+    where it is a growth.
     Detectable is the smallest true effect that these seeds would have found with 80 % power.
 
     Args:
@@ -51,7 +54,7 @@ def _row(finding: Any) -> dict[str, str]:
     return {
         "claim": claim.text,
         "source": claim.source,
-        "compared": f"{claim.arm} − {claim.than}: {measure_name(claim.measure)}",
+        "compared": f"{claim.arm} − {claim.than or 'zero'}: {measure_name(claim.measure)}",
         "effect": _effect(effect, low, high, claim.unit),
         "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
         "detectable": detectable,
@@ -63,7 +66,9 @@ def _row(finding: Any) -> dict[str, str]:
 def measure_name(measure: str) -> str:
     """A measure of a claim for people: "overfitting/pgd20" is "PGD-20, best less last epoch"."""
     kind, _, name = measure.partition("/")
-    named = FEATURES.get(name) or attack_name(name or kind).replace("_", " ")
+    layer, _, last = (name or kind).removeprefix("probe/").rpartition("/")
+    named = FEATURES.get(last) or attack_name(last).replace("_", " ")
+    named += f" of {layer}" if layer else ""
     return KINDS.get(kind, "{}").format(named)
 
 

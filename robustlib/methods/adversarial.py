@@ -1,6 +1,7 @@
 """What methods that attack while they train have in common: the inner attack and how it is made."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -49,6 +50,10 @@ class AdversarialMethod(Method):
         """The batch under `attack`, searched in the training's own precision."""
         return replace(attack, precision=at.precision)(model, batch.x, batch.y, generator=at.generator)
 
+    def raised(self, model: nn.Module, at: At, loss: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Within, the weights stand where they raise `loss()` (see `perturbed`), from the epoch `awp_warmup` on."""
+        return perturbed(model, loss, self.awp_gamma if at.epoch + 1 >= self.awp_warmup else 0.0)
+
     def single_stage(
         self, model: nn.Module, updates: Callable[[Batch, At], Updates], *, adversarial: bool
     ) -> list[Stage]:
@@ -77,8 +82,7 @@ class AdversarialMethod(Method):
 
         def updates(batch: Batch, at: At) -> Updates:
             found = search(batch, at)
-            gamma = self.awp_gamma if at.epoch + 1 >= self.awp_warmup else 0.0
-            with perturbed(model, lambda: loss(batch, found).total, gamma):
+            with self.raised(model, at, lambda: loss(batch, found).total):
                 yield "model", loss(batch, found)
 
         return super().single_stage(model, updates, adversarial=True)

@@ -50,6 +50,7 @@ def build_model(
     *,
     padding_mode: Literal["zeros", "circular"] = "zeros",
     disentangled: bool = False,
+    classify: Literal["intrinsic", "latent"] = "intrinsic",
     reverse_attention: bool = False,
 ) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
@@ -59,6 +60,7 @@ def build_model(
         spec: a Dataset, or anything with num_classes, image_shape, mean and std.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
+        classify: which of a `Disentangled`'s features its head answers on when deployed.
         reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
 
     Raises:
@@ -71,8 +73,13 @@ def build_model(
     channels, height, width = spec.image_shape
     if disentangled and reverse_attention:
         raise InputError("A model is disentangled (AFD) or has reverse attention (ANCRA), not both: choose one.")
-    kind = Disentangled if disentangled else ReverseAttention if reverse_attention else Classifier
-    model = kind(ARCHITECTURES[arch]((channels, height, width)), spec)
+    if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
+        raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
+    encoder = ARCHITECTURES[arch]((channels, height, width))
+    if disentangled:
+        model: Classifier = Disentangled(encoder, spec, classify)
+    else:
+        model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass

@@ -2,7 +2,7 @@
 
 import copy
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,14 @@ class Disentangled(Classifier):
     Args:
         encoder: x -> latent features (B, D), with D in its attribute `out_features`.
         spec: shape, classes and statistics of the images.
+        classify: "intrinsic", or "latent": the deployed path is x -> W h + b, as if D1 were absent, and `features` are h.
     """
 
-    def __init__(self, encoder: nn.Module, spec: ImageSpec) -> None:
+    def __init__(
+        self, encoder: nn.Module, spec: ImageSpec, classify: Literal["intrinsic", "latent"] = "intrinsic"
+    ) -> None:
         super().__init__(encoder, spec)
+        self.classify = classify
         width = self.head.in_features
         self.intrinsic, self.confused = (nn.Linear(width, width, bias=False) for _ in range(2))
         for branch in (self.intrinsic, self.confused):
@@ -48,12 +52,12 @@ class Disentangled(Classifier):
         return super().features(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """The intrinsic features f1 = D1 h (B, D), the input of `head`.
+        """The intrinsic features f1 = D1 h (B, D), or h if they are what is classified: the input of `head`.
 
         Raises:
             InputError: images of another shape than the model was built for.
         """
-        return self.intrinsic(self.latent(x))
+        return self.latent(x) if self.classify == "latent" else self.intrinsic(self.latent(x))
 
     def branches(self, x: Tensor) -> Branches:
         """Features and logits of both branches from one pass through the encoder."""
@@ -63,10 +67,23 @@ class Disentangled(Classifier):
 
     @torch.no_grad()
     def folded(self) -> Classifier:
-        """A plain classifier with the same logits and the head W D1: what is deployed costs nothing extra."""
+        """A plain classifier with the same logits, its head W D1 (W of latent features): deployment costs nothing extra."""
         mean, std = (statistic.flatten().tolist() for statistic in (self.mean, self.std))
         spec = SimpleNamespace(num_classes=self.num_classes, image_shape=self.image_shape, mean=mean, std=std)
         plain = Classifier(copy.deepcopy(self.encoder), spec).to(self.head.weight)
-        plain.head.weight.copy_(self.head.weight.double() @ self.intrinsic.weight.double())
+        folded = self.head.weight.double() @ self.intrinsic.weight.double()
+        plain.head.weight.copy_(self.head.weight if self.classify == "latent" else folded)
         plain.head.bias.copy_(self.head.bias)
         return plain.train(self.training)
+
+
+class IntrinsicBranch(nn.Module):
+    """x -> z1 = W D1 h + b of a model, also where another branch is deployed; it shares its weights and its mode."""
+
+    def __init__(self, model: Disentangled) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits z1 (B, K)."""
+        return self.model.head(self.model.intrinsic(self.model.latent(x)))

@@ -11,7 +11,15 @@ from robustlib.representation.layers import layer_function, layers
 from robustlib.representation.lipschitz import feature_jacobian_norm, local_lipschitz
 from robustlib.representation.of_runs import embed_runs, gap_rows, gap_table, measure_runs, measures
 from robustlib.representation.pairs import Pairs, attacked_pairs
-from robustlib.representation.probes import MEASURES, KNNProbe, LinearProbe, knn_probe, linear_probe, training_probe
+from robustlib.representation.probes import (
+    MEASURES,
+    KNNProbe,
+    LinearProbe,
+    gap_probe,
+    knn_probe,
+    linear_probe,
+    training_probe,
+)
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
 from robustlib.representation.stored import EXAMPLES, probe_attack, run_features, snapshots
 
@@ -38,6 +46,7 @@ __all__ = [
     "feature_gap",
     "feature_jacobian_norm",
     "features",
+    "gap_probe",
     "gap_rows",
     "gap_table",
     "knn_probe",

@@ -1,7 +1,7 @@
 """Probes: what can be read off features by a linear classifier or by neighbours, and measures to watch during training."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from robustlib.representation.spectrum import effective_rank
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
+GAP_IMAGES = 128  # attacked by `gap_probe` at each epoch
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
 
 
@@ -163,10 +164,54 @@ def training_probe(
 
     def probe(model: nn.Module, batch: Batch) -> float:
         (name,) = resolve_layers(model, layer)
-        with borrowed(model):
-            x_adv = attack(attacked_view(model), batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
-            with torch.no_grad():
-                clean, adversarial = (activations(model, x, (name,))[name] for x in (batch.x, x_adv))
-        return MEASURES[measure](clean, adversarial, batch.y)
+        clean, adversarial = _both(model, batch, attack, (name,), seed)
+        return MEASURES[measure](clean[name], adversarial[name], batch.y)
 
     return probe
+
+
+def gap_probe(
+    attack: Attack,
+    layers: Mapping[str, str],
+    *,
+    measures: Sequence[GapMeasure] = ("relative_l2", "cosine", "linf"),
+    images: int = GAP_IMAGES,
+    seed: int = 0,
+) -> Callable[[nn.Module, Batch], dict[str, float]]:
+    """Mean feature gaps of several layers under one attack, to watch during training: an entry of `Stage.probes`.
+
+    They appear in the metrics as "probe/<layer's name>/<measure>". The attack runs once for all of them. The model is left as
+    found.
+
+    Args:
+        attack: finds the adversarial examples.
+        layers: name in the metrics -> layer, see `resolve_layers`.
+        measures: of `feature_gap`; "linf" is what AFD plots, the others do not depend on the features' scale.
+        images: how many of the batch are attacked: the first of them, the same in every epoch.
+        seed: of the attack, one stream an example, the same in every epoch.
+
+    Raises:
+        InputError: when called, no such layer or measure.
+    """
+
+    def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
+        names = resolve_layers(model, tuple(layers.values()))
+        few = replace(batch, images=batch.images[:images], y=batch.y[:images], index=batch.index[:images])
+        clean, adversarial = _both(model, few, attack, names, seed)
+        return {
+            f"{said}/{measure}": float(feature_gap(clean[name], adversarial[name], measure).mean())
+            for said, name in zip(layers, names, strict=True)
+            for measure in measures
+        }
+
+    return probe
+
+
+def _both(
+    model: nn.Module, batch: Batch, attack: Attack, names: Sequence[str], seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the layers `names` answer to the batch and to its adversarial examples, in eval mode."""
+    with borrowed(model):
+        x_adv = attack(attacked_view(model), batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+        with torch.no_grad():
+            return activations(model, batch.x, names), activations(model, x_adv, names)

@@ -201,10 +201,10 @@ class Training:
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
         batch = probe_batch(self.val)
-        row |= {
-            f"probe/{name}": float(torch.as_tensor(probe(self._shown, batch)).detach())
-            for name, probe in self.stage.probes.items()
-        }
+        for name, probe in self.stage.probes.items():
+            found = probe(self._shown, batch)
+            numbers = found if isinstance(found, Mapping) else {name: found}
+            row |= {f"probe/{key}": float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
         clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         if row["epoch"] and score > self.state.score:

@@ -33,7 +33,7 @@ class At:
 
 
 Updates = Generator[tuple[str, Loss], None, None]  # what a method's heart yields: optimiser name and loss
-Probe = Callable[[nn.Module, Batch], float]
+Probe = Callable[[nn.Module, Batch], float | Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Stage:
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
         begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
         modules: trained or copied beside the model; checkpointed with it.
-        probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch.
+        probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
+            "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
         snapshots: epochs (1-based, of this stage) whose weights are kept.
     """
 

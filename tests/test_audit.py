@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from robustlib import cli
 from robustlib.attacks import FGSM, PGD, Draws
+from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.search import View
 from robustlib.audit import Check, audit, audit_run
 from robustlib.audit.binarise import _readout, _surface_point, binarised, outputs
 from robustlib.audit.check import Part, effect, judge
-from robustlib.audit.evidence import Evidence, uniform_point
+from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
 from robustlib.audit.records import unfair
 from robustlib.audit.run import check_published, check_selection, headline, protocol

@@ -66,7 +66,7 @@ def audit_run(
     asked: dict[str, Any] = {"code": code_digest(), "n": n, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
-        "transfer": ["/".join(r.path.parts[-3:]) for r in beside.values()],
+        "transfer": [other.place for other in beside.values()],
     }
     stored = run.audit()
     if stored and all(stored.get(k) == v for k, v in asked.items()):

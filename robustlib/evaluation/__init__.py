@@ -9,6 +9,7 @@ from robustlib.evaluation.reference import compare_with_reference
 from robustlib.evaluation.run_results import evaluate_run
 from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
+from robustlib.evaluation.views import suited
 
 __all__ = [
     "Progress",
@@ -23,6 +24,7 @@ __all__ = [
     "leaderboard",
     "robustness_curve",
     "standard_attacks",
+    "suited",
     "summarise",
     "valid",
     "wilson",

@@ -1,4 +1,16 @@
-"""Attacks a model on a whole split, step by step, and judges what they found."""
+"""Attacks a model on a whole split, step by step, and judges what they found.
+
+Where a model has `surrogates()`, these meet the adaptive attacks, and sources (other models) those of them that are searches:
+
+- a search (without components or restarts) meets every surrogate and source in full;
+- surrogates with a class as `target` are a family, which meets the search on the margin only, aimed at each of their classes in
+  turn: a cascade over classes, in which the images of a class do not meet its own view;
+- anything costlier meets only what still stands after everything before, on all views. Its rows hold for the others the record
+  that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that withstood it
+  and everything before it. The minimum over all is the same as if all had met everything.
+
+A surrogate's attribute `objective` takes the place of an attack's "ce". Of a stochastic model every example meets everything.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,19 +54,7 @@ def evaluate(
 
     Every attack meets the model itself in full, as its paper would have it. An attack with `components` (AutoAttack) is a cascade:
     each component meets the examples that withstood those before it, in full batches. Misclassified images are not
-    attacked: they keep their clean row. Of a stochastic model every example meets everything, and is judged on fresh draws.
-
-    Where the model has `surrogates()`, these meet the `adaptive` attacks, and `sources` those of them that are searches, judged by
-    the deployed model too:
-
-    - a search (without components or restarts) meets every surrogate and source in full;
-    - surrogates with a class as `target` are a family, which meets the search on the margin only, aimed at each of their
-      classes in turn: a cascade over classes, in which the images of a class do not meet its own view;
-    - anything costlier meets only what still stands after everything before, on all views. Its rows hold for the others the
-      record that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that
-      withstood it and everything before it. The minimum over all is the same as if all had met everything.
-
-    A surrogate's attribute `objective` takes the place of an attack's "ce".
+    attacked: they keep their clean row. Surrogates and sources are met by the rule above; the deployed model judges.
 
     Args:
         model: x -> logits, on the device where it shall be evaluated; it is put in eval mode for the time.
@@ -68,14 +68,13 @@ def evaluate(
             on from there and ends with the same records. The caller removes it.
         progress: called before and after each batch.
         adaptive: what the surrogates meet; None for `attacks`.
-        sources: other models of the same images, by the name that they get as surrogates, whose adversarial examples are
-            tried on this one.
+        sources: other models of the same images, named as they are among the surrogates of the records.
         minimum: only the per-example minimum is asked for: every attack but those on the model itself is costly.
 
     Returns:
         Columns index (in the original file), label, attack, surrogate ("" = searched on the model itself), component (of a
-        cascade, or view of a family; "clean" or "before" where it was not needed), eps, draw, prediction (-1: no answer), margin (z_y - max z_k, float32) and
-        valid (x_adv finite, inside the ball and inside [0, 1]). The rows of attack "clean" come first.
+        cascade, or view of a family; "clean" or "before" where not needed), eps, draw, prediction (-1: no answer), margin
+        (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
 
     Raises:
         InputError: fewer than 2 classes, labels that are none, a reserved name, a state of another evaluation, a single
@@ -83,21 +82,20 @@ def evaluate(
     """
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws
-    adaptive = attacks if adaptive is None else adaptive
+    adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
     _check({**attacks, **adaptive}, batch_size, draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     store = State(None)
     if state is not None:
-        others, settings = {**surrogates, **(sources or {})}, {"seed": seed, "draws": draws, "batch_size": batch_size}
-        store = State.open(state, facts(model, others, split, attacks, adaptive, minimum=minimum, **settings))
+        settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
+        store = State.open(state, facts(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
     job = Evaluation(model, split, seed, draws, min(batch_size, store.limit or batch_size), store, progress)
     with borrowed(model), full_float32():
         rounds = Rounds(job, stochastic, _classes(model, split) if len(split) else 0)
         rounds.begin()
-        if len(split):
-            rounds.deployed(attacks)
-            rounds.others(adaptive, surrogates, sources or {}, minimum)
+        rounds.deployed(attacks)
+        rounds.others(adaptive, surrogates, sources, minimum)
     return joined(rounds.frames)
 
 

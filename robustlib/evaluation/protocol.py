@@ -41,8 +41,8 @@ class Suite:
         attacks = standard_attacks(threat, model.stochastic)
         adaptive = attacks if model.stochastic else adaptive_attacks(threat)
         keep = tuple(only) or tuple({**attacks, **adaptive})
-        chosen = [{name: attack for name, attack in some.items() if name in keep} for some in (attacks, adaptive)]
-        return cls(model, *chosen, twins)
+        mine, others = ({name: suite[name] for name in suite if name in keep} for suite in (attacks, adaptive))
+        return cls(model, mine, others, twins)
 
     def table(self, records: "pd.DataFrame") -> list[dict[str, Any]]:
         """The rows of `summarise`, each with its protocol."""
@@ -63,14 +63,14 @@ class Suite:
         said = "per-example worst case over the attacks above"
         missing = [method for method in TWINS if method not in self.twins]
         if self.model.surrogates() and missing:
-            said += f"; no run of {' or '.join(missing)} to transfer from"
+            said += f"; nothing was transferred from {' or '.join(missing)}"
         return said
 
     def _where(self, surrogate: str, attack: Attack) -> str:
         """On what, how, and on which images an attack searched, in words."""
         views = self.model.surrogates()
         if surrogate.startswith(TRANSFER):
-            return "/".join(self.twins[surrogate.removeprefix(TRANSFER)].path.parts[-3:])
+            return self.twins[surrogate.removeprefix(TRANSFER)].place
         if surrogate not in views:  # a family
             return f"each of the surrogates {surrogate}, aimed at that class, on images of the others"
         said, objective = f"the surrogate {surrogate}", getattr(views[surrogate], "objective", "")

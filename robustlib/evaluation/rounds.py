@@ -48,7 +48,7 @@ class Rounds:
 
     def deployed(self, attacks: Mapping[str, Attack]) -> None:
         """Every attack on the model itself, in full."""
-        for name, attack in attacks.items():
+        for name, attack in attacks.items() if len(self.job.split) else ():
             self._meet(self._steps(name, attack, Door("", {"": self.job.model})))
 
     def others(
@@ -61,6 +61,8 @@ class Rounds:
         """Searches on every surrogate and source, in full (unless only the `minimum` is asked for); then what is costly, on
         every surrogate, for those examples that withstood everything before."""
         views, twins = doors(surrogates), doors(sources)
+        if not len(self.job.split):
+            return
         searches = {name: attack for name, attack in attacks.items() if is_search(attack)}
         for name, attack in searches.items():
             for door in [door for door in (*views, *twins) if not door.family]:

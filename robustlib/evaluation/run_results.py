@@ -15,8 +15,8 @@ from robustlib.errors import InputError
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import cascade
-from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.protocol import TRANSFER, TWINS, Suite
+from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import EOT
 from robustlib.runs import Run, code_digest, transfer_sources, write_json
 from robustlib.threat import Threat
@@ -64,28 +64,22 @@ def evaluate_run(
         InputError: the run is not finished, or of another data set or other images or classes.
     """
     split, threat = images_of(run, dataset, n), Threat(**run.params()["threat"])
-    asked: dict[str, Any] = {
-        "n": len(split),
-        "split": "test",
-        "checkpoint": "best",
-        "threat": str(threat),
-        "seed": seed,
-    }
-    asked["code"] = code_digest()
+    asked: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
+    asked |= {"seed": seed, "code": code_digest()}
     stored, where, tables, frames = run.results(), resolve_device(device), {}, []
     if stored and all(stored.get(k) == v for k, v in asked.items()) and not _new_twins(run, stored):
         return stored
     run.model().check_data(dataset)
     twins = transfer_sources(run, TWINS) if run.model().surrogates() else {}
     if run.model().surrogates():
-        asked["transfer"] = {method: "/".join(twin.path.parts[-3:]) for method, twin in twins.items()}
+        asked["transfer"] = {method: twin.place for method, twin in twins.items()}
     for which in ("best", "last"):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         suite = Suite.of(model, threat, twins if which == "best" else {}, () if which == "best" else LAST)
         state = run.evaluation / f"{which}-{_digest(asked, where)}"
         sources = {TRANSFER + method: twin.model().to(where) for method, twin in suite.twins.items()}
-        settings: dict[str, Any] = {"seed": seed, "state": state, "progress": progress}
-        records = evaluate(model, split, suite.attacks, adaptive=suite.adaptive, sources=sources, **settings)
+        suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": sources}
+        records = evaluate(model, split, **suites, seed=seed, state=state, progress=progress)
         frames.append(records.assign(checkpoint=which))
         tables[which] = suite.table(records)
     curves = _curves(run.model().to(where), split, threat, seed)

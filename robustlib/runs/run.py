@@ -179,6 +179,11 @@ class Run:
         return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
 
     @property
+    def place(self) -> str:
+        """<dataset>/<method>/<directory>, the same wherever the runs are kept."""
+        return "/".join(self.path.parts[-3:])
+
+    @property
     def finished(self) -> bool:
         """Whether the training reached its last epoch."""
         return self.status()["state"] == "done"

@@ -100,7 +100,8 @@ def describe(
     first, facts = copies[0].results(), [run.provenance() for run in copies]
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
-    protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in first["rows"]]
+    rows = [row for row in first["rows"] if "@" not in row["attack"]]  # of a model with surrogates
+    protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in rows]
     return f"""# Reference results: {load_preset(preset)["title"]}
 
 Made by these commands; do not edit by hand.

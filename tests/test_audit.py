@@ -13,21 +13,22 @@ from torch import Tensor, nn
 
 from robustlib import cli
 from robustlib.attacks import FGSM, PGD, Draws
+from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.search import View
 from robustlib.audit import Check, audit, audit_run
 from robustlib.audit.binarise import _readout, _surface_point, binarised, outputs
 from robustlib.audit.check import Part, effect, judge
-from robustlib.audit.evidence import Evidence, uniform_point
+from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
 from robustlib.audit.records import unfair
-from robustlib.audit.run import check_published, check_selection, headline, protocol, transfer_sources
+from robustlib.audit.run import check_published, check_selection, headline, protocol
 from robustlib.audit.views import HEAD, Anchored, surrogates_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
 from robustlib.models import build_model
-from robustlib.runs import Run, write_json
+from robustlib.runs import Run, transfer_sources, write_json
 from robustlib.threat import Threat
 from robustlib.training import fit
 
@@ -509,10 +510,11 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
 def test_a_run_is_never_its_own_source(run, monkeypatch, tmp_path):
     monkeypatch.chdir(run.path.parent)
     here = Run(Path(run.path.name))
-    assert set(transfer_sources(here)) == {"standard"}
-    assert transfer_sources(here) == transfer_sources(run)
+    both = ("standard", "pgd_at")
+    assert set(transfer_sources(here, both)) == {"standard"}
+    assert transfer_sources(here, both) == transfer_sources(run, both)
     monkeypatch.setattr(Path, "resolve", lambda path: Path("/run"))
-    assert transfer_sources(here) == {}
+    assert transfer_sources(here, both) == {}
 
 
 def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):

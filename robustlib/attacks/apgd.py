@@ -31,7 +31,7 @@ class APGD(Hunter):
     Args:
         threat: the allowed perturbations.
         steps: gradient steps of each run, >= 1.
-        objective: "ce", "dlr" or "margin".
+        objective: "ce", "nll" (of outputs that are sums of log-probabilities), "dlr" or "margin".
         targets: 0 climbs away from the label; N climbs towards each of the N likeliest wrong classes in turn (K - 1 at most).
         restarts: random starts of each run, >= 1.
         eot: gradient samples averaged at each step, >= 1; for stochastic models.
@@ -45,7 +45,7 @@ class APGD(Hunter):
 
     threat: Threat
     steps: int = 100
-    objective: Literal["ce", "dlr", "margin"] = "ce"
+    objective: Literal["ce", "nll", "dlr", "margin"] = "ce"
     targets: int = 0
     restarts: int = 1
     eot: int = 1
@@ -55,7 +55,7 @@ class APGD(Hunter):
     def __post_init__(self) -> None:
         check_counts(self, "steps", "restarts", "eot")
         check_counts(self, "targets", least=0)
-        check_choices(self, objective=("ce", "dlr", "margin"), precision=PRECISIONS)
+        check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
 
     def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
         classes = ranked_classes(hunt, self.targets, self.eot)

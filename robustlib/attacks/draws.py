@@ -11,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from robustlib.threat import Threat
+
 
 def _signed(constant: int) -> int:
     """A 64-bit constant as int64 holds it: torch has no unsigned 64-bit arithmetic, but two's complement wraps alike."""
@@ -72,3 +74,9 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from N(0, 1), by inverting the distribution function (|value| < 5.4)."""
         return torch.special.ndtri((self._bits(shape) + 0.5) * 2.0**-BITS)
+
+
+def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
+    normal = draws.fork(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
+    return threat.random_start(x, draws.uniform(*x.shape[1:]), normal)

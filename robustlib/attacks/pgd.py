@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws
+from robustlib.attacks.draws import Draws, uniform_point
 from robustlib.attacks.objectives import OBJECTIVES, fooled
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
@@ -116,8 +116,7 @@ class PGD:
             return x
         if self.start == "gaussian":
             return self.threat.project(x + GAUSSIAN_SCALE * draws.normal(*x.shape[1:]).to(x.dtype), x)
-        normal = draws.fork(0).normal(*x.shape[1:]) if self.threat.norm == "l2" else None
-        return self.threat.random_start(x, draws.uniform(*x.shape[1:]), normal).to(x.dtype)
+        return uniform_point(self.threat, x, draws).to(x.dtype)
 
     def _climb(self, search: Search, points: Points, start: Tensor) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first one that fools the model."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.audit.evidence import Evidence, uniform_point
+from robustlib.attacks.draws import uniform_point
+from robustlib.audit.evidence import Evidence
 
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
 INNER_RADIUS = 0.5  # of eps

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, FGSM, PGD, Attack, Draws, Square
+from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.objectives import margin_of
 from robustlib.attacks.search import View
-from robustlib.audit.views import HEAD, Anchored, Scaled, surrogates_of
+from robustlib.audit.views import HEAD, Anchored, Scaled, apart, surrogates_of
 from robustlib.data import Split
-from robustlib.evaluation import valid
+from robustlib.evaluation import suited, valid
 from robustlib.threat import Threat
 
 BATCH = 512  # images scored at a time
@@ -60,7 +61,7 @@ class Evidence:
         self.stochastic = self.model.stochastic
         batch = next(iter(split.batches(len(split))))
         self.x, self.y, self.index, self.draws = batch.x, batch.y, batch.index, Draws.for_examples(seed, batch.index)
-        others = surrogates_of(model, self.x[:BATCH])
+        others, self.aimed = apart(surrogates_of(model, self.x[:BATCH]))
         self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
         self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
@@ -136,7 +137,8 @@ class Evidence:
                 extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
                 extra |= {} if target is None else {"target": target[here]}
                 draws = self.draws.fork(tag + VIEWS * i)[here]
-                x_adv[here] = attack(view, self.x[here], self.y[here], draws=draws, **extra).to(x_adv.dtype)
+                fitting = suited(attack, getattr(view, "view", view))
+                x_adv[here] = fitting(view, self.x[here], self.y[here], draws=draws, **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
             results.append(self.right(x_adv))
@@ -174,13 +176,14 @@ class Evidence:
         """PGD-20 with further starts: all RESTARTS of them together."""
         return self._each([self.pgd20], [(self.pgd(), 10 + k, None) for k in range(1, RESTARTS)])
 
-    def _each(self, results: list[Tensor], trials: Iterable[tuple[Attack, int, Tensor | None]]) -> Tensor:
-        """All results together with those of (attack, tag, targets); of a deterministic model each meets what still stands."""
-        for attack, tag, target in trials:
+    def _each(self, results: list[Tensor], trials: Iterable[tuple[Any, ...]]) -> Tensor:
+        """All results together with those of (attack, tag, targets, views if not all); of a deterministic model each meets what
+        still stands."""
+        for attack, tag, target, *views in trials:
             left = self.standing
             for result in results:
                 left = left & (result.all(2).all(0) | self.stochastic)
-            results = [*results, self.tried(attack, tag, among=left, target=target)[0]]
+            results = [*results, self.tried(attack, tag, among=left, target=target, views=views)[0]]
         return torch.cat(results)
 
     @cached_property
@@ -206,8 +209,10 @@ class Evidence:
 
     @cached_property
     def white(self) -> Tensor:
-        """All gradient attacks together."""
-        return torch.cat([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd])
+        """All gradient attacks together; views that are aimed at a class each meet a targeted PGD only, on what still stands."""
+        aim, y = self.pgd(objective="margin", targeted=True), self.y
+        trials = [(aim, 100 + label, torch.full_like(y, label), View(view, self.model)) for label, view in self.aimed]
+        return self._each([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd], trials)
 
     @cached_property
     def square(self) -> Tensor:
@@ -242,9 +247,3 @@ class Evidence:
     def radius(self, eps: float, steps: int = 20) -> Tensor:
         """PGD within another radius; the threat's own is `pgd20`."""
         return self.tried(self.pgd(steps, threat=Threat(self.threat.norm, eps)), 1)[0]
-
-
-def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
-    """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
-    normal = draws.fork(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
-    return threat.random_start(x, draws.uniform(*x.shape[1:]), normal)

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.objectives import ce, margin_of
 from robustlib.audit.binarise import binarised
 from robustlib.audit.check import Check, Part, effect, judge, missing
-from robustlib.audit.evidence import BATCH, Evidence, uniform_point
+from robustlib.audit.evidence import BATCH, Evidence
 from robustlib.evaluation import wilson
 
 NOISE = 0.5  # % of the points called robust

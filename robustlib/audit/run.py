@@ -9,7 +9,7 @@ from robustlib.audit.check import VERDICTS, Check, Part, Verdict, judge, missing
 from robustlib.audit.checks import audit
 from robustlib.data import Dataset
 from robustlib.errors import InputError
-from robustlib.runs import Run, code_digest, find_runs, write_json
+from robustlib.runs import Run, code_digest, transfer_sources, write_json
 from robustlib.tables import ATTACKS
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -61,12 +61,12 @@ def audit_run(
         raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.path}` first.")
     run.model().check_data(dataset)
     run = Run(run.path.resolve())
-    beside = transfer_sources(run)
+    beside = transfer_sources(run, SOURCES)
     threat = Threat(**params["threat"])
     asked: dict[str, Any] = {"code": code_digest(), "n": n, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
-        "transfer": ["/".join(r.path.parts[-3:]) for r in beside.values()],
+        "transfer": [other.place for other in beside.values()],
     }
     stored = run.audit()
     if stored and all(stored.get(k) == v for k, v in asked.items()):
@@ -85,20 +85,6 @@ def audit_run(
     }
     found["badges"] = {"headline": headline(checks), "protocol": protocol(params["method"], results)}
     write_json(run.path / "audit.json", found)
-    return found
-
-
-def transfer_sources(run: Run) -> dict[str, Run]:
-    """Another finished run of each method in SOURCES, by method: same root, data set, threat and, if possible, architecture."""
-    path, params, found = run.path.resolve(), run.params(), {}
-    for method in SOURCES if len(path.parents) > 2 else ():
-        twins = find_runs(path.parents[2], dataset=params["dataset"], method=method)
-        twins = [r for r in twins if r.path.resolve() != path]
-        twins = [
-            r for r in twins if r.params()["threat"] == params["threat"] and (r.path / "model.safetensors").exists()
-        ]
-        if twins:
-            found[method] = min(twins, key=lambda r: r.params()["arch"] != params["arch"])
     return found
 
 

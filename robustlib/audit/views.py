@@ -1,5 +1,7 @@
 """Models as the audit looks at them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,13 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     plain = Anchored(Head(model))
     return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
+
+
+def apart(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
+    """The views that every attack meets, by name, and those with a class as `target`, which targeted attacks meet, by class."""
+    targets = {name: getattr(view, "target", None) for name, view in views.items()}
+    plain = {name: view for name, view in views.items() if targets[name] is None}
+    return plain, [(label, views[name]) for name, label in targets.items() if label is not None]
 
 
 def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:

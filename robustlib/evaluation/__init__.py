@@ -8,11 +8,13 @@ from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
 from robustlib.evaluation.run_results import evaluate_run
 from robustlib.evaluation.steps import Progress
-from robustlib.evaluation.suites import standard_attacks
+from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
+from robustlib.evaluation.views import suited
 
 __all__ = [
     "Progress",
     "accuracy",
+    "adaptive_attacks",
     "aggregate",
     "cascade",
     "compare_with_reference",
@@ -22,6 +24,7 @@ __all__ = [
     "leaderboard",
     "robustness_curve",
     "standard_attacks",
+    "suited",
     "summarise",
     "valid",
     "wilson",

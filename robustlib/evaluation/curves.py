@@ -31,7 +31,7 @@ def robustness_curve(
 ) -> "pd.DataFrame":
     """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken.
 
-    Of a stochastic model it is the expected accuracy at each point by itself: there, nothing is broken for good.
+    Surrogates meet at each point what still stands there. Of a stochastic model it is the expected accuracy at each point by itself: there, nothing is broken for good.
 
     Args:
         attack: the protocol; its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless
@@ -57,7 +57,7 @@ def robustness_curve(
         attacks = {"curve": _at(attack, name, value)} if value else {}
         correct: float = len(standing)
         if len(standing):
-            records = evaluate(model, split.select(standing), attacks, batch_size=batch_size, seed=seed)
+            records = evaluate(model, split.select(standing), attacks, batch_size=batch_size, seed=seed, minimum=True)
             correct = float(summarise(records)["correct"].iloc[-1])
         if len(standing) and not stochastic:
             ok = withstood(records).groupby(records["index"], sort=False).min().to_numpy(copy=True)

@@ -1,20 +1,32 @@
-"""Attacks a model on a whole split, step by step, and judges what they found."""
+"""Attacks a model on a whole split, step by step, and judges what they found.
 
-from collections.abc import Callable, Iterator, Mapping
+Where a model has `surrogates()`, these meet the adaptive attacks, and sources (other models) those of them that are searches:
+
+- a search (without components or restarts) meets every surrogate and source in full;
+- surrogates with a class as `target` are a family, which meets the search on the margin only, aimed at each of their classes in
+  turn: a cascade over classes, in which the images of a class do not meet its own view;
+- anything costlier meets only what still stands after everything before, on all views. Its rows hold for the others the record
+  that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that withstood it
+  and everything before it. The minimum over all is the same as if all had met everything.
+
+A surrogate's attribute `objective` takes the place of an attack's "ce". Of a stochastic model every example meets everything.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlib.attacks import Attack
 from robustlib.attacks.float32 import full_float32
-from robustlib.attacks.search import View, borrowed
+from robustlib.attacks.search import borrowed
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.records import labelled, withstood
+from robustlib.evaluation.rounds import Rounds
 from robustlib.evaluation.state import State, facts
-from robustlib.evaluation.steps import Evaluation, Progress, Step, joined
+from robustlib.evaluation.steps import Evaluation, Progress, joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,13 +46,15 @@ def evaluate(
     draws: int | None = None,
     state: Path | str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    adaptive: Mapping[str, Attack] | None = None,
+    sources: Mapping[str, nn.Module] | None = None,
+    minimum: bool = False,
 ) -> "pd.DataFrame":
     """Tidy per-example records of the clean model and of each attack; the verdict is always the deployed float32 model's.
 
-    Every attack searches on the model and, where it has `surrogates()`, on each of them. An attack with `components` (AutoAttack)
-    is a cascade: each component meets the examples that withstood those before it, in full batches. Misclassified
-    images are not attacked: they keep their clean row. Of a stochastic model every example meets everything, and is judged
-    on fresh draws.
+    Every attack meets the model itself in full, as its paper would have it. An attack with `components` (AutoAttack) is a cascade:
+    each component meets the examples that withstood those before it, in full batches. Misclassified images are not
+    attacked: they keep their clean row. Surrogates and sources are met by the rule above; the deployed model judges.
 
     Args:
         model: x -> logits, on the device where it shall be evaluated; it is put in eval mode for the time.
@@ -53,11 +67,14 @@ def evaluate(
         state: a directory in which every finished batch is kept. The same call after an interruption, however hard, goes
             on from there and ends with the same records. The caller removes it.
         progress: called before and after each batch.
+        adaptive: what the surrogates meet; None for `attacks`.
+        sources: other models of the same images, named as they are among the surrogates of the records.
+        minimum: only the per-example minimum is asked for: every attack but those on the model itself is costly.
 
     Returns:
         Columns index (in the original file), label, attack, surrogate ("" = searched on the model itself), component (of a
-        cascade; "clean" where it was not needed), eps, draw, prediction (-1: no answer), margin (z_y - max z_k, float32) and
-        valid (x_adv finite, inside the ball and inside [0, 1]). The rows of attack "clean" come first.
+        cascade, or view of a family; "clean" or "before" where not needed), eps, draw, prediction (-1: no answer), margin
+        (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
 
     Raises:
         InputError: fewer than 2 classes, labels that are none, a reserved name, a state of another evaluation, a single
@@ -65,60 +82,28 @@ def evaluate(
     """
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws
-    _check(attacks, batch_size, draws, stochastic)
+    adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
+    _check({**attacks, **adaptive}, batch_size, draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     store = State(None)
     if state is not None:
-        asked = facts(model, surrogates, split, attacks, seed=seed, draws=draws, batch_size=batch_size)
-        store = State.open(state, asked)
+        settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
+        store = State.open(state, facts(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
     job = Evaluation(model, split, seed, draws, min(batch_size, store.limit or batch_size), store, progress)
-    views = {"": model, **{name: View(surrogate, model) for name, surrogate in surrogates.items()}}
     with borrowed(model), full_float32():
-        clean = job.run(Step("clean"), torch.arange(len(split), device=split.labels.device))
-        frames = [clean]
-        for name, attack in attacks.items() if len(split) else ():
-            for surrogate, view in views.items():
-                frames += _attacked(job, clean, list(_steps(job, name, attack, surrogate, view)), stochastic)
-    return joined(frames)
+        rounds = Rounds(job, stochastic, _classes(model, split) if len(split) else 0)
+        rounds.begin()
+        rounds.deployed(attacks)
+        rounds.others(adaptive, surrogates, sources, minimum)
+    return joined(rounds.frames)
 
 
-def _attacked(job: Evaluation, clean: "pd.DataFrame", steps: list[Step], stochastic: bool) -> "Iterator[pd.DataFrame]":
-    """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything."""
-    standing = torch.arange(len(job.split), device=job.split.labels.device)
-    if not stochastic:
-        right, first = _standing(clean, job.draws), steps[0]
-        component = "clean" if first.fork is not None else ""
-        wrong = clean[~right.repeat_interleave(job.draws).numpy()]
-        yield labelled(wrong, first.name, first.surrogate, component, first.threat)
-        standing = standing[right.to(standing.device)]
-    for step in steps:
-        frame = job.run(step, standing)
-        yield frame
-        if not stochastic:
-            standing = standing[_standing(frame, job.draws).to(standing.device)]
-
-
-def _standing(frame: "pd.DataFrame", draws: int) -> Tensor:
-    """Which examples of a step withstood it, in their order: (N,) bool on the CPU."""
-    return torch.from_numpy(withstood(frame).to_numpy(dtype=bool, copy=True)).view(-1, draws).all(1)
-
-
-def _steps(job: Evaluation, name: str, attack: Attack, surrogate: str, view: nn.Module) -> Iterator[Step]:
-    """One step, or one for each component of a cascade."""
-    threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
-    if not hasattr(attack, "components"):
-        yield Step(name, attack, view, surrogate, threat=threat)
-        return
-    for fork, (component, part) in enumerate(attack.components(_classes(job)).items()):
-        yield Step(name, part, view, surrogate, component, threat, fork)
-
-
-def _classes(job: Evaluation) -> int:
+def _classes(model: nn.Module, split: Split) -> int:
     """How many classes the model tells apart."""
-    part = job.split.select(torch.zeros(1, dtype=torch.int64))
+    part = split.select(torch.zeros(1, dtype=torch.int64))
     with torch.no_grad(), torch.random.fork_rng([part.labels.device] if part.labels.is_cuda else []):
-        return int(job.model(part.images.float() / 255).shape[1])
+        return int(model(part.images.float() / 255).shape[1])
 
 
 def device_of(model: nn.Module, split: Split) -> torch.device:

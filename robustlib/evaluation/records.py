@@ -11,6 +11,7 @@ from robustlib.data import Batch
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
@@ -60,7 +61,7 @@ def _answer(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def labelled(
-    frame: "pd.DataFrame", attack: str, surrogate: str, component: str, threat: Threat | None
+    frame: "pd.DataFrame", attack: str, surrogate: str, component: "str | np.ndarray", threat: Threat | None
 ) -> "pd.DataFrame":
     """The frame of `judge` with the names of what attacked, columns in their order."""
     eps = 0.0 if threat is None else float(threat.eps)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD, Attack
+from robustlib.attacks import PGD
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
-from robustlib.evaluation.numbers import cascade, summarise
+from robustlib.evaluation.numbers import cascade
+from robustlib.evaluation.protocol import TRANSFER, TWINS, Suite
 from robustlib.evaluation.steps import Progress
-from robustlib.evaluation.suites import EOT, standard_attacks
-from robustlib.runs import Run, code_digest, write_json
+from robustlib.evaluation.suites import EOT
+from robustlib.runs import Run, code_digest, transfer_sources, write_json
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -42,7 +43,8 @@ def evaluate_run(
     """The standard evaluation of a finished run, stored in the run; a stored one is returned, an interrupted one resumed.
 
     The best weights meet all `standard_attacks`, those of the last epoch only the quick ones (see LAST): enough to see
-    whether the training overfitted, which is a question of PGD against PGD.
+    whether the training overfitted, which is a question of PGD against PGD. Of a model with `surrogates()` these meet the
+    `adaptive_attacks` (see `evaluate`), and examples found on finished runs of TWINS beside it are tried as well.
 
     Args:
         run: finished, of the same data set.
@@ -54,36 +56,44 @@ def evaluate_run(
 
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, code, rows (one an attack, see `summarise`, with the
-        protocol that made it; the last, "worst", is the headline), cascade (see `cascade`), last (rows of the last epoch),
-        curve (over eps) and steps_curve.
+        protocol that made it; the last, "worst", is the headline), cascade (see `cascade`; of the deployed model), last
+        (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the twins by
+        method). It is evaluated again when a method of TWINS has a finished run that had none.
 
     Raises:
         InputError: the run is not finished, or of another data set or other images or classes.
     """
     split, threat = images_of(run, dataset, n), Threat(**run.params()["threat"])
-    asked = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat), "seed": seed}
-    asked["code"] = code_digest()
-    stored = run.results()
-    if stored and all(stored.get(k) == v for k, v in asked.items()):
+    asked: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
+    asked |= {"seed": seed, "code": code_digest()}
+    stored, where, tables, frames = run.results(), resolve_device(device), {}, []
+    if stored and all(stored.get(k) == v for k, v in asked.items()) and not _new_twins(run, stored):
         return stored
     run.model().check_data(dataset)
-    where, tables, frames = resolve_device(device), {}, []
+    twins = transfer_sources(run, TWINS) if run.model().surrogates() else {}
+    if run.model().surrogates():
+        asked["transfer"] = {method: twin.place for method, twin in twins.items()}
     for which in ("best", "last"):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        attacks = standard_attacks(threat, model.stochastic)
-        if which == "last":
-            attacks = {name: attack for name, attack in attacks.items() if name in LAST}
+        suite = Suite.of(model, threat, twins if which == "best" else {}, () if which == "best" else LAST)
         state = run.evaluation / f"{which}-{_digest(asked, where)}"
-        records = evaluate(model, split, attacks, seed=seed, state=state, progress=progress)
+        sources = {TRANSFER + method: twin.model().to(where) for method, twin in suite.twins.items()}
+        suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": sources}
+        records = evaluate(model, split, **suites, seed=seed, state=state, progress=progress)
         frames.append(records.assign(checkpoint=which))
-        tables[which] = _table(records, attacks)
+        tables[which] = suite.table(records)
     curves = _curves(run.model().to(where), split, threat, seed)
-    steps = cascade(frames[0]).to_dict("records")
+    steps = cascade(frames[0][frames[0]["surrogate"] == ""]).to_dict("records")
     results = {**asked, "rows": tables["best"], "cascade": steps, "last": {"rows": tables["last"]}, **curves}
     if stored.get("n", 0) <= len(split) or stored.get("code") != asked["code"]:  # never replace more images by fewer
         _store(run, results, frames)
     shutil.rmtree(run.evaluation, ignore_errors=True)
     return results
+
+
+def _new_twins(run: Run, stored: Mapping[str, Any]) -> bool:
+    """Whether a finished run of TWINS is there now, of a method that had none when a model with surrogates was evaluated."""
+    return "transfer" in stored and bool(transfer_sources(run, TWINS).keys() - stored["transfer"].keys())
 
 
 def images_of(run: Run, dataset: Dataset, n: int | None) -> Split:
@@ -113,17 +123,6 @@ def _store(run: Run, results: dict[str, Any], frames: "list[pd.DataFrame]") -> N
     (run.path / "audit.json").unlink(missing_ok=True)
     run.write_frame("records.parquet", pd.concat(frames, ignore_index=True))
     write_json(run.path / "results.json", results)
-
-
-def _table(records: "pd.DataFrame", attacks: Mapping[str, Attack]) -> list[dict[str, Any]]:
-    """The rows of `summarise`, each with its protocol."""
-    table = summarise(records)
-    protocol = {"clean": "no attack", "worst": "per-example worst case over the attacks above"}
-    for name in set(table["attack"]) - set(protocol):
-        attack, _, surrogate = str(name).partition("@")
-        where = f", searched on the surrogate {surrogate}, judged by the deployed model" if surrogate else ""
-        protocol[str(name)] = f"{attacks[attack]!r}{where}"
-    return table.assign(protocol=table["attack"].map(protocol)).to_dict("records")  # type: ignore[return-value]
 
 
 def _curves(model: nn.Module, split: Split, threat: Threat, seed: int) -> dict[str, Any]:

@@ -98,15 +98,26 @@ class State:
 
 
 def facts(
-    model: nn.Module, surrogates: Mapping[str, nn.Module], split: Split, attacks: "Mapping[str, Attack]", **more: Any
+    model: nn.Module,
+    others: Mapping[str, nn.Module],
+    split: Split,
+    attacks: "Mapping[str, Attack]",
+    adaptive: "Mapping[str, Attack]",
+    **more: Any,
 ) -> dict[str, Any]:
-    """Everything that decides the records: two evaluations with equal facts may share a state."""
+    """Everything that decides the records: two evaluations with equal facts may share a state.
+
+    Args:
+        model, split, attacks, adaptive: as for `evaluate`.
+        others: its surrogates and sources.
+    """
+    suites = {"attack": attacks, "adaptive attack": adaptive}
     return {
         "model": _model_digest(model),
-        **{f"surrogate {name}": _model_digest(surrogate) for name, surrogate in surrogates.items()},
+        **{f"surrogate {name}": f"{_model_digest(other)} {_wishes(other)}" for name, other in others.items()},
         "split": _digest(split.images, split.labels, split.indices),
-        **{f"attack {name}": ADDRESS.sub("", repr(attack)) for name, attack in attacks.items()},
-        ORDER: list(attacks),
+        **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
+        ORDER: [list(suite) for suite in suites.values()],
         **more,
         "code": code_digest(),
         "device": split.labels.device.type,
@@ -119,6 +130,11 @@ def _model_digest(model: nn.Module) -> str:
     words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
     unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
     return _digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
+
+
+def _wishes(view: nn.Module) -> str:
+    """How a view asks to be attacked."""
+    return f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}"
 
 
 def _settings(model: nn.Module) -> list[str]:

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,16 @@ class Step:
     component: str = ""
     threat: Threat | None = None  # the allowed perturbations; None for the clean images, and where an attack names none
     fork: int | None = None  # which streams of random numbers a component draws from
+    target: int | None = None  # the class that a targeted attack aims at
 
     def search(self, batch: Batch, seed: int) -> Tensor:
         """x_adv of a batch (B, C, H, W)."""
         if self.attack is None or self.view is None:
             return batch.x
         draws = Draws.for_examples(seed, batch.index)
-        return self.attack(self.view, batch.x, batch.y, draws=draws if self.fork is None else draws.fork(self.fork))
+        aim: dict[str, Any] = {} if self.target is None else {"target": torch.full_like(batch.y, self.target)}
+        mine = draws if self.fork is None else draws.fork(self.fork)
+        return self.attack(self.view, batch.x, batch.y, draws=mine, **aim)
 
 
 @dataclass

@@ -23,22 +23,19 @@ NAMES = {
 CLEAN, LEFT, TAKEN = "#56b4e9", "#0173b2", "#de8f05"  # of the colour-blind safe palette; what was taken is hatched too
 
 
-def _name(attack: str) -> str:
-    """The attack for people; "pgd20@denoiser" searched on a surrogate of that name."""
-    name, at, surrogate = attack.partition("@")
-    return NAMES.get(name, name) + (f" on {surrogate}" if at else "")
-
-
 def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     """One run's accuracy under each attack, with 95 % Wilson intervals.
 
     Args:
-        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept.
+        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept. Of those on
+            surrogates ("pgd20@denoiser") none is drawn: the worst case, which counts them, is then called adaptive minimum.
     """
     import pandas as pd
 
-    frame = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"]).reset_index(drop=True)
-    labels = [_name(str(name)) for name in frame["attack"]]
+    every = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"])
+    frame = every[~every["attack"].str.contains("@", regex=False)].reset_index(drop=True)
+    names = NAMES if len(frame) == len(every) else {**NAMES, "worst": "adaptive minimum"}
+    labels = [names.get(str(name), str(name)) for name in frame["attack"]]
     colours = [INK if name == "worst" else CLEAN if name == "clean" else LEFT for name in frame["attack"]]
     ends = whiskers(frame.rename(columns={"low": "accuracy_low", "high": "accuracy_high"}), "accuracy")
     with style():

@@ -1,7 +1,7 @@
 """The run directory: files that are old or new, never half, and what they say of a training."""
 
 from robustlib.runs.files import load_weights, read_json, save_weights, write_atomic, write_json
-from robustlib.runs.run import Run, code_digest, find_runs, parameter_hash
+from robustlib.runs.run import Run, code_digest, find_runs, parameter_hash, transfer_sources
 
 __all__ = [
     "Run",
@@ -11,6 +11,7 @@ __all__ = [
     "parameter_hash",
     "read_json",
     "save_weights",
+    "transfer_sources",
     "write_atomic",
     "write_json",
 ]

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,6 +179,11 @@ class Run:
         return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
 
     @property
+    def place(self) -> str:
+        """<dataset>/<method>/<directory>, the same wherever the runs are kept."""
+        return "/".join(self.path.parts[-3:])
+
+    @property
     def finished(self) -> bool:
         """Whether the training reached its last epoch."""
         return self.status()["state"] == "done"
@@ -209,4 +214,18 @@ def find_runs(
         run = Run(file.parent)
         if (preset is None or run.params().get("preset") == preset) and (run.finished or not finished):
             found.append(run)
+    return found
+
+
+def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
+    """Another finished run of each method, by method: same root, data set, threat and, if possible, architecture and seed."""
+    path, params, found = run.path.resolve(), run.params(), {}
+    for method in methods if len(path.parents) > 2 else ():
+        twins = find_runs(path.parents[2], dataset=params["dataset"], method=method)
+        twins = [r for r in twins if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
+        twins = [r for r in twins if (r.path / "model.safetensors").exists()]
+        if twins:
+            found[method] = min(
+                twins, key=lambda r: tuple(r.params().get(k) != params.get(k) for k in ("arch", "seed"))
+            )
     return found

@@ -3,6 +3,7 @@
 Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
 """
 
+from robustlib.tables.adaptive import adaptive, adaptive_words
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
@@ -14,6 +15,8 @@ __all__ = [
     "ATTACKS",
     "VERDICTS",
     "accuracies",
+    "adaptive",
+    "adaptive_words",
     "attack_name",
     "badges",
     "cascade",

@@ -61,7 +61,7 @@ def splits(dataset: Any) -> "pd.DataFrame":
 def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
     """A run's accuracy under each attack, for its best and its last epoch, with the protocol of each number.
 
-    Of a stochastic model the accuracies are expected ones, over its draws; what a single draw gave stands beside them.
+    Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are expected ones, over its draws; what a single draw gave stands beside them.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
@@ -70,7 +70,7 @@ def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
 
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     table = pd.DataFrame({column: _by_attack(rows) for column, rows in columns.items() if rows}).fillna("–")
-    first = {row["attack"]: row for row in results["rows"]}
+    first = {row["attack"]: row for row in results["rows"] if "@" not in row["attack"]}
     rows = [first.get(name, {}) for name in table.index]
     if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in first.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])
@@ -102,7 +102,8 @@ def cascade(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 
 def _by_attack(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {row["attack"]: percent(row["accuracy"], row["low"], row["high"]) for row in rows}
+    shown = [row for row in rows if "@" not in row["attack"]]
+    return {row["attack"]: percent(row["accuracy"], row["low"], row["high"]) for row in shown}
 
 
 def warnings(metrics: "pd.DataFrame") -> str:

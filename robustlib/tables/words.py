@@ -12,6 +12,8 @@ ATTACKS = {
     "pgd20": "PGD-20",
     "pgd50x10": "PGD-50×10",  # 10 restarts
     "cw50": "CW-50",
+    "pgd100x5": "PGD-100×5",  # 5 restarts, on surrogates
+    "cw100x5": "CW-100×5",
     "pgd_eot": "PGD+EOT",
     "square": "Square",
     "aa_standard": "AutoAttack, standard version",

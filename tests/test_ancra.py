@@ -17,7 +17,7 @@ from robustlib.models.reverse_attention import Joint
 from robustlib.runs import save_weights
 from robustlib.training import At, fit
 
-OFF = {"reverse_attention": False, "contrast": False}
+OFF = {"reverse_attention": False, "negative_contrast": False}
 
 
 def built(digits, seed=0, **settings):
@@ -217,10 +217,10 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
     ("settings", "passes"),
     [
         ({}, 3),
-        ({"contrast": False}, 2),
+        ({"negative_contrast": False}, 2),
         ({"base": "pgd_at"}, 3),
-        ({"base": "pgd_at", "contrast": False}, 1),
-        ({"base": "mart", "contrast": False}, 2),
+        ({"base": "pgd_at", "negative_contrast": False}, 1),
+        ({"base": "mart", "negative_contrast": False}, 2),
     ],
 )
 def test_attacks_leave_no_trace_and_each_view_is_a_pass_of_its_own(digits, batch, settings, passes):
@@ -228,7 +228,7 @@ def test_attacks_leave_no_trace_and_each_view_is_a_pass_of_its_own(digits, batch
     loss = first_loss(method, model, digits, batch)
     assert bool(loss.total.isfinite())
     assert model.encoder.stage1[1].num_batches_tracked == passes
-    assert ("contrast" in loss.parts) == method.contrast
+    assert ("contrast" in loss.parts) == method.negative_contrast
 
 
 def test_negatives_are_pulled_to_the_anchors_class(digits, batch):
@@ -267,7 +267,7 @@ def test_a_batch_of_one_class_is_trained_on_without_negatives(digits):
     method, model = built(digits)
     for training in range(2):  # said once in each
         updates = method.stages(digits, model)[0].passes[0].updates
-        with pytest.warns(UserWarning, match=r"a batch of one class has no negatives.*contrast=false"):
+        with pytest.warns(UserWarning, match=r"a batch of one class has no negatives.*negative_contrast=false"):
             ((_, loss),) = updates(batch, at(training))
         assert set(loss.parts) == {"ce", "kl"}
         ((_, loss),) = updates(batch, at(training))  # another warning would be an error
@@ -317,7 +317,7 @@ def test_the_papers_values_are_its_own_defaults():
         ({"base": "trade"}, r"Unknown base 'trade'\. Did you mean 'trades'"),
         ({"negatives": "softer"}, r"Unknown negative strategy 'softer'\. Did you mean 'soft'"),
         ({"zeta": float("inf")}, r"zeta=inf: give a positive weight"),
-        ({"zeta": 0.0}, r"zeta=0\.0: give a positive weight, or set contrast=false"),
+        ({"zeta": 0.0}, r"zeta=0\.0: give a positive weight, or set negative_contrast=false"),
         ({"ra_weight": -1.0}, r"ra_weight=-1\.0: give a positive weight, or set reverse_attention=false"),
         ({"alpha": 1.5}, r"alpha=1\.5: give a share"),
         ({"beta": -1.0}, r"beta=-1\.0"),

@@ -27,7 +27,7 @@ Heads = Callable[
 Negatives = tuple[Tensor, Tensor]  # one of another class for each anchor: images (B, C, H, W), labels (B,)
 ALONE = (
     "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training): take a larger "
-    "batch_size, or set contrast=false."
+    "batch_size, or set negative_contrast=false."
 )
 
 
@@ -55,7 +55,7 @@ class ANCRA(AdversarialMethod):
     beta: float = 6.0  # weight of the KL of trades and mart; 6 is the release's for trades, give 5 for mart's own
     reverse_attention: bool = True  # gate the last features by the weights of a class
     ra_weight: float = AUXILIARY_WEIGHT  # of the auxiliary heads' mean in every term (cr_beta of the release)
-    contrast: bool = True  # the asymmetric negative contrast
+    negative_contrast: bool = True  # the asymmetric negative contrast
     zeta: float = 3.0  # its weight
     alpha: float = 1.0  # 1 freezes the natural example, 0 the negative, 0.5 is symmetric
     negatives: Strategy = "random"  # images of other classes: random, soft, hard or easy
@@ -71,7 +71,7 @@ class ANCRA(AdversarialMethod):
         for kind, (value, known) in choices.items():
             if value not in known:
                 raise unknown(kind, value, known)
-        for name, off in (("ra_weight", "reverse_attention=false"), ("zeta", "contrast=false")):
+        for name, off in (("ra_weight", "reverse_attention=false"), ("zeta", "negative_contrast=false")):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"ancra: {name}={getattr(self, name)!r}: give a positive weight, or set {off}.")
         if not self.beta >= 0 or not self.mining_from >= 0:
@@ -104,8 +104,8 @@ class ANCRA(AdversarialMethod):
 
         def search(batch: Batch, at: At) -> tuple[Tensor, Negatives | None]:
             nonlocal told
-            negatives = self._negatives(model, view, pull, batch, at) if self.contrast else None
-            if self.contrast and negatives is None and not told:
+            negatives = self._negatives(model, view, pull, batch, at) if self.negative_contrast else None
+            if self.negative_contrast and negatives is None and not told:
                 warnings.warn(ALONE, UserWarning, stacklevel=2)
                 told = True
             return self.attacked(attack, view, batch, at), negatives

@@ -70,6 +70,10 @@ class ReverseAttention(Classifier):
         """GAP(z'_n) (B, D) of the deployed model, the input of `head`: what the paper calls its features."""
         return self.attend(x).after[-1]
 
+    def latent(self, x: Tensor) -> Tensor:
+        """GAP(z_n) (B, D), the features before the last weighting: what the last auxiliary head, and so the guess, is made of."""
+        return self.attend(x).before[-1]
+
     def attend(self, x: Tensor, labels: Tensor | None = None) -> Attended:
         """All logits and features of images x (B, C, H, W), the model's mode left as it is.
 

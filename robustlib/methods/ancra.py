@@ -46,6 +46,7 @@ class ANCRA(AdversarialMethod):
     title = "ANCRA"
     paper = "Zhou et al. 2023, Enhancing Robust Representation in Adversarial Training: Alignment and Exclusion Criteria, arXiv"
     summary = "TRADES with negatives pushed away and channels weighted by the classifier's row of the label."
+    notebook = "ancra"
 
     epochs: int = 120
     lr: float = 0.01  # a tenth of what TRADES takes; what the release ships

@@ -36,6 +36,7 @@ class FineTuning(AdversarialMethod):
     """
 
     protocol = "pgd20"
+    notebook = "afd"
     network: ClassVar[type[Classifier]] = Classifier  # what it trains
 
     epochs: int = 20  # of fine-tuning

@@ -21,7 +21,7 @@ from robustlib.training.loop import Training
 from robustlib.training.stage import At
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-PASSES = 3  # of the bare model at a time
+PASSES = 5  # of the bare model at a time
 
 
 def made_up_dataset(n: int) -> Dataset:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import nn
 
 from robustlib.models import build_model
 from robustlib.training.provenance import processor
@@ -16,10 +16,10 @@ from robustlib.training.provenance import processor
 CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 
 
-def cifar_model(arch: str, device: torch.device) -> nn.Module:
-    """A fresh model for 32x32 colour images whose BatchNorm statistics have seen some."""
+def cifar_model(arch: str, device: torch.device, **options: bool) -> Any:
+    """A fresh model for 32x32 colour images whose BatchNorm statistics have seen some; options as of `build_model`."""
     torch.manual_seed(0)
-    model = build_model(arch, CIFAR).to(device)
+    model = build_model(arch, CIFAR, **options).to(device)
     with torch.no_grad():
         model.train()(torch.rand(64, 3, 32, 32, device=device))
     return model.eval()

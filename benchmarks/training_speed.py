@@ -1,95 +1,120 @@
-"""A PGD-AT step of ResNet-18 (PGD-10, batch 128, 32x32) against what it would cost without any of our work.
+"""A training step of each adversarial method on ResNet-18 (batch 128, 32x32): time, memory, and what they should be.
 
-    python benchmarks/training_speed.py                 # about 15 minutes on two idle CPU cores; writes training_speed.md
+    python benchmarks/training_speed.py                 # about 20 minutes on two idle CPU cores; writes training_speed.md
     python benchmarks/training_speed.py --device cuda   # seconds; writes training_speed_cuda.md
+    python benchmarks/training_speed.py --methods afd ancra --batch 8 --rounds 1    # a quick look
 
-Two references at each precision: "bare" is 11 forward-backward passes of the bare model in the same memory format, the usual
-estimate of an adversarial step; "plain fp32 loop" is the step as the papers' code writes it (torch.autograd.grad on a model whose
-weights require gradients, NCHW, float32).
+Time has two references. At each precision a step is counted in forward-backward passes of the bare model in train mode, weight
+gradients included and in the same memory format; a forward pass alone counts half. And the papers' plain float32 loops
+(plain_loops.py). Memory is compared with that of a PGD-AT step at the same precision.
 """
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from side_by_side import CIFAR, alternate, cifar_model, markdown, publish
-from torch import Tensor, nn
+from plain_loops import LOOPS, STEPS
+from side_by_side import alternate, markdown, publish
+from training_steps import PASSES, PRECISIONS, bare_passes, made_up_dataset, our_step, peak_mb
 
-from robustlib.data import Dataset, Split
-from robustlib.methods import make_method
-from robustlib.runs import Run
-from robustlib.threat import Threat
-from robustlib.training.loop import Training
-from robustlib.training.stage import At
+from robustlib.methods import METHODS, AdversarialMethod
 
-STEPS, EPS = 10, 8 / 255
-
-
-def made_up_dataset(n: int) -> Dataset:
-    """Random images of CIFAR-10's shape: speed does not depend on what they show."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    split = Split(images, torch.arange(n) % 10, torch.arange(n))
-    names = tuple(map(str, range(10)))
-    return Dataset("made-up", split, split, split, names, CIFAR.mean, CIFAR.std, Threat("linf", EPS))
-
-
-def our_step(precision: str, batch_size: int, device: torch.device) -> Callable[[], object]:
-    """One step of the real loop on the real method."""
-    dataset = made_up_dataset(batch_size)
-    method = make_method("pgd_at", batch_size=batch_size, attack_steps=STEPS)
-    run = Run(Path(tempfile.mkdtemp()))
-    training = Training(run, method, dataset, cifar_model("resnet18", device), 0, device, precision, None, False, False)
-    training.stage = method.stages(dataset, training.model)[0]
-    training.optimisers = {name: spec.build() for name, spec in training.stage.optimisers.items()}
-    training.ema, part = None, training.stage.passes[0]
-    batch = next(training.train.batches(batch_size))
-    generator = torch.Generator(device).manual_seed(0)
-    training.model.train()
-    return lambda: training._step(part, batch, At(0, 0, 0.0, generator, precision))
+# method: how its step is counted in forward-backward passes
+COUNTS: dict[str, tuple[float, str]] = {
+    "pgd_at": (STEPS + 1, "10 of the attack, 1 on x'"),
+    "trades": (STEPS + 2.5, "10 of the attack, the clean forward that its KL needs, 2 on x and x'"),
+    "mart": (STEPS + 2, "10 of the attack (cross-entropy: no clean forward), 2 on x and x'"),
+    "fgsm_rs": (2, "1 of the attack, 1 on x'"),
+    "n_fgsm": (2, "1 of the attack, 1 on x'"),
+    "vaft": (STEPS + 1, "as PGD-AT"),
+    "afkd": (STEPS + 1.5, "as PGD-AT, and the teacher's forward"),
+    "arrest": (STEPS + 2, "as AFKD, and the student's clean forward that decides on noisy replay"),
+    "afd": (STEPS + 1.5, "as PGD-AT, and the teacher's forward"),
+    "ancra": (2 * STEPS + 3, "2 x 10 of the attacks on x and x_o, 3 on x, x' and x_o"),
+}
+SHARE, MEMORY, GAIN = 0.7, 1.5, 2.5  # at most, of the count and of PGD-AT's peak; at least, of the plain loop's speed
+OWN = {"ancra": (0.8, 2.5)}  # its share and memory
 
 
-def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:
-    """STEPS + 1 forward-backward passes in train mode, weight gradients included."""
-    model = cifar_model("resnet18", x.device).to(memory_format=torch.channels_last).train()
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by competitor ("afd bf16", "bare bf16", "afd plain") and MiB by "afd bf16"."""
 
-    def work() -> None:
-        for _ in range(STEPS + 1):
-            model.zero_grad()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = F.cross_entropy(model(x).float(), y)
-            loss.backward()
+    seconds: Mapping[str, float]
+    memory: Mapping[str, float]
 
-    return work
+    def share(self, name: str, precision: str) -> float:
+        """Of the bare passes that the step is counted as."""
+        return self.seconds[f"{name} {precision}"] / (self.seconds[f"bare {precision}"] / PASSES * COUNTS[name][0])
+
+    def heavier(self, name: str, precision: str) -> float:
+        """Peak memory in multiples of PGD-AT's."""
+        return self.memory[f"{name} {precision}"] / self.memory[f"pgd_at {precision}"]
+
+    def gain(self, name: str) -> float:
+        """How many times as fast as the plain loop in bf16."""
+        return self.seconds[f"{name} plain"] / self.seconds[f"{name} bf16"]
 
 
-def plain_loop(x: Tensor, y: Tensor) -> Callable[[], object]:
-    """The published form of an adversarial step, float32."""
-    model: nn.Module = cifar_model("resnet18", x.device)
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+def measure(methods: list[str], batch: int, rounds: int, device: torch.device, threads: int) -> Measured:
+    """Memory first, one process a step, then all times in turn."""
+    weighed = dict.fromkeys(["pgd_at", *methods])
+    memory = {f"{name} {p}": peak_mb(name, p, batch, device, threads) for name in weighed for p in PRECISIONS}
+    data = made_up_dataset(batch).train.to(device)
+    x, y = data.images.float() / 255, data.labels
+    competitors: dict[str, Callable[[], object]] = {}
+    for precision in PRECISIONS:
+        competitors[f"bare {precision}"] = bare_passes(precision, x, y)
+        competitors |= {f"{name} {precision}": our_step(name, precision, batch, device) for name in methods}
+    competitors |= {f"{name} plain": LOOPS[name](x, y) for name in methods if name in LOOPS}
+    return Measured(alternate(competitors, rounds, device), memory)
 
-    def work() -> None:
-        model.eval()
-        x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
-        for _ in range(STEPS):
-            x_adv = x_adv.detach().requires_grad_(True)
-            gradient = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)[0]
-            x_adv = x_adv.detach() + EPS / 4 * gradient.sign()
-            x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
-        model.train()
-        optimiser.zero_grad()
-        F.cross_entropy(model(x_adv.detach()), y).backward()
-        optimiser.step()
 
-    return work
+def table(methods: list[str], found: Measured) -> str:
+    """A row a method."""
+    rows: list[Mapping[str, object]] = []
+    for name in methods:
+        row: dict[str, object] = {"method": name, "counted passes": f"{COUNTS[name][0]:g}"}
+        for p in PRECISIONS:
+            row[f"{p}, seconds"] = f"{found.seconds[f'{name} {p}']:.3f}"
+            row[f"{p}, share of the count"] = f"{found.share(name, p):.2f}"
+        looped = name in LOOPS
+        row["plain fp32 loop, seconds"] = f"{found.seconds[f'{name} plain']:.3f}" if looped else "–"
+        row["bf16 faster than it"] = f"{found.gain(name):.2f}x" if looped else "–"
+        for p in PRECISIONS:
+            mb = found.memory[f"{name} {p}"]
+            row[f"{p}, peak MiB (of PGD-AT's)"] = f"{mb:.0f} ({found.heavier(name, p):.2f}x)"
+        rows.append(row)
+    return markdown(rows)
+
+
+def claims(methods: list[str], found: Measured) -> dict[str, bool]:
+    """What is promised of each method, with what was measured: a sentence -> whether it holds."""
+    said: dict[str, bool] = {}
+    for name in methods:
+        share, memory = OWN.get(name, (SHARE, MEMORY))
+        shares, peaks = ([part(name, p) for p in PRECISIONS] for part in (found.share, found.heavier))
+        cost = f"{name}: a step costs at most {share} of {COUNTS[name][0]:g} bare forward-backward passes"
+        said[f"{cost} ({_each(shares)})"] = max(shares) <= share
+        if name != "pgd_at":
+            said[f"{name}: its peak memory is at most {memory}x that of PGD-AT ({_each(peaks)})"] = max(peaks) <= memory
+        if name in LOOPS:
+            gain = found.gain(name)
+            said[f"{name}: bf16 is at least {GAIN}x as fast as the plain fp32 loop ({gain:.2f}x)"] = gain >= GAIN
+    return said
+
+
+def _each(values: list[float]) -> str:
+    return ", ".join(f"{precision} {value:.2f}" for precision, value in zip(PRECISIONS, values, strict=True))
 
 
 def main() -> int:
+    """The command."""
+    known = [name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod) and name in COUNTS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -97,29 +122,17 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    data = made_up_dataset(options.batch).train.to(device)
-    x, y = data.images.float() / 255, data.labels
-    competitors: dict[str, Callable[[], object]] = {"plain fp32 loop": plain_loop(x, y)}
-    for label, precision in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
-        competitors[f"bare {label}"] = bare_passes(precision, x, y)
-        competitors[f"robustlib {label}"] = our_step(precision, options.batch, device)
-    seconds = alternate(competitors, options.rounds, device)
-    plain = seconds["plain fp32 loop"]
-    ratios = {label: seconds[f"robustlib {label}"] / seconds[f"bare {label}"] for label in ("fp32", "bf16")}
-    rows = [
-        {"step": name, "seconds": f"{value:.3f}", "faster than the plain fp32 loop": f"{plain / value:.2f}x"}
-        for name, value in seconds.items()
-    ]
-    claims = {
-        f"{label}: a step costs at most 0.7 of {STEPS + 1} bare forward-backward passes ({ratio:.2f})": ratio <= 0.7
-        for label, ratio in ratios.items()
-    }
-    gain = plain / seconds["robustlib bf16"]
-    claims[f"bf16 is at least 3x as fast as the plain fp32 loop ({gain:.2f}x)"] = gain >= 3
+    found = measure(options.methods, options.batch, options.rounds, device, options.threads)
+    bare = ", ".join(f"{found.seconds[f'bare {p}'] / PASSES:.3f} s in {p}" for p in PRECISIONS)
+    counts = "\n".join(f"- {name} {COUNTS[name][0]:g}: {COUNTS[name][1]}" for name in options.methods)
+    memory = "peak of allocated GPU memory" if device.type == "cuda" else "resident memory beyond the imported packages"
+    words = f"One bare pass: {bare}. A forward pass alone counts half. Memory: {memory}, in the first step of a fresh process.\n"
+    chosen = "" if options.methods == known else f" --methods {' '.join(options.methods)}"
+    command = f"python benchmarks/training_speed.py{chosen} --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
+    title = f"A training step of each method: ResNet-18, batch {options.batch}, 32x32, attacks of {STEPS} steps; median of {options.rounds} interleaved rounds"
+    parts = [table(options.methods, found), words, f"{counts}\n"]
     suffix = "" if device.type == "cpu" else f"_{device.type}"
-    command = f"python benchmarks/training_speed.py --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
-    title = f"A PGD-AT step: PGD-{STEPS}, ResNet-18, batch {options.batch}, 32x32; median of {options.rounds} interleaved rounds"
-    return publish(f"training_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
+    return publish(f"training_speed{suffix}.md", title, command, device, parts, claims(options.methods, found))
 
 
 if __name__ == "__main__":

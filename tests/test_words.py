@@ -245,6 +245,24 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "1 of 4 runs are not audited" in words
 
 
+def test_every_adversarial_method_has_its_step_counted():
+    from training_speed import COUNTS, LOOPS
+
+    from robustlib.methods import METHODS, AdversarialMethod
+
+    assert {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)} <= set(COUNTS)
+    assert set(LOOPS) <= set(COUNTS)
+
+
+def test_the_attack_of_the_plain_loops_ends_on_the_ball():
+    import torch
+    from plain_loops import EPS, _climb
+
+    x = torch.rand(2, 3, 4, 4)
+    x_adv = _climb(x, x, lambda z: z.sum())
+    assert torch.allclose(x_adv, (x + EPS).clamp(0, 1))
+
+
 def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
     import export_reference
 

@@ -1,0 +1,99 @@
+"""What training_speed.py times and weighs: a step of the real loop, passes of the bare model, and the memory of a step."""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from plain_loops import EPS, STEPS
+from side_by_side import CIFAR, cifar_model
+from torch import Tensor
+
+from robustlib.data import Dataset, Split
+from robustlib.methods import METHODS, Method, make_method
+from robustlib.runs import Run
+from robustlib.threat import Threat
+from robustlib.training.ema import EMA
+from robustlib.training.loop import Training
+from robustlib.training.stage import At
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PASSES = 5  # of the bare model at a time
+
+
+def made_up_dataset(n: int) -> Dataset:
+    """Random images of CIFAR-10's shape: speed does not depend on what they show."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.arange(n) % 10, torch.arange(n))
+    names = tuple(map(str, range(10)))
+    return Dataset("made-up", split, split, split, names, CIFAR.mean, CIFAR.std, Threat("linf", EPS))
+
+
+def method_of(name: str, batch_size: int) -> Method:
+    """The method as its paper has it, with `STEPS` steps of the attack unless it allows a single one."""
+    several = METHODS[name].attack_steps > 1  # type: ignore[attr-defined]
+    return make_method(name, batch_size=batch_size, **({"attack_steps": STEPS} if several else {}))
+
+
+def our_step(name: str, precision: str, batch_size: int, device: torch.device) -> Callable[[], object]:
+    """One step of the real loop in the last stage of the real method, its teacher and moving average included."""
+    dataset, method = made_up_dataset(batch_size), method_of(name, batch_size)
+    run = Run(Path(tempfile.mkdtemp()))
+    model = cifar_model("resnet18", device, **method.model_options())
+    training = Training(
+        run, method, dataset, model, 0, device, PRECISIONS[precision], torch.get_num_threads(), False, False
+    )
+    training.stage = stage = method.stages(dataset, training.model)[-1]
+    for module in stage.modules.values():
+        module.to(device)
+    if stage.begin is not None:
+        stage.begin()
+    training.optimisers = {key: spec.build() for key, spec in stage.optimisers.items()}
+    training.ema = EMA(training.model, stage.ema) if stage.ema else None
+    part, batch = stage.passes[-1], next(training.train.batches(batch_size))
+    generator = torch.Generator(device).manual_seed(0)
+    training.model.train()
+    return lambda: training._step(part, batch, At(0, 0, 0.0, generator, PRECISIONS[precision]))
+
+
+def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """PASSES forward-backward passes in train mode, weight gradients included."""
+    model = cifar_model("resnet18", x.device).to(memory_format=torch.channels_last).train()
+
+    def work() -> None:
+        for _ in range(PASSES):
+            model.zero_grad()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = F.cross_entropy(model(x).float(), y)
+            loss.backward()
+
+    return work
+
+
+def peak_mb(name: str, precision: str, batch_size: int, device: torch.device, threads: int) -> float:
+    """MiB that model and first step need beyond what the process held before, measured in a process of its own.
+
+    The momentum comes after the first step; it is as large for every method.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_here, name, precision, batch_size, device, threads).result()
+
+
+def _peak_here(name: str, precision: str, batch_size: int, device: torch.device, threads: int) -> float:
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = 0.0 if device.type == "cuda" else _high_water_mb()
+    step = our_step(name, precision, batch_size, device)
+    step()
+    return (torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _high_water_mb()) - before
+
+
+def _high_water_mb() -> float:
+    """The most memory this process has held (Linux). Unlike ru_maxrss, it inherits nothing from the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:"))

@@ -302,3 +302,13 @@ def test_a_deployed_branch_needs_a_disentangled_model(digits):
     for wrong in ({"classify": "latent"}, {"classify": "h", "disentangled": True}):
         with pytest.raises(InputError, match="for a disentangled model"):
             build_model("small_cnn", digits, **wrong)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_released_values_are_the_methods_own(name):
+    own, preset = make_method(name), make_method(name, "cifar10-paper")
+    assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
+    theirs = [make_method(name, papers).hyperparameters() for papers in ("cifar100-paper", "tiny-imagenet-paper")]
+    weights = {"alpha": 0.1, "beta": 1.0, "gamma": 50.0} if name == "afd" else {}
+    assert theirs[0] == {**own.hyperparameters(), **weights, "preset": "cifar100-paper"}
+    assert theirs[1] == {**theirs[0], "eps": 8 / 255, "preset": "tiny-imagenet-paper"}

@@ -19,6 +19,7 @@ from robustlib.training import At, fit, loop
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
+FAMILY = ("vaft", "afkd", "arrest", "afd")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 130, "attack_steps": 2}
 
 
@@ -149,7 +150,7 @@ def losses(digits, **settings):
     stage = tuned(digits, model, **settings)
     (batch,) = batches(digits, 1)
     updates = list(stage.passes[0].updates(batch, at()))
-    assert [name for name, _ in updates] == ["confused", "model"]
+    assert [name for name, _ in updates] == list(stage.optimisers)
     return model, stage.modules["teacher"], batch, dict(updates)
 
 
@@ -186,7 +187,7 @@ def test_losses_equal_their_formula(digits, mode, times, leak):
 
 
 def test_which_weights_learn_from_what(digits):
-    model, _, _, found = losses(digits, mode="paper", gamma=0.0, beta=0.0)
+    model, _, _, found = losses(digits, disentangle=False, align=False)
     head = torch.autograd.grad(found["model"].total, model.head.weight, retain_graph=True)[0]
     alone = torch.autograd.grad(found["model"].parts["ce"], model.head.weight)[0]
     assert torch.equal(head, alone)  # the paper's W learns nothing of the wrong class
@@ -202,17 +203,33 @@ def test_which_weights_learn_from_what(digits):
         assert all(gradient.abs().max() > 1e-3 for gradient in others)
 
 
-def test_without_its_weights_it_is_adversarial_training(digits):
+@pytest.mark.parametrize("mode", ["repo", "paper"])
+@pytest.mark.parametrize(("disentangle", "align"), [(True, False), (False, True), (False, False)])
+def test_switches_drop_their_terms_and_nothing_else(digits, mode, disentangle, align):
+    model = shaken(digits)
+    stage = tuned(digits, model, mode=mode, disentangle=disentangle, align=align, weight_decay=DECAY)
+    (batch,) = batches(digits, 1)
+    found = dict(stage.passes[0].updates(batch, at()))
+    ce, neg, gap, alike, _ = in_numpy(model, stage.modules["teacher"], batch, batch.x)
+    times, leak = (2, 2) if mode == "repo" else (1, 0)
+    total = ce + align * 2 * gap + disentangle * (times * 0.5 * alike + leak * 0.7 * neg)
+    assert np.isclose(found["model"].total.item(), total, rtol=1e-5)
+    assert list(found) == list(stage.optimisers) == (["confused", "model"] if disentangle else ["model"])
+    assert np.isclose(found["model"].parts["gap"].item(), gap, rtol=1e-4)  # watched in any case
+    assert ("cosine" in found["model"].parts) == disentangle
+    assert stage.optimisers["model"].weight_decay == times * DECAY
+
+
+def test_without_its_terms_it_is_adversarial_training(digits):
     """vanilla fine-tuning: the first loss is that of PGD-AT on the same attack, bit for bit."""
     torch.manual_seed(1)
     model = build_model("small_cnn", digits, disentangled=True).train()
     plain = model.folded()
     (batch,) = batches(digits, 1)
-    stage = make_method("afd", "digits", alpha=0.0, beta=0.0, gamma=0.0).stages(digits, model)[-1]
+    stage = make_method("afd", "digits", disentangle=False, align=False).stages(digits, model)[-1]
     found = dict(stage.passes[0].updates(batch, at()))
     ((_, base),) = make_method("pgd_at", "digits").stages(digits, plain)[0].passes[0].updates(batch, at())
     assert torch.equal(found["model"].total, base.total)
-    assert found["confused"].total == 0
 
 
 def test_the_confusion_label_is_the_strongest_wrong_class():
@@ -260,8 +277,10 @@ def test_stages_are_natural_training_and_fine_tuning(digits):
 def test_the_learning_rate_falls_as_published(digits):
     model = build_model("mlp", digits, disentangled=True)
     for preset in (None, *preset_names()):
-        spec = make_method("afd", preset).stages(digits, model)[-1].optimisers["model"]
-        rates = [round(spec.lr * spec.schedule(epoch + part), 8) for epoch in range(20) for part in (0.001, 0.999)]
+        method = make_method("afd", preset)
+        spec, stretch = method.stages(digits, model)[-1].optimisers["model"], method.epochs / 20
+        rates = [round(spec.lr * spec.schedule(stretch * (e + part)), 8) for e in range(20) for part in (0.001, 0.999)]
+        assert stretch == (2 if preset == "digits" else 1)
         assert rates == [0.025] * 20 + [r for r in (0.02, 0.01, 0.005, 0.0025, 0.00125) for _ in range(4)]
 
 
@@ -323,13 +342,20 @@ def natural(tmp_path_factory, digits):
     return fit(method, digits, root=tmp_path_factory.mktemp("natural"), device="cpu", progress=False)
 
 
-def test_a_finished_run_is_fine_tuned(tmp_path, digits, natural):
-    model = build_model("small_cnn", digits, disentangled=True)
-    (stage,) = make_method("afd", "digits", pretrained=str(natural.path)).stages(digits, model)
+@pytest.mark.parametrize("name", FAMILY)
+def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, name):
+    method = make_method(name, "digits", pretrained=str(natural.path))
+    model = build_model("small_cnn", digits, **method.model_options())
+    (stage,) = method.stages(digits, model)
     stage.begin()
     theirs, x = natural.model("last"), batches(digits, 1)[0].x
+    teacher = stage.modules["teacher"]
     assert torch.equal(model.eval()(x), theirs(x))
-    assert torch.equal(stage.modules["teacher"].latent(x), theirs.features(x))
+    assert torch.equal(teacher.features(x), theirs.features(x))
+    assert not teacher.training
+
+
+def test_a_finished_run_is_fine_tuned(tmp_path, digits, natural):
     run = train(digits, tmp_path, pretrained=str(natural.path))
     assert list(run.metrics().stage) == ["afd"] * 3
     assert run.metrics().clean_val.iloc[0] == natural.metrics().clean_val.iloc[-1]
@@ -347,34 +373,39 @@ def other(natural, root, status=None, **params):
     return str(run.path)
 
 
-def begin(digits, pretrained, arch="small_cnn"):
-    model = build_model(arch, digits, disentangled=True)
-    make_method("afd", "digits", pretrained=pretrained).stages(digits, model)[0].begin()
+def begin(digits, name, pretrained, arch="small_cnn"):
+    method = make_method(name, "digits", pretrained=pretrained)
+    method.stages(digits, build_model(arch, digits, **method.model_options()))[0].begin()
 
 
-def test_runs_that_do_not_fit_are_refused(tmp_path, digits, natural):
-    with pytest.raises(InputError, match=r"is no run: give the directory of a finished `standard` run"):
-        begin(digits, str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("name", FAMILY)
+def test_runs_that_do_not_fit_are_refused(tmp_path, digits, natural, name):
+    with pytest.raises(
+        InputError, match=rf"{name}: pretrained=.* is no run: give the directory of a finished `standard` run"
+    ):
+        begin(digits, name, str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"is a 'small_cnn', whose weights do not fit .*--set arch=small_cnn"):
-        begin(digits, str(natural.path), "mlp")
+        begin(digits, name, str(natural.path), "mlp")
     changed = {"method": {"method": "trades"}, "unfinished": {"status": "failed"}, "data": {"dataset": "mnist"}}
     says = {"method": "is trades · small_cnn · seed 0, done", "unfinished": "is standard .*, failed"}
     says["data"] = "was trained on 'mnist', not on 'digits'"
     for kind, facts in changed.items():
         (tmp_path / kind).mkdir()
         with pytest.raises(InputError, match=says[kind]):
-            begin(digits, other(natural, tmp_path / kind, **facts))
+            begin(digits, name, other(natural, tmp_path / kind, **facts))
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"mode": "rep"}, "Did you mean 'repo'"),
-        ({"alpha": -0.1}, "alpha=-0.1: give a number of at least 0"),
+        ({"alpha": 0.0}, "alpha=0.0: give a positive weight, or set disentangle=false"),
+        ({"beta": -0.1}, "beta=-0.1: give a positive weight, or set disentangle=false"),
+        ({"gamma": 0.0, "disentangle": False}, "gamma=0.0: give a positive weight, or set align=false"),
+        ({"classify": "laten"}, "Did you mean 'latent'"),
         ({"beta": float("inf")}, "beta=inf"),
         ({"gamma": float("nan")}, "gamma=nan"),
         ({"pretrain_lr": -1.0}, "pretrain_lr=-1.0"),
-        ({"awp_gamma": 0.01}, "does not perturb weights"),
         ({"pretrain_epochs": 0}, "pretrain_epochs=0 is too small"),
         ({"points": ((5, 1), (0, 1))}, "must rise: sort it"),
     ],
@@ -384,6 +415,10 @@ def test_bad_settings_are_sentences(settings, says):
         make_method("afd", "digits", **settings)
 
 
-def test_a_plain_model_is_refused(digits):
-    with pytest.raises(InputError, match="disentangled=True"):
-        make_method("afd", "digits").stages(digits, build_model("small_cnn", digits))
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_model_of_another_kind_is_refused(digits, name):
+    with pytest.raises(InputError, match=r"not a ReverseAttention: build_model\('small_cnn', dataset"):
+        make_method(name, "digits").stages(digits, build_model("small_cnn", digits, reverse_attention=True))
+    other_kind = build_model("small_cnn", digits, disentangled=name != "afd")
+    with pytest.raises(InputError, match="disentangled=True" if name == "afd" else "trains a Classifier, not"):
+        make_method(name, "digits").stages(digits, other_kind)

@@ -1,7 +1,7 @@
 """Methods: their losses against the papers' formulas, their settings against bad input, presets against both."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ from scipy.stats import entropy
 
 from robustlib import tables
 from robustlib.attacks import PGD
+from robustlib.batch import Options, plan
+from robustlib.data import DATASETS, load_dataset
+from robustlib.data.sources import Arrays
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
 from robustlib.methods import METHODS, load_preset, make_method, parse_overrides, preset_dataset, preset_names
@@ -97,6 +100,56 @@ def test_every_preset_makes_every_method(preset, name):
     assert (method.preset, method.name) == (preset, name)
     assert preset_dataset(preset)
     assert name in load_preset(preset), f"presets/{preset}.yaml needs a section for {name}"
+
+
+def made_up(preset):
+    """Images of the shape and as many classes as the preset's data set has, which is not there."""
+    shape, classes = {"cifar100": ((3, 32, 32), 100), "tiny-imagenet": ((3, 64, 64), 200)}[preset_dataset(preset)]
+    labels = np.arange(5 * classes) % classes
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), *shape), dtype=np.uint8)
+    return Arrays((images, labels), (images[:classes], labels[:classes]), tuple(map(str, range(classes))))
+
+
+@pytest.fixture
+def preset_data(monkeypatch):
+    """Puts made-up images in place of a preset's data set."""
+
+    def put(preset):
+        source = replace(DATASETS[preset_dataset(preset)], read=lambda *_: made_up(preset), embedded=True)
+        monkeypatch.setitem(DATASETS, preset_dataset(preset), source)
+
+    return put
+
+
+PAPERS = ("cifar100-paper", "tiny-imagenet-paper")
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_presets_of_absent_data_are_planned(preset, preset_data, tmp_path):
+    preset_data(preset)
+    options = Options(preset, runs=tmp_path / "runs", reports=tmp_path / "reports")
+    jobs = plan([(name, {}) for name in METHODS], [0], options)
+    assert [job.name.split(" ")[0] for job in jobs] == list(METHODS)
+    threats = {make_method(name, preset).threat(load_dataset(preset_dataset(preset))) for name in METHODS}
+    assert {str(threat) for threat in threats} == {"Linf 8/255"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("preset", PAPERS)
+def test_every_stage_of_a_paper_preset_takes_a_step(preset, name, preset_data):
+    preset_data(preset)
+    dataset = load_dataset(preset_dataset(preset))
+    method = make_method(name, preset, attack_steps=1) if name != "standard" else make_method(name, preset)
+    model = build_model("small_cnn", dataset, **method.model_options()).train()
+    batch = next(dataset.train.batches(4, augment=method.augment))
+    for stage in method.stages(dataset, model):
+        for part in stage.passes:
+            for key, loss in part.updates(batch, At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")):
+                optimiser = stage.optimisers[key].build()
+                optimiser.zero_grad()
+                loss.total.backward()
+                optimiser.step()
+                assert loss.total.isfinite()
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -36,7 +36,9 @@ def run(
     methods: Annotated[
         list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for those that the preset names.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="digits, cifar10-short or cifar10-paper.")] = "digits",
+    preset: Annotated[
+        str, typer.Option(help="E.g. digits, cifar10-short, cifar10-paper or cifar100-paper.")
+    ] = "digits",
     seeds: Seeds = "0",
     changes: Changes = None,
     examples: Examples = 0,

@@ -42,10 +42,10 @@ class ARREST(AFKD):
             raise InputError(f"arrest: replay={self.replay!r}: give a share of the epochs, 0 <= replay <= 1.")
 
     def shown(self, attack: PGD, victim: Any, batch: Batch, at: At, natural: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Attacked images or, where noise is replayed, noisy ones; "replayed" is the share of images that were."""
+        """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
         if at.progress >= self.replay or not self._strayed(victim, batch.x, natural):
             return super().shown(attack, victim, batch, at, natural)[0], {"replayed": 0.0}
-        draws, shape = Draws.from_generator(at.generator, len(batch.x), batch.x.device), batch.x.shape[1:]
+        draws, shape = Draws.from_generator(at.generator, len(batch.x), batch.x.device).fork(0), batch.x.shape[1:]
         noisy = attack.threat.random_start(batch.x, draws.uniform(*shape), draws.fork(0).normal(*shape))
         return noisy, {"replayed": 1.0}
 

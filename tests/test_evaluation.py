@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, Draws, Square, Threat
+from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, Draws, Square, Threat, View
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
@@ -25,10 +25,12 @@ from robustlib.evaluation import (
     leaderboard,
     robustness_curve,
     standard_attacks,
+    suited,
     summarise,
     wilson,
 )
 from robustlib.evaluation.records import withstood
+from robustlib.evaluation.views import doors, takers
 from robustlib.methods import make_method
 from robustlib.training import fit
 from tests.conftest import Linear
@@ -107,6 +109,10 @@ class Notes:
         return x
 
 
+class CostlyNotes(Notes):
+    restarts = 2
+
+
 def test_what_is_wrong_already_is_not_attacked(model, split):
     wrong = Split(split.images, torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels), split.indices)
     plain, part = Notes(THREAT, []), Notes(THREAT, [])
@@ -177,6 +183,187 @@ def test_the_headline_is_the_minimum_over_surrogates_judged_by_the_deployed_mode
     assert table["pgd@smooth"] == table["pair@smooth"] == table["worst"] == true < 0.7
     assert table["pgd@useless"] >= true
     assert set(cascade(records).surrogate) == {"", "smooth", "useless"}
+
+
+class Through(torch.nn.Module):
+    """A linear model of which only some pixels let gradients through; its answers are the deployed ones."""
+
+    def __init__(self, linear, pixels, **wishes):
+        super().__init__()
+        self.linear, self.pixels = linear, pixels
+        vars(self).update(wishes)
+
+    def forward(self, x):
+        seen = torch.zeros(16).index_fill(0, torch.tensor(self.pixels), 1.0).view(4, 4)
+        return self.linear(x * seen + (x * (1 - seen)).detach())
+
+
+class ManyDoors(Linear):
+    """Hides its gradients but for two pixels; its views show other pixels, those of the family each at the cost of an aim."""
+
+    def __init__(self):
+        super().__init__(classes=4)
+        self.plain = Linear(classes=4)
+        self.plain.map = self.map
+
+    def forward(self, x):
+        return Through(self.plain, [0, 1])(x)
+
+    def surrogates(self):
+        family = {f"gate {t}": Through(self.plain, list(range(4 * t, 4 * t + 4)), target=t) for t in range(4)}
+        return {"left": Through(self.plain, [2, 3, 4, 5]), **family, "right": Through(self.plain, [6, 7, 8, 9, 10])}
+
+
+def brute_force(model, split, attacks, adaptive, sources=None):
+    """Which examples withstand every attack on every view that it is made on, each of them in full."""
+    x, y, draws = split.images / 255, split.labels, Draws.for_examples(0, split.indices)
+    left = model(x).argmax(1) == y
+
+    def tried(attack, view, **aim):
+        parts = attack.components(4) if hasattr(attack, "components") else {"": attack}
+        for k, part in enumerate(parts.values()):
+            mine = draws.fork(k) if len(parts) > 1 or aim else draws
+            yield model(part(View(view, model), x, y, draws=mine, **aim)).argmax(1) == y
+
+    for attack in attacks.values():
+        left &= torch.stack(list(tried(attack, model))).all(0)
+    for attack in adaptive.values():
+        for name, view in {**model.surrogates(), **(sources or {})}.items():
+            if "gate" not in name and (name in model.surrogates() or not hasattr(attack, "components")):
+                left &= torch.stack(list(tried(attack, view))).all(0)
+    for t in range(4):
+        aim = replace(adaptive["margin"], targeted=True)
+        fork = draws.fork(t)
+        x_adv = aim(View(model.surrogates()[f"gate {t}"], model), x, y, draws=fork, target=torch.full_like(y, t))
+        left &= (model(x_adv).argmax(1) == y) | (y == t)
+    return left
+
+
+@pytest.fixture
+def doors_case(split):
+    model = ManyDoors()
+    with torch.no_grad():
+        model.map.weight.mul_(4)
+        labels = model.plain(split.images / 255).argmax(1)
+    threat = Threat("linf", 0.15)
+    pgd = PGD(threat, steps=10, early_stop=True)
+    pair = AutoAttack(threat, version="custom", attacks=(("first", pgd), ("second", replace(pgd, objective="dlr"))))
+    attacks = {"pgd": pgd, "pair": pair}
+    adaptive = {"pgd": pgd, "margin": replace(pgd, objective="margin"), "many": replace(pgd, restarts=3), "pair": pair}
+    return model, Split(split.images, labels, split.indices), attacks, adaptive
+
+
+def test_the_adaptive_minimum_is_that_of_everything_against_everything(doors_case):
+    model, split, attacks, adaptive = doors_case
+    records = evaluate(model, split, attacks, adaptive=adaptive, batch_size=50)
+    table = summarise(records).set_index("attack").accuracy
+    searched = [f"{attack}@{view}" for attack in ("pgd", "margin") for view in ("left", "right")]
+    costly = [f"{attack}@{view}" for attack in ("many", "pair") for view in ("left", "right")]
+    assert list(table.index) == ["clean", *attacks, *searched, "margin@gate of each class", *costly, "worst"]
+    left = withstood(records).groupby(records["index"]).min().reindex(split.indices.tolist()).to_numpy()
+    with torch.no_grad():
+        assert np.array_equal(left, brute_force(model, split, attacks, adaptive).numpy())
+    assert 0.1 < table["worst"] < min(table[["pgd", "pair", *searched]]), "it takes several views"
+    assert list(table[costly]) == sorted(table[costly], reverse=True), "costly rows count what broke before them"
+    assert table["worst"] == table[costly[-1]]
+    short = evaluate(model, split, attacks, adaptive=adaptive, minimum=True)
+    assert summarise(short).set_index("attack").accuracy["worst"] == table["worst"]
+    sizes = [records[(records.attack == a) & (records.surrogate == "")]["index"].nunique() for a in attacks]
+    assert set(records.groupby(["attack", "surrogate"])["index"].nunique()) == {120} == set(sizes)
+
+
+def test_costly_attacks_meet_what_still_stands(doors_case):
+    model, split, attacks, adaptive = doors_case
+    notes = CostlyNotes(THREAT, [])
+    records = evaluate(model, split, attacks, adaptive={**adaptive, "many": notes})
+    order = list(dict.fromkeys(zip(records.attack, records.surrogate, strict=True)))
+    before = records[
+        [pair in order[: order.index(("many", "left"))] for pair in zip(records.attack, records.surrogate, strict=True)]
+    ]
+    standing = withstood(before).groupby(before["index"]).min()
+    assert sum(map(len, notes.given)) >= standing.sum() > 0
+    assert len(notes.given[0]) == standing.sum() < 100
+
+
+def test_a_family_is_aimed_and_leaves_its_own_class_alone(doors_case):
+    model, split, _, adaptive = doors_case
+    records = evaluate(model, split, {}, adaptive={"margin": adaptive["margin"]})
+    family = records[records.surrogate == "gate of each class"]
+    assert set(family.component) == {"clean", *(f"gate {t}" for t in range(4))}
+    for t in range(4):
+        assert (family[family.component == f"gate {t}"].label != t).all()
+    assert family[family.component == "clean"].label.eq(0).all(), "the first class keeps its clean rows"
+    broken = family[~withstood(family)]
+    assert len(broken) > 5
+    assert not broken.duplicated("index").any(), "what one gate broke no other meets"
+
+
+def test_what_transfers_counts(model, split):
+    class Sealed(Masked):
+        def surrogates(self):
+            return {"useless": Masked()}
+
+    sealed = Sealed()
+    sealed.map = model.map
+    pgd = PGD(THREAT, steps=10, early_stop=True)
+    alone = summarise(evaluate(sealed, split, {"pgd": pgd})).set_index("attack").accuracy
+    attacks = {"pgd": pgd, "many": replace(pgd, restarts=2)}
+    table = summarise(evaluate(sealed, split, attacks, sources={"transfer from pgd_at": model}))
+    table = table.set_index("attack").accuracy
+    assert table["worst"] == table["pgd@transfer from pgd_at"] < alone["worst"] - 0.2
+    assert "many@transfer from pgd_at" not in table
+    assert table["many@useless"] == table["worst"], "costly rows count what broke before them"
+
+
+def test_a_view_has_its_own_objective(linear):
+    wish = Through(linear, [0], objective="nll")
+    pgd = PGD(THREAT)
+    assert suited(pgd, wish).objective == suited(APGD(THREAT), wish).objective == "nll"
+    assert suited(replace(pgd, objective="margin"), wish).objective == "margin"
+    assert suited(pgd, linear) is pgd
+    assert suited(pgd, Through(linear, [0], target=2)).targeted
+    views = {"a": linear, "joint": wish, "gate 0": Through(linear, [0], target=0)}
+    many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
+    assert [[door.name for door in takers(attack, doors(views))] for attack in (many, cascade)] == [["joint"], ["a"]]
+    assert [door.name for door in takers(many, doors({"a": linear}))] == ["a"]
+
+
+def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
+    settings = {"root": tmp_path, "device": "cpu", "progress": False}
+
+    def train(name):
+        return fit(make_method(name, "digits", epochs=1, train_examples=100), digits, **settings)
+
+    run = train("ancra")
+
+    def interrupt(progress):
+        if (progress.attack, progress.surrogate) == ("cw50", "joint") and progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, digits, n=20, progress=interrupt)
+    alone = evaluate_run(run, digits, n=20)
+    resumed = run.records()
+    (run.path / "results.json").unlink()
+    assert evaluate_run(run, digits, n=20) == alone
+    pd.testing.assert_frame_equal(run.records(), resumed, check_exact=True)
+    rows = {row["attack"]: row for row in alone["rows"]}
+    assert alone["transfer"] == {}
+    assert rows["worst"]["protocol"].endswith("nothing was transferred from pgd_at or trades")
+    assert "on what withstood everything before" in rows["autoattack@head 1"]["protocol"]
+    assert {row["surrogate"] for row in alone["cascade"]} == {""}
+    assert all(row["n"] == 20 for row in rows.values())
+    twin = train("pgd_at")
+    again = evaluate_run(run, digits, n=20)
+    assert again["transfer"] == {"pgd_at": twin.place}
+    rows = {row["attack"]: row for row in again["rows"]}
+    assert f"searched on {twin.place}" in rows["cw50@transfer from pgd_at"]["protocol"]
+    assert again["rows"][-1]["accuracy"] <= alone["rows"][-1]["accuracy"]
+    stamp = (run.path / "records.parquet").stat().st_mtime_ns
+    assert evaluate_run(run, digits, n=20) == again
+    assert (run.path / "records.parquet").stat().st_mtime_ns == stamp
+    assert "transfer" not in evaluate_run(twin, digits, n=20)
 
 
 class Coin(Linear):

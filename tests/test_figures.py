@@ -11,6 +11,7 @@ import pytest
 
 from robustlib import figures
 from robustlib.errors import InputError
+from tests import made_up
 from tests.made_up import cascade, curve, leaderboard, metrics
 
 ROWS = [{"attack": "clean", "accuracy": 0.986, "low": 0.97, "high": 0.995}, {"attack": "worst", "accuracy": 0.736}]
@@ -184,6 +185,12 @@ def test_a_series_is_never_told_by_colour_alone():
     lines = [line for line in axis.lines if not line.get_label().startswith("_")]
     assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
     assert len(axis.collections) == 2, "each curve has its band"
+
+
+def test_of_views_only_the_minimum_is_drawn():
+    drawn = figures.accuracy_bars(made_up.adaptive()["rows"])
+    assert drawn.data["attack"].tolist() == ["clean", "PGD-20", "CW-50", "AutoAttack", "adaptive minimum"]
+    assert "adaptive minimum 43.5" in drawn.alt
 
 
 def test_the_cascade_shows_what_each_step_took():

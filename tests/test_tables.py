@@ -63,12 +63,37 @@ def test_accuracies_best_beside_last() -> None:
     assert table.loc["worst case", "protocol"] == "PGD(steps=20)"
 
 
-def test_accuracies_of_a_stochastic_model_on_its_surrogates() -> None:
-    noisy = {"attack": "pgd20@denoiser", "accuracy": 0.5, "single": 0.25, "low": 0.4, "high": 0.6, "n": 500}
+def test_accuracies_of_a_stochastic_model() -> None:
+    noisy = {"attack": "pgd20", "accuracy": 0.5, "single": 0.25, "low": 0.4, "high": 0.6, "n": 500}
     table = tables.accuracies({"rows": [*RESULTS["rows"], noisy]})
-    assert table.loc["PGD-20 on denoiser", "one draw"] == "25.0 %"
-    assert table.loc["PGD-20 on denoiser", "best epoch"] == "50.0 % (40.0–60.0)"
+    assert table.loc["PGD-20", "one draw"] == "25.0 %"
+    assert table.loc["PGD-20", "best epoch"] == "50.0 % (40.0–60.0)"
     assert "one draw" not in tables.accuracies(RESULTS)
+
+
+def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    results, sent = made_up.adaptive(), []
+    assert list(tables.accuracies(results).index) == ["clean", "PGD-20", "CW-50", "AutoAttack", "worst case"]
+    table = tables.adaptive(results)
+    assert list(table.columns) == ["PGD-20", "CW-50", "AutoAttack", "everything so far"]
+    assert table.loc["the deployed logits"].tolist() == ["82.0 %", "81.5 %", "81.0 % (78.0–84.0)", "–"]
+    assert table.loc["head 1"].tolist() == ["60.0 %", "55.0 %", "–", "–"]
+    assert table.loc["gate of each class"].tolist() == ["–", "50.0 %", "–", "–"]
+    assert table.loc["PGD-100×5 on surrogates", "everything so far"] == "45.0 %", "what was left after the last"
+    assert table.index[-1] == "adaptive minimum"
+    assert table.iloc[-1].tolist() == ["–", "–", "–", "43.5 % (40.5–46.5)"]
+    assert tables.adaptive_words(results) == (
+        "The paper's protocol (AutoAttack on the deployed logits) leaves 81.0 %, the adaptive minimum 43.5 %: overstated by "
+        "37.5 points."
+    )
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.append(data["text/plain"]))
+    tables.show_adaptive(RESULTS)
+    assert sent == [], "a plain model has nothing to show"
+    tables.show_adaptive(results)
+    assert len(sent) == 2
+    assert "overstated by" in sent[0]
+    assert tables.adaptive(RESULTS).empty
+    assert tables.adaptive_words(RESULTS) == ""
 
 
 def test_cascade_says_what_each_step_took() -> None:

@@ -9,7 +9,8 @@ Where a model has `surrogates()`, these meet the adaptive attacks, and sources (
   that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that withstood it
   and everything before it. The minimum over all is the same as if all had met everything.
 
-A surrogate's attribute `objective` takes the place of an attack's "ce". Of a stochastic model every example meets everything.
+A surrogate's attribute `objective` takes the place of an attack's "ce": it is a loss of several heads, which meets attacks with
+restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). Of a stochastic model every example meets everything.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,8 +78,7 @@ def evaluate(
         (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
 
     Raises:
-        InputError: fewer than 2 classes, labels that are none, a reserved name, a state of another evaluation, a single
-            image that does not fit into memory.
+        InputError: fewer than 2 classes, labels that are none, a reserved name, another evaluation's state, too little memory.
     """
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws

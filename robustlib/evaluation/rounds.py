@@ -12,7 +12,7 @@ from robustlib.attacks import Attack
 from robustlib.attacks.search import View
 from robustlib.evaluation.records import labelled, withstood
 from robustlib.evaluation.steps import Evaluation, Step, joined
-from robustlib.evaluation.views import Door, aimed, doors, is_search, suited
+from robustlib.evaluation.views import Door, aimed, doors, is_search, suited, takers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ class Rounds:
             for door in [door for door in views if door.family]:
                 self._meet(self._steps(name, attack, door), minimum)
         for name, attack in attacks.items():
-            for door in [door for door in views if name not in searches and not door.family]:
+            for door in takers(attack, views) if name not in searches else ():
                 self._meet(self._steps(name, attack, door), after_all=True)
 
     def _steps(self, name: str, attack: Attack, door: Door) -> list[Step]:

@@ -47,8 +47,8 @@ def standard_attacks(
 def adaptive_attacks(threat: Threat) -> dict[str, Attack]:
     """What the surrogates of a deterministic model meet: the searches of `standard_attacks`, then what is costly.
 
-    PGD-100 with 5 restarts, on the cross-entropy (of a joint loss: on that loss itself) and on the margin, in place of PGD-50
-    with 10 (Zhou et al. 2023 attack the joint loss in training; no paper evaluates with it), then AutoAttack.
+    In place of PGD-50 with 10 restarts: PGD-100 with 5, on the cross-entropy (of a joint loss: on that loss itself, as Zhou et
+    al. 2023 attack in training) and on the margin. AutoAttack comes last. `evaluate` says which view meets which.
     """
     searches = {name: attack for name, attack in standard_attacks(threat).items() if is_search(attack)}
     pgd = PGD(threat, steps=100, restarts=5, early_stop=True)

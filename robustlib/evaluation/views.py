@@ -1,6 +1,6 @@
 """Which attack meets which view of a model beside the deployed one: its surrogates, and finished twins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,14 @@ def aimed(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
     able = {name: attack for name, attack in attacks.items() if hasattr(attack, "targeted")}
     margin = {n: a for n, a in able.items() if is_search(a) and getattr(a, "objective", "") == "margin"}
     return margin or able
+
+
+def takers(attack: Attack, doors: Sequence[Door]) -> list[Door]:
+    """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
+    single = [door for door in doors if not door.family]
+    joint = [door for door in single if getattr(door.views[""], "objective", None)]
+    rest = [door for door in single if door not in joint]
+    return (rest if hasattr(attack, "components") else joint) or single
 
 
 def suited(attack: Attack, view: nn.Module) -> Attack:

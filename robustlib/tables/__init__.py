@@ -3,7 +3,7 @@
 Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
 """
 
-from robustlib.tables.adaptive import adaptive, adaptive_words
+from robustlib.tables.adaptive import adaptive, adaptive_words, show_adaptive
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
@@ -34,6 +34,7 @@ __all__ = [
     "percent",
     "provenance",
     "show",
+    "show_adaptive",
     "show_badges",
     "splits",
     "verdict",

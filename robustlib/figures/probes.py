@@ -76,7 +76,7 @@ def _over_epochs(axis: "Axes", curves: Curves, every: Mapping[str, dict[str, obj
         axis.plot(rows["epoch"], rows[column], markevery=max(1, len(rows) // 10), **look)  # type: ignore[arg-type]
         axis.fill_between(rows["epoch"], rows["low"], rows["high"], color=look["color"], alpha=0.15, lw=0)
     if all(frame.iloc[:, 1].min() >= 0 for frame in curves.values()):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])  # so that the highest marker is whole
     else:
         axis.axhline(0, color=MUTED, lw=1, zorder=1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))

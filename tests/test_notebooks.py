@@ -28,8 +28,8 @@ def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
 
 
-def test_both_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare"}
+def test_all_are_there() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "afd", "ancra", "compare", "explore"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

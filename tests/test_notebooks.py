@@ -161,6 +161,37 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "signs", "figures"),
+    [
+        (
+            "ancra",
+            [],
+            ("head 1", "bpda gate 0.1", "adaptive minimum", "overstated by", "transferred", "ancra-ablation"),
+            6,
+        ),
+        (
+            "afd",
+            ["pretrain_epochs=1"],
+            ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "undecided: 0 of 8 seeds"),
+            6,
+        ),
+    ],
+)
+def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:
+    overrides = ["epochs=1", "train_examples=200", "attack_steps=2", *changes]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 24}
+    task = Task(FOLDER / f"{method}.ipynb", parameters, tmp_path / "out.ipynb")
+    status = execute(task)
+    assert status["state"] == "done", status
+    outputs = [output for cell in cells(task.output) for output in cell.outputs]
+    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = text(task.output) + "".join(image["alt"] for image in images)
+    assert len(images) == figures
+    for sign in signs:
+        assert sign in shown, sign
+
+
 def test_compare_without_data_compares_the_rest(trained: Path) -> None:
     parameters = {"runs": trained / "runs", "look_inside": False}
     task = Task(FOLDER / "compare.ipynb", parameters, trained / "outside.ipynb")

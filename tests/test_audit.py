@@ -319,6 +319,34 @@ def evidence(model: nn.Module, split: Split, threat: Threat, n: int = 32, **sett
     return Evidence(model.eval(), split.sample(n), threat, **{**usual, **settings})
 
 
+def test_a_family_of_views_is_aimed_at_what_still_stands(digits, honest):
+    class Aimed(Fake):
+        def __init__(self, model: nn.Module, target: int) -> None:
+            super().__init__(model)
+            self.target = target
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+    class Sealed(Fake):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).detach()
+
+        def surrogates(self) -> dict[str, nn.Module]:
+            return {f"gate {label}": Aimed(self.model, label) for label in range(10)}
+
+    e = evidence(Sealed(honest), digits.test, digits.threat)
+    assert (len(e.views), len(e.aimed)) == (1, 10)
+    blind, white = e.accuracy(e.trajectory[100][0], e.apgd), e.accuracy(e.white)
+    assert white.mean() < blind.mean() - 0.05, "only the family shows a way"
+    views = {label: View(Aimed(honest, label).eval(), honest) for label in range(10)}
+    aim = PGD(digits.threat, steps=20, early_stop=True, objective="margin", targeted=True)
+    found = torch.stack([aim(v, e.x, e.y, draws=e.draws, target=torch.full_like(e.y, t)) for t, v in views.items()])
+    with torch.no_grad():
+        open_ = torch.stack([honest(x).argmax(1) == e.y for x in found]).all(0)
+    assert (white - open_.double()).abs().mean() < 0.1, "as good as that attack without the seal"
+
+
 @pytest.mark.parametrize(("broken", "mended", "n"), [(0, 0, 50), (5, 0, 100), (12, 4, 256)])
 def test_effect_equals_bonett_and_price(broken, mended, n):
     weaker, stronger = torch.ones(n), torch.ones(n)

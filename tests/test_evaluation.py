@@ -342,28 +342,28 @@ def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, d
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run(run, digits, n=20, progress=interrupt)
-    alone = evaluate_run(run, digits, n=20)
+        evaluate_run(run, digits, n=8, progress=interrupt)
+    alone = evaluate_run(run, digits, n=8)
     resumed = run.records()
     (run.path / "results.json").unlink()
-    assert evaluate_run(run, digits, n=20) == alone
+    assert evaluate_run(run, digits, n=8) == alone
     pd.testing.assert_frame_equal(run.records(), resumed, check_exact=True)
     rows = {row["attack"]: row for row in alone["rows"]}
     assert alone["transfer"] == {}
     assert rows["worst"]["protocol"].endswith("nothing was transferred from pgd_at or trades")
     assert "on what withstood everything before" in rows["autoattack@head 1"]["protocol"]
     assert {row["surrogate"] for row in alone["cascade"]} == {""}
-    assert all(row["n"] == 20 for row in rows.values())
+    assert all(row["n"] == 8 for row in rows.values())
     twin = train("pgd_at")
-    again = evaluate_run(run, digits, n=20)
+    again = evaluate_run(run, digits, n=8)
     assert again["transfer"] == {"pgd_at": twin.place}
     rows = {row["attack"]: row for row in again["rows"]}
     assert f"searched on {twin.place}" in rows["cw50@transfer from pgd_at"]["protocol"]
     assert again["rows"][-1]["accuracy"] <= alone["rows"][-1]["accuracy"]
     stamp = (run.path / "records.parquet").stat().st_mtime_ns
-    assert evaluate_run(run, digits, n=20) == again
+    assert evaluate_run(run, digits, n=8) == again
     assert (run.path / "records.parquet").stat().st_mtime_ns == stamp
-    assert "transfer" not in evaluate_run(twin, digits, n=20)
+    assert "transfer" not in evaluate_run(twin, digits, n=8)
 
 
 class Coin(Linear):

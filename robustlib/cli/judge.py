@@ -45,6 +45,8 @@ def evaluate(
     frame = tables.accuracies(results)
     title = f"{run.name} · {results['threat']} · {results['n']} test images{' · stale' if run.stale else ''}"
     out.print(console.table(frame.drop(columns=["images", "protocol"]), title))
+    if said := tables.adaptive_words(results):
+        out.print(console.table(tables.adaptive(results), said))
     if suite == "reference":
         with out.status("the authors' AutoAttack"):
             comparison = compare_with_reference(run, dataset, n=results["n"], device=device)

@@ -60,11 +60,11 @@ class Suite:
         return self._worst() if attack == "worst" else repr(self.attacks[attack])
 
     def _worst(self) -> str:
-        said = "per-example worst case over the attacks above"
-        missing = [method for method in TWINS if method not in self.twins]
-        if self.model.surrogates() and missing:
-            said += f"; nothing was transferred from {' or '.join(missing)}"
-        return said
+        said, missing = "per-example worst case over the attacks above", set(TWINS) - set(self.twins)
+        if not self.model.surrogates():
+            return said
+        lacking = f"; nothing was transferred from {' or '.join(sorted(missing))}" if missing else ""
+        return f"{said} and those on surrogates{lacking}"
 
     def _where(self, surrogate: str, attack: Attack) -> str:
         """On what, how, and on which images an attack searched, in words."""

@@ -298,6 +298,23 @@ def test_a_family_is_aimed_and_leaves_its_own_class_alone(doors_case):
     assert not broken.duplicated("index").any(), "what one gate broke no other meets"
 
 
+def test_a_relaxed_view_meets_the_apgd_of_a_cascade_only(model, split):
+    class Slopes(Masked):
+        def surrogates(self):
+            return {"steep": Through(model, [0, 1], relaxed=True), "other": Through(model, [2, 3])}
+
+    slopes = Slopes()
+    slopes.map = model.map
+    parts = (("apgd-ce", APGD(THREAT, steps=3, objective="ce")), ("square", Square(THREAT, queries=5)))
+    steps = cascade(evaluate(slopes, split, {"pair": AutoAttack(THREAT, version="custom", attacks=parts)}))
+    met = {view: list(rows.component) for view, rows in steps[steps.component != "before"].groupby("surrogate")}
+    assert met == {
+        "": ["clean", "apgd-ce", "square"],
+        "other": ["clean", "apgd-ce", "square"],
+        "steep": ["clean", "apgd-ce"],
+    }
+
+
 def test_what_transfers_counts(model, split):
     class Sealed(Masked):
         def surrogates(self):

@@ -10,7 +10,9 @@ Where a model has `surrogates()`, these meet the adaptive attacks, and sources (
   and everything before it. The minimum over all is the same as if all had met everything.
 
 A surrogate's attribute `objective` takes the place of an attack's "ce": it is a loss of several heads, which meets attacks with
-restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). Of a stochastic model every example meets everything.
+restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). One that is `relaxed`,
+the deployed logits with another slope, meets only the parts of a cascade that are APGD, to save time. Of a stochastic model
+every example meets everything.
 """
 
 from collections.abc import Callable, Mapping

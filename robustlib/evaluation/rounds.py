@@ -12,7 +12,7 @@ from robustlib.attacks import Attack
 from robustlib.attacks.search import View
 from robustlib.evaluation.records import labelled, withstood
 from robustlib.evaluation.steps import Evaluation, Step, joined
-from robustlib.evaluation.views import Door, aimed, doors, is_search, suited, takers
+from robustlib.evaluation.views import Door, aimed, components, doors, is_search, suited, takers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,8 @@ class Rounds:
         steps: list[Step] = []
         for member, module in door.views.items():
             view, target = View(module, self.job.model) if door.name else module, getattr(module, "target", None)
-            parts = attack.components(self.classes) if hasattr(attack, "components") else {member: attack}
+            whole = not hasattr(attack, "components")
+            parts = {member: attack} if whole else components(attack, module, self.classes)
             for component, part in parts.items():
                 fork = len(steps) if component else None
                 fitting = suited(part, module) if door.name else part

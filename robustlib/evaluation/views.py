@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from robustlib.attacks import Attack
+from robustlib.attacks import APGD, Attack
 
 FAMILY = "of each class"  # how the views that are aimed at one class each are called together
 
@@ -59,6 +59,13 @@ def takers(attack: Attack, doors: Sequence[Door]) -> list[Door]:
     joint = [door for door in single if getattr(door.views[""], "objective", None)]
     rest = [door for door in single if door not in joint]
     return (rest if hasattr(attack, "components") else joint) or single
+
+
+def components(attack: Attack, view: nn.Module, classes: int) -> dict[str, Attack]:
+    """The parts of a cascade that a view meets: all, or of a `relaxed` one, another slope of the deployed logits, those by APGD."""
+    parts: dict[str, Attack] = attack.components(classes)  # type: ignore[attr-defined]
+    steep = {name: part for name, part in parts.items() if isinstance(part, APGD)}
+    return steep if steep and getattr(view, "relaxed", False) else parts
 
 
 def suited(attack: Attack, view: nn.Module) -> Attack:

@@ -112,7 +112,8 @@ class ReverseAttention(Classifier):
     def surrogates(self) -> dict[str, nn.Module]:
         """What an adaptive adversary attacks: heads, their mean, the joint loss, soft, BPDA and fixed gates.
 
-        A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`.
+        A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`, and
+        one that only gives the deployed logits another slope is `relaxed`.
         What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it. A BPDA gate
         repeats the soft one only where q = softmax(p_i / temperature) is saturated; elsewhere W[j] stands in its gradient for
         sum_c q_c W[c], and later blocks see what they see when deployed.
@@ -175,6 +176,8 @@ class Joint(_Surrogate):
 class SoftGate(_Surrogate):
     """The deployed logits with masks sum_c softmax(p_i / temperature)_c W[c], forwards and backwards: as temperature falls,
     the model itself, whose gates can now be felt."""
+
+    relaxed = True  # the deployed logits with another slope: evaluations try what follows gradients on it
 
     def __init__(self, model: ReverseAttention, temperature: float) -> None:
         super().__init__(model)

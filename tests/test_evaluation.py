@@ -1,6 +1,7 @@
 """Records, summaries and curves: what is counted, and that nothing flattering slips in."""
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -32,6 +33,7 @@ from robustlib.evaluation import (
 from robustlib.evaluation.records import withstood
 from robustlib.evaluation.views import doors, takers
 from robustlib.methods import make_method
+from robustlib.runs import Run, transfer_sources, write_atomic, write_json
 from robustlib.training import fit
 from tests.conftest import Linear
 
@@ -343,6 +345,37 @@ def test_a_view_has_its_own_objective(linear):
     many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
     assert [[door.name for door in takers(attack, doors(views))] for attack in (many, cascade)] == [["joint"], ["a"]]
     assert [door.name for door in takers(many, doors({"a": linear}))] == ["a"]
+
+
+def test_the_twin_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
+    def made(name, seed=0, arch="small_cnn", changed=""):
+        run = Run(tmp_path / "digits" / "pgd_at" / name)
+        facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits"}
+        write_json(run.path / "params.json", facts | {"seed": seed, "arch": arch, "changed": changed})
+        write_json(run.path / "status.json", {"state": "done"})
+        write_atomic(run.path / "model.safetensors", b"weights")
+        return run
+
+    mine = made("mine")
+    order = [made("a", arch="mlp"), made("b", changed="epochs=1"), made("c", seed=3), made("d")]
+    for fittest in range(4):
+        assert transfer_sources(mine, ["pgd_at"])["pgd_at"].path == order[::-1][fittest].path
+        shutil.rmtree(order[::-1][fittest].path)
+    assert transfer_sources(mine, ["pgd_at"]) == {}
+
+
+def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
+    class Judge(torch.nn.Module):  # class 1 far out, class 2 further
+        def forward(self, x):
+            mean = x.flatten(1).mean(1, keepdim=True)
+            return torch.cat([0 * mean, 4 * mean - 2.4, 8 * mean - 6.4], 1)
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    aim = PGD(
+        Threat("linf", 0.25), steps=20, step_size=0.05, start="zero", early_stop=True, objective="margin", targeted=True
+    )
+    judge, view, target = Judge(), Judge(), torch.full((3,), 2)
+    assert judge(aim(View(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
 
 
 def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, monkeypatch):

@@ -253,11 +253,11 @@ def test_the_watched_gap_is_that_of_the_features(digits):
     (found,) = [probe(model, batch) for probe in stage.probes.values()]
     split = digits.val.sample(len(batch.y))
     for layer, name in (("encoder", "h"), ("intrinsic", "f1")):
-        clean = features(model, split, layers=layer)
+        clean, here = features(model, split, layers=layer), slice(None, None, len(split) // 128)
         adversarial = features(model, split, layers=layer, attack=probe_attack(digits.threat))
         assert torch.equal(clean.indices, batch.index)
         for measure in ("relative_l2", "cosine", "linf"):
-            gaps = feature_gap(clean[layer][:128], adversarial[layer][:128], measure)
+            gaps = feature_gap(clean[layer][here], adversarial[layer][here], measure)
             assert found[f"{name}/{measure}"] == pytest.approx(gaps.mean().item(), rel=0.02)
     assert len(found) == 6
     assert model.training
@@ -267,13 +267,16 @@ def test_one_attack_serves_all_watched_layers(digits):
     calls = []
 
     def attack(model, x, y, **settings):
-        calls.append(len(x))
+        calls.append((len(x), y.tolist()))
         return (x + 0.1).clamp(0, 1)
 
     model = build_model("small_cnn", digits)
     probe = gap_probe(attack, {"h": "features", "first": "stage1"}, measures=("l2",), images=10)
-    found = probe(model, probe_batch(digits.val))
-    assert calls == [10]
+    ordered = digits.val.labels.argsort(stable=True)
+    batch = next(iter(digits.val.select(ordered).batches(200)))
+    found = probe(model, batch)
+    assert calls == [(10, batch.y[::20].tolist())]
+    assert len(set(calls[0][1])) >= 8, "spread over a batch that is sorted by class"
     assert set(found) == {"h/l2", "first/l2"}
     with pytest.raises(InputError, match="There is no layer 'stage9'"):
         gap_probe(attack, {"h": "stage9"})(model, probe_batch(digits.val))

@@ -175,7 +175,8 @@ def test_surrogates_are_named_views_of_the_same_weights():
     soft = [f"{kind} gate {t}" for kind in ("soft", "bpda") for t in ("0.1", "0.3", "1")]
     assert list(one.surrogates()) == ["head 1", "joint", *soft]
     gates = [f"gate {label}" for label in range(10)]
-    assert list(two.surrogates()) == ["head 1", "head 2", "mean of heads", "joint", *soft, *gates]
+    heads = ["head 1", "head 2", "mean of heads", "soft head 0.3"]
+    assert list(two.surrogates()) == [*heads, "joint", *soft, *gates]
     mine = {id(p) for p in two.parameters()}
     for view in two.surrogates().values():
         assert {id(p) for p in view.parameters()} == mine
@@ -216,12 +217,17 @@ def test_a_bpda_gate_feels_the_soft_mask(temperature):
 
 
 @pytest.mark.parametrize("arch", SMALL)
-def test_a_quick_attack_looks_at_the_last_auxiliary_head(arch):
+def test_a_quick_attack_looks_at_the_last_auxiliary_head_behind_soft_gates(arch):
     model, x = attentive(arch), torch.rand(4, 3, 16, 16)
     quick = attacked_view(model)
     assert isinstance(quick, View)
     assert quick.judge is model
-    assert torch.equal(quick(x), model.attend(x).auxiliary[-1])
+    weight = model.head.weight
+    soft = model.gated(x, lambda logits: (logits / 0.3).softmax(1) @ weight)
+    assert torch.equal(quick(x), soft.auxiliary[-1])
+    if model.gates > 1:  # it feels the gate before the last head, which the hard one hides
+        assert not torch.allclose(quick(x), model.attend(x).auxiliary[-1])
+        assert torch.equal(model.surrogates()["soft head 0.3"](x), quick(x))
     plain, bare = build_model(arch, spec((3, 16, 16))), nn.Flatten()
     assert plain.attack_view() is attacked_view(plain) is plain
     assert attacked_view(bare) is bare

@@ -130,6 +130,7 @@ class Search:
     classes: int
     stochastic: bool = False
     piece: int = 0  # images in one go; 0 for all
+    viewed: bool = False  # on a View: whatever class a search aims at, any wrong answer of the judge is a success
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """The verdict's logits (B, K): the model itself, in float32, without gradients; their mean over `draws`."""
@@ -156,6 +157,7 @@ class Search:
 
         Never for a stochastic model: one lucky draw is no success.
         """
+        target = None if self.viewed else target
         gone = fooled(logits, y, target) & (not self.stochastic)
         exact = self.fast is self.model and self.precision == "32-true"
         if not exact and bool(gone.any()):
@@ -237,4 +239,6 @@ def searching(
         for y in labels:
             check_labels(y, first.shape[1])
         piece = 0 if whole else max(8, piece)
-        yield Search(judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece)
+        yield Search(
+            judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece, view is not judge
+        )

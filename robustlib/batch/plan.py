@@ -44,12 +44,15 @@ class Job:
     @property
     def current(self) -> bool:
         """Whether its page stands already and would come out the same."""
+        from robustlib.evaluation import has_new_twins
+
         status, page = self.task.status(), self.task.output
         asked, had = (_numbers(p) for p in (self.task.parameters, status.get("parameters", {})))
         return (
             (status.get("state"), asked) == ("done", had)
             and self.run.finished
             and self.run.results().get("code") == code_digest()
+            and not has_new_twins(self.run)
             and page.exists()
             and page.stat().st_mtime > self.task.notebook.stat().st_mtime
         )

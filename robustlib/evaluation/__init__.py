@@ -6,7 +6,7 @@ from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
 from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
-from robustlib.evaluation.run_results import evaluate_run
+from robustlib.evaluation.run_results import evaluate_run, has_new_twins
 from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
 from robustlib.evaluation.views import suited
@@ -20,6 +20,7 @@ __all__ = [
     "compare_with_reference",
     "evaluate",
     "evaluate_run",
+    "has_new_twins",
     "incomplete",
     "leaderboard",
     "robustness_curve",

@@ -7,11 +7,11 @@ Where a model has `surrogates()`, these meet the adaptive attacks, and sources (
   turn: a cascade over classes, in which the images of a class do not meet its own view;
 - anything costlier meets only what still stands after everything before, on all views. Its rows hold for the others the record
   that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that withstood it
-  and everything before it. The minimum over all is the same as if all had met everything.
+  and everything before it. The minimum over all is the same as if each had met all images.
 
 A surrogate's attribute `objective` takes the place of an attack's "ce": it is a loss of several heads, which meets attacks with
 restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). One that is `relaxed`,
-the deployed logits with another slope, meets only the parts of a cascade that are APGD, to save time. Of a stochastic model
+the deployed logits with softer gates, meets only the parts of a cascade that are APGD, to save time. Of a stochastic model
 every example meets everything.
 """
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from robustlib.attacks import Attack
 from robustlib.evaluation.numbers import summarise
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
-from robustlib.evaluation.views import is_search
+from robustlib.evaluation.views import components, is_search
 from robustlib.models import Classifier
 from robustlib.runs import Run
 from robustlib.threat import Threat
@@ -73,7 +73,11 @@ class Suite:
             return self.twins[surrogate.removeprefix(TRANSFER)].place
         if surrogate not in views:  # a family
             return f"each of the surrogates {surrogate}, aimed at that class, on images of the others"
-        said, objective = f"the surrogate {surrogate}", getattr(views[surrogate], "objective", "")
+        view, parts = views[surrogate], ""
+        if hasattr(attack, "components"):
+            met = components(attack, view, self.model.num_classes)
+            parts = f" ({', '.join(met)} only)" if len(met) < len(attack.components(self.model.num_classes)) else ""
+        said, objective = f"the surrogate {surrogate}{parts}", getattr(view, "objective", "")
         if objective and getattr(attack, "objective", "ce") == "ce":
             said += f" with objective {objective!r} for 'ce'"
         return said if is_search(attack) else f"{said}, on what withstood everything before"

@@ -67,7 +67,7 @@ def evaluate_run(
     asked: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
     asked |= {"seed": seed, "code": code_digest()}
     stored, where, tables, frames = run.results(), resolve_device(device), {}, []
-    if stored and all(stored.get(k) == v for k, v in asked.items()) and not _new_twins(run, stored):
+    if stored and all(stored.get(k) == v for k, v in asked.items()) and not has_new_twins(run):
         return stored
     run.model().check_data(dataset)
     twins = transfer_sources(run, TWINS) if run.model().surrogates() else {}
@@ -91,9 +91,13 @@ def evaluate_run(
     return results
 
 
-def _new_twins(run: Run, stored: Mapping[str, Any]) -> bool:
-    """Whether a finished run of TWINS is there now, of a method that had none when a model with surrogates was evaluated."""
-    return "transfer" in stored and bool(transfer_sources(run, TWINS).keys() - stored["transfer"].keys())
+def has_new_twins(run: Run) -> bool:
+    """Whether an evaluated model with surrogates would now be attacked by way of other runs than it was: more, or fitter ones."""
+    stored = run.results()
+    if "transfer" not in stored:
+        return False
+    now = {method: twin.place for method, twin in transfer_sources(run, TWINS).items()}
+    return bool(now) and now != stored["transfer"]
 
 
 def images_of(run: Run, dataset: Dataset, n: int | None) -> Split:

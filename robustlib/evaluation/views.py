@@ -62,9 +62,9 @@ def takers(attack: Attack, doors: Sequence[Door]) -> list[Door]:
 
 
 def components(attack: Attack, view: nn.Module, classes: int) -> dict[str, Attack]:
-    """The parts of a cascade that a view meets: all, or of a `relaxed` one, another slope of the deployed logits, those by APGD."""
+    """The parts of a cascade that a view meets: all, or those by APGD if it is `relaxed`, the deployed logits with softer gates."""
     parts: dict[str, Attack] = attack.components(classes)  # type: ignore[attr-defined]
-    steep = {name: part for name, part in parts.items() if isinstance(part, APGD)}
+    steep: dict[str, Attack] = {name: part for name, part in parts.items() if isinstance(part, APGD)}
     return steep if steep and getattr(view, "relaxed", False) else parts
 
 

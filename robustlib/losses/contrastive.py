@@ -12,7 +12,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
 def confidence_similarity(logits: Tensor, other: Tensor) -> Tensor:
-    """Sim(a, b) = mean_i 1[argmax a_i = argmax b_i] sqrt(max_c q(a_i)[c] max_c q(b_i)[c]), q = softmax (ANCRA, section 3.2).
+    """Sim(a, b) = mean_i 1[argmax a_i = argmax b_i] sqrt(max_c q(a_i)[c] max_c q(b_i)[c]), q = softmax (ANCRA's release, loss_fn).
 
     In [0, 1], a scalar; only pairs that are predicted as one class count.
 

@@ -28,7 +28,8 @@ class AFD(FineTuning):
     Unlike the released code, images are normalised inside the model, and the attack's random start is clipped to [0, 1].
 
     Rows of the ablation: `disentangle=False` drops the losses of D2 and of cos(f1, f2), `align=False` that of the gap; both leave
-    all else, weight decay included, as it is. `classify="latent"` trains the same weights and deploys W h + b instead of z1.
+    all else, weight decay included, as it is. `classify="latent"` trains the same weights, epoch for epoch, and deploys W h + b instead of z1;
+    the best epoch is chosen on what is deployed, so the branches are best compared at the last one.
     With `awp_gamma` both losses are taken at the perturbed weights, from the one forward pass that they share; D2 itself stays
     where it is, since the loss that chooses the perturbation takes f2 as a constant.
     """

@@ -33,13 +33,14 @@ ALONE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ANCRA(AdversarialMethod):
-    """min E L_base + zeta Sim^alpha(x, x_o), each term as l(p') + ra_weight mean_i l(p_i) over the heads (section 3.4).
+    """min E L_base + zeta Sim^alpha(x, x_o), each term as l(p') + ra_weight mean_i l(p_i) over the heads (train_CIFAR10_ResNet.py).
 
     x_o is an image of another class of the batch, pulled to the anchor's class by targeted PGD. Attacks run in eval mode with
     predicted-label gates from x + 0.001 N(0, I) on the same sum over heads; the loss is taken in train mode with
     true-label gates, in separate passes over x, x' and x_o. Base "trades" is the released one: its x' climbs the
     cross-entropy, not the KL. "pgd_at" and "mart" were not released and are reconstructed from the code that ANCRA derives
     from (CAS, Bai et al. 2021), where every head's KL of MART is weighted by what the final head says of x: 1 - p'_y(x).
+    Unlike the release, images are normalised inside the model.
     """
 
     name = "ancra"
@@ -52,6 +53,7 @@ class ANCRA(AdversarialMethod):
     lr: float = 0.01  # a tenth of what TRADES takes; what the release ships
     weight_decay: float = 2e-4
     milestones: tuple[float, ...] = (75, 90, 100)
+    attack_step_size: float | None = 0.007  # at 8/255
     base: Base = "trades"  # what it is put on: trades, as released; pgd_at or mart, reconstructed
     beta: float = 6.0  # weight of the KL of trades and mart; 6 is the release's for trades, give 5 for mart's own
     reverse_attention: bool = True  # gate the last features by the weights of a class

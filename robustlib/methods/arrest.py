@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks import PGD, Draws
+from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.search import borrowed
 from robustlib.data import Batch
 from robustlib.errors import InputError
@@ -23,7 +24,8 @@ class ARREST(AFKD):
 
     Where mean (1 - cos(f_T(x), f(x))) >= 1 - cos(angle) in eval mode during the first `replay` of the epochs, x' is a uniformly
     random point of the ball. As AFD's ARREST.py (angle 30 degrees, epochs 1 to 10 of 20), except that the teacher's BatchNorm
-    is in eval mode (there it is in train mode and drifts) and that weights are averaged as AFD's are (`ema=0`: without).
+    is in eval mode (there it is in train mode and drifts), that weights are averaged as AFD's are (`ema=0`: without), and that
+    the attack steps 0.007 as AFD's does, not 2/255.
     """
 
     name = "arrest"
@@ -45,9 +47,8 @@ class ARREST(AFKD):
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
         if at.progress >= self.replay or not self._strayed(victim, batch.x, natural):
             return super().shown(attack, victim, batch, at, natural)[0], {"replayed": 0.0}
-        draws, shape = Draws.from_generator(at.generator, len(batch.x), batch.x.device).fork(0), batch.x.shape[1:]
-        noisy = attack.threat.random_start(batch.x, draws.uniform(*shape), draws.fork(0).normal(*shape))
-        return noisy, {"replayed": 1.0}
+        draws = Draws.from_generator(at.generator, len(batch.x), batch.x.device).fork(0)
+        return uniform_point(attack.threat, batch.x, draws), {"replayed": 1.0}
 
     def _strayed(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:
         with borrowed(model), torch.no_grad():

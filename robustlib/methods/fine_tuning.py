@@ -71,7 +71,7 @@ class FineTuning(AdversarialMethod):
         Raises:
             InputError: a model of another kind; when fine-tuning begins, a `pretrained` run that does not fit.
         """
-        if not isinstance(model, self.network) or type(model) is not self.network:
+        if type(model) is not self.network:
             options = ", ".join([f"{self.arch!r}, dataset", *(f"{k}={v!r}" for k, v in self.model_options().items())])
             raise InputError(
                 f"{self.name} trains a {self.network.__name__}, not a {type(model).__name__}: build_model({options})."

@@ -30,6 +30,7 @@ class MART(AdversarialMethod):
     lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
     weight_decay: float = 3.5e-3
     milestones: tuple[float, ...] = (75, 90, 100)
+    attack_step_size: float | None = 0.007  # at 8/255
     beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
     def __post_init__(self) -> None:

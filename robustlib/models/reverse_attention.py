@@ -14,6 +14,7 @@ from robustlib.errors import InputError
 from robustlib.models.classifier import Classifier, ImageSpec
 
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft and the BPDA gates among the surrogates
+SOFT = 0.3  # of the soft gates before the last head
 AUXILIARY_WEIGHT = 2.0  # of the auxiliary heads' mean beside the final head (the release's cr_beta)
 
 
@@ -110,17 +111,17 @@ class ReverseAttention(Classifier):
         return Attended(logits, tuple(auxiliary), tuple(before), (*after[:-1], features))
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """What an adaptive adversary attacks: heads, their mean, the joint loss, soft, BPDA and fixed gates.
+        """What an adaptive adversary attacks: heads, their mean, the last behind soft gates, the joint loss, soft, BPDA and fixed gates.
 
         A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`, and
-        one that only gives the deployed logits another slope is `relaxed`.
+        one that is the deployed logits with softer gates is `relaxed`.
         What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it. A BPDA gate
         repeats the soft one only where q = softmax(p_i / temperature) is saturated; elsewhere W[j] stands in its gradient for
         sum_c q_c W[c], and later blocks see what they see when deployed.
         """
         views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
         if self.gates > 1:
-            views["mean of heads"] = Heads(self, 0, self.gates)
+            views |= {"mean of heads": Heads(self, 0, self.gates), f"soft head {SOFT:g}": SoftHead(self, SOFT)}
         views["joint"] = Joint(self)
         views |= {f"soft gate {t:g}": SoftGate(self, t) for t in TEMPERATURES}
         views |= {f"bpda gate {t:g}": BPDAGate(self, t) for t in TEMPERATURES}
@@ -129,8 +130,8 @@ class ReverseAttention(Classifier):
         return views
 
     def attack_view(self) -> nn.Module:
-        """The last auxiliary head p_n, which decides nearly always and whose gradients are honest."""
-        return Heads(self, self.gates - 1, self.gates)
+        """The last auxiliary head p_n, which decides nearly always, behind gates that can be felt: its gradients are honest."""
+        return Heads(self, 0, 1) if self.gates == 1 else SoftHead(self, SOFT)
 
 
 class _Surrogate(nn.Module):
@@ -177,7 +178,7 @@ class SoftGate(_Surrogate):
     """The deployed logits with masks sum_c softmax(p_i / temperature)_c W[c], forwards and backwards: as temperature falls,
     the model itself, whose gates can now be felt."""
 
-    relaxed = True  # the deployed logits with another slope: evaluations try what follows gradients on it
+    relaxed = True  # it differs from the deployed logits in its gates only, forwards, backwards or both
 
     def __init__(self, model: ReverseAttention, temperature: float) -> None:
         super().__init__(model)
@@ -191,6 +192,17 @@ class SoftGate(_Surrogate):
         """Weights (B, D) of a block's maps from its auxiliary logits (B, K)."""
         weight = self.model.head.weight
         return (logits / self.temperature).softmax(1).to(weight) @ weight
+
+
+class SoftHead(SoftGate):
+    """The last auxiliary logits p_n when the gates before them are soft: behind hard ones, which have no gradient, they hide
+    part of theirs as the deployed logits do."""
+
+    relaxed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """p_n (B, K)."""
+        return self.model.gated(x, self.mask).auxiliary[-1]
 
 
 class BPDAGate(SoftGate):

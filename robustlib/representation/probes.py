@@ -187,7 +187,7 @@ def gap_probe(
         attack: finds the adversarial examples.
         layers: name in the metrics -> layer, see `resolve_layers`.
         measures: of `feature_gap`; "linf" is what AFD plots, the others do not depend on the features' scale.
-        images: how many of the batch are attacked: the first of them, the same in every epoch.
+        images: how many of the batch are attacked, spread evenly over it (its order may be that of classes), always the same.
         seed: of the attack, one stream an example, the same in every epoch.
 
     Raises:
@@ -196,7 +196,8 @@ def gap_probe(
 
     def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
         names = resolve_layers(model, tuple(layers.values()))
-        few = replace(batch, images=batch.images[:images], y=batch.y[:images], index=batch.index[:images])
+        spread = torch.arange(0, len(batch), max(1, len(batch) // images), device=batch.y.device)[:images]
+        few = replace(batch, images=batch.images[spread], y=batch.y[spread], index=batch.index[spread])
         clean, adversarial = _both(model, few, attack, names, seed)
         return {
             f"{said}/{measure}": float(feature_gap(clean[name], adversarial[name], measure).mean())

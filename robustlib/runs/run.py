@@ -218,14 +218,19 @@ def find_runs(
 
 
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
-    """Another finished run of each method, by method: same root, data set, threat and, if possible, architecture and seed."""
+    """Another finished run of each method, by method: same root, data set and threat; if possible, same architecture, preset
+    unchanged, and seed."""
     path, params, found = run.path.resolve(), run.params(), {}
     for method in methods if len(path.parents) > 2 else ():
         twins = find_runs(path.parents[2], dataset=params["dataset"], method=method)
         twins = [r for r in twins if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
         twins = [r for r in twins if (r.path / "model.safetensors").exists()]
         if twins:
-            found[method] = min(
-                twins, key=lambda r: tuple(r.params().get(k) != params.get(k) for k in ("arch", "seed"))
-            )
+            found[method] = min(twins, key=lambda twin: _unlike(twin.params(), params))
     return found
+
+
+def _unlike(twin: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[bool, ...]:
+    """How a run differs from what a transfer would best come from, the gravest difference first; all False: in nothing."""
+    other = {name: twin.get(name) != params.get(name) for name in ("arch", "preset", "seed")}
+    return other["arch"], other["preset"], bool(twin.get("changed")), other["seed"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws
+from robustlib.attacks.draws import Draws, uniform_point
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.attacks.search import Precision, attacked_view, borrowed
 from robustlib.data import Batch, Split
@@ -79,7 +79,7 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, d
 
     In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5).
     """
-    other = threat.random_start(x, draws.uniform(*x.shape[1:]), draws.fork(0).normal(*x.shape[1:]))
+    other = uniform_point(threat, x, draws)
     here, there = (_loss_gradient(model, point, y) for point in (x, other))
     return float(F.cosine_similarity(here, there, eps=1e-30).mean())
 

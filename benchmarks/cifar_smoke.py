@@ -1,0 +1,69 @@
+"""Does every method train, evaluate, audit and show its features on the real CIFAR-10? 256 images, 1 epoch, ResNet-18.
+
+    python benchmarks/cifar_smoke.py --data-root DIR                       # all methods; minutes each on a CPU
+    python benchmarks/cifar_smoke.py --data-root DIR --methods ancra afd
+
+The numbers mean nothing: it asks whether the pieces fit at this size. Runs are made in a temporary directory.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+
+from side_by_side import markdown
+
+from robustlib.audit import audit_run
+from robustlib.data import Dataset, load_dataset
+from robustlib.evaluation import evaluate_run
+from robustlib.methods import METHODS, make_method
+from robustlib.representation import measure_runs, probe_attack
+from robustlib.threat import Threat
+from robustlib.training import fit
+
+PRETRAINS = "pretrain_epochs"
+
+
+def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> dict[str, object]:
+    """What one method did, as a row of the table."""
+    began = time.monotonic()
+    usual = make_method(name, "cifar10-short")
+    short = {PRETRAINS: 1} if hasattr(usual, PRETRAINS) else {}
+    method = make_method(name, "cifar10-short", epochs=1, **short)
+    run = fit(method, dataset, root=root, device=device, progress=False)
+    rows = {row["attack"]: row["accuracy"] for row in evaluate_run(run, dataset, n=images, device=device)["rows"]}
+    badges = audit_run(run, dataset, n=images, device=device)["badges"]
+    look = probe_attack(Threat(**run.params()["threat"]))
+    gap = measure_runs([run], dataset, look, n=images)["relative_l2"].iloc[0]
+    return {
+        "method": name,
+        "clean": f"{rows['clean']:.2f}",
+        "worst case": f"{rows['worst']:.2f}",
+        "headline": badges["headline"]["verdict"],
+        "relative L2 gap": f"{gap:.2f}",
+        "minutes": f"{(time.monotonic() - began) / 60:.1f}",
+    }
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--images", type=int, default=16, help="test images to attack")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    whole = load_dataset("cifar10", root=options.data_root)
+    dataset = replace(whole, train=whole.train.sample(256), val=whole.val.sample(64))
+    with tempfile.TemporaryDirectory() as root:
+        rows = []
+        for name in options.methods:
+            rows.append(smoke(name, dataset, options.images, options.device, root))
+            print(rows[-1], flush=True)
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

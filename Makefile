@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-report: $(VENV)/.workbook ## train and evaluate the baselines on the embedded digits -> reports/index.html
+report: $(VENV)/.workbook ## train and evaluate baselines, AFD and ANCRA on the embedded digits -> reports/index.html
 	$(BIN)/robustlib run --preset digits --jobs 2
 
 test: $(VENV)/.test ## lint, types, test suite
@@ -21,8 +21,11 @@ test: $(VENV)/.test ## lint, types, test suite
 lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab
 
-study: $(VENV)/.workbook ## eight seeds of every baseline on digits with their claims, and the committed reference results
+study: $(VENV)/.workbook ## hours: what papers claim on eight seeds of digits, ablations, a sweep, and the committed reference results
 	$(BIN)/robustlib study digits-claims --jobs 2
+	$(BIN)/robustlib study ancra-ablation --jobs 2
+	$(BIN)/robustlib study afd-ablation --jobs 2
+	$(BIN)/robustlib study afd-sweep --jobs 2
 	$(BIN)/python benchmarks/export_reference.py
 
 # The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.

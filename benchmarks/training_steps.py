@@ -35,8 +35,9 @@ def made_up_dataset(n: int) -> Dataset:
 
 def method_of(name: str, batch_size: int) -> Method:
     """The method as its paper has it, with `STEPS` steps of the attack unless it allows a single one."""
-    several = METHODS[name].attack_steps > 1  # type: ignore[attr-defined]
-    return make_method(name, batch_size=batch_size, **({"attack_steps": STEPS} if several else {}))
+    options: dict[str, float] = {"attack_steps": STEPS} if METHODS[name].attack_steps > 1 else {}  # type: ignore[attr-defined]
+    options |= {"angle": 180.0} if name == "arrest" else {}  # every step is attacked, none replays noise
+    return make_method(name, batch_size=batch_size, **options)
 
 
 def our_step(name: str, precision: str, batch_size: int, device: torch.device) -> Callable[[], object]:

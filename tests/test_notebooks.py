@@ -176,6 +176,7 @@ def test_compare_shows_the_runs(trained: Path) -> None:
             ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "undecided: 0 of 8 seeds"),
             6,
         ),
+        ("afd", ["pretrain_epochs=1", "disentangle=false", "classify=latent"], ("h: relative L2 distance",), 4),
     ],
 )
 def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -252,6 +253,71 @@ def test_every_adversarial_method_has_its_step_counted():
 
     assert {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)} <= set(COUNTS)
     assert set(LOOPS) <= set(COUNTS)
+
+
+FORWARDS = {"trades": 1, "afkd": 1, "arrest": 2, "afd": 1}  # passes without a backward one, which count half
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "trades", "mart", "n_fgsm", "vaft", "afkd", "arrest", "afd", "ancra"])
+def test_a_step_goes_backwards_as_often_as_it_is_counted(name, monkeypatch):
+    import torch
+    from training_speed import COUNTS
+    from training_steps import our_step
+
+    backward = []
+
+    class Tap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            backward.append(1)
+            return gradient
+
+    conv2d = torch.nn.functional.conv2d
+    first = (64, 3)  # shape of the first layer's weight, also of its copies
+    tapped = lambda z, w, *a, **k: Tap.apply(conv2d(z, w, *a, **k)) if w.shape[:2] == first else conv2d(z, w, *a, **k)  # noqa: E731
+    step = our_step(name, "fp32", 2, torch.device("cpu"))
+    monkeypatch.setattr("torch.nn.functional.conv2d", tapped)
+    step()
+    assert len(backward) + 0.5 * FORWARDS.get(name, 0) == COUNTS[name][0]
+
+
+@pytest.mark.parametrize("name", ["trades", "mart", "afd", "ancra"])
+def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypatch):
+    import plain_loops
+    import torch
+    from side_by_side import cifar_model
+
+    from robustlib.losses import mart_loss, trades_loss
+    from robustlib.methods import make_method
+    from robustlib.methods.ancra import _heads
+
+    seen: list[float] = []
+    found: list[torch.Tensor] = []
+    backward, climb = torch.Tensor.backward, plain_loops._climb
+    monkeypatch.setattr(plain_loops, "STEPS", 1)
+    monkeypatch.setattr(plain_loops, "_climb", lambda *a: found.append(climb(*a)) or found[-1])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda z, *a, **k: seen.append(z.item()) or backward(z, *a, **k))
+    x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1])
+    plain_loops.LOOPS[name](x, y)()
+    method = make_method(name)
+    model = cifar_model("resnet18", x.device, **method.model_options())
+    teacher = cifar_model("resnet18", x.device, **method.model_options())
+    model.train()
+    if name == "ancra":
+        other = torch.stack([torch.nonzero(y != label)[0, 0] for label in y])
+        pair = found[0], y[other]
+        ours = [method._loss(_heads(model), SimpleNamespace(x=x, y=y), found[1], pair).total]
+    elif name == "afd":
+        losses = method.losses(model, SimpleNamespace(x=x, y=y), found[0], teacher.latent(x).detach())
+        ours = [losses["confused"].total, losses["model"].total]
+    else:
+        loss, beta = {"trades": (trades_loss, 6.0), "mart": (mart_loss, 5.0)}[name]
+        ours = [loss(model(x), model(found[0]), y, beta)[0]]
+    assert seen == pytest.approx([value.item() for value in ours], rel=1e-4)
 
 
 def test_the_attack_of_the_plain_loops_ends_on_the_ball():

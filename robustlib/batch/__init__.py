@@ -1,6 +1,6 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.batch.arms import StudyRuns, metrics_of, study_runs, sweep_table
+from robustlib.batch.arms import StudyRuns, alike, beside, metrics_of, study_runs, sweep_table
 from robustlib.batch.compare import (
     REFERENCE,
     Comparison,
@@ -22,6 +22,8 @@ __all__ = [
     "Options",
     "Study",
     "StudyRuns",
+    "alike",
+    "beside",
     "compare_runs",
     "curves",
     "metrics_of",

@@ -1,23 +1,27 @@
-"""What there is of a study: its runs by arm and seed, as one reads an ablation or a sweep."""
+"""What there is of a study, and what stands beside a run: finished runs by arm and seed, as ablations and sweeps read them."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustlib.batch.compare import readable
+from robustlib.batch.compare import PANELS, one_each, readable
 from robustlib.batch.study import Study, arm_name, read_study
 from robustlib.claims import arm_of
 from robustlib.evaluation import leaderboard
+from robustlib.methods import preset_dataset
 from robustlib.runs import Run, find_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ALIKE = ("preset", "dataset", "arch", "threat")  # what runs beside each other share
+
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """A study's runs that are evaluated, in the order of its arms and seeds, and a sentence on what is missing."""
+    """A study's runs that are evaluated alike, in the order of its arms and seeds, and a sentence on what is missing."""
 
     study: Study
     runs: Sequence[Run]
@@ -25,7 +29,10 @@ class StudyRuns:
 
 
 def study_runs(name: str, root: Path | str) -> StudyRuns:
-    """The evaluated runs below `root` that a study asks for; of several of an arm and seed, the first.
+    """The evaluated runs below `root` that a study asks for, of its preset's data set, judged alike.
+
+    Runs are judged alike that share threat and number of images: those of the study's number if there are any, else those of
+    the most common one. Of several of an arm and seed a fresh one counts before a stale one.
 
     Args:
         name: of a study that comes with robustlib, or its file.
@@ -37,17 +44,45 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     study = read_study(name)
     arms = list(dict.fromkeys(arm_name(arm, study.preset) for arm in study.arms))
     wanted = [(arm, seed) for arm in arms for seed in study.seeds]
+    data = preset_dataset(study.preset)
+    mine = [run for run in find_runs(root, preset=study.preset, dataset=data) if readable(run)]
+    mine = [run for run in mine if (arm_of(run), run.params()["seed"]) in wanted]
+    kinds = Counter(_judged(run) for run in mine)
+    kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=None)
     found: dict[tuple[str, int], Run] = {}
-    for run in find_runs(root, preset=study.preset):
-        if readable(run):
-            found.setdefault((arm_of(run), run.params()["seed"]), run)
+    for run in sorted((run for run in mine if _judged(run) == kind), key=lambda run: run.stale):
+        found.setdefault((arm_of(run), run.params()["seed"]), run)
     there = [found[key] for key in wanted if key in found]
-    words = f"{len(there)} of the {len(wanted)} runs of the study **{name}** are here."
+    judged = f", judged under {kind[0]} on {kind[1]} images" if kind else ""
+    words = f"{len(there)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here{judged}."
     if len(there) < len(wanted):
-        words += (
-            f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
-        )
+        words += f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
+    if others := len(mine) - sum(_judged(run) == kind for run in mine):
+        words += f" Left out: {others} that were judged otherwise."
     return StudyRuns(study, there, words)
+
+
+def _judged(run: Run) -> tuple[str, int]:
+    return run.results()["threat"], run.results()["n"]
+
+
+def alike(run: Run, root: Path | str, methods: Sequence[str]) -> list[Run]:
+    """The run, and the finished ones of `methods` without changes from the same preset: one data set, architecture and threat."""
+    mine = run.params()
+    others = [other for method in methods for other in find_runs(root, dataset=mine["dataset"], method=method)]
+    fit = [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
+    return [run, *(o for o in fit if not o.params()["changed"] and o.path.resolve() != run.path.resolve())]
+
+
+def beside(run: Run, others: Iterable[Run]) -> dict[str, Run]:
+    """By title the run itself, then one run of each other arm with its data set, architecture and threat; the same seed first."""
+    mine = run.params()
+    fit = [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
+    fit = [other for other in fit if arm_of(other) != arm_of(run)]
+    same = [other for other in fit if other.params()["seed"] == mine["seed"]]
+    seen = {arm_of(other) for other in same}
+    chosen = [*same, *(other for other in fit if arm_of(other) not in seen)]
+    return {**one_each([run]), **one_each(chosen, PANELS - 1)}
 
 
 def metrics_of(runs: Iterable[Run]) -> "dict[str, list[pd.DataFrame]]":

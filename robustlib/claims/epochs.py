@@ -23,7 +23,7 @@ def epoch_measure(run: Run, kind: str, column: str) -> float:
     Args:
         run: with metrics; it need not be evaluated.
         kind: "metrics": the column's value after the last epoch, in its own unit. "growth": the slope b of the least-squares
-            line over the epochs from 2 on, as a share: b k / mean over these k epochs (0.12: grew by 12 %).
+            line over the k epochs from 2 on, as a share of their mean: b (k - 1) / mean (0.12: the line rose by 12 % of it).
         column: of `Run.metrics`, e.g. "probe/h/relative_l2".
 
     Raises:
@@ -57,4 +57,4 @@ def _growth(stage: "DataFrame", column: str, run: Run) -> float:
     if not mean > 0:
         raise InputError(f"{column} of {run.path} is {mean:g} on average, and nothing grows as a share of it.")
     slope = float(np.polyfit(stage["epoch"].to_numpy(float), values, 1)[0])
-    return slope * len(values) / mean
+    return slope * (len(values) - 1) / mean

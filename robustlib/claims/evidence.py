@@ -9,6 +9,7 @@ from robustlib.claims.claim import Claim, arm_of
 from robustlib.claims.epochs import epoch_measure, of_epochs
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
+from robustlib.threat import Threat
 
 SAME = ("dataset", "split", "n", "checkpoint", "threat", "seed", "autoattack", "look")  # or runs cannot be compared
 WORDS = {
@@ -74,8 +75,14 @@ def _accuracies(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _last_look(run: Run) -> dict[str, Any]:
-    """What was measured last of the run's feature space: attack, layers, n, seed, measures."""
-    return next(reversed(read_json(run.path / "representation.json").values()), {})
+    """What was measured last of the run's feature space under its own threat: attack, layers, n, seed, measures.
+
+    Measures under other threats, which a notebook of another run may have asked for, are passed over.
+    """
+    looks = list(read_json(run.path / "representation.json").values())
+    facts = run.params().get("threat")
+    own = [look for look in looks if facts and repr(Threat(**facts)) in look.get("attack", "")]
+    return (own or looks or [{}])[-1]
 
 
 def _representation(run: Run) -> dict[str, float]:

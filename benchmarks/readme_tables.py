@@ -50,7 +50,8 @@ def _preset(reference: Path, preset: str) -> str:
     board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
     number = ", ".join(map(str, sorted(board["n"].unique())))
     seeds = sorted(board.groupby("method").seed.nunique().unique())
-    several = f"mean ± standard deviation over {seeds[-1]} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
+    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
+    several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
     order = [name for name in METHODS if name in set(board["method"])]
     rows = [_method(board[board["method"] == name], name) for name in order]
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"

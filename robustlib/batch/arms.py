@@ -56,7 +56,9 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     judged = f", judged under {kind[0]} on {kind[1]} images" if kind else ""
     words = f"{len(there)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here{judged}."
     if len(there) < len(wanted):
-        words += f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
+        words += (
+            f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
+        )
     if others := len(mine) - sum(_judged(run) == kind for run in mine):
         words += f" Left out: {others} that were judged otherwise."
     return StudyRuns(study, there, words)

@@ -23,6 +23,7 @@ from robustlib.threat import Threat
 from robustlib.training import fit
 
 PRETRAINS = "pretrain_epochs"
+LOOK = 40  # images whose features are compared: measures need two of each class
 
 
 def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> dict[str, object]:
@@ -35,7 +36,7 @@ def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> d
     rows = {row["attack"]: row["accuracy"] for row in evaluate_run(run, dataset, n=images, device=device)["rows"]}
     badges = audit_run(run, dataset, n=images, device=device)["badges"]
     look = probe_attack(Threat(**run.params()["threat"]))
-    gap = measure_runs([run], dataset, look, n=images)["relative_l2"].iloc[0]
+    gap = measure_runs([run], dataset, look, n=max(images, LOOK))["relative_l2"].iloc[0]
     return {
         "method": name,
         "clean": f"{rows['clean']:.2f}",

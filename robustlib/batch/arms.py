@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustlib.batch.compare import PANELS, one_each, readable
+from robustlib.batch.compare import PANELS, one_each, readable, title_of
 from robustlib.batch.study import Study, arm_name, read_study
 from robustlib.claims import arm_of
 from robustlib.evaluation import leaderboard
@@ -70,30 +70,30 @@ def _judged(run: Run) -> tuple[str, int]:
 
 def alike(run: Run, root: Path | str, methods: Sequence[str]) -> list[Run]:
     """The run, and the finished ones of `methods` without changes from the same preset: one data set, architecture and threat."""
-    mine = run.params()
-    others = [other for method in methods for other in find_runs(root, dataset=mine["dataset"], method=method)]
-    fit = [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
-    return [run, *(o for o in fit if not o.params()["changed"] and o.path.resolve() != run.path.resolve())]
+    others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
+    fit = [other for other in _fitting(run, others) if not other.params()["changed"]]
+    return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
 
 
 def beside(run: Run, others: Iterable[Run]) -> dict[str, Run]:
     """By title the run itself, then one run of each other arm with its data set, architecture and threat; the same seed first."""
-    mine = run.params()
-    fit = [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
-    fit = [other for other in fit if arm_of(other) != arm_of(run)]
-    same = [other for other in fit if other.params()["seed"] == mine["seed"]]
+    fit = [other for other in _fitting(run, others) if arm_of(other) != arm_of(run)]
+    same = [other for other in fit if other.params()["seed"] == run.params()["seed"]]
     seen = {arm_of(other) for other in same}
     chosen = [*same, *(other for other in fit if arm_of(other) not in seen)]
     return {**one_each([run]), **one_each(chosen, PANELS - 1)}
+
+
+def _fitting(run: Run, others: Iterable[Run]) -> list[Run]:
+    mine = run.params()
+    return [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
 
 
 def metrics_of(runs: Iterable[Run]) -> "dict[str, list[pd.DataFrame]]":
     """By method and what was changed from its preset, the metrics over epochs of each run (a seed each)."""
     found: dict[str, list[pd.DataFrame]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
-        facts = run.params()
-        title = " · ".join(filter(None, (facts["title"], facts.get("changed"))))
-        found.setdefault(title, []).append(run.metrics())
+        found.setdefault(title_of(run), []).append(run.metrics())
     return found
 
 

@@ -114,10 +114,14 @@ def one_each(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
     several = len({arch for _, arch in chosen}) > 1
     named = {}
     for (_, arch), run in sorted(chosen.items()):
-        parts = (run.params()["title"], run.params().get("changed"), arch if several else "")
-        named[" · ".join(filter(None, parts))] = run
+        named[title_of(run, arch if several else "")] = run
     ordered = sorted(named, key=lambda title: bool(named[title].params().get("changed")))
     return {title: named[title] for title in ordered[:most]}
+
+
+def title_of(run: Run, arch: str = "") -> str:
+    """What people call an arm: the method's title, its changes from the preset and, where it matters, the architecture."""
+    return " · ".join(filter(None, (run.params()["title"], run.params().get("changed"), arch)))
 
 
 def preset_study(preset: str) -> Study | None:

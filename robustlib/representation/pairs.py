@@ -73,12 +73,10 @@ def attacked_pairs(
     view, found = attacked_view(model), []
     pull = PGD(threat, steps=steps, targeted=True)
     with borrowed(model):
-        for rows in torch.arange(len(split), device=split.labels.device).split(BATCH):
-            x, y = (part[rows] for part in (split.images, split.labels))
-            x, other = x.float() / 255, split.images[chosen[rows]].float() / 255
-            draws = Draws.for_examples(seed, split.indices[rows])
-            copies = PGD(threat, steps=steps)(view, x, y, draws=draws)
-            pulled = pull(view, other, split.labels[chosen[rows]], draws=draws.fork(1), target=y)
+        for mine, other in zip(split.batches(BATCH), split.select(chosen).batches(BATCH), strict=True):
+            draws = Draws.for_examples(seed, mine.index)
+            copies = PGD(threat, steps=steps)(view, mine.x, mine.y, draws=draws)
+            pulled = pull(view, other.x, other.y, draws=draws.fork(1), target=mine.y)
             with torch.no_grad():
-                found.append([look(images).float().cpu() for images in (x, copies, pulled)])
+                found.append([look(images).float().cpu() for images in (mine.x, copies, pulled)])
     return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))

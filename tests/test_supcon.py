@@ -45,7 +45,9 @@ def test_nt_xent_is_the_cross_entropy_of_the_partner():
 
 def test_known_values():
     alike = torch.ones(2, 8, 4)
-    assert supcon_loss(alike).item() == pytest.approx(math.log(15), rel=1e-5)  # all similarities are one: a uniform guess
+    assert supcon_loss(alike).item() == pytest.approx(
+        math.log(15), rel=1e-5
+    )  # all similarities are one: a uniform guess
     apart = torch.eye(4).expand(2, 4, 4)
     expected = math.log(1 + 6 * math.exp(-1 / 0.07))
     assert supcon_loss(apart).item() == pytest.approx(expected, abs=1e-6)

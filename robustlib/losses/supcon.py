@@ -32,7 +32,9 @@ def supcon_loss(
         raise InputError(f"temperature={temperature!r}: give a positive number, e.g. 0.07 or 0.5.")
     views, size = z.shape[:2]
     if views < 2 and labels is None:
-        raise InputError(f"{views} view(s) of each image without labels make no positive pair: give two views or labels.")
+        raise InputError(
+            f"{views} view(s) of each image without labels make no positive pair: give two views or labels."
+        )
     with torch.autocast(z.device.type, enabled=False):
         u = F.normalize(z.flatten(0, 1).float(), dim=1)
         similar = u @ (u.detach() if one_sided else u).t() / temperature

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustlib.attacks import PGD
 from robustlib.attacks.search import borrowed
@@ -47,16 +47,12 @@ class CLAF(Contrastive):
     lr: float = 0.05  # of encoder and projector, peak; the cosine of stages 1 and 2 together ends at a thousandth of it
     temperature: float = 0.07  # t of the contrastive loss
     aug_epochs: int = 60  # of stage 1: on augmented views alone
-    adv_views: int = (
-        1  # adversarial views beside the two augmented ones; 0 for none, further ones attack further weak views
-    )
+    adv_views: int = 1  # adversarial views beside the two augmented ones; 0 for none
     refresh: Literal["full", "clean", "reinit", "never"] = "full"  # the head: attacked; clean; drawn anew; fitted once
     refresh_passes: int = 5  # over the training images before each contrastive pass
     refresh_lr: float = 1e-3  # of the head meanwhile, Adam
     refresh_batchnorm: Literal["eval", "train"] = "eval"  # of the frozen encoder meanwhile
-    new_head: bool = (
-        True  # the last stage begins with a new head; false goes on with the refreshed one (the first release)
-    )
+    new_head: bool = True  # in the last stage; false goes on with the refreshed one, as the first release did
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +64,8 @@ class CLAF(Contrastive):
                 f"claf: aug_epochs={self.aug_epochs!r} of epochs={self.epochs!r} leaves no adversarial stage: give fewer, or train "
                 "supcon."
             )
+        if self.pretrained and not self.new_head:
+            raise InputError("claf: a pretrained run keeps no refreshed head: leave new_head at true, or pre-train.")
         if not 0 <= self.refresh_lr < float("inf"):
             raise InputError(f"claf: refresh_lr={self.refresh_lr!r}: give a number of at least 0.")
 
@@ -83,7 +81,7 @@ class CLAF(Contrastive):
         stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
         if self.refresh == "never":
             fit, head = self._refreshing(model, attack), {"head": self._head_optim(model)}
-            stages.append(Stage("first head", 1, head, (fit,), adversarial=True))
+            stages.append(Stage("first-head", 1, head, (fit,), adversarial=True))
         return [*stages, self._adversarial(model, attack, weights)]
 
     def begin_head(self, model: Projected) -> None:
@@ -93,8 +91,7 @@ class CLAF(Contrastive):
 
     def _adversarial(self, model: Projected, attack: PGD, weights: Optim) -> Stage:
         """Stage 2; the learning rate goes on where stage 1 left it."""
-        later: Schedule = lambda epoch: weights.schedule(epoch + self.aug_epochs)  # noqa: E731
-        optimisers = {"encoder": replace(weights, schedule=later)}
+        optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
         contrast = Pass(
             partial(self._contrast, model, attack),
             augment=self.augment,
@@ -120,12 +117,8 @@ class CLAF(Contrastive):
         """SupCon over the augmented views and, with an attack, the adversarial ones; the head takes no part in it."""
         views = [*self.two_views(batch)]
         if attack is not None:
-            views += [self._attacked_view(model, attack, batch, at, first=k == 0) for k in range(self.adv_views)]
+            views += [self.attacked(attack, model, replace(batch), at) for _ in range(self.adv_views)]  # each a new x
         yield "encoder", Loss(supcon_loss(projected(model, views), batch.y, self.temperature))
-
-    def _attacked_view(self, model: Projected, attack: PGD, batch: Batch, at: At, first: bool) -> Tensor:
-        x = batch.x if first else batch.view(self.augment)
-        return replace(attack, precision=at.precision)(model, x, batch.y, generator=at.generator)
 
 
 def head_probe(name: str, attack: PGD) -> Callable[[nn.Module, Batch], dict[str, float]]:

@@ -38,9 +38,7 @@ class Contrastive(WithHead):
     views: str = "simclr"  # view of the images that are contrasted
     temperature: float = 0.5  # t of the contrastive loss
     projection: tuple[int, ...] = (512, 128)  # widths of the projection head
-    pretrained: str = (
-        ""  # directory of a finished slf or alf run, to put another head on the same encoder; "" pre-trains
-    )
+    pretrained: str = ""  # directory of a finished slf or alf run whose encoder gets this head; "" pre-trains
 
     def __post_init__(self) -> None:
         super().__post_init__()

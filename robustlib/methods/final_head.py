@@ -27,15 +27,11 @@ class WithHead(AdversarialMethod):
     """
 
     ema: float = 0.0  # decay of the averaged weights of the fine-tuning (final="aff") alone; 0 for none
-    final: Literal["slf", "alf", "aff"] = (
-        "slf"  # slf (linear, clean), alf (linear, attacked), aff (fine-tuned, attacked)
-    )
+    final: Literal["slf", "alf", "aff"] = "slf"  # linear on clean images, linear on attacked ones, or all fine-tuned
     head_epochs: int = 100  # of slf and alf
     head_lr: float = 1e-3  # of slf and alf: Adam, constant
     tuning_epochs: int = 25  # of aff
-    tuning_lr: float = (
-        0.1  # of aff: SGD, weight decay 2e-4, to a tenth at 60 % and 80 % of its epochs (15 and 20 of 25)
-    )
+    tuning_lr: float = 0.1  # of aff, SGD with weight decay 2e-4; to a tenth at 60 % and 80 % of its epochs
     beta: float = 6.0  # weight of the KL of aff's TRADES
     final_steps: int = 10  # of the PGD of alf and aff
 

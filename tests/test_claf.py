@@ -186,8 +186,11 @@ def test_the_stages_of_claf(digits):
     assert np.allclose(rates, expected)
     assert adversarial.optimisers["head"].kind == "adam"
 
-    _, model, stages = made(digits, "claf", refresh="never", aug_epochs=0)
-    assert [stage.name for stage in stages] == ["first-head", "adversarial", "slf"]
+    method, model, stages = made(digits, "claf", refresh="never", aug_epochs=0, head_epochs=7)
+    assert [(stage.name, stage.epochs) for stage in stages] == [("first-head", 7), ("adversarial", 2), ("slf", 7)]
+    assert method.all_epochs == 16
+    assert (stages[0].passes[0].repeats, stages[0].passes[0].fresh) == (1, ())
+    assert stepped(model, stages[0], stages[0].passes[0], first_batch(digits)) == ({"head"}, set())
     assert len(stages[1].passes) == 1
     assert set(stages[1].optimisers) == {"encoder"}
     _, model, stages = made(digits, "claf", refresh="reinit")

@@ -69,19 +69,27 @@ class CLAF(Contrastive):
         if not 0 <= self.refresh_lr < float("inf"):
             raise InputError(f"claf: refresh_lr={self.refresh_lr!r}: give a number of at least 0.")
 
+    @property
+    def all_epochs(self) -> int:
+        """As in Contrastive, and the first head's where it is never refreshed."""
+        fits = self.refresh == "never" and not self.pretrained
+        return super().all_epochs + (self.head_epochs if fits else 0)
+
     def lr_schedule(self) -> Schedule:
         """The recipe's, the cosine down to a thousandth (main.py)."""
         return cosine(self.epochs, 1e-3) if self.schedule == "cosine" else super().lr_schedule()
 
     def pretraining(self, dataset: Dataset, model: Projected) -> list[Stage]:
-        """Stage 1 and stage 2; with refresh="never" a stage between them that fits the head."""
+        """Stage 1 and stage 2; with refresh="never" a stage between them that fits the head, as long as the last one does."""
         attack = PGD(self.threat(dataset), **self.attack_settings())
         weights = self.optim(body(model))
         part = Pass(partial(self._contrast, model, None), augment=self.augment)
         stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
         if self.refresh == "never":
-            fit, head = self._refreshing(model, attack), {"head": self._head_optim(model)}
-            stages.append(Stage("first-head", 1, head, (fit,), adversarial=True))
+            fit = replace(self._refreshing(model, attack), repeats=1, fresh=())
+            stages.append(
+                Stage("first-head", self.head_epochs, {"head": self._head_optim(model)}, (fit,), adversarial=True)
+            )
         return [*stages, self._adversarial(model, attack, weights)]
 
     def begin_head(self, model: Projected) -> None:

@@ -32,6 +32,11 @@ COUNTS: dict[str, tuple[float, str]] = {
     "afkd": (STEPS + 1.5, "as PGD-AT, and the teacher's forward"),
     "arrest": (STEPS + 2, "as AFKD, and the student's clean forward that decides on noisy replay"),
     "afd": (STEPS + 1.5, "as PGD-AT, and the teacher's forward"),
+    "supcon": (2, "2 on the views; what counts of this family is a step of the stage before the head"),
+    "simclr": (2, "as SupCon"),
+    "rocl": (STEPS + 5.5, "10 of the attack, the forward of the view it leaves, 2 on the pair, 3 on the views"),
+    "acl": (2 * STEPS + 4, "2 x 10 of the attack on both views, 2 on the clean views, 2 on the attacked ones"),
+    "claf": (STEPS + 3, "10 of the attack, 3 on the views; a pass of the refresh is not counted"),
     "ancra": (2 * STEPS + 3, "2 x 10 of the attacks on x and x_o, 3 on x, x' and x_o"),
 }
 SHARE, MEMORY, GAIN = 0.7, 1.5, 2.5  # at most, of the count and of PGD-AT's peak; at least, of the plain loop's speed

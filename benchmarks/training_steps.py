@@ -13,7 +13,7 @@ from side_by_side import CIFAR, cifar_model
 from torch import Tensor
 
 from robustlib.data import Dataset, Split
-from robustlib.methods import METHODS, Method, make_method
+from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.ema import EMA
@@ -41,14 +41,17 @@ def method_of(name: str, batch_size: int) -> Method:
 
 
 def our_step(name: str, precision: str, batch_size: int, device: torch.device) -> Callable[[], object]:
-    """One step of the real loop in the last stage of the real method, its teacher and moving average included."""
+    """One step of the real loop in the last stage of the real method, its teacher and moving average included.
+
+    The last stage of a contrastive method is a mere head: there it is the one before.
+    """
     dataset, method = made_up_dataset(batch_size), method_of(name, batch_size)
     run = Run(Path(tempfile.mkdtemp()))
     model = cifar_model("resnet18", device, **method.model_options())
     training = Training(
         run, method, dataset, model, 0, device, PRECISIONS[precision], torch.get_num_threads(), False, False
     )
-    training.stage = stage = method.stages(dataset, training.model)[-1]
+    training.stage = stage = method.stages(dataset, training.model)[-2 if isinstance(method, Contrastive) else -1]
     for module in stage.modules.values():
         module.to(device)
     if stage.begin is not None:

@@ -249,6 +249,37 @@ def test_stages_passes_and_generators_run_as_told(tmp_path, digits):
     assert (run.path / "snapshots" / "first-1.safetensors").exists()
 
 
+def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, digits):
+    log: list = []
+
+    class Begun(Scripted):
+        def stages(self, dataset, model):
+            def note(what):
+                return lambda *_: (log.append(what), float(torch.rand(())))[1]
+
+            def learn(name):
+                def updates(batch, at):
+                    log.append(name)
+                    yield "all", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+                return updates
+
+            one = Pass(learn("one"), "one", repeats=2, begin=note("begin one"))
+            two = Pass(learn("two"), "two", begin=note("begin two"), probes={"start": note("start")})
+            optimisers = {"all": Optim(model.parameters(), 0.0)}
+            return [Stage("only", 2, optimisers, (one, two), probes={"end": note("end")})]
+
+    rows = train(Begun([]), digits, tmp_path).metrics()
+    steps = log[2:].index("begin two") // 2  # of a pass
+    epoch = ["begin one", *["one"] * (2 * steps), "begin two", "start", *["two"] * steps, "end"]
+    assert log == ["end", *epoch, *epoch]
+    assert rows["probe/start"].notna().tolist() == [False, True, True]
+    assert rows["probe/end"].notna().all()
+    assert rows["probe/start"][1] != rows["probe/start"][2], "each epoch draws its own numbers"
+    again = train(Begun([]), digits, tmp_path / "again").metrics()
+    assert again["probe/start"].equals(rows["probe/start"])
+
+
 @dataclass(frozen=True)
 class TwoStages(Scripted):
     """The second stage draws when it begins, and uses a module that the first one trained."""

@@ -1,6 +1,7 @@
 """Attacks: frozen dataclasses whose repr() is their full protocol, called as `attack(model, x, y, generator=g)`."""
 
 from robustlib.attacks.apgd import APGD
+from robustlib.attacks.ascent import Ascent
 from robustlib.attacks.autoattack import AutoAttack
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.fab import FAB
@@ -17,6 +18,7 @@ __all__ = [
     "OBJECTIVES",
     "PGD",
     "PGDEOT",
+    "Ascent",
     "Attack",
     "AutoAttack",
     "Draws",

@@ -3,6 +3,7 @@
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
+from robustlib.evaluation.legacy import Legacy, legacy_claf_eval
 from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
 from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
@@ -12,6 +13,7 @@ from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
 from robustlib.evaluation.views import suited
 
 __all__ = [
+    "Legacy",
     "Progress",
     "accuracy",
     "adaptive_attacks",
@@ -23,6 +25,7 @@ __all__ = [
     "has_new_twins",
     "incomplete",
     "leaderboard",
+    "legacy_claf_eval",
     "robustness_curve",
     "standard_attacks",
     "suited",

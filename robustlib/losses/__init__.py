@@ -3,6 +3,7 @@
 from robustlib.losses.contrastive import confidence_similarity, negative_contrast, pick_negatives
 from robustlib.losses.disentangled import confusion_labels, mean_cosine
 from robustlib.losses.robust import mart_loss, trades_loss
+from robustlib.losses.supcon import nt_xent, supcon_loss
 
 __all__ = [
     "confidence_similarity",
@@ -10,6 +11,8 @@ __all__ = [
     "mart_loss",
     "mean_cosine",
     "negative_contrast",
+    "nt_xent",
     "pick_negatives",
+    "supcon_loss",
     "trades_loss",
 ]

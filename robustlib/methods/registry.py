@@ -1,16 +1,24 @@
 """Which methods there are."""
 
+from robustlib.methods.acl import ACL
 from robustlib.methods.afd import AFD
 from robustlib.methods.afkd import AFKD
 from robustlib.methods.ancra import ANCRA
 from robustlib.methods.arrest import ARREST
 from robustlib.methods.base import Method
+from robustlib.methods.claf import CLAF
 from robustlib.methods.fast import FGSMRS, NFGSM
 from robustlib.methods.mart import MART
 from robustlib.methods.pgd_at import PGDAT
+from robustlib.methods.rocl import RoCL
+from robustlib.methods.simclr import SimCLR
 from robustlib.methods.standard import Standard
+from robustlib.methods.supcon import SupCon
 from robustlib.methods.trades import TRADES
 from robustlib.methods.vaft import VAFT
 
-KNOWN = (Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA)
+KNOWN: tuple[type[Method], ...] = (
+    *(Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA),
+    *(SupCon, SimCLR, RoCL, ACL, CLAF),
+)
 METHODS: dict[str, type[Method]] = {method.name: method for method in KNOWN}

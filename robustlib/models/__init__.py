@@ -1,6 +1,6 @@
 """Models: normalise -> encoder -> linear head, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import nn
@@ -9,11 +9,21 @@ from robustlib.errors import InputError, unknown
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.mlp import MLP
+from robustlib.models.projected import Projected
 from robustlib.models.reverse_attention import ReverseAttention
 from robustlib.models.small_cnn import SmallCNN
 from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
-__all__ = ["ARCHITECTURES", "Branches", "Classifier", "Disentangled", "ImageSpec", "ReverseAttention", "build_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "Branches",
+    "Classifier",
+    "Disentangled",
+    "ImageSpec",
+    "Projected",
+    "ReverseAttention",
+    "build_model",
+]
 
 PADDING_MODES = ("zeros", "circular")
 
@@ -52,6 +62,9 @@ def build_model(
     disentangled: bool = False,
     classify: Literal["intrinsic", "latent"] = "intrinsic",
     reverse_attention: bool = False,
+    projection: Sequence[int] = (),
+    projection_batchnorm: bool = False,
+    dual_batchnorm: bool = False,
 ) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
 
@@ -62,22 +75,34 @@ def build_model(
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
         classify: which of a `Disentangled`'s features its head answers on when deployed.
         reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
+        projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
+        projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
 
     Raises:
-        InputError: unknown architecture or padding mode, reverse attention around an encoder without stages.
+        InputError: unknown architecture or padding mode, reverse attention around an encoder without stages, what does not go
+            together.
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     if padding_mode not in PADDING_MODES:
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
     channels, height, width = spec.image_shape
-    if disentangled and reverse_attention:
-        raise InputError("A model is disentangled (AFD) or has reverse attention (ANCRA), not both: choose one.")
+    if disentangled + reverse_attention + bool(projection) > 1:
+        raise InputError(
+            "A model is disentangled (AFD), has reverse attention (ANCRA) or a projection head (CLAF): choose one."
+        )
+    if (projection_batchnorm or dual_batchnorm) and not projection:
+        raise InputError(
+            "projection_batchnorm and dual_batchnorm are of a model with a projection head: give projection."
+        )
     if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
         raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
     encoder = ARCHITECTURES[arch]((channels, height, width))
     if disentangled:
         model: Classifier = Disentangled(encoder, spec, classify)
+    elif projection:
+        extra = {"projection_batchnorm": projection_batchnorm, "dual_batchnorm": dual_batchnorm}
+        model = Projected(encoder, spec, projection, **extra)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
     for module in model.modules():

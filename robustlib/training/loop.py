@@ -15,7 +15,7 @@ from robustlib.training import checkpoint, provenance
 from robustlib.training.ema import EMA
 from robustlib.training.progress import epoch_line
 from robustlib.training.seeds import derive_seed
-from robustlib.training.stage import At, Loss, Pass, Stage, Updates
+from robustlib.training.stage import At, Loss, Pass, Probe, Stage, Updates
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ class Training:
         row: dict[str, Any] = {"epoch": epoch + 1}
         for part in self.stage.passes:
             sums: dict[str, Tensor] = {}
+            torch.manual_seed(derive_seed(self.seed, self.stage.name, epoch, part.name, "begin"))
+            if part.begin is not None:
+                part.begin()
+            row |= self._probed(part.probes)
             self.optimisers |= {name: self.stage.optimisers[name].build() for name in part.fresh}
             for repeat in range(part.repeats):
                 sums = self._pass(part, epoch, repeat)
@@ -200,11 +204,7 @@ class Training:
         torch.manual_seed(derive_seed(self.seed, self.stage.name, row["epoch"], "measure"))  # probes may draw
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
-        batch = probe_batch(self.val)
-        for name, probe in self.stage.probes.items():
-            found = probe(self._shown, batch)
-            numbers = found if isinstance(found, Mapping) else {name: found}
-            row |= {f"probe/{key}": float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
+        row |= self._probed(self.stage.probes)
         clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         if row["epoch"] and score > self.state.score:
@@ -221,6 +221,15 @@ class Training:
         self.state.rows.append(row)
         if self.progress and row["epoch"]:
             print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
+
+    def _probed(self, probes: Mapping[str, Probe]) -> dict[str, float]:
+        """What `probes` say of the weights that are shown."""
+        row: dict[str, float] = {}
+        for name, probe in probes.items():
+            found = probe(self._shown, probe_batch(self.val))
+            numbers = found if isinstance(found, Mapping) else {name: found}
+            row |= {f"probe/{key}": float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
+        return row
 
     def _epochs_done(self) -> int:
         finished = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}

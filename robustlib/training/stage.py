@@ -71,6 +71,8 @@ class Pass:
         repeats: how often the data are gone through in each epoch.
         fresh: names of optimisers that start anew with the pass.
         augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
+        begin: called in each epoch before the pass, and before its fresh optimisers are made.
+        probes: as those of a stage, but measured in each epoch right before the pass (and after `begin`).
     """
 
     updates: Callable[[Batch, At], Updates]
@@ -78,6 +80,8 @@ class Pass:
     repeats: int = 1
     fresh: tuple[str, ...] = ()
     augment: str = "weak"
+    begin: Callable[[], None] | None = None
+    probes: Mapping[str, Probe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""CLAF: contrastive learning with adversarial features (Rahamim and Naeh 2022)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from robustlib.attacks import PGD
+from robustlib.attacks.search import borrowed
+from robustlib.data import Batch, Dataset
+from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.losses import supcon_loss
+from robustlib.methods.contrastive import Contrastive, body, projected
+from robustlib.models import Projected
+from robustlib.training import At, Loss, Optim, Pass, Schedule, Stage, Updates, cosine
+
+REFRESHES = ("full", "clean", "reinit", "never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLAF(Contrastive):
+    """min E L_out over two augmented views and an adversarial one, which a classification head kept up to date makes.
+
+    Stage 1 ("augmented", `aug_epochs`) contrasts the two views alone. Each epoch of stage 2 ("adversarial") first refreshes the head c
+    on the frozen encoder g, `refresh_passes` passes over PGD images with an optimiser of their own, its weights kept from epoch to
+    epoch; then, c frozen, one pass contrasts [x1, x2, x'], x' being PGD on c(g(.)) from the weakly augmented image with its label.
+    Without the refresh head and features drift apart: the "cognitive dissociation". The probes "head_start/..." (after the
+    refresh) and "head_end/..." (after the contrastive pass) are c's accuracy on validation images and show it. Last comes a new head.
+
+    Read from the released code (AdirRahamim/CLAF), since the paper's text was not at hand, with these differences: images are
+    normalised inside the model and the attack stays in [0, 1], projections are normalised in both stages, SGD has momentum and
+    begins anew with stage 2, and the learning rate follows its cosine within epochs. The release refreshes in train-mode
+    BatchNorm (`refresh_batchnorm="train"`), which moves the statistics of a frozen encoder.
+    """
+
+    name = "claf"
+    title = "CLAF"
+    paper = "Rahamim and Naeh 2022, Robustness through Cognitive Dissociation Mitigation in Contrastive Adversarial Training, arXiv"
+    summary = "An attack on a head that is refreshed every epoch makes one more positive view; then a new linear head."
+    protocol = "pgd20"  # the release prints PGD-10; this is the nearest of the standard attacks
+
+    epochs: int = 200  # of contrastive learning, stages 1 and 2 together
+    batch_size: int = 256
+    lr: float = 0.05  # of encoder and projector, peak; the cosine of stages 1 and 2 together ends at a thousandth of it
+    temperature: float = 0.07  # t of the contrastive loss
+    aug_epochs: int = 60  # of stage 1: on augmented views alone
+    adv_views: int = 1  # adversarial views beside the two augmented ones; 0 for none
+    refresh: Literal["full", "clean", "reinit", "never"] = "full"  # the head: attacked; clean; drawn anew; fitted once
+    refresh_passes: int = 5  # over the training images before each contrastive pass
+    refresh_lr: float = 1e-3  # of the head meanwhile, Adam
+    refresh_batchnorm: Literal["eval", "train"] = "eval"  # of the frozen encoder meanwhile
+    new_head: bool = True  # in the last stage; false goes on with the refreshed one, as the first release did
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "refresh_passes")
+        check_counts(self, "aug_epochs", "adv_views", least=0)
+        check_choices(self, refresh=REFRESHES, refresh_batchnorm=("eval", "train"))
+        if self.aug_epochs >= self.epochs:
+            raise InputError(
+                f"claf: aug_epochs={self.aug_epochs!r} of epochs={self.epochs!r} leaves no adversarial stage: give fewer, or train "
+                "supcon."
+            )
+        if self.pretrained and not self.new_head:
+            raise InputError("claf: a pretrained run keeps no refreshed head: leave new_head at true, or pre-train.")
+        if not 0 <= self.refresh_lr < float("inf"):
+            raise InputError(f"claf: refresh_lr={self.refresh_lr!r}: give a number of at least 0.")
+
+    @property
+    def all_epochs(self) -> int:
+        """As in Contrastive, and the first head's where it is never refreshed."""
+        fits = self.refresh == "never" and not self.pretrained
+        return super().all_epochs + (self.head_epochs if fits else 0)
+
+    def lr_schedule(self) -> Schedule:
+        """The recipe's, the cosine down to a thousandth (main.py)."""
+        return cosine(self.epochs, 1e-3) if self.schedule == "cosine" else super().lr_schedule()
+
+    def pretraining(self, dataset: Dataset, model: Projected) -> list[Stage]:
+        """Stage 1 and stage 2; with refresh="never" a stage between them that fits the head, as long as the last one does."""
+        attack = PGD(self.threat(dataset), **self.attack_settings())
+        weights = self.optim(body(model))
+        part = Pass(partial(self._contrast, model, None), augment=self.augment)
+        stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
+        if self.refresh == "never":
+            fit = replace(self._refreshing(model, attack), repeats=1, fresh=())
+            stages.append(
+                Stage("first-head", self.head_epochs, {"head": self._head_optim(model)}, (fit,), adversarial=True)
+            )
+        return [*stages, self._adversarial(model, attack, weights)]
+
+    def begin_head(self, model: Projected) -> None:
+        """The head is drawn anew, unless the refreshed one goes on."""
+        if self.new_head:
+            super().begin_head(model)
+
+    def _adversarial(self, model: Projected, attack: PGD, weights: Optim) -> Stage:
+        """Stage 2; the learning rate goes on where stage 1 left it."""
+        optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
+        contrast = Pass(
+            partial(self._contrast, model, attack),
+            augment=self.augment,
+            probes={"head_start": head_probe("head_start", attack)},
+        )
+        passes: tuple[Pass, ...] = (contrast,)
+        if self.refresh != "never":
+            optimisers["head"], passes = self._head_optim(model), (self._refreshing(model, attack), contrast)
+        probes = {"head_end": head_probe("head_end", attack)}
+        epochs = self.epochs - self.aug_epochs
+        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, probes=probes)
+
+    def _head_optim(self, model: Projected) -> Optim:
+        return Optim(model.head.parameters(), self.refresh_lr, "adam")
+
+    def _refreshing(self, model: Projected, attack: PGD) -> Pass:
+        """The head's passes: the encoder stands still, the optimiser is new, the head is not, unless it shall be."""
+        updates = self.head_updates(model, None if self.refresh == "clean" else attack, self.refresh_batchnorm)
+        begin = model.head.reset_parameters if self.refresh == "reinit" else None
+        return Pass(updates, "refresh", self.refresh_passes, ("head",), self.augment, begin)
+
+    def _contrast(self, model: Projected, attack: PGD | None, batch: Batch, at: At) -> Updates:
+        """SupCon over the augmented views and, with an attack, the adversarial ones; the head takes no part in it."""
+        views = [*self.two_views(batch)]
+        if attack is not None:
+            views += [self.attacked(attack, model, replace(batch), at) for _ in range(self.adv_views)]  # each a new x
+        yield "encoder", Loss(supcon_loss(projected(model, views), batch.y, self.temperature))
+
+
+def head_probe(name: str, attack: PGD) -> Callable[[nn.Module, Batch], dict[str, float]]:
+    """The head's accuracy on the fixed validation images, "<name>/clean" and "<name>/attacked"; an entry of `probes`."""
+
+    def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
+        generator = torch.Generator(batch.x.device).manual_seed(0)
+        x_adv = attack(model, batch.x, batch.y, generator=generator)
+        with borrowed(model), torch.no_grad():
+            right = {key: model(x).argmax(1) == batch.y for key, x in (("clean", batch.x), ("attacked", x_adv))}
+        return {f"{name}/{key}": float(value.float().mean()) for key, value in right.items()}
+
+    return probe

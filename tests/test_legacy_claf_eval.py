@@ -1,0 +1,60 @@
+"""CLAF's published protocol restated, and what is wrong with it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustlib.evaluation import legacy_claf_eval
+from robustlib.models import build_model
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    """A classifier of some accuracy."""
+    torch.manual_seed(0)
+    model = build_model("mlp", digits)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(2):
+        for batch in digits.train.batches(64):
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch.x), batch.y).backward()
+            optimiser.step()
+    model.zero_grad()
+    return model.train()
+
+
+def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
+    before = copy.deepcopy(model.state_dict())
+    few = digits.test.sample(80)
+    found = legacy_claf_eval(model, few, eps=0.2, step_size=0.05, steps=3, seed=4)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+    def logits(z):
+        return model.head(model.encoder(z))  # behind the normalisation
+
+    z = (few.images / 255 - digits.mean[0]) / digits.std[0]
+    noise = torch.rand(z.shape, generator=torch.Generator().manual_seed(4))
+    at = (z - 0.2 + 0.4 * noise).clamp(0, 1)
+    for _ in range(3):
+        at = at.detach().requires_grad_(True)
+        (g,) = torch.autograd.grad(F.cross_entropy(logits(at), few.labels, reduction="sum"), at)
+        step = torch.maximum(torch.minimum(at + 0.05 * g.sign(), z + 0.2), z - 0.2)
+        at = step.clamp(0, 1).detach()
+    right = [(logits(images).argmax(1) == few.labels).float().mean().item() for images in (at, z.clamp(0, 1))]
+    assert found.accuracy == pytest.approx(right[0], abs=1.5 / 80)
+    assert found.clamped == pytest.approx(right[1])
+    moved = ((at - z).abs().flatten(1).amax(1) * digits.std[0]).mean().item()
+    assert found.moved == pytest.approx(moved, rel=1e-3)
+    assert found.n == 80
+
+
+def test_it_says_what_is_wrong_with_it(digits, model):
+    found = legacy_claf_eval(model, digits.test.sample(80))
+    assert "Invalid" in found.said
+    assert found.budget == pytest.approx(8 / 255 * digits.std[0])
+    assert found.budget < 8 / 255 < found.moved, "the attack has a smaller radius, the clamp a far larger one"
+    assert legacy_claf_eval(model, digits.test.sample(80)) == found

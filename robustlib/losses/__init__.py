@@ -5,10 +5,11 @@ from robustlib.losses.cross_lipschitz import cross_lipschitz
 from robustlib.losses.disentangled import confusion_labels, mean_cosine
 from robustlib.losses.power_iteration import PowerIteration
 from robustlib.losses.robust import mart_loss, trades_loss
-from robustlib.losses.spectral import conv_squared_norm, dense_squared_norm, exact_squared_norm
+from robustlib.losses.spectral import check_exact, conv_squared_norm, dense_squared_norm, exact_squared_norm, weight_of
 
 __all__ = [
     "PowerIteration",
+    "check_exact",
     "confidence_similarity",
     "confusion_labels",
     "conv_squared_norm",
@@ -20,4 +21,5 @@ __all__ = [
     "negative_contrast",
     "pick_negatives",
     "trades_loss",
+    "weight_of",
 ]

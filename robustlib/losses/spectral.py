@@ -106,19 +106,23 @@ def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, we
     Raises:
         InputError: another layer, another padding, images whose size the stride does not divide.
     """
+    check_exact(layer, size)
     weight = weight_of(layer) if weight is None else weight
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d) or size is None:
         return dense_squared_norm(weight)
-    assert isinstance(layer, nn.Conv2d)
+    return conv_squared_norm(weight, size, (layer.stride[0], layer.stride[1]))
+
+
+def check_exact(layer: nn.Module, size: tuple[int, int] | None) -> None:
+    """Raises InputError if `exact_squared_norm` does not know the layer.
+
+    A convolution must be circular: a window for every step of the stride, and no other.
+    """
+    weight_of(layer)
+    if not isinstance(layer, nn.Conv2d):
+        return
     assert size is not None, "the norm of a convolution depends on the size of its input"
-    stride = (layer.stride[0], layer.stride[1])
-    check_stride(size, stride)
-    _check_circular(layer, size)
-    return conv_squared_norm(weight, size, stride)
-
-
-def _check_circular(layer: nn.Conv2d, size: tuple[int, int]) -> None:
-    """Raises InputError unless the layer is circular, i.e. has a window for every step of the stride and no other."""
+    check_stride(size, (layer.stride[0], layer.stride[1]))
     pads = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
     total = [k - 1 if layer.padding == "same" else 2 * p for k, p in zip(layer.kernel_size, pads, strict=True)]
     axes = zip(size, total, layer.kernel_size, layer.stride, strict=True)

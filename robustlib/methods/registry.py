@@ -5,12 +5,29 @@ from robustlib.methods.afkd import AFKD
 from robustlib.methods.ancra import ANCRA
 from robustlib.methods.arrest import ARREST
 from robustlib.methods.base import Method
+from robustlib.methods.cross_lipschitz import CrossLipschitz
 from robustlib.methods.fast import FGSMRS, NFGSM
 from robustlib.methods.mart import MART
 from robustlib.methods.pgd_at import PGDAT
+from robustlib.methods.rep_spectral import LLSpectral, RepSpectral
 from robustlib.methods.standard import Standard
 from robustlib.methods.trades import TRADES
 from robustlib.methods.vaft import VAFT
 
-KNOWN = (Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA)
+KNOWN = (
+    Standard,
+    PGDAT,
+    TRADES,
+    MART,
+    FGSMRS,
+    NFGSM,
+    VAFT,
+    AFKD,
+    ARREST,
+    AFD,
+    ANCRA,
+    RepSpectral,
+    LLSpectral,
+    CrossLipschitz,
+)
 METHODS: dict[str, type[Method]] = {method.name: method for method in KNOWN}

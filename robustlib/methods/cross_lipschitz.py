@@ -25,9 +25,7 @@ class CrossLipschitz(Regularised):
         "Clean training that ends with a penalty on how differently the classes' probabilities change with the image."
     )
 
-    projections: int = (
-        1  # random directions that estimate it, a double backward pass each; 0: exact, one for each class
-    )
+    projections: int = 1  # random directions, a double backward pass each; 0 for the exact penalty, one for each class
 
     def __post_init__(self) -> None:
         super().__post_init__()

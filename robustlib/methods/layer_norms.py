@@ -25,7 +25,7 @@ class LayerNorms(nn.Module):
         operator: "exact" (dense and circular layers), "power" (any padding; see PowerIteration), or "reshaped": the norm of
             the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida and Miyato 2017).
         iterations: of "power", at each use.
-        fold_batchnorm: take W diag(|gamma| / sqrt(var + eps)) of a convolution that BatchNorm directly follows; gamma gets a
+        fold_batchnorm: take diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma gets a
             gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled.
 
     Raises:
@@ -61,12 +61,12 @@ class LayerNorms(nn.Module):
         with full_float32():
             return {name: self._squared(model, name) for name in self.sizes}
 
-    def converge(self, model: nn.Module, limit: int = 1000) -> dict[str, Tensor]:
-        """As forward, without gradients, and after power iteration has converged or done `limit` steps."""
+    def converge(self, model: nn.Module, tolerance: float = 1e-2, limit: int = 50) -> dict[str, Tensor]:
+        """As forward, without gradients, after `PowerIteration.converge`; the defaults are cheap, for every epoch."""
         with full_float32(), torch.no_grad():
             for name in self.sizes if self.operator == "power" else ():
                 layer, weight = self._weight(model, name)
-                self._power(name).converge(layer, weight, limit=limit)
+                self._power(name).converge(layer, weight, tolerance=tolerance, limit=limit)
             return {name: self._squared(model, name, kept=True) for name in self.sizes}
 
     def _squared(self, model: nn.Module, name: str, kept: bool = False) -> Tensor:

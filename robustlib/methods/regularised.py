@@ -12,8 +12,6 @@ from robustlib.methods.base import Method
 from robustlib.methods.layer_norms import LayerNorms
 from robustlib.training import At, Loss, Pass, Stage, Updates
 
-WATCHED = 100  # iterations at most that a probe spends on a layer after an epoch; it goes on from the epoch before
-
 
 @dataclass(frozen=True, kw_only=True)
 class Regularised(Method):
@@ -80,7 +78,7 @@ class Regularised(Method):
         burn_in, usual = int(round(self.burn_in * self.epochs, 6)), self.lr_schedule()
 
         def probe(shown: nn.Module, batch: Batch) -> dict[str, float]:
-            found = watch.converge(shown, limit=WATCHED)
+            found = watch.converge(shown)
             return {f"sigma/{name.removeprefix('encoder.')}": float(value.sqrt()) for name, value in found.items()}
 
         def begin() -> None:

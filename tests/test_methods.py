@@ -16,7 +16,15 @@ from robustlib.data import DATASETS, load_dataset
 from robustlib.data.sources import Arrays
 from robustlib.errors import InputError
 from robustlib.losses import trades_loss
-from robustlib.methods import METHODS, load_preset, make_method, parse_overrides, preset_dataset, preset_names
+from robustlib.methods import (
+    METHODS,
+    AdversarialMethod,
+    load_preset,
+    make_method,
+    parse_overrides,
+    preset_dataset,
+    preset_names,
+)
 from robustlib.models import build_model
 from robustlib.training import At
 
@@ -139,7 +147,7 @@ def test_presets_of_absent_data_are_planned(preset, preset_data, tmp_path):
 def test_every_stage_of_a_paper_preset_takes_a_step(preset, name, preset_data):
     preset_data(preset)
     dataset = load_dataset(preset_dataset(preset))
-    method = make_method(name, preset, attack_steps=1) if name != "standard" else make_method(name, preset)
+    method = make_method(name, preset, **({"attack_steps": 1} if issubclass(METHODS[name], AdversarialMethod) else {}))
     model = build_model("small_cnn", dataset, **method.model_options()).train()
     batch = next(dataset.train.batches(4, augment=method.augment))
     for stage in method.stages(dataset, model):

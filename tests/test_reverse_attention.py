@@ -20,7 +20,7 @@ from robustlib.runs import save_weights
 from robustlib.runs.files import load_weights
 from tests.test_models import spec
 
-GATED = [arch for arch in ARCHITECTURES if arch != "mlp"]
+GATED = [arch for arch in ARCHITECTURES if not arch.startswith("mlp")]
 SMALL = ["small_cnn", "resnet18", "preact_resnet18"]
 
 

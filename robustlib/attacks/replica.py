@@ -89,18 +89,26 @@ def _dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
 
 
+def batchnorm_after(model: nn.Module) -> dict[str, str]:
+    """{name of a convolution: name of the BatchNorm that directly follows it}, as far as the model's blocks tell."""
+    pairs = {}
+    for name, block in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for conv_name, norm_name in _pairs(block):
+            if _foldable(getattr(block, conv_name, None), getattr(block, norm_name, None)):
+                pairs[prefix + conv_name] = prefix + norm_name
+    return pairs
+
+
 def _fold(module: nn.Module) -> dict[str, str]:
     """Replaces each foldable BatchNorm by the identity; returns {name of convolution: name of its BatchNorm}."""
-    folded = {}
-    for name, block in list(module.named_modules()):
-        for conv_name, norm_name in _pairs(block):
-            conv, norm = getattr(block, conv_name, None), getattr(block, norm_name, None)
-            if conv is not None and _foldable(conv, norm):
-                prefix = f"{name}." if name else ""
-                folded[prefix + conv_name] = prefix + norm_name
-                setattr(block, norm_name, nn.Identity())
-                if conv.bias is None:
-                    conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+    folded = batchnorm_after(module)
+    for conv_name, norm_name in folded.items():
+        block, _, name = norm_name.rpartition(".")
+        setattr(module.get_submodule(block), name, nn.Identity())
+        conv = module.get_submodule(conv_name)
+        if conv.bias is None:
+            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
     return folded
 
 

@@ -1,6 +1,7 @@
 """Models: normalise -> encoder -> linear head, by name."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -44,6 +45,7 @@ def _resnet(name: str) -> Builder:
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
 ARCHITECTURES: dict[str, Builder] = {
     "mlp": MLP,
+    "mlp_512": partial(MLP, hidden=(512,)),  # one hidden layer, as in rep-spectral's experiments
     "small_cnn": SmallCNN,
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),

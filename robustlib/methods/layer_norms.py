@@ -1,0 +1,124 @@
+"""The spectral norms of a model's layers: which layers there are, and what is taken for their norm."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.float32 import full_float32
+from robustlib.attacks.replica import batchnorm_after
+from robustlib.attacks.search import borrowed
+from robustlib.losses import PowerIteration, check_exact, dense_squared_norm, exact_squared_norm, weight_of
+
+Operator = Literal["exact", "power", "reshaped"]
+Size = tuple[int, int] | None  # (H, W) of what a convolution sees; None for a dense layer
+
+
+class LayerNorms(nn.Module):
+    """sigma_max^2 of layers of one model. Holds no weights, only the vectors that power iteration keeps.
+
+    Args:
+        model: whose layers; it is run once on an empty image, in eval mode, to see the size of every convolution's input.
+        image_shape: (C, H, W).
+        under: prefixes of the layers' names, e.g. ("encoder.", "head").
+        operator: "exact" (dense and circular layers), "power" (any padding; see PowerIteration), or "reshaped": the norm of
+            the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida and Miyato 2017).
+        iterations: of "power", at each use.
+        fold_batchnorm: take diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma gets a
+            gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled.
+
+    Raises:
+        InputError: a layer without a norm, a layer that is not circular for "exact".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image_shape: Sequence[int],
+        under: Sequence[str] = ("encoder.", "head"),
+        *,
+        operator: Operator = "power",
+        iterations: int = 1,
+        fold_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.operator, self.iterations = operator, iterations
+        sizes = input_sizes(model, image_shape)
+        self.sizes = {name: size for name, size in sizes.items() if name.startswith(tuple(under))}
+        self.batchnorms = batchnorm_after(model) if fold_batchnorm else {}
+        self.powers = nn.ModuleDict()
+        for name, size in self.sizes.items():
+            layer = model.get_submodule(name)
+            weight_of(layer)
+            if operator == "exact":
+                check_exact(layer, size)
+            if operator == "power":
+                self.powers[_key(name)] = PowerIteration(layer, size)
+
+    def forward(self, model: nn.Module) -> dict[str, Tensor]:
+        """{name of the layer: sigma_max^2}, scalars that are differentiable in the model's weights; float32."""
+        with full_float32():
+            return {name: self._squared(model, name) for name in self.sizes}
+
+    def converge(self, model: nn.Module, tolerance: float = 1e-2, limit: int = 50) -> dict[str, Tensor]:
+        """As forward, without gradients, after `PowerIteration.converge`.
+
+        The defaults are cheap enough for every epoch: on a fresh ResNet-18 they fall short of sigma^2 by 0.7 % at most.
+        """
+        with full_float32(), torch.no_grad():
+            for name in self.sizes if self.operator == "power" else ():
+                layer, weight = self._weight(model, name)
+                self._power(name).converge(layer, weight, tolerance=tolerance, limit=limit)
+            return {name: self._squared(model, name, kept=True) for name in self.sizes}
+
+    def _squared(self, model: nn.Module, name: str, kept: bool = False) -> Tensor:
+        layer, weight = self._weight(model, name)
+        if self.operator == "exact":
+            return exact_squared_norm(layer, self.sizes[name], weight)
+        if self.operator == "reshaped":
+            return dense_squared_norm(weight.flatten(1))
+        return self._power(name)(layer, 0 if kept else self.iterations, weight)
+
+    def _power(self, name: str) -> PowerIteration:
+        power = self.powers[_key(name)]
+        assert isinstance(power, PowerIteration)
+        return power
+
+    def _weight(self, model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
+        layer = model.get_submodule(name)
+        weight = weight_of(layer)
+        if name in self.batchnorms:
+            norm = model.get_submodule(self.batchnorms[name])
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_var is not None
+            gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+            weight = weight * gain.view(-1, 1, 1, 1)
+        return layer, weight
+
+
+def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Size]:
+    """{name: (H, W) of its input, None for other layers} of every layer with a weight matrix, in the order of the forward pass."""
+    sizes: dict[str, Size] = {}
+
+    def note(name: str, layer: nn.Module, x: Tensor) -> None:
+        sizes[name] = (x.shape[2], x.shape[3]) if isinstance(layer, nn.Conv2d) else None
+
+    weighty = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim > 1
+    ]
+    hooks = [m.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args[0])) for name, m in weighty]
+    device = next(model.parameters()).device
+    try:
+        with borrowed(model), torch.no_grad():
+            model(torch.zeros(1, *image_shape, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's name may hold no dot

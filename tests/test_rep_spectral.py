@@ -1,0 +1,291 @@
+"""Rep-spectral and its arms: the loss of a step against the dense operators, the stages, the probes, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.methods import make_method
+from robustlib.methods.layer_norms import LayerNorms, input_sizes
+from robustlib.models import build_model
+from robustlib.training import At, fit
+from robustlib.training.loop import Training
+
+from .test_spectral import class_jacobians, dense_operator, squared_norm
+
+ARMS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
+SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
+
+
+def made(name, arch="mlp_512", **settings):
+    return make_method(name, "digits", arch=arch, **settings)
+
+
+def built(method, dataset):
+    torch.manual_seed(0)
+    return build_model(method.arch, dataset, **method.model_options()).train()
+
+
+def at(step=0):
+    return At(0, step, 0.0, torch.Generator().manual_seed(5), "32-true")
+
+
+def loss_of(method, dataset, model, step=0, n=16):
+    """The batch and the loss of a step of the last stage."""
+    stage = method.stages(dataset, model)[-1]
+    stage.begin()
+    batch = next(dataset.train.batches(n, augment="none"))
+    ((name, loss),) = stage.passes[0].updates(batch, at(step))
+    assert name == "model"
+    return batch, loss
+
+
+def true_norms(model, shape):
+    """{layer: sigma_max^2} by SVD of explicit matrices; of an MLP or a SmallCNN."""
+    return {
+        name: squared_norm(layer.weight.detach().double().numpy() if size is None else dense_operator(layer, size))
+        for name, size in input_sizes(model, shape).items()
+        for layer in [model.get_submodule(name)]
+    }
+
+
+@pytest.mark.parametrize("arch", ["mlp", "mlp_512", "small_cnn"])
+@pytest.mark.parametrize("operator", ["exact", "power"])
+@pytest.mark.parametrize("name", ["rep_spectral", "ll_spectral"])
+def test_the_loss_is_cross_entropy_and_the_sum_of_squared_norms(digits, name, operator, arch):
+    method = made(name, arch, strength=0.3, operator=operator)
+    model = built(method, digits)
+    wanted = true_norms(model, digits.image_shape)
+    if name == "rep_spectral":
+        del wanted["head"]
+    batch, loss = loss_of(method, digits, model)
+    assert loss.parts["penalty"].item() == pytest.approx(
+        0.3 * sum(wanted.values()), rel=1e-5 if operator == "exact" else 5e-3
+    )
+    ce = F.cross_entropy(model(batch.x), batch.y)
+    assert loss.total.item() == pytest.approx(ce.item() + loss.parts["penalty"].item(), rel=1e-5)
+
+
+def test_only_penalised_layers_get_a_gradient_from_the_penalty(digits):
+    for name, settings, head in (
+        ("rep_spectral", {}, False),
+        ("ll_spectral", {}, True),
+        ("ll_spectral", {"readout_only": True}, True),
+    ):
+        method = made(name, **settings)
+        model = built(method, digits)
+        _, loss = loss_of(method, digits, model)
+        weights = [model.encoder.layers[0].weight, model.head.weight]
+        found = torch.autograd.grad(loss.parts["penalty"], weights, allow_unused=True)
+        assert [g is not None for g in found] == [not settings, head]
+
+
+def test_reshaped_kernels_are_another_norm(digits):
+    method = made("rep_spectral", "small_cnn", operator="reshaped", strength=1.0)
+    model = built(method, digits)
+    convolutions = [m for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]
+    wanted = sum(squared_norm(m.weight.detach().flatten(1).double().numpy()) for m in convolutions)
+    _, loss = loss_of(method, digits, model)
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
+    exact = sum(v for k, v in true_norms(model, digits.image_shape).items() if k != "head")
+    assert exact > 1.1 * wanted
+
+
+def test_folded_norms_are_those_of_the_convolution_with_batchnorm_in_eval_mode(digits):
+    method = made("rep_spectral", "small_cnn", fold_batchnorm=True, strength=1.0)
+    model = built(method, digits)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(64, *digits.image_shape))
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(-2, 2)
+    _, loss = loss_of(method, digits, model)
+    wanted = 0.0  # with the statistics that this step's forward pass left
+    for name, size in input_sizes(model, digits.image_shape).items():
+        if name == "head":
+            continue
+        stage = model.get_submodule(name.rpartition(".")[0])
+        # The columns of the linear part of norm(conv(.)), from unit images.
+        x = torch.eye(stage[0].in_channels * math.prod(size)).view(-1, stage[0].in_channels, *size)
+        stage.eval()
+        with torch.no_grad():
+            columns = (stage[1](stage[0](x)) - stage[1](stage[0](torch.zeros_like(x[:1])))).flatten(1)
+        stage.train()
+        wanted += squared_norm(columns.double().numpy())
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-4)
+    norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss.parts["penalty"], norms))
+
+
+@pytest.mark.parametrize("projections", [0, 500])
+def test_cross_lipschitz_penalises_the_softmax(digits, projections):
+    method = made("cross_lipschitz", strength=2.0, projections=projections)
+    model = built(method, digits)
+    batch, loss = loss_of(method, digits, model, n=4)
+    jacobians = class_jacobians(lambda x: model(x).softmax(1), batch.x)
+    differences = jacobians[:, :, None] - jacobians[:, None]
+    wanted = 2.0 * (differences**2).sum() / (4 * 10**2)
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=0.2 if projections else 1e-4)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name):
+    method = made(name, cadence=3, epochs=10, burn_in=0.6)
+    model = built(method, digits)
+    first, last = method.stages(digits, model)
+    assert (first.name, first.epochs, last.name, last.epochs) == ("burn-in", 6, "regularised", 4)
+    batch = next(digits.train.batches(8, augment="none"))
+    penalised = {
+        stage.name: [bool(next(stage.passes[0].updates(batch, at(k)))[1].parts["penalty"] > 0) for k in range(7)]
+        for stage in (first, last)
+    }
+    assert penalised == {"burn-in": [False] * 7, "regularised": [k % 3 == 0 for k in range(7)]}
+    alone = made(name, epochs=1, burn_in=0.9).stages(digits, model)
+    assert [(stage.name, stage.epochs) for stage in alone] == [("regularised", 1)]
+
+
+def test_the_schedule_goes_on_and_momentum_starts_anew(digits):
+    method = made("rep_spectral", epochs=10, burn_in=0.6, schedule="cosine")
+    first, last = method.stages(digits, built(method, digits))
+    usual = method.lr_schedule()
+    for epoch in (0.0, 2.5):
+        assert first.optimisers["model"].schedule(epoch) == usual(epoch)
+        assert last.optimisers["model"].schedule(epoch) == usual(epoch + 6)
+    assert first.optimisers["model"] is not last.optimisers["model"]
+
+
+def train(name, dataset, root, **settings):
+    return fit(made(name, **{**SMALL, **settings}), dataset, root=root, device="cpu", progress=False)
+
+
+def sigma(run, layer):
+    return run.metrics()[f"probe/sigma/{layer}"].to_numpy()
+
+
+def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path):
+    settings = {"cadence": 1, "epochs": 6, "train_examples": 400}
+    runs = {name: train(name, digits, tmp_path, **settings, strength=0.2) for name in ARMS}
+    runs["none"] = train("rep_spectral", digits, tmp_path, **settings, strength=0.0)
+    shared = {
+        name: run.metrics().query("stage == 'burn-in'").drop(columns="seconds").to_json() for name, run in runs.items()
+    }
+    assert len(set(shared.values())) == 1
+    ends = {name: (sigma(run, "layers.0")[-1], sigma(run, "head")[-1]) for name, run in runs.items()}
+    assert ends["rep_spectral"][0] < 0.9 * ends["none"][0]
+    assert ends["rep_spectral"][1] > 0.95 * ends["none"][1]
+    assert ends["ll_spectral"][0] < 0.9 * ends["none"][0]
+    assert ends["ll_spectral"][1] < 0.9 * ends["none"][1]
+    assert runs["none"].metrics()["penalty"].dropna().eq(0).all()
+    last = runs["rep_spectral"].model("last")
+    for layer, value in true_norms(last, digits.image_shape).items():
+        assert sigma(runs["rep_spectral"], layer.removeprefix("encoder."))[-1] == pytest.approx(
+            math.sqrt(value), rel=1e-3
+        )
+    assert runs["rep_spectral"].metrics()["robust_val"].notna().all()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monkeypatch, stop):
+    settings = {"operator": "power", "epochs": 4, "cadence": 2}
+    whole = train("ll_spectral", digits, tmp_path / "whole", **settings)
+    real, calls = Training._epoch, 0
+
+    def dying(self, epoch):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        real(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_epoch", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train("ll_spectral", digits, tmp_path / "torn", **settings)
+    torn = train("ll_spectral", digits, tmp_path / "torn", **settings)
+    for key, value in whole.model("last").state_dict().items():
+        assert torch.equal(value, torn.model("last").state_dict()[key]), key
+    assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_mixed_precision_trains(digits, tmp_path, name):
+    method = made(name, "small_cnn", **SMALL, cadence=1)
+    run = fit(method, digits, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")
+    assert np.isfinite(run.metrics()["penalty"].dropna()).all()
+    assert (run.metrics()["penalty"] > 0).any()
+
+
+def test_the_layers_of_a_resnet(digits):
+    model = build_model("resnet18", load_dataset("digits"), padding_mode="circular")
+    norms = LayerNorms(model, digits.image_shape, ("encoder.",), operator="exact")
+    assert len(norms.sizes) == 20
+    assert sum("downsample" in name for name in norms.sizes) == 3
+    assert norms.sizes["encoder.conv1"] == norms.sizes["encoder.layer2.0.conv1"] == (8, 8)
+    assert norms.sizes["encoder.layer4.1.conv2"] == (1, 1)
+    assert not norms.state_dict()
+    assert model.training
+    assert all(not m._forward_pre_hooks for m in model.modules())
+    assert model.encoder.bn1.num_batches_tracked == 0
+
+
+class Odd:
+    num_classes, image_shape, mean, std = 10, (1, 7, 7), (0.0,), (1.0,)
+
+
+def test_models_without_a_norm_are_refused(digits):
+    odd = build_model("small_cnn", Odd, padding_mode="circular")
+    with pytest.raises(InputError, match="stride 2 on 7x7 pixels"):
+        LayerNorms(odd, Odd.image_shape, operator="exact")
+    assert LayerNorms(odd, Odd.image_shape).converge(odd)["encoder.stage2.0"] > 0  # power iteration takes any size
+    method = made("rep_spectral", "small_cnn")
+    zeros = build_model("small_cnn", digits)
+    with pytest.raises(InputError, match="padding_mode='circular'"):
+        method.stages(digits, zeros)
+    grouped = built(method, digits)
+    grouped.encoder.stage3[0] = nn.Conv2d(64, 128, 3, padding=1, groups=2, padding_mode="circular")
+    with pytest.raises(InputError, match="Conv2d of 2 groups"):
+        method.stages(digits, grouped)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("rep_spectral", {"strength": -0.1}, "strength=-0.1"),
+        ("rep_spectral", {"strength": float("nan")}, "strength=nan"),
+        (
+            "ll_spectral",
+            {"burn_in": 60.0},
+            "burn_in=60.0 leaves no epoch for the penalty: give a share of the 100 epochs",
+        ),
+        ("cross_lipschitz", {"burn_in": 1.0}, "burn_in=1.0"),
+        ("rep_spectral", {"burn_in": -0.1}, "burn_in=-0.1"),
+        ("rep_spectral", {"cadence": 0}, "cadence=0"),
+        ("rep_spectral", {"iterations": 0}, "iterations=0"),
+        ("rep_spectral", {"operator": "powr"}, "Did you mean 'power'"),
+        ("cross_lipschitz", {"projections": -1}, "projections=-1"),
+    ],
+)
+def test_bad_settings_are_sentences(name, settings, says):
+    with pytest.raises(InputError, match=says):
+        make_method(name, "digits", **settings)
+
+
+def test_the_papers_own_recipe():
+    paper = make_method("rep_spectral", "cifar10-paper")
+    assert (paper.epochs, paper.burn_in, paper.batch_size, paper.lr, paper.schedule) == (
+        200,
+        0.8,
+        1024,
+        0.01,
+        "constant",
+    )
+    assert (paper.strength, paper.cadence, paper.operator, paper.momentum) == (0.01, 24, "exact", 0.9)
+    assert [(s.name, s.epochs) for s in paper.stages(load_dataset("digits"), built(paper, load_dataset("digits")))] == [
+        ("burn-in", 160),
+        ("regularised", 40),
+    ]

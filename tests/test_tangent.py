@@ -41,9 +41,13 @@ class Sphere(nn.Module):
 
 
 class Counting(Line):
-    """Counts the rows it is asked about."""
+    """Counts the rows it is asked about; attacks make no twin of a model in float64, so they ask it alone."""
 
     asked = 0
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unused", torch.zeros(1, dtype=torch.float64))
 
     def forward(self, x):
         Counting.asked += len(x)
@@ -78,7 +82,7 @@ def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
     model, x = Linear(3, (1, 2, 2), scale=5.0), torch.rand(4, 1, 2, 2)
     y, draws = model(x).argmax(1), Draws.for_examples(1, torch.arange(4))
     reach, count = (
-        torch.tensor([0.1, 0.3, 0.6, 1e-7]),
+        torch.tensor([0.1, 0.3, 0.6, 1e-4]),
         5000,
     )  # more than a block; some are clipped, of the last all agree
     with searching(model, x, (y,)) as search:
@@ -96,7 +100,7 @@ def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
         phi = np.where(decisions != y[i].item(), 1.0, -1.0)
         weights = phi - phi.mean() if abs(phi.mean()) < 1 else phi
         u = sum(w * (t - x[i].flatten().double().numpy()) for w, t in zip(weights, tried, strict=True))
-        assert found[i].flatten().numpy() == pytest.approx(u / np.linalg.norm(u), abs=2e-2 if i == 3 else 1e-3)
+        assert found[i].flatten().numpy() == pytest.approx(u / np.linalg.norm(u), abs=1e-3)
 
 
 def test_its_normal_numbers_are_normal():

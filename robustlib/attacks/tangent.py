@@ -122,7 +122,7 @@ class Walk:
         while len(self.here):
             step += 1
             cost = int(self.attack.probes * sqrt(step)) + HALVINGS + BISECTIONS + 1  # and one for the last
-            far = self._distance(self.here) > eps
+            far = (1 + TOLERANCE) * self._distance(self.here) > eps
             self.here = self.here[far & (self.spent[self.here] + cost <= self.attack.queries)]
             if len(self.here):
                 self._step(step)
@@ -139,7 +139,7 @@ class Walk:
             if attempt < 0 and starts is not None:
                 tried = starts[standing]
             else:
-                noise = _normal(self.draws[standing].fork(0).fork(attempt), *self.x.shape[1:]).to(self.x.dtype)
+                noise = self.draws[standing].fork(0).fork(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
                 tried = (self.x[standing] + SPREAD * noise).clamp(0, 1)
             hit = self._adversarial(tried, standing)
             self.now[standing[hit]] = tried[hit]
@@ -180,7 +180,7 @@ class Walk:
         balance = torch.zeros(len(rows), 1, dtype=torch.float64, device=now.device)
         for start in range(0, count, block):
             n = min(block, count - start)
-            probes = _normal(draws.fork(start), n, size).to(now.dtype).mul_(reach[:, None, None])
+            probes = draws.fork(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
             base = now.flatten(1)[:, None]
             tried = probes.add_(base).clamp_(0, 1)
             logits = self.search.fast_logits(tried.view(-1, *now.shape[1:]))
@@ -222,9 +222,9 @@ class Walk:
 
 
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-    """Where the tangent from `x` touches the sphere around `now`, on the side of `normal` (section 3.2 of the paper), (B, ...).
+    """Where the tangent from `x` touches the sphere around `now`, on the side of `normal`, (B, ...).
 
-    In the plane of x - now and the normal: with a the angle by which x lies below the boundary and cos b = radius / |x - now|,
+    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x lies below the boundary and cos b = radius / |x - now|,
     it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction along the boundary towards x.
 
     Args:
@@ -241,8 +241,3 @@ def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Ten
     wide = radius[:, None].double()
     angle = (wide / length).clamp_max(1).acos() - (-rise / length).clamp(-1, 1).asin()
     return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now.dtype).view_as(now)
-
-
-def _normal(draws: Draws, *shape: int) -> Tensor:
-    """Numbers (B, *shape) from N(0, 1) up to float32's rounding, several times as fast as `Draws.normal`."""
-    return torch.erfinv(draws.uniform(*shape).mul_(2).add_(2.0**-23 - 1)).mul_(sqrt(2))

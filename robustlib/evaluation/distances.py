@@ -63,7 +63,7 @@ def adversarial_distances(
             measure(rows)
         said = torch.cat([_prediction(model, x[rows]) for rows in parts]) if parts else split.labels
         failed = distance.isnan().nonzero()[:, 0]
-        for chosen in failed.split(batch_size):
+        for chosen in failed.split(batch_size) if len(failed) else ():
             other, starts = _nearest_other(x, said, x[chosen], split.labels[chosen])
             if bool(other.any()):
                 measure(chosen[other], starts[other])

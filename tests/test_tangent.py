@@ -1,5 +1,6 @@
 """Tangent Attack and minimal distances: exact where the answer is known, honest where nothing is found."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,9 @@ from scipy.stats import kstest, norm
 from torch import nn
 
 from robustlib.attacks import FAB, Draws, Square, Tangent, Threat, View
+from robustlib.attacks.boundary import Walk, tangent_point
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import searching
-from robustlib.attacks.tangent import Walk, tangent_point
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from tests.conftest import ConvNet, Linear
@@ -87,7 +88,7 @@ def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
         5000,
     )  # more than a block; some are clipped, of the last all agree
     with searching(model, x, (y,)) as search:
-        walk = Walk(QUICK, search, Points(x, y), draws)
+        walk = Walk(search, Points(x, y), draws, 1500, 100, 1.0)
         spent = walk.spent.clone()
         found = walk._normal_at(torch.arange(4), x, reach, count, draws)
         assert (walk.spent - spent == count).all()
@@ -201,6 +202,19 @@ def test_more_queries_come_nearer(conv_net):
     assert near.mean() < 0.8 * far.mean()
 
 
+def test_restarts_share_the_queries_and_the_nearest_counts(conv_net):
+    x = torch.rand(10, 3, 8, 8)
+    y, draws = conv_net(x).argmax(1), Draws.for_examples(0, torch.arange(10))
+    four = Tangent(L2, 4000, restarts=4).nearest(conv_net, x, y, draws=draws)
+    first = Tangent(L2, 1000).nearest(conv_net, x, y, draws=draws)
+    assert (four.distance <= first.distance).all()
+    assert (four.distance < first.distance).any()
+    assert (four.queries <= 4000).all()
+    assert (four.queries > 3 * first.queries).all()
+    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(conv_net, x, y, draws=draws)
+    assert (conv_net(within).argmax(1) != y).sum() >= 5
+
+
 @pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
 def test_draws_belong_to_examples(attack, conv_net):
     x = torch.rand(7, 3, 8, 8)
@@ -308,6 +322,8 @@ def test_a_bf16_walk_is_verified_in_float32():
     ("make", "message"),
     [
         (lambda: Tangent(L2, queries=100), "queries=100"),
+        (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
+        (lambda: Tangent(L2, restarts=0), "restarts=0"),
         (lambda: Tangent(L2, probes=0), "probes=0"),
         (lambda: Tangent(L2, gamma=0.0), "gamma=0.0"),
         (lambda: Tangent(L2, precision="16"), "precision '16'"),
@@ -336,3 +352,21 @@ def test_bad_input_is_a_sentence(attack):
     with pytest.raises(InputError, match="stochastic"):
         QUICK(Noisy(), x, Noisy()(x).argmax(1))
     assert attack.nearest(model, x[:0], y[:0]).x_adv.shape == (0, 1, 4, 4)
+
+
+def test_as_strong_as_hop_skip_jump():
+    """A small cut of benchmarks/tangent.py: from the same starts, with no more queries than foolbox's attack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foolbox 3.3.4 (2024) imports with deprecation warnings
+        foolbox = pytest.importorskip("foolbox")
+
+    model, x = Linear(4, (1, 8, 8), scale=5.0).eval(), torch.rand(6, 1, 8, 8)
+    y, noise = model(x).argmax(1), torch.rand(100, 1, 8, 8)
+    starts = torch.stack([noise[model(noise).argmax(1) != label][0] for label in y])
+    with torch.no_grad():
+        theirs = foolbox.attacks.HopSkipJumpAttack(steps=5).run(
+            foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, starting_points=starts
+        )
+    spent = sum(int(100 * t**0.5) for t in range(1, 6))  # the probes alone
+    found = Tangent(L2, queries=spent).nearest(model, x, y, starts=starts, generator=generator())
+    assert found.distance.mean() <= 1.1 * (theirs - x).flatten(1).norm(dim=1).mean()

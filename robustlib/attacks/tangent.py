@@ -1,25 +1,20 @@
 """Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492)."""
 
 from dataclasses import dataclass
-from math import ceil, log2, sqrt
 
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks.boundary import Walk
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.hunt import Hunt, Hunter
-from robustlib.attacks.nearest import Nearest, check_decided, nearest
-from robustlib.attacks.objectives import fooled
+from robustlib.attacks.nearest import Nearest, nearest
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.threat import TINY, Threat, norms
+from robustlib.threat import Threat
 
-SPREAD, TRIES = 0.5, 100  # standard deviation of the noise that a start is looked for in, and how often
-TOLERANCE = 1e-5  # of a place on a line, as a share of its length
-BISECTIONS, HALVINGS = ceil(log2(1 / TOLERANCE)), 25
-FIRST = 0.1  # how far the first probes go, in pixels
-BLOCK = 2**14  # numbers drawn at a time for each example: the share of a small batch stays in a CPU's cache
+LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,10 @@ class Tangent(Hunter):
 
     Args:
         threat: the allowed perturbations, in l2.
-        queries: of the model for each example, >= 200; no step begins that might go beyond them. 18 000 allow about 40 steps.
+        queries: of the model for each example, >= 200 a restart; no step begins that might go beyond them. 18 000 allow about 40
+            steps of one walk.
+        restarts: walks from other noise, which share the queries; the nearest point counts. The paper has 1, which often ends
+            at the boundary of a farther class; >= 1.
         probes: directions by which the first step judges where the boundary lies; step t takes probes * sqrt(t); >= 1.
         gamma: how far the probes of later steps go: Gaussian ones of standard deviation gamma * distance / dimensions; > 0.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
@@ -44,13 +42,14 @@ class Tangent(Hunter):
 
     threat: Threat
     queries: int = 18_000
+    restarts: int = 1
     probes: int = 100
     gamma: float = 1.0
     precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
-        check_counts(self, "queries", least=200)
-        check_counts(self, "probes")
+        check_counts(self, "probes", "restarts")
+        check_counts(self, "queries", least=LEAST * self.restarts)
         check_choices(self, precision=PRECISIONS)
         if not 0 < self.gamma < float("inf"):
             raise InputError(f"Tangent gamma={self.gamma!r}: give a finite number above 0.")
@@ -58,10 +57,11 @@ class Tangent(Hunter):
             raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
 
     def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        if hunt:
-            points = hunt.points
-            walk = Walk(self, hunt.search, points, hunt.draws(0))
-            hunt.offer(self.threat.project(walk.run(self.threat.eps), points.x))
+        for restart in range(self.restarts):
+            if hunt:
+                points = hunt.points
+                walk = self._walk(hunt.search, points, hunt.draws(restart))
+                hunt.offer(self.threat.project(walk.run(self.threat.eps), points.x))
 
     def nearest(
         self,
@@ -88,156 +88,16 @@ class Tangent(Hunter):
         return nearest(self._nearest, self.threat, model, x, y, starts, generator, draws, self.precision)
 
     def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        walk = Walk(self, search, points, draws.fork(0), starts)
-        return walk.run(), walk.spent
+        best, spent = points.x.clone(), torch.zeros_like(points.y)
+        least = points.x.new_full((len(points.x),), torch.inf)
+        for restart in range(self.restarts):
+            walk = self._walk(search, points, draws.fork(restart), None if restart else starts)
+            found = walk.run()
+            distance = self.threat.distance(found, points.x)
+            closer = (distance > 0) & (distance < least)  # 0 where no start was found
+            best[closer], least[closer] = found[closer], distance[closer]
+            spent += walk.spent
+        return best, spent
 
-
-class Walk:
-    """A batch on its way along the decision boundary.
-
-    Args:
-        attack: its settings.
-        search: the borrowed model.
-        points: images (B, C, H, W), which the model has right, and labels (B,).
-        draws: one stream of random numbers an example.
-        starts: (B, C, H, W) to start from, where adversarial.
-
-    Attributes:
-        spent: (B,) queries of the model for each example. The verification in float32 of a point is no query of its own.
-    """
-
-    def __init__(
-        self, attack: Tangent, search: Search, points: Points, draws: Draws, starts: Tensor | None = None
-    ) -> None:
-        check_decided(search)
-        self.attack, self.search, self.x, self.y, self.draws = attack, search, points.x, points.y, draws
-        self.now = points.x.clone()
-        self.spent = torch.zeros(len(points.x), dtype=torch.int64, device=points.x.device)
-        self.here = self._begin(starts)
-
-    def run(self, eps: float = 0.0) -> Tensor:
-        """The adversarial points (B, C, H, W) that it ends at, no farther than `eps` or as near as the queries allow; the
-        images themselves where no start was found."""
-        begun, step = self.here, 0
-        while len(self.here):
-            step += 1
-            cost = int(self.attack.probes * sqrt(step)) + HALVINGS + BISECTIONS + 1  # and one for the last
-            far = (1 + TOLERANCE) * self._distance(self.here) > eps
-            self.here = self.here[far & (self.spent[self.here] + cost <= self.attack.queries)]
-            if len(self.here):
-                self._step(step)
-        self._draw_out(begun)
-        return self.now
-
-    def _begin(self, starts: Tensor | None) -> Tensor:
-        """Puts everyone on the boundary; the rows for which a start was found."""
-        standing = torch.arange(len(self.x), device=self.x.device)
-        begun = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
-        for attempt in range(-1 if starts is not None else 0, TRIES):
-            if not len(standing):
-                break
-            if attempt < 0 and starts is not None:
-                tried = starts[standing]
-            else:
-                noise = self.draws[standing].fork(0).fork(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
-                tried = (self.x[standing] + SPREAD * noise).clamp(0, 1)
-            hit = self._adversarial(tried, standing)
-            self.now[standing[hit]] = tried[hit]
-            begun[standing[hit]] = True
-            standing = standing[~hit]
-        rows = begun.nonzero()[:, 0]
-        if len(rows):
-            self.now[rows] = self._to_boundary(self.now[rows], rows)
-        return rows
-
-    def _step(self, step: int) -> None:
-        """One step of those still here: where the boundary lies, the tangent point, and back to the boundary."""
-        rows, x, now = self.here, self.x[self.here], self.now[self.here]
-        distance = self._distance(rows)
-        reach = self.attack.gamma * distance / x[0].numel() if step > 1 else torch.full_like(distance, FIRST)
-        normal = self._normal_at(rows, now, reach, int(self.attack.probes * sqrt(step)), self.draws[rows].fork(step))
-        radius, moved = distance / sqrt(step), now.clone()
-        todo = torch.arange(len(rows), device=rows.device)
-        for _ in range(HALVINGS):
-            tried = tangent_point(x[todo], now[todo], normal[todo], radius[todo]).clamp(0, 1)
-            hit = self._adversarial(tried, rows[todo])
-            moved[todo[hit]] = tried[hit]
-            todo = todo[~hit]
-            radius[todo] /= 2
-            if not len(todo):
-                break
-        gone = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
-        if bool(gone.any()):
-            moved[gone] = self._to_boundary(moved[gone], rows[gone])
-            closer = norms(moved - x, "l2") < norms(now - x, "l2")
-            self.now[rows] = torch.where(closer, moved, now)
-
-    def _normal_at(self, rows: Tensor, now: Tensor, reach: Tensor, count: int, draws: Draws) -> Tensor:
-        """The estimated direction (S, ...) of length 1 into the adversarial region: the mean of the probes, each weighted by
-        what the model decides there, +1 or -1, less the mean decision."""
-        size, block = now[0].numel(), max(1, BLOCK // now[0].numel())
-        signed, plain = torch.zeros(2, len(rows), size, dtype=torch.float64, device=now.device)
-        balance = torch.zeros(len(rows), 1, dtype=torch.float64, device=now.device)
-        for start in range(0, count, block):
-            n = min(block, count - start)
-            probes = draws.fork(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
-            base = now.flatten(1)[:, None]
-            tried = probes.add_(base).clamp_(0, 1)
-            logits = self.search.fast_logits(tried.view(-1, *now.shape[1:]))
-            sign = 2.0 * fooled(logits, self.y[rows].repeat_interleave(n)).view(-1, n).to(now.dtype) - 1
-            moves = tried.sub_(base)  # clipped
-            signed += (sign[:, None] @ moves)[:, 0]
-            plain += moves.sum(1)
-            balance += sign.sum(1, keepdim=True)
-        self.spent[rows] += count
-        mean = torch.where(balance.abs() == count, torch.zeros_like(balance), balance / count)
-        total = (signed - mean * plain).to(now.dtype)
-        return (total / norms(total, "l2").clamp_min(TINY)).view_as(now)
-
-    def _to_boundary(self, outside: Tensor, rows: Tensor) -> Tensor:
-        """Bisects between the images and adversarial points (S, ...): adversarial points on the boundary."""
-        x, one = self.x[rows], outside.new_ones(len(rows), *[1] * (outside.ndim - 1))
-        low, high = 0 * one, one
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            hit = self._adversarial(torch.lerp(x, outside, middle.expand_as(x)), rows).view_as(one)
-            low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-        return torch.lerp(x, outside, high.expand_as(x))
-
-    def _draw_out(self, rows: Tensor) -> None:
-        """Moves the points beyond the boundary by the tolerance, lest rounding in another batch undoes them."""
-        if len(rows):
-            x, now = self.x[rows], self.now[rows]
-            tried = (now + TOLERANCE * (now - x)).clamp(0, 1)
-            hit = self._adversarial(tried, rows)
-            self.now[rows[hit]] = tried[hit]
-
-    def _adversarial(self, tried: Tensor, rows: Tensor) -> Tensor:
-        """(S,) bool: what the model decides of `tried` (S, ...), a success verified by the deployed one; a query each."""
-        self.spent[rows] += 1
-        return self.search.broken(tried, self.search.fast_logits(tried), self.y[rows])
-
-    def _distance(self, rows: Tensor) -> Tensor:
-        return norms(self.now[rows] - self.x[rows], "l2").flatten()
-
-
-def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-    """Where the tangent from `x` touches the sphere around `now`, on the side of `normal`, (B, ...).
-
-    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x lies below the boundary and cos b = radius / |x - now|,
-    it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction along the boundary towards x.
-
-    Args:
-        x: images (B, ...).
-        now: points (B, ...) on the boundary, the centres.
-        normal: directions (B, ...) of length 1 into the adversarial region.
-        radius: (B,), at most |x - now|.
-    """
-    back = (x - now).flatten(1).double()
-    up, length = normal.flatten(1).double(), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)
-    rise = (back * up).sum(1, keepdim=True)
-    along = back - rise * up
-    along = along / torch.linalg.vector_norm(along, dim=1, keepdim=True).clamp_min(TINY)
-    wide = radius[:, None].double()
-    angle = (wide / length).clamp_max(1).acos() - (-rise / length).clamp(-1, 1).asin()
-    return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now.dtype).view_as(now)
+    def _walk(self, search: Search, points: Points, draws: Draws, starts: Tensor | None = None) -> Walk:
+        return Walk(search, points, draws, self.queries // self.restarts, self.probes, self.gamma, starts)

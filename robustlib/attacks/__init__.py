@@ -5,10 +5,12 @@ from robustlib.attacks.ascent import Ascent
 from robustlib.attacks.autoattack import AutoAttack
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.fab import FAB
+from robustlib.attacks.nearest import MinimumNorm, Nearest
 from robustlib.attacks.objectives import OBJECTIVES
 from robustlib.attacks.pgd import FGSM, PGD, PGDEOT
 from robustlib.attacks.search import Attack, View
 from robustlib.attacks.square import Square
+from robustlib.attacks.tangent import Tangent
 from robustlib.threat import Threat
 
 __all__ = [
@@ -22,7 +24,10 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Draws",
+    "MinimumNorm",
+    "Nearest",
     "Square",
+    "Tangent",
     "Threat",
     "View",
 ]

@@ -58,7 +58,7 @@ class APGD(Hunter):
         check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
 
     def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        classes = ranked_classes(hunt, self.targets, self.eot)
+        classes = ranked_classes(hunt.search, hunt.all, self.targets, self.eot)
         for round_ in range(max(1, classes.shape[1]) * self.restarts):
             if not hunt:
                 break
@@ -165,12 +165,11 @@ def checkpoints(steps: int) -> set[int]:
     return found
 
 
-def ranked_classes(hunt: Hunt, targets: int, draws: int) -> Tensor:
+def ranked_classes(search: Search, points: Points, targets: int, draws: int) -> Tensor:
     """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image."""
-    points = hunt.all
     if not targets:
         return points.y[:, None][:, :0]
-    logits = hunt.search.fast_logits(points.x, draws).scatter(1, points.y[:, None], -torch.inf)
+    logits = search.fast_logits(points.x, draws).scatter(1, points.y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
 
 

@@ -6,7 +6,7 @@ draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 
 import torch
 from torch import Tensor
@@ -74,6 +74,14 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from N(0, 1), by inverting the distribution function (|value| < 5.4)."""
         return torch.special.ndtri((self._bits(shape) + 0.5) * 2.0**-BITS)
+
+    def quick_normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 from N(0, 1), others than `normal` gives and sooner: two of 23 bits from each hash (|value| < 5.2)."""
+        size = prod(shape)
+        counter = torch.arange(1, (size + 1) // 2 + 1, device=self.seeds.device) * GOLDEN
+        halves = _mix(self.seeds[:, None] + counter).view(torch.int32)[:, :size]
+        uniform = (halves >> 32 - BITS).float().add_(0.5).mul_(2.0 ** (1 - BITS))  # exact, in (-1, 1)
+        return uniform.erfinv_().mul_(sqrt(2)).view(-1, *shape)
 
 
 def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.apgd import ranked_classes, surface_point
+from robustlib.attacks.draws import Draws
 from robustlib.attacks.hunt import Hunt, Hunter
+from robustlib.attacks.nearest import Nearest, nearest
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import PRECISIONS, Precision, Search
@@ -18,7 +20,8 @@ from robustlib.threat import TINY, Norm, Threat, norms
 class FAB(Hunter):
     """Targeted FAB: towards each of the likeliest wrong classes, onto the boundary and along it towards the clean image.
 
-    FAB looks for small perturbations and knows no radius; an example leaves as soon as one of them lies within eps.
+    FAB looks for small perturbations and knows no radius. Called as an attack, an example leaves as soon as one of them lies
+    within eps; `nearest` goes on to the end.
 
     Args:
         threat: the allowed perturbations.
@@ -51,26 +54,71 @@ class FAB(Hunter):
         check_choices(self, precision=PRECISIONS)
 
     def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        classes = ranked_classes(hunt, self.targets, self.eot)
+        classes = ranked_classes(hunt.search, hunt.all, self.targets, self.eot)
         for round_ in range(classes.shape[1] * self.restarts):
             if not hunt:
                 break
             points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
-            start = points.x
-            if round_ % self.restarts:
-                start = surface_point(self.threat.scaled(0.5), points.x, hunt.draws(round_))
-            hunt.offer(self._descend(hunt.search, points, start))
+            hunt.offer(self._descend(hunt.search, points, self._start(round_, points, hunt.draws(round_))))
 
-    def _descend(self, search: Search, points: Points, start: Tensor) -> Tensor:
-        """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it."""
+    def nearest(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        starts: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Nearest:
+        """The nearest adversarial image that was found for each of a batch: every run goes on to its last step.
+
+        Args:
+            model: x -> logits (B, K), or a View.
+            x: images (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            starts: (B, C, H, W) in [0, 1], where the first run towards each class starts; None for the images.
+            generator, draws: of random numbers; see `Attack`.
+
+        Raises:
+            InputError: images outside [0, 1], labels that are no class of the model, or a stochastic model.
+        """
+        return nearest(self._nearest, self.threat, model, x, y, starts, generator, draws, self.precision)
+
+    def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        classes = ranked_classes(search, points, self.targets, self.eot)
+        best, least = points.x.clone(), points.x.new_full((len(points.x),), torch.inf)
+        rounds = classes.shape[1] * self.restarts
+        for round_ in range(rounds):
+            aimed = replace(points, target=classes[:, round_ // self.restarts])
+            start = self._start(round_, aimed, draws.fork(round_))
+            if starts is not None and round_ % self.restarts == 0:
+                start = starts
+            found = self._descend(search, aimed, start, anywhere=True)
+            distance = self.threat.distance(found, points.x)
+            closer = fooled(search.logits(found), points.y) & (distance < least)
+            best[closer], least[closer] = found[closer], distance[closer]
+        return best, torch.full_like(
+            points.y, 2 * self.eot * self.steps * rounds
+        )  # a gradient and an answer at each step
+
+    def _start(self, round_: int, points: Points, draws: Draws) -> Tensor:
+        """Where a run starts: from the images, or from a random point within eps / 2."""
+        if round_ % self.restarts == 0:
+            return points.x
+        return surface_point(self.threat.scaled(0.5), points.x, draws)
+
+    def _descend(self, search: Search, points: Points, start: Tensor, anywhere: bool = False) -> Tensor:
+        """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it;
+        `anywhere`, the nearest of all steps, wherever it lies."""
         found, here, x = start.clone(), torch.arange(len(start), device=start.device), start
         nearest = start.new_full((len(start),), torch.inf)
         for _ in range(self.steps):
             x = self._step(search, points, x)
             logits, distance = search.fast_logits(x, self.eot), self.threat.distance(x, points.x)
             wrong = fooled(logits, points.y)
-            inside = self.threat.project(x, points.x)
-            gone = wrong & (distance <= self.threat.eps)
+            inside = x if anywhere else self.threat.project(x, points.x)
+            gone = wrong & (distance <= self.threat.eps) & (not anywhere)
             gone[gone.clone()] = search.broken(inside[gone], logits[gone], points.y[gone])
             closer = wrong & (distance < nearest[here])
             nearest[here[closer]] = distance[closer]

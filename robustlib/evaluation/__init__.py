@@ -1,6 +1,7 @@
 """Honest evaluation: per-example records that survive interruptions, intervals on every number, curves, runs."""
 
 from robustlib.evaluation.curves import robustness_curve
+from robustlib.evaluation.distances import adversarial_distances, bootstrap, compare_distances
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.legacy import Legacy, legacy_claf_eval
@@ -17,8 +18,11 @@ __all__ = [
     "Progress",
     "accuracy",
     "adaptive_attacks",
+    "adversarial_distances",
     "aggregate",
+    "bootstrap",
     "cascade",
+    "compare_distances",
     "compare_with_reference",
     "evaluate",
     "evaluate_run",

@@ -1,0 +1,175 @@
+"""Adversarial distances: measured by the deployed model, compared on shared images, and no failure counts as robustness."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from robustlib.attacks import FAB, Nearest, Tangent, Threat
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.evaluation import adversarial_distances, bootstrap, compare_distances
+from tests.conftest import Linear
+
+L2 = Threat("l2", 0.5)
+NAN = float("nan")
+
+
+def split(n: int = 20, shape: tuple[int, ...] = (1, 4, 4), model: nn.Module | None = None) -> Split:
+    images = torch.randint(256, (n, *shape), dtype=torch.uint8)
+    labels = model(images.float() / 255).argmax(1) if model else torch.zeros(n, dtype=torch.int64)
+    return Split(images, labels, torch.arange(n) + 100)
+
+
+def frame(correct: list[int], distance: list[float], index: list[int] | None = None) -> pd.DataFrame:
+    n = len(correct)
+    columns = {"index": index or list(range(n)), "label": [0] * n, "correct": [bool(c) for c in correct]}
+    return pd.DataFrame(columns | {"distance": distance, "queries": [7] * n})
+
+
+class Margin(nn.Module):
+    """Class 1 where the mean of the image exceeds a level; its distance to the boundary is known."""
+
+    def __init__(self, level: float = 0.5) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, x):
+        over = 4 * (x.flatten(1).mean(1, keepdim=True) - self.level)
+        return torch.cat([-over, over], 1)
+
+
+# --- one model
+
+
+@pytest.mark.parametrize("attack", [Tangent(L2, queries=4000), FAB(L2, steps=20)], ids=lambda a: type(a).__name__)
+def test_measures_what_is_known(attack):
+    model = Margin()
+    few = split(12, model=model)
+    few.labels[3] = 1 - few.labels[3]
+    table = adversarial_distances(model, few, attack)
+    x = few.images.double() / 255
+    true = ((x.flatten(1).mean(1) - 0.5).abs() * 4).numpy()  # of the hyperplane: |mean - 0.5| * 16 / sqrt 16
+    assert list(table) == ["index", "label", "correct", "distance", "queries"]
+    assert table["index"].tolist() == list(range(100, 112))
+    assert list(table.index[~table.correct]) == [3]
+    assert table.distance[3] == 0
+    ok = table.correct.to_numpy()
+    assert (table.distance[ok] >= true[ok] * (1 - 1e-4)).all()
+    assert (table.distance[ok] <= true[ok] * 1.06 + 1e-4).all()
+    assert (table.queries[ok] > 0).all()
+
+
+def test_batches_change_no_draw():
+    model = Linear(3, scale=5.0)
+    few, attack = split(11, model=model), Tangent(L2, queries=800)
+    whole, parts = (adversarial_distances(model, few, attack, batch_size=size) for size in (256, 4))
+    pd.testing.assert_frame_equal(whole.drop(columns="queries"), parts.drop(columns="queries"), rtol=0.01)
+    other = adversarial_distances(model, few, attack, seed=1)
+    assert not np.allclose(whole.distance, other.distance)
+
+
+def test_where_noise_finds_nothing_another_image_is_the_start():
+    class Narrow(nn.Module):
+        """Class 1 within a small ball around white, class 0 elsewhere."""
+
+        def forward(self, x):
+            near = 1 - (1 - x).flatten(1).norm(dim=1, keepdim=True)
+            return torch.cat([-near, near], 1)
+
+    images = torch.full((4, 1, 4, 4), 50, dtype=torch.uint8)
+    images[3] = 255
+    few = Split(images, torch.tensor([0, 0, 0, 1]), torch.arange(4))
+    table = adversarial_distances(Narrow(), few, Tangent(L2, queries=1000))
+    assert table.distance[:3].to_numpy() == pytest.approx(4 * (1 - 50 / 255) - 1, rel=0.01)
+    assert (table.queries[:3] > 100).all()  # those of both searches
+    alone = adversarial_distances(Narrow(), few.select(torch.arange(3)), Tangent(L2, queries=1000))
+    assert alone.distance.isna().all()
+    assert (alone.queries == 100).all()
+
+
+@dataclass(frozen=True)
+class Liar:
+    """Claims what it did not find."""
+
+    threat: Threat = L2
+    beyond: float = 0.0
+
+    def nearest(self, model, x, y, *, starts=None, generator=None, draws=None):
+        return Nearest(x + self.beyond, torch.full((len(x),), 9.0), torch.ones_like(y))
+
+
+@pytest.mark.parametrize("beyond", [0.0, 5.0])
+def test_an_attack_is_not_believed(beyond):
+    model = Margin()
+    table = adversarial_distances(model, split(8, model=model), Liar(beyond=beyond))
+    assert table.distance.isna().all()
+
+
+def test_bad_input_is_a_sentence():
+    class Noisy(Linear):
+        stochastic = True
+
+    few = split(4)
+    with pytest.raises(InputError, match="stochastic"):
+        adversarial_distances(Noisy(), few, Tangent(L2))
+    with pytest.raises(InputError, match="batch_size=0"):
+        adversarial_distances(Linear(), few, Tangent(L2), batch_size=0)
+    assert len(adversarial_distances(Linear(), few.select(torch.arange(0)), Tangent(L2))) == 0
+
+
+# --- several models
+
+
+def test_only_images_that_all_have_right_count_and_failures_count_for_nobody():
+    a = frame([1, 1, 1, 0, 1, 1], [1.0, 2.0, 3.0, 0.0, 5.0, NAN])
+    b = frame([1, 1, 0, 1, 1, 1], [2.0, NAN, 0.0, 9.0, 4.0, NAN]).sample(frac=1, random_state=0)
+    table = compare_distances({"a": a, "b": b}).set_index("model")
+    assert list(table.columns[:4]) == ["images", "correct", "failed", "n"]
+    assert table.n.tolist() == [2, 2]  # the first and the fifth
+    assert table.images.tolist() == [6, 6]
+    assert table.correct.tolist() == [5, 5]
+    assert table.failed.tolist() == [1, 2]
+    assert table["mean"].tolist() == [3.0, 3.0]
+    assert table["median"].tolist() == [3.0, 3.0]
+    assert (table.mean_low <= table["mean"]).all()
+    assert (table["mean"] <= table.mean_high).all()
+
+
+def test_a_model_that_cannot_be_attacked_is_not_robust():
+    a, deaf = frame([1, 1], [1.0, 2.0]), frame([1, 1], [NAN, NAN])
+    table = compare_distances({"a": a, "deaf": deaf})
+    assert (table.n == 0).all()
+    assert table[["mean", "mean_low", "median", "median_high"]].isna().all().all()
+    assert table.failed.tolist() == [0, 2]
+
+
+def test_models_are_resampled_alike():
+    distance = np.random.default_rng(0).exponential(size=80)
+    a, b = frame([1] * 80, list(distance)), frame([1] * 80, list(2 * distance))
+    table = compare_distances({"a": a, "b": b}).set_index("model")
+    for column in ("mean", "mean_low", "mean_high", "median", "median_low", "median_high"):
+        assert table[column]["b"] == pytest.approx(2 * table[column]["a"])
+
+
+def test_different_images_cannot_be_compared():
+    with pytest.raises(InputError, match="different images"):
+        compare_distances({"a": frame([1, 1], [1.0, 2.0]), "b": frame([1, 1], [1.0, 2.0], [0, 2])})
+    with pytest.raises(InputError, match="no models"):
+        compare_distances({})
+
+
+def test_the_bootstrap_is_the_percentile_interval():
+    values = np.random.default_rng(1).exponential(size=150)
+    scipys = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
+    assert bootstrap(np.mean, values, resamples=5000) == pytest.approx(tuple(scipys), abs=0.02)
+    half = 1.96 * values.std() / len(values) ** 0.5
+    low, high = bootstrap(np.mean, values)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert bootstrap(np.mean, values, seed=3) == bootstrap(np.mean, values, seed=3)
+    assert bootstrap(lambda a, b: float((a / b).mean()), values, 2 * values) == pytest.approx((0.5, 0.5))
+    assert np.isnan(bootstrap(np.mean, values[:0])).all()

@@ -5,8 +5,8 @@ from robustlib.losses.cross_lipschitz import cross_lipschitz
 from robustlib.losses.disentangled import confusion_labels, mean_cosine
 from robustlib.losses.power_iteration import PowerIteration
 from robustlib.losses.robust import mart_loss, trades_loss
-from robustlib.losses.supcon import nt_xent, supcon_loss
 from robustlib.losses.spectral import check_exact, conv_squared_norm, dense_squared_norm, exact_squared_norm, weight_of
+from robustlib.losses.supcon import nt_xent, supcon_loss
 
 __all__ = [
     "PowerIteration",

@@ -31,6 +31,8 @@ class ACL(Contrastive):
     paper = "Jiang et al. 2020, Robust Pre-Training by Adversarial Contrastive Learning, NeurIPS"
     summary = "NT-Xent on clean views and on jointly attacked ones, each with BatchNorm statistics of its own; then a linear head."
 
+    attacks = 2  # both views
+
     weight_decay: float = 1e-6  # of pre-training
     projection: tuple[int, ...] = (512, 512)  # widths of the projection head
 

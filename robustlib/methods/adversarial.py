@@ -42,6 +42,11 @@ class AdversarialMethod(Method):
         if self.awp_warmup < 0:
             raise InputError(f"{self.name}: awp_warmup={self.awp_warmup!r}: give an epoch of at least 0.")
 
+    @property
+    def attack_passes(self) -> int:
+        """Each image is attacked once in each epoch."""
+        return self.attack_steps * self.epochs
+
     def attack_settings(self) -> dict[str, Any]:
         """Keyword arguments of the inner `PGD`."""
         return {"steps": self.attack_steps, "step_size": self.attack_step_size, "batchnorm": self.attack_batchnorm}

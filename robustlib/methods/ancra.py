@@ -84,6 +84,11 @@ class ANCRA(AdversarialMethod):
         if not 0 <= self.alpha <= 1:
             raise InputError(f"ancra: alpha={self.alpha!r}: give a share, 0 <= alpha <= 1; the paper's is 1.")
 
+    @property
+    def attack_passes(self) -> int:
+        """An attack on each image and one on its negative."""
+        return super().attack_passes * (2 if self.negative_contrast and self.attack_negatives else 1)
+
     def model_options(self) -> dict[str, Any]:
         """Reverse attention is part of the model."""
         return {"reverse_attention": True} if self.reverse_attention else {}

@@ -105,6 +105,15 @@ class Method:
         """Passes over the training images in all stages together."""
         return self.epochs
 
+    @property
+    def attack_passes(self) -> int:
+        """Forward-backward passes of the attacks inside the training, for each training image, all epochs together.
+
+        They are most of what an adversarial training costs, so comparisons are fair at equal numbers of them. It is the most
+        there can be: a method may leave out attacks on the way (ARREST), and forward passes alone are not counted.
+        """
+        return 0
+
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """What to do, in order, to train `model` on `dataset`."""
         raise NotImplementedError

@@ -75,6 +75,14 @@ class CLAF(Contrastive):
         fits = self.refresh == "never" and not self.pretrained
         return super().all_epochs + (self.head_epochs if fits else 0)
 
+    @property
+    def attack_passes(self) -> int:
+        """Of the adversarial views and of the refresh, or of the one fit in its place; then as in WithHead."""
+        refreshed = self.refresh_passes if self.refresh in ("full", "reinit") else 0
+        fitted = self.head_epochs if self.refresh == "never" else 0
+        attacked = (self.epochs - self.aug_epochs) * (self.adv_views + refreshed) + fitted
+        return self.attack_steps * attacked + super().attack_passes
+
     def lr_schedule(self) -> Schedule:
         """The recipe's, the cosine down to a thousandth (main.py)."""
         return cosine(self.epochs, 1e-3) if self.schedule == "cosine" else super().lr_schedule()

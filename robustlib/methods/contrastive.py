@@ -28,6 +28,8 @@ class Contrastive(WithHead):
     RoCL, ACL and SimCLR publish LARS. The last epoch of pre-training is what counts: without a head there is nothing to select by.
     """
 
+    notebook = "claf"
+
     epochs: int = 1000  # of contrastive pre-training
     batch_size: int = 512
     lr: float = 0.5  # of pre-training, peak

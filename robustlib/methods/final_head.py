@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ class WithHead(AdversarialMethod):
     fine-tuning of the whole network by TRADES (ACL's release).
     """
 
+    attacks: ClassVar[int] = 0  # views of an image that each epoch of pre-training attacks
+
     ema: float = 0.0  # decay of the averaged weights of the fine-tuning (final="aff") alone; 0 for none
     final: Literal["slf", "alf", "aff"] = "slf"  # linear on clean images, linear on attacked ones, or all fine-tuned
     head_epochs: int = 100  # of slf and alf
@@ -47,6 +49,12 @@ class WithHead(AdversarialMethod):
     def last_epochs(self) -> int:
         """Epochs of the last stage."""
         return self.tuning_epochs if self.final == "aff" else self.head_epochs
+
+    @property
+    def attack_passes(self) -> int:
+        """Those of pre-training, also where another run has done it, and of the last stage."""
+        last = 0 if self.final == "slf" else self.final_steps * self.last_epochs
+        return self.attacks * self.attack_steps * self.epochs + last
 
     def last_stage(self, threat: Threat, model: Classifier, begin: Callable[[], None]) -> Stage:
         """The last stage, "slf", "alf" or "aff"; `begin` is called first and decides on what the head starts from."""

@@ -29,6 +29,7 @@ class RoCL(Contrastive):
     paper = "Kim et al. 2020, Adversarial Self-Supervised Contrastive Learning, NeurIPS"
     summary = "An instance-wise attack away from the other augmentation makes the third view, without labels; then a linear head."
     protocol = "pgd20"
+    attacks = 1  # on the first view
 
     lr: float = 0.1  # of pre-training, peak
     weight_decay: float = 1e-6  # of pre-training

@@ -63,7 +63,7 @@ def test_a_method_says_how_often_it_attacks(digits, counted, name, changes):
             passes += stage.epochs * part.repeats * counted[0] / len(batch)
     assert method.attack_passes == passes
     assert (passes == 0) == (
-        not issubclass(METHODS[name], AdversarialMethod) or name in ("supcon", "simclr") and not changes
+        not issubclass(METHODS[name], AdversarialMethod) or (name in ("supcon", "simclr") and not changes)
     )
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from robustlib import batch
-from robustlib.batch import alike, beside, metrics_of, study_runs, sweep_table
+from robustlib import batch, tables
+from robustlib.batch import alike, beside, metrics_of, study_runs, sweep_table, with_passes
 from robustlib.batch.compare import REFERENCE
 from robustlib.claims import arm_of
 from robustlib.errors import InputError
+from robustlib.evaluation import aggregate, leaderboard
+from robustlib.methods import make_method
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.threat import Threat
@@ -225,6 +227,41 @@ def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:
     runs = [made(tmp_path, "trades", seed, changed=changed) for seed, changed in ((0, ""), (1, ""), (0, "beta=1.0"))]
     found = metrics_of([*runs, runs[0]])
     assert {title: len(tables) for title, tables in found.items()} == {"TRADES": 2, "TRADES · beta=1.0": 1}
+
+
+def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
+    runs = [made(tmp_path, "claf", 0), made(tmp_path, "supcon", 0)]
+    for run, stages in zip(runs, (("augmented", "adversarial", "slf"), ("contrastive", "slf")), strict=True):
+        rows = [{"stage": stage, "epoch": epoch} for stage in stages for epoch in (0, 1)]
+        (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (title, (table,)) = next(iter(metrics_of(runs, "adversarial").items()))
+    assert (title, list(table["stage"]), list(table["epoch"])) == ("CLAF", ["adversarial"] * 2, [0, 1])
+    assert list(metrics_of(runs, "adversarial")) == ["CLAF"]
+    assert list(metrics_of(runs)) == ["CLAF", "SUPCON"]
+
+
+def test_attack_passes_stand_beside_results(tmp_path: Path) -> None:
+    runs = []
+    for method, settings in (("claf", {}), ("claf", {"final": "aff"}), ("pgd_at", {"epochs": 25}), ("supcon", {})):
+        recipe = make_method(method, "digits", **settings)
+        changed = ", ".join(f"{key}={value}" for key, value in settings.items())
+        runs.append(made(tmp_path, method, 0, changed, hyperparameters=recipe.hyperparameters()))
+    board = with_passes(leaderboard(runs), runs)
+    found = dict(zip(zip(board["method"], board["changed"], strict=True), board["attack passes"], strict=True))
+    assert found == {("claf", ""): 250, ("claf", "final=aff"): 450, ("pgd_at", "epochs=25"): 250, ("supcon", ""): 0}
+    shown = tables.over_seeds(with_passes(aggregate(leaderboard(runs).assign(precision="32-true")), runs))
+    assert list(shown.columns[:4]) == ["method", "changed", "attack passes", "seeds"]
+
+
+def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
+    passes = make_method("claf", "digits").attack_passes
+    for study in ("digits-claims", "claf-comparison"):
+        arms = [make_method(name, "digits", **changes) for name, changes in batch.read_study(study).arms]
+        equal = {arm.name for arm in arms if arm.attack_passes == passes}
+        assert equal == {"claf", "pgd_at"} | ({"trades"} if study == "claf-comparison" else set())
+    assert STUDY is not None
+    rivals = {part.than for part in STUDY.claims if part.name.startswith("claf")}
+    assert rivals == {"pgd_at epochs=25", "rocl", "acl"}
 
 
 def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:

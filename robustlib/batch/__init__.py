@@ -1,6 +1,6 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.batch.arms import StudyRuns, alike, beside, metrics_of, study_runs, sweep_table
+from robustlib.batch.arms import StudyRuns, alike, beside, metrics_of, study_runs, sweep_table, with_passes
 from robustlib.batch.compare import (
     REFERENCE,
     Comparison,
@@ -41,4 +41,5 @@ __all__ = [
     "study_runs",
     "sweep_table",
     "verdicts",
+    "with_passes",
 ]

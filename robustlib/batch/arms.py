@@ -10,12 +10,13 @@ from robustlib.batch.compare import PANELS, one_each, readable, title_of
 from robustlib.batch.study import Study, arm_name, read_study
 from robustlib.claims import arm_of
 from robustlib.evaluation import leaderboard
-from robustlib.methods import preset_dataset
+from robustlib.methods import make_method, preset_dataset
 from robustlib.runs import Run, find_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PASSES = "attack passes"
 ALIKE = ("preset", "dataset", "arch", "threat")  # what runs beside each other share
 
 
@@ -89,12 +90,35 @@ def _fitting(run: Run, others: Iterable[Run]) -> list[Run]:
     return [other for other in others if all(other.params().get(name) == mine.get(name) for name in ALIKE)]
 
 
-def metrics_of(runs: Iterable[Run]) -> "dict[str, list[pd.DataFrame]]":
-    """By method and what was changed from its preset, the metrics over epochs of each run (a seed each)."""
+def metrics_of(runs: Iterable[Run], stage: str = "") -> "dict[str, list[pd.DataFrame]]":
+    """By method and what was changed from its preset, the metrics over epochs of each run (a seed each).
+
+    Args:
+        runs: trained, each counted once.
+        stage: keep the epochs of this stage alone and leave out runs without it; "" keeps all.
+    """
     found: dict[str, list[pd.DataFrame]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
-        found.setdefault(title_of(run), []).append(run.metrics())
+        rows = run.metrics()
+        rows = rows[rows["stage"] == stage] if stage else rows
+        if len(rows) or not stage:
+            found.setdefault(title_of(run), []).append(rows)
     return found
+
+
+def with_passes(table: "pd.DataFrame", runs: Iterable[Run]) -> "pd.DataFrame":
+    """A leaderboard or its means over seeds with a column "attack passes": `Method.attack_passes` of the trainings.
+
+    Args:
+        table: of `leaderboard(runs)` or `aggregate` of that.
+        runs: of one preset.
+    """
+    found = {}
+    for run in runs:
+        values = dict(run.params()["hyperparameters"])
+        method = make_method(run.params()["method"], values.pop("preset") or None, **values)
+        found[method.name, run.params()["changed"]] = method.attack_passes
+    return table.assign(**{PASSES: [found[key] for key in zip(table["method"], table["changed"], strict=True)]})
 
 
 def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> "pd.DataFrame":

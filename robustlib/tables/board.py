@@ -76,7 +76,9 @@ def over_seeds(aggregate: "pd.DataFrame", board: "pd.DataFrame | None" = None) -
                 numbers[label] = percent(mean) if std is None or std != std else f"{100 * mean:.1f} ± {100 * std:.1f} %"
             if name == "worst" and board is not None:
                 numbers |= _gravest(row, board)
-        who: dict[str, Any] = {key: row[key] for key in ("method", "arch", "changed", "seeds") if key in row}
+        who: dict[str, Any] = {
+            key: row[key] for key in ("method", "arch", "changed", "attack passes", "seeds") if key in row
+        }
         rows.append(who | numbers)
     return _without_dull(pd.DataFrame(rows))
 

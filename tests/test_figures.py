@@ -270,6 +270,15 @@ def test_each_map_has_its_own_note():
     assert len(nine.fig.axes) == 9
 
 
+def test_maps_say_what_the_copies_are():
+    figure = figures.umap_atlas({"A": MAP}, CLASSES, copies="augmented")
+    assert figure.alt.startswith("Maps of clean and augmented features of 60 images")
+    assert "A: augmented images lie" in figure.alt
+    assert set(figure.data["side"]) == {"clean", "augmented"}
+    (legend,) = figure.fig.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["clean image", "its augmented one"]
+
+
 def test_names_of_near_classes_do_not_hide_each_other():
     near = (MAP[0] * 0.01, MAP[0] * 0.01)
     figure = figures.umap_atlas({"A": near, "B": near}, CLASSES, ["airplane", "automobile", "bird"], arrows=0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustlib.evaluation import legacy_claf_eval
+from robustlib import tables
+from robustlib.evaluation import Legacy, accuracy, legacy_claf_eval
 from robustlib.models import build_model
 
 
@@ -58,3 +59,24 @@ def test_it_says_what_is_wrong_with_it(digits, model):
     assert found.budget == pytest.approx(8 / 255 * digits.std[0])
     assert found.budget < 8 / 255 < found.moved, "the attack has a smaller radius, the clamp a far larger one"
     assert legacy_claf_eval(model, digits.test.sample(80)) == found
+
+
+def test_its_table_labels_it_invalid():
+    found = Legacy(0.6, 0.7, 0.01, 0.3, 80)
+    published, clamp = found.rows
+    assert (published["correct"], published["n"], published["valid"], clamp["accuracy"]) == (48, 80, False, 0.7)
+    assert published["low"] < 0.6 < published["high"]
+    valid = [
+        {"attack": name, **accuracy(k, 50)} for name, k in (("clean", 45), ("pgd20", 20), ("cw50", 19), ("worst", 18))
+    ]
+    table = tables.legacy({"n": 50, "rows": valid}, found.rows)
+    assert list(table["attack"]) == [
+        "clean",
+        "PGD-20",
+        "worst case",
+        "published protocol",
+        "its clamp alone, without an attack",
+    ]
+    assert list(table["counts"]) == ["✓ valid"] * 3 + ["✕ invalid"] * 2
+    assert list(table["images"]) == [50] * 3 + [80] * 2
+    assert table["accuracy"][3].startswith("60.0 % (")

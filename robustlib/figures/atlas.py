@@ -1,4 +1,4 @@
-"""Maps of a feature space: clean and adversarial images of each class, and how the attack moves them."""
+"""Maps of a feature space: clean images of each class, their attacked or augmented copies, and how these move."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -30,6 +30,7 @@ def umap_atlas(
     note: str = "",
     notes: Mapping[str, str] | None = None,
     arrows: int = ARROWS,
+    copies: str = "adversarial",
 ) -> Figure:
     """Maps of clean and adversarial features of the same images, with arrows from some images to their adversarial ones.
 
@@ -41,6 +42,7 @@ def umap_atlas(
         note: what to say below all: parameters and seed.
         notes: name of a map -> what to say below it alone, e.g. its trustworthiness.
         arrows: on each map, spread over the classes.
+        copies: what the second coordinates are of, e.g. "augmented" ones.
 
     Raises:
         InputError: no maps, maps of other numbers of images, or a note for a map that is not there.
@@ -66,13 +68,15 @@ def umap_atlas(
             _map(axis, clean, adversarial, y, 1 if columns < 3 else 0.6)
             _name_classes(axis, {name: clean[y == label] for label, name in names.items()}, HEIGHTS[columns])
             _arrows(axis, clean[chosen], adversarial[chosen])
-        _atlas_legend(fig, bool(len(chosen)), note)
-    shown = " ".join(f"{name}: {_moves(*sides)}. {own.get(name, '')}".strip() for name, sides in tables.items())
-    alt = f"Maps of clean and adversarial features of {len(y)} images of {len(names)} classes. {shown} {note}".strip()
-    return Figure(fig, alt, _numbers(tables, y, names))
+        _atlas_legend(fig, bool(len(chosen)), note, copies)
+    shown = " ".join(
+        f"{name}: {copies} {_moves(*sides)}. {own.get(name, '')}".strip() for name, sides in tables.items()
+    )
+    alt = f"Maps of clean and {copies} features of {len(y)} images of {len(names)} classes. {shown} {note}".strip()
+    return Figure(fig, alt, _numbers(tables, y, names, copies))
 
 
-def _numbers(tables: "Mapping[str, Any]", labels: "NDArray[Any]", names: Mapping[int, str]) -> "DataFrame":
+def _numbers(tables: "Mapping[str, Any]", labels: "NDArray[Any]", names: Mapping[int, str], copies: str) -> "DataFrame":
     """A row for each map, side and image."""
     import pandas as pd
 
@@ -80,7 +84,7 @@ def _numbers(tables: "Mapping[str, Any]", labels: "NDArray[Any]", names: Mapping
     parts = [
         pd.DataFrame({"map": name, **shared, "side": kind, "x": side[:, 0], "y": side[:, 1]})
         for name, sides in tables.items()
-        for kind, side in zip(("clean", "adversarial"), sides, strict=True)
+        for kind, side in zip(("clean", copies), sides, strict=True)
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -159,10 +163,10 @@ def _arrows(axis: "Axes", starts: "NDArray[Any]", ends: "NDArray[Any]") -> None:
         axis.quiver(*starts.T, *(ends - starts).T, color=INK, alpha=0.55, zorder=6, **form, **heads)
 
 
-def _atlas_legend(fig: Any, arrows: bool, note: str) -> None:
+def _atlas_legend(fig: Any, arrows: bool, note: str, copies: str) -> None:
     from matplotlib.lines import Line2D
 
-    kinds = {"clean image": "o", "its adversarial one": "x"}
+    kinds = {"clean image": "o", f"its {copies} one": "x"}
     handles = [Line2D([], [], ls="none", marker=m, color=MUTED, ms=6, label=name) for name, m in kinds.items()]
     if arrows:
         handles.append(
@@ -178,4 +182,4 @@ def _moves(clean: "NDArray[Any]", adversarial: "NDArray[Any]") -> str:
     import numpy as np
 
     spread = float(np.linalg.norm(clean - clean.mean(0), axis=1).mean()) or 1.0
-    return f"adversarial images lie {np.linalg.norm(adversarial - clean, axis=1).mean() / spread:.2f} map radii from their clean ones on average"
+    return f"images lie {np.linalg.norm(adversarial - clean, axis=1).mean() / spread:.2f} map radii from their clean ones on average"

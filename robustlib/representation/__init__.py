@@ -4,6 +4,7 @@ Measures take tables of features (N, D); `features` makes them of a model and a 
 `embed_runs` do it for finished runs, on the same images and with what was made before.
 """
 
+from robustlib.representation.consistency import consistency, image_copies, moved
 from robustlib.representation.embedding import Embedding, embed, embed_path, trustworthiness
 from robustlib.representation.features import Features, at_eps, features
 from robustlib.representation.geometry import Exclusion, alignment, class_alignment, exclusion, feature_gap, uniformity
@@ -38,6 +39,7 @@ __all__ = [
     "attacked_pairs",
     "cka",
     "class_alignment",
+    "consistency",
     "effective_rank",
     "embed",
     "embed_path",
@@ -49,6 +51,7 @@ __all__ = [
     "gap_probe",
     "gap_rows",
     "gap_table",
+    "image_copies",
     "knn_probe",
     "layer_function",
     "layers",
@@ -56,6 +59,7 @@ __all__ = [
     "local_lipschitz",
     "measure_runs",
     "measures",
+    "moved",
     "neural_collapse",
     "principal_components",
     "probe_attack",

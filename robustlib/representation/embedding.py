@@ -70,7 +70,7 @@ class Embedding:
         """How the map was made, in sentences."""
         p, (tables, n, _) = self.parameters, self.points.shape
         return (
-            f"UMAP of {n} clean and {(tables - 1) * n} adversarial images, fitted together after PCA to "
+            f"UMAP of {n} clean images and {(tables - 1) * n} changed ones, fitted together after PCA to "
             f"{p['components']} dimensions ({p['neighbours']} neighbours, min_dist {p['min_dist']:g}, {p['metric']}, seed "
             f"{p['seed']}). Distances between clusters and their sizes mean nothing."
         )
@@ -101,7 +101,7 @@ def embed_path(
 
     Args:
         tables: T of (N, D), of the same examples in the same order: clean features, then adversarial ones, of one radius or of
-            several growing ones; 5 000 to 10 000 rows in all show enough.
+            several growing ones, or of other copies; 5 000 to 10 000 rows in all show enough.
         neighbours: of UMAP's graph, fewer than T N.
         min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
         components: dimensions that PCA leaves, at least 2.

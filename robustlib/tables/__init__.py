@@ -7,8 +7,8 @@ from robustlib.tables.adaptive import adaptive, adaptive_words, show_adaptive
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
-from robustlib.tables.geometry import geometry
-from robustlib.tables.run import accuracies, cascade, hyperparameters, provenance, splits, warnings
+from robustlib.tables.geometry import consistency, geometry
+from robustlib.tables.run import accuracies, cascade, hyperparameters, legacy, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
 __all__ = [
@@ -22,12 +22,14 @@ __all__ = [
     "cascade",
     "checks",
     "claims",
+    "consistency",
     "geometry",
     "gravest",
     "hyperparameters",
     "incomplete",
     "inventory",
     "leaderboard",
+    "legacy",
     "notes",
     "objections",
     "over_seeds",

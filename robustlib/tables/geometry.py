@@ -44,6 +44,18 @@ def geometry(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(means + single, columns=[*who, "seed", *(MEASURES[name][0] for name in names)])
 
 
+def consistency(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """How far copies of images move in the feature spaces of models, for people.
+
+    Args:
+        frame: of `robustlib.representation.consistency`.
+    """
+    same = [f"{100 * share:.1f} %" for share in frame["same answer"]]
+    cells = {MEASURES["relative_l2"][0]: [f"{value:.3f}" for value in frame["relative_l2"]]}
+    cells |= {"alignment with the image": [f"{value:.3f}" for value in frame["alignment"]], "same answer": same}
+    return frame[["model", "copy"]].assign(**cells)
+
+
 def _cells(rows: "pd.DataFrame", names: list[str]) -> dict[str, str]:
     """The measures of one run, or the means of several with their standard deviations."""
     cells = {}

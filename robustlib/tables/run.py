@@ -79,6 +79,30 @@ def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
     return table.rename(index=attack_name).rename_axis("attack")
 
 
+def legacy(results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20") -> "pd.DataFrame":
+    """What an invalid protocol says of a run, beside what valid ones say, each labelled.
+
+    Args:
+        results: of `robustlib.evaluation.evaluate_run`.
+        rows: of the invalid protocol, e.g. `robustlib.evaluation.Legacy.rows`.
+        protocol: the valid attack to show beside clean accuracy and worst case.
+    """
+    import pandas as pd
+
+    shown = [row for row in results["rows"] if row["attack"] in ("clean", protocol, "worst")]
+    return pd.DataFrame(
+        [
+            {
+                "attack": attack_name(row["attack"]),
+                "accuracy": percent(row["accuracy"], row["low"], row["high"]),
+                "images": row.get("n", results["n"]),
+                "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
+            }
+            for row in [*shown, *rows]
+        ]
+    )
+
+
 def cascade(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """What each step of AutoAttack took from those before it, one row a step.
 

@@ -255,6 +255,26 @@ def test_every_adversarial_method_has_its_step_counted():
     assert set(LOOPS) <= set(COUNTS)
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
+    from cifar_smoke import PRESETS, tiny
+
+    from robustlib.data import load_dataset
+    from robustlib.methods import METHODS, make_method
+    from robustlib.models import build_model
+
+    digits = load_dataset("digits")
+    for name in METHODS:
+        method, usual = tiny(name, PRESETS[dataset]), make_method(name, PRESETS[dataset])
+        kinds = [
+            [stage.name for stage in made.stages(digits, build_model("small_cnn", digits, **made.model_options()))]
+            for made in (method, usual)
+        ]
+        assert kinds[0] == kinds[1], name
+        stages = method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
+        assert {stage.epochs for stage in stages} == {1}, name
+
+
 FORWARDS = {"trades": 1, "afkd": 1, "arrest": 2, "afd": 1}  # passes without a backward one, which count half
 
 

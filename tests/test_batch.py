@@ -221,6 +221,11 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
         ("trades", 0),
         ("trades", 1),
     }
+    other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
+    made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
+    varied = alike(run, tmp_path, ["trades"], vary=["beta"])
+    assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
+    assert varied[-1].path == other.path
 
 
 def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:

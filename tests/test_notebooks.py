@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from robustlib.methods import METHODS
 from robustlib.runs import find_runs, read_json
 from robustlib.task import inspect
 from robustlib.workbook import Task, execute
@@ -29,7 +30,7 @@ def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_all_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "afd", "ancra", "compare", "explore"}
+    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "afd", "ancra", "claf", "compare", "explore"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -177,12 +178,33 @@ def test_compare_shows_the_runs(trained: Path) -> None:
             6,
         ),
         ("afd", ["pretrain_epochs=1", "disentangle=false", "classify=latent"], ("h: relative L2 distance",), 4),
+        (
+            "claf",
+            ["epochs=2", "aug_epochs=1", "head_epochs=1"],
+            (
+                *(
+                    "claf-ablation",
+                    "claf-comparison",
+                    "undecided: 0 of 8 seeds",
+                    "✕ invalid",
+                    "Invalid: the attack clamps",
+                ),
+                *("end of the pass, attacked: CLAF", "augmented: changed images lie", "attack passes"),
+            ),
+            5,
+        ),
+        (
+            "acl",
+            ["head_epochs=1"],
+            ("✕ invalid", "attacked: changed images lie", "Attack passes for each image: 4."),
+            4,
+        ),
     ],
 )
 def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:
     overrides = ["epochs=1", "train_examples=200", "attack_steps=2", *changes]
-    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 24}
-    task = Task(FOLDER / f"{method}.ipynb", parameters, tmp_path / "out.ipynb")
+    parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 24}
+    task = Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb")
     status = execute(task)
     assert status["state"] == "done", status
     outputs = [output for cell in cells(task.output) for output in cell.outputs]

@@ -69,11 +69,23 @@ def _judged(run: Run) -> tuple[str, int]:
     return run.results()["threat"], run.results()["n"]
 
 
-def alike(run: Run, root: Path | str, methods: Sequence[str]) -> list[Run]:
-    """The run, and the finished ones of `methods` without changes from the same preset: one data set, architecture and threat."""
+def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
+    """The run, and the finished ones of `methods` without changes from the same preset: one data set, architecture and threat.
+
+    Args:
+        run: trained.
+        root: directory of all runs.
+        methods: names.
+        vary: hyper-parameters in which the others may differ from the preset.
+    """
     others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
-    fit = [other for other in _fitting(run, others) if not other.params()["changed"]]
+    fit = [other for other in _fitting(run, others) if set(_changed(other)) <= set(vary)]
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
+
+
+def _changed(run: Run) -> list[str]:
+    """The hyper-parameters in which a run differs from its preset."""
+    return [part.partition("=")[0] for part in str(run.params().get("changed") or "").split(", ") if part]
 
 
 def beside(run: Run, others: Iterable[Run]) -> dict[str, Run]:
@@ -136,7 +148,7 @@ def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> "pd.DataFrame
     rows = []
     for run in runs:
         facts, (board,) = run.params(), leaderboard([run]).to_dict("records")
-        changed = [part.partition("=")[0] for part in str(facts.get("changed") or "").split(", ") if part]
+        changed = _changed(run)
         numbers = {"seed": facts["seed"], "clean": board["clean"], "robust": board["worst"]}
         if len(changed) <= 1 and set(changed) <= set(parameters):
             values = facts["hyperparameters"]

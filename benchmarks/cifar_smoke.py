@@ -19,7 +19,7 @@ from side_by_side import markdown
 from robustlib.audit import audit_run
 from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import evaluate_run
-from robustlib.methods import METHODS, Method, make_method
+from robustlib.methods import METHODS, make_method
 from robustlib.representation import measure_runs, probe_attack
 from robustlib.threat import Threat
 from robustlib.training import fit
@@ -29,19 +29,17 @@ SHARED = ("aug_epochs", "burn_in")  # what takes a part of `epochs` for itself a
 LOOK = 40  # images whose features are compared: measures need two of each class
 
 
-def tiny(name: str, preset: str) -> Method:
-    """A preset's method whose stages last one epoch each."""
+def lengths(name: str) -> dict[str, int]:
+    """Hyper-parameters by which each stage of a method lasts one epoch."""
     names = [f.name for f in fields(METHODS[name])]
-    lengths = {name: 1 for name in names if name == "epochs" or name.endswith("_epochs")}
-    if set(SHARED) & set(names):
-        lengths["epochs"] = 2
-    return make_method(name, preset, **lengths)
+    epochs = 2 if set(SHARED) & set(names) else 1
+    return {name: 1 for name in names if name.endswith("_epochs")} | {"epochs": epochs}
 
 
 def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> dict[str, object]:
     """What one method did, as a row of the table."""
     began = time.monotonic()
-    method = tiny(name, PRESETS[dataset.name])
+    method = make_method(name, PRESETS[dataset.name], **lengths(name))
     run = fit(method, dataset, root=root, device=device, progress=False)
     rows = {row["attack"]: row["accuracy"] for row in evaluate_run(run, dataset, n=images, device=device)["rows"]}
     badges = audit_run(run, dataset, n=images, device=device)["badges"]

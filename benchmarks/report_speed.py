@@ -2,7 +2,7 @@
 
     python benchmarks/report_speed.py     # some minutes on two cores; writes report_speed.md
 
-The baselines notebook trains one short run of each method on digits; the other seeds are copies of these, with their pages.
+Each method's notebook trains one short run of it on digits; the other seeds are copies of these, with their pages.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from cifar_smoke import lengths
 from side_by_side import markdown, publish
 
 from robustlib.batch import Options, page, plan, preset_methods
@@ -30,7 +31,7 @@ INDEX, PAGE = 2, 3  # MB
 def finished(options: Options, count: int) -> None:
     """`count` finished runs and their executed notebooks: the first seed of each method, and copies of it."""
     methods = preset_methods(options.preset)
-    jobs = plan([(name, TINY) for name in methods], [0], options)
+    jobs = plan([(name, lengths(name) | TINY) for name in methods], [0], options)
     for status in run_all([job.task for job in jobs], jobs=2):
         if status["state"] != "done":
             sys.exit(f"{status['notebook']}: {status['reason']}")

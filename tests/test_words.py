@@ -257,7 +257,7 @@ def test_every_adversarial_method_has_its_step_counted():
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
 def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
-    from cifar_smoke import PRESETS, tiny
+    from cifar_smoke import PRESETS, lengths
 
     from robustlib.data import load_dataset
     from robustlib.methods import METHODS, make_method
@@ -265,7 +265,7 @@ def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
 
     digits = load_dataset("digits")
     for name in METHODS:
-        method, usual = tiny(name, PRESETS[dataset]), make_method(name, PRESETS[dataset])
+        method, usual = (make_method(name, PRESETS[dataset], **short) for short in (lengths(name), {}))
         kinds = [
             [stage.name for stage in made.stages(digits, build_model("small_cnn", digits, **made.model_options()))]
             for made in (method, usual)
@@ -273,6 +273,16 @@ def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
         assert kinds[0] == kinds[1], name
         stages = method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
         assert {stage.epochs for stage in stages} == {1}, name
+
+
+def test_the_report_speed_benchmark_can_plan_its_runs(tmp_path):
+    from report_speed import TINY, lengths
+
+    from robustlib.batch import Options, plan, preset_methods
+
+    arms = [(name, lengths(name) | TINY) for name in preset_methods("digits")]
+    jobs = plan(arms, [0], Options(runs=tmp_path / "runs", reports=tmp_path / "reports"))
+    assert [job.name.split(" ")[0] for job in jobs] == preset_methods("digits")
 
 
 FORWARDS = {"trades": 1, "afkd": 1, "arrest": 2, "afd": 1}  # passes without a backward one, which count half

@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from side_by_side import markdown
 
@@ -25,21 +25,22 @@ from robustlib.threat import Threat
 from robustlib.training import fit
 
 PRESETS = {"cifar10": "cifar10-short", "mnist": "digits"}  # a data set's recipes
-SHARED = ("aug_epochs", "burn_in")  # what takes a part of `epochs` for itself and leaves one for the rest
 LOOK = 40  # images whose features are compared: measures need two of each class
 
 
-def lengths(name: str) -> dict[str, int]:
-    """Hyper-parameters by which each stage of a method lasts one epoch."""
-    names = [f.name for f in fields(METHODS[name])]
-    epochs = 2 if set(SHARED) & set(names) else 1
-    return {name: 1 for name in names if name.endswith("_epochs")} | {"epochs": epochs}
+def lengths(name: str, preset: str) -> dict[str, int]:
+    """Hyper-parameters by which each stage of a preset's method lasts one epoch."""
+    usual = make_method(name, preset).hyperparameters()
+    short = {field: 1 for field in usual if field == "epochs" or field.endswith("_epochs")}
+    halved = [field.replace("burn_in", "epochs") for field in usual if field.endswith("burn_in") and usual[field]]
+    halved += ["epochs"] * ("aug_epochs" in usual)
+    return short | dict.fromkeys(halved, 2)
 
 
 def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> dict[str, object]:
     """What one method did, as a row of the table."""
     began = time.monotonic()
-    method = make_method(name, PRESETS[dataset.name], **lengths(name))
+    method = make_method(name, PRESETS[dataset.name], **lengths(name, PRESETS[dataset.name]))
     run = fit(method, dataset, root=root, device=device, progress=False)
     rows = {row["attack"]: row["accuracy"] for row in evaluate_run(run, dataset, n=images, device=device)["rows"]}
     badges = audit_run(run, dataset, n=images, device=device)["badges"]

@@ -31,7 +31,7 @@ INDEX, PAGE = 2, 3  # MB
 def finished(options: Options, count: int) -> None:
     """`count` finished runs and their executed notebooks: the first seed of each method, and copies of it."""
     methods = preset_methods(options.preset)
-    jobs = plan([(name, lengths(name) | TINY) for name in methods], [0], options)
+    jobs = plan([(name, lengths(name, options.preset) | TINY) for name in methods], [0], options)
     for status in run_all([job.task for job in jobs], jobs=2):
         if status["state"] != "done":
             sys.exit(f"{status['notebook']}: {status['reason']}")

@@ -7,7 +7,7 @@ import torch
 
 from robustlib.attacks import Ascent
 from robustlib.attacks.search import Search
-from robustlib.methods import METHODS, make_method
+from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
 from robustlib.training import At
 
@@ -20,7 +20,7 @@ OWN: dict[str, dict[str, Any]] = {
     "claf": {"aug_epochs": 2},
 }
 ARMS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in METHODS),
+    *((name, {}) for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)),
     *(("pgd_at", {"attack_steps": 3}), ("ancra", {"attack_negatives": False}), ("ancra", {"negative_contrast": False})),
     *(("supcon", {"final": "alf"}), ("acl", {"final": "aff"}), ("claf", {"refresh_passes": 3, "adv_views": 2})),
     *(("claf", {"refresh": kind}) for kind in ("clean", "reinit", "never")),
@@ -68,6 +68,11 @@ def test_what_another_run_did_is_counted():
     there = make_method("claf", "digits", final="alf", pretrained="runs/x")
     assert there.all_epochs < make_method("claf", "digits", final="alf").all_epochs
     assert there.attack_passes == make_method("claf", "digits", final="alf").attack_passes
+
+
+def test_who_does_not_attack_has_none():
+    others = [name for name, kind in METHODS.items() if not issubclass(kind, AdversarialMethod)]
+    assert {make_method(name, "digits").attack_passes for name in others} == {0}
 
 
 def test_the_counts_on_digits():

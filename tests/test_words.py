@@ -265,7 +265,8 @@ def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
 
     digits = load_dataset("digits")
     for name in METHODS:
-        method, usual = (make_method(name, PRESETS[dataset], **short) for short in (lengths(name), {}))
+        preset = PRESETS[dataset]
+        method, usual = (make_method(name, preset, **short) for short in (lengths(name, preset), {}))
         kinds = [
             [stage.name for stage in made.stages(digits, build_model("small_cnn", digits, **made.model_options()))]
             for made in (method, usual)
@@ -280,7 +281,7 @@ def test_the_report_speed_benchmark_can_plan_its_runs(tmp_path):
 
     from robustlib.batch import Options, plan, preset_methods
 
-    arms = [(name, lengths(name) | TINY) for name in preset_methods("digits")]
+    arms = [(name, lengths(name, "digits") | TINY) for name in preset_methods("digits")]
     jobs = plan(arms, [0], Options(runs=tmp_path / "runs", reports=tmp_path / "reports"))
     assert [job.name.split(" ")[0] for job in jobs] == preset_methods("digits")
 

@@ -266,7 +266,7 @@ def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
         assert equal == {"claf", "pgd_at"} | ({"trades"} if study == "claf-comparison" else set())
     assert STUDY is not None
     rivals = {part.than for part in STUDY.claims if part.name.startswith("claf")}
-    assert rivals == {"pgd_at epochs=25", "rocl", "acl"}
+    assert rivals == {"pgd_at epochs=25", "rocl", "acl", "claf refresh=never"}
 
 
 def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:

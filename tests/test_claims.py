@@ -358,6 +358,19 @@ def test_growth_is_the_slope_over_the_last_stage_from_epoch_two_on(tmp_path: Pat
     assert measure_of(run, "growth/probe/h/relative_l2") == pytest.approx(4 * slope / noisy.mean())
 
 
+def test_a_column_is_looked_for_in_the_last_stage_that_has_it(tmp_path: Path) -> None:
+    """The last stage of a contrastive training is a mere head: what was watched before it is told all the same."""
+    run = trained_run(tmp_path, "claf", 0, [0.9, 0.5, 0.6, 0.7], "probe/head_end/clean")
+    head = [{"stage": "slf", "epoch": epoch, "loss": 0.1 * epoch} for epoch in range(3)]
+    lines = [*(run.path / "metrics.jsonl").read_text().splitlines(), *map(json.dumps, head)]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    assert measure_of(run, "metrics/probe/head_end/clean") == pytest.approx(0.7)
+    assert measure_of(run, "growth/probe/head_end/clean") == pytest.approx(0.1 / 0.65)
+    assert measure_of(run, "metrics/loss") == pytest.approx(0.2)
+    with pytest.raises(InputError, match="of its last stage it has metrics/epoch, metrics/loss"):
+        measure_of(run, "metrics/probe/f1")
+
+
 @pytest.mark.parametrize(
     ("column", "measure", "sentence"),
     [
@@ -435,7 +448,10 @@ def test_the_built_in_study() -> None:
     assert names >= {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
     accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
     spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
-    assert {part.measure for part in study.claims} == accuracies | spaces | {"growth/probe/h/relative_l2"}
+    assert {part.measure for part in study.claims} == accuracies | spaces | {
+        "growth/probe/h/relative_l2",
+        "metrics/probe/head_end/clean",
+    }
     assert {part.name for part in study.claims if not part.than} == {"afd-growth"}
     assert all(part.relative == part.measure.startswith("representation/") for part in study.claims)
     assert all(part.source and part.text.endswith(".") for part in study.claims)

@@ -18,7 +18,7 @@ def of_epochs(measure: str) -> bool:
 
 
 def epoch_measure(run: Run, kind: str, column: str) -> float:
-    """One number of the last stage of a training.
+    """One number of the last stage of a training that measured it: what a head's stage does not watch, the stage before may have.
 
     Args:
         run: with metrics; it need not be evaluated.
@@ -27,10 +27,10 @@ def epoch_measure(run: Run, kind: str, column: str) -> float:
         column: of `Run.metrics`, e.g. "probe/h/relative_l2".
 
     Raises:
-        InputError: no such column of numbers in the last stage; for growth, fewer than two epochs from 2 on, or a mean
+        InputError: no such column of numbers; for growth, fewer than two epochs from 2 on, or a mean
             that is not above 0.
     """
-    stage = _last_stage(run)
+    stage = _last_stage(run, column)
     numbers = [name for name in stage if stage[name].dtype.kind in "fiu" and stage[name].notna().all()]
     if column not in numbers:
         there = ", ".join(f"{kind}/{name}" for name in numbers) or "no finished epoch"
@@ -40,10 +40,15 @@ def epoch_measure(run: Run, kind: str, column: str) -> float:
     return _growth(stage[stage["epoch"] >= FIRST], column, run)
 
 
-def _last_stage(run: Run) -> "DataFrame":
-    """The trained epochs of the last stage: without the row of the model before it."""
+def _last_stage(run: Run, column: str) -> "DataFrame":
+    """The trained epochs of the last stage that has the column, or of the last one: without the row of the model before it."""
     rows = run.metrics()
-    return rows[(rows["stage"] == rows["stage"].iloc[-1]) & (rows["epoch"] > 0)] if len(rows) else rows
+    if not len(rows):
+        return rows
+    trained = rows[rows["epoch"] > 0]
+    having = trained[trained[column].notna()] if column in trained else trained
+    stages = (having if len(having) else rows)["stage"]
+    return trained[trained["stage"] == stages.iloc[-1]]
 
 
 def _growth(stage: "DataFrame", column: str, run: Run) -> float:

@@ -129,7 +129,7 @@ def with_passes(table: "pd.DataFrame", runs: Iterable[Run]) -> "pd.DataFrame":
     for run in runs:
         values = dict(run.params()["hyperparameters"])
         method = make_method(run.params()["method"], values.pop("preset") or None, **values)
-        found[method.name, run.params()["changed"]] = method.attack_passes
+        found[method.name, run.params().get("changed")] = method.attack_passes
     return table.assign(**{PASSES: [found[key] for key in zip(table["method"], table["changed"], strict=True)]})
 
 

@@ -48,7 +48,7 @@ def probe_curves(
             _over_epochs(axis, part, {name: every[name] for name in part})
         legend_below(fig, axes[0])
     said = [f"{titles[column]}: {_ends(part)}" for column, part in curves.items()]
-    return Figure(fig, f"Measures over the epochs of the last stage. {'. '.join(said)}.", _long(curves))
+    return Figure(fig, f"Measures over the epochs of a stage. {'. '.join(said)}.", _long(curves))
 
 
 def _last_stage(name: str, given: "DataFrame | Sequence[DataFrame]", first: int) -> "DataFrame":

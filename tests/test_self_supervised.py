@@ -225,7 +225,8 @@ def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypa
     for which in ("best", "last"):
         theirs = torn.model(which).state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in whole.model(which).state_dict().items())
-    rows = [[{**json.loads(line), "seconds": 0} for line in (r.path / "metrics.jsonl").open()] for r in (torn, whole)]
+    lines = [(run.path / "metrics.jsonl").read_text().splitlines() for run in (torn, whole)]
+    rows = [[{**json.loads(line), "seconds": 0} for line in some] for some in lines]
     assert rows[0] == rows[1]
 
 

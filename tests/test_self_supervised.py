@@ -10,8 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from robustlib.attacks import FAB, PGD, Threat
+from robustlib.claims.evidence import measure_of
 from robustlib.errors import InputError
 from robustlib.evaluation import adversarial_distances
+from robustlib.figures import training_curves
 from robustlib.methods import make_method
 from robustlib.methods.readout import features_of, logistic_regression
 from robustlib.models import SelfSupervised, build_model
@@ -173,6 +175,9 @@ def test_each_row_ends_as_an_ordinary_classifier(runs, few, name):
     before = rows[rows.stage != "readout"]
     assert before[["clean_val", "robust_val"]].isna().all(axis=None), "nothing predicts before the readout"
     assert rows[rows.stage == "readout"]["clean_val"].notna().all()
+    sigma = rows["probe/sigma/layers.0"].to_numpy()
+    assert measure_of(run, "metrics/probe/sigma/layers.0") == pytest.approx(sigma[len(before) - 1], rel=1e-2)
+    assert "readout" in training_curves(rows).data["stage"].to_list()
     best, last = run.model(), run.model("last")
     assert isinstance(best, SelfSupervised)
     assert all(torch.equal(v, last.state_dict()[k]) for k, v in best.state_dict().items())

@@ -30,9 +30,7 @@ class L2SP(Transfer):
     burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
     cadence: int = 1  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
     pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
-    alpha: float = (
-        0.1  # of the encoder's squared distance from its start; published without the factor 1/2 there: 0.1 and 0.01
-    )
+    alpha: float = 0.1  # of the encoder's squared distance from its start; published there: 0.1 and 0.01
     beta: float = 0.01  # of the new head's squared weights
 
     def __post_init__(self) -> None:

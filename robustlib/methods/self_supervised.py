@@ -76,7 +76,9 @@ class SelfSupervisedSpectral(RepSpectral):
         def begin() -> None:
             fit_readout(model, dataset.train, self.readout_c, self.readout_iterations)
 
-        return [*super().stages(dataset, model), Stage("readout", 1, {}, (), begin=begin)]
+        *before, last = super().stages(dataset, model)  # its probes go on: claims are about the last stage
+        readout = Stage("readout", 1, {}, (), begin=begin, modules=last.modules, probes=last.probes)
+        return [*before, last, readout]
 
     def task(self, model: Any, x: Tensor, batch: Batch) -> tuple[Loss, Tensor]:
         """The loss of two views, whose projections are one forward pass, and these projections (2 B, P)."""

@@ -44,8 +44,8 @@ class Transfer(RepSpectral):
     pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first
     source: tuple[int, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
     pretrain_epochs: int = 200  # of pre-training, its burn-in included
-    pretrain_lr: float = 0.1
-    pretrain_weight_decay: float = 5e-4
+    pretrain_lr: float = 0.1  # of pre-training
+    pretrain_weight_decay: float = 5e-4  # of pre-training
     pretrain_burn_in: float = 0.8  # share of its epochs without the penalty; the paper's 160 of 200
     pretrain_strength: float = 0.01  # lambda, of the penalty in pre-training; 0 for none
     pretrain_cadence: int = 20  # as cadence, in pre-training

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from robustlib.attacks import FAB, PGD, Threat
 from robustlib.claims.evidence import measure_of
+from robustlib.console import _now
 from robustlib.errors import InputError
 from robustlib.evaluation import adversarial_distances
 from robustlib.figures import training_curves
@@ -268,6 +270,15 @@ def test_training_says_what_it_can(few, tmp_path, capsys):
     assert "epoch 1/2" in first
     assert "clean" not in first
     assert "clean" in last
+
+
+@pytest.mark.parametrize(
+    ("row", "says"), [({}, ""), ({"clean_val": 0.9, "robust_val": 0.5}, " · clean 90.0% · robust 50.0%")]
+)
+def test_the_console_tells_the_accuracies_that_there_are(tmp_path, row, says):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
+    job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False), epochs=5)
+    assert _now(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"
 
 
 def test_the_papers_own_recipe():

@@ -196,7 +196,9 @@ def _now(job: "Job", status: dict[str, Any]) -> str:
         return "evaluating"
     if not row:
         return "starting"
-    return f"epoch {row['epoch_total']}/{job.epochs} · clean {row['clean_val']:.1%} · robust {row['robust_val']:.1%}"
+    accuracies = {"clean": "clean_val", "robust": "robust_val"}  # a model may not predict yet
+    said = [f"{name} {row[key]:.1%}" for name, key in accuracies.items() if key in row]
+    return " · ".join([f"epoch {row['epoch_total']}/{job.epochs}", *said])
 
 
 def _elapsed(status: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """A data set: three fixed splits and what a model and an attack must know about their images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from robustlib.data.split import Split
@@ -68,6 +70,33 @@ class Dataset:
         if n >= len(self.train):
             return self
         return replace(self, train=self.train.sample(n))
+
+    def only(self, classes: Iterable[int], *, relabel: bool = False) -> "Dataset":
+        """The examples of some classes, in all splits; statistics and threat stay those of the whole.
+
+        Args:
+            classes: their labels.
+            relabel: number them 0, 1, 2 ... in rising order and forget the other classes; else labels and names stay.
+
+        Raises:
+            InputError: none of the training images shows any of them, or one that is no class of this data set.
+        """
+        chosen = torch.tensor(sorted(set(classes)), dtype=torch.int64)
+        said = f"classes {tuple(chosen.tolist())}"
+        if len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < self.num_classes:
+            raise InputError(f"{self.name} has no {said}: give labels of 0 to {self.num_classes - 1}.")
+        if not bool(torch.isin(self.train.labels.cpu(), chosen).any()):
+            raise InputError(f"No training image of {self.name} shows any of the {said}: give labels that occur in it.")
+
+        def part(split: Split) -> Split:
+            kept = split.select(torch.isin(split.labels, chosen.to(split.labels.device)))
+            if not relabel:
+                return kept
+            return replace(kept, labels=torch.searchsorted(chosen.to(kept.labels.device), kept.labels))
+
+        train, val, test = map(part, (self.train, self.val, self.test))
+        names = tuple(self.class_names[label] for label in chosen.tolist()) if relabel else self.class_names
+        return replace(self, train=train, val=val, test=test, class_names=names)
 
 
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:

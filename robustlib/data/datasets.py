@@ -1,8 +1,9 @@
 """The data sets by name: where each comes from and how it is cut into train, validation and test."""
 
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +48,24 @@ DATASETS: dict[str, Source] = {
     "tiny-imagenet": Source(folders.tiny_imagenet, Threat("linf", 4 / 255), Policy(pad=8, flip=True)),
 }
 
+LABEL_SET = re.compile(r"(.+)-(\d+)-(\d+)")  # of a data set, and its first and last label
+
 
 def load_dataset(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
     """The data set `name` with its fixed, stratified splits, on the CPU.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS; or a label set of one, "digits-5-9": its classes 5 to 9 alone, as 0 to 4, in the same splits.
         root: directory with the published files; default: the environment variable ROBUSTLIB_DATA.
         download: fetch what is missing into `root`; without it nothing touches the network.
 
     Raises:
-        InputError: unknown name, no data there, corrupted files, labels out of range.
+        InputError: unknown name or labels, no data there, corrupted files, labels out of range.
     """
+    if name not in DATASETS and (found := LABEL_SET.fullmatch(name)):
+        whole, first, last = found[1], int(found[2]), int(found[3])
+        dataset = load_dataset(whole, root=root, download=download)
+        return replace(dataset.only(range(first, last + 1), relabel=True), name=name)
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     source = DATASETS[name]

@@ -73,10 +73,7 @@ class Contrastive(WithHead):
             raise InputError(
                 f"{self.name} trains a Projected, not a {type(model).__name__}: build it with the method's model_options()."
             )
-        there = set(dataset.train.labels.tolist())
-        absent = [name for label, name in enumerate(dataset.class_names) if label not in there]
-        if absent:
-            raise InputError(f"{self.name}: no training image shows the class {absent[0]!r}: train on all classes.")
+        check_classes(self.name, dataset)
 
         def begin() -> None:
             if self.pretrained:
@@ -132,6 +129,14 @@ class Contrastive(WithHead):
             model.load_state_dict(run.model("last").state_dict())
         except RuntimeError as error:
             raise InputError(f"{where} is a {params['arch']!r}: give --set arch={params['arch']}.") from error
+
+
+def check_classes(method: str, dataset: Dataset) -> None:
+    """Raises InputError, naming the method and the class, if no training image shows a class."""
+    there = set(dataset.train.labels.tolist())
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in there]
+    if absent:
+        raise InputError(f"{method}: no training image shows the class {absent[0]!r}: train on all classes.")
 
 
 def body(model: Projected) -> list[nn.Parameter]:

@@ -1,12 +1,12 @@
 """The cross-Lipschitz penalty as rep-spectral's baseline (Hein and Andriushchenko 2017)."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.errors import InputError
 from robustlib.losses import cross_lipschitz
-from robustlib.methods.layer_norms import LayerNorms
 from robustlib.methods.regularised import Regularised
 from robustlib.training import At
 
@@ -34,6 +34,6 @@ class CrossLipschitz(Regularised):
                 f"{self.name}: projections={self.projections!r}: give a number of random directions, or 0 for exact."
             )
 
-    def penalty(self, norms: LayerNorms | None, model: nn.Module, x: Tensor, logits: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
         """The penalty on this batch's images."""
-        return cross_lipschitz(logits.softmax(1), x, projections=self.projections, generator=at.generator)
+        return cross_lipschitz(outputs.softmax(1), x, projections=self.projections, generator=at.generator)

@@ -10,6 +10,7 @@ from robustlib.attacks.float32 import full_float32
 from robustlib.attacks.replica import batchnorm_after
 from robustlib.attacks.search import borrowed
 from robustlib.losses import PowerIteration, check_exact, dense_squared_norm, exact_squared_norm, weight_of
+from robustlib.models import SelfSupervised
 
 Operator = Literal["exact", "power", "reshaped"]
 Size = tuple[int, int] | None  # (H, W) of what a convolution sees; None for a dense layer
@@ -98,7 +99,10 @@ class LayerNorms(nn.Module):
 
 
 def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Size]:
-    """{name: (H, W) of its input, None for other layers} of every layer with a weight matrix, in the order of the forward pass."""
+    """{name: (H, W) of its input, None for other layers} of every layer with a weight matrix, in the order of the forward pass.
+
+    Of a model that has no readout yet, these are the layers up to its features.
+    """
     sizes: dict[str, Size] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor) -> None:
@@ -113,7 +117,8 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Size]
     device = next(model.parameters()).device
     try:
         with borrowed(model), torch.no_grad():
-            model(torch.zeros(1, *image_shape, device=device))
+            forward = model if not isinstance(model, SelfSupervised) or model.predicts else model.features
+            forward(torch.zeros(1, *image_shape, device=device))
     finally:
         for hook in hooks:
             hook.remove()

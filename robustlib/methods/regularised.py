@@ -1,5 +1,6 @@
-"""Clean training whose last part carries a penalty: what rep-spectral and the rows it is compared with have in common."""
+"""Training without attacks whose last part carries a penalty: what rep-spectral and the rows it is compared with have in common."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from robustlib.training import At, Loss, Pass, Stage, Updates
 
 @dataclass(frozen=True, kw_only=True)
 class Regularised(Method):
-    """CE(f(x), y) on clean images; after the burn-in, CE + strength * penalty in every `cadence`-th step of an epoch.
+    """A task's loss, CE(f(x), y) on clean images; after the burn-in, that + strength * penalty in every `cadence`-th step of an epoch.
 
     Burn-in and what follows are two stages of the same names in every such method, and the second starts with fresh momentum
     (the released code starts from a stored base model), so methods of one recipe share the burn-in bit for bit. `strength=0` is
@@ -51,18 +52,34 @@ class Regularised(Method):
         """Circular convolutions: of them the exact norms are known."""
         return {"padding_mode": "circular"}
 
-    def norms(self, dataset: Dataset, model: nn.Module) -> LayerNorms | None:
-        """The layers whose norms the penalty is made of; None for a penalty of another kind."""
+    def kept(self, dataset: Dataset, model: nn.Module) -> nn.Module | None:
+        """What the penalty keeps from step to step, checkpointed beside the model, e.g. a `LayerNorms`; None for nothing."""
         return None
 
-    def penalty(self, norms: LayerNorms | None, model: nn.Module, x: Tensor, logits: Tensor, at: At) -> Tensor:
+    def trained(self, model: Any) -> Iterable[nn.Parameter]:
+        """The weights that are trained."""
+        return model.parameters()
+
+    def task(self, model: Any, x: Tensor, batch: Batch) -> tuple[Loss, Tensor]:
+        """What is minimised without the penalty, and the outputs (B, K) in float32 that the penalty may look at: CE and logits.
+
+        Args:
+            model: in train mode.
+            x: the batch's images (B, C, H, W).
+            batch: the batch itself, for labels and further views.
+        """
+        logits = model(x).float()
+        ce = F.cross_entropy(logits, batch.y)
+        return Loss(ce, {"ce": ce}), logits
+
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
         """What is added to the loss with weight `strength`, a scalar.
 
         Args:
-            norms: as made by `norms`.
+            kept: as made by `kept`.
             model: in train mode.
             x: the batch (B, C, H, W), requiring gradients.
-            logits: f(x) in float32, (B, K), with its graph.
+            outputs: of `task`, with their graph.
             at: where in the stage.
         """
         raise NotImplementedError
@@ -73,8 +90,8 @@ class Regularised(Method):
         Raises:
             InputError: a layer whose norm is asked for and not known.
         """
-        norms, watch = self.norms(dataset, model), LayerNorms(model, dataset.image_shape)
-        modules = {"watch": watch, **({} if norms is None else {"norms": norms})}
+        kept, watch = self.kept(dataset, model), LayerNorms(model, dataset.image_shape)
+        modules = {"watch": watch, **({} if kept is None else {"kept": kept})}
         burn_in, usual = int(round(self.burn_in * self.epochs, 6)), self.lr_schedule()
 
         def probe(shown: nn.Module, batch: Batch) -> dict[str, float]:
@@ -82,27 +99,26 @@ class Regularised(Method):
             return {f"sigma/{name.removeprefix('encoder.')}": float(value.sqrt()) for name, value in found.items()}
 
         def begin() -> None:
-            if norms is not None and self.strength:
-                norms.converge(model)
+            if isinstance(kept, LayerNorms) and self.strength:
+                kept.converge(model)
 
         def stage(name: str, start: int, end: int, **rest: Any) -> Stage:
-            optim = replace(self.optim(model.parameters()), schedule=lambda epoch: usual(epoch + start))
-            passes = (Pass(self._updates(model, norms, penalised=name == "regularised"), augment=self.augment),)
+            optim = replace(self.optim(self.trained(model)), schedule=lambda epoch: usual(epoch + start))
+            passes = (Pass(self._updates(model, kept, penalised=name == "regularised"), augment=self.augment),)
             probes = {"sigma": probe}
             return Stage(name, end - start, {"model": optim}, passes, modules=modules, probes=probes, **rest)
 
         last = stage("regularised", burn_in, self.epochs, ema=self.ema, begin=begin)
         return [stage("burn-in", 0, burn_in), last] if burn_in else [last]
 
-    def _updates(self, model: nn.Module, norms: LayerNorms | None, penalised: bool) -> Any:
+    def _updates(self, model: nn.Module, kept: nn.Module | None, penalised: bool) -> Any:
         """The heart of both stages. "penalty" is what it adds to the loss, so its mean over an epoch counts the steps without."""
 
         def updates(batch: Batch, at: At) -> Updates:
             now = penalised and self.strength > 0 and at.step % self.cadence == 0
             x = batch.x.detach().requires_grad_(now)
-            logits = model(x).float()
-            ce = F.cross_entropy(logits, batch.y)
-            added = self.strength * self.penalty(norms, model, x, logits, at) if now else ce.new_zeros(())
-            yield "model", Loss(ce + added, {"ce": ce, "penalty": added})
+            loss, outputs = self.task(model, x, batch)
+            added = self.strength * self.penalty(kept, model, x, outputs, at) if now else loss.total.new_zeros(())
+            yield "model", Loss(loss.total + added, {**loss.parts, "penalty": added})
 
         return updates

@@ -1,7 +1,7 @@
 """Spectral regularisation up to the representation (Yang, Zavatone-Veth and Pehlevan 2024), and with the readout."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class RepSpectral(Regularised):
         """The penalised layers, by how their names begin."""
         return ("encoder.",)
 
-    def norms(self, dataset: Dataset, model: nn.Module) -> LayerNorms:
-        """Of the penalised layers."""
+    def kept(self, dataset: Dataset, model: nn.Module) -> nn.Module | None:
+        """The norms of the penalised layers."""
         return LayerNorms(
             model,
             dataset.image_shape,
@@ -52,10 +52,9 @@ class RepSpectral(Regularised):
             fold_batchnorm=self.fold_batchnorm,
         )
 
-    def penalty(self, norms: LayerNorms | None, model: nn.Module, x: Tensor, logits: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
         """sum_l sigma_max(W_l)^2."""
-        assert norms is not None
-        return torch.stack(list(norms(model).values())).sum()
+        return torch.stack(list(kept(model).values())).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.mlp import MLP
 from robustlib.models.projected import Projected
 from robustlib.models.reverse_attention import ReverseAttention
+from robustlib.models.self_supervised import SelfSupervised
 from robustlib.models.small_cnn import SmallCNN
 from robustlib.models.wide_resnet import preact_resnet18, wrn28_10, wrn34_10
 
@@ -23,6 +24,7 @@ __all__ = [
     "ImageSpec",
     "Projected",
     "ReverseAttention",
+    "SelfSupervised",
     "build_model",
 ]
 
@@ -67,6 +69,7 @@ def build_model(
     projection: Sequence[int] = (),
     projection_batchnorm: bool = False,
     dual_batchnorm: bool = False,
+    self_supervised: bool = False,
 ) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
 
@@ -79,6 +82,7 @@ def build_model(
         reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
         projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
         projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
+        self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
 
     Raises:
         InputError: unknown architecture or padding mode, reverse attention around an encoder without stages, what does not go
@@ -93,9 +97,9 @@ def build_model(
         raise InputError(
             "A model is disentangled (AFD), has reverse attention (ANCRA) or a projection head (CLAF): choose one."
         )
-    if (projection_batchnorm or dual_batchnorm) and not projection:
+    if (projection_batchnorm or dual_batchnorm or self_supervised) and not projection:
         raise InputError(
-            "projection_batchnorm and dual_batchnorm are of a model with a projection head: give projection."
+            "projection_batchnorm, dual_batchnorm and self_supervised are of a model with a projection head: give projection."
         )
     if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
         raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
@@ -104,7 +108,7 @@ def build_model(
         model: Classifier = Disentangled(encoder, spec, classify)
     elif projection:
         extra = {"projection_batchnorm": projection_batchnorm, "dual_batchnorm": dual_batchnorm}
-        model = Projected(encoder, spec, projection, **extra)
+        model = (SelfSupervised if self_supervised else Projected)(encoder, spec, projection, **extra)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
     for module in model.modules():

@@ -38,6 +38,7 @@ class Classifier(nn.Module):
     """
 
     stochastic: ClassVar[bool] = False  # True for randomised models, whose attackers average over draws
+    predicts: bool = True  # False while a self-supervised model has no readout: then it has features, but no logits
     mean: Tensor
     std: Tensor
 

@@ -76,7 +76,8 @@ class Training:
     # ---- a stage
 
     def _stage(self, stage: Stage, last: bool) -> None:
-        self.stage = stage
+        self.stage, data = stage, stage.dataset or self.dataset
+        self.train, self.val = data.train.to(self.device), data.val.to(self.device)
         saved, self.saved = self.saved, None
         shared = {name: module.to(self.device) for name, module in stage.modules.items()}
         self.modules = {"model": self.model, **shared}
@@ -205,7 +206,7 @@ class Training:
         result = validate(self._shown, self.train, self.val, self.threat, self.seed, self.precision)
         row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
         row |= self._probed(self.stage.probes)
-        clean, robust = result.numbers["clean_val"], result.numbers["robust_val"]
+        clean, robust = (result.numbers.get(name, -1.0) for name in ("clean_val", "robust_val"))
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         if row["epoch"] and score > self.state.score:
             self.state.score, self.state.best_robust = score, result.robust

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ACCURACIES = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where a model does not predict yet
+
 
 def epoch_line(name: str, rows: Sequence[Mapping[str, Any]], total: int) -> str:
     """ "trades · small_cnn · seed 0 · epoch 3/30 · loss 0.52 · clean 97.1 % · PGD-10 60.2 % · 0:41 left"."""
@@ -14,8 +16,7 @@ def epoch_line(name: str, rows: Sequence[Mapping[str, Any]], total: int) -> str:
         name,
         f"epoch {row['epoch_total']}/{total}",
         *losses,
-        f"clean {row['clean_val'] * 100:.1f} %",
-        f"PGD-10 {row['robust_val'] * 100:.1f} %",
+        *(f"{said} {row[key] * 100:.1f} %" for key, said in ACCURACIES.items() if key in row),
         f"{clock(left)} left" if row["epoch_total"] < total else f"done in {clock(sum(r['seconds'] for r in rows))}",
     ]
     return " · ".join(parts) + "".join(f"\n  warning: {text}" for text in row["warnings"])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.data import Batch
+from robustlib.data import Batch, Dataset
 from robustlib.training.schedules import Schedule, constant
 
 
@@ -92,7 +92,7 @@ class Stage:
         name: shown in the metrics; part of every random seed.
         epochs: passes over the data, all `passes` in each.
         optimisers: by the names that updates yield.
-        passes: run in order in each epoch.
+        passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
         adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
             overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
@@ -101,6 +101,7 @@ class Stage:
         probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
             "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
         snapshots: epochs (1-based, of this stage) whose weights are kept.
+        dataset: whose training and validation images the stage sees; None for the run's.
     """
 
     name: str
@@ -113,3 +114,4 @@ class Stage:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     probes: Mapping[str, Probe] = field(default_factory=dict)
     snapshots: tuple[int, ...] = ()
+    dataset: Dataset | None = None

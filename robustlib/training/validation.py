@@ -36,8 +36,11 @@ class Validation:
 def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
     """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment.
 
-    Attacks and the alignment look at the model's `attack_view`; accuracies and losses are always the deployed model's.
+    Attacks and the alignment look at the model's `attack_view`; accuracies and losses are always the deployed model's. Of a model
+    that does not predict yet there is nothing to validate.
     """
+    if not getattr(model, "predicts", True):
+        return Validation({}, torch.zeros(0, dtype=torch.bool))
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), attacked_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with borrowed(model):

@@ -1,0 +1,172 @@
+"""Transfer: an encoder pre-trained on other images or classes, fine-tuned with it frozen or free (Yang et al. 2024)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlib.data import Batch, Dataset
+from robustlib.errors import InputError
+from robustlib.methods.rep_spectral import RepSpectral
+from robustlib.models import Classifier
+from robustlib.runs import Run
+from robustlib.training import Loss, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(RepSpectral):
+    """CE(v(phi(x)), y) from a pre-trained encoder phi and a new head v, with rep-spectral's penalty before, in fine-tuning, or never.
+
+    phi is that of a finished run (`pretrained`), of any method, classes and data set whose images have the same shape; or it is
+    pre-trained here, on the images of some classes (`source`), by rep-spectral's recipe with `pretrain_strength`. Its image
+    statistics come with it. Pre-training on some classes and fine-tuning on others alone is a `pretrained` run on a label set
+    such as "digits-0-4", and this method on "digits-5-9". Differences from the release: encoder and head have one learning
+    rate, where it gives a pre-trained backbone a fifth, and a penalty is part of a step's loss, where it steps by itself.
+    """
+
+    name = "transfer"
+    title = "Transfer"
+    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv"
+    summary = "Fine-tunes an encoder that was pre-trained, with or without rep-spectral's penalty, on other classes or images."
+
+    epochs: int = 50  # of fine-tuning, its burn-in included
+    batch_size: int = 128
+    burn_in: float = 0.6  # share of the epochs of fine-tuning without the penalty; the paper's 30 of 50
+    strength: float = 0.0  # lambda, of the penalty in fine-tuning; 0 for none
+    cadence: int = 15  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
+    weight_decay: float = 0.0  # of fine-tuning
+    include_readout: bool = False  # penalise the new head too, in fine-tuning: ll-spectral
+    freeze: bool = False  # fine-tune the head alone, on the features of the encoder in eval mode
+    pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first
+    source: tuple[int, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
+    pretrain_epochs: int = 200  # of pre-training, its burn-in included
+    pretrain_lr: float = 0.1  # of pre-training
+    pretrain_weight_decay: float = 5e-4  # of pre-training
+    pretrain_burn_in: float = 0.8  # share of its epochs without the penalty; the paper's 160 of 200
+    pretrain_strength: float = 0.01  # lambda, of the penalty in pre-training; 0 for none
+    pretrain_cadence: int = 20  # as cadence, in pre-training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self.pretraining()
+        except InputError as error:
+            raise InputError(f"{self.name}, its pre-training (pretrain_...): {error}") from None
+        if self.source and len(set(self.source)) < 2:
+            raise InputError(
+                f"{self.name}: source={self.source!r} leaves nothing to tell apart: give at least two labels."
+            )
+        if self.source and self.pretrained:
+            raise InputError(
+                f"{self.name}: source={self.source!r} is of a pre-training, and pretrained skips it: give one."
+            )
+        if self.freeze and self.strength:
+            raise InputError(
+                f"{self.name}: strength={self.strength!r} penalises an encoder that freeze holds: set strength to 0, or free it."
+            )
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of pre-training, unless it is done, and of fine-tuning."""
+        return self.epochs + (0 if self.pretrained else self.pretrain_epochs)
+
+    def pretraining(self) -> RepSpectral:
+        """The method that pre-trains, on the same architecture."""
+        same = {f.name: getattr(self, f.name) for f in fields(RepSpectral)} | {"preset": "", "ema": 0.0}
+        own = ("epochs", "lr", "weight_decay", "burn_in", "strength", "cadence")
+        return RepSpectral(**same | {name: getattr(self, f"pretrain_{name}") for name in own})
+
+    def penalised(self) -> tuple[str, ...]:
+        """The encoder's layers, and the head where it is asked for."""
+        return ("encoder.", "head") if self.include_readout else ("encoder.",)
+
+    def trained(self, model: Any) -> Iterable[nn.Parameter]:
+        """All weights, or the head's."""
+        return model.head.parameters() if self.freeze else model.parameters()
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """Pre-training, unless a finished run is given, then fine-tuning from a new head.
+
+        Raises:
+            InputError: classes of `source` that the data set lacks, or shows too few of; when fine-tuning begins, a `pretrained`
+                run that does not fit.
+        """
+        assert isinstance(model, Classifier)
+        first, *rest = super().stages(dataset, model)
+        kept = first.modules.get("kept")
+
+        def begin() -> None:
+            if self.pretrained:
+                self._take_over(model)
+            model.head.reset_parameters()
+            self.start(kept, model)
+            if first.begin is not None:
+                first.begin()
+
+        tuning = [replace(first, begin=begin), *rest]
+        return tuning if self.pretrained else [*self._before(dataset, model), *tuning]
+
+    def start(self, kept: nn.Module | None, model: Any) -> None:
+        """Called when fine-tuning begins, with what the penalty keeps; the encoder is the pre-trained one."""
+
+    def task(self, model: Any, x: Tensor, batch: Batch) -> tuple[Loss, Tensor]:
+        """CE, and the features (B, D) that it is taken from."""
+        with torch.set_grad_enabled(not self.freeze):
+            model.encoder.train(not self.freeze)  # the loop has put all of it in train mode
+            features = model.features(x)
+        ce = F.cross_entropy(model.head(features).float(), batch.y)
+        return Loss(ce, {"ce": ce}), features.float()
+
+    def _before(self, dataset: Dataset, model: Classifier) -> list[Stage]:
+        """The stages of pre-training, which see the source's classes alone; what they keep is theirs."""
+        source = dataset.only(self.source or range((dataset.num_classes + 1) // 2))
+        return [
+            replace(
+                stage,
+                name=f"pretraining-{stage.name}",
+                modules={f"pretraining-{name}": module for name, module in stage.modules.items()},
+                dataset=source,
+            )
+            for stage in self.pretraining().stages(source, model)
+        ]
+
+    def _take_over(self, model: Classifier) -> None:
+        """Gives the model the last encoder of the run at `pretrained`, and the image statistics that it was trained with.
+
+        Raises:
+            InputError: no such run, not finished, or of another image shape, architecture or padding.
+        """
+        run = Run(Path(self.pretrained))
+        params, where = run.params(), f"{self.name}: pretrained={self.pretrained!r}"
+        if not params or not run.finished:
+            found = f"{run.name}, {run.status()['state']}" if params else "no run"
+            raise InputError(f"{where} is {found}: give the directory of a finished run.")
+        theirs = run.model("last")
+        if theirs.image_shape != model.image_shape:
+            raise InputError(
+                f"{where} was trained on images of shape {theirs.image_shape}, not {model.image_shape}: give a run on images of "
+                "this shape."
+            )
+        try:
+            model.encoder.load_state_dict(theirs.encoder.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"{where} is a {params['arch']!r}, whose encoder does not fit: give --set arch={params['arch']}, or a run of a "
+                f"plain {self.arch!r}."
+            ) from error
+        if _padding(theirs) != _padding(model):
+            raise InputError(
+                f"{where} has convolutions that pad otherwise than circularly: give a run of rep_spectral (its strength may be "
+                "0), or of a self-supervised row of its family."
+            )
+        for mine, other in ((model.mean, theirs.mean), (model.std, theirs.std)):
+            mine.copy_(other)
+
+
+def _padding(model: Classifier) -> list[str]:
+    """How each convolution of the encoder pads."""
+    return [m.padding_mode for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]

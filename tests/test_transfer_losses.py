@@ -1,0 +1,127 @@
+"""Barlow Twins, L2-SP and batch spectral shrinkage against their formulas written as loops, in bf16 too, and their gradients."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib.errors import InputError
+from robustlib.losses import barlow_twins_loss, batch_spectral_shrinkage, l2_sp
+
+
+def restated(a, b, off_diagonal, eps=0.0):
+    """Barlow Twins, correlation by correlation in float64."""
+    a, b = (z.detach().double().numpy() for z in (a, b))
+    n, d = a.shape
+    total = 0.0
+    for i in range(d):
+        for j in range(d):
+            x, y = a[:, i] - a[:, i].mean(), b[:, j] - b[:, j].mean()
+            below = math.sqrt(sum(v * v for v in x) + n * eps) * math.sqrt(sum(v * v for v in y) + n * eps)
+            c = sum(x[k] * y[k] for k in range(n)) / below
+            total += (1 - c) ** 2 if i == j else off_diagonal * c**2
+    return total
+
+
+@pytest.mark.parametrize("off_diagonal", [0.005, 0.0, 1.0])
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.1])
+def test_barlow_twins_equals_its_double_loop(off_diagonal, eps):
+    a, b = 3 * torch.randn(9, 5) + 2, torch.randn(9, 5)
+    wanted = restated(a, b, off_diagonal, eps)
+    assert barlow_twins_loss(a, b, off_diagonal, eps=eps).item() == pytest.approx(wanted, rel=1e-5)
+    divided = barlow_twins_loss(a, b, off_diagonal, eps=eps, per_image=True)
+    assert divided.item() == pytest.approx(wanted / 9, rel=1e-5)
+
+
+def test_barlow_twins_where_it_is_known():
+    a = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # uncorrelated columns
+    assert barlow_twins_loss(a, 5 * a + 3, eps=0.0).item() == pytest.approx(0, abs=1e-10), (
+        "scale and shift do not matter"
+    )
+    assert barlow_twins_loss(a, -a, eps=0.0).item() == pytest.approx(2 * 4)
+    twice = a[:, :1].expand(4, 3)
+    assert barlow_twins_loss(twice, twice, 0.5, eps=0.0).item() == pytest.approx(0.5 * 6)
+    collapsed = torch.ones(4, 2, requires_grad=True)
+    loss = barlow_twins_loss(collapsed, collapsed)
+    assert loss.item() == pytest.approx(2.0)
+    assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
+
+
+def test_losses_are_float32_under_autocast():
+    a, b = torch.randn(64, 16) + 10, torch.randn(64, 16)
+    for loss in (
+        lambda: barlow_twins_loss(a, b),
+        lambda: l2_sp([a], [b], [b]),
+        lambda: batch_spectral_shrinkage(a, 2),
+    ):
+        plain = loss()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = loss()
+        assert mixed.dtype == torch.float32
+        assert mixed.item() == plain.item()
+    low = a.bfloat16(), b.bfloat16()
+    assert barlow_twins_loss(*low).item() == pytest.approx(restated(*low, 0.005), rel=1e-3)
+
+
+def test_barlow_twins_has_the_gradient_of_its_formula():
+    a, b = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3)
+    (gradient,) = torch.autograd.grad(barlow_twins_loss(a, b, eps=0.0), a)
+    step = 1e-4 * torch.randn(6, 3)
+    difference = restated(a + step, b, 0.005) - restated(a - step, b, 0.005)
+    assert 2 * float((gradient * step).sum()) == pytest.approx(difference, rel=1e-3)
+
+
+def test_l2_sp_equals_its_loop():
+    weights, start = ([torch.randn(4, 3), torch.randn(5)] for _ in range(2))
+    new = [torch.randn(2, 5), torch.randn(2)]
+    total = 0.0
+    for w, w0 in zip(weights, start, strict=True):
+        for x, y in zip(w.flatten().tolist(), w0.flatten().tolist(), strict=True):
+            total += 0.1 * (x - y) ** 2
+    total += 0.01 * sum(v * v for part in new for v in part.flatten().tolist())
+    assert l2_sp(weights, start, new).item() == pytest.approx(total, rel=1e-5)
+    assert l2_sp(weights, weights, new, 5.0, 0.0).item() == 0
+    free = [w.clone().requires_grad_() for w in weights]
+    for gradient, w, w0 in zip(
+        torch.autograd.grad(l2_sp(iter(free), iter(start), iter(new)), free), weights, start, strict=True
+    ):
+        assert torch.allclose(gradient, 0.2 * (w - w0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_spectral_shrinkage_is_the_sum_of_the_smallest_squares(shape, k):
+    features = torch.randn(*shape, requires_grad=True)
+    values = np.linalg.eigvalsh(features.detach().double().numpy().T @ features.detach().double().numpy())
+    wanted = float(np.sort(values)[-min(shape) :][:k].sum())  # of D eigenvalues the first D - B are no singular values
+    loss = batch_spectral_shrinkage(features, k)
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, features)
+    u, s, v = np.linalg.svd(features.detach().double().numpy(), full_matrices=False)
+    assert np.allclose(gradient.numpy(), 2 * (u[:, -k:] * s[-k:]) @ v[-k:], atol=1e-4)
+
+
+def test_spectral_shrinkage_of_a_singular_batch():
+    features = torch.randn(8, 4) @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert batch_spectral_shrinkage(features).item() == pytest.approx(0, abs=1e-10)
+    assert batch_spectral_shrinkage(torch.full((3, 2), torch.nan)).isnan()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: barlow_twins_loss(torch.rand(4, 3), torch.rand(4, 2)), r"\(4, 3\) and \(4, 2\)"),
+        (lambda: barlow_twins_loss(torch.rand(1, 3), torch.rand(1, 3)), "B >= 2"),
+        (lambda: barlow_twins_loss(torch.rand(4, 3), torch.rand(4, 3), -1.0), "off_diagonal=-1.0"),
+        (lambda: l2_sp([], [], [], alpha=-0.1), "alpha=-0.1"),
+        (
+            lambda: batch_spectral_shrinkage(torch.rand(4, 9), 5),
+            "k=5: a batch of 4 images with 9 features has 4 singular",
+        ),
+        (lambda: batch_spectral_shrinkage(torch.rand(4, 9), 0), "k=0"),
+    ],
+)
+def test_bad_input_is_a_sentence(call, says):
+    with pytest.raises(InputError, match=says):
+        call()

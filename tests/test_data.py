@@ -72,6 +72,40 @@ def test_digits_keep_all_17_grey_levels(digits):
     assert digits.train.images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
 
 
+def coordinates(split: Split, reach: float) -> np.ndarray:
+    """The points (N, 2) that images of a toy show."""
+    return (split.images[:, 0, 0].double().numpy() / 127.5 - 1) * reach
+
+
+def test_xor_is_four_clouds_of_two_classes():
+    toy = load_dataset("xor")
+    assert [len(split) for split in (toy.train, toy.val, toy.test)] == [80, 20, 800]
+    assert (toy.image_shape, toy.num_classes, toy.threat) == ((1, 1, 2), 2, Threat("l2", 0.1))
+    points, labels = coordinates(toy.test, 2.0), toy.test.labels.numpy()
+    for a in (-1, 1):
+        for b in (-1, 1):
+            near = points[(np.sign(points) == (a, b)).all(1)]
+            assert np.abs(near.mean(0) - (a, b)).max() < 0.06
+            assert np.abs(near.std(0) - 0.2).max() < 0.04
+            assert set(labels[(np.sign(points) == (a, b)).all(1)]) == {int(a != b)}
+    train = np.sign(coordinates(toy.train, 2.0))
+    counts = [int((train == corner).all(1).sum()) for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+    assert min(counts) >= 17
+    assert sum(counts) == 80
+
+
+def test_the_sinusoid_lies_between_its_classes():
+    toy = load_dataset("sinusoid")
+    assert [len(split) for split in (toy.train, toy.val, toy.test)] == [800, 200, 800]
+    for split in (toy.train, toy.val, toy.test):
+        points = coordinates(split, 1.0)
+        above = [int(b > 0.6 * np.sin(7 * a - 1)) for a, b in points]
+        assert split.labels.tolist() == above
+    assert 0.4 < toy.train.labels.double().mean() < 0.6
+    assert np.abs(np.histogram2d(*coordinates(toy.test, 1.0).T, 4)[0] - 50).max() < 30, "uniform"
+    assert torch.equal(toy.test.images, load_dataset("sinusoid").test.images)
+
+
 def test_a_subset_is_stratified_seeded_and_leaves_the_rest(digits):
     small, again = digits.subset(200), digits.subset(200)
     assert len(small.train) == 200
@@ -352,7 +386,7 @@ def test_unknown_data_set_names_the_nearest():
         load_dataset("cifar_1O")
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(name for name, source in DATASETS.items() if not source.embedded))
 def test_a_missing_data_root_comes_with_its_remedy(name, tmp_path):
     remedies = r"--data-root.*ROBUSTLIB_DATA.*--download"
     with pytest.raises(InputError, match=f"No data root for '{name}'.*{remedies}"):

@@ -80,6 +80,16 @@ def swept() -> pd.DataFrame:
     return table.assign(robust=0.7 + 0.02 * table["seed"] - 0.1 * table["value"])
 
 
+def heat() -> pd.DataFrame:
+    """Two models on a grid of 9 x 5 points; A decides at across = 0.5, B's metric is ten times A's and knows no boundary."""
+    across, up = (part.ravel() for part in np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 0.5, 5)))
+    table = pd.DataFrame({"across": across, "up": up, "logit 0": 1.0, "logit 1": 0.0})
+    tops = {"A": 1 + across, "B": 10 + 10 * across}
+    models = [table.assign(model=name, top_eigenvalue=top) for name, top in tops.items()]
+    models[0]["logit 1"] = 0.5 + across
+    return pd.concat(models)
+
+
 ALL = {
     "training": lambda: figures.training_curves(metrics()),
     "eps": lambda: figures.robustness_curves({"A": curve(), "B": curve()}, threat_eps=0.2),
@@ -101,6 +111,7 @@ ALL = {
         probes(), ["probe/h/relative_l2", "probe/f1/f2"], {"probe/f1/f2": "cos(f1, f2)"}
     ),
     "sweep": lambda: figures.sweep(swept(), {"beta": 0.25}, {"robust": "PGD-20"}),
+    "metric": lambda: figures.metric_plane(heat(), pd.DataFrame({"across": [0.1], "up": [0.2], "label": [1]})),
 }
 
 
@@ -124,6 +135,7 @@ HOLDS = {
     "claims": ("effect", 0.03),
     "probes": ("value", -0.5),
     "sweep": ("accuracy", 0.685),
+    "metric": ("top_eigenvalue", 1.5),
 }
 
 
@@ -403,6 +415,30 @@ def test_a_sweep_is_drawn_in_the_order_of_its_values():
     assert len(figures.sweep(swept().query("seed == 0").drop(columns="seed")).data) == 10
 
 
+def test_the_boundary_lies_where_the_decision_changes_and_colours_are_shared():
+    dots = pd.DataFrame({"across": [0.1, 0.9], "up": [0.2, 0.3], "label": [0, 1]})
+    figure = figures.metric_plane(heat(), dots, ["left", "right"])
+    a, b = figure.fig.axes[:2]
+    line = np.concatenate([path.vertices for path in a.collections[1].get_paths()])
+    assert np.allclose(line[:, 0], 0.5, atol=1e-6)
+    assert np.ptp(line[:, 1]) == pytest.approx(0.5)
+    assert len(b.collections) == 1, "no boundary where one class is all there is"
+    limits = [axis.collections[0].get_clim() for axis in (a, b)]
+    assert limits == [(1.0, 20.0)] * 2
+    markers = {line.get_label(): line.get_marker() for line in a.get_lines()}
+    assert len(set(markers.values())) == 2
+    assert set(markers) == {"left", "right"}
+    assert "A median 1.5, at most 2; left on 55.6 %, right on 44.4 %; B median 15" in figure.alt
+    assert not a.texts, "points tell which class is where"
+    named = figures.metric_plane(heat(), None, ["left", "right"]).fig.axes[0].texts
+    assert [(text.get_text(), text.get_position()[0] < 0.5) for text in named] == [("left", True), ("right", False)]
+
+
+def test_a_metric_that_vanishes_has_a_picture():
+    flat = heat().assign(top_eigenvalue=0.0)
+    assert figures.to_png(figures.metric_plane(flat), dpi=40)
+
+
 def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
@@ -449,6 +485,9 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.probe_curves({}, ["probe/h/cosine"]), "at least one method"),
         (lambda: figures.probe_curves(probes(), ["probe/h/cosine"]), "'probe/h/cosine'"),
         (lambda: figures.sweep(swept().drop(columns="robust")), "'robust'"),
+        (lambda: figures.metric_plane(heat().drop(columns="logit 1")), "'logit 1'"),
+        (lambda: figures.metric_plane(heat(), pd.DataFrame({"across": [0.1], "up": [0.2]})), "'label'"),
+        (lambda: figures.metric_plane(heat().iloc[1:]), "A has 44 rows for 9 x 5 points"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

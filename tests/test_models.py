@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.models import ARCHITECTURES, Classifier, build_model
+from robustlib.models import ARCHITECTURES, Classifier, build_model, small_cnn, wide_resnet
+from robustlib.models import reverse_attention as gated
 from robustlib.models.mlp import MLP
+from robustlib.models.pooling import spatial_mean
 
 # CIFAR-10 counts: torchvision's and kuangliu's ResNets with the 3 x 3 stem; He et al. 2016b with its final BatchNorm;
 # Zagoruyko and Komodakis 2016 (36.5 M, 46.2 M with depth 34)
@@ -228,3 +231,38 @@ def test_unknown_names_are_refused():
         build_model("resnet_18", spec())
     with pytest.raises(InputError, match="Unknown padding mode 'reflect': choose 'zeros' or 'circular'"):
         build_model("mlp", spec(), padding_mode="reflect")
+
+
+# The global average
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", [(6, 128, 4, 4), (1, 7, 3, 5), (5, 33, 8, 8), (4, 16, 1, 1)])
+def test_the_global_average_is_torchs_bit_for_bit(shape, layout):
+    z = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    upstream = torch.randn(shape[:2])
+    ours, theirs = spatial_mean(z), z.mean((2, 3))
+    assert torch.equal(ours, theirs)
+    mine, other = (torch.autograd.grad(pooled, z, upstream)[0] for pooled in (ours, theirs))
+    assert torch.equal(mine, other)
+    assert mine.is_contiguous(memory_format=layout), "it lies as the map does"
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("reverse_attention", [False, True])
+@pytest.mark.parametrize("arch", ["small_cnn", "preact_resnet18"])
+def test_networks_learn_and_are_attacked_alike_with_it(arch, reverse_attention, train, monkeypatch):
+    """Gradients by weights and by pixels, bit for bit."""
+    x, y = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    found = []
+    for average in (spatial_mean, lambda z: z.mean((2, 3))):
+        for module in (small_cnn, wide_resnet, gated):
+            monkeypatch.setattr(module, "spatial_mean", average)
+        torch.manual_seed(0)
+        model = build_model(arch, spec((3, 16, 16), 3), reverse_attention=reverse_attention)
+        model = model.to(memory_format=torch.channels_last).train(train)
+        point = x.clone().requires_grad_()
+        seen = (model.attend(point).auxiliary if reverse_attention else ()) + (model(point),)
+        F.cross_entropy(torch.stack(seen).mean(0), y).backward()
+        found.append([point.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robustlib.data import folders, sources
+from robustlib.data import folders, sources, toy
 from robustlib.data.augment import Policy
 from robustlib.data.dataset import Dataset, Triple, channel_stats, hold_out
 from robustlib.data.sources import Arrays
@@ -46,6 +46,9 @@ DATASETS: dict[str, Source] = {
     "cifar100": Source(sources.cifar100, Threat("linf", 8 / 255), Policy(pad=4, flip=True)),
     "imagenette": Source(folders.imagenette, Threat("linf", 4 / 255), Policy(pad=20, flip=True)),
     "tiny-imagenet": Source(folders.tiny_imagenet, Threat("linf", 4 / 255), Policy(pad=8, flip=True)),
+    # Radii of 0.4 and 0.1 in the toys' own coordinates, whose classes lie 2 apart and touch.
+    "xor": Source(toy.xor, Threat("l2", 0.1), Policy(), embedded=True),
+    "sinusoid": Source(toy.sinusoid, Threat("l2", 0.05), Policy(), embedded=True),
 }
 
 LABEL_SET = re.compile(r"(.+)-(\d+)-(\d+)")  # of a data set, and its first and last label

@@ -12,6 +12,7 @@ from robustlib.figures.examples import example_strips
 from robustlib.figures.features import alignment_exclusion, pair_distances
 from robustlib.figures.flow import confusion_flow
 from robustlib.figures.leaderboard import cost, trade_off
+from robustlib.figures.plane import metric_plane
 from robustlib.figures.probes import probe_curves, sweep
 from robustlib.figures.run import robustness_curves, training_curves
 from robustlib.figures.seeds import feature_gap_curves, robustness_over_seeds
@@ -26,6 +27,7 @@ __all__ = [
     "cost",
     "example_strips",
     "feature_gap_curves",
+    "metric_plane",
     "pair_distances",
     "probe_curves",
     "robustness_curves",

@@ -48,6 +48,8 @@ def _resnet(name: str) -> Builder:
 ARCHITECTURES: dict[str, Builder] = {
     "mlp": MLP,
     "mlp_512": partial(MLP, hidden=(512,)),  # one hidden layer, as in rep-spectral's experiments
+    "mlp_8": partial(MLP, hidden=(8,)),  # its toys: XOR
+    "mlp_8_8_8": partial(MLP, hidden=(8, 8, 8)),  # and the sinusoid
     "small_cnn": SmallCNN,
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustlib.errors import InputError
 from robustlib.models.classifier import Classifier, ImageSpec
+from robustlib.models.pooling import spatial_mean
 
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft and the BPDA gates among the surrogates
 SOFT = 0.3  # of the soft gates before the last head
@@ -98,7 +99,7 @@ class ReverseAttention(Classifier):
         auxiliary, before, after = [], [], []
 
         def gate(z: Tensor) -> Tensor:
-            pooled = z.mean((2, 3))
+            pooled = spatial_mean(z)
             logits = self.head(pooled)
             weights = mask(logits)
             auxiliary.append(logits)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from robustlib.models.gates import Gate
+from robustlib.models.pooling import spatial_mean
 
 
 class Stage(nn.Sequential):
@@ -39,4 +40,4 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """Features (B, out_features); a `gate` stands behind the last stage."""
         x = self.stage3(self.stage2(self.stage1(x)))
-        return (x if gate is None else gate(x)).mean((2, 3))
+        return spatial_mean(x) if gate is None else gate(x).mean((2, 3))

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from robustlib.models.gates import GATES, Gate, GatedStage
+from robustlib.models.pooling import spatial_mean
 
 LARGEST_SMALL = 64  # pixels; above it the stem divides the image by four, as in ResNet
 
@@ -64,7 +65,7 @@ class PreActResNet(nn.Module):
             x = getattr(self, name)(x)
         last = getattr(self, self.stages[-1])
         if gate is None:
-            return self.relu(self.bn(last(x))).mean((2, 3))
+            return spatial_mean(self.relu(self.bn(last(x))))
         return last(x, lambda z: gate(self.relu(self.bn(z)))).mean((2, 3))
 
 

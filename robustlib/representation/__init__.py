@@ -21,6 +21,7 @@ from robustlib.representation.probes import (
     linear_probe,
     training_probe,
 )
+from robustlib.representation.pullback import Plane, metric_over_plane, pullback_metric
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
 from robustlib.representation.stored import EXAMPLES, probe_attack, run_features, snapshots
 
@@ -34,6 +35,7 @@ __all__ = [
     "LinearProbe",
     "NeuralCollapse",
     "Pairs",
+    "Plane",
     "alignment",
     "at_eps",
     "attacked_pairs",
@@ -59,10 +61,12 @@ __all__ = [
     "local_lipschitz",
     "measure_runs",
     "measures",
+    "metric_over_plane",
     "moved",
     "neural_collapse",
     "principal_components",
     "probe_attack",
+    "pullback_metric",
     "run_features",
     "snapshots",
     "training_probe",

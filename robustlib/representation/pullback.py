@@ -1,0 +1,157 @@
+"""The metric that a feature map pulls back onto images, at points and over a plane through three of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.search import borrowed
+from robustlib.errors import InputError
+from robustlib.representation.layers import layer_function
+from robustlib.representation.lipschitz import TINY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENTRIES = 2**23  # of Jacobians held at once: 32 MB
+FLAT = 1e-5  # three images whose triangle is flatter than this, relative to its sides, span no plane in float32
+
+
+def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) -> tuple[Tensor, Tensor]:
+    """The top eigenvalue and the log volume element of the metric g = J'J, J = df/dx, at each image; (B,) in [0, inf), (B,).
+
+    The top eigenvalue is the squared length that the most visible unit step in pixels has among features (rep-spectral bounds it
+    layer by layer; Yang et al. 2024, section 2). The log volume element is 1/2 log det g, and where features are fewer than
+    pixels, and g singular, the same of JJ': the volume along those directions that f sees; -inf where f is flat along one.
+    Exact, by min(pixels, features) backward passes; where pixels are fewer, f must be twice differentiable by autograd.
+
+    Args:
+        model: x -> logits; in eval mode for the time and left as found.
+        x: points (B, C, H, W); they may lie outside [0, 1].
+        layer: f, see `layers`; None = the penultimate features.
+
+    Raises:
+        InputError: no such layer.
+    """
+    f = layer_function(model, layer)
+    with borrowed(model):
+        with torch.no_grad():
+            features = f(x[:1]).shape[1]
+        piece = max(1, ENTRIES // (features * x[0].numel()))
+        values = [torch.linalg.svdvals(_jacobian(f, part, features).double()) for part in x.split(piece)]
+    sigma = torch.cat(values)
+    return sigma[:, 0].square().float(), sigma.log().sum(1).float()
+
+
+def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor, features: int) -> Tensor:
+    """df/dx (B, D, d) of an f that treats each of the images x (B, ...) by itself; by columns or by rows, whichever are fewer."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        answer = f(x)
+        if x[0].numel() > features:
+            return _slopes(answer, x)
+        u = torch.zeros_like(answer, requires_grad=True)
+        (pulled,) = torch.autograd.grad(answer, x, u, create_graph=True)  # J'u, linear in u
+        return _slopes(pulled, u).transpose(1, 2)
+
+
+def _slopes(answer: Tensor, at: Tensor) -> Tensor:
+    """d answer / d at (B, outputs, inputs), flattened, by one backward pass an output."""
+    rows = []
+    for k in range(answer[0].numel()):
+        unit = torch.zeros_like(answer)
+        unit.flatten(1)[:, k] = 1
+        rows.append(torch.autograd.grad(answer, at, unit, retain_graph=True)[0].flatten(1))
+    return torch.stack(rows, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A plane of images with coordinates in pixel units: lengths in it are L2 distances between images.
+
+    Args:
+        origin: the image (C, H, W) at (0, 0).
+        across, up: orthonormal directions (C, H, W) of the two coordinates.
+    """
+
+    origin: Tensor
+    across: Tensor
+    up: Tensor
+
+    @classmethod
+    def through(cls, images: Tensor) -> "Plane":
+        """The plane of three images (3, C, H, W): the first at (0, 0), the second on the first axis, the third above it.
+
+        Raises:
+            InputError: not three images, or three on a line.
+        """
+        if images.ndim != 4 or len(images) != 3:
+            raise InputError(f"A plane goes through three images (3, C, H, W), not {tuple(images.shape)}.")
+        first, *others = images.float()
+        across, up = (image - first for image in others)
+        longest = float(max(across.norm(), up.norm()))
+        base = across.norm()
+        across = across / base.clamp_min(TINY)
+        up = up - (up * across).sum() * across
+        if not float(min(base, up.norm())) > FLAT * longest:
+            raise InputError("The three images lie on one line and span no plane: choose others.")
+        return cls(first, across, up / up.norm())
+
+    def at(self, coordinates: Tensor) -> Tensor:
+        """The images (N, C, H, W) at coordinates (N, 2); away from the three they may leave [0, 1]."""
+        a, b = coordinates.to(self.origin).T[:, :, None, None, None]
+        return self.origin + a * self.across + b * self.up
+
+    def of(self, images: Tensor) -> Tensor:
+        """The coordinates (N, 2) of images (N, C, H, W), or of the points of the plane nearest to them."""
+        moved = images.to(self.origin) - self.origin
+        return torch.stack([(moved * direction).sum((1, 2, 3)) for direction in (self.across, self.up)], 1)
+
+
+def metric_over_plane(
+    models: Mapping[str, nn.Module],
+    plane: Plane,
+    around: Tensor,
+    *,
+    layer: str | None = None,
+    steps: int = 51,
+    margin: float = 0.15,
+) -> "pd.DataFrame":
+    """What models answer, and the metric they pull back, on a grid over the part of a plane that holds some images.
+
+    Args:
+        models: name -> x -> logits (B, K), all on the plane's device and of as many classes.
+        plane: of images.
+        around: images (N, C, H, W) whose projections the grid surrounds.
+        layer: see `pullback_metric`.
+        steps: points along each side, at least 2.
+        margin: of the grid around the images, as a share of their extent on each side.
+
+    Returns:
+        A row for each model and point: model, across, up (coordinates), top_eigenvalue, log_volume, logit 0 .. logit K - 1.
+
+    Raises:
+        InputError: fewer than 2 steps, a negative margin, no model.
+    """
+    import pandas as pd
+
+    if steps < 2 or not margin >= 0 or not models:
+        raise InputError(
+            f"steps={steps!r}, margin={margin!r}, {len(models)} models: give at least 2 steps, a margin of at least 0 and a model."
+        )
+    places = plane.of(around)
+    low, high = places.amin(0), places.amax(0)
+    room = margin * (high - low)
+    sides = [torch.linspace(float(a), float(b), steps) for a, b in zip(low - room, high + room, strict=True)]
+    grid = torch.cartesian_prod(*sides)
+    x, parts = plane.at(grid), []
+    for name, model in models.items():
+        top, volume = pullback_metric(model, x, layer=layer)
+        with borrowed(model), torch.no_grad():
+            logits = torch.cat([model(part) for part in x.split(512)])
+        columns = {"across": grid[:, 0], "up": grid[:, 1], "top_eigenvalue": top, "log_volume": volume}
+        columns |= {f"logit {k}": column for k, column in enumerate(logits.T)}
+        parts.append(pd.DataFrame({"model": name, **{key: value.cpu().numpy() for key, value in columns.items()}}))
+    return pd.concat(parts, ignore_index=True)

@@ -8,6 +8,7 @@ from robustlib.evaluation.legacy import Legacy, legacy_claf_eval
 from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
 from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
+from robustlib.evaluation.run_distances import measure_distances
 from robustlib.evaluation.run_results import evaluate_run, has_new_twins
 from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
@@ -30,6 +31,7 @@ __all__ = [
     "incomplete",
     "leaderboard",
     "legacy_claf_eval",
+    "measure_distances",
     "robustness_curve",
     "standard_attacks",
     "suited",

@@ -11,6 +11,7 @@ from robustlib.evaluation.reference import compare_with_reference
 from robustlib.evaluation.run_distances import measure_distances
 from robustlib.evaluation.run_results import evaluate_run, has_new_twins
 from robustlib.evaluation.steps import Progress
+from robustlib.evaluation.strengths import choose_strengths
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
 from robustlib.evaluation.views import suited
 
@@ -23,6 +24,7 @@ __all__ = [
     "aggregate",
     "bootstrap",
     "cascade",
+    "choose_strengths",
     "compare_distances",
     "compare_with_reference",
     "evaluate",

@@ -93,7 +93,7 @@ def test_the_table_says_what_is_chosen_and_why_not() -> None:
 
 
 def test_the_table_of_distances_says_how_many_images_count() -> None:
-    row = {"model": "A", "images": 100, "correct": 97, "failed": 0, "n": 95, "attack": "FAB"}
+    row = {"model": "A", "images": 100, "correct": 97, "failed": 0, "n": 95}
     row |= {
         "mean": 0.5,
         "mean_low": 0.45,
@@ -102,14 +102,22 @@ def test_the_table_of_distances_says_how_many_images_count() -> None:
         "median_low": np.nan,
         "median_high": np.nan,
     }
-    table = tables.distances(pd.DataFrame([row, row | {"model": "B", "attack": "Tangent", "failed": 2}]))
+    table = tables.distances(pd.DataFrame([row, row | {"model": "B", "failed": 2}]))
     assert table.iloc[0].to_dict() == {
         "model": "A",
-        "attack": "FAB (white box)",
         "accuracy": "97.0 %",
         "mean": "0.500 (0.450–0.550)",
         "median": "–",
         "images compared": "95 of 100",
     }
     assert table.iloc[1]["images compared"] == "95 of 100 (2 failed)"
-    assert "attack" not in tables.distances(pd.DataFrame([row]).drop(columns="attack"))
+
+
+def test_rank_correlations_are_spearmans() -> None:
+    family = pd.DataFrame({"title": ["a", "a", "b", "b"], "n": 90, "distance": [0.5, 0.6, 0.7, 0.9]})
+    family = family.assign(jacobian=[4.0, 3.0, 1.0, 2.0], sigma=[1.0, 2.0, 3.0, 40.0])
+    table = tables.correlations(family)
+    rho = stats.spearmanr(family["jacobian"], family["distance"]).statistic
+    assert table["rank correlation with distance"].tolist() == [f"−{-rho:.2f}", "+1.00"]
+    assert table.iloc[0][["runs", "arms", "images"]].tolist() == [4, 2, 90]
+    assert tables.correlations(family[:2]).empty

@@ -1,7 +1,7 @@
 """Honest evaluation: per-example records that survive interruptions, intervals on every number, curves, runs."""
 
 from robustlib.evaluation.curves import robustness_curve
-from robustlib.evaluation.distances import adversarial_distances, bootstrap, compare_distances
+from robustlib.evaluation.distances import adversarial_distances, bootstrap, compare_distances, shared_distances
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.legacy import Legacy, legacy_claf_eval
@@ -35,6 +35,7 @@ __all__ = [
     "legacy_claf_eval",
     "measure_distances",
     "robustness_curve",
+    "shared_distances",
     "standard_attacks",
     "suited",
     "summarise",

@@ -7,7 +7,7 @@ from robustlib.tables.adaptive import adaptive, adaptive_words, show_adaptive
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
-from robustlib.tables.distances import MINIMA, distances, strengths
+from robustlib.tables.distances import MINIMA, correlations, distances, strengths
 from robustlib.tables.geometry import geometry
 from robustlib.tables.run import accuracies, cascade, hyperparameters, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
@@ -24,6 +24,7 @@ __all__ = [
     "cascade",
     "checks",
     "claims",
+    "correlations",
     "distances",
     "geometry",
     "gravest",

@@ -8,7 +8,7 @@ from robustlib.tables.words import percent
 if TYPE_CHECKING:
     import pandas as pd
 
-# By the kind of attack, as its repr begins.
+# Attacks that look for the smallest perturbation, by how their repr begins.
 MINIMA = {"Tangent": "Tangent (decisions only)", "FAB": "FAB (white box)"}
 
 
@@ -16,17 +16,22 @@ def distances(compared: "pd.DataFrame") -> "pd.DataFrame":
     """Mean and median L2 adversarial distance of several models on the same images, with 95 % bootstrap intervals.
 
     Args:
-        compared: of `robustlib.evaluation.compare_distances`. With a column `attack` ("Tangent" or "FAB") its rows say by
-            which it was measured.
+        compared: of `robustlib.evaluation.compare_distances`.
     """
     import pandas as pd
 
     rows = []
     for row in compared.to_dict("records"):
-        who = {"model": row["model"], **({"attack": MINIMA[row["attack"]]} if "attack" in row else {})}
         images = f"{row['n']} of {row['images']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
         numbers = {kind: _interval(row, kind, f"{kind}_low", f"{kind}_high") for kind in ("mean", "median")}
-        rows.append({**who, "accuracy": percent(row["correct"] / row["images"]), **numbers, "images compared": images})
+        rows.append(
+            {
+                "model": row["model"],
+                "accuracy": percent(row["correct"] / row["images"]),
+                **numbers,
+                "images compared": images,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -50,6 +55,30 @@ def strengths(grid: "pd.DataFrame") -> "pd.DataFrame":
             "": signs[row["allowed"], row["chosen"]],
         }
         for row in grid.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+CORRELATES = {
+    "jacobian": "Frobenius norm of the features' Jacobian, mean over images",
+    "sigma": "sum of σ² over the representation's layers",
+}
+
+
+def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
+    """Spearman's rank correlation with the mean adversarial distance over runs; runs of one arm are no independent ones.
+
+    Args:
+        family: of `robustlib.batch.spectral_family`; of fewer than three runs there is no row.
+    """
+    import pandas as pd
+
+    ranks = family.rank(numeric_only=True).corr() if len(family) > 2 else pd.DataFrame()
+    rows = [
+        {"measure": words, "rank correlation with distance": f"{ranks.loc[name, 'distance']:+.2f}".replace("-", "−")}
+        | {"runs": len(family), "arms": family["title"].nunique(), "images": family["n"].min()}
+        for name, words in CORRELATES.items()
+        if len(ranks)
     ]
     return pd.DataFrame(rows)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from robustlib import tables
+from robustlib import batch, figures, tables
 from robustlib.attacks import FAB, Tangent, Threat
 from robustlib.claims import Claim, gather, judge, measure_of
 from robustlib.data import Dataset
 from robustlib.errors import InputError
-from robustlib.evaluation import adversarial_distances, compare_distances, measure_distances
+from robustlib.evaluation import adversarial_distances, compare_distances, measure_distances, shared_distances
 from robustlib.methods import make_method
 from robustlib.models import Classifier
 from robustlib.runs import Run, read_json, write_json
@@ -125,6 +126,60 @@ def test_what_cannot_be_measured_is_a_sentence(
     monkeypatch.setattr(Classifier, "stochastic", True)
     with pytest.raises(InputError, match="stochastic model, whose decisions have no boundary"):
         measure_distances(runs, digits)
+
+
+# ---- several runs of the family
+
+
+def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path: Path) -> None:
+    def cell(method: str, strength: float, seed: int, distance: float, changed: str = "", **look: object) -> Run:
+        arm = f"{method} {changed or f'strength={strength}'}"
+        run = measured(tmp_path, arm, seed, [1, 1, 1, 1], [distance] * 4, split="val", images="a", **look)
+        facts = {"title": method.upper(), "hyperparameters": {"strength": strength}}
+        write_json(run.path / "params.json", run.params() | facts)
+        return run
+
+    runs = [cell("rep", strength, seed, 0.5 + strength) for strength in (0.0, 0.1, 0.01) for seed in (0, 1)]
+    runs += [cell("ll", 0.1, 0, 9.0)]  # lacks a seed
+    runs += [cell("rep", 0.1, seed, 9.0, "arch=small_cnn") for seed in (0, 1)]
+    runs += [cell("cross", 0.1, seed, 9.0, attack="Tangent(queries=9)") for seed in (0, 1)]  # measured otherwise
+    grid = batch.strength_grid(runs)
+    assert grid[["arm", "strength", "distance"]].values.tolist() == [
+        ["none", 0.0, 0.5],
+        ["REP", 0.01, pytest.approx(0.51)],
+        ["REP", 0.1, pytest.approx(0.6)],
+    ]
+    assert grid["chosen"].tolist() == [False, False, True]
+    assert batch.strength_grid(runs[2:]).empty, "no unregularised arm"
+    assert batch.strength_grid([]).empty
+
+
+def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset, runs: dict[str, Run]) -> None:
+    """Restated: the Jacobian of a network of one hidden layer by hand, and the norm of its one matrix."""
+    attack = replace(QUICK, queries=301)
+    found = measure_distances(runs, digits, attack, n=12)
+    far = shared_distances(found)
+    table = batch.spectral_family([*runs.values(), Run(Path("none"))], digits).set_index("title")
+    assert len(table) == 2
+    assert (table["n"] == len(far["rep"])).all()
+    assert table["distance"].tolist() == pytest.approx([far["none"].mean(), far["rep"].mean()])
+    right = found["none"]["correct"] & found["rep"]["correct"]
+    for row, run in zip(table.itertuples(), runs.values(), strict=True):
+        model = run.model()
+        weight = model.get_submodule("encoder.layers.0").weight.detach()
+        assert row.sigma == pytest.approx(float(torch.linalg.matrix_norm(weight, 2)) ** 2, rel=1e-3)
+        x = digits.test.sample(12).images[torch.from_numpy(right.to_numpy())].float() / 255
+        exact = [torch.autograd.functional.jacobian(model.features, one[None]).norm() for one in x]
+        assert row.jacobian == pytest.approx(float(torch.stack(exact).mean()), rel=0.15)
+    assert batch.spectral_family([], digits).empty
+
+
+def test_epochs_of_all_stages_are_one_axis() -> None:
+    rows = pd.DataFrame({"stage": ["a", "a", "b", "b"], "epoch": [0, 1, 0, 1], "epoch_total": [0, 1, 1, 2]})
+    (frame,) = batch.whole_training({"A": [rows.assign(value=[1.0, 2.0, 3.0, 4.0])]})["A"]
+    assert frame[["epoch", "value"]].values.tolist() == [[0, 1.0], [1, 3.0], [2, 4.0]]
+    drawn = figures.probe_curves({"A-B": [frame]}, ["value"])
+    assert drawn.alt == "Measures over the epochs. value: A-B (1 seed) 3 at epoch 1, 4 at epoch 2."
 
 
 # ---- claims

@@ -88,7 +88,7 @@ def _ends(curves: Curves) -> str:
     said = []
     for name, frame in curves.items():
         (a, first), (b, last) = frame.sort_values("epoch").iloc[[0, -1], :2].to_numpy().tolist()
-        said.append(f"{name} {first:.3g} at epoch {a:g}, {last:.3g} at epoch {b:g}".replace("-", "−"))
+        said.append(f"{name} " + f"{first:.3g} at epoch {a:g}, {last:.3g} at epoch {b:g}".replace("-", "−"))
     return "; ".join(said)
 
 

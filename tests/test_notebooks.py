@@ -194,8 +194,8 @@ def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list
 
 
 def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
-    few = dict.fromkeys(("test_examples", "validation_examples"), 8) | {"distance_examples": 4}
-    parameters = {"overrides": ["epochs=3", "train_examples=200"], "runs": tmp_path / "runs", **few}
+    overrides = ["epochs=3", "train_examples=200"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     task = Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb")
     status = execute(task)
     assert status["state"] == "done", status
@@ -207,7 +207,7 @@ def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
     for sign in (*told, "worst case", "undecided: 0 of 8 seeds"):
         assert sign in shown, sign
     (run,) = find_runs(tmp_path / "runs", method="rep_spectral")
-    assert [run.distances(split)["n"] for split in ("test", "val")] == [4, 8]
+    assert [run.distances(split)["n"] for split in ("test", "val")] == [8, 8]
 
 
 def test_compare_without_data_compares_the_rest(trained: Path) -> None:

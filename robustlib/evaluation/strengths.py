@@ -56,7 +56,7 @@ def choose_strengths(
 
     shared, rows = compared(allowed), []
     for cell in every:
-        parts = [part.loc[str(cell)] for part in (shared if cell in allowed else compared([*allowed, cell]))]
+        parts = [part.loc[str(cell)].to_dict() for part in (shared if cell in allowed else compared([*allowed, cell]))]
         facts = {"arm": cell[0], "strength": cell[1], "seeds": len(none), "accuracy": accuracy[cell]}
         rows.append({**facts, **_over_seeds(parts), "allowed": cell in allowed})
     table = pd.DataFrame(rows)
@@ -64,7 +64,7 @@ def choose_strengths(
     return table.assign(chosen=table.index.isin(best.groupby("arm")["distance"].idxmax()))
 
 
-def _over_seeds(parts: "list[pd.Series[Any]]") -> dict[str, Any]:
+def _over_seeds(parts: list[Any]) -> dict[str, Any]:
     """How many images count, and the distance with its interval, from a row of `compare_distances` a seed."""
     from scipy.stats import t
 

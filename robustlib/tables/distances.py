@@ -75,7 +75,7 @@ def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
 
     ranks = family.rank(numeric_only=True).corr() if len(family) > 2 else pd.DataFrame()
     rows = [
-        {"measure": words, "rank correlation with distance": f"{ranks.loc[name, 'distance']:+.2f}".replace("-", "−")}
+        {"measure": words, "rank correlation with distance": f"{float(ranks['distance'][name]):+.2f}".replace("-", "−")}
         | {"runs": len(family), "arms": family["title"].nunique(), "images": family["n"].min()}
         for name, words in CORRELATES.items()
         if len(ranks)

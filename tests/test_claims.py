@@ -444,16 +444,15 @@ def test_the_built_in_study() -> None:
     study = read_study("digits-claims")
     assert len(study.seeds) >= 8
     assert study.examples == 500
-    names = {name for name, _ in study.arms}
-    assert names >= {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
+    trained = {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
+    assert {name for name, _ in study.arms} >= trained | {"rep_spectral", "ll_spectral"}
     accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
     spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
-    assert {part.measure for part in study.claims} == accuracies | spaces | {
-        "growth/probe/h/relative_l2",
-        "metrics/probe/head_end/clean",
-    }
+    others = {"growth/probe/h/relative_l2", "metrics/probe/head_end/clean", "distance/mean"}
+    assert {part.measure for part in study.claims} == accuracies | spaces | others
     assert {part.name for part in study.claims if not part.than} == {"afd-growth"}
-    assert all(part.relative == part.measure.startswith("representation/") for part in study.claims)
+    scaleless = ("representation/", "distance/")
+    assert all(part.relative == part.measure.startswith(scaleless) for part in study.claims)
     assert all(part.source and part.text.endswith(".") for part in study.claims)
 
 

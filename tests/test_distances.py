@@ -12,7 +12,7 @@ from torch import nn
 from robustlib.attacks import FAB, Nearest, Tangent, Threat
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation import adversarial_distances, bootstrap, compare_distances
+from robustlib.evaluation import adversarial_distances, bootstrap, compare_distances, shared_distances
 from tests.conftest import Linear
 
 L2 = Threat("l2", 0.5)
@@ -138,6 +138,10 @@ def test_only_images_that_all_have_right_count_and_failures_count_for_nobody():
     assert table["median"].tolist() == [3.0, 3.0]
     assert (table.mean_low <= table["mean"]).all()
     assert (table["mean"] <= table.mean_high).all()
+    assert {name: far.tolist() for name, far in shared_distances({"a": a, "b": b}).items()} == {
+        "a": [1.0, 5.0],
+        "b": [2.0, 4.0],
+    }
 
 
 def test_a_model_that_cannot_be_attacked_is_not_robust():

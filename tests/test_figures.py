@@ -57,6 +57,17 @@ def gaps() -> pd.DataFrame:
     return table.assign(title=table["method"].str.upper(), relative_l2=table["eps"] * (1 + table["seed"]), cosine=0.1)
 
 
+DISTANCES = {"none": [0.4, 0.2, 0.3, 0.5], "rep-spectral": [0.6, 0.5, 0.2, 0.9]}
+
+
+def grid() -> pd.DataFrame:
+    """No penalty, and two arms at two strengths, of which the stronger costs too much accuracy in one."""
+    rows = [("none", 0.0, 0.97, 0.50, 0), ("rep", 0.01, 0.97, 0.58, 0), ("rep", 0.1, 0.965, 0.61, 1)]
+    rows += [("ll", 0.01, 0.968, 0.55, 1), ("ll", 0.1, 0.91, 0.7, 0)]
+    table = pd.DataFrame(rows, columns=["arm", "strength", "accuracy", "distance", "chosen"])
+    return table.assign(low=table["distance"] - 0.02, high=table["distance"] + 0.03, chosen=table["chosen"] == 1)
+
+
 def plane() -> pd.DataFrame:
     """Two runs of A, one of B."""
     return pd.DataFrame({"method": ["A", "A", "B"], "alignment": [0.1, 0.3, 0.5], "margin": [0.4, 0.6, 0.2]})
@@ -112,6 +123,8 @@ ALL = {
     ),
     "sweep": lambda: figures.sweep(swept(), {"beta": 0.25}, {"robust": "PGD-20"}),
     "metric": lambda: figures.metric_plane(heat(), pd.DataFrame({"across": [0.1], "up": [0.2], "label": [1]})),
+    "distances": lambda: figures.distance_distributions(DISTANCES),
+    "accuracy-distance": lambda: figures.accuracy_distance(grid()),
 }
 
 
@@ -136,6 +149,8 @@ HOLDS = {
     "probes": ("value", -0.5),
     "sweep": ("accuracy", 0.685),
     "metric": ("top_eigenvalue", 1.5),
+    "distances": ("distance", 0.9),
+    "accuracy-distance": ("high", 0.64),
 }
 
 
@@ -447,6 +462,30 @@ def test_dots_carry_their_intervals():
     assert told == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
 
 
+def test_each_line_of_a_distribution_is_its_share_of_images():
+    """By hand: of four images one lies within 0.2, two within 0.3."""
+    data = figures.distance_distributions(DISTANCES).data
+    mine = data[data["model"] == "none"].set_index("distance")["share"]
+    assert mine.to_dict() == {0.2: 0.25, 0.3: 0.5, 0.4: 0.75, 0.5: 1.0}
+    (axis,) = figures.distance_distributions(DISTANCES).fig.axes
+    assert [text.get_text() for text in axis.figure.legends[0].get_texts()] == [
+        "none, median 0.350",
+        "rep-spectral, median 0.550",
+    ]
+
+
+def test_what_is_chosen_has_a_ring_and_what_costs_too_much_is_shaded():
+    drawn = figures.accuracy_distance(grid())
+    (axis,) = drawn.fig.axes
+    rings = [line for line in axis.lines if line.get_markersize() == 15 and len(line.get_xdata())]
+    assert sorted(float(line.get_ydata()[0]) for line in rings) == [0.55, 0.61]
+    (shade,) = axis.patches
+    assert shade.get_x() + shade.get_width() == pytest.approx(0.96)
+    assert shade.get_x() <= 0.91
+    assert {text.get_text() for text in axis.texts} == {"", "0.01", "0.1"}
+    assert "none: accuracy 97.0 %, distance 0.500; rep at strength 0.1, chosen" in drawn.alt
+
+
 def test_losses_are_told_from_validation_and_bookkeeping():
     frame = metrics().rename(columns={"loss": "critic/loss"}).assign(lr=0.1, **{"probe/gap": 0.5})
     left, right = figures.training_curves(frame).fig.axes
@@ -488,6 +527,11 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.metric_plane(heat().drop(columns="logit 1")), "'logit 1'"),
         (lambda: figures.metric_plane(heat(), pd.DataFrame({"across": [0.1], "up": [0.2]})), "'label'"),
         (lambda: figures.metric_plane(heat().iloc[1:]), "A has 44 rows for 9 x 5 points"),
+        (lambda: figures.distance_distributions({}), "given: none"),
+        (lambda: figures.distance_distributions({**DISTANCES, "c": [1.0]}), "c 1 of 1"),
+        (lambda: figures.distance_distributions({"none": [0.1, np.nan]}), "none 1 of 2"),
+        (lambda: figures.accuracy_distance(grid().drop(columns="chosen")), "'chosen'"),
+        (lambda: figures.accuracy_distance(grid()[1:]), "a row of strength 0"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

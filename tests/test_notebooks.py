@@ -30,7 +30,8 @@ def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_all_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "afd", "ancra", "claf", "compare", "explore"}
+    seeds = {"afd", "ancra", "claf", "rep_spectral"}
+    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare", "explore"} | seeds
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -213,6 +214,23 @@ def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list
     assert len(images) == figures
     for sign in signs:
         assert sign in shown, sign
+
+
+def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
+    overrides = ["epochs=3", "train_examples=200"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
+    task = Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb")
+    status = execute(task)
+    assert status["state"] == "done", status
+    outputs = [output for cell in cells(task.output) for output in cell.outputs]
+    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = text(task.output) + "".join(image["alt"] for image in images)
+    assert len(images) == 4
+    told = ("σ of head", "Quartiles", "FAB (white box)", "spectral-grid", "spectral-cnn", "Fewer than three runs")
+    for sign in (*told, "worst case", "undecided: 0 of 8 seeds"):
+        assert sign in shown, sign
+    (run,) = find_runs(tmp_path / "runs", method="rep_spectral")
+    assert [run.distances(split)["n"] for split in ("test", "val")] == [8, 8]
 
 
 def test_compare_without_data_compares_the_rest(trained: Path) -> None:

@@ -25,13 +25,13 @@ BITS = 23  # random bits in a float: k + 1/2 is still exact in float32
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # logical, while >> on int64 is arithmetic
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical, while >> on int64 is arithmetic
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * FIRST
-    z = (z ^ _shift_right(z, 27)) * SECOND
-    return z ^ _shift_right(z, 31)
+    z = _shift_right(z, 30).bitwise_xor_(z).mul_(FIRST)
+    z = _shift_right(z, 27).bitwise_xor_(z).mul_(SECOND)
+    return _shift_right(z, 31).bitwise_xor_(z)
 
 
 @dataclass(frozen=True)

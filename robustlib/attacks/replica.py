@@ -57,7 +57,7 @@ def _signature(model: nn.Module, device: torch.device) -> int:
 
 
 def _build(model: nn.Module, x: Tensor, precision: str) -> "Twin | None":
-    """A checked twin; None if the model cannot be copied or folding changes its logits.
+    """A checked twin; None if the model cannot be copied, folding changes its logits, or there is nothing to make faster.
 
     The check is made on a copy with random BatchNorm statistics: those of a fresh model hide a wrong order.
     """
@@ -67,6 +67,9 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "Twin | None":
         return None
     _shake(trial)
     folds = _fold(module)
+    plain = precision == "32-true" and not any(isinstance(part, nn.Conv2d) for part in module.modules())
+    if plain and not folds:
+        return None  # it would compute the same as the model, no faster
     exact, twin = Twin(module, folds, torch.float32), Twin(module, folds, _dtype(precision))
     exact.renew(trial)
     with torch.no_grad(), full_float32():

@@ -135,12 +135,12 @@ class Search:
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """The verdict's logits (B, K): the model itself, in float32, without gradients; their mean over `draws`."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return torch.stack([self._in_pieces(self.model, x) for _ in range(draws)]).mean(0)
+            return self._mean_of(self.model, x, draws)
 
     def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (B, K) of the fast view, without gradients: good enough to steer by; their mean over `draws`."""
         with torch.no_grad(), self._autocast(x):
-            return torch.stack([self._in_pieces(self.fast, x) for _ in range(draws)]).mean(0)
+            return self._mean_of(self.fast, x, draws)
 
     def gradient(self, x: Tensor, goal: Goal, samples: int = 1) -> tuple[Tensor, Tensor]:
         """The direction in which goal(logits, rows) rises at x, and the logits (B, K) there (means over `samples` draws).
@@ -187,6 +187,10 @@ class Search:
     def _rows(self, x: Tensor) -> list[slice]:
         piece = self.piece or len(x)
         return [slice(start, start + piece) for start in range(0, len(x), piece)] or [slice(0, 0)]
+
+    def _mean_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
+        every = [self._in_pieces(model, x) for _ in range(draws)]
+        return torch.stack(every).mean(0) if draws > 1 else every[0]
 
     def _in_pieces(self, model: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([model(x[rows]).float() for rows in self._rows(x)])

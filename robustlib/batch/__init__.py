@@ -13,6 +13,7 @@ from robustlib.batch.compare import (
 )
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
+from robustlib.batch.spectral import spectral_family, strength_grid, whole_training
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
 
 __all__ = [
@@ -37,9 +38,12 @@ __all__ = [
     "publish",
     "read_study",
     "reference_verdicts",
+    "spectral_family",
+    "strength_grid",
     "studies",
     "study_runs",
     "sweep_table",
     "verdicts",
+    "whole_training",
     "with_passes",
 ]

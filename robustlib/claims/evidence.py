@@ -6,12 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustlib.claims.claim import Claim, arm_of
+from robustlib.claims.distances import distances, of_distances, shared_images
 from robustlib.claims.epochs import epoch_measure, of_epochs
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 from robustlib.threat import Threat
 
-SAME = ("dataset", "split", "n", "checkpoint", "threat", "seed", "autoattack", "look")  # or runs cannot be compared
+SAME = (
+    "dataset",
+    "split",
+    "n",
+    "checkpoint",
+    "threat",
+    "seed",
+    "autoattack",
+    "look",
+    "attack",
+)  # or nothing is compared
 WORDS = {
     "n": "images",
     "seed": "attack seed",
@@ -44,12 +55,13 @@ def measure_of(run: Run, measure: str) -> float:
     """One number of an evaluated run.
 
     Args:
-        run: evaluated by `evaluate_run`, except for "metrics/..." and "growth/...".
+        run: evaluated by `evaluate_run`, except for "metrics/...", "growth/..." and "distance/...".
         measure: "clean", "worst" or the name of an attack: accuracy of the best weights, a fraction; "last/worst":
             of the last epoch's weights; "overfitting/pgd20": best less last; "overstated/pgd20": accuracy under the
             attack less worst case; "representation/relative_l2": of the penultimate features, and
             "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it;
-            "metrics/<column>", "growth/<column>": see `epoch_measure`.
+            "metrics/<column>", "growth/<column>": see `epoch_measure`; "distance/mean", "distance/median": see `distances`, here
+            of this run alone, in a claim on the images that both arms of a seed have right.
 
     Raises:
         InputError: the run has no such number.
@@ -57,6 +69,8 @@ def measure_of(run: Run, measure: str) -> float:
     kind, _, name = measure.partition("/")
     if of_epochs(measure):
         return epoch_measure(run, kind, name)
+    if of_distances(measure):
+        return distances([run], name)[0]
     results = run.results()
     best = _accuracies(results)
     parts = {"last": _accuracies(results.get("last", {})), "representation": _representation(run)}
@@ -118,18 +132,25 @@ def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
         reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared, claim.measure))]
         try:
             if not reasons:
-                differences[seed] = _difference(claim, *(measure_of(mine[key], claim.measure) for key in pair))
+                differences[seed] = _difference(claim, *_paired([mine[key] for key in pair], claim.measure))
         except InputError as error:
             reasons = [str(error).rstrip(".")]
         missing += [f"seed {seed}: {', '.join(reasons)}"] if reasons else []
-    used = [run for (_, seed), run in mine.items() if seed in differences]
-    counted = not claim.relative and not claim.measure.startswith("representation/")
+    pairs = [[mine[name, seed] for name in claim.arms] for seed in differences]
+    counted = not claim.relative and not claim.measure.startswith(("representation/", "distance/"))
     step = 1 / shared["n"] if counted and shared.get("n") else 0.0
-    return Evidence(differences, len(seeds), tuple(missing), tuple(_notes(used)), step)
+    return Evidence(differences, len(seeds), tuple(missing), tuple(_notes(pairs, claim.measure)), step)
+
+
+def _paired(runs: Sequence[Run], measure: str) -> list[float]:
+    """The measure of each of the runs that are compared."""
+    kind = measure.partition("/")[2]
+    return distances(runs, kind) if of_distances(measure) else [measure_of(run, measure) for run in runs]
 
 
 def _judged(run: Run, measure: str) -> bool:
-    return run.finished and (of_epochs(measure) or bool(run.results()))
+    there = run.distances() if of_distances(measure) else run.results()
+    return run.finished and (of_epochs(measure) or bool(there))
 
 
 def _facts(run: Run, measure: str) -> dict[str, Any]:
@@ -138,6 +159,10 @@ def _facts(run: Run, measure: str) -> dict[str, Any]:
     if of_epochs(measure):  # on validation images, whatever the evaluation did
         threat = " ".join(map(str, params.get("threat", {}).values()))
         return dict.fromkeys(SAME) | {"dataset": params.get("dataset"), "threat": threat}
+    if of_distances(measure):
+        look = run.distances()
+        own = {name: look.get(name) for name in ("split", "n", "seed", "attack")}
+        return dict.fromkeys(SAME) | {"dataset": params.get("dataset")} | own
     results = run.results()
     if measure.startswith("representation/"):
         look = _last_look(run)
@@ -160,7 +185,7 @@ def _unfit(
     if not runs[key].finished:
         return f"{arm} is {runs[key].status()['state']}"
     if key not in facts:
-        return f"{arm} is not evaluated"
+        return f"{arm} " + ("has no measured distances" if of_distances(measure) else "is not evaluated")
     try:
         measure_of(runs[key], measure)
     except InputError:
@@ -176,7 +201,14 @@ def _difference(claim: Claim, arm: float, than: float = 0.0) -> float:
     return (arm - than) / (than if claim.relative else 1.0)
 
 
-def _notes(runs: Sequence[Run]) -> Iterable[str]:
+def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:
+    """What must be said of the runs that a claim rests on, a pair (or a single one) for each seed."""
+    runs = [run for pair in pairs for run in pair]
+    if of_distances(measure):
+        sizes = sorted(len(shared_images(pair)) for pair in pairs)
+        if sizes:
+            yield f"on {sizes[0]} to {sizes[-1]} of {runs[0].distances()['n']} images"
+        return
     codes = {run.results().get("code") for run in runs}
     if len(codes) > 1:
         yield f"evaluated by {len(codes)} versions of the code"

@@ -1,15 +1,17 @@
 """Honest evaluation: per-example records that survive interruptions, intervals on every number, curves, runs."""
 
 from robustlib.evaluation.curves import robustness_curve
-from robustlib.evaluation.distances import adversarial_distances, bootstrap, compare_distances
+from robustlib.evaluation.distances import adversarial_distances, bootstrap, compare_distances, shared_distances
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.legacy import Legacy, legacy_claf_eval
 from robustlib.evaluation.numbers import accuracy, cascade, summarise, wilson
 from robustlib.evaluation.records import valid
 from robustlib.evaluation.reference import compare_with_reference
+from robustlib.evaluation.run_distances import measure_distances
 from robustlib.evaluation.run_results import evaluate_run, has_new_twins
 from robustlib.evaluation.steps import Progress
+from robustlib.evaluation.strengths import choose_strengths
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
 from robustlib.evaluation.views import suited
 
@@ -22,6 +24,7 @@ __all__ = [
     "aggregate",
     "bootstrap",
     "cascade",
+    "choose_strengths",
     "compare_distances",
     "compare_with_reference",
     "evaluate",
@@ -30,7 +33,9 @@ __all__ = [
     "incomplete",
     "leaderboard",
     "legacy_claf_eval",
+    "measure_distances",
     "robustness_curve",
+    "shared_distances",
     "standard_attacks",
     "suited",
     "summarise",

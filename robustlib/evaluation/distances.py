@@ -118,17 +118,8 @@ def compare_distances(
     import numpy as np
     import pandas as pd
 
-    if not models:
-        raise InputError("There are no models to compare: give at least one frame of adversarial_distances.")
-    frames = {name: frame.set_index("index").sort_index() for name, frame in models.items()}
-    first, table = next(iter(frames)), next(iter(frames.values()))
-    for name, frame in frames.items():
-        if not frame.index.equals(table.index):
-            raise InputError(
-                f"{name!r} and {first!r} were measured on different images: measure both on the same split."
-            )
-    right = np.logical_and.reduce([frame["correct"] for frame in frames.values()])
-    counts = right & np.logical_and.reduce([frame["distance"].notna() for frame in frames.values()])
+    frames = _alike(models)
+    right, counts = _counting(frames)
     statistics: dict[str, Callable[..., float]] = {"mean": np.mean, "median": np.median}
     rows = []
     for name, frame in frames.items():
@@ -141,6 +132,39 @@ def compare_distances(
             row |= {f"{kind}_low": low, f"{kind}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def shared_distances(models: Mapping[str, "pd.DataFrame"]) -> dict[str, "np.ndarray"]:
+    """By name the distances (n,) that `compare_distances` compares, image by image.
+
+    Raises:
+        InputError: as `compare_distances`.
+    """
+    frames = _alike(models)
+    _, counts = _counting(frames)
+    return {name: frame["distance"].to_numpy()[counts].astype(float) for name, frame in frames.items()}
+
+
+def _alike(models: Mapping[str, "pd.DataFrame"]) -> dict[str, "pd.DataFrame"]:
+    """The frames by image, sorted; all of the same images."""
+    if not models:
+        raise InputError("There are no models to compare: give at least one frame of adversarial_distances.")
+    frames = {name: frame.set_index("index").sort_index() for name, frame in models.items()}
+    first, table = next(iter(frames.items()))
+    for name, frame in frames.items():
+        if not frame.index.equals(table.index):
+            raise InputError(
+                f"{name!r} and {first!r} were measured on different images: measure both on the same split."
+            )
+    return frames
+
+
+def _counting(frames: Mapping[str, "pd.DataFrame"]) -> "tuple[np.ndarray, np.ndarray]":
+    """Masks over the images: those that all models have right, and of these the ones on which no attack failed."""
+    import numpy as np
+
+    right = np.logical_and.reduce([frame["correct"] for frame in frames.values()])
+    return right, right & np.logical_and.reduce([frame["distance"].notna() for frame in frames.values()])
 
 
 def bootstrap(

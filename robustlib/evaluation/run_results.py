@@ -11,7 +11,7 @@ from torch import nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Dataset, Split
-from robustlib.errors import InputError
+from robustlib.errors import InputError, unknown
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import cascade
@@ -100,18 +100,21 @@ def has_new_twins(run: Run) -> bool:
     return bool(now) and now != stored["transfer"]
 
 
-def images_of(run: Run, dataset: Dataset, n: int | None) -> Split:
-    """The images on which a finished run is judged: all test images, or a stratified choice of `n`.
+def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:
+    """The images on which a finished run is judged: all of the split "test" or "val", or a stratified choice of `n`.
 
     Raises:
-        InputError: the run is not finished, or of another data set.
+        InputError: the run is not finished, or of another data set; an unknown split.
     """
+    if split not in ("test", "val"):
+        raise unknown("split", split, ("test", "val"))
     if not run.finished:
         raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
     trained_on = run.params()["dataset"]
     if trained_on != dataset.name:
         raise InputError(f"{run.path} was trained on {trained_on!r}, not on {dataset.name!r}: load that data set.")
-    return dataset.test.sample(n or 0)
+    chosen: Split = getattr(dataset, split)
+    return chosen.sample(n or 0)
 
 
 def _digest(asked: Mapping[str, Any], device: torch.device) -> str:

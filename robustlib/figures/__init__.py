@@ -8,6 +8,7 @@ from robustlib.figures.atlas import umap_atlas
 from robustlib.figures.attacks import accuracy_bars, cascade
 from robustlib.figures.canvas import Figure, show, to_png
 from robustlib.figures.claims import claim_effects
+from robustlib.figures.distances import accuracy_distance, distance_distributions
 from robustlib.figures.examples import example_strips
 from robustlib.figures.features import alignment_exclusion, pair_distances
 from robustlib.figures.flow import confusion_flow
@@ -20,11 +21,13 @@ from robustlib.figures.seeds import feature_gap_curves, robustness_over_seeds
 __all__ = [
     "Figure",
     "accuracy_bars",
+    "accuracy_distance",
     "alignment_exclusion",
     "cascade",
     "claim_effects",
     "confusion_flow",
     "cost",
+    "distance_distributions",
     "example_strips",
     "feature_gap_curves",
     "metric_plane",

@@ -21,7 +21,7 @@ def probe_curves(
     labels: Mapping[str, str] | None = None,
     first: int = 1,
 ) -> Figure:
-    """Columns of the metrics over the epochs of the last stage, a panel for each; several seeds as mean and 95 % band.
+    """Columns of the metrics over the epochs of the last stage (or all, if none is told), a panel for each; seeds as 95 % band.
 
     Args:
         metrics: method -> `Run.metrics()` of one run or of several seeds. Methods without a column are left out of its panel.
@@ -48,7 +48,8 @@ def probe_curves(
             _over_epochs(axis, part, {name: every[name] for name in part})
         legend_below(fig, axes[0])
     said = [f"{titles[column]}: {_ends(part)}" for column, part in curves.items()]
-    return Figure(fig, f"Measures over the epochs of a stage. {'. '.join(said)}.", _long(curves))
+    which = " of the last stage" * ("stage" in table)
+    return Figure(fig, f"Measures over the epochs{which}. {'. '.join(said)}.", _long(curves))
 
 
 def _last_stage(name: str, given: "DataFrame | Sequence[DataFrame]", first: int) -> "DataFrame":
@@ -87,7 +88,7 @@ def _ends(curves: Curves) -> str:
     said = []
     for name, frame in curves.items():
         (a, first), (b, last) = frame.sort_values("epoch").iloc[[0, -1], :2].to_numpy().tolist()
-        said.append(f"{name} {first:.3g} at epoch {a:g}, {last:.3g} at epoch {b:g}".replace("-", "−"))
+        said.append(f"{name} " + f"{first:.3g} at epoch {a:g}, {last:.3g} at epoch {b:g}".replace("-", "−"))
     return "; ".join(said)
 
 

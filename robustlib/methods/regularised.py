@@ -25,6 +25,8 @@ class Regularised(Method):
     it does neither. The singular values of all layers, the readout included, are watched ("probe/sigma/...").
     """
 
+    notebook = "rep_spectral"
+
     epochs: int = 200  # the burn-in included
     batch_size: int = 1024
     lr: float = 0.01

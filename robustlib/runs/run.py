@@ -52,6 +52,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 FILES = (
     *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
     *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json", "representation.json"),
+    "distances.json",
 )
 FOLDERS = ("evaluation", "features", "embeddings")
 
@@ -153,6 +154,12 @@ class Run:
             return pd.DataFrame()
         records = pd.read_parquet(file)
         return records[records.checkpoint == which].drop(columns="checkpoint").reset_index(drop=True)
+
+    def distances(self, split: str = "test", attack: str = "Tangent") -> dict[str, Any]:
+        """What `robustlib.evaluation.measure_distances` stored last for a split and kind of attack: protocol, then columns; or {}."""
+        looks = read_json(self.path / "distances.json").values()
+        kind = (split, attack)
+        return next((look for look in reversed(looks) if (look["split"], look["attack"].partition("(")[0]) == kind), {})
 
     def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
         """The trained model in eval mode on the CPU: best on robust validation accuracy, or of the last epoch.

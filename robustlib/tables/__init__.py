@@ -7,12 +7,14 @@ from robustlib.tables.adaptive import adaptive, adaptive_words, show_adaptive
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
+from robustlib.tables.distances import MINIMA, correlations, distances, strengths
 from robustlib.tables.geometry import consistency, geometry
 from robustlib.tables.run import accuracies, cascade, hyperparameters, legacy, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
 __all__ = [
     "ATTACKS",
+    "MINIMA",
     "VERDICTS",
     "accuracies",
     "adaptive",
@@ -23,6 +25,8 @@ __all__ = [
     "checks",
     "claims",
     "consistency",
+    "correlations",
+    "distances",
     "geometry",
     "gravest",
     "hyperparameters",
@@ -39,6 +43,7 @@ __all__ = [
     "show_adaptive",
     "show_badges",
     "splits",
+    "strengths",
     "verdict",
     "warnings",
 ]

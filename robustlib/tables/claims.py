@@ -16,6 +16,7 @@ KINDS = {
     "overstated": "{} less worst case",
     "metrics": "{}, end of training",
     "growth": "{}, growth over the epochs from 2 on",
+    "distance": "{} adversarial distance (Tangent, L2)",
 }
 FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
 COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]

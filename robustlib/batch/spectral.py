@@ -1,0 +1,109 @@
+"""What the runs of the spectral family say together: which strength to take, and what a distance goes with."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from robustlib.batch.compare import title_of
+from robustlib.data import Dataset
+from robustlib.evaluation import choose_strengths
+from robustlib.methods.layer_norms import LayerNorms
+from robustlib.representation import feature_jacobian_norm
+from robustlib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NONE = ("none", 0.0)
+PROTOCOL = ("attack", "n", "seed", "images")
+PROJECTIONS = 16
+
+
+def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
+    """`choose_strengths` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
+
+    Args:
+        runs: those that differ from their preset in more than the strength are left out, and so are arms that lack a seed
+            of the unregularised one (strength 0, of whichever method).
+    """
+    import pandas as pd
+
+    cells: dict[tuple[str, float], dict[int, pd.DataFrame]] = {}
+    for run, frame in _stored(runs, "val"):
+        params = run.params()
+        changed = {part.partition("=")[0] for part in str(params.get("changed") or "").split(", ") if part}
+        strength = float(params["hyperparameters"]["strength"])
+        if changed <= {"strength"}:
+            cell = (params["title"], strength) if strength else NONE
+            cells.setdefault(cell, {}).setdefault(params["seed"], frame)
+    none = cells.pop(NONE, {})
+    whole = {cell: {seed: f[seed] for seed in none} for cell, f in cells.items() if none and set(none) <= set(f)}
+    return choose_strengths(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
+
+
+def spectral_family(runs: Iterable[Run], dataset: Dataset) -> "pd.DataFrame":
+    """What may explain the distances of runs, on the test images that all have right.
+
+    Args:
+        runs: with weights, of one architecture; those whose notebooks stored no distances of test images are left out.
+        dataset: of the runs.
+
+    Returns:
+        A row a run: title, seed, n (images), distance (mean, Tangent), jacobian (mean Frobenius norm of the penultimate features'
+        Jacobian), sigma (sum over the encoder's layers of sigma_max^2, the readout left out).
+    """
+    import pandas as pd
+
+    known = _stored(runs, "test")
+    images = [set(frame["index"][frame["correct"] & frame["distance"].notna()]) for _, frame in known]
+    shared = sorted(set.intersection(*images)) if images else []
+    rows = []
+    for run, frame in known if shared else ():
+        facts = {"title": title_of(run), "seed": run.params()["seed"], "n": len(shared)}
+        far = float(frame["distance"][frame["index"].isin(shared)].mean())
+        rows.append({**facts, "distance": far, **_slopes(run, dataset, shared)})
+    return pd.DataFrame(rows)
+
+
+def _slopes(run: Run, dataset: Dataset, shared: Sequence[int]) -> dict[str, float]:
+    """How steep the representation of a run is: at the test images `shared` (places in the original file), and by its weights."""
+    model = run.model()
+    x = dataset.test.images[torch.isin(dataset.test.indices, torch.tensor(shared))].float() / 255
+    generator = torch.Generator().manual_seed(0)
+    jacobian = feature_jacobian_norm(model, x, projections=PROJECTIONS, generator=generator)
+    squares = LayerNorms(model, dataset.image_shape, ("encoder.",)).converge(model, tolerance=1e-4, limit=1000)
+    return {"jacobian": float(jacobian.mean()), "sigma": float(sum(squares.values()))}
+
+
+def whole_training(metrics: "Mapping[str, Sequence[pd.DataFrame]]") -> "dict[str, list[pd.DataFrame]]":
+    """Metrics by method with their epochs counted through all stages, for `robustlib.figures.probe_curves`."""
+    return {
+        title: [
+            frame.drop_duplicates("epoch_total", keep="last")
+            .assign(epoch=lambda rows: rows["epoch_total"])
+            .drop(columns="stage")
+            for frame in frames
+        ]
+        for title, frames in metrics.items()
+    }
+
+
+def _stored(runs: Iterable[Run], split: str) -> "list[tuple[Run, pd.DataFrame]]":
+    """The runs that are measured by the most common protocol, and their frames."""
+    import pandas as pd
+
+    looks = [(run, look) for run in runs if (look := run.distances(split))]
+    kinds = Counter(_protocol(look) for _, look in looks)
+    usual = kinds.most_common(1)[0][0] if kinds else ()
+    names = ("index", "correct", "distance")
+    return [
+        (run, pd.DataFrame({name: look[name] for name in names}).astype({"distance": float}))
+        for run, look in looks
+        if _protocol(look) == usual
+    ]
+
+
+def _protocol(look: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(look.get(name) for name in PROTOCOL)

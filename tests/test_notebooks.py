@@ -225,7 +225,7 @@ def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
     outputs = [output for cell in cells(task.output) for output in cell.outputs]
     images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     shown = text(task.output) + "".join(image["alt"] for image in images)
-    assert len(images) == 4
+    assert len(images) == 6
     told = ("σ of head", "Quartiles", "FAB (white box)", "spectral-grid", "spectral-cnn", "Fewer than three runs")
     for sign in (*told, "worst case", "undecided: 0 of 8 seeds"):
         assert sign in shown, sign

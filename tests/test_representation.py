@@ -593,7 +593,7 @@ def test_a_path_of_tables_has_one_map(tmp_path, no_umap):
     assert np.array_equal(made.adversarial, made.points[2])
     assert np.array_equal(made.points, embed_path(tables, neighbours=5, cache=tmp_path).points)
     assert len(no_umap) == 1
-    assert "20 clean and 40 adversarial" in str(made)
+    assert "20 clean images and 40 changed ones" in str(made)
     with pytest.raises(InputError, match="at least one table"):
         embed_path([])
     with pytest.raises(InputError, match="compare like with like"):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt, Hunter
-from robustlib.attacks.nearest import Nearest, nearest
+from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.nearest import MinimumNorm
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import PRECISIONS, Precision, Search
@@ -17,7 +17,7 @@ from robustlib.threat import TINY, Norm, Threat, norms
 
 
 @dataclass(frozen=True)
-class FAB(Hunter):
+class FAB(MinimumNorm):
     """Targeted FAB: towards each of the likeliest wrong classes, onto the boundary and along it towards the clean image.
 
     FAB looks for small perturbations and knows no radius. Called as an attack, an example leaves as soon as one of them lies
@@ -61,30 +61,6 @@ class FAB(Hunter):
             points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
             hunt.offer(self._descend(hunt.search, points, self._start(round_, points, hunt.draws(round_))))
 
-    def nearest(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        starts: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Nearest:
-        """The nearest adversarial image that was found for each of a batch: every run goes on to its last step.
-
-        Args:
-            model: x -> logits (B, K), or a View.
-            x: images (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            starts: (B, C, H, W) in [0, 1], where the first run towards each class starts; None for the images.
-            generator, draws: of random numbers; see `Attack`.
-
-        Raises:
-            InputError: images outside [0, 1], labels that are no class of the model, or a stochastic model.
-        """
-        return nearest(self._nearest, self.threat, model, x, y, starts, generator, draws, self.precision)
-
     def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         classes = ranked_classes(search, points, self.targets, self.eot)
         best, least = points.x.clone(), points.x.new_full((len(points.x),), torch.inf)
@@ -98,9 +74,8 @@ class FAB(Hunter):
             distance = self.threat.distance(found, points.x)
             closer = fooled(search.logits(found), points.y) & (distance < least)
             best[closer], least[closer] = found[closer], distance[closer]
-        return best, torch.full_like(
-            points.y, 2 * self.eot * self.steps * rounds
-        )  # a gradient and an answer at each step
+        asked = 2 * self.eot * self.steps * rounds  # a gradient and an answer at each step
+        return best, torch.full_like(points.y, asked)
 
     def _start(self, round_: int, points: Points, draws: Draws) -> Tensor:
         """Where a run starts: from the images, or from a random point within eps / 2."""

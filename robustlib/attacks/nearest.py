@@ -1,21 +1,16 @@
 """Attacks that look for the smallest perturbation: what they find and how they are called for it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
+from robustlib.attacks.hunt import Hunter
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import Precision, Search, check_inputs, searching
+from robustlib.attacks.search import Search, check_inputs, searching
 from robustlib.errors import InputError
-from robustlib.threat import Threat
-
-# A borrowed model, the images it has right, streams and starts -> the points it ends at (B, ...) and the queries spent (B,).
-Finder = Callable[[Search, Points, Draws, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,8 @@ class Nearest:
     queries: Tensor
 
 
-class MinimumNorm(Protocol):
-    """An attack that can also say how near the nearest adversarial image is; see `Tangent.nearest`."""
-
-    @property
-    def threat(self) -> Threat: ...
+class MinimumNorm(Hunter):
+    """What attacks that can also say how near the nearest adversarial image is have in common: `nearest`."""
 
     def nearest(
         self,
@@ -49,7 +41,43 @@ class MinimumNorm(Protocol):
         starts: Tensor | None = None,
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
-    ) -> Nearest: ...
+    ) -> Nearest:
+        """The nearest adversarial image that was found for each of a batch; the threat's norm measures, its radius has no part.
+
+        The deployed model judges, in float32, what is found.
+
+        Args:
+            model: x -> logits (B, K), or a View.
+            x: images (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own
+                way, which Tangent also takes where a start is not adversarial.
+            generator, draws: of random numbers; see `Attack`.
+
+        Raises:
+            InputError: images or starts outside [0, 1], labels that are no class of the model, or a stochastic model.
+        """
+        check_inputs(x, y)
+        if starts is not None:
+            check_inputs(starts, y)
+        found, distance = x.clone(), x.new_zeros(len(x))
+        queries = torch.zeros_like(y)
+        if not len(x):
+            return Nearest(found, distance, queries)
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, (y,), self.precision) as search:
+            check_decided(search)
+            here = (~fooled(search.logits(x), y)).nonzero()[:, 0]
+            if len(here):
+                first = None if starts is None else starts[here]
+                found[here], queries[here] = self._nearest(search, Points(x[here], y[here]), draws[here], first)
+                won = fooled(search.logits(found[here]), y[here])
+                distance[here] = torch.where(won, self.threat.distance(found[here], x[here]), torch.nan)
+        return Nearest(found, distance, queries)
+
+    def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The points (B, ...) that the search of images which the model has right ends at, and the queries (B,) spent."""
+        raise NotImplementedError
 
 
 def check_decided(search: Search) -> None:
@@ -59,48 +87,3 @@ def check_decided(search: Search) -> None:
             "A stochastic model answers the same image differently each time, so there is no boundary between its decisions "
             "to measure a distance to: attack it with PGDEOT, APGD or Square, which average its answers."
         )
-
-
-def nearest(
-    finder: Finder,
-    threat: Threat,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    starts: Tensor | None,
-    generator: torch.Generator | None,
-    draws: Draws | None,
-    precision: Precision,
-) -> Nearest:
-    """Lends the model to a `finder` for the images that it has right; the deployed model judges, in float32, what is found.
-
-    Args:
-        finder: the search.
-        threat: its norm measures; its radius has no part.
-        model: x -> logits (B, K), or a View.
-        x: images (B, C, H, W) in [0, 1].
-        y: labels (B,).
-        starts: adversarial images (B, C, H, W) in [0, 1] to start from.
-        generator, draws: of random numbers; see `Attack`.
-        precision: of the search.
-
-    Raises:
-        InputError: images or starts outside [0, 1], labels that are no class of the model, or a stochastic model.
-    """
-    check_inputs(x, y)
-    if starts is not None:
-        check_inputs(starts, y)
-    found, distance = x.clone(), x.new_zeros(len(x))
-    queries = torch.zeros_like(y)
-    if not len(x):
-        return Nearest(found, distance, queries)
-    draws = draws or Draws.from_generator(generator, len(x), x.device)
-    with searching(model, x, (y,), precision) as search:
-        check_decided(search)
-        here = (~fooled(search.logits(x), y)).nonzero()[:, 0]
-        if len(here):
-            first = None if starts is None else starts[here]
-            found[here], queries[here] = finder(search, Points(x[here], y[here]), draws[here], first)
-            won = fooled(search.logits(found[here]), y[here])
-            distance[here] = torch.where(won, threat.distance(found[here], x[here]), torch.nan)
-    return Nearest(found, distance, queries)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks.boundary import Walk
 from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt, Hunter
-from robustlib.attacks.nearest import Nearest, nearest
+from robustlib.attacks.hunt import Hunt
+from robustlib.attacks.nearest import MinimumNorm
 from robustlib.attacks.points import Points
 from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import InputError, check_choices, check_counts
@@ -18,7 +18,7 @@ LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
 
 
 @dataclass(frozen=True)
-class Tangent(Hunter):
+class Tangent(MinimumNorm):
     """Tangent Attack on a hemisphere: from a point on the decision boundary to the tangent point, and back to the boundary.
 
     It looks for the smallest perturbation and knows no radius. Called as an attack, an example leaves as soon as its point lies
@@ -62,30 +62,6 @@ class Tangent(Hunter):
                 points = hunt.points
                 walk = self._walk(hunt.search, points, hunt.draws(restart))
                 hunt.offer(self.threat.project(walk.run(self.threat.eps), points.x))
-
-    def nearest(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        starts: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Nearest:
-        """The nearest adversarial image that was found for each of a batch; the threat's radius has no part in it.
-
-        Args:
-            model: x -> logits (B, K), or a View.
-            x: images (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            starts: (B, C, H, W) in [0, 1], where to start from; where one is not adversarial, and for None, it starts from noise.
-            generator, draws: of random numbers; see `Attack`.
-
-        Raises:
-            InputError: images outside [0, 1], labels that are no class of the model, or a stochastic model.
-        """
-        return nearest(self._nearest, self.threat, model, x, y, starts, generator, draws, self.precision)
 
     def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         best, spent = points.x.clone(), torch.zeros_like(points.y)

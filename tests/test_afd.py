@@ -15,7 +15,9 @@ from robustlib.losses import confusion_labels, mean_cosine
 from robustlib.methods import load_preset, make_method, preset_names
 from robustlib.models import Disentangled, build_model
 from robustlib.runs import Run
-from robustlib.training import At, fit, loop
+from robustlib.training import fit, loop
+
+from .trainings import at
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -61,10 +63,6 @@ def drive(stage, batches):
                 optimiser.zero_grad()
             loss.total.backward()
             optimisers[name].step()
-
-
-def at():
-    return At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
 
 
 def batches(digits, n=3, size=32):

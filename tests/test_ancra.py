@@ -15,7 +15,9 @@ from robustlib.methods import make_method
 from robustlib.models import ReverseAttention, build_model
 from robustlib.models.reverse_attention import Joint
 from robustlib.runs import save_weights
-from robustlib.training import At, fit
+from robustlib.training import fit
+
+from .trainings import at
 
 OFF = {"reverse_attention": False, "negative_contrast": False}
 
@@ -25,10 +27,6 @@ def built(digits, seed=0, **settings):
     method = make_method("ancra", "digits", **settings)
     torch.manual_seed(seed)
     return method, build_model("small_cnn", digits, **method.model_options()).train()
-
-
-def at(epoch=0) -> At:
-    return At(epoch, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
 
 
 def first_loss(method, model, digits, batch, epoch=0):

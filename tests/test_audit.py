@@ -559,7 +559,13 @@ def test_protocol_badge_says_what_the_paper_overstates(worst, verdict):
     assert badge["verdict"] == verdict
     assert badge["overstates"] == pytest.approx(51 - 100 * worst)
     assert f"{51 - 100 * worst:.1f} points" in badge["text"]
-    assert protocol("standard", {"rows": rows})["verdict"] == "n/a"
+    for name, says in (
+        ("ancra", "The evaluation has no AutoAttack, the paper's"),
+        ("rep_spectral", "reports no accuracy under"),
+    ):
+        badge = protocol(name, {"rows": rows})
+        assert badge["verdict"] == "n/a"
+        assert says in badge["text"]
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])

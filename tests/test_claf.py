@@ -15,10 +15,10 @@ from robustlib.methods.claf import head_probe
 from robustlib.models import build_model
 from robustlib.models.dual_batchnorm import clean_statistics
 from robustlib.runs import Run
-from robustlib.training import At, fit
 from robustlib.training.validation import probe_batch
 
 from .test_supcon import restated
+from .trainings import at, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
 SMALL = {"attack_steps": 2, "train_examples": 130, "epochs": 2, "batch_size": 64, "head_epochs": 1, "tuning_epochs": 1}
@@ -36,10 +36,6 @@ def made(digits, name, seed=0, **changes):
     model = build_model("small_cnn", digits, **method.model_options()).train()
     model.project(torch.rand(64, 1, 8, 8))
     return method, model, method.stages(digits, model)
-
-
-def at(epoch=0):
-    return At(epoch, 0, 0.1, torch.Generator().manual_seed(5), "32-true")
 
 
 def first_batch(digits, size=16):
@@ -244,15 +240,6 @@ def test_alf_is_fitted_on_attacked_images_and_aff_by_trades(digits):
 
 
 # ---- trainings
-
-
-def train(method, digits, root, **options):
-    return fit(method, digits, root=root, device="cpu", threads=1, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def few(digits):
-    return replace(digits, val=digits.val.sample(60))
 
 
 @pytest.fixture(scope="module")

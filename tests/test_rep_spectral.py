@@ -1,6 +1,7 @@
 """Rep-spectral and its arms: the loss of a step against the dense operators, the stages, the probes, bad input."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.methods.layer_norms import LayerNorms, input_sizes
 from robustlib.models import build_model
-from robustlib.training import At, fit
-from robustlib.training.loop import Training
+from robustlib.training import fit, loop
 
 from .test_spectral import class_jacobians, dense_operator, squared_norm
+from .trainings import at, broken_off, built, train
 
 ARMS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
@@ -26,21 +27,12 @@ def made(name, arch="mlp_512", **settings):
     return make_method(name, "digits", arch=arch, **settings)
 
 
-def built(method, dataset):
-    torch.manual_seed(0)
-    return build_model(method.arch, dataset, **method.model_options()).train()
-
-
-def at(step=0):
-    return At(0, step, 0.0, torch.Generator().manual_seed(5), "32-true")
-
-
 def loss_of(method, dataset, model, step=0, n=16):
     """The batch and the loss of a step of the last stage."""
     stage = method.stages(dataset, model)[-1]
     stage.begin()
     batch = next(dataset.train.batches(n, augment="none"))
-    ((name, loss),) = stage.passes[0].updates(batch, at(step))
+    ((name, loss),) = stage.passes[0].updates(batch, at(step=step))
     assert name == "model"
     return batch, loss
 
@@ -141,7 +133,7 @@ def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name
     assert (first.name, first.epochs, last.name, last.epochs) == ("burn-in", 6, "regularised", 4)
     batch = next(digits.train.batches(8, augment="none"))
     penalised = {
-        stage.name: [bool(next(stage.passes[0].updates(batch, at(k)))[1].parts["penalty"] > 0) for k in range(7)]
+        stage.name: [bool(next(stage.passes[0].updates(batch, at(step=k)))[1].parts["penalty"] > 0) for k in range(7)]
         for stage in (first, last)
     }
     assert penalised == {"burn-in": [False] * 7, "regularised": [k % 3 == 0 for k in range(7)]}
@@ -159,8 +151,8 @@ def test_the_schedule_goes_on_and_momentum_starts_anew(digits):
     assert first.optimisers["model"] is not last.optimisers["model"]
 
 
-def train(name, dataset, root, **settings):
-    return fit(made(name, **{**SMALL, **settings}), dataset, root=root, device="cpu", progress=False)
+def trained(name, dataset, root, **settings):
+    return train(made(name, **{**SMALL, **settings}), dataset, root)
 
 
 def sigma(run, layer):
@@ -169,8 +161,8 @@ def sigma(run, layer):
 
 def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path):
     settings = {"cadence": 1, "epochs": 6, "train_examples": 400}
-    runs = {name: train(name, digits, tmp_path, **settings, strength=0.2) for name in ARMS}
-    runs["none"] = train("rep_spectral", digits, tmp_path, **settings, strength=0.0)
+    runs = {name: trained(name, digits, tmp_path, **settings, strength=0.2) for name in ARMS}
+    runs["none"] = trained("rep_spectral", digits, tmp_path, **settings, strength=0.0)
     shared = {
         name: run.metrics().query("stage == 'burn-in'").drop(columns="seconds").to_json() for name, run in runs.items()
     }
@@ -189,24 +181,29 @@ def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path)
     assert runs["rep_spectral"].metrics()["robust_val"].notna().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "last_counts"), [*((name, True) for name in ARMS), ("l2_sp", True), ("standard", False)]
+)
+def test_the_last_epoch_counts_whatever_validation_says(few, tmp_path, monkeypatch, name, last_counts):
+    real, falling = loop.validate, iter(range(20, 0, -1))
+
+    def worse(*args):
+        found = real(*args)
+        return replace(found, numbers={**found.numbers, "clean_val": next(falling) / 20})
+
+    monkeypatch.setattr(loop, "validate", worse)
+    extra = {"pretrain_epochs": 1} if name == "l2_sp" else {}
+    run = train(made(name, epochs=5, train_examples=130, lr=0.05, **extra), few, tmp_path)
+    best, last = (run.model(which).head.weight for which in ("best", "last"))
+    assert torch.equal(best, last) == last_counts
+
+
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monkeypatch, stop):
     settings = {"operator": "power", "epochs": 4, "cadence": 2}
-    whole = train("ll_spectral", digits, tmp_path / "whole", **settings)
-    real, calls = Training._epoch, 0
-
-    def dying(self, epoch):
-        nonlocal calls
-        calls += 1
-        if calls == stop:
-            raise KeyboardInterrupt
-        real(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_epoch", dying)
-        with pytest.raises(KeyboardInterrupt):
-            train("ll_spectral", digits, tmp_path / "torn", **settings)
-    torn = train("ll_spectral", digits, tmp_path / "torn", **settings)
+    whole = trained("ll_spectral", digits, tmp_path / "whole", **settings)
+    broken_off(made("ll_spectral", **{**SMALL, **settings}), digits, tmp_path / "torn", monkeypatch, stop)
+    torn = trained("ll_spectral", digits, tmp_path / "torn", **settings)
     for key, value in whole.model("last").state_dict().items():
         assert torch.equal(value, torn.model("last").state_dict()[key]), key
     assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))

@@ -20,12 +20,12 @@ from robustlib.methods import make_method
 from robustlib.methods.readout import features_of, logistic_regression
 from robustlib.models import SelfSupervised, build_model
 from robustlib.runs import Run, load_weights, save_weights
-from robustlib.training import At, fit
-from robustlib.training.loop import Training
+from robustlib.training import fit
 
 from .test_rep_spectral import true_norms
 from .test_supcon import restated as nt_xent_restated
 from .test_transfer_losses import restated as barlow_restated
+from .trainings import at, broken_off, built, train
 
 ROWS = ("barlow_spectral", "simclr_spectral")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "lr": 0.05, "batch_size": 64}
@@ -33,24 +33,6 @@ SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "lr": 0.05, "batch_
 
 def made(name, **settings):
     return make_method(name, "digits", **{**SMALL, **settings})
-
-
-def built(method, dataset):
-    torch.manual_seed(0)
-    return build_model(method.arch, dataset, **method.model_options()).train()
-
-
-def at(step=0):
-    return At(0, step, 0.0, torch.Generator().manual_seed(5), "32-true")
-
-
-def train(method, dataset, root, **options):
-    return fit(method, dataset, root=root, device="cpu", threads=1, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def few(digits):
-    return replace(digits, val=digits.val.sample(60))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +86,7 @@ def test_stages_share_what_rep_spectral_has(digits):
     assert method.all_epochs == 11
     assert (readout.passes, dict(readout.optimisers)) == ((), {})
     batch = next(digits.train.batches(8))
-    penalised = [bool(next(last.passes[0].updates(batch, at(k)))[1].parts["penalty"] > 0) for k in range(6)]
+    penalised = [bool(next(last.passes[0].updates(batch, at(step=k)))[1].parts["penalty"] > 0) for k in range(6)]
     assert penalised == [k % 3 == 0 for k in range(6)]
     head = {id(p) for p in model.head.parameters()}
     assert not head & {id(p) for p in first.optimisers["model"].params}
@@ -138,7 +120,7 @@ def test_a_model_without_readout_refuses_to_predict(digits, tmp_path):
 
 
 def test_a_run_that_is_not_finished_has_no_model_and_no_accuracies(few, tmp_path, monkeypatch):
-    broken_off(few, tmp_path, monkeypatch, made("barlow_spectral"), stop=2)
+    broken_off(made("barlow_spectral"), few, tmp_path, monkeypatch, stop=2)
     (run,) = [Run(file.parent) for file in tmp_path.rglob("params.json")]
     with pytest.raises(InputError, match="There are no weights"):
         run.model()
@@ -207,27 +189,11 @@ def test_the_readout_moves_the_head_alone(digits):
     assert model.training
 
 
-def broken_off(dataset, root, monkeypatch, method, stop):
-    """Trains until the `stop`-th epoch begins."""
-    real, calls = Training._epoch, []
-
-    def dying(self, epoch):
-        calls.append(epoch)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        real(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_epoch", dying)
-        with pytest.raises(KeyboardInterrupt):
-            train(method, dataset, root)
-
-
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypatch, stop):
     """In the burn-in, in the regularised part, and between the readout and its measurement."""
     method = made("barlow_spectral")
-    broken_off(few, tmp_path, monkeypatch, method, stop)
+    broken_off(method, few, tmp_path, monkeypatch, stop)
     torn, whole = train(method, few, tmp_path), runs["barlow_spectral"]
     for which in ("best", "last"):
         theirs = torn.model(which).state_dict()

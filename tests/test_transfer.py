@@ -16,10 +16,9 @@ from robustlib.evaluation.run_results import images_of
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json
-from robustlib.training import At, fit
-from robustlib.training.loop import Training
 
 from .test_rep_spectral import true_norms
+from .trainings import at, broken_off, built, train
 
 ROWS = ("transfer", "l2_sp", "bss")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
@@ -27,19 +26,6 @@ SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size":
 
 def made(name, **settings):
     return make_method(name, "digits", **{**SMALL, **settings})
-
-
-def built(method, dataset):
-    torch.manual_seed(0)
-    return build_model(method.arch, dataset, **method.model_options()).train()
-
-
-def at(step=0):
-    return At(0, step, 0.0, torch.Generator().manual_seed(5), "32-true")
-
-
-def train(method, dataset, root, **options):
-    return fit(method, dataset, root=root, device="cpu", threads=1, progress=False, **options)
 
 
 def first_loss(method, digits):
@@ -61,11 +47,6 @@ def first_loss(method, digits):
     assert loss.parts["ce"].item() == pytest.approx(ce, rel=1e-5)
     assert loss.total.item() == pytest.approx(ce + loss.parts["penalty"].item(), rel=1e-5)
     return loss, twin, start, batch
-
-
-@pytest.fixture(scope="module")
-def few(digits):
-    return replace(digits, val=digits.val.sample(60))
 
 
 @pytest.fixture(scope="module")
@@ -190,18 +171,7 @@ def test_each_row_trains_and_tells_all_classes(runs, few, name):
 
 @pytest.mark.parametrize(("name", "stop"), [("l2_sp", 2), ("l2_sp", 3), ("l2_sp", 4), ("bss", 3), ("transfer", 2)])
 def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypatch, name, stop):
-    real, calls = Training._epoch, []
-
-    def dying(self, epoch):
-        calls.append(epoch)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        real(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_epoch", dying)
-        with pytest.raises(KeyboardInterrupt):
-            train(made(name), few, tmp_path)
+    broken_off(made(name), few, tmp_path, monkeypatch, stop)
     torn, whole = train(made(name), few, tmp_path), runs[name]
     theirs = torn.model("last").state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in whole.model("last").state_dict().items())

@@ -171,8 +171,9 @@ class Walk:
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
     """Where the tangent from `x` touches the sphere around `now`, on the side of `normal`, (B, ...).
 
-    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x lies below the boundary and cos b = radius / |x - now|,
-    it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction along the boundary towards x.
+    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x
+    lies below the boundary and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction
+    along the boundary towards x.
 
     Args:
         x: images (B, ...).

@@ -105,7 +105,7 @@ def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Ch
 
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
-    """15: the epoch was chosen on validation images, and best and last epoch are both reported on others."""
+    """15: the epoch was chosen on validation images, or is the last, and best and last are both reported on others."""
     problems = []
     if results.get("split") != "test":
         problems.append(f"the numbers are of the {results.get('split')} images")
@@ -113,9 +113,7 @@ def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
         problems.append("the last epoch is not reported")
     if "robust_val" not in run.metrics():
         problems.append("no validation accuracy was recorded by which the epoch could have been chosen")
-    fine = (
-        "The epoch was chosen by robust accuracy on validation images; best and last are both reported on test images"
-    )
+    fine = "No test image had a part in choosing the epoch; best and last are both reported on test images"
     said = "Not a clean choice" if problems else fine
     part = Part(len(problems), 0, bool(problems), said, "", "; ".join(problems), unit="count")
     return judge(15, "selection", [part])
@@ -140,11 +138,9 @@ def protocol(method: str, results: Mapping[str, Any]) -> dict[str, Any]:
     name = METHODS[method].protocol if method in METHODS else "autoattack"
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
     if name not in rows or "worst" not in rows:
-        return {
-            "verdict": "n/a",
-            "text": f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol.",
-            "overstates": None,
-        }
+        lacks = f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol."
+        text = lacks if name else "The paper reports no accuracy under attack that could overstate."
+        return {"verdict": "n/a", "text": text, "overstates": None}
     excess = 100 * (rows[name] - rows["worst"])
     verdict = "red" if excess > MISLEADS else "amber" if excess > OVERSTATES else "pass"
     said = f"The paper's protocol ({ATTACKS.get(name, name)}) overstates by {excess:.1f} points"

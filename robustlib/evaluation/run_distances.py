@@ -34,6 +34,8 @@ def measure_distances(
 ) -> "dict[str, pd.DataFrame]":
     """The `adversarial_distances` of runs' best weights on the same images, stored in each run's distances.json.
 
+    Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper.
+
     What is stored is read back where attack, images, seed, weights and code are the same; a look of other code or weights
     under the same protocol is replaced.
 

@@ -51,7 +51,9 @@ class Method:
     title: ClassVar[str] = ""  # for readers
     paper: ClassVar[str] = ""  # authors, year, where
     summary: ClassVar[str] = ""  # one sentence
-    protocol: ClassVar[str] = "autoattack"  # the standard attack by which its paper reports robust accuracy
+    protocol: ClassVar[str] = (
+        "autoattack"  # the standard attack by which its paper reports robust accuracy; "" for none
+    )
     notebook: ClassVar[str] = "baselines"  # of notebooks/, without its suffix: trains, evaluates and shows a run of it
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values

@@ -22,10 +22,12 @@ class Regularised(Method):
     (the released code starts from a stored base model), so methods of one recipe share the burn-in bit for bit. `strength=0` is
     the unregularised arm. The learning rate goes on where it stood. Convolutions are circular in all of them. The released loop
     also takes, by a slip, a step on the penalty alone after each epoch, and repeats the first epoch after the burn-in; here
-    it does neither. The singular values of all layers, the readout included, are watched ("probe/sigma/...").
+    it does neither. The last epoch counts, as there: the best on clean validation images would mostly be one at which the penalty has
+    hardly begun. The singular values of all layers, the readout included, are watched ("probe/sigma/...").
     """
 
     notebook = "rep_spectral"
+    protocol = ""  # its papers report adversarial distances, or clean accuracy alone
 
     epochs: int = 200  # the burn-in included
     batch_size: int = 1024
@@ -108,7 +110,9 @@ class Regularised(Method):
             optim = replace(self.optim(self.trained(model)), schedule=lambda epoch: usual(epoch + start))
             passes = (Pass(self._updates(model, kept, penalised=name == "regularised"), augment=self.augment),)
             probes = {"sigma": probe}
-            return Stage(name, end - start, {"model": optim}, passes, modules=modules, probes=probes, **rest)
+            return Stage(
+                name, end - start, {"model": optim}, passes, keep="last", modules=modules, probes=probes, **rest
+            )
 
         last = stage("regularised", burn_in, self.epochs, ema=self.ema, begin=begin)
         return [stage("burn-in", 0, burn_in), last] if burn_in else [last]

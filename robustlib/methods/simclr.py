@@ -21,6 +21,7 @@ class SimCLR(Contrastive):
     title = "SimCLR"
     paper = "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, ICML"
     summary = "Pulls two augmentations of an image together, without labels or attacks; then a linear head."
+    protocol = ""  # its paper attacks nothing
 
     batch_size: int = 1024
 

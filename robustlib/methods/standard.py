@@ -18,6 +18,7 @@ class Standard(Method):
     title = "Standard training"
     paper = "He et al. 2016, Deep Residual Learning for Image Recognition, CVPR"
     summary = "Cross-entropy on clean images; what every defence starts from."
+    protocol = ""  # its paper attacks nothing
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One stage on clean images."""

@@ -21,6 +21,7 @@ class SupCon(Contrastive):
     title = "SupCon"
     paper = "Khosla et al. 2020, Supervised Contrastive Learning, NeurIPS"
     summary = "Pulls augmented images of one class together, without attacks; then a linear head."
+    protocol = ""  # its paper attacks nothing
 
     batch_size: int = 1024
     temperature: float = 0.1  # t of the contrastive loss

@@ -162,7 +162,8 @@ class Run:
         return next((look for look in reversed(looks) if (look["split"], look["attack"].partition("(")[0]) == kind), {})
 
     def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
-        """The trained model in eval mode on the CPU: best on robust validation accuracy, or of the last epoch.
+        """The trained model in eval mode on the CPU: the one that counts (see `Stage`: mostly the best on validation images), or
+        that of the last epoch.
 
         Raises:
             InputError: there is no such file, or it is truncated or of another model.

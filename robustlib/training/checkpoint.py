@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from robustlib.errors import InputError
 from robustlib.runs import Run, write_atomic
 
+NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
+
 
 @dataclass
 class State:
@@ -24,7 +26,7 @@ class State:
     begun: bool = False  # whether the stage's `begin` has run
     seconds: float = 0.0  # spent so far, over all sessions
     threads: int = 1
-    score: tuple[float, float] = (-1.0, -1.0)  # of the best epoch of this stage
+    score: tuple[float, float] = NO_SCORE  # of the best epoch of this stage
     best_robust: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics so far
 

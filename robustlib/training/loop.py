@@ -94,7 +94,7 @@ class Training:
             if self.ema and saved:
                 self.ema.updates = saved["updates"]
         if not self.state.begun:
-            self.state.begun, self.state.score = True, (-1.0, -1.0)
+            self.state.begun, self.state.score = True, checkpoint.NO_SCORE
             self._measure({"epoch": 0}, 0.0)
             self._save()
         for epoch in range(self.state.epoch, stage.epochs):
@@ -208,7 +208,8 @@ class Training:
         row |= self._probed(self.stage.probes)
         clean, robust = (result.numbers.get(name, -1.0) for name in ("clean_val", "robust_val"))
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
-        if row["epoch"] and score > self.state.score:
+        least = checkpoint.NO_SCORE if self.stage.keep == "last" else self.state.score
+        if row["epoch"] and score > least:
             self.state.score, self.state.best_robust = score, result.robust
             save_weights(self._shown, self.run.path / "model.safetensors", {"epoch": str(row["epoch"])})
         if row["epoch"] in self.stage.snapshots:

@@ -95,6 +95,8 @@ class Stage:
         passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
         adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
             overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
+        keep: which weights count as the run's best: "best", of the best epoch, or "last", of the last one, for methods whose
+            papers choose none.
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
         begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
         modules: trained or copied beside the model; checkpointed with it.
@@ -109,6 +111,7 @@ class Stage:
     optimisers: Mapping[str, Optim]
     passes: tuple[Pass, ...]
     adversarial: bool = False
+    keep: Literal["best", "last"] = "best"
     ema: float = 0.0
     begin: Callable[[], None] | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)

@@ -23,7 +23,7 @@ class WithHead(AdversarialMethod):
     """A method whose last stage puts a head on an encoder, in one of the three ways in which the literature compares encoders.
 
     SLF is a linear head on the frozen encoder (eval-mode BatchNorm) trained on clean images, ALF one trained on PGD images, AFF the
-    fine-tuning of the whole network by TRADES (ACL's release).
+    fine-tuning of the whole network by TRADES (ACL's release, there by batches of 128; here all stages have the method's own).
     """
 
     attacks: ClassVar[int] = 0  # views of an image that each epoch of pre-training attacks

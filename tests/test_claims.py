@@ -445,7 +445,8 @@ def test_the_built_in_study() -> None:
     assert len(study.seeds) >= 8
     assert study.examples == 500
     trained = {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
-    assert {name for name, _ in study.arms} >= trained | {"rep_spectral", "ll_spectral"}
+    spectral = {"rep_spectral", "ll_spectral", "barlow_spectral", "transfer"}
+    assert {name for name, _ in study.arms} >= trained | spectral
     accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
     spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
     others = {"growth/probe/h/relative_l2", "metrics/probe/head_end/clean", "distance/mean"}

@@ -27,8 +27,8 @@ def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
         Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
         as "Linf 0.2"), clean, fgsm, pgd20, pgd50x10, cw50, pgd_eot (stochastic models), autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
         last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
-        the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber" or "red"; "" before
-        an audit), headline_text, protocol_text.
+        the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber", "red" or "n/a"; ""
+        before an audit), headline_text, protocol_text.
     """
     import pandas as pd
 

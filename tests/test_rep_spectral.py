@@ -11,8 +11,9 @@ from torch import nn
 
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.methods import make_method
+from robustlib.methods import METHODS, make_method
 from robustlib.methods.layer_norms import LayerNorms, input_sizes
+from robustlib.methods.regularised import Regularised
 from robustlib.models import build_model
 from robustlib.training import fit, loop
 
@@ -286,3 +287,10 @@ def test_the_papers_own_recipe():
         ("burn-in", 160),
         ("regularised", 40),
     ]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if issubclass(kind, Regularised)])
+def test_the_paper_preset_has_the_methods_own_values(name):
+    own, preset = make_method(name), make_method(name, "cifar10-paper")
+    mine, theirs = ({**m.hyperparameters(), "preset": "", "milestones": ()} for m in (own, preset))
+    assert mine == theirs

@@ -127,6 +127,7 @@ class SimCLRSpectral(SelfSupervisedSpectral):
     pretext = "nt_xent"
 
     batch_size: int = 512
+    weight_decay: float = 5e-4  # the paper trains with 0 and with 5e-4
     projection: tuple[int, ...] = (512, 10)  # widths of the projector's maps; the second is the backbone's own fc there
     temperature: float = 0.07  # t of NT-Xent
 

@@ -39,6 +39,7 @@ class Transfer(RepSpectral):
     strength: float = 0.0  # lambda, of the penalty in fine-tuning; 0 for none
     cadence: int = 15  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
     weight_decay: float = 0.0  # of fine-tuning
+    schedule: str = "cosine"  # of fine-tuning and of pre-training
     include_readout: bool = False  # penalise the new head too, in fine-tuning: ll-spectral
     freeze: bool = False  # fine-tune the head alone, on the features of the encoder in eval mode
     pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first

@@ -85,14 +85,14 @@ def test_rocl_is_its_formula(digits):
     other = fresh(batch)
     x1, x2 = other.view("simclr"), other.view("simclr")
 
-    def pair(x):
-        z = torch.cat((twin.project(x), twin.project(x2)))  # one side of the similarity is constant
+    def pair(seen, x):
+        z = torch.cat((seen.project(x), twin.project(x2)))  # one side of the similarity is constant
         u = F.normalize(z, dim=1)
         s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)
         return F.cross_entropy(s, torch.arange(32).roll(16))
 
     x_adv = Ascent(digits.threat, 2)(twin, x1, pair, generator=at().generator)
-    assert pair(x_adv) > pair(x1)
+    assert pair(twin, x_adv) > pair(twin, x1)
     parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
     short, long = (restated(z, None, 0.5) for z in parts)
     assert np.isclose(loss.total.item(), 2 * long + short / 8, rtol=1e-4)
@@ -108,8 +108,8 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     with clean_statistics(twin):
         clean = restated(twin.project(views).reshape(2, 16, -1), None, 0.5)
 
-    def stream(x):
-        u = F.normalize(twin.project(x), dim=1)
+    def stream(seen, x):
+        u = F.normalize(seen.project(x), dim=1)
         return F.cross_entropy((u @ u.t() / 0.5).fill_diagonal_(-torch.inf), torch.arange(32).roll(16))
 
     x_adv = Ascent(digits.threat, 2)(twin, views, stream, generator=at().generator)

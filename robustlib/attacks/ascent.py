@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws, uniform_point
+from robustlib.attacks.replica import replica_of
 from robustlib.attacks.search import Precision, borrowed
 from robustlib.errors import InputError, check_counts
 from robustlib.threat import Threat
@@ -40,7 +41,7 @@ class Ascent:
         self,
         model: nn.Module,
         x: Tensor,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[[nn.Module, Tensor], Tensor],
         *,
         generator: torch.Generator | None = None,
         precision: Precision = "32-true",
@@ -48,18 +49,20 @@ class Ascent:
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
 
         Args:
-            model: what `loss` looks at; in eval mode meanwhile.
+            model: what `loss` looks at, by way of a faster twin where there is one; in eval mode meanwhile.
             x: images (B, C, H, W) in [0, 1].
-            loss: images (B, C, H, W) -> what to climb, a scalar.
+            loss: the model or its twin, and images (B, C, H, W) -> what to climb, a scalar.
             generator: source of the random start.
             precision: of the forward and backward passes.
         """
         length = self.threat.eps / 4 if self.step_size is None else self.step_size
         x_adv = uniform_point(self.threat, x, Draws.from_generator(generator, len(x), x.device))
-        with borrowed(model), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with borrowed(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
+            fast = replica_of(model, x, precision) or model
             for _ in range(self.steps):
                 x_adv = x_adv.detach().requires_grad_(True)
-                with torch.enable_grad():
-                    (gradient,) = torch.autograd.grad(loss(x_adv), x_adv)
+                cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+                with torch.enable_grad(), cast:
+                    (gradient,) = torch.autograd.grad(loss(fast, x_adv), x_adv)
                 x_adv = self.threat.project(x_adv + self.threat.steepest_step(gradient, length), x)
         return x_adv.detach()

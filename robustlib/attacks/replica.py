@@ -93,12 +93,18 @@ def _dtype(precision: str) -> torch.dtype:
 
 
 def batchnorm_after(model: nn.Module) -> dict[str, str]:
-    """{name of a convolution: name of the BatchNorm that directly follows it}, as far as the model's blocks tell."""
+    """{name of a convolution: name of the BatchNorm that directly follows it}, as far as the model's blocks tell.
+
+    Of a dual BatchNorm, "attacked" and "clean" in one, it is the attacked one, which is deployed.
+    """
     pairs = {}
     for name, block in model.named_modules():
         prefix = f"{name}." if name else ""
         for conv_name, norm_name in _pairs(block):
-            if _foldable(getattr(block, conv_name, None), getattr(block, norm_name, None)):
+            norm = getattr(block, norm_name, None)
+            if attacked := getattr(norm, "attacked", None):
+                norm, norm_name = attacked, f"{norm_name}.attacked"
+            if _foldable(getattr(block, conv_name, None), norm):
                 pairs[prefix + conv_name] = prefix + norm_name
     return pairs
 

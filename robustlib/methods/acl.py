@@ -44,12 +44,12 @@ class ACL(Contrastive):
         """The mean of the clean and the attacked stream."""
         both = torch.cat(self.two_views(batch))
 
-        def stream(x: Tensor) -> Tensor:
-            a, b = model.project(x).chunk(2)
+        def stream(seen: Any, x: Tensor) -> Tensor:
+            a, b = seen.project(x).chunk(2)
             return nt_xent(a, b, self.temperature)
 
         with clean_statistics(model):
-            clean = stream(both)
+            clean = stream(model, both)
         attack = Ascent(threat, self.attack_steps, self.attack_step_size)
-        attacked = stream(attack(model, both, stream, generator=at.generator, precision=at.precision))
+        attacked = stream(model, attack(model, both, stream, generator=at.generator, precision=at.precision))
         return Loss((clean + attacked) / 2, {"clean": clean, "attacked": attacked})

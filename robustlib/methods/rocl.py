@@ -52,7 +52,7 @@ class RoCL(Contrastive):
         x_adv = attack(
             model,
             x1,
-            lambda x: nt_xent(model.project(x), fixed, self.temperature, one_sided=True),
+            lambda seen, x: nt_xent(seen.project(x), fixed, self.temperature, one_sided=True),
             generator=at.generator,
             precision=at.precision,
         )

@@ -494,6 +494,22 @@ def test_losses_are_told_from_validation_and_bookkeeping():
     assert {text.get_text() for text in right.texts} == {"burn-in", "finetune"}
 
 
+def test_a_heads_accuracy_stands_with_accuracies_and_legends_hide_no_curve():
+    frame = metrics().assign(**{"refresh/head/loss": 1.0, "refresh/head/accuracy": 0.5})
+    figure = figures.training_curves(frame)
+    figures.to_png(figure, dpi=60)
+    left, right = figure.fig.axes
+    told = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (left, right)]
+    assert "refresh head loss" in told[0]
+    assert "refresh head accuracy (training)" in told[1]
+    assert not {"refresh head accuracy", "refresh head accuracy (training)"} & set(told[0])
+    assert "refresh/head/accuracy" in figure.data
+    for axis in (left, right):
+        assert axis.get_legend().get_window_extent().y1 < axis.bbox.y0, "below the axes"
+        assert axis.bbox.height > 150 * figure.fig.dpi / 100, "which keep their size"
+    assert right.get_legend().get_window_extent().x0 > left.get_legend().get_window_extent().x1
+
+
 @pytest.mark.parametrize(
     ("draw", "words"),
     [

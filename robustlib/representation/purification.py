@@ -154,7 +154,7 @@ def purified_copies(model: Purified, split: Split, attack: Attack, *, seed: int 
     """
     pure = features(model, split, seed=seed)
     attacked = features(model, split, attack=attack, seed=seed, keep_images=True)
-    shown = replace(split, images=attacked.images)  # type: ignore[arg-type]  (kept)
+    shown = replace(split, images=attacked.images)  # type: ignore[arg-type]
     return {
         CLEAN: _bare(model, split),
         "purified": pure,

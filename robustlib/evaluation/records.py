@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks.inputs import check_labels
 from robustlib.attacks.objectives import margin_of
-from robustlib.attacks.search import check_labels
 from robustlib.data import Batch
 from robustlib.threat import Threat
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import Attack, Draws
 from robustlib.data import Batch, Split
-from robustlib.errors import InputError
+from robustlib.errors import InputError, out_of_memory
 from robustlib.evaluation.records import COLUMNS, judge, labelled, valid
 from robustlib.evaluation.state import State
 from robustlib.threat import Threat
@@ -101,7 +101,7 @@ class Evaluation:
         try:
             return self._batch(step, here)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         return None  # outside of `except`, where the error would still hold the batch's tensors
 
@@ -145,8 +145,3 @@ def joined(frames: "list[pd.DataFrame]") -> "pd.DataFrame":
 def _seed(*facts: object) -> int:
     """A number for torch's own generator, from which stochastic models and attacks without `draws` draw."""
     return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7], "big")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)

@@ -55,6 +55,11 @@ class Step:
     fork: int | None = None  # which streams of random numbers a component draws from
     target: int | None = None  # the class that a targeted attack aims at
 
+    @property
+    def eps(self) -> float:
+        """The radius that records give: the threat's, or the `bound` of an attack that moves pixels; 0 where there is none."""
+        return float(self.threat.eps if self.threat is not None else getattr(self.attack, "bound", None) or 0)
+
     def search(self, batch: Batch, seed: int) -> Tensor:
         """x_adv of a batch (B, C, H, W)."""
         if self.attack is None or self.view is None:
@@ -112,7 +117,7 @@ class Evaluation:
             torch.manual_seed(_seed(self.seed, step.name, step.surrogate, step.component, int(here[0])))
             x_adv = step.search(batch, self.seed)
             frame = judge(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
-        return labelled(frame, step.name, step.surrogate, step.component, step.threat)
+        return labelled(frame, step.name, step.surrogate, step.component, step.eps)
 
     def _halve(self, step: Step, size: int) -> str:
         """Half the batch from here on, and the sentence that says so."""

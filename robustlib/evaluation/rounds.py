@@ -111,7 +111,7 @@ class Rounds:
     def _keep(self, step: Step, rows: "pd.DataFrame") -> None:
         """What is known of those that an attack leaves out, in its name; a component says so where there are components."""
         why = np.where(rows["attack"] == CLEAN, CLEAN, BEFORE) if step.fork is not None else ""
-        self._add(labelled(rows, step.name, step.surrogate, why, step.threat))
+        self._add(labelled(rows, step.name, step.surrogate, why, step.eps))
 
     def _of(self, label: int) -> Tensor:
         """(N,) bool: which examples are of a class."""

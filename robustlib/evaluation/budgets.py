@@ -51,7 +51,8 @@ def budget_of(preset: str | None) -> Budget:
         InputError: the section has a key that no budget knows, or a value out of range.
     """
     section = section_of(preset, "randomised", [field.name for field in fields(Budget)])
-    return Budget(**{name: tuple(value) if name in PAIRS else value for name, value in section.items()})
+    values: dict[str, Any] = {name: tuple(value) if name in PAIRS else value for name, value in section.items()}
+    return Budget(**values)
 
 
 def section_of(preset: str | None, name: str, known: Sequence[str]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from robustlib.attacks import APGD, PGD, PGDEOT
+from robustlib.attacks import APGD, PGD, PGDEOT, Attack
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.budgets import Budget
@@ -92,7 +92,11 @@ def fixed_accuracies(
         {"seed", "clean", "attacked"} for each of the seeds; accuracies, `attacked` of the per-example minimum.
     """
     pgd = PGD(threat, budget.pgd_eot[0], early_stop=True)
-    attacks = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": APGD(threat, budget.pgd_eot[0])}
+    attacks: dict[str, Attack] = {
+        "pgd": pgd,
+        "cw": replace(pgd, objective="margin"),
+        "apgd": APGD(threat, budget.pgd_eot[0]),
+    }
     rows = []
     for fixed in seeds:
         records = evaluate(fixed_draw(model, fixed), split, attacks, seed=seed, adaptive={})

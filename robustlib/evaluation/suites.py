@@ -1,6 +1,7 @@
 """The attacks that every model meets."""
 
 from dataclasses import replace
+from typing import Any
 
 from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square
 from robustlib.evaluation.budgets import Budget
@@ -74,6 +75,6 @@ def randomised_views(threat: Threat, budget: Budget = PUBLISHED) -> dict[str, At
     }
 
 
-def _short(budget: Budget) -> dict[str, int]:
+def _short(budget: Budget) -> dict[str, Any]:
     steps, samples = budget.autoattack
     return {"steps": steps, "eot": samples, "queries": budget.queries}

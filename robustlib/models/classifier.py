@@ -39,6 +39,9 @@ class Classifier(nn.Module):
 
     stochastic: bool = False  # True for randomised models, whose attackers average over draws
     predicts: bool = True  # False while a self-supervised model has no readout: then it has features, but no logits
+    # A randomised model of this house draws for each image of a batch by itself. One that draws for the whole batch says False,
+    # and its draws are not taken in one batch.
+    draws_by_example: bool = True
     mean: Tensor
     std: Tensor
 

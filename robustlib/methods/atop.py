@@ -140,7 +140,9 @@ class AToP(AdversarialMethod):
         model.transform.draw(torch.zeros(1, *dataset.image_shape), torch.Generator())  # a grid too fine is said before
         shared: dict[str, nn.Module] = {}
         if self.purifier == "gan" and self.gan_weight:
-            shared["discriminator"] = PatchDiscriminator(dataset.image_shape, self.width or default_width("gan", dataset.image_shape))
+            shared["discriminator"] = PatchDiscriminator(
+                dataset.image_shape, self.width or default_width("gan", dataset.image_shape)
+            )
         natural = natural_stage(self, model, "classifier", self.classifier_epochs, self.classifier_lr)
         stages = [*([] if self.pretrained else [natural]), self._pretraining(dataset, model, shared)]
         return [*stages, self._tuning(dataset, model, shared)] if self.fine_tune else stages

@@ -97,7 +97,8 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, d
     for point in (x, uniform_point(threat, x, draws)):
         with drawn_from(0, x.device):
             gradients.append(_loss_gradient(model, point, y))
-    return float(F.cosine_similarity(*gradients, eps=1e-30).mean())
+    here, there = gradients
+    return float(F.cosine_similarity(here, there, eps=1e-30).mean())
 
 
 def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

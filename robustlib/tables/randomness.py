@@ -69,5 +69,32 @@ def unseen(measured: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def inflation(grid: "pd.DataFrame") -> "pd.DataFrame":
+    """Purifiers by transform and fine-tuning: what a weak attack says of each, what a strong one, and how far these are apart.
+
+    Args:
+        grid: of `robustlib.batch.purifier_grid`.
+    """
+    import pandas as pd
+
+    rows = []
+    for row in grid.to_dict("records"):
+        cells = {kind: percent(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("weak", "strong")}
+        apart = f"{100 * (row['weak'] - row['strong']):+.1f} points".replace("-", "−")
+        told = {"clean": percent(row["clean"]), **cells, "weak less strong": apart, "worst case": percent(row["worst"])}
+        rows.append({"model": row["row"], **told, "seeds": row["seeds"], "images": row["n"]})
+    return pd.DataFrame(rows)
+
+
+def cost(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """What the purifier costs each image, for people.
+
+    Args:
+        frame: of `robustlib.representation.forward_cost`.
+    """
+    sides = {f"{side}, ms an image": [f"{value:.3g}" for value in frame[side]] for side in ("classifier", "purified")}
+    return frame[["pass"]].assign(**sides, ratio=[f"{value:.1f}×" for value in frame["ratio"]])
+
+
 def _cell(row: Mapping[Any, Any]) -> str:
     return percent(row["accuracy"], row.get("low"), row.get("high"))

@@ -262,4 +262,7 @@ def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, An
     kind, transform, width, votes = ({**known, **options}[name] for name in known)
     settings = {name: options[name] for name in names if name in options}
     destroy = RandomTransform(transform, **settings)
-    return Purified(encoder, spec, build_purifier(kind, tuple(spec.image_shape), width), destroy, votes)
+    shape = tuple(spec.image_shape)
+    model = Purified(encoder, spec, Purifier(shape), destroy, votes)
+    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
+    return model

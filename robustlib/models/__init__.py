@@ -129,7 +129,11 @@ def build_model(
         model = build_purified(encoder, spec, purified)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
+    _pad(encoder, padding_mode)
+    return model
+
+
+def _pad(encoder: nn.Module, padding_mode: Literal["zeros", "circular"]) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass
-    return model

@@ -7,12 +7,13 @@ from typing import Any, Literal
 from torch import nn
 
 from robustlib.errors import InputError, unknown
+from robustlib.models.build_purified import build_purified, build_purifier
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.masked_autoencoder import MaskedAutoencoder
 from robustlib.models.mlp import MLP
 from robustlib.models.projected import Projected
-from robustlib.models.purified import Purified, build_purified, build_purifier
+from robustlib.models.purified import Purified
 from robustlib.models.purifier import Generator, PatchDiscriminator, Purifier
 from robustlib.models.random_transforms import Randomness, RandomTransform
 from robustlib.models.reverse_attention import ReverseAttention

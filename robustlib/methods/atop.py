@@ -14,7 +14,8 @@ from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.methods.natural import cross_entropy, natural_stage, start_from
 from robustlib.methods.purifying import Pipeline, l1_share, median_image, purifier_steps
 from robustlib.models import PatchDiscriminator, Purified, RandomTransform
-from robustlib.models.purified import Bare, default_width
+from robustlib.models.build_purified import default_width
+from robustlib.models.purified import Bare
 from robustlib.training import At, Optim, Pass, Stage, Updates
 
 BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)

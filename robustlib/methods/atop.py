@@ -14,7 +14,8 @@ from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.methods.natural import cross_entropy, natural_stage, start_from
 from robustlib.methods.purifying import Pipeline, l1_share, median_image, purifier_steps
 from robustlib.models import PatchDiscriminator, Purified, RandomTransform
-from robustlib.models.purified import Bare, default_width
+from robustlib.models.build_purified import default_width
+from robustlib.models.purified import Bare
 from robustlib.training import At, Optim, Pass, Stage, Updates
 
 BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)
@@ -51,13 +52,16 @@ class AToP(AdversarialMethod):
     sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: float = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: int | None = None  # of the purifier and its discriminator; None for a default that suits the images
+    width: int | None = (
+        48  # of the purifier and its discriminator, released: 48; None for a default that suits the images
+    )
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
     classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
     classifier_lr: float = 0.1  # its peak learning rate
     purifier_epochs: int = 100  # of pre-training on clean images; the release starts from Places2 instead
     purifier_lr: float = 1e-4  # of pre-training, Adam
     fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
+    batch_size: int = 64  # released: 8, of 256 x 256 pixels
     epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
     lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout
     schedule: str = "constant"  # of fine-tuning

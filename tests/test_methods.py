@@ -165,7 +165,9 @@ def test_presets_set_only_what_exists(preset):
     content = load_preset(preset)
     known = {f.name for kind in METHODS.values() for f in fields(kind)}
     assert set(content["common"]) <= known
-    assert set(content) - {"title", "dataset", "test_examples", "report", "randomised", "unseen", "common"} <= set(METHODS)
+    assert set(content) - {"title", "dataset", "test_examples", "report", "randomised", "unseen", "common"} <= set(
+        METHODS
+    )
     assert set(content["report"]) <= set(METHODS) & set(content)
 
 

@@ -7,12 +7,13 @@ from typing import Any, Literal
 from torch import nn
 
 from robustlib.errors import InputError, unknown
+from robustlib.models.build_purified import build_purified, build_purifier
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.disentangled import Branches, Disentangled
 from robustlib.models.masked_autoencoder import MaskedAutoencoder
 from robustlib.models.mlp import MLP
 from robustlib.models.projected import Projected
-from robustlib.models.purified import Purified, build_purified, build_purifier
+from robustlib.models.purified import Purified
 from robustlib.models.purifier import Generator, PatchDiscriminator, Purifier
 from robustlib.models.random_transforms import Randomness, RandomTransform
 from robustlib.models.reverse_attention import ReverseAttention
@@ -129,7 +130,11 @@ def build_model(
         model = build_purified(encoder, spec, purified)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
+    _pad(encoder, padding_mode)
+    return model
+
+
+def _pad(encoder: nn.Module, padding_mode: Literal["zeros", "circular"]) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass
-    return model

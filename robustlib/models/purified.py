@@ -2,20 +2,16 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.errors import InputError, check_counts, unknown
+from robustlib.errors import InputError, check_counts
 from robustlib.models.classifier import Classifier, ImageSpec
-from robustlib.models.masked_autoencoder import MaskedAutoencoder
-from robustlib.models.purifier import SMALL, Generator, Purifier
+from robustlib.models.purifier import Purifier
 from robustlib.models.random_transforms import Randomness, RandomTransform
-
-WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
 
 
 class Purified(Classifier):
@@ -113,9 +109,12 @@ class Purified(Classifier):
         if not bool(self.purifying):
             return x
         randomness = self.draw(x) if randomness is None else randomness
-        images = self.outputs(x, randomness)[-1]
-        pure = (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
+        pure = self.combined(self.outputs(x, randomness)[-1], randomness)
         return pure.detach() + (x - x.detach()) if self.straight_through else pure
+
+    def combined(self, images: Tensor, randomness: Randomness) -> Tensor:
+        """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness; see `purify`."""
+        return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the bare classifier, as if nothing stood before it.
@@ -215,43 +214,3 @@ class Bare(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.model.classify(x)
-
-
-def build_purifier(
-    kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
-) -> Purifier:
-    """A freshly initialised purifier: a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves holes grey.
-
-    Args:
-        kind: which.
-        image_shape: (C, H, W).
-        width: maps of the generator (default 12 below 16 pixels, else 24), tokens of the autoencoder (48, 96).
-
-    Raises:
-        InputError: an unknown kind, or a width that it cannot have.
-    """
-    if kind == "none":
-        return Purifier(image_shape)
-    if kind not in WIDTHS:
-        raise unknown("purifier", kind, ("none", *WIDTHS))
-    width = WIDTHS[kind][min(image_shape[1:]) >= SMALL] if width is None else width
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"width={width!r}: give a whole number of at least 1.")
-    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
-
-
-def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, Any]) -> Purified:
-    """A `Purified` from plain options: purifier ("gan"), transform ("rt2"), sigma, missing, grid, width and votes.
-
-    Raises:
-        InputError: an unknown option, or one with a value that it cannot have.
-    """
-    known = {"purifier": "gan", "transform": "rt2", "width": None, "votes": 1}
-    names = ("sigma", "missing", "grid")
-    for name in options:
-        if name not in (*known, *names):
-            raise unknown("option of a purified model", name, (*known, *names))
-    kind, transform, width, votes = ({**known, **options}[name] for name in known)
-    settings = {name: options[name] for name in names if name in options}
-    destroy = RandomTransform(transform, **settings)
-    return Purified(encoder, spec, build_purifier(kind, tuple(spec.image_shape), width), destroy, votes)

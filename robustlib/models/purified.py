@@ -113,9 +113,12 @@ class Purified(Classifier):
         if not bool(self.purifying):
             return x
         randomness = self.draw(x) if randomness is None else randomness
-        images = self.outputs(x, randomness)[-1]
-        pure = (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
+        pure = self.combined(self.outputs(x, randomness)[-1], randomness)
         return pure.detach() + (x - x.detach()) if self.straight_through else pure
+
+    def combined(self, images: Tensor, randomness: Randomness) -> Tensor:
+        """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness; see `purify`."""
+        return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the bare classifier, as if nothing stood before it.
@@ -217,6 +220,11 @@ class Bare(nn.Module):
         return self.model.classify(x)
 
 
+def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
+    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or tokens of the autoencoder (48, 96)."""
+    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
+
+
 def build_purifier(
     kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
 ) -> Purifier:
@@ -234,7 +242,7 @@ def build_purifier(
         return Purifier(image_shape)
     if kind not in WIDTHS:
         raise unknown("purifier", kind, ("none", *WIDTHS))
-    width = WIDTHS[kind][min(image_shape[1:]) >= SMALL] if width is None else width
+    width = default_width(kind, image_shape) if width is None else width
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise InputError(f"width={width!r}: give a whole number of at least 1.")
     return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)

@@ -29,7 +29,7 @@ ROUNDS = 15  # interleaved, of which the median counts
 
 class Steps(NamedTuple):
     """Images after each step of a purifier, by the step's name and in order, each (B, C, H, W); the arguments of
-    `robustlib.figures.purification_steps`.
+    `robustlib.figures.purification_steps`; on the CPU.
 
     Attributes:
         clean, adversarial: the images.
@@ -61,13 +61,12 @@ def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, s
             f"Clean images {tuple(clean.shape)} and attacked ones {tuple(adversarial.shape)} must be the same images."
         )
     with borrowed(model), torch.no_grad():
-        randomness = model.transform.draw(clean, torch.Generator().manual_seed(seed))
-        sides = [_steps(model, x, randomness) for x in (clean, adversarial)]
-        answers = {
-            step: (model.classify(sides[0][step]).argmax(1), model.classify(sides[1][step]).argmax(1))
-            for step in (IMAGE, PURIFIED)
-        }
-    return Steps(sides[0], sides[1], answers)
+        pair = [x.to(model.mean.device) for x in (clean, adversarial)]
+        randomness = model.transform.draw(pair[0], torch.Generator().manual_seed(seed))
+        sides = [_steps(model, x, randomness) for x in pair]
+        told = [{step: model.classify(side[step]).argmax(1).cpu() for step in (IMAGE, PURIFIED)} for side in sides]
+    before, after = ({step: x.cpu() for step, x in side.items()} for side in sides)
+    return Steps(before, after, {step: (told[0][step], told[1][step]) for step in told[0]})
 
 
 def _steps(model: Purified, x: Tensor, randomness: Randomness) -> dict[str, Tensor]:
@@ -186,7 +185,7 @@ def forward_cost(model: Purified, x: Tensor, *, rounds: int = ROUNDS) -> "pd.Dat
 
     Args:
         model: in eval mode for the time and left as found.
-        x: images (B, C, H, W) on its device, all at once.
+        x: images (B, C, H, W), all at once.
         rounds: at least 1.
 
     Returns:
@@ -200,7 +199,7 @@ def forward_cost(model: Purified, x: Tensor, *, rounds: int = ROUNDS) -> "pd.Dat
     if rounds < 1:
         raise InputError(f"rounds={rounds!r}: a time needs at least 1 round.")
     sides: dict[str, Callable[[Tensor], Tensor]] = {"classifier": model.classify, "purified": model}
-    rows = []
+    rows, x = [], x.to(model.mean.device)
     with borrowed(model):
         for name, backwards in (("forward", False), ("forward and gradient", True)):
             times: dict[str, list[float]] = {side: [] for side in sides}

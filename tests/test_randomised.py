@@ -388,6 +388,11 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
     pd.testing.assert_frame_equal(measure_unseen(evaluated, digits, device="cpu"), table)
     with pytest.raises(InputError, match=r"not evaluated on all of these 7 images.*--examples 7"):
         measure_unseen({"pure": evaluated["pure"]}, digits, n=7)
+    results = evaluated["plain"].results()
+    write_json(evaluated["plain"].path / "results.json", results | {"n": 5})
+    with pytest.raises(ZeroDivisionError):
+        measure_unseen(evaluated, digits, device="cpu")  # on fewer images
+    write_json(evaluated["plain"].path / "results.json", results)
     with pytest.raises(InputError, match="no runs to measure"):
         measure_unseen({}, digits)
 

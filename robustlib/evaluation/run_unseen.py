@@ -31,7 +31,8 @@ def measure_unseen(
         runs: evaluated by `evaluate_run`, of this data set and one preset, whose strengths and budget are taken; by the names
             they get in the table. Any method: deterministic models meet the attacks without averaging.
         dataset: whose test images are attacked.
-        n: a stratified choice of so many of them; 0 for the number of the preset's budget for stochastic models.
+        n: a stratified choice of so many of them; 0 for the number of the preset's budget for stochastic models, or for that
+            on which all runs were evaluated if it is smaller.
         seed: of the attacks.
         device: "cpu", "cuda" or "auto".
 
@@ -51,9 +52,9 @@ def measure_unseen(
         raise InputError(f"The runs are of the presets {sorted(map(str, presets))}: compare runs of one preset.")
     (preset,) = presets
     asked = {"split": "test", "seed": seed, "code": code_digest(), "strengths": asdict(unseen_of(preset))}
-    rows = []
+    most, rows = n or min([budget_of(preset).images, *(run.results().get("n", 1) for run in runs.values())]), []
     for name, run in runs.items():
-        images = images_of(run, dataset, n or budget_of(preset).images)
+        images = images_of(run, dataset, most)
         run.model().check_data(dataset)
         look = _measured(
             run, images, {**asked, "n": len(images), "images": _digest(images.images.numpy().tobytes())}, device

@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-report: $(VENV)/.workbook ## train and evaluate baselines, AFD, ANCRA, CLAF and rep-spectral on the embedded digits -> reports/index.html
+report: $(VENV)/.workbook ## train and evaluate baselines, AFD, ANCRA, AToP, CLAF and rep-spectral on the embedded digits -> reports/index.html
 	$(BIN)/robustlib run --preset digits --jobs 2
 
 test: $(VENV)/.test ## lint, types, test suite
@@ -31,6 +31,7 @@ study: $(VENV)/.workbook ## hours: what papers claim on eight seeds of digits, a
 	$(BIN)/robustlib study spectral-grid --jobs 2
 	$(BIN)/robustlib study spectral-cnn --jobs 2
 	$(BIN)/robustlib study spectral-transfer --jobs 2
+	$(BIN)/robustlib study atop-ablation --jobs 2
 	$(BIN)/python benchmarks/export_reference.py
 
 # The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.

@@ -1,4 +1,4 @@
-"""What robustlib says when it is handed something it cannot use."""
+"""What robustlib says when it is handed something it cannot use, and what it makes of an error that others raise."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -29,3 +29,12 @@ def check_choices(owner: object, **choices: Collection[str]) -> None:
     for name, known in choices.items():
         if getattr(owner, name) not in known:
             raise unknown(name, getattr(owner, name), known)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, Python's, the CPU's or a GPU's: half the work may fit."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+    named = (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's, without importing it
+    return named or any(word in str(error) for word in words)

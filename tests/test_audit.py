@@ -281,6 +281,20 @@ def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkey
     assert 12 in fired(audit(Random(honest).eval(), digits.test, digits.threat, **tiny | {"n": 16}))
 
 
+def test_what_a_random_model_declares_is_left_to_the_evaluation(digits, honest):
+    class Declared(Random):
+        stochastic = True
+
+        def surrogates(self) -> dict[str, nn.Module]:
+            return {"honest": self.model}
+
+    found = evidence(Declared(honest), digits.test, digits.threat, n=4, draws=4, eot=2)
+    assert len(found.views) == 1
+    still = Declared(honest)
+    still.stochastic = False
+    assert len(evidence(still, digits.test, digits.threat, n=4).views) == 2
+
+
 def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):
     class Open(Clamped):
         def surrogates(self) -> dict[str, nn.Module]:

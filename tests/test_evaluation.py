@@ -775,7 +775,6 @@ def test_a_cascade_is_held_to_its_own_threat(model, split):
 def test_stochastic_models_meet_both_versions_of_autoattack_and_square():
     attacks = standard_attacks(THREAT, stochastic=True)
     assert list(attacks) == ["fgsm", "pgd20", "cw50", "pgd_eot", "square", "aa_standard", "autoattack"]
-    assert standard_attacks(THREAT, stochastic=True, steps=3, samples=2)["pgd_eot"].steps == 3
     assert list(standard_attacks(THREAT))[-1] == "autoattack"
     assert attacks["autoattack"].version == "rand"
     assert attacks["aa_standard"].version == "standard"

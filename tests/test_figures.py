@@ -101,6 +101,23 @@ def heat() -> pd.DataFrame:
     return pd.concat(models)
 
 
+def purified() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Two images on their way through a purifier that halves what the attack did."""
+    return {"image": IMAGES, "purified": IMAGES}, {"image": IMAGES + 0.04, "purified": IMAGES + 0.02}
+
+
+SAID = {"image": ([0, 1], [1, 0]), "purified": ([0, 1], [0, 0])}
+DOTS = pd.DataFrame(
+    {"row": ["RT2", "RT2", "RT1"], "series": ["weak", "strong", "weak"], "accuracy": [0.5, 0.2, 0.4]}
+).assign(low=lambda rows: rows["accuracy"] - 0.1, high=lambda rows: rows["accuracy"] + 0.1)
+
+
+def surface() -> pd.DataFrame:
+    """Two missing rates, three numbers of mixes."""
+    table = pd.DataFrame([(rate, mixes) for rate in (0.0, 0.25) for mixes in (1, 4, 16)], columns=["missing", "mixes"])
+    return table.assign(apart=0.2 * (1 - table["missing"]), changed=0.1 / table["mixes"] ** 0.5 + table["missing"])
+
+
 ALL = {
     "training": lambda: figures.training_curves(metrics()),
     "eps": lambda: figures.robustness_curves({"A": curve(), "B": curve()}, threat_eps=0.2),
@@ -125,6 +142,9 @@ ALL = {
     "metric": lambda: figures.metric_plane(heat(), pd.DataFrame({"across": [0.1], "up": [0.2], "label": [1]})),
     "distances": lambda: figures.distance_distributions(DISTANCES),
     "accuracy-distance": lambda: figures.accuracy_distance(grid()),
+    "steps of a purifier": lambda: figures.purification_steps(*purified(), [0, 1], SAID, ["cat", "dog"]),
+    "dots": lambda: figures.accuracy_dots(DOTS, "Weak and strong"),
+    "surface": lambda: figures.transform_surface(surface()),
 }
 
 
@@ -151,6 +171,9 @@ HOLDS = {
     "metric": ("top_eigenvalue", 1.5),
     "distances": ("distance", 0.9),
     "accuracy-distance": ("high", 0.64),
+    "steps of a purifier": ("difference", 0.02),
+    "dots": ("high", 0.6),
+    "surface": ("changed", 0.35),
 }
 
 
@@ -486,12 +509,70 @@ def test_what_is_chosen_has_a_ring_and_what_costs_too_much_is_shaded():
     assert "none: accuracy 97.0 %, distance 0.500; rep at strength 0.1, chosen" in drawn.alt
 
 
+def test_each_step_shows_both_images_and_what_lies_between_them():
+    drawn = ALL["steps of a purifier"]()
+    pictures = [np.asarray(axis.images[0].get_array()) for axis in drawn.fig.axes]
+    assert len(pictures) == 2 * 2 * 3, "steps, images, kinds"
+    assert pictures[1] == pytest.approx(IMAGES[0, 0] + 0.04)
+    assert pictures[2] == pytest.approx(np.full((8, 8), 0.9)), "0.5 + 10 times 0.04"
+    assert pictures[8] == pytest.approx(np.full((8, 8), 0.7)), "the same factor after the last step"
+    said = [axis.get_xlabel() for axis in drawn.fig.axes]
+    assert said == ["✓ cat", "✕ dog", "", "✓ dog", "✕ cat", "", "✓ cat", "✓ cat", "", "✓ dog", "✕ cat", ""]
+    assert (
+        "each step: image 0.040, purified 0.020. Answers: after image, cat is called cat and, attacked, dog"
+        in drawn.alt
+    )
+    many = figures.purification_steps(
+        *({k: np.repeat(v, 3, 0) for k, v in side.items()} for side in purified()), [0] * 6
+    )
+    assert many.data["example"].nunique() == 3
+
+
+def test_dots_of_one_row_have_a_lane_each_and_their_number():
+    (axis,) = ALL["dots"]().fig.axes
+    weak, strong = (line for line in axis.lines if len(line.get_xdata()))
+    assert weak.get_xdata().tolist() == [0.5, 0.4]
+    assert strong.get_ydata()[0] > weak.get_ydata()[0]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first row on top"
+    assert weak.get_marker() != strong.get_marker()
+    assert [text.get_text() for text in axis.texts] == ["50.0 %", "40.0 %", "20.0 %"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["RT2", "RT1"]
+    assert "RT2: weak 50.0 %, strong 20.0 %; RT1: weak 40.0 %" in ALL["dots"]().alt
+    bare = figures.accuracy_dots(DOTS.drop(columns=["low", "high"]), "A")
+    assert not bare.fig.axes[0].collections
+
+
+def test_the_surface_tells_grey_levels_on_one_scale():
+    figure = ALL["surface"]()
+    left, right, _ = figure.fig.axes
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (0, pytest.approx(255 * 0.35))
+    assert [text.get_text() for text in left.texts] == ["51", "38"] * 3, "a row of cells for each number of copies"
+    assert right.images[0].get_array()[2, 0] == pytest.approx(255 * 0.1 / 4)
+    assert "what is left of the attack 51 at 1 copies and 0.0 % missing" in figure.alt
+
+
 def test_losses_are_told_from_validation_and_bookkeeping():
     frame = metrics().rename(columns={"loss": "critic/loss"}).assign(lr=0.1, **{"probe/gap": 0.5})
     left, right = figures.training_curves(frame).fig.axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["critic loss", "robust kl"]
     assert "warning" in [text.get_text() for text in right.get_legend().get_texts()]
     assert {text.get_text() for text in right.texts} == {"burn-in", "finetune"}
+
+
+def test_a_heads_accuracy_stands_with_accuracies_and_legends_hide_no_curve():
+    frame = metrics().assign(**{"refresh/head/loss": 1.0, "refresh/head/accuracy": 0.5})
+    figure = figures.training_curves(frame)
+    figures.to_png(figure, dpi=60)
+    left, right = figure.fig.axes
+    told = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (left, right)]
+    assert "refresh head loss" in told[0]
+    assert "refresh head accuracy (training)" in told[1]
+    assert not {"refresh head accuracy", "refresh head accuracy (training)"} & set(told[0])
+    assert "refresh/head/accuracy" in figure.data
+    for axis in (left, right):
+        assert axis.get_legend().get_window_extent().y1 < axis.bbox.y0, "below the axes"
+        assert axis.bbox.height > 150 * figure.fig.dpi / 100, "which keep their size"
+    assert right.get_legend().get_window_extent().x0 > left.get_legend().get_window_extent().x1
 
 
 @pytest.mark.parametrize(
@@ -532,6 +613,11 @@ def test_losses_are_told_from_validation_and_bookkeeping():
         (lambda: figures.distance_distributions({"none": [0.1, np.nan]}), "none 1 of 2"),
         (lambda: figures.accuracy_distance(grid().drop(columns="chosen")), "'chosen'"),
         (lambda: figures.accuracy_distance(grid()[1:]), "a row of strength 0"),
+        (lambda: figures.purification_steps({"image": IMAGES}, {}, [0, 1]), r"image \(2, 1, 8, 8\)\."),
+        (lambda: figures.purification_steps({"a": IMAGES[:, 0]}, {"a": IMAGES[:, 0]}, [0, 1]), r"\(2, 8, 8\)"),
+        (lambda: figures.purification_steps({}, {}, []), "every step"),
+        (lambda: figures.accuracy_dots(DOTS.drop(columns="series"), "A"), "'series'"),
+        (lambda: figures.transform_surface(surface()[1:]), "5 rows for 2 x 3"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

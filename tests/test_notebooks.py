@@ -30,7 +30,7 @@ def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_all_are_there() -> None:
-    seeds = {"afd", "ancra", "claf", "rep_spectral"}
+    seeds = {"afd", "ancra", "atop", "claf", "rep_spectral"}
     assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare", "explore"} | seeds
 
 
@@ -231,6 +231,26 @@ def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
         assert sign in shown, sign
     (run,) = find_runs(tmp_path / "runs", method="rep_spectral")
     assert [run.distances(split)["n"] for split in ("test", "val")] == [8, 8]
+
+
+def test_the_notebook_of_atop(tmp_path: Path) -> None:
+    short = ["epochs=2", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
+    overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
+    task = Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb")
+    status = execute(task)
+    assert status["state"] == "done", status
+    outputs = [output for cell in cells(task.output) for output in cell.outputs]
+    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = text(task.output) + "".join(image["alt"] for image in images)
+    assert len(images) == 8
+    told = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
+    for sign in (*told, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "PGDEOT(", "worst case"):
+        assert sign in shown, sign
+    (run,) = find_runs(tmp_path / "runs", method="atop")
+    assert run.results()["n"] == 8
+    assert list(read_json(run.path / "unseen.json").values())[-1]["n"] == 8
+    assert read_json(run.path / "randomness.json")["draws"] == 10
 
 
 def test_compare_without_data_compares_the_rest(trained: Path) -> None:

@@ -12,7 +12,7 @@ from robustlib.batch import read_study
 from robustlib.batch.study import arm_name
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.evaluation.run_results import images_of
+from robustlib.evaluation.run_images import images_of
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json

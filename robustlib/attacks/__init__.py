@@ -10,6 +10,7 @@ from robustlib.attacks.objectives import OBJECTIVES
 from robustlib.attacks.pgd import FGSM, PGD, PGDEOT
 from robustlib.attacks.search import Attack, View
 from robustlib.attacks.square import Square
+from robustlib.attacks.stadv import StAdv
 from robustlib.attacks.tangent import Tangent
 from robustlib.threat import Threat
 
@@ -27,6 +28,7 @@ __all__ = [
     "MinimumNorm",
     "Nearest",
     "Square",
+    "StAdv",
     "Tangent",
     "Threat",
     "View",

@@ -1,6 +1,6 @@
 """AutoAttack: a parameter-free cascade of four attacks, each on what the ones before left standing (Croce and Hein 2020)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -27,6 +27,8 @@ class AutoAttack(Hunter):
         version: "standard", "rand", or "custom" for the given `attacks`.
         attacks: (name, attack) in order; custom only.
         eot: gradient samples of the rand version, >= 1.
+        steps: of APGD and FAB in either version, >= 1; fewer than 100 are no AutoAttack that may be compared with others.
+        queries: of the standard version's Square, >= 1; 5000 likewise.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
 
     Raises:
@@ -38,10 +40,12 @@ class AutoAttack(Hunter):
     version: Literal["standard", "rand", "custom"] = "standard"
     attacks: tuple[tuple[str, Attack], ...] = ()
     eot: int = 20
+    steps: int = 100
+    queries: int = 5000
     precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
-        check_counts(self, "eot")
+        check_counts(self, "eot", "steps", "queries")
         check_choices(self, version=("standard", "rand", "custom"), precision=PRECISIONS)
         if (self.version == "custom") != bool(self.attacks):
             raise InputError(
@@ -59,17 +63,15 @@ class AutoAttack(Hunter):
         if self.version == "custom":
             return dict(self.attacks)
         dlr: Literal["dlr", "margin"] = "dlr" if classes >= (3 if self.version == "rand" else 4) else "margin"
+        apgd = APGD(self.threat, self.steps, precision=self.precision)
         if self.version == "rand":
-            first, second = (
-                APGD(self.threat, objective=objective, eot=self.eot, precision=self.precision)
-                for objective in ("ce", dlr)
-            )
+            first, second = (replace(apgd, objective=objective, eot=self.eot) for objective in ("ce", dlr))
             return {"apgd-ce": first, f"apgd-{dlr}": second}
         return {
-            "apgd-ce": APGD(self.threat, precision=self.precision),
-            "apgd-t": APGD(self.threat, objective=dlr, targets=9, precision=self.precision),
-            "fab-t": FAB(self.threat, precision=self.precision),
-            "square": Square(self.threat, precision=self.precision),
+            "apgd-ce": apgd,
+            "apgd-t": replace(apgd, objective=dlr, targets=9),
+            "fab-t": FAB(self.threat, self.steps, precision=self.precision),
+            "square": Square(self.threat, self.queries, precision=self.precision),
         }
 
     def _hunt(self, hunt: Hunt, model: nn.Module) -> None:

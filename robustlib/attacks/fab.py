@@ -120,8 +120,8 @@ class FAB(MinimumNorm):
         assert points.target is not None
         target = points.target
 
-        def gap(logits: Tensor, rows: slice) -> Tensor:
-            return (logits.gather(1, target[rows, None]) - logits.gather(1, points.y[rows, None]))[:, 0]
+        def gap(logits: Tensor, rows: slice | Tensor) -> Tensor:
+            return (logits.gather(1, target[rows][:, None]) - logits.gather(1, points.y[rows][:, None]))[:, 0]
 
         slope, logits = search.gradient(x, gap, self.eot)
         return slope, gap(logits, slice(None)).nan_to_num(0.0)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
+from robustlib.attacks.inputs import check_inputs
 from robustlib.attacks.objectives import fooled, margin
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import Precision, Search, check_inputs, searching
+from robustlib.attacks.search import Precision, Search, searching
 from robustlib.threat import Threat
 
 VOTES = 8  # draws of a stochastic model by which two of its adversarial examples are compared
@@ -55,7 +56,7 @@ class Hunt:
 
     def _judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.search.stochastic:
-            right = torch.stack([self.search.logits(x_adv).softmax(1)[range(len(y)), y] for _ in range(VOTES)])
+            right = self.search.verdicts(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
             return 1 - right.nan_to_num(0.0).mean(0), torch.zeros(len(y), dtype=torch.bool, device=y.device)
         logits = self.search.logits(x_adv)
         gone = fooled(logits, y)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
 from robustlib.attacks.hunt import Hunter
+from robustlib.attacks.inputs import check_inputs
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import Search, check_inputs, searching
+from robustlib.attacks.search import Search, searching
 from robustlib.errors import InputError
 
 

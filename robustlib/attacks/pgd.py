@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws, uniform_point
+from robustlib.attacks.inputs import check_inputs
 from robustlib.attacks.objectives import OBJECTIVES, fooled
 from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search, check_inputs, searching
+from robustlib.attacks.search import PRECISIONS, Precision, Search, searching
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.threat import Threat
 

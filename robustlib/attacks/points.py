@@ -24,7 +24,7 @@ class Points:
     def goal(self, name: str) -> Goal:
         """The objective of that name on these examples: logits (B, K) of some rows, and which -> (rows,)."""
 
-        def climb(logits: Tensor, rows: slice) -> Tensor:
+        def climb(logits: Tensor, rows: slice | Tensor) -> Tensor:
             mine = self[rows]
             return (OBJECTIVES[name] or kl_from(mine.reference))(logits, mine.y, mine.target)
 

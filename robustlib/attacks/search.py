@@ -1,23 +1,25 @@
 """How an attack looks at a model: modes and gradients borrowed and given back, inputs checked, gradients at speed."""
 
-import warnings
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.draws import Draws
+from robustlib.attacks.inputs import check_labels, check_logits
 from robustlib.attacks.objectives import fooled
 from robustlib.attacks.replica import replica_of
-from robustlib.errors import InputError
+from robustlib.attacks.room import Room, repeated
 
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed")
 PIECE = 100_000  # float32 pixels a CPU looks at in one go (32 of CIFAR-10): their activations stay in its cache
-Goal = Callable[[Tensor, slice], Tensor]  # logits of some rows of the batch and which rows -> what to climb, (rows,)
+# logits of some rows of the batch, and which rows (their numbers where they repeat) -> what to climb, (rows,)
+Goal = Callable[[Tensor, slice | Tensor], Tensor]
 
 
 class Attack(Protocol):
@@ -32,38 +34,6 @@ class Attack(Protocol):
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
     ) -> Tensor: ...
-
-
-def check_inputs(x: Tensor, y: Tensor) -> None:
-    """Raises InputError for images outside [0, 1] or NaN, and for labels that are no class numbers of this batch."""
-    if not x.is_floating_point() or x.ndim < 2:
-        raise InputError(f"An attack needs float images (B, C, H, W), got {x.dtype} {tuple(x.shape)}.")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise InputError(f"An attack needs labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}.")
-    if len(x) and not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN too
-        low, high = float(x.min()), float(x.max())
-        raise InputError(
-            f"Images must lie in [0, 1], got values from {low:g} to {high:g}: divide grey levels by 255 and leave "
-            "normalisation to the model."
-        )
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raises InputError for fewer than 2 classes, and for labels that a model of that many classes cannot predict."""
-    if classes < 2:
-        raise InputError(f"The model gives {classes} logit(s): robustness is about telling at least 2 classes apart.")
-    if len(y) and not bool(((y >= 0) & (y < classes)).all()):
-        raise InputError(
-            f"Labels from {int(y.min())} to {int(y.max())} do not fit a model of {classes} classes "
-            f"(0 to {classes - 1})."
-        )
-
-
-def check_logits(logits: Tensor) -> None:
-    """Warns where outputs look like softmax probabilities."""
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        message = "The model's outputs look like softmax probabilities; attacks need logits and are weak without them."
-        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 @contextmanager
@@ -130,17 +100,22 @@ class Search:
     classes: int
     stochastic: bool = False
     piece: int = 0  # images in one go; 0 for all
+    room: Room = field(default_factory=Room)
     viewed: bool = False  # on a View: whatever class a search aims at, any wrong answer of the judge is a success
 
-    def logits(self, x: Tensor, draws: int = 1) -> Tensor:
-        """The verdict's logits (B, K): the model itself, in float32, without gradients; their mean over `draws`."""
+    def verdicts(self, x: Tensor, draws: int = 1) -> Tensor:
+        """Logits (draws, B, K) of the model that decides, in float32, without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._mean_of(self.model, x, draws)
+            return self._each(self.model, x, draws)
+
+    def logits(self, x: Tensor, draws: int = 1) -> Tensor:
+        """The mean of the verdicts over `draws`, (B, K)."""
+        return _mean(self.verdicts(x, draws))
 
     def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (B, K) of the fast view, without gradients: good enough to steer by; their mean over `draws`."""
         with torch.no_grad(), self._autocast(x):
-            return self._mean_of(self.fast, x, draws)
+            return _mean(self._each(self.fast, x, draws))
 
     def gradient(self, x: Tensor, goal: Goal, samples: int = 1) -> tuple[Tensor, Tensor]:
         """The direction in which goal(logits, rows) rises at x, and the logits (B, K) there (means over `samples` draws).
@@ -169,17 +144,26 @@ class Search:
         x = x.detach().requires_grad_(True)
         gradient, mean = torch.zeros_like(x), torch.zeros(())
         scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
-        for _ in range(samples):
-            with torch.enable_grad(), self._autocast(x):
-                logits = self.fast(x)
-            upstream = _upstream(logits, lambda exact: goal(exact, rows))
-            before, scale = scale, torch.maximum(scale, upstream.abs().amax(1, keepdim=True))
-            gradient *= _ratio(before, scale).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-            upstream = _ratio(upstream, scale).to(logits.dtype)
-            if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
-                gradient += torch.autograd.grad(logits, x, upstream, materialize_grads=True)[0] / samples
-            mean = mean + logits.detach().float() / samples
+        looks = self.room.shares(self.fast, len(x), samples, lambda n: self._look(x, rows, goal, n))
+        for logits, largest, part in looks:
+            before, scale = scale, torch.maximum(scale, largest)
+            gradient *= _as_factor(_ratio(before, scale), x)
+            gradient += part * _as_factor(_ratio(largest, scale), x) / samples
+            mean = mean + logits.sum(0) / samples
         return gradient, mean
+
+    def _look(self, x: Tensor, rows: slice, goal: Goal, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, B, K) of n draws, the largest derivative of the goal by one of them (B, 1), and the gradient over it."""
+        with torch.enable_grad(), self._autocast(x):
+            logits = self.fast(repeated(x, n))
+        which = rows if n == 1 else torch.arange(rows.start, rows.start + len(x), device=x.device).repeat(n)
+        upstream = _upstream(logits, lambda exact: goal(exact, which))
+        largest = upstream.view(n, len(x), -1).abs().amax((0, 2))[:, None]
+        part = torch.zeros_like(x)
+        if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
+            upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits.dtype)
+            (part,) = torch.autograd.grad(logits, x, upstream, materialize_grads=True)
+        return logits.detach().float().view(n, len(x), -1), largest, part
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
@@ -188,12 +172,25 @@ class Search:
         piece = self.piece or len(x)
         return [slice(start, start + piece) for start in range(0, len(x), piece)] or [slice(0, 0)]
 
-    def _mean_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
-        every = [self._in_pieces(model, x) for _ in range(draws)]
-        return torch.stack(every).mean(0) if draws > 1 else every[0]
+    def _each(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
+        """(draws, B, K)."""
+        return torch.cat([self._draws_of(model, x[rows], draws) for rows in self._rows(x)], 1)
 
-    def _in_pieces(self, model: nn.Module, x: Tensor) -> Tensor:
-        return torch.cat([model(x[rows]).float() for rows in self._rows(x)])
+    def _draws_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
+        def look(n: int) -> Tensor:
+            return model(repeated(x, n)).float().view(n, len(x), -1)
+
+        return torch.cat(list(self.room.shares(model, len(x), draws, look)))
+
+
+def _mean(each: Tensor) -> Tensor:
+    """Over the draws, which come first."""
+    return each.mean(0) if len(each) > 1 else each[0]
+
+
+def _as_factor(values: Tensor, x: Tensor) -> Tensor:
+    """(B, 1), shaped and typed to multiply images."""
+    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
@@ -243,6 +240,7 @@ def searching(
         for y in labels:
             check_labels(y, first.shape[1])
         piece = 0 if whole else max(8, piece)
+        room = Room(piece or sys.maxsize, repeats=batchnorm == "eval")
         yield Search(
-            judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece, view is not judge
+            judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece, room, view is not judge
         )

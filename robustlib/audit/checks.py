@@ -60,7 +60,8 @@ def audit(
 
     Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
     of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
-    stochastic model is judged by its expected accuracy over 20 draws, with the mean gradient of 8 and Square on their mean.
+    stochastic model is judged without the surrogates that it declares, by its expected accuracy over 20 draws, with the mean
+    gradient of 8 and Square on the mean of 8.
 
     Args:
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.

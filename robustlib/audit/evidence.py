@@ -31,7 +31,8 @@ class Evidence:
     model (one if it is deterministic). `accuracy` makes shares (N,) of them.
 
     Args:
-        model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself.
+        model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself. Those that a
+            stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost what the model does.
         split: the examples, all of them.
         threat: the perturbations allowed.
         seed: of every random start.
@@ -61,7 +62,8 @@ class Evidence:
         self.stochastic = self.model.stochastic
         batch = next(iter(split.batches(len(split))))
         self.x, self.y, self.index, self.draws = batch.x, batch.y, batch.index, Draws.for_examples(seed, batch.index)
-        others, self.aimed = apart(surrogates_of(model, self.x[:BATCH]))
+        every = surrogates_of(model, self.x[:BATCH])
+        others, self.aimed = apart({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
         self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
         self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
@@ -217,8 +219,7 @@ class Evidence:
     @cached_property
     def square(self) -> Tensor:
         """Square on every standing example: needs no gradient."""
-        votes = self.k if self.stochastic else 1
-        return self.tried(Square(self.threat, queries=self.queries, votes=votes), 60)[0]
+        return self.tried(Square(self.threat, queries=self.queries, votes=self.eot), 60)[0]
 
     @cached_property
     def transferred(self) -> Mapping[str, Tensor]:

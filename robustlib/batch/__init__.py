@@ -13,6 +13,7 @@ from robustlib.batch.compare import (
 )
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
+from robustlib.batch.purified import draws_apart, purifier_grid, weak_and_strong
 from robustlib.batch.spectral import spectral_family, strength_grid, whole_training
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
 
@@ -27,6 +28,7 @@ __all__ = [
     "beside",
     "compare_runs",
     "curves",
+    "draws_apart",
     "metrics_of",
     "notebook",
     "one_each",
@@ -36,6 +38,7 @@ __all__ = [
     "preset_methods",
     "preset_study",
     "publish",
+    "purifier_grid",
     "read_study",
     "reference_verdicts",
     "spectral_family",
@@ -44,6 +47,7 @@ __all__ = [
     "study_runs",
     "sweep_table",
     "verdicts",
+    "weak_and_strong",
     "whole_training",
     "with_passes",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from robustlib.claims.claim import Claim, arm_of
 from robustlib.claims.distances import distances, of_distances, shared_images
 from robustlib.claims.epochs import epoch_measure, of_epochs
+from robustlib.claims.unseen import facts_of, last_look, of_unseen, unseen
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 from robustlib.threat import Threat
@@ -30,6 +31,7 @@ WORDS = {
     "look": "features of",
     "checkpoint": "weights",
 }
+LACKING = {"distance": "has no measured distances", "unseen": "has not met unseen attacks"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,14 @@ def measure_of(run: Run, measure: str) -> float:
     """One number of an evaluated run.
 
     Args:
-        run: evaluated by `evaluate_run`, except for "metrics/...", "growth/..." and "distance/...".
+        run: evaluated by `evaluate_run`, except for "metrics/...", "growth/...", "distance/..." and "unseen/...".
         measure: "clean", "worst" or the name of an attack: accuracy of the best weights, a fraction; "last/worst":
             of the last epoch's weights; "overfitting/pgd20": best less last; "overstated/pgd20": accuracy under the
             attack less worst case; "representation/relative_l2": of the penultimate features, and
             "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it;
             "metrics/<column>", "growth/<column>": see `epoch_measure`; "distance/mean", "distance/median": see `distances`, here
-            of this run alone, in a claim on the images that both arms of a seed have right.
+            of this run alone, in a claim on the images that both arms of a seed have right; "unseen/stadv",
+            "unseen/loss/stadv": see `unseen`.
 
     Raises:
         InputError: the run has no such number.
@@ -71,6 +74,8 @@ def measure_of(run: Run, measure: str) -> float:
         return epoch_measure(run, kind, name)
     if of_distances(measure):
         return distances([run], name)[0]
+    if of_unseen(measure):
+        return unseen(run, name)
     results = run.results()
     best = _accuracies(results)
     parts = {"last": _accuracies(results.get("last", {})), "representation": _representation(run)}
@@ -149,7 +154,7 @@ def _paired(runs: Sequence[Run], measure: str) -> list[float]:
 
 
 def _judged(run: Run, measure: str) -> bool:
-    there = run.distances() if of_distances(measure) else run.results()
+    there = last_look(run) if of_unseen(measure) else run.distances() if of_distances(measure) else run.results()
     return run.finished and (of_epochs(measure) or bool(there))
 
 
@@ -163,6 +168,8 @@ def _facts(run: Run, measure: str) -> dict[str, Any]:
         look = run.distances()
         own = {name: look.get(name) for name in ("split", "n", "seed", "attack")}
         return dict.fromkeys(SAME) | {"dataset": params.get("dataset")} | own
+    if of_unseen(measure):
+        return dict.fromkeys(SAME) | {"dataset": params.get("dataset")} | facts_of(run)
     results = run.results()
     if measure.startswith("representation/"):
         look = _last_look(run)
@@ -185,7 +192,7 @@ def _unfit(
     if not runs[key].finished:
         return f"{arm} is {runs[key].status()['state']}"
     if key not in facts:
-        return f"{arm} " + ("has no measured distances" if of_distances(measure) else "is not evaluated")
+        return f"{arm} {LACKING.get(measure.partition('/')[0], 'is not evaluated')}"
     try:
         measure_of(runs[key], measure)
     except InputError:

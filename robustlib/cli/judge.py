@@ -22,6 +22,9 @@ def evaluate(
     path: RunDirectory,
     examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
     suite: Annotated[str, typer.Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
+    plateau: Annotated[
+        bool, typer.Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength too.")
+    ] = False,
     data_root: DataRoot = "",
     device: Device = "auto",
 ) -> None:
@@ -30,7 +33,8 @@ def evaluate(
     Prints the accuracies with their intervals. A stored evaluation is shown, not repeated; an interrupted one goes on.
     """
     from robustlib import tables
-    from robustlib.evaluation import compare_with_reference, evaluate_run
+    from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run
+    from robustlib.runs import read_json
 
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
@@ -38,7 +42,9 @@ def evaluate(
     count = examples or run.results().get("n")
     try:
         with out.status("attacking") as status:
-            results = evaluate_run(run, dataset, n=count, device=device, progress=console.follow(out, status))
+            follow = console.follow(out, status)
+            results = evaluate_run(run, dataset, n=count, device=device, progress=follow)
+            results = check_plateau(run, dataset, device=device, progress=follow) if plateau else results
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last finished batch.")
         raise typer.Exit(130) from None
@@ -47,6 +53,8 @@ def evaluate(
     out.print(console.table(frame.drop(columns=["images", "protocol"]), title))
     if said := tables.adaptive_words(results):
         out.print(console.table(tables.adaptive(results), said))
+    if luck := read_json(run.path / "randomness.json"):
+        out.print(console.table(tables.randomness(results, luck), "What its randomness is worth"))
     if suite == "reference":
         with out.status("the authors' AutoAttack"):
             comparison = compare_with_reference(run, dataset, n=results["n"], device=device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,7 +31,8 @@ def robustness_curve(
 ) -> "pd.DataFrame":
     """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken.
 
-    Surrogates meet at each point what still stands there. Of a stochastic model it is the expected accuracy at each point by itself: there, nothing is broken for good.
+    Surrogates meet at each point what still stands there. Of a stochastic model it is the expected accuracy at each point by
+    itself, of the model without surrogates: there, nothing is broken for good.
 
     Args:
         attack: the protocol; its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless
@@ -57,7 +58,8 @@ def robustness_curve(
         attacks = {"curve": _at(attack, name, value)} if value else {}
         correct: float = len(standing)
         if len(standing):
-            records = evaluate(model, split.select(standing), attacks, batch_size=batch_size, seed=seed, minimum=True)
+            settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "adaptive": {} if stochastic else None}
+            records = evaluate(model, split.select(standing), attacks, **settings, minimum=True)
             correct = float(summarise(records)["correct"].iloc[-1])
         if len(standing) and not stochastic:
             ok = withstood(records).groupby(records["index"], sort=False).min().to_numpy(copy=True)

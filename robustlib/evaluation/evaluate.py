@@ -11,8 +11,10 @@ Where a model has `surrogates()`, these meet the adaptive attacks, and sources (
 
 A surrogate's attribute `objective` takes the place of an attack's "ce": it is a loss of several heads, which meets attacks with
 restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). One that is `relaxed`,
-the deployed logits with softer gates, meets only the parts of a cascade that are APGD, to save time. Of a stochastic model
-every example meets everything.
+the deployed logits with softer gates, meets only the parts of a cascade that are APGD, to save time.
+
+Of a stochastic model every example meets everything that its view does: a random view what averages gradients over draws, a
+deterministic view or source what does not (see `meant_for`).
 """
 
 from collections.abc import Callable, Mapping
@@ -129,7 +131,8 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
     if draws < 1 + stochastic:
         raise InputError(
             f"draws={draws!r} is too few: a stochastic model is judged at least twice, once to choose its strongest "
-            "adversarial example and once to score it; others at least once."
+            "adversarial example and once to score it; others at least once. For a deterministic evaluation of a "
+            "stochastic model fix its randomness with a seed: model.fixed(seed)."
         )
     for name in attacks:
         if name in RESERVED or "@" in name:

@@ -27,7 +27,7 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    table = _complete(records)
+    table = verdicts(records)
     name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
     groups = sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
     if worst and len(groups) > 1:
@@ -45,7 +45,7 @@ def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    table, rows = _complete(records), []
+    table, rows = verdicts(records), []
     clean = table[table["attack"] == "clean"]
     for (attack, surrogate), group in table[table["component"] != ""].groupby(["attack", "surrogate"], sort=False):
         seen, n = clean, clean["index"].nunique()
@@ -60,7 +60,7 @@ def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
 
 
-def _complete(records: "pd.DataFrame") -> "pd.DataFrame":
+def verdicts(records: "pd.DataFrame") -> "pd.DataFrame":
     """The records with their verdicts; those of version 0.1 knew neither surrogates nor components."""
     missing = {name: "" for name in ("surrogate", "component") if name not in records}
     return records.assign(**missing, correct=withstood(records))
@@ -78,16 +78,23 @@ def _score(table: "pd.DataFrame") -> "pd.DataFrame":
     if table["draw"].max() == 0:
         least = table.groupby("index")["correct"].min()
         return least.to_frame("correct").assign(single=least)
+    draws = held(table, scored=len(table[CANDIDATE].drop_duplicates()) > 1)
+    return draws.mean(axis=1).to_frame("correct").assign(single=draws[0].astype(float))
+
+
+def held(table: "pd.DataFrame", *, scored: bool = True) -> "pd.DataFrame":
+    """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
+
+    Args:
+        table: records with their verdicts (`correct`); the strongest is chosen by their odd draws.
+        scored: only the even draws, which had no say in the choice; else all of them.
+    """
     key = ["index", *CANDIDATE]
-    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0]
-    if len(table[CANDIDATE].drop_duplicates()) == 1:
-        scoring = table  # nothing to choose: every draw counts
+    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if scored else table
     strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
     chosen = strength.sort_values(["correct", "margin"], kind="stable").drop_duplicates("index").set_index(key).index
-    means = scoring.groupby(key)["correct"].mean().reindex(chosen)
-    single = table[table["draw"] == 0].set_index(key)["correct"].reindex(chosen)
-    scores = means.to_frame("correct").assign(single=single.to_numpy(dtype=float))
-    return scores.reset_index(CANDIDATE, drop=True)
+    draws = scoring.groupby([*key, "draw"])["correct"].mean().unstack().reindex(chosen)
+    return draws.reset_index(CANDIDATE, drop=True).astype(float)
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from robustlib.attacks import Attack
+from robustlib.evaluation.budgets import Budget
 from robustlib.evaluation.numbers import summarise
-from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
+from robustlib.evaluation.suites import PUBLISHED, adaptive_attacks, randomised_views, standard_attacks
 from robustlib.evaluation.views import components, is_search
 from robustlib.models import Classifier
 from robustlib.runs import Run
@@ -36,10 +37,18 @@ class Suite:
     twins: Mapping[str, Run]
 
     @classmethod
-    def of(cls, model: Classifier, threat: Threat, twins: Mapping[str, Run], only: Iterable[str] = ()) -> "Suite":
-        """The standard attacks and, of a deterministic model, the adaptive ones; `only` these of both, if there are some."""
-        attacks = standard_attacks(threat, model.stochastic)
-        adaptive = attacks if model.stochastic else adaptive_attacks(threat)
+    def of(
+        cls,
+        model: Classifier,
+        threat: Threat,
+        twins: Mapping[str, Run],
+        only: Iterable[str] = (),
+        budget: Budget = PUBLISHED,
+    ) -> "Suite":
+        """The standard attacks, and what surrogates meet; `only` these of both, if there are some. The budget is for a
+        stochastic model."""
+        attacks = standard_attacks(threat, model.stochastic, budget)
+        adaptive = randomised_views(threat, budget) if model.stochastic else adaptive_attacks(threat)
         keep = tuple(only) or tuple({**attacks, **adaptive})
         mine, others = ({name: suite[name] for name in suite if name in keep} for suite in (attacks, adaptive))
         return cls(model, mine, others, twins)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks.inputs import check_labels
 from robustlib.attacks.objectives import margin_of
-from robustlib.attacks.search import check_labels
 from robustlib.data import Batch
 from robustlib.threat import Threat
 
@@ -61,10 +61,9 @@ def _answer(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def labelled(
-    frame: "pd.DataFrame", attack: str, surrogate: str, component: "str | np.ndarray", threat: Threat | None
+    frame: "pd.DataFrame", attack: str, surrogate: str, component: "str | np.ndarray", eps: float
 ) -> "pd.DataFrame":
-    """The frame of `judge` with the names of what attacked, columns in their order."""
-    eps = 0.0 if threat is None else float(threat.eps)
+    """The frame of `judge` with the names of what attacked and its radius, columns in their order."""
     frame = frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)
     return frame[list(COLUMNS)]
 

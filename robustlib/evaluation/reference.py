@@ -16,7 +16,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.numbers import accuracy
 from robustlib.evaluation.records import valid, withstood
-from robustlib.evaluation.run_results import images_of
+from robustlib.evaluation.run_images import images_of
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device

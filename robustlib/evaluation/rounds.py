@@ -12,7 +12,7 @@ from robustlib.attacks import Attack
 from robustlib.attacks.search import View
 from robustlib.evaluation.records import labelled, withstood
 from robustlib.evaluation.steps import Evaluation, Step, joined
-from robustlib.evaluation.views import Door, aimed, components, doors, is_search, suited, takers
+from robustlib.evaluation.views import Door, aimed, components, doors, is_search, meant_for, suited, takers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,14 +65,19 @@ class Rounds:
             return
         searches = {name: attack for name, attack in attacks.items() if is_search(attack)}
         for name, attack in searches.items():
-            for door in [door for door in (*views, *twins) if not door.family]:
+            for door in [door for door in (*views, *twins) if not door.family and self._meant(name, attacks, door)]:
                 self._meet(self._steps(name, attack, door), minimum)
         for name, attack in aimed(attacks).items():
             for door in [door for door in views if door.family]:
                 self._meet(self._steps(name, attack, door), minimum)
         for name, attack in attacks.items():
             for door in takers(attack, views) if name not in searches else ():
-                self._meet(self._steps(name, attack, door), after_all=True)
+                if self._meant(name, attacks, door):
+                    self._meet(self._steps(name, attack, door), after_all=True)
+
+    def _meant(self, name: str, attacks: Mapping[str, Attack], door: Door) -> bool:
+        """Whether a single view of a stochastic model meets an attack; of others, every one does."""
+        return not self.stochastic or name in meant_for(attacks, door.views[""])
 
     def _steps(self, name: str, attack: Attack, door: Door) -> list[Step]:
         """One step, or one for each view of a family or each component of a cascade."""
@@ -106,7 +111,7 @@ class Rounds:
     def _keep(self, step: Step, rows: "pd.DataFrame") -> None:
         """What is known of those that an attack leaves out, in its name; a component says so where there are components."""
         why = np.where(rows["attack"] == CLEAN, CLEAN, BEFORE) if step.fork is not None else ""
-        self._add(labelled(rows, step.name, step.surrogate, why, step.threat))
+        self._add(labelled(rows, step.name, step.surrogate, why, step.eps))
 
     def _of(self, label: int) -> Tensor:
         """(N,) bool: which examples are of a class."""

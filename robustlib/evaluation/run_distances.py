@@ -9,7 +9,7 @@ from robustlib.attacks import MinimumNorm, Tangent, Threat
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.distances import adversarial_distances
-from robustlib.evaluation.run_results import images_of
+from robustlib.evaluation.run_images import images_of
 from robustlib.runs import Run, code_digest, read_json, write_atomic
 from robustlib.training.fit import resolve_device
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import Attack, Draws
 from robustlib.data import Batch, Split
-from robustlib.errors import InputError
+from robustlib.errors import InputError, out_of_memory
 from robustlib.evaluation.records import COLUMNS, judge, labelled, valid
 from robustlib.evaluation.state import State
 from robustlib.threat import Threat
@@ -54,6 +54,11 @@ class Step:
     threat: Threat | None = None  # the allowed perturbations; None for the clean images, and where an attack names none
     fork: int | None = None  # which streams of random numbers a component draws from
     target: int | None = None  # the class that a targeted attack aims at
+
+    @property
+    def eps(self) -> float:
+        """The radius that records give: the threat's, or the `bound` of an attack that moves pixels; 0 where there is none."""
+        return float(self.threat.eps if self.threat is not None else getattr(self.attack, "bound", None) or 0)
 
     def search(self, batch: Batch, seed: int) -> Tensor:
         """x_adv of a batch (B, C, H, W)."""
@@ -101,7 +106,7 @@ class Evaluation:
         try:
             return self._batch(step, here)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         return None  # outside of `except`, where the error would still hold the batch's tensors
 
@@ -112,7 +117,7 @@ class Evaluation:
             torch.manual_seed(_seed(self.seed, step.name, step.surrogate, step.component, int(here[0])))
             x_adv = step.search(batch, self.seed)
             frame = judge(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
-        return labelled(frame, step.name, step.surrogate, step.component, step.threat)
+        return labelled(frame, step.name, step.surrogate, step.component, step.eps)
 
     def _halve(self, step: Step, size: int) -> str:
         """Half the batch from here on, and the sentence that says so."""
@@ -145,8 +150,3 @@ def joined(frames: "list[pd.DataFrame]") -> "pd.DataFrame":
 def _seed(*facts: object) -> int:
     """A number for torch's own generator, from which stochastic models and attacks without `draws` draw."""
     return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7], "big")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)

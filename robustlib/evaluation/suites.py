@@ -1,17 +1,18 @@
 """The attacks that every model meets."""
 
 from dataclasses import replace
+from typing import Any
 
 from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square
+from robustlib.evaluation.budgets import Budget
 from robustlib.evaluation.views import is_search
 from robustlib.threat import Threat
 
 EOT = 8  # gradient samples of the single attacks against a stochastic model
+PUBLISHED = Budget()
 
 
-def standard_attacks(
-    threat: Threat, stochastic: bool = False, *, steps: int = 200, samples: int = 20
-) -> dict[str, Attack]:
+def standard_attacks(threat: Threat, stochastic: bool = False, budget: Budget = PUBLISHED) -> dict[str, Attack]:
     """The common protocol, the weakest attack first: gradient attacks with steps of eps / 4, then AutoAttack.
 
     FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
@@ -21,7 +22,7 @@ def standard_attacks(
     Args:
         threat: the allowed perturbations.
         stochastic: of the model: whether it answers the same image differently each time.
-        steps, samples: of PGD+EOT; 200 x 20 is its full strength (Lee and Kim 2023).
+        budget: of the costly attacks on a stochastic model.
     """
     if stochastic:
         pgd = PGD(threat, eot=EOT)
@@ -29,10 +30,10 @@ def standard_attacks(
             "fgsm": FGSM(threat, eot=EOT),
             "pgd20": replace(pgd, steps=20),
             "cw50": replace(pgd, steps=50, objective="margin"),
-            "pgd_eot": PGDEOT(threat, steps, samples),
-            "square": Square(threat, votes=EOT),
-            "aa_standard": AutoAttack(threat),
-            "autoattack": AutoAttack(threat, version="rand"),
+            "pgd_eot": PGDEOT(threat, *budget.pgd_eot),
+            "square": Square(threat, budget.queries, votes=budget.votes),
+            "aa_standard": AutoAttack(threat, **_short(budget)),
+            "autoattack": AutoAttack(threat, version="rand", **_short(budget)),
         }
     pgd = PGD(threat, early_stop=True)
     return {
@@ -58,3 +59,22 @@ def adaptive_attacks(threat: Threat) -> dict[str, Attack]:
         "autoattack": AutoAttack(threat),
     }
     return {**searches, **costly}
+
+
+def randomised_views(threat: Threat, budget: Budget = PUBLISHED) -> dict[str, Attack]:
+    """What the surrogates of a stochastic model meet; `evaluate` tells from the gradient samples of an attack which.
+
+    Random ones (BPDA, no clipping) meet PGD+EOT: the model's own gradients are exact, and these are for comparison. The
+    deterministic ones, a bare classifier behind a purifier, and finished twins are sources of transfer: PGD-20, and AutoAttack's
+    standard version on the former.
+    """
+    return {
+        "pgd20": PGD(threat, steps=20),
+        "pgd_eot": PGDEOT(threat, *budget.pgd_eot),
+        "aa_standard": AutoAttack(threat, **_short(budget)),
+    }
+
+
+def _short(budget: Budget) -> dict[str, Any]:
+    steps, samples = budget.autoattack
+    return {"steps": steps, "eot": samples, "queries": budget.queries}

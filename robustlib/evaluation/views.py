@@ -46,6 +46,22 @@ def is_search(attack: Attack) -> bool:
     return not hasattr(attack, "components") and getattr(attack, "restarts", 1) == 1
 
 
+def meant_for(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
+    """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws, a
+    deterministic one the others; all, where there are none of that kind."""
+    fit = {
+        name: attack
+        for name, attack in attacks.items()
+        if _averages(attack) == bool(getattr(view, "stochastic", False))
+    }
+    return fit or dict(attacks)
+
+
+def _averages(attack: Attack) -> bool:
+    """Whether a search takes the mean gradient of several draws; AutoAttack does so in its rand version only."""
+    return getattr(attack, "version", "rand") == "rand" and getattr(attack, "eot", 1) > 1
+
+
 def aimed(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
     """The attacks that a family meets: searches on the margin, which reach a class soonest; else all that can be targeted."""
     able = {name: attack for name, attack in attacks.items() if hasattr(attack, "targeted")}

@@ -5,7 +5,7 @@ its own marker or line style.
 """
 
 from robustlib.figures.atlas import umap_atlas
-from robustlib.figures.attacks import accuracy_bars, cascade
+from robustlib.figures.attacks import accuracy_bars, accuracy_dots, cascade
 from robustlib.figures.canvas import Figure, show, to_png
 from robustlib.figures.claims import claim_effects
 from robustlib.figures.distances import accuracy_distance, distance_distributions
@@ -15,6 +15,7 @@ from robustlib.figures.flow import confusion_flow
 from robustlib.figures.leaderboard import cost, trade_off
 from robustlib.figures.plane import metric_plane
 from robustlib.figures.probes import probe_curves, sweep
+from robustlib.figures.purification import purification_steps, transform_surface
 from robustlib.figures.run import robustness_curves, training_curves
 from robustlib.figures.seeds import feature_gap_curves, robustness_over_seeds
 
@@ -22,6 +23,7 @@ __all__ = [
     "Figure",
     "accuracy_bars",
     "accuracy_distance",
+    "accuracy_dots",
     "alignment_exclusion",
     "cascade",
     "claim_effects",
@@ -33,6 +35,7 @@ __all__ = [
     "metric_plane",
     "pair_distances",
     "probe_curves",
+    "purification_steps",
     "robustness_curves",
     "robustness_over_seeds",
     "show",
@@ -40,5 +43,6 @@ __all__ = [
     "to_png",
     "trade_off",
     "training_curves",
+    "transform_surface",
     "umap_atlas",
 ]

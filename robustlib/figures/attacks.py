@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from robustlib.figures.canvas import INK, MUTED, Figure, axes, needs, pc, percent, style, whiskers
+from robustlib.figures.canvas import (
+    INK,
+    MUTED,
+    Figure,
+    axes,
+    legend_below,
+    looks,
+    needs,
+    pc,
+    percent,
+    style,
+    whiskers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +32,7 @@ NAMES = {
     "autoattack": "AutoAttack",
     "worst": "worst case",
 }
+LANE = 0.27  # inches between two series of one row
 CLEAN, LEFT, TAKEN = "#56b4e9", "#0173b2", "#de8f05"  # of the colour-blind safe palette; what was taken is hatched too
 
 
@@ -84,6 +97,54 @@ def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     said = [f"{name} {pc(value)}" for name, value in zip(labels, left, strict=True)]
     numbers = pd.DataFrame({"step": labels, "accuracy": left, "taken": taken})
     return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.", numbers)
+
+
+def accuracy_dots(table: "DataFrame", title: str) -> Figure:
+    """Accuracies as dots with their intervals: several series (attacks, models) in each of several rows, told by number too.
+
+    Args:
+        table: `row`, `series`, `accuracy` and optionally `low` and `high` (fractions); in order, the first row on top.
+        title: of the figure.
+
+    Raises:
+        InputError: a column is missing or empty.
+    """
+    given = needs("accuracy-dots", table, ["row", "series", "accuracy"]).reset_index(drop=True)
+    names, every = list(dict.fromkeys(given["row"])), looks(dict.fromkeys(map(str, given["series"])))
+    step = LANE * (len(every) + 0.7)
+    with style():
+        fig, (axis,) = axes(height=1.3 + step * len(names))
+        for place, (name, look) in enumerate(every.items()):
+            mine = given[given["series"].astype(str) == name]
+            heights = [names.index(row) * step + place * LANE for row in mine["row"]]
+            _dots(axis, mine, heights, name, look)
+        middle = LANE * (len(every) - 1) / 2
+        axis.set_yticks([k * step + middle for k in range(len(names))], [str(name) for name in names])
+        axis.set_ylim(step * (len(names) - 1) + LANE * len(every), -LANE)
+        axis.set_xlim(-0.01, 1.1)
+        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        percent(axis, "x")
+        axis.grid(visible=False, axis="y")
+        axis.set_xlabel("accuracy, with 95 % interval")
+        axis.set_title(title)
+        legend_below(fig, axis)
+    told = [f"{row['series']} {pc(row['accuracy'])}" for row in given.to_dict("records")]
+    said = "; ".join(
+        f"{name}: {', '.join(told[k] for k in part.index)}" for name, part in given.groupby("row", sort=False)
+    )
+    kept = ["row", "series", *(name for name in ("accuracy", "low", "high") if name in given)]
+    return Figure(fig, f"{title}. {said}.", given[kept])
+
+
+def _dots(axis: "Axes", mine: "DataFrame", heights: Sequence[float], name: str, look: dict[str, Any]) -> None:
+    """One series, each dot with its interval and its number behind it."""
+    ends = mine.get("high", mine["accuracy"]).fillna(mine["accuracy"])
+    if {"low", "high"} <= set(mine):
+        axis.hlines(heights, mine["low"], mine["high"], color=look["color"], lw=1.6)
+    dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ls": "none"}
+    axis.plot(mine["accuracy"], heights, ms=7, mec="white", mew=0.8, label=name, **dot)
+    for value, end, height in zip(mine["accuracy"], ends, heights, strict=True):
+        axis.text(max(value, end) + 0.015, height, pc(value), va="center", fontsize=9)
 
 
 def _bars_downwards(axis: "Axes", end: float) -> None:

@@ -108,18 +108,34 @@ def title_of(row: "Mapping[Any, Any] | Series") -> str:
 
 def legend_below(fig: "Canvas", axis: "Axes") -> None:
     """The legend of `axis` below the figure, in as many columns as its texts leave room for; the axes keep their size."""
-    import numpy as np
-
     handles, labels = axis.get_legend_handles_labels()
-    wide = np.array([_inches(label) + 0.73 for label in labels])  # with the line before it and the gap after it
-    fits = [
-        n
-        for n in range(1, min(4, len(labels)) + 1)
-        if sum(part.max() for part in np.array_split(wide, n)) <= fig.get_figwidth()
-    ]
-    columns = max(fits, default=1)
+    columns = _columns(labels, fig.get_figwidth())
     fig.set_figheight(fig.get_figheight() + 0.2 * (-(-len(labels) // columns) - 1))
     fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
+
+
+def legends_below(fig: "Canvas", row: Sequence["Axes"]) -> None:
+    """The legend of each of the axes of one row below it, where it hides no curve; the axes keep their size."""
+    rows = 1
+    for axis in row:
+        handles, labels = axis.get_legend_handles_labels()
+        columns = _columns(labels, fig.get_figwidth() / len(row))
+        rows = max(rows, -(-len(labels) // columns))
+        if labels:
+            below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            axis.legend(handles, labels, ncols=columns, handlelength=3, **below)
+    fig.set_figheight(fig.get_figheight() + 0.2 * rows)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """In how many columns the entries of a legend fit into so many inches; at most 4."""
+    import numpy as np
+
+    wide = np.array([_inches(label) + 0.73 for label in labels])  # with the line before it and the gap after it
+    fits = [
+        n for n in range(1, min(4, len(labels)) + 1) if sum(part.max() for part in np.array_split(wide, n)) <= width
+    ]
+    return max(fits, default=1)
 
 
 def _inches(label: str) -> float:

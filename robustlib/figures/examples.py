@@ -57,10 +57,10 @@ def example_strips(
             f"The example figure needs images (N, 1 or 3, H, W), both alike; given {before.shape}, {after.shape}."
         )
     columns = {"label": y, "before": said[0], "after": said[1]}
-    told = pd.DataFrame({key: [_name(int(k), class_names) for k in part[:MOST]] for key, part in columns.items()})
+    told = pd.DataFrame({key: [name_of(int(k), class_names) for k in part[:MOST]] for key, part in columns.items()})
     count = len(told) if told.map(len).to_numpy().max() < LONG else min(len(told), MOST - 2)
     data = told[:count].rename_axis("example").reset_index()
-    noise, factor = _noise(after[:count] - before[:count], magnify)
+    noise, factor = magnified(after[:count] - before[:count], magnify)
     with style():
         fig = _strips((before, noise, after), data, f"perturbation\n× {factor:g}")
     return Figure(fig, _say(data, factor), data)
@@ -74,11 +74,11 @@ def _strips(rows: "Sequence[NDArray[Any]]", data: "DataFrame", added: str) -> "C
     for row, images in enumerate(rows):
         for column, told in enumerate(data.to_dict("records")):
             axis = every[row * count + column]
-            _picture(axis, images[column])
+            picture(axis, images[column])
             if row == 0:
                 axis.set_title(**_fit(told["label"], count, "label"), loc="center")
             if row != 1:
-                _answer(axis, told["after" if row else "before"], told["label"], count)
+                answer(axis, told["after" if row else "before"], told["label"], count)
         every[row * count].set_ylabel(words[row], rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
     return fig
 
@@ -90,7 +90,7 @@ def _fit(text: str, count: int, key: str) -> dict[str, Any]:
     return {key: text if len(text) * size <= room + 1 else f"{text[: int(room / size) - 1]}…", "fontsize": size}
 
 
-def _noise(change: "NDArray[Any]", magnify: float | None) -> "tuple[NDArray[Any], float]":
+def magnified(change: "NDArray[Any]", magnify: float | None) -> "tuple[NDArray[Any], float]":
     """What was added, magnified, around grey; and the factor."""
     import numpy as np
 
@@ -99,7 +99,8 @@ def _noise(change: "NDArray[Any]", magnify: float | None) -> "tuple[NDArray[Any]
     return np.clip(0.5 + factor * change, 0, 1), factor
 
 
-def _picture(axis: "Axes", image: "NDArray[Any]") -> None:
+def picture(axis: "Axes", image: "NDArray[Any]") -> None:
+    """Draws an image (C, H, W) in [0, 1], C 1 or 3, into axes without ticks."""
     grey: dict[str, Any] = {"cmap": "gray"} if image.shape[0] == 1 else {}
     axis.imshow(image.transpose(1, 2, 0).squeeze(-1) if grey else image.transpose(1, 2, 0), vmin=0, vmax=1, **grey)
     axis.grid(visible=False)
@@ -110,7 +111,7 @@ def _picture(axis: "Axes", image: "NDArray[Any]") -> None:
         spine.set_color("#b8c1cb")
 
 
-def _answer(axis: "Axes", said: str, label: str, count: int) -> None:
+def answer(axis: "Axes", said: str, label: str, count: int) -> None:
     """The answer below its image; a wrong one has a cross and a red frame, so that colour is not all there is."""
     right = said == label
     how: dict[str, Any] = {"color": INK if right else WRONG, "weight": "normal" if right else "bold", "labelpad": 3}
@@ -121,7 +122,8 @@ def _answer(axis: "Axes", said: str, label: str, count: int) -> None:
             spine.set_linewidth(1.8)
 
 
-def _name(label: int, names: Sequence[str]) -> str:
+def name_of(label: int, names: Sequence[str]) -> str:
+    """The class of a label: its name, its number if it has none, "no answer" below 0."""
     return "no answer" if label < 0 else str(names[label]) if label < len(names) else str(label)
 
 

@@ -1,11 +1,22 @@
 """Figures of one run: its training, and how its accuracy falls as attacks grow."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import MUTED, Figure, axes, legend_below, looks, needs, pc, percent, style
+from robustlib.figures.canvas import (
+    MUTED,
+    Figure,
+    axes,
+    legend_below,
+    legends_below,
+    looks,
+    needs,
+    pc,
+    percent,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +28,7 @@ CURVES = {  # metric -> label
     "fgsm_val": "FGSM (validation)",
     "robust_train": "robust (training)",
 }
+ACCURACY = "accuracy"  # how the parts of a loss end that are none: a head's accuracy on its batches
 NO_LOSS = {"epoch", "epoch_total", "lr", "seconds", "warnings", "stage", "pass", "gradient_alignment"}
 
 
@@ -33,21 +45,25 @@ def training_curves(metrics: "DataFrame") -> Figure:
     clock = "epoch_total" if "epoch_total" in metrics else "epoch"
     rows = needs("training", metrics, [clock]).reset_index(drop=True)
     epochs = rows[clock]
-    curves = [name for name in CURVES if name in rows and rows[name].notna().any()]
-    losses = _losses(rows)
+    parts = _parts(rows)
+    heads = [name for name in parts if name.endswith(ACCURACY)]
+    losses = [name for name in parts if name not in heads]
+    curves = {name: CURVES[name] for name in CURVES if name in rows and rows[name].notna().any()}
+    curves |= {name: f"{_words(name)} (training)" for name in heads}
     with style():
         fig, (left, right) = axes(2)
-        _lines(left, epochs, rows, {name: re.sub("[_/]", " ", name) for name in losses})
-        _lines(right, epochs, rows, {name: CURVES[name] for name in curves})
-        left.set_title("Training loss")
-        right.set_title("Accuracy")
+        _lines(left, epochs, rows, {name: _words(name) for name in losses})
+        _lines(right, epochs, rows, curves)
         right.set_ylim(-0.02, 1.02)
         percent(right)
-        for axis in (left, right):
+        stages = _stages(epochs, rows)
+        for axis, title in ((left, "Training loss"), (right, "Accuracy")):
+            axis.set_title(title, pad=24 if stages else None)
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-            _mark_stages(axis, epochs, rows, named=axis is right)
+            _mark_stages(axis, stages)
         warned = _mark_warnings(right, epochs, rows)
+        legends_below(fig, (left, right))
     return Figure(fig, _say_training(epochs, rows, losses, curves, warned), _numbers(rows, clock, [*losses, *curves]))
 
 
@@ -62,29 +78,36 @@ def _warnings(rows: "DataFrame") -> list[list[Any]]:
     return [list(said) if isinstance(said, list | tuple) else [] for said in column]
 
 
-def _losses(rows: "DataFrame") -> list[str]:
-    """The losses and their parts: every number that is not measured on the validation images and counts nothing."""
+def _parts(rows: "DataFrame") -> list[str]:
+    """The losses and what goes with them: every number that is not measured on the validation images and counts nothing."""
     named = [str(name) for name in rows if name not in NO_LOSS]
     parts = [name for name in named if not name.startswith("probe/") and not name.endswith(("_val", "_train"))]
     return [name for name in parts if rows[name].dtype.kind in "fiu" and rows[name].notna().any()]
+
+
+def _words(name: str) -> str:
+    return re.sub("[_/]", " ", name)
 
 
 def _lines(axis: "Axes", x: "Series", rows: "DataFrame", labels: Mapping[str, str]) -> None:
     every = max(1, len(rows) // 12)  # markers tell lines apart; one on each of 200 epochs would hide them
     for name, look in looks(labels).items():
         axis.plot(x, rows[name], label=labels[name], markevery=every, **look)
-    if labels:
-        axis.legend(loc="best", handlelength=3)
 
 
-def _mark_stages(axis: "Axes", epochs: "Series", rows: "DataFrame", *, named: bool) -> None:
+def _stages(epochs: "Series", rows: "DataFrame") -> dict[str, float]:
+    """Where each stage begins, if there are several."""
     if "stage" not in rows or rows["stage"].nunique() < 2:
-        return
-    for stage, start in epochs.groupby(rows["stage"], sort=False).min().items():
-        axis.axvline(start - 0.5, color="#b8c1cb", lw=1, ls=(0, (2, 2)), zorder=1)
-        if named:
-            place = (start - 0.3, 0.02)
-            axis.annotate(str(stage), place, xycoords=axis.get_xaxis_transform(), fontsize=8, color=MUTED, rotation=90)
+        return {}
+    return {str(stage): start - 0.5 for stage, start in epochs.groupby(rows["stage"], sort=False).min().items()}
+
+
+def _mark_stages(axis: "Axes", stages: Mapping[str, float]) -> None:
+    """A line where each stage begins, its name above the axes; of neighbours the second stands higher."""
+    for place, (stage, start) in enumerate(stages.items()):
+        axis.axvline(start, color="#b8c1cb", lw=1, ls=(0, (2, 2)), zorder=1)
+        how: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
+        axis.annotate(stage, (start, 1), (0, 3 + 9 * (place % 2)), color=MUTED, annotation_clip=False, **how)
 
 
 def _mark_warnings(axis: "Axes", epochs: "Series", rows: "DataFrame") -> list[str]:
@@ -93,16 +116,17 @@ def _mark_warnings(axis: "Axes", epochs: "Series", rows: "DataFrame") -> list[st
     at = [epoch for epoch, said in zip(epochs, lists, strict=True) if said]
     if at:
         axis.plot(at, [1.0] * len(at), ls="none", marker="v", ms=7, color="#b3261e", label="warning", clip_on=False)
-        axis.legend(loc="best", handlelength=3)
     return list(dict.fromkeys(str(text) for said in lists for text in said))
 
 
-def _say_training(epochs: "Series", rows: "DataFrame", losses: list[str], curves: list[str], warned: list[str]) -> str:
+def _say_training(
+    epochs: "Series", rows: "DataFrame", losses: Sequence[str], curves: Mapping[str, str], warned: list[str]
+) -> str:
     text = f"Training over {epochs.max():g} epochs."
     for name in losses[:1]:
         loss = rows[name].dropna()
-        text += f" The {re.sub('[_/]', ' ', name)} goes from {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g}."
-    ends = [f"{CURVES[name]} {pc(rows[name].dropna().iloc[-1])}" for name in curves]
+        text += f" The {_words(name)} goes from {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g}."
+    ends = [f"{words} {pc(rows[name].dropna().iloc[-1])}" for name, words in curves.items()]
     text += f" Accuracy at the end: {', '.join(ends)}." if ends else ""
     if "robust_val" in curves:
         best = rows.loc[[rows["robust_val"].idxmax()]]

@@ -23,7 +23,7 @@ def preset_names() -> list[str]:
 
 @lru_cache
 def load_preset(name: str) -> Mapping[str, Any]:
-    """{"title", "dataset", "test_examples", "report": [...], "common": {...}, <method>: {...}, ...}.
+    """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}.
 
     Raises:
         InputError: no such preset.

@@ -1,16 +1,21 @@
 """Models: normalise -> encoder -> linear head, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from robustlib.errors import InputError, unknown
+from robustlib.models.build_purified import build_purified, build_purifier
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.disentangled import Branches, Disentangled
+from robustlib.models.masked_autoencoder import MaskedAutoencoder
 from robustlib.models.mlp import MLP
 from robustlib.models.projected import Projected
+from robustlib.models.purified import Purified
+from robustlib.models.purifier import Generator, PatchDiscriminator, Purifier
+from robustlib.models.random_transforms import Randomness, RandomTransform
 from robustlib.models.reverse_attention import ReverseAttention
 from robustlib.models.self_supervised import SelfSupervised
 from robustlib.models.small_cnn import SmallCNN
@@ -21,11 +26,19 @@ __all__ = [
     "Branches",
     "Classifier",
     "Disentangled",
+    "Generator",
     "ImageSpec",
+    "MaskedAutoencoder",
+    "PatchDiscriminator",
     "Projected",
+    "Purified",
+    "Purifier",
+    "RandomTransform",
+    "Randomness",
     "ReverseAttention",
     "SelfSupervised",
     "build_model",
+    "build_purifier",
 ]
 
 PADDING_MODES = ("zeros", "circular")
@@ -72,6 +85,7 @@ def build_model(
     projection_batchnorm: bool = False,
     dual_batchnorm: bool = False,
     self_supervised: bool = False,
+    purified: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """A freshly initialised classifier for the images that `spec` describes.
 
@@ -85,6 +99,7 @@ def build_model(
         projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
         projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
         self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
+        purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
 
     Raises:
         InputError: unknown architecture or padding mode, reverse attention around an encoder without stages, what does not go
@@ -95,9 +110,9 @@ def build_model(
     if padding_mode not in PADDING_MODES:
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
     channels, height, width = spec.image_shape
-    if disentangled + reverse_attention + bool(projection) > 1:
+    if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
         raise InputError(
-            "A model is disentangled (AFD), has reverse attention (ANCRA) or a projection head (CLAF): choose one."
+            "A model is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP): choose one."
         )
     if (projection_batchnorm or dual_batchnorm or self_supervised) and not projection:
         raise InputError(
@@ -111,9 +126,15 @@ def build_model(
     elif projection:
         extra = {"projection_batchnorm": projection_batchnorm, "dual_batchnorm": dual_batchnorm}
         model = (SelfSupervised if self_supervised else Projected)(encoder, spec, projection, **extra)
+    elif purified is not None:
+        model = build_purified(encoder, spec, purified)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
-    for module in model.modules():
+    _pad(encoder, padding_mode)
+    return model
+
+
+def _pad(encoder: nn.Module, padding_mode: Literal["zeros", "circular"]) -> None:
+    for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass
-    return model

@@ -1,7 +1,7 @@
 """The classifier every method trains and every attack attacks: images in [0, 1] -> logits."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,11 @@ class Classifier(nn.Module):
         spec: shape, classes and statistics of the images.
     """
 
-    stochastic: ClassVar[bool] = False  # True for randomised models, whose attackers average over draws
+    stochastic: bool = False  # True for randomised models, whose attackers average over draws
     predicts: bool = True  # False while a self-supervised model has no readout: then it has features, but no logits
+    # A randomised model of this house draws for each image of a batch by itself. One that draws for the whole batch says False,
+    # and its draws are not taken in one batch.
+    draws_by_example: bool = True
     mean: Tensor
     std: Tensor
 

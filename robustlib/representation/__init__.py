@@ -22,6 +22,12 @@ from robustlib.representation.probes import (
     training_probe,
 )
 from robustlib.representation.pullback import Plane, metric_over_plane, pullback_metric
+from robustlib.representation.purification import (
+    forward_cost,
+    purification_steps,
+    purified_copies,
+    transform_surface,
+)
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components
 from robustlib.representation.stored import EXAMPLES, probe_attack, run_features, snapshots
 
@@ -50,6 +56,7 @@ __all__ = [
     "feature_gap",
     "feature_jacobian_norm",
     "features",
+    "forward_cost",
     "gap_probe",
     "gap_rows",
     "gap_table",
@@ -67,9 +74,12 @@ __all__ = [
     "principal_components",
     "probe_attack",
     "pullback_metric",
+    "purification_steps",
+    "purified_copies",
     "run_features",
     "snapshots",
     "training_probe",
+    "transform_surface",
     "trustworthiness",
     "uniformity",
 ]

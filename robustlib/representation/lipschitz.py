@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Draws
-from robustlib.attacks.search import borrowed, check_inputs
+from robustlib.attacks.inputs import check_inputs
+from robustlib.attacks.search import borrowed
 from robustlib.errors import InputError
 from robustlib.representation.layers import layer_function
 from robustlib.threat import Threat

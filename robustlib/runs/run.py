@@ -52,7 +52,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 FILES = (
     *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
     *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json", "representation.json"),
-    "distances.json",
+    *("distances.json", "unseen.json", "randomness.json"),
 )
 FOLDERS = ("evaluation", "features", "embeddings")
 

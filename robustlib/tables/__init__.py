@@ -9,6 +9,7 @@ from robustlib.tables.board import incomplete, inventory, leaderboard, notes, ov
 from robustlib.tables.claims import claims
 from robustlib.tables.distances import MINIMA, correlations, distances, strengths
 from robustlib.tables.geometry import consistency, geometry
+from robustlib.tables.randomness import cost, inflation, randomness, unseen
 from robustlib.tables.run import accuracies, cascade, hyperparameters, legacy, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
@@ -26,11 +27,13 @@ __all__ = [
     "claims",
     "consistency",
     "correlations",
+    "cost",
     "distances",
     "geometry",
     "gravest",
     "hyperparameters",
     "incomplete",
+    "inflation",
     "inventory",
     "leaderboard",
     "legacy",
@@ -39,11 +42,13 @@ __all__ = [
     "over_seeds",
     "percent",
     "provenance",
+    "randomness",
     "show",
     "show_adaptive",
     "show_badges",
     "splits",
     "strengths",
+    "unseen",
     "verdict",
     "warnings",
 ]

@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEPLOYED, MINIMUM, FAR = "the deployed logits", "adaptive minimum", "everything so far"
-COSTLY = ("pgd100x5", "cw100x5", "autoattack")  # on surrogates: only of what still stood
-ALONE = ("pgd20", "cw50", "autoattack")  # attacks with a column of their own
+COSTLY = ("pgd100x5", "cw100x5", "aa_standard", "autoattack")  # on surrogates: only of what still stood
+SEARCHES = ("pgd20", "cw50", "pgd_eot")  # on surrogates: in full
+ALONE = (*SEARCHES, "autoattack")  # attacks with a column of their own
 
 
 def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     """What each view of a model tells an attacker: first the deployed logits, which papers attack, last the minimum over all.
 
-    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with the
-    share that was left after them on all views.
+    Costly attacks on surrogates met only what nothing before them had broken (of a stochastic model, everything); their rows
+    stand below the views, with the share that was left after them on all views.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
@@ -33,7 +34,7 @@ def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     columns = [attack_name(name) for name in ALONE if name in rows]
     table = {DEPLOYED: _cells(rows, "", ALONE)} if searched else {}
     for view in searched:
-        table[view] = _cells(rows, f"@{view}", ALONE[:2])
+        table[view] = _cells(rows, f"@{view}", SEARCHES)
     for attack, left in costly.items():
         table[f"{attack_name(attack)} on surrogates"] = {FAR: percent(rows[left]["accuracy"])}
     if searched:
@@ -67,7 +68,7 @@ def show_adaptive(results: Mapping[str, Any], protocol: str = "autoattack") -> N
 def _split(rows: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Views that were searched on, in order, and for each costly attack the last of its rows, all in the results' order."""
     pairs = [(attack, view) for attack, at, view in (name.partition("@") for name in rows) if at]
-    views = list(dict.fromkeys(view for attack, view in pairs if attack in ALONE[:2]))
+    views = list(dict.fromkeys(view for attack, view in pairs if attack in SEARCHES))
     costly = {attack: f"{attack}@{view}" for attack, view in pairs if attack in COSTLY}
     return views, costly
 
@@ -76,6 +77,6 @@ def _cells(rows: Mapping[str, Any], at: str, attacks: Sequence[str]) -> dict[str
     """The accuracies of a view by the attack's name; with its interval where it is the deployed model's AutoAttack."""
     there = {name: rows[name + at] for name in attacks if name + at in rows}
     return {
-        attack_name(name): percent(row["accuracy"], *([row["low"], row["high"]] if name == ALONE[2] else []))
+        attack_name(name): percent(row["accuracy"], *([row["low"], row["high"]] if name == ALONE[-1] else []))
         for name, row in there.items()
     }

@@ -17,6 +17,7 @@ KINDS = {
     "metrics": "{}, end of training",
     "growth": "{}, growth over the epochs from 2 on",
     "distance": "{} adversarial distance (Tangent, L2)",
+    "unseen": "{}",
 }
 FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
 COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]
@@ -67,6 +68,8 @@ def _row(finding: Any) -> dict[str, str]:
 def measure_name(measure: str) -> str:
     """A measure of a claim for people: "overfitting/pgd20" is "PGD-20, best less last epoch"."""
     kind, _, name = measure.partition("/")
+    if name.startswith("loss/"):
+        return f"{attack_name('known')}, less {attack_name(name.removeprefix('loss/'))}"
     layer, _, last = (name or kind).removeprefix("probe/").rpartition("/")
     named = FEATURES.get(last) or attack_name(last).replace("_", " ")
     named += f" of {layer}" if layer else ""

@@ -19,6 +19,9 @@ ATTACKS = {
     "aa_standard": "AutoAttack, standard version",
     "autoattack": "AutoAttack",
     "worst": "worst case",
+    "known": "known attacks, worst case",
+    "l2": "unseen: L2",
+    "stadv": "unseen: StAdv",
 }
 # How a verdict of the audit is written: a sign and a word, so that colour is never all there is. The gravest first.
 VERDICTS = {"red": "✕ red", "amber": "▲ amber", "": "– not audited", "pass": "✓ pass", "n/a": "– n/a"}

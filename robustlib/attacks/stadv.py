@@ -1,0 +1,154 @@
+"""Spatially transformed adversarial examples: the pixels keep their values and move (Xiao et al. 2018, ICLR)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.draws import Draws
+from robustlib.attacks.inputs import check_inputs
+from robustlib.attacks.points import Points
+from robustlib.attacks.search import PRECISIONS, Precision, Search, searching
+from robustlib.errors import InputError, check_choices, check_counts
+
+BOUND = 0.8  # pixels: 0.05 of a grid from -1 to 1 over 32 pixels (Nie et al. 2022), where one pixel is 2/32
+SMOOTH, TAU = 0.0025, 0.05  # weights of the total variation: over the bound there, and without one in the paper
+PACE = 5  # steps from no flow to the bound: 0.01 at 0.05 there
+START = 0.01  # of a step: bilinear sampling has a kink at whole pixels, and one of its sides may be flat
+
+
+@dataclass(frozen=True)
+class StAdv:
+    """A flow of pixels that fools the model: Adam climbs objective(x moved by f) - weight * TV(f) over the flow f.
+
+    With a `bound`, f is projected onto |f| <= bound (in each direction, at each pixel) after each step, as Nie et al. 2022
+    (DiffPure) use it; without one, only the total variation holds it back, as in the paper (which uses L-BFGS). It knows no ball:
+    a bright edge that moves by a pixel changes by its whole height. Each example starts from a flow of next to nothing, and
+    those of a deterministic model leave at their first success. See `move` for directions and borders.
+
+    Args:
+        bound: largest displacement in pixels of these images, > 0; None for no bound. Records call it eps.
+        steps: of Adam, >= 1.
+        lr: length of a step in pixels, > 0; None = bound / 5, or 0.16 without a bound.
+        weight: of the total variation, in units of the objective per pixel, >= 0; None = 0.0025 / bound, or 0.05 without a
+            bound. Objectives other than differences of logits are scaled first (see `Search.gradient`).
+        eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
+        objective: "margin" (the paper's, from C&W), "ce", "nll" (of outputs that are sums of log-probabilities) or "dlr".
+        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
+
+    Raises:
+        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
+            class of the model.
+    """
+
+    bound: float | None = BOUND
+    steps: int = 100
+    lr: float | None = None
+    weight: float | None = None
+    eot: int = 1
+    objective: Literal["margin", "ce", "nll", "dlr"] = "margin"
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "eot")
+        if self.bound is not None and not 0 < self.bound < float("inf"):
+            raise InputError(f"StAdv bound={self.bound!r}: give a positive number of pixels, or None for no bound.")
+        if self.lr is not None and not self.lr > 0:
+            raise InputError(f"StAdv lr={self.lr!r}: give a positive length in pixels, or None for bound / {PACE}.")
+        if self.weight is not None and not self.weight >= 0:
+            raise InputError(f"StAdv weight={self.weight!r}: give 0 or more, or None for {SMOOTH} / bound.")
+        check_choices(self, objective=("margin", "ce", "nll", "dlr"), precision=PRECISIONS)
+
+    @property
+    def length(self) -> float:
+        """The step length used, in pixels."""
+        return (self.bound or BOUND) / PACE if self.lr is None else self.lr
+
+    @property
+    def smoothness(self) -> float:
+        """The weight of the total variation used."""
+        if self.weight is not None:
+            return self.weight
+        return TAU if self.bound is None else SMOOTH / self.bound
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) in [0, 1]; see `Attack`."""
+        check_inputs(x, y)
+        if not len(x):
+            return x.clone()
+        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        with searching(model, x, (y,), self.precision) as search:
+            return self._climb(search, Points(x, y), draws)
+
+    def _climb(self, search: Search, points: Points, draws: Draws) -> Tensor:
+        """For each example the first image that fools the model, else the one after the last step."""
+        found, here = points.x.clone(), torch.arange(len(points.x), device=points.x.device)
+        start = 2 * draws.uniform(2, *points.x.shape[2:]) - 1
+        flow = (start * START * self.length).to(points.x.dtype)
+        adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb nobody
+        for _ in range(self.steps):
+            mine = flow[here].requires_grad_(True)
+            with torch.enable_grad():
+                image, roughness = move(points.x, mine), total_variation(mine)
+            gradient, logits = search.gradient(image, points.goal(self.objective), self.eot)
+            (slope,) = torch.autograd.grad((image, roughness), mine, (-gradient, self.smoothness + 0 * roughness))
+            gone = search.broken(image.detach(), logits, points.y)
+            found[here[gone]] = image.detach()[gone]
+            flow.grad = torch.zeros_like(flow).index_copy(0, here, slope.nan_to_num(0.0, 0.0, 0.0))
+            here, points = here[~gone], points[~gone]
+            if not len(here):
+                return found
+            adam.step()
+            if self.bound is not None:
+                flow.clamp_(-self.bound, self.bound)
+        found[here] = move(points.x, flow[here])
+        return found
+
+
+def move(x: Tensor, flow: Tensor) -> Tensor:
+    """The images of which each pixel is read `flow` pixels further down and to the right (Xiao et al. 2018, eq. 1), bilinearly.
+
+    Whole pixels are exact: no flow is the identity, and a flow of 1 moves the picture by 1, up or to the left. Beyond the border
+    lies the last row or column once more. Coordinates are those of `grid_sample` with padding_mode="border" and
+    align_corners=True, times (side - 1) / 2; it is not used since its division by the side rounds. The gradient by a flow of
+    whole pixels is that of its right or lower side.
+
+    Args:
+        x: images (B, C, H, W) in [0, 1].
+        flow: (B, 2, H, W) in pixels, down and right, the same for all channels.
+
+    Returns:
+        (B, C, H, W) in [0, 1], differentiable by the flow.
+    """
+    height, width = x.shape[2:]
+    whole = flow.detach().floor()
+    down, right = (flow - whole)[:, :, None].unbind(1)  # (B, 1, H, W) each, in [0, 1)
+    top = whole[:, 0].long() + torch.arange(height, device=x.device)[:, None]
+    left = whole[:, 1].long() + torch.arange(width, device=x.device)
+
+    def read(rows: Tensor, columns: Tensor) -> Tensor:
+        at = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+        return x.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+
+    upper, lower = (torch.lerp(read(rows, left), read(rows, left + 1), right) for rows in (top, top + 1))
+    return torch.lerp(upper, lower, down).clamp(0, 1)
+
+
+def total_variation(flow: Tensor) -> Tensor:
+    """(B,): over all pixels p and their neighbours q above, below, left and right, |f(p) - f(q)| in l2 (Xiao et al. 2018, eq. 4).
+
+    Every pair counts twice, and pixels at the border have fewer neighbours. Where two neighbours flow alike, the gradient is 0.
+
+    Args:
+        flow: (B, 2, H, W) in pixels.
+    """
+    return sum(2 * torch.linalg.vector_norm(flow.diff(dim=dim), dim=1).flatten(1).sum(1) for dim in (2, 3))

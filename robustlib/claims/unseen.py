@@ -1,0 +1,50 @@
+"""Accuracies under unseen attacks as measures of a claim, on the images that `measure_unseen` looked at."""
+
+from typing import Any
+
+from robustlib.errors import InputError, unknown
+from robustlib.runs import Run, read_json
+
+KIND = "unseen/"
+
+
+def of_unseen(measure: str) -> bool:
+    """Whether `unseen` knows such a measure."""
+    return measure.startswith(KIND)
+
+
+def last_look(run: Run) -> dict[str, Any]:
+    """What `robustlib.evaluation.measure_unseen` stored last of a run: protocol and accuracies; {} before it."""
+    looks = list(read_json(run.path / "unseen.json").values())
+    return looks[-1] if looks else {}
+
+
+def unseen(run: Run, name: str) -> float:
+    """An accuracy of `last_look`, or a difference of two.
+
+    Args:
+        run: measured by `robustlib.evaluation.measure_unseen`.
+        name: "clean", "known" (the worst case of the evaluation), "l2" or "stadv", all on the same images; "loss/l2",
+            "loss/stadv": known less unseen, below 0 where the unseen attack is the weaker one.
+
+    Raises:
+        InputError: a run that is not measured, or an unknown name.
+    """
+    look = last_look(run)
+    if not look:
+        raise InputError(
+            f"{run.path} has no accuracies under unseen attacks: its notebook measures them, or "
+            "`robustlib.evaluation.measure_unseen`."
+        )
+    shares = {attack: float(row["accuracy"]) for attack, row in look["accuracies"].items()}
+    losses = {f"loss/{attack}": shares["known"] - share for attack, share in shares.items()}
+    if name not in {**shares, **losses}:
+        raise unknown("accuracy under unseen attacks", name, {**shares, **losses})
+    return {**shares, **losses}[name]
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What two looks must share to be compared."""
+    look = last_look(run)
+    own = {name: look.get(name) for name in ("split", "n", "seed")}
+    return own | {"attack": str(look.get("strengths")), "look": look.get("images")}

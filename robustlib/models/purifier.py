@@ -1,0 +1,177 @@
+"""Purifiers complete masked, noisy images; the one here is a GAN's generator, in the structure of DeepFillv2."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from robustlib.errors import InputError
+
+SMALL = 16  # pixels; below it kernels are 3 wide, above it the first is 5
+
+
+class Purifier(nn.Module):
+    """g(x, m): images (B, C, H, W) in [0, 1], mid-grey where their masks m (B, 1, H, W) are 1 -> completed images in [0, 1].
+
+    A size that `multiple` does not divide is padded by its last pixels on the way in and cropped on the way out. A checkpoint
+    knows the shape of its images, and is refused by a purifier of others.
+
+    Args:
+        image_shape: (C, H, W).
+        multiple: of pixels, that the network takes.
+    """
+
+    made_for: Tensor
+
+    def __init__(self, image_shape: Sequence[int], multiple: int = 1) -> None:
+        super().__init__()
+        self.image_shape, self.multiple = tuple(image_shape), multiple
+        self.register_buffer("made_for", torch.tensor(self.image_shape))
+
+    def outputs(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """All that a loss may look at, each (B, C, H, W) in [0, 1]; the last is the purified image.
+
+        Raises:
+            InputError: images of another shape than the purifier was built for.
+        """
+        if tuple(x.shape[1:]) != self.image_shape or mask.shape != (len(x), 1, *self.image_shape[1:]):
+            raise InputError(
+                f"The purifier completes images of shape {self.image_shape}, one mask of one channel each, not {tuple(x.shape)} "
+                f"with masks {tuple(mask.shape)}: build one for these images."
+            )
+        height, width = self.image_shape[1:]
+        margin = (0, -width % self.multiple, 0, -height % self.multiple)
+        if any(margin):
+            x, mask = (F.pad(part, margin, mode="replicate") for part in (x, mask))
+        return tuple(image[..., :height, :width] for image in self.complete(x, mask))
+
+    def complete(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """As `outputs`, of images whose sides `multiple` divides; here, as they are: a purifier that leaves holes grey."""
+        return (x,)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The purified images (B, C, H, W), in [0, 1]."""
+        return self.outputs(x, mask)[-1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        theirs = state_dict.get(f"{prefix}made_for")
+        if theirs is not None and tuple(theirs.tolist()) != self.image_shape:
+            raise InputError(
+                f"These weights are of a purifier of images of shape {tuple(theirs.tolist())}, and this one completes "
+                f"{self.image_shape}: choose the data set it was trained on, or train a purifier for this one."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def gated_sum(x: Tensor, maps: Tensor) -> Tensor:
+    """a * x + (1 - a) * s of x and, as logits of a and s, the halves of `maps` (B, 2C, H, W): a residual output in [0, 1].
+
+    Where a = 1 the image is kept, where a = 0 it is painted anew. No clamp is needed, which would cut the gradient wherever a
+    correction leaves [0, 1]; and a plain tanh collapsed to a constant.
+    """
+    keep, paint = maps.to(x.dtype).sigmoid().chunk(2, 1)
+    return keep * x + (1 - keep) * paint
+
+
+class Generator(Purifier):
+    """Two gated-convolution U-Nets in a row (after Yu et al. 2019, DeepFillv2): the second sees what the first put into the holes.
+
+    Unlike DeepFillv2 it has no contextual attention, which in the released code takes the first image's mask for the whole batch;
+    it has skip connections, a `gated_sum` in the place of tanh, and as many down-samplings as the images allow: 1 below 16
+    pixels, 2 up to 64, 3 above.
+
+    Args:
+        image_shape: (C, H, W).
+        width: maps at full resolution; twice as many after the first down-sampling, four times after the second.
+    """
+
+    def __init__(self, image_shape: Sequence[int], width: int) -> None:
+        side = min(image_shape[1:])
+        downs = 1 if side < SMALL else 2 if side <= 64 else 3
+        super().__init__(image_shape, 2**downs)
+        self.coarse, self.fine = (UNet(image_shape[0], width, downs, side) for _ in range(2))
+
+    def complete(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(coarse, fine), of images whose sides `multiple` divides."""
+        coarse = gated_sum(x, self.coarse(x, mask))
+        filled = coarse * mask + x * (1 - mask)
+        return coarse, gated_sum(filled, self.fine(filled, mask))
+
+
+class GatedConv(nn.Module):
+    """ELU(a) * sigmoid(b) with a, b the halves of one convolution's maps (Yu et al. 2019, eq. 2)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, 2 * outputs, kernel, stride, padding, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        value, gate = self.conv(x).chunk(2, 1)
+        return F.elu(value) * gate.sigmoid()
+
+
+class UNet(nn.Module):
+    """Gated convolutions down, dilated ones at the bottom, and up again with skip connections: logits for a `gated_sum`.
+
+    Args:
+        channels: of the images.
+        width: maps at full resolution.
+        downs: how often the image is halved.
+        side: its shorter side in pixels; dilations 1, 2, 4 ... reach half of what is left of it.
+    """
+
+    def __init__(self, channels: int, width: int, downs: int, side: int) -> None:
+        super().__init__()
+        widths = [width * min(2**level, 4) for level in range(downs + 1)]
+        self.first = GatedConv(channels + 2, width, 3 if side < SMALL else 5)
+        self.down = nn.ModuleList(GatedConv(a, b, stride=2) for a, b in pairwise(widths))
+        reach = [2**k for k in range(5) if 2**k <= max(1, (side >> downs) // 2)]
+        self.bottom = nn.Sequential(*(GatedConv(widths[-1], widths[-1], dilation=step) for step in reach))
+        self.up = nn.ModuleList(GatedConv(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.last = nn.Conv2d(width, 2 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, 2C, H, W) for images x (B, C, H, W) in [0, 1] behind masks (B, 1, H, W)."""
+        z = self.first(
+            torch.cat([2 * x - 1, torch.ones_like(mask), mask], 1)
+        )  # the ones show where zero padding begins
+        skips = []
+        for layer in self.down:
+            skips.append(z)
+            z = layer(z)
+        z = self.bottom(z)
+        for layer in self.up:
+            z = layer(torch.cat([F.interpolate(z, scale_factor=2.0), skips.pop()], 1))
+        return self.last(z)
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores D (B, P) of patches of an image beside its mask; every convolution is spectrally normalised (Miyato et al. 2018).
+
+    As in SN-PatchGAN (Yu et al. 2019), which takes its last maps for scores, here a last convolution gives one score a position.
+    Images are halved until 4 pixels are left, and at least twice. In train mode each pass takes a step of power iteration.
+
+    Args:
+        image_shape: (C, H, W).
+        width: maps of the first layer; two and four times as many later on.
+    """
+
+    def __init__(self, image_shape: Sequence[int], width: int) -> None:
+        super().__init__()
+        side = min(image_shape[1:])
+        depth, kernel = max(2, (side // 4 - 1).bit_length()), 3 if side < SMALL else 5
+        widths = [image_shape[0] + 1, *(width * min(2**level, 4) for level in range(depth))]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, kernel, 2, kernel // 2)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Scores (B, P) of images x (B, C, H, W) in [0, 1] with masks (B, 1, H, W), 1 where they were hidden."""
+        return self.layers(torch.cat([2 * x - 1, mask], 1)).flatten(1)

@@ -1,0 +1,100 @@
+"""What the randomness of a model is worth, and what is left of its robustness under attacks that it was not trained against."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from robustlib.tables.words import attack_name, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOTHING = {"accuracy": float("nan")}
+WEAK = "classifier"  # the surrogate without purifier, whose gradients say little
+
+
+def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.DataFrame":
+    """A randomised model asked in every way, clean and attacked, with 95 % intervals: expected, once, worst of K, fixed, at full strength.
+
+    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what
+    an attack leaves that knows only the bare classifier, and PGD+EOT over gradient samples, which should no longer fall.
+
+    Args:
+        results: of `robustlib.evaluation.evaluate_run`.
+        found: of `robustlib.evaluation.measure_randomness`.
+    """
+    import pandas as pd
+
+    rows = {row["attack"]: row for row in results["rows"]}
+    kinds = {
+        "expected": "mean over fresh draws",
+        "single": "a single draw",
+        "worst": f"worst of {found['draws']} draws",
+    }
+    table = {name: (found["clean"][kind], found["attacked"][kind]) for kind, name in kinds.items()}
+    for fixed in found["fixed"]:
+        table[f"draw fixed by seed {fixed['seed']}, known to the attacker"] = (fixed["clean"], fixed["attacked"])
+    if "plateau" in results:
+        plateau = results["plateau"]
+        told = "its number is the headline" if plateau["taken"] else "the headline stands"
+        table[f"PGD+EOT at full strength: {told}"] = (NOTHING, plateau["full"])
+        table["headline before it"] = (rows["clean"], plateau["worst"])
+    if weak := [row for name, row in rows.items() if name.endswith(f"@{WEAK}")]:
+        least = min(weak, key=lambda row: float(row["accuracy"]))
+        table[f"weak: {attack_name(least['attack'])} alone"] = (NOTHING, least)
+    for point in found["eot"]:
+        table[f"PGD+EOT with {point['samples']} gradient sample{'s' * (point['samples'] > 1)}"] = (NOTHING, point)
+    written = {name: {"clean": _cell(clean), "attacked": _cell(attacked)} for name, (clean, attacked) in table.items()}
+    return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
+
+
+def unseen(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """Known worst case and unseen attacks of several runs on the same images, and what each run loses from one to the other.
+
+    Args:
+        measured: of `robustlib.evaluation.measure_unseen`.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, run in measured.groupby("run", sort=False):
+        cells = {attack_name(row["attack"]): _cell(row) for row in run.to_dict("records")}
+        lost = {
+            f"lost to {attack_name(row['attack']).removeprefix('unseen: ')}": f"{100 * row['loss']:+.1f}".replace(
+                "-", "−"
+            )
+            for row in run.to_dict("records")
+            if row["attack"] not in ("clean", "known")
+        }
+        rows.append({"run": name, **cells, **lost, "images": int(run["n"].iloc[0])})
+    return pd.DataFrame(rows)
+
+
+def inflation(grid: "pd.DataFrame") -> "pd.DataFrame":
+    """Purifiers by transform and fine-tuning: what a weak attack says of each, what a strong one, and how far these are apart.
+
+    Args:
+        grid: of `robustlib.batch.purifier_grid`.
+    """
+    import pandas as pd
+
+    rows = []
+    for row in grid.to_dict("records"):
+        cells = {kind: percent(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("weak", "strong")}
+        apart = f"{100 * (row['weak'] - row['strong']):+.1f} points".replace("-", "−")
+        told = {"clean": percent(row["clean"]), **cells, "weak less strong": apart, "worst case": percent(row["worst"])}
+        rows.append({"model": row["row"], **told, "seeds": row["seeds"], "images": row["n"]})
+    return pd.DataFrame(rows)
+
+
+def cost(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """What the purifier costs each image, for people.
+
+    Args:
+        frame: of `robustlib.representation.forward_cost`.
+    """
+    sides = {f"{side}, ms an image": [f"{value:.3g}" for value in frame[side]] for side in ("classifier", "purified")}
+    return frame[["pass"]].assign(**sides, ratio=[f"{value:.1f}×" for value in frame["ratio"]])
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    return percent(row["accuracy"], row.get("low"), row.get("high"))

@@ -1,0 +1,470 @@
+"""Models that answer at random: what they meet, what their randomness is worth, and what unseen attacks leave of them."""
+
+from dataclasses import replace
+from math import erf, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlib import tables
+from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
+from robustlib.claims import Claim, gather, measure_of
+from robustlib.data import Dataset, Split
+from robustlib.errors import InputError
+from robustlib.evaluation import (
+    Budget,
+    budget_of,
+    check_plateau,
+    evaluate,
+    evaluate_run,
+    fixed_draw,
+    luck,
+    measure_randomness,
+    measure_unseen,
+    standard_attacks,
+    summarise,
+)
+from robustlib.evaluation.randomness import eot_curve, fixed_accuracies
+from robustlib.evaluation.run_randomness import with_plateau
+from robustlib.evaluation.suites import randomised_views
+from robustlib.evaluation.unseen import Unseen, unseen_attacks, unseen_of
+from robustlib.evaluation.views import meant_for
+from robustlib.methods import make_method
+from robustlib.models import build_model
+from robustlib.runs import Run, read_json, save_weights, write_json
+from robustlib.training import fit
+
+THREAT = Threat("linf", 0.2)
+TINY = Budget(images=6, pgd_eot=(2, 2), autoattack=(1, 2), stadv=(1, 2), queries=2, votes=2, curve=4, full=(3, 2))
+
+
+class Coin(nn.Module):
+    """Right with probability `p` in each draw of each image, whatever the image is."""
+
+    stochastic = True
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.p - torch.rand(len(x)) + 0 * x.flatten(1).sum(1)
+        return torch.stack([heads, -heads], 1)
+
+
+class Noisy(nn.Module):
+    """A linear model of two classes, margin w x + b for class 0, with Gaussian noise on the margin alone."""
+
+    def __init__(self, sigma: float = 0.5, shift: float | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.register_buffer("w", torch.randn(16, generator=generator) / 2)
+        self.sigma, self.shift, self.stochastic = sigma, shift, shift is None
+
+    def margin(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.get_buffer("w") + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(len(x)) if self.shift is None else self.shift
+        margin = self.margin(x) + self.sigma * noise
+        return torch.stack([margin, 0 * margin], 1)
+
+    def fixed(self, seed: int) -> "Noisy":
+        shift = float(torch.randn((), generator=torch.Generator().manual_seed(seed)))
+        return Noisy(self.sigma, shift)
+
+
+def images(n: int, low: int = 64, high: int = 192) -> Split:
+    """Images of class 0 that no clipping touches within 0.2."""
+    grey = torch.randint(low, high, (n, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return Split(grey, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+
+
+def phi(z: Tensor) -> np.ndarray:
+    return np.array([0.5 * (1 + erf(value / sqrt(2))) for value in z.tolist()])
+
+
+# ---- what the same draws say, counted otherwise
+
+
+def test_the_worst_of_ten_draws_of_a_coin_is_p_to_the_tenth_attacked_or_not() -> None:
+    found = luck(evaluate(Coin(0.9), images(1000), {"fgsm": FGSM(THREAT), "pgd": PGD(THREAT, steps=1)}))
+    for kind in ("clean", "attacked"):
+        assert found[kind]["expected"]["accuracy"] == pytest.approx(0.9, abs=0.02)
+        assert found[kind]["single"]["accuracy"] == pytest.approx(0.9, abs=0.02)
+        assert found[kind]["worst"]["accuracy"] == pytest.approx(0.9**10, abs=0.03)
+        assert found[kind]["worst"]["low"] < 0.9**10 < found[kind]["worst"]["high"]
+    assert found["successes"] == pytest.approx(100, abs=30)
+    assert found["repeated"] == pytest.approx(0.1, abs=0.02), "what fails in one draw is as good as new in the next"
+
+
+def test_draws_are_counted_as_written_out() -> None:
+    """Restated with loops: chosen by the odd draws, counted on the even ones."""
+    rng, n = np.random.default_rng(0), 40
+    rows: list[dict[str, Any]] = [
+        {"index": i, "label": 0, "attack": attack, "surrogate": "", "component": "", "eps": 0.2, "draw": draw}
+        | {"prediction": int(rng.random() > p), "margin": rng.normal(), "valid": True}
+        for i in range(n)
+        for attack, p in (("clean", 0.9), ("a", 0.5), ("b", 0.4))
+        for draw in range(20)
+    ]
+    found = luck(pd.DataFrame(rows))
+    right = {(r["index"], r["attack"], r["draw"]): r["prediction"] == 0 for r in rows}
+    margin = {(r["index"], r["attack"], r["draw"]): r["margin"] for r in rows}
+    counts = {kind: [0.0, 0.0, 0.0] for kind in ("clean", "attacked")}
+    failed, again = 0, []
+    for i in range(n):
+        key = {
+            a: (np.mean([right[i, a, d] for d in range(1, 20, 2)]), np.mean([margin[i, a, d] for d in range(1, 20, 2)]))
+            for a in "ab"
+        }
+        for kind, attack in (("clean", "clean"), ("attacked", min(key, key=lambda a: key[a]))):
+            even = [right[i, attack, d] for d in range(0, 20, 2)]
+            for k, value in enumerate((np.mean(even), even[0], all(even))):
+                counts[kind][k] += float(value)
+            if kind == "attacked" and not even[0]:
+                failed += 1
+                again.append(1 - np.mean(even[1:]))
+    for kind, (expected, single, worst) in counts.items():
+        mine = [found[kind][name]["correct"] for name in ("expected", "single", "worst")]
+        assert mine == pytest.approx([expected, single, worst])
+    assert (found["successes"], found["repeated"]) == (failed, pytest.approx(np.mean(again)))
+
+
+def test_too_few_draws_to_take_the_worst_of() -> None:
+    few = evaluate(Coin(0.9), images(5), {}, draws=4)
+    assert luck(few, draws=2)["draws"] == 2
+    with pytest.raises(InputError, match="The worst of 10 draws needs 20"):
+        luck(few)
+    with pytest.raises(InputError, match="evaluate a stochastic model"):
+        luck(few.iloc[:0])
+    assert luck(evaluate(Coin(1.0), images(5), {}))["repeated"] is None, "nothing failed"
+
+
+# ---- fixed randomness
+
+
+def test_a_fixed_draw_is_attacked_and_judged_by_itself() -> None:
+    model, split = Noisy(), images(200)
+    x = split.images.float() / 255
+    rows = fixed_accuracies(model, split, THREAT, TINY, seeds=(0, 3))
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    for row in rows:
+        margin = model.margin(x) + model.sigma * float(model.fixed(row["seed"]).shift or 0)
+        assert row["clean"]["correct"] == int((margin > 0).sum())
+        assert row["attacked"]["correct"] == int((margin - taken > 0).sum())
+    assert rows[0]["attacked"] != rows[1]["attacked"], "another draw"
+    assert 0 < rows[0]["attacked"]["correct"] < rows[0]["clean"]["correct"]
+
+
+def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient() -> None:
+    model, split = Noisy(), images(300)
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    expected = phi((model.margin(split.images.float() / 255) - taken) / model.sigma).mean()
+    budget = replace(TINY, pgd_eot=(4, 2))
+    curve = eot_curve(model, split, THREAT, budget, samples=(1, 5))
+    assert [point["samples"] for point in curve] == [1, 5]
+    assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
+
+
+def test_a_deterministic_evaluation_of_a_stochastic_model_needs_a_seed() -> None:
+    model, split = Noisy(), images(4)
+    with pytest.raises(
+        InputError, match="Noisy is stochastic, and a deterministic evaluation fixes its draw: give a seed"
+    ):
+        fixed_draw(model)
+    with pytest.raises(InputError, match=r"Coin is stochastic.*needs a method fixed\(seed\)"):
+        fixed_draw(Coin(0.5), 3)
+    with pytest.raises(InputError, match=r"fix its randomness with a seed: model.fixed\(seed\)"):
+        evaluate(model, split, {}, draws=1)
+    still = fixed_draw(model, 3)
+    assert torch.equal(still(torch.ones(2, 1, 4, 4)), still(torch.ones(2, 1, 4, 4)))
+    assert fixed_draw(still) is still
+
+
+# ---- budgets
+
+
+def test_a_preset_says_what_randomised_models_meet() -> None:
+    budget = budget_of("digits")
+    assert (budget.images, budget.pgd_eot, budget.autoattack) == (128, (40, 8), (20, 8))
+    assert (budget.stadv, budget.queries, budget.full) == ((40, 8), 1000, (200, 20))
+    assert budget_of("cifar10-paper") == budget_of("") == budget_of(None) == Budget()
+    attacks = standard_attacks(THREAT, stochastic=True, budget=budget)
+    assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
+    assert attacks["autoattack"] == AutoAttack(THREAT, version="rand", steps=20, eot=8, queries=1000)
+    first = attacks["autoattack"].components(10)["apgd-dlr"]  # type: ignore[attr-defined]
+    assert first == APGD(THREAT, 20, "dlr", eot=8)
+    assert (attacks["square"].queries, attacks["square"].votes) == (1000, 4)  # type: ignore[attr-defined]
+    assert {part.steps for name, part in attacks["aa_standard"].components(10).items() if name != "square"} == {20}  # type: ignore[attr-defined]
+    assert unseen_of("digits").l2 == 0.6
+    assert unseen_of("cifar10-paper") == Unseen(l2=0.5, flow=0.8)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Budget(pgd_eot=(40, 0)),
+            r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1",
+        ),
+        (lambda: Budget(queries=0), "queries=0"),
+        (lambda: Budget(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
+        (lambda: Unseen(l2=0.0), "l2=0.0: give a number above 0"),
+        (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
+        (lambda: AutoAttack(THREAT, version="rand", eot=0), "eot=0"),
+        (lambda: StAdv(0.2, eot=0), "eot=0"),
+        (lambda: AutoAttack(THREAT, steps=0), "steps=0"),
+    ],
+)
+def test_budgets_and_gradient_samples_below_one_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustlib.evaluation.budgets.PRESETS", tmp_path)
+    (tmp_path / "odd.yaml").write_text("randomised: {imags: 3}\nunseen: {l3: 1}\n")
+    with pytest.raises(InputError, match=r"Unknown entry of randomised in odd\.yaml 'imags'\. Did you mean 'images'"):
+        budget_of("odd")
+    with pytest.raises(InputError, match=r"unseen in odd\.yaml 'l3'"):
+        unseen_of("odd")
+
+
+def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
+    attacks = randomised_views(THREAT, TINY)
+    assert list(meant_for(attacks, Noisy())) == ["pgd_eot"]
+    assert list(meant_for(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
+    alone = {"pgd": PGD(THREAT)}
+    assert meant_for(alone, Noisy()) == alone, "better than nothing"
+
+
+# ---- the plateau
+
+
+@pytest.mark.parametrize(("full", "taken"), [(0.50, False), (0.4999, True), (0.6, False)])
+def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full: float, taken: bool) -> None:
+    rows = [{"attack": "clean", "accuracy": 0.9}, {"attack": "worst", "accuracy": 0.53, "protocol": "all"}]
+    told = with_plateau({"rows": rows, "n": 128}, {"attack": "pgd_eot", "accuracy": full, "protocol": "PGD(200)"})
+    headline = told["rows"][-1]
+    assert (headline["attack"], headline["accuracy"]) == ("worst", full if taken else 0.53)
+    assert told["plateau"]["taken"] is taken
+    assert (told["plateau"]["full"]["accuracy"], told["plateau"]["worst"]["accuracy"]) == (full, 0.53), "both are kept"
+    assert ("leaves 53.0 %" in headline["protocol"]) is taken
+    assert rows[-1]["accuracy"] == 0.53, "the results that were given stay"
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A plain run, and one of the same classifier behind an untrained purifier."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+    for name, seed in (("plain", 0), ("pure", 1)):
+        recipe = make_method("standard", "digits", arch="mlp", epochs=1, train_examples=200)
+        made[name] = fit(recipe, digits, root=root, seed=seed, device="cpu", progress=False)
+    options = {"purified": {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "grid": 4, "width": 2}}
+    model = build_model("mlp", digits, **options)
+    model.load_state_dict(made["pure"].model().state_dict(), strict=False)
+    model.deploy()  # type: ignore[operator]
+    for file in ("model.safetensors", "last.safetensors"):
+        save_weights(model, made["pure"].path / file)
+    write_json(made["pure"].path / "params.json", made["pure"].params() | {"model": options})
+    return made
+
+
+@pytest.fixture
+def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+    """Both, evaluated within a tiny budget."""
+    for room in ("run_results", "run_randomness", "run_unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: TINY)
+    quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
+    deterministic = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=2), "cw50": FGSM(digits.threat)}
+    deterministic["autoattack"] = quick  # type: ignore[assignment]
+    real = standard_attacks
+
+    def attacks(threat: Threat, stochastic: bool, budget: Budget) -> Any:
+        return real(threat, True, budget) if stochastic else deterministic
+
+    monkeypatch.setattr("robustlib.evaluation.protocol.standard_attacks", attacks)
+    monkeypatch.setattr("robustlib.evaluation.run_results.EPS_MULTIPLES", (0, 1))
+    monkeypatch.setattr("robustlib.evaluation.run_results.STEPS", (0, 1))
+    for room in ("run_results", "suites"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.EOT", 2)
+    for run in runs.values():
+        evaluate_run(run, digits, n=8, device="cpu")
+    return runs
+
+
+def test_a_randomised_run_is_evaluated_within_its_budget(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluated["pure"]
+    results = run.results()
+    assert (results["n"], results["budget"]) == (6, TINY.facts())
+    assert evaluated["plain"].results()["n"] == 8
+    assert "budget" not in evaluated["plain"].results()
+    rows = {row["attack"]: row["protocol"] for row in results["rows"]}
+    assert repr(PGDEOT(digits.threat, 2, 2)) == rows["pgd_eot"]
+    assert "version='rand'" in rows["autoattack"]
+    assert "eot=2, steps=1, queries=2" in rows["autoattack"]
+    views = {name for name in rows if "@" in name}
+    assert {"pgd_eot@bpda", "pgd_eot@unclipped", "pgd20@classifier", "aa_standard@classifier"} <= views
+    assert not views & {"pgd20@bpda", "aa_standard@bpda", "pgd_eot@classifier", "cw50@bpda"}
+    assert "searched on the surrogate bpda" in rows["pgd_eot@bpda"]
+    found = read_json(run.path / "randomness.json")
+    assert [row["seed"] for row in found["fixed"]] == [0, 1, 2]
+    assert [row["samples"] for row in found["eot"]] == [1, 5, 20]
+    assert found["attacked"]["single"]["n"] == found["clean"]["worst"]["n"] == 6
+    table = tables.randomness(results, found)
+    assert {
+        "mean over fresh draws",
+        "a single draw",
+        "worst of 10 draws",
+        "draw fixed by seed 2, known to the attacker",
+    } <= set(table.index)
+    assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
+    monkeypatch.setattr("robustlib.evaluation.run_randomness.luck", lambda *_: 1 / 0)
+    assert evaluate_run(run, digits, n=8, device="cpu") == results
+    assert measure_randomness(run, digits) == found
+    with pytest.raises(InputError, match="answers the same each time"):
+        measure_randomness(evaluated["plain"], digits)
+
+
+def test_the_plateau_is_checked_once(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluated["pure"]
+    results = check_plateau(run, digits, device="cpu")
+    assert results == run.results()
+    assert results["plateau"]["full"]["protocol"] == repr(PGDEOT(digits.threat, 3, 2))
+    assert results["plateau"]["full"]["n"] == 6
+    assert not run.evaluation.exists()
+    monkeypatch.setattr("robustlib.evaluation.run_randomness.evaluate", lambda *_, **__: 1 / 0)
+    assert check_plateau(run, digits, device="cpu") == results
+    told = [
+        name for name in tables.randomness(results, measure_randomness(run, digits)).index if "full strength" in name
+    ]
+    assert told == [
+        "PGD+EOT at full strength: "
+        + ("its number is the headline" if results["plateau"]["taken"] else "the headline stands")
+    ]
+    assert evaluate_run(run, digits, n=8, device="cpu") == results, "it stays with the results"
+
+
+# ---- unseen attacks
+
+
+def test_unseen_attacks_of_any_run_beside_the_known_ones(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robustlib.evaluation.run_unseen.unseen_attacks", quick_unseen)
+    table = measure_unseen(evaluated, digits, device="cpu")
+    assert table["run"].unique().tolist() == ["plain", "pure"]
+    assert table.groupby("run")["attack"].agg(list).tolist() == [["clean", "known", "l2", "stadv"]] * 2
+    assert set(table["n"]) == {6}, "the same images for all"
+    for name, run in evaluated.items():
+        rows = table[table["run"] == name].set_index("attack")
+        mine = run.records()
+        mine = mine[mine["index"].isin(digits.test.sample(6).indices.tolist())]
+        known = summarise(mine)["accuracy"].iloc[-1]
+        assert rows.loc["known", "accuracy"] == known
+        assert rows["loss"].tolist() == pytest.approx([known - share for share in rows["accuracy"]])
+        assert measure_of(run, "unseen/stadv") == rows.loc["stadv", "accuracy"]
+        assert measure_of(run, "unseen/known") == known
+        assert measure_of(run, "unseen/loss/l2") == pytest.approx(known - rows.loc["l2", "accuracy"])
+        assert "l2" in rows.loc["l2", "protocol"]
+        assert rows.loc["stadv", "protocol"].startswith("StAdv(bound=0.2")
+    shown = tables.unseen(table)
+    assert list(shown.columns)[-3:] == ["lost to L2", "lost to StAdv", "images"]
+    monkeypatch.setattr("robustlib.evaluation.run_unseen.evaluate", lambda *_, **__: 1 / 0)
+    pd.testing.assert_frame_equal(measure_unseen(evaluated, digits, device="cpu"), table)
+    with pytest.raises(InputError, match=r"not evaluated on all of these 7 images.*--examples 7"):
+        measure_unseen({"pure": evaluated["pure"]}, digits, n=7)
+    results = evaluated["plain"].results()
+    write_json(evaluated["plain"].path / "results.json", results | {"n": 5})
+    with pytest.raises(ZeroDivisionError):
+        measure_unseen(evaluated, digits, device="cpu")  # on fewer images
+    write_json(evaluated["plain"].path / "results.json", results)
+    with pytest.raises(InputError, match="no runs to measure"):
+        measure_unseen({}, digits)
+
+
+def quick_unseen(unseen: Unseen, stochastic: bool, budget: Budget) -> dict[str, Any]:
+    """As they are, but without what a deterministic model makes costly."""
+    kinds = unseen_attacks(unseen, stochastic, budget)
+    return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}
+
+
+def test_the_unseen_attacks_have_the_strengths_of_the_preset() -> None:
+    random, still = (unseen_attacks(Unseen(l2=0.6, flow=0.2), stochastic, TINY) for stochastic in (True, False))
+    assert list(random) == list(still) == ["l2", "stadv"]
+    assert random["l2"] == {
+        "pgd_eot": PGDEOT(Threat("l2", 0.6), 2, 2),
+        "autoattack": AutoAttack(Threat("l2", 0.6), version="rand", steps=1, eot=2),
+    }
+    assert still["l2"] == {"autoattack": AutoAttack(Threat("l2", 0.6), queries=2)}
+    assert random["stadv"] == {"stadv": StAdv(0.2, 1, eot=2)}
+    assert still["stadv"] == {"stadv": StAdv(0.2, 1)}
+
+
+def looked(root: Path, arm: str, seed: int, **accuracies: float) -> Run:
+    """A finished run, whose unseen.json has these accuracies."""
+    method, _, changed = arm.partition(" ")
+    run = Run(root / "digits" / method / f"{changed}-{seed}")
+    write_json(run.path / "params.json", {"method": method, "changed": changed, "dataset": "digits", "seed": seed})
+    write_json(run.path / "status.json", {"state": "done"})
+    facts = {"n": 100, "split": "test", "seed": 0, "strengths": {"l2": 0.6, "flow": 0.2}, "images": "a"}
+    rows = {name: {"accuracy": share} for name, share in accuracies.items()}
+    write_json(run.path / "unseen.json", {"old": {**facts, "n": 3}, "last": {**facts, "accuracies": rows}})
+    return run
+
+
+def claim(measure: str, direction: Any = "higher") -> Claim:
+    return Claim(name="c", text="A claim.", source="a test", measure=measure, arm="a", than="b", direction=direction)
+
+
+def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
+    runs = [looked(tmp_path, "a", s, clean=0.9, known=0.5 + s / 10, l2=0.4, stadv=0.3) for s in (0, 1)]
+    runs += [looked(tmp_path, "b", s, clean=0.8, known=0.7, l2=0.2, stadv=0.25) for s in (0, 1)]
+    expected = {"unseen/l2": [0.2, 0.2], "unseen/stadv": [0.05, 0.05], "unseen/clean": [0.1, 0.1]}
+    expected |= {"unseen/known": [-0.2, -0.1], "unseen/loss/l2": [-0.4, -0.3], "unseen/loss/stadv": [-0.25, -0.15]}
+    for measure, differences in expected.items():
+        evidence = gather(claim(measure), runs, [0, 1])
+        assert list(evidence.differences.values()) == pytest.approx(differences)
+        assert evidence.step == 0.01
+        assert not evidence.missing
+    with pytest.raises(InputError, match=r"Unknown accuracy under unseen attacks 'l3'\. Did you mean 'l2'"):
+        measure_of(runs[0], "unseen/l3")
+    row = tables.claims([tested := _finding(claim("unseen/loss/stadv", "lower"), runs)]).iloc[0]
+    assert row["compared"] == "a − b: known attacks, worst case, less unseen: StAdv"
+    assert tested.evidence.differences
+
+
+def _finding(asked: Claim, runs: list[Run]) -> Any:
+    from robustlib.claims import judge
+
+    return judge([asked], runs, [0, 1])[0]
+
+
+def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path) -> None:
+    usual = [looked(tmp_path, arm, s, known=0.5, l2=0.4) for arm in "ab" for s in (1, 2)]
+    alone = looked(tmp_path, "a", 0, known=0.5, l2=0.4)
+    bare = looked(tmp_path, "b", 0, known=0.5, l2=0.4)
+    (bare.path / "unseen.json").unlink()
+    (missing,) = gather(claim("unseen/l2"), [*usual, alone, bare], [0, 1, 2]).missing
+    assert missing == "seed 0: b has not met unseen attacks"
+    with pytest.raises(InputError, match="its notebook measures them"):
+        measure_of(bare, "unseen/l2")
+    other = looked(tmp_path / "o", "b", 0, known=0.5, l2=0.4)
+    looks = read_json(other.path / "unseen.json")
+    write_json(other.path / "unseen.json", {"x": looks["last"] | {"strengths": {"l2": 0.9}}})
+    (missing,) = gather(claim("unseen/l2"), [*usual, alone, other], [0, 1, 2]).missing
+    assert "b was judged otherwise (attack {'l2': 0.9} and not {'l2': 0.6, 'flow': 0.2})" in missing

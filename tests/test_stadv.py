@@ -1,0 +1,247 @@
+"""StAdv against what is known: shifted images, torch's own sampling, double loops, flows with an analytic optimum."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.attacks import PGD, Draws, StAdv, Threat, View
+from robustlib.attacks.stadv import move, total_variation
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.evaluation import evaluate
+from tests.conftest import Linear
+
+SIDE, SLOPE = 12, 1 / 12  # of `ramp`, whose every pixel is SLOPE brighter than its left neighbour
+
+
+def ramp(n: int = 1) -> torch.Tensor:
+    return (torch.arange(SIDE) * SLOPE).expand(n, 1, SIDE, SIDE).clone()
+
+
+def edge(n: int = 1) -> torch.Tensor:
+    """Dark on the left, bright on the right."""
+    return (torch.arange(SIDE) >= SIDE // 2).float().expand(n, 1, SIDE, SIDE).clone()
+
+
+# ---- moving
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 5, 7), (1, 3, 160, 160)])
+def test_no_flow_is_the_identity(shape):
+    x = torch.rand(shape)
+    assert torch.equal(move(x, torch.zeros(shape[0], 2, *shape[2:])), x)
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 1), (-2, 3), (40, -40)])
+def test_whole_pixels_shift_the_image_exactly(down, right):
+    x = torch.rand(2, 3, 7, 10)
+    flow = torch.tensor([down, right]).float().view(1, 2, 1, 1).expand(2, 2, 7, 10)
+    rows, columns = (np.arange(7) + down).clip(0, 6), (np.arange(10) + right).clip(0, 9)
+    assert torch.equal(move(x, flow), x[:, :, rows][:, :, :, columns])
+
+
+def test_moves_as_torch_samples():
+    x, flow = torch.rand(3, 2, 9, 14), 4 * torch.randn(3, 2, 9, 14)
+    place = torch.stack(torch.meshgrid(torch.arange(9.0), torch.arange(14.0), indexing="ij")) + flow
+    grid = torch.stack([2 * place[:, 1] / 13 - 1, 2 * place[:, 0] / 8 - 1], -1)
+    theirs = F.grid_sample(x, grid, padding_mode="border", align_corners=True)
+    assert torch.allclose(move(x, flow), theirs, atol=2e-6)
+
+
+def test_gradient_by_the_flow_equals_finite_differences():
+    x = torch.rand(2, 2, 4, 5, dtype=torch.float64)
+    flow = torch.randint(-2, 2, (2, 2, 4, 5)) + 0.1 + 0.8 * torch.rand(2, 2, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda f: move(x, f), flow.requires_grad_(True))
+
+
+def test_total_variation_equals_its_formula():
+    flow = torch.randn(2, 2, 4, 5, dtype=torch.float64)
+    wanted = []
+    for u, v in flow.numpy():
+        total = 0.0
+        for i in range(4):
+            for j in range(5):
+                for k, m in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                    if 0 <= k < 4 and 0 <= m < 5:
+                        total += np.sqrt((u[i, j] - u[k, m]) ** 2 + (v[i, j] - v[k, m]) ** 2)
+        wanted.append(total)
+    assert np.allclose(total_variation(flow), wanted)
+
+
+def test_a_shift_is_perfectly_smooth():
+    flow = torch.full((1, 2, 4, 4), 3.0, requires_grad=True)
+    total = total_variation(flow).sum()
+    assert total == 0
+    assert torch.equal(torch.autograd.grad(total, flow)[0], torch.zeros(1, 2, 4, 4))
+
+
+# ---- attacking
+
+
+def flow_found(attack: StAdv, model: nn.Module) -> torch.Tensor:
+    """How far to the right each pixel was read, as the ramp shows it, but for columns that may have reached the border."""
+    x_adv = attack(model, ramp(), torch.zeros(1, dtype=torch.int64))
+    return ((x_adv - ramp()) / SLOPE)[0, 0, :, 3:-3]
+
+
+@pytest.mark.parametrize("objective", ["margin", "ce", "nll"])
+def test_the_optimum_on_a_ramp_is_the_bound_everywhere(objective):
+    model = Linear(shape=(1, SIDE, SIDE))
+    with torch.no_grad():
+        model.map.bias.copy_(torch.tensor([20.0, 0.0]))  # out of reach, or the example would leave
+    w = (model.map.weight[1] - model.map.weight[0]).view(SIDE, SIDE)[:, 3:-3]
+    if objective == "nll":
+        w = -model.map.weight[0].view(SIDE, SIDE)[:, 3:-3]
+    flow = flow_found(StAdv(0.8, 60, weight=0.0, objective=objective), model)
+    assert torch.allclose(flow, 0.8 * w.detach().sign(), atol=1e-4)
+
+
+def test_what_holds_a_flow_back():
+    model = Linear(shape=(1, SIDE, SIDE))
+    with torch.no_grad():
+        model.map.bias.copy_(torch.tensor([1e3, 0.0]))
+    flows = {weight: flow_found(StAdv(None, 60, 0.1, weight), model) for weight in (0.0, 1e-3, 1.0)}
+    free, held, stiff = (flow.abs().max() for flow in flows.values())
+    assert free > 2  # beyond any bound that was tested above
+    assert stiff < 0.1 < held
+    rough = [float(flow.diff(dim=0).abs().sum() + flow.diff(dim=1).abs().sum()) for flow in flows.values()]
+    assert rough[0] > 1.5 * rough[1] > 1.5 * rough[2]
+
+
+class LooksAtTheEdge(nn.Module):
+    """Class 1 where the pixels beside the middle are dark and bright; class 0 once the edge has moved by half a pixel."""
+
+    def forward(self, x):
+        step = (x[..., SIDE // 2] - x[..., SIDE // 2 - 1]).mean((1, 2))
+        return torch.stack([0.5 - step, step - 0.5], 1)
+
+
+class LooksAtTheMean(nn.Module):
+    """A constant kernel and global average pooling: wherever the bright part lies, class 1 if it is a quarter of the image."""
+
+    def forward(self, x):
+        kernel = torch.full((1, 1, 3, 3), 1 / 9)
+        mean = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), kernel).mean((1, 2, 3))
+        return torch.stack([0.25 - mean, mean - 0.25], 1)
+
+
+def test_fools_what_looks_at_an_edge_and_not_what_averages():
+    x, y = edge(4), torch.ones(4, dtype=torch.int64)
+    attack = StAdv(0.8, 40)
+    looks, averages = LooksAtTheEdge(), LooksAtTheMean()
+    assert (looks(x).argmax(1) == 1).all()
+    assert (looks(attack(looks, x, y)).argmax(1) == 0).all()
+    x_adv = attack(averages, x, y)
+    assert (averages(x_adv).argmax(1) == 1).all()
+    assert x_adv.mean() < x.mean()  # it tried
+    assert (
+        x.mean((1, 2, 3)) - x_adv.mean((1, 2, 3))
+    ).max() <= 0.8 / SIDE + 1e-6  # an edge of a pixel's height moves by 0.8
+
+
+# ---- the promises of the docstring
+
+
+@pytest.mark.parametrize("bound", [0.5, None])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_invariants(conv_net, bound, precision):
+    x, y = torch.rand(7, 3, 8, 8), torch.randint(0, 5, (7,))
+    kept, modes = x.clone(), [m.training for m in conv_net.train().modules()]
+    before = {name: tensor.clone() for name, tensor in conv_net.state_dict().items()}
+    x_adv = StAdv(bound, 4, lr=0.2, eot=2, precision=precision)(conv_net, x, y)
+    assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, x.dtype, False)
+    assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
+    assert torch.equal(x, kept)
+    assert [m.training for m in conv_net.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in conv_net.state_dict().items())
+    assert StAdv()(conv_net, x[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+def test_flows_belong_to_examples_not_to_batches(conv_net):
+    x, y = torch.rand(20, 3, 8, 8), torch.randint(0, 5, (20,))
+    attack, draws = StAdv(0.3, 6), Draws.for_examples(7, torch.arange(20))
+    whole = attack(conv_net, x, y, draws=draws)
+    parts = [attack(conv_net, x[i : i + 7], y[i : i + 7], draws=draws[i : i + 7]) for i in range(0, 20, 7)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
+
+
+def test_a_success_stays_where_it_is_and_more_steps_lose_none(conv_net):
+    x = torch.rand(40, 3, 8, 8)
+    y, draws = conv_net(x).argmax(1), Draws.for_examples(0, torch.arange(40))
+    found = [StAdv(0.2, steps)(conv_net, x, y, draws=draws) for steps in (3, 12)]
+    broken = [conv_net(x_adv).argmax(1) != y for x_adv in found]
+    assert 0 < broken[0][:].sum() < broken[1].sum()
+    seen = [StAdv(0.2, steps)(conv_net, x, y, draws=draws) for steps in (2, 3)]
+    early = conv_net(seen[0]).argmax(1) != y
+    assert torch.equal(seen[0][early], seen[1][early])
+
+
+def test_the_judge_decides_what_is_a_success():
+    x, y = edge(3), torch.ones(3, dtype=torch.int64)
+    never = LooksAtTheMean()
+    through = StAdv(0.8, 40)(View(LooksAtTheEdge(), never), x, y)
+    assert (LooksAtTheEdge()(through).argmax(1) == 0).all()
+    itself = StAdv(0.8, 40)(LooksAtTheEdge(), x, y)
+    middle = SIDE // 2
+    steps = [(x_adv[..., middle] - x_adv[..., middle - 1]).mean() for x_adv in (itself, through)]
+    assert steps[1] < steps[0] - 0.2  # who only fools the surrogate goes on
+
+
+def test_one_lucky_draw_is_no_success():
+    class Noisy(LooksAtTheEdge):
+        stochastic = True
+
+        def forward(self, x):
+            return super().forward(x) + 4 * torch.randn(len(x), 1) * torch.tensor([[1.0, -1.0]])
+
+    x, y = edge(8), torch.ones(8, dtype=torch.int64)
+    x_adv = StAdv(0.8, 40, eot=4)(Noisy(), x, y)
+    assert (LooksAtTheEdge()(x_adv)[:, 0] > 0.25).all()  # at the first lucky draw they had hardly moved
+
+
+def test_records_give_the_bound_and_know_no_ball():
+    images = (edge(6) * 255).to(torch.uint8)
+    split = Split(images, torch.ones(6, dtype=torch.int64), torch.arange(6))
+    attacks = {"stadv": StAdv(0.8, 20), "free": StAdv(None, 20), "pgd": PGD(Threat("linf", 0.1), 2)}
+    records = evaluate(LooksAtTheEdge(), split, attacks)
+    assert records.groupby("attack")["eps"].first().to_dict() == {"clean": 0, "stadv": 0.8, "free": 0, "pgd": 0.1}
+    assert records["valid"].all()
+    assert (records[records["attack"] == "stadv"]["prediction"] == 0).all()
+
+
+def test_what_is_left_out_follows_the_bound():
+    diffpure = 0.05 * 32 / 2  # grid units from -1 to 1 over 32 pixels
+    assert StAdv().bound == pytest.approx(diffpure)
+    assert StAdv().length == pytest.approx(0.01 * 32 / 2)
+    assert StAdv().smoothness == pytest.approx(0.0025 / 0.05 / (32 / 2))  # its norm is in grid units as well
+    assert StAdv(0.2).length == pytest.approx(0.04)
+    assert (StAdv(None).length, StAdv(None).smoothness) == pytest.approx((0.16, 0.05))
+    assert replace(StAdv(), lr=0.3, weight=0.0).length == 0.3
+    assert replace(StAdv(), lr=0.3, weight=0.0).smoothness == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"bound": 0.0}, "bound=0.0: give a positive number of pixels"),
+        ({"bound": float("nan")}, "bound=nan"),
+        ({"steps": 0}, "steps=0"),
+        ({"eot": 0}, "eot=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"weight": -1.0}, "weight=-1.0"),
+        ({"objective": "kl"}, "'kl'"),
+        ({"precision": "fp16"}, "bf16-mixed"),
+    ],
+)
+def test_bad_settings(settings, says):
+    with pytest.raises(InputError, match=says):
+        StAdv(**settings)
+
+
+def test_bad_images():
+    with pytest.raises(InputError, match="divide grey levels by 255"):
+        StAdv()(LooksAtTheEdge(), 255 * edge(), torch.ones(1, dtype=torch.int64))

@@ -141,7 +141,7 @@ def test_what_a_transform_cannot_be(fields, said):
 
 
 def test_a_grid_finer_than_the_image_is_refused():
-    with pytest.raises(InputError, match="grid=9 asks for more blocks a side .* 8x12 pixels .* at most 8"):
+    with pytest.raises(InputError, match=r"grid=9 asks for more blocks a side .* 8x12 pixels .* at most 8"):
         RandomTransform("rt1", grid=9).draw(images((1, 8, 12)))
 
 

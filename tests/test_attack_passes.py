@@ -13,6 +13,7 @@ from robustlib.training import At
 
 # Small numbers that differ from each other, so that a mistaken factor shows.
 SMALL = {"attack_steps": 2, "final_steps": 3, "tuning_epochs": 2, "head_epochs": 4, "epochs": 5, "pretrain_epochs": 1}
+SMALL |= {"repeats": 3, "classifier_epochs": 1, "purifier_epochs": 1}
 OWN: dict[str, dict[str, Any]] = {
     "fgsm_rs": {"attack_steps": 1},
     "n_fgsm": {"attack_steps": 1},
@@ -25,6 +26,7 @@ ARMS: list[tuple[str, dict[str, Any]]] = [
     *(("supcon", {"final": "alf"}), ("acl", {"final": "aff"}), ("claf", {"refresh_passes": 3, "adv_views": 2})),
     *(("claf", {"refresh": kind}) for kind in ("clean", "reinit", "never")),
     ("claf", {"adv_views": 0, "aug_epochs": 0, "final": "alf"}),
+    *(("atop", {"attack_through": "pipeline", "transform": "rt3"}), ("atop", {"fine_tune": False})),
 ]
 
 

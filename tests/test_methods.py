@@ -112,7 +112,8 @@ def test_every_preset_makes_every_method(preset, name):
 
 def made_up(preset):
     """Images of the shape and as many classes as the preset's data set has, which is not there."""
-    shape, classes = {"cifar100": ((3, 32, 32), 100), "tiny-imagenet": ((3, 64, 64), 200)}[preset_dataset(preset)]
+    kinds = {"cifar100": ((3, 32, 32), 100), "tiny-imagenet": ((3, 64, 64), 200), "imagenette": ((3, 160, 160), 10)}
+    shape, classes = kinds[preset_dataset(preset)]
     labels = np.arange(5 * classes) % classes
     images = np.random.default_rng(0).integers(0, 256, (len(labels), *shape), dtype=np.uint8)
     return Arrays((images, labels), (images[:classes], labels[:classes]), tuple(map(str, range(classes))))
@@ -129,7 +130,7 @@ def preset_data(monkeypatch):
     return put
 
 
-PAPERS = ("cifar100-paper", "tiny-imagenet-paper")
+PAPERS = ("cifar100-paper", "tiny-imagenet-paper", "imagenette-paper")
 
 
 @pytest.mark.parametrize("preset", PAPERS)

@@ -12,14 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from robustlib.attacks import Draws
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run
+from robustlib.threat import Threat
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
 from robustlib.training.fit import resolve_device, run_params
-from robustlib.training.validation import overfitting, validate
+from robustlib.training.validation import drawn_from, gradient_alignment, overfitting, validate
 
 from .conftest import Hidden
 
@@ -320,6 +322,40 @@ def test_a_stage_change_resumes_exactly(tmp_path, digits, monkeypatch, broken):
     assert torch.equal(weights(resumed), weights(undisturbed))
 
 
+@dataclass(frozen=True)
+class Ending(Scripted):
+    """Each stage looks at what it leaves; the second one is not content."""
+
+    def stages(self, dataset, model):
+        def learn(batch, at):
+            yield "all", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+        def end(which):
+            def look(shown, batch):
+                self.log.append((which, shown is model, len(batch), int(shown.head.bias.argmax())))
+                if which == "second":
+                    raise InputError("It has learnt nothing.")
+
+            return look
+
+        optimisers = {"all": Optim(model.parameters(), 0.1)}
+        return [Stage(name, 2, optimisers, (Pass(learn),), end=end(name)) for name in ("first", "second")]
+
+
+def test_a_stage_can_fail_at_its_end(tmp_path, digits):
+    log: list = []
+    for _ in range(2):  # a resumed training fails again
+        with pytest.raises(InputError, match="learnt nothing"):
+            train(Ending(log), digits, tmp_path)
+    assert [entry[:2] for entry in log] == [("first", True), ("second", True), ("second", True)]
+    assert log[0][2] == min(len(digits.val), 256)
+    (run,) = (Run(file.parent) for file in tmp_path.rglob("params.json"))
+    assert run.status()["state"] == "failed"
+    assert "learnt nothing" in run.status()["reason"]
+    assert not (run.path / "last.safetensors").exists()
+    assert list(run.metrics().stage) == ["first"] * 3 + ["second"] * 3
+
+
 def test_optimisers_can_be_built_more_than_once():
     optim = Optim(torch.nn.Linear(2, 2).parameters(), 0.1)
     assert len(optim.build().param_groups[0]["params"]) == len(optim.build().param_groups[0]["params"]) == 2
@@ -395,6 +431,41 @@ def test_validation_attacks_the_view_and_judges_the_deployed_model(digits):
     sure, wrong = (np.log(np.exp([3.0, *[0.0] * 9]).sum()) - top for top in (3.0, 0.0))
     deployed = right * sure + (1 - right) * wrong
     assert known.numbers["robust_loss_val"] == pytest.approx(deployed, rel=1e-5), "the loss of the deployed logits"
+
+
+class Noisy(torch.nn.Module):
+    """A classifier behind noise from the global generator, which moves many of its decisions."""
+
+    stochastic = True
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x + 2 * torch.randn_like(x))
+
+
+def test_a_stochastic_model_is_scored_on_the_same_draws_each_time(digits):
+    model, few, numbers = Noisy(build_model("mlp", digits)), digits.val.sample(60), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        numbers.append(validate(model, digits.train, few, digits.threat, 0, "32-true").numbers)
+    assert numbers[0]["clean_val"] == numbers[1]["clean_val"]
+    assert numbers[0]["robust_loss_val"] != numbers[1]["robust_loss_val"], "the attack draws its own numbers"
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with drawn_from(0, torch.device("cpu")):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_both_gradients_of_an_alignment_are_of_one_draw(digits):
+    """For a linear model behind noise the gradients' direction depends on the draw and hardly on a point of a tiny ball."""
+    batch = next(digits.val.batches(30))
+    model, draws = Noisy(build_model("mlp", digits)), Draws.for_examples(0, batch.index)
+    assert gradient_alignment(model, batch.x, batch.y, Threat("linf", 1e-6), draws) > 0.999
 
 
 # ---- overfitting

@@ -251,7 +251,10 @@ def test_every_adversarial_method_has_its_step_counted():
 
     from robustlib.methods import METHODS, AdversarialMethod
 
-    assert {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)} <= set(COUNTS)
+    adversarial = {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)}
+    assert adversarial - {"atop"} <= set(
+        COUNTS
+    )  # the passes of its purifier are no classifier's: purifier_speed.py times it
     assert set(LOOPS) <= set(COUNTS)
 
 

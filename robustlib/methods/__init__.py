@@ -4,6 +4,7 @@ from robustlib.methods.acl import ACL
 from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.methods.afd import AFD
 from robustlib.methods.ancra import ANCRA
+from robustlib.methods.atop import AToP
 from robustlib.methods.base import Method
 from robustlib.methods.claf import CLAF
 from robustlib.methods.contrastive import Contrastive
@@ -29,6 +30,7 @@ __all__ = [
     "NFGSM",
     "PGDAT",
     "TRADES",
+    "AToP",
     "AdversarialMethod",
     "Contrastive",
     "Method",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from robustlib.data import Batch
 from robustlib.errors import check_choices
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods.fine_tuning import FineTuning, cross_entropy
+from robustlib.methods.fine_tuning import FineTuning
+from robustlib.methods.natural import cross_entropy
 from robustlib.models import Disentangled
 from robustlib.models.disentangled import IntrinsicBranch
 from robustlib.training import Loss, Optim

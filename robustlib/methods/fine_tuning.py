@@ -3,11 +3,9 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
@@ -15,10 +13,10 @@ from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import mean_cosine
 from robustlib.methods.adversarial import AdversarialMethod
+from robustlib.methods.natural import cross_entropy, natural_stage, start_from
 from robustlib.models import Classifier
 from robustlib.representation import gap_probe, probe_attack
-from robustlib.runs import Run
-from robustlib.training import At, Loss, Optim, Pass, Stage, Updates, cosine
+from robustlib.training import At, Loss, Optim, Pass, Stage, Updates
 
 # 0.025 for ten epochs, then 0.02, 0.01, 0.005, 0.0025 and 0.00125 for two epochs each (AFD's released tl+sl.py)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -77,7 +75,8 @@ class FineTuning(AdversarialMethod):
                 f"{self.name} trains a {self.network.__name__}, not a {type(model).__name__}: build_model({options})."
             )
         tuning = self._tuning(dataset, model)
-        return [tuning] if self.pretrained else [self._natural(model), tuning]
+        natural = natural_stage(self, model, "natural", self.pretrain_epochs, self.pretrain_lr)
+        return [tuning] if self.pretrained else [natural, tuning]
 
     def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
         """The losses of one step by optimiser, in the order of their steps; the last is that of "model".
@@ -106,16 +105,6 @@ class FineTuning(AdversarialMethod):
         """The optimisers of fine-tuning by name."""
         return {"model": self.optim(model.parameters())}
 
-    def _natural(self, model: Classifier) -> Stage:
-        """Cross-entropy on clean images through encoder and head; what stands between them stays the identity."""
-
-        def updates(batch: Batch, at: At) -> Updates:
-            yield "model", Loss(cross_entropy(model(batch.x), batch.y))
-
-        weights = self.optim([*model.encoder.parameters(), *model.head.parameters()])
-        weights = replace(weights, lr=self.pretrain_lr, schedule=cosine(self.pretrain_epochs))
-        return Stage("natural", self.pretrain_epochs, {"model": weights}, (Pass(updates, augment=self.augment),))
-
     def _tuning(self, dataset: Dataset, model: Classifier) -> Stage:
         """The student begins as the natural model."""
         threat = self.threat(dataset)
@@ -125,7 +114,7 @@ class FineTuning(AdversarialMethod):
 
         def begin() -> None:
             if self.pretrained:
-                _start_from(self.name, self.pretrained, model, dataset)
+                start_from(self.name, self.pretrained, model, dataset)
             teacher.load_state_dict(model.state_dict())
 
         def updates(batch: Batch, at: At) -> Updates:
@@ -155,40 +144,7 @@ def encoded(model: Classifier, x: Tensor) -> Tensor:
     return model.encoder(model.normalise(x))
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, also of bf16 logits (B, K)."""
-    return F.cross_entropy(logits.float(), y)
-
-
 def ce_and_gap(model: Classifier, batch: Batch, x_adv: Tensor, natural: Tensor) -> tuple[Tensor, Tensor]:
     """CE(f(x'), y) and the mean of 1 - cos(f(x'), f_T(x)) over penultimate features, from one pass of a plain classifier."""
     features = model.features(x_adv)
     return cross_entropy(model.head(features), batch.y), 1 - mean_cosine(features, natural)
-
-
-def _start_from(name: str, path: str, model: Classifier, dataset: Dataset) -> None:
-    """Gives encoder and head the last weights of the finished `standard` run at `path`.
-
-    Raises:
-        InputError: no such run, not finished, or of another method, data set or architecture.
-    """
-    run = Run(Path(path))
-    params = run.params()
-    if params.get("method") != "standard" or not run.finished:
-        found = f"{run.name}, {run.status()['state']}" if params else "no run"
-        raise InputError(f"{name}: pretrained={path!r} is {found}: give the directory of a finished `standard` run.")
-    if params["dataset"] != dataset.name:
-        raise InputError(
-            f"{name}: pretrained={path!r} was trained on {params['dataset']!r}, not on {dataset.name!r}: "
-            "give a run of the same data set."
-        )
-    natural = run.model("last")
-    natural.check_data(dataset)
-    for mine, theirs in ((model.encoder, natural.encoder), (model.head, natural.head)):
-        try:
-            mine.load_state_dict(theirs.state_dict())
-        except RuntimeError as error:
-            raise InputError(
-                f"{name}: pretrained={path!r} is a {params['arch']!r}, whose weights do not fit the architecture that is "
-                f"to be fine-tuned: give --set arch={params['arch']}, or another run."
-            ) from error

@@ -5,6 +5,7 @@ from robustlib.methods.afd import AFD
 from robustlib.methods.afkd import AFKD
 from robustlib.methods.ancra import ANCRA
 from robustlib.methods.arrest import ARREST
+from robustlib.methods.atop import AToP
 from robustlib.methods.base import Method
 from robustlib.methods.bss import BSS
 from robustlib.methods.claf import CLAF
@@ -24,7 +25,7 @@ from robustlib.methods.transfer import Transfer
 from robustlib.methods.vaft import VAFT
 
 KNOWN: tuple[type[Method], ...] = (
-    *(Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA),
+    *(Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA, AToP),
     *(SupCon, SimCLR, RoCL, ACL, CLAF),
     *(RepSpectral, LLSpectral, CrossLipschitz),
     *(BarlowSpectral, SimCLRSpectral, Transfer, L2SP, BSS),

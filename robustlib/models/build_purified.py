@@ -15,6 +15,11 @@ from robustlib.models.random_transforms import RandomTransform
 WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
 
 
+def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
+    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or tokens of the autoencoder (48, 96)."""
+    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
+
+
 def build_purifier(
     kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
 ) -> Purifier:
@@ -32,7 +37,7 @@ def build_purifier(
         return Purifier(image_shape)
     if kind not in WIDTHS:
         raise unknown("purifier", kind, ("none", *WIDTHS))
-    width = WIDTHS[kind][min(image_shape[1:]) >= SMALL] if width is None else width
+    width = default_width(kind, image_shape) if width is None else width
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise InputError(f"width={width!r}: give a whole number of at least 1.")
     return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
@@ -52,4 +57,7 @@ def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, An
     kind, transform, width, votes = ({**known, **options}[name] for name in known)
     settings = {name: options[name] for name in names if name in options}
     destroy = RandomTransform(transform, **settings)
-    return Purified(encoder, spec, build_purifier(kind, tuple(spec.image_shape), width), destroy, votes)
+    shape = tuple(spec.image_shape)
+    model = Purified(encoder, spec, Purifier(shape), destroy, votes)
+    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
+    return model

@@ -109,9 +109,12 @@ class Purified(Classifier):
         if not bool(self.purifying):
             return x
         randomness = self.draw(x) if randomness is None else randomness
-        images = self.outputs(x, randomness)[-1]
-        pure = (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
+        pure = self.combined(self.outputs(x, randomness)[-1], randomness)
         return pure.detach() + (x - x.detach()) if self.straight_through else pure
+
+    def combined(self, images: Tensor, randomness: Randomness) -> Tensor:
+        """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness; see `purify`."""
+        return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the bare classifier, as if nothing stood before it.

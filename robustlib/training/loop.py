@@ -99,6 +99,8 @@ class Training:
             self._save()
         for epoch in range(self.state.epoch, stage.epochs):
             self._epoch(epoch)
+        if stage.end is not None:
+            stage.end(self._shown, probe_batch(self.val))
         self.model.load_state_dict(self._shown.state_dict())  # the next stage goes on from the average
         if not last:
             self.state.stage, self.state.epoch, self.state.begun = self.state.stage + 1, 0, False

@@ -97,6 +97,7 @@ class Stage:
             overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
         begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
+        end: called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
         modules: trained or copied beside the model; checkpointed with it.
         probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
             "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
@@ -111,6 +112,7 @@ class Stage:
     adversarial: bool = False
     ema: float = 0.0
     begin: Callable[[], None] | None = None
+    end: Callable[[nn.Module, Batch], None] | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     probes: Mapping[str, Probe] = field(default_factory=dict)
     snapshots: tuple[int, ...] = ()

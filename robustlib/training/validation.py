@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: i
     """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment.
 
     Attacks and the alignment look at the model's `attack_view`; accuracies and losses are always the deployed model's. Of a model
-    that does not predict yet there is nothing to validate.
+    that does not predict yet there is nothing to validate. A stochastic model is scored on one draw for each image, the same one
+    in every epoch and under every attack, which attacks do not know: they draw their own.
     """
     if not getattr(model, "predicts", True):
         return Validation({}, torch.zeros(0, dtype=torch.bool))
@@ -68,9 +70,17 @@ def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None,
     for batch in split.batches(BATCH):
         draws = Draws.for_examples(seed, batch.index)
         x = batch.x if attack is None else attack(view, batch.x, batch.y, draws=draws)
-        with torch.no_grad():
+        with torch.no_grad(), drawn_from(seed, x.device):
             outputs.append(model(x).float())
     return torch.cat(outputs)
+
+
+@contextmanager
+def drawn_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators start from `seed`; afterwards they go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
@@ -80,10 +90,14 @@ def _accuracy(logits: Tensor, split: Split) -> float:
 def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws) -> float:
     """Mean cosine of the loss gradients at x and at a random point of the ball; near 0 after catastrophic overfitting.
 
-    In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5).
+    In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5). Of a stochastic model both
+    gradients are of the same draw.
     """
-    other = uniform_point(threat, x, draws)
-    here, there = (_loss_gradient(model, point, y) for point in (x, other))
+    gradients = []
+    for point in (x, uniform_point(threat, x, draws)):
+        with drawn_from(0, x.device):
+            gradients.append(_loss_gradient(model, point, y))
+    here, there = gradients
     return float(F.cosine_similarity(here, there, eps=1e-30).mean())
 
 

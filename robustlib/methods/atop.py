@@ -1,0 +1,217 @@
+"""AToP: a purifier before a frozen classifier, pre-trained on clean images and fine-tuned on attacked ones (Lin et al. 2024)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from robustlib.attacks import FGSM, PGD
+from robustlib.data import Batch, Dataset
+from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.methods.adversarial import AdversarialMethod
+from robustlib.methods.natural import cross_entropy, natural_stage, start_from
+from robustlib.methods.purifying import Pipeline, l1_share, median_image, purifier_steps
+from robustlib.models import PatchDiscriminator, Purified, RandomTransform
+from robustlib.models.build_purified import default_width
+from robustlib.models.purified import Bare
+from robustlib.training import At, Optim, Pass, Stage, Updates
+
+BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)
+GATE = 0.7  # a pre-trained purifier's L1 error is below this share of the best constant image's
+
+
+@dataclass(frozen=True, kw_only=True)
+class AToP(AdversarialMethod):
+    """f(g(t(x))): classifier f frozen, random transform t, purifier g; stages "classifier", "purifier" and "tuning".
+
+    Pre-training, x clean: sum_k |x - g_k(t(x))|_1 - gan_weight * D(g(t(x))), mean over pixels, k over the purifier's outputs, with a
+    hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x' (`recon_target` "adversarial", the
+    paper's equation and the released notebooks) or on x ("clean", the author's published log), plus
+    cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
+    One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
+    max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator.
+
+    Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
+    discriminator (the release detaches it), images are in [0, 1] before f as well, every image has its own mask, the perturbation
+    is at the data set's own resolution, not at 256 x 256, and the purifier is small and starts from random weights, where the
+    release starts DeepFillv2 from Places2: this is a compact AToP, and its numbers are not the paper's.
+    """
+
+    name = "atop"
+    title = "AToP"
+    paper = "Lin et al. 2024, Adversarial Training on Purification (AToP): Advancing Both Robustness and Generalization, ICLR"
+    summary = "A purifier destroys and completes images before a frozen classifier; adversarial training fine-tunes it."
+    notebook = "atop"
+
+    purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
+    transform: Literal["none", "rt1", "rt2", "rt3"] = (
+        "rt2"  # mask; noise and mask; noise and masks that cover the image
+    )
+    sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
+    missing: float = 0.25  # share of the blocks that a mask hides
+    grid: int = 8  # blocks a side
+    width: int | None = (
+        48  # of the purifier and its discriminator, released: 48; None for a default that suits the images
+    )
+    pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
+    classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
+    classifier_lr: float = 0.1  # its peak learning rate
+    purifier_epochs: int = 100  # of pre-training on clean images; the release starts from Places2 instead
+    purifier_lr: float = 1e-4  # of pre-training, Adam
+    fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
+    batch_size: int = 64  # released: 8, of 256 x 256 pixels
+    epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
+    lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout
+    schedule: str = "constant"  # of fine-tuning
+    repeats: int = 1  # passes over the images in each epoch of the purifier, which is then validated
+    attack_steps: int = 1  # 1 is FGSM, more are PGD
+    attack_step_size: float | None = None  # in pixel units; None: eps for FGSM, eps / 4 for PGD
+    attack_through: Literal["classifier", "pipeline"] = "classifier"  # the bare classifier, or the whole model
+    recon_target: Literal["adversarial", "clean"] = "adversarial"  # what fine-tuning reconstructs, and from what
+    cls_weight: float = 0.05  # lambda, of the cross-entropy in fine-tuning
+    warm_up: int = 2  # epochs of fine-tuning before lambda counts
+    gan_weight: float = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, purifier=("none", "gan", "mae"), recon_target=("adversarial", "clean"))
+        check_choices(self, attack_through=("classifier", "pipeline"))
+        check_counts(self, "classifier_epochs", "purifier_epochs", "repeats")
+        check_counts(self, "warm_up", least=0)
+        for name in ("classifier_lr", "purifier_lr", "cls_weight", "gan_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
+        try:
+            RandomTransform(self.transform, self.sigma, self.missing, self.grid)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Raises InputError for settings that leave nothing to do."""
+        if self.purifier == "none" and self.fine_tune:
+            raise InputError(f"{self.name}: purifier='none' has nothing to fine-tune: set fine_tune=false.")
+        if self.purifier == self.transform == "none":
+            raise InputError(f"{self.name}: without transform and purifier the classifier is alone: train standard.")
+        if self.fine_tune and self.warm_up >= self.epochs:
+            raise InputError(
+                f"{self.name}: warm_up={self.warm_up} of epochs={self.epochs} leaves none with the classifier's loss: give fewer, or "
+                "fine_tune=false."
+            )
+        if self.awp_gamma:
+            raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
+
+    @property
+    def all_epochs(self) -> int:
+        """Of the classifier, unless it is done, of the purifier and of fine-tuning; an epoch of the latter is `repeats` passes."""
+        before = 0 if self.pretrained else self.classifier_epochs
+        return before + self._purifier_epochs + (self.epochs if self.fine_tune else 0)
+
+    @property
+    def attack_passes(self) -> int:
+        """Each image is attacked once in each pass of fine-tuning; through the classifier alone a pass is a cheaper one."""
+        return self.attack_steps * self.epochs * self.repeats if self.fine_tune else 0
+
+    @property
+    def _purifier_epochs(self) -> int:
+        return 1 if self.purifier == "none" else self.purifier_epochs
+
+    def model_options(self) -> dict[str, Any]:
+        """The model has a purifier and a random transform before it."""
+        names = ("purifier", "transform", "sigma", "missing", "grid", "width")
+        return {"purified": {name: getattr(self, name) for name in names}}
+
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """FGSM for one step, PGD for more."""
+        settings = {name: value for name, value in self.attack_settings().items() if value is not None}
+        return (
+            FGSM(self.threat(dataset), **settings) if self.attack_steps == 1 else PGD(self.threat(dataset), **settings)
+        )
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """The classifier, unless a finished run is given; the purifier; and its fine-tuning, where asked for.
+
+        Raises:
+            InputError: a model of another kind, a grid finer than the images; when the purifier's stage begins, a `pretrained` run
+                that does not fit; when it ends, a purifier that has learnt nothing.
+        """
+        if not isinstance(model, Purified):
+            raise InputError(
+                f"{self.name} trains a Purified, not a {type(model).__name__}: build it with the method's model_options()."
+            )
+        model.transform.draw(torch.zeros(1, *dataset.image_shape), torch.Generator())  # a grid too fine is said before
+        shared: dict[str, nn.Module] = {}
+        if self.purifier == "gan" and self.gan_weight:
+            shared["discriminator"] = PatchDiscriminator(
+                dataset.image_shape, self.width or default_width("gan", dataset.image_shape)
+            )
+        natural = natural_stage(self, model, "classifier", self.classifier_epochs, self.classifier_lr)
+        stages = [*([] if self.pretrained else [natural]), self._pretraining(dataset, model, shared)]
+        return [*stages, self._tuning(dataset, model, shared)] if self.fine_tune else stages
+
+    def _pretraining(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
+        """Clean images; without a purifier, the one moment in which the transform is put before the classifier."""
+
+        def begin() -> None:
+            if self.pretrained:
+                start_from(self.name, self.pretrained, model, dataset)
+            model.deploy()
+
+        def updates(batch: Batch, at: At) -> Updates:
+            randomness = model.transform.draw(batch.x, at.generator)
+            outputs = model.outputs(batch.x, randomness)
+            yield from purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, self.gan_weight, {})
+
+        if self.purifier == "none":
+            return Stage("purifier", 1, {}, (), begin=begin)
+        median = median_image(dataset.train)
+
+        def end(deployed: nn.Module, batch: Batch) -> None:
+            self._gate(l1_share(deployed, batch, median))
+
+        part = Pass(updates, repeats=self.repeats, augment=self.augment)
+        optimisers = {"model": Optim(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
+        optimisers |= self._optimisers(shared)
+        probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
+        return Stage(
+            "purifier", self.purifier_epochs, optimisers, (part,), begin=begin, end=end, modules=shared, probes=probes
+        )
+
+    def _tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
+        """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
+        attack = self.inner_attack(dataset)
+        victim = Bare(model) if self.attack_through == "classifier" else Pipeline(model)
+
+        def updates(batch: Batch, at: At) -> Updates:
+            if isinstance(victim, Pipeline):
+                victim.generator = at.generator
+            x_adv = self.attacked(attack, victim, batch, at)
+            randomness = model.transform.draw(x_adv, at.generator)
+            seen = model.outputs(x_adv, randomness)
+            ce = cross_entropy(model.classify(model.combined(seen[-1], randomness)), batch.y)
+            weight = self.cls_weight if at.epoch >= self.warm_up else 0.0
+            clean = self.recon_target == "clean"
+            target, outputs = (batch.x, model.outputs(batch.x, randomness)) if clean else (x_adv, seen)
+            yield from purifier_steps(
+                shared.get("discriminator"), target, outputs, randomness, self.gan_weight, {"ce": (weight, ce)}
+            )
+
+        part = Pass(updates, repeats=self.repeats, augment=self.augment)
+        weights = Optim(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
+        optimisers = {"model": weights, **self._optimisers(shared)}
+        return Stage("tuning", self.epochs, optimisers, (part,), adversarial=True, ema=self.ema, modules=shared)
+
+    def _optimisers(self, shared: Mapping[str, nn.Module]) -> dict[str, Optim]:
+        """The discriminator's, where there is one."""
+        return {name: Optim(part.parameters(), self.purifier_lr, "adam", betas=BETAS) for name, part in shared.items()}
+
+    def _gate(self, share: float) -> None:
+        """Raises InputError for a purifier that is no better than a constant image."""
+        if not share < GATE:
+            raise InputError(
+                f"{self.name}: the purifier has learnt nothing: its L1 error on validation images is {share:.2f} of that of the best "
+                f"constant image, and {GATE} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
+                f"({self.purifier_lr:g}) or width, or lower sigma."
+            )

@@ -30,7 +30,7 @@ class AToP(AdversarialMethod):
     hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x' (`recon_target` "adversarial", the
     paper's equation and the released notebooks) or on x ("clean", the author's published log), plus
     cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
-    One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
+    One attack step is FGSM, more are PGD. `optimiser`, `momentum` and `weight_decay` are those of the classifier alone. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
     max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator.
 
     Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its

@@ -31,7 +31,8 @@ class AToP(AdversarialMethod):
     paper's equation and the released notebooks) or on x ("clean", the author's published log), plus
     cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
     One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
-    max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator.
+    max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator. `optimiser`, `momentum`
+    and `weight_decay` are those of the classifier alone.
 
     Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
     discriminator (the release detaches it), images are in [0, 1] before f as well, every image has its own mask, the perturbation
@@ -46,9 +47,7 @@ class AToP(AdversarialMethod):
     notebook = "atop"
 
     purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
-    transform: Literal["none", "rt1", "rt2", "rt3"] = (
-        "rt2"  # mask; noise and mask; noise and masks that cover the image
-    )
+    transform: Literal["none", "rt1", "rt2", "rt3"] = "rt2"  # mask; noise and mask; noise and masks that cover all
     sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: float = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side

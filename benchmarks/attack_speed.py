@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, cifar_model, markdown, publish
+from side_by_side import alternate, cifar_model, markdown, publish, timed_options
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD, Threat
@@ -142,14 +142,9 @@ def strength(device: torch.device) -> dict[str, list[float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timed_options(parser, batch=128)
     warnings.simplefilter("ignore")  # the peers' own
-    device = torch.device(options.device)
+    device = options.device
     robust = strength(device)
     used = measure_memory(options.batch, device)
     model, (x, y) = cifar_model("resnet18", device), inputs(options.batch, device)

@@ -1,5 +1,6 @@
 """What the speed benchmarks share: competitors timed in turn, so that a noisy machine is noisy for all of them."""
 
+import argparse
 import platform
 import statistics
 import time
@@ -23,6 +24,17 @@ def cifar_model(arch: str, device: torch.device, **options: bool) -> Any:
     with torch.no_grad():
         model.train()(torch.rand(64, 3, 32, 32, device=device))
     return model.eval()
+
+
+def timed_options(parser: argparse.ArgumentParser, batch: int) -> argparse.Namespace:
+    """What the command line says of --device, --batch, --rounds, --threads and the parser's own; torch takes the threads."""
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def alternate(competitors: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:

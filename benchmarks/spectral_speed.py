@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, cifar_model, markdown, publish
+from side_by_side import alternate, cifar_model, markdown, publish, timed_options
 from torch import Tensor, nn
 from training_steps import made_up_dataset
 
@@ -86,13 +86,8 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    options = timed_options(parser, batch=128)
+    device = options.device
     model = cifar_model(options.arch, device, padding_mode="circular")
     values = {"power iteration": ours(model, "power"), "exact": ours(model, "exact")}
     values["restatement"] = lambda: restated_sum(model)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from plain_loops import LOOPS, STEPS
-from side_by_side import alternate, markdown, publish
+from side_by_side import alternate, markdown, publish, timed_options
 from training_steps import PASSES, PRECISIONS, bare_passes, made_up_dataset, our_step, peak_mb
 
 from robustlib.methods import METHODS, AdversarialMethod
@@ -66,7 +66,11 @@ class Measured:
 def measure(methods: list[str], batch: int, rounds: int, device: torch.device, threads: int) -> Measured:
     """Memory first, one process a step, then all times in turn."""
     weighed = dict.fromkeys(["pgd_at", *methods])
-    memory = {f"{name} {p}": peak_mb(name, p, batch, device, threads) for name in weighed for p in PRECISIONS}
+    memory = {
+        f"{name} {p}": peak_mb(our_step, name, p, batch, device, device=device, threads=threads)
+        for name in weighed
+        for p in PRECISIONS
+    }
     data = made_up_dataset(batch).train.to(device)
     x, y = data.images.float() / 255, data.labels
     competitors: dict[str, Callable[[], object]] = {}
@@ -120,13 +124,8 @@ def main() -> int:
     known = [name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod) and name in COUNTS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    options = timed_options(parser, batch=128)
+    device = options.device
     found = measure(options.methods, options.batch, options.rounds, device, options.threads)
     bare = ", ".join(f"{found.seconds[f'bare {p}'] / PASSES:.3f} s in {p}" for p in PRECISIONS)
     counts = "\n".join(f"- {name} {COUNTS[name][0]:g}: {COUNTS[name][1]}" for name in options.methods)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,10 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time
 
 
-def made_up_dataset(n: int) -> Dataset:
-    """Random images of CIFAR-10's shape: speed does not depend on what they show."""
+def made_up_dataset(n: int, side: int = 32) -> Dataset:
+    """Random images of CIFAR-10's shape, or larger ones: speed does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.arange(n) % 10, torch.arange(n))
     names = tuple(map(str, range(10)))
     return Dataset("made-up", split, split, split, names, CIFAR.mean, CIFAR.std, Threat("linf", EPS))
@@ -78,22 +79,24 @@ def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:
     return work
 
 
-def peak_mb(name: str, precision: str, batch_size: int, device: torch.device, threads: int) -> float:
-    """MiB that model and first step need beyond what the process held before, measured in a process of its own.
+def peak_mb(make: Callable[..., Callable[[], object]], *arguments: Any, device: torch.device, threads: int) -> float:
+    """MiB that make(*arguments) and a first call of what it returns need beyond what the process held before, measured in a
+    process of its own.
 
-    The momentum comes after the first step; it is as large for every method.
+    Of a training step: the momentum comes after the first; it is as large for every method.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_here, name, precision, batch_size, device, threads).result()
+        return pool.submit(_peak_here, make, arguments, device, threads).result()
 
 
-def _peak_here(name: str, precision: str, batch_size: int, device: torch.device, threads: int) -> float:
+def _peak_here(
+    make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: torch.device, threads: int
+) -> float:
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = 0.0 if device.type == "cuda" else _high_water_mb()
-    step = our_step(name, precision, batch_size, device)
-    step()
+    make(*arguments)()
     return (torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else _high_water_mb()) - before
 
 

@@ -30,7 +30,7 @@ from robustlib.tables import ATTACKS, attack_name, claims, objections, percent, 
 
 FILES = (
     *("params.json", "audit.json", "status.json", "provenance.json", "results.json", "representation.json"),
-    *("metrics.jsonl", "distances.json"),
+    *("metrics.jsonl", "distances.json", "unseen.json", "randomness.json"),
 )
 RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
 
@@ -128,7 +128,8 @@ What the audits say against these numbers (*headline*: of the worst case; *proto
 {_looks(copies)}Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
 line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
 `audit.json` (each check with its value and threshold), `representation.json` (measures of the feature space) and, where they were
-measured, `distances.json` (adversarial distances, image by image). Weights are not committed.
+measured, `distances.json` (adversarial distances, image by image), `unseen.json` (accuracy under unseen attacks) and
+`randomness.json` (of randomised models: draws counted apart, and fixed). Weights are not committed.
 """
 
 

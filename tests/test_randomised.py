@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlib import tables
+from robustlib import cli, tables
 from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
 from robustlib.claims import Claim, gather, measure_of
 from robustlib.data import Dataset, Split
@@ -38,6 +38,7 @@ from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, read_json, save_weights, write_json
 from robustlib.training import fit
+from tests.test_cli import outcome
 
 THREAT = Threat("linf", 0.2)
 TINY = Budget(images=6, pgd_eot=(2, 2), autoattack=(1, 2), stadv=(1, 2), queries=2, votes=2, curve=4, full=(3, 2))
@@ -318,7 +319,10 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
     views = {name for name in rows if "@" in name}
     assert {"pgd_eot@bpda", "pgd_eot@unclipped", "pgd20@classifier", "aa_standard@classifier"} <= views
     assert not views & {"pgd20@bpda", "aa_standard@bpda", "pgd_eot@classifier", "cw50@bpda"}
-    assert "searched on the surrogate bpda" in rows["pgd_eot@bpda"]
+    assert rows["pgd_eot@bpda"].endswith(", searched on the surrogate bpda, judged by the deployed model")
+    assert rows["aa_standard@classifier"].endswith(
+        ", searched on the surrogate classifier, judged by the deployed model"
+    )
     found = read_json(run.path / "randomness.json")
     assert [row["seed"] for row in found["fixed"]] == [0, 1, 2]
     assert [row["samples"] for row in found["eot"]] == [1, 5, 20]
@@ -357,6 +361,20 @@ def test_the_plateau_is_checked_once(
         + ("its number is the headline" if results["plateau"]["taken"] else "the headline stands")
     ]
     assert evaluate_run(run, digits, n=8, device="cpu") == results, "it stays with the results"
+
+
+def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.out, "width", 250)
+    code, out, err = outcome(capsys, "evaluate", evaluated["pure"].path, "--plateau")
+    assert (code, err) == (0, "")
+    assert "What its randomness is worth" in out
+    assert "PGD+EOT at full strength" in out
+    assert "plateau" in evaluated["pure"].results()
+    code, _, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--plateau")
+    assert code == 2
+    assert "answers the same each time" in err
 
 
 # ---- unseen attacks

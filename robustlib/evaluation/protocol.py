@@ -89,4 +89,5 @@ class Suite:
         said, objective = f"the surrogate {surrogate}{parts}", getattr(view, "objective", "")
         if objective and getattr(attack, "objective", "ce") == "ce":
             said += f" with objective {objective!r} for 'ce'"
-        return said if is_search(attack) else f"{said}, on what withstood everything before"
+        every = is_search(attack) or self.model.stochastic
+        return said if every else f"{said}, on what withstood everything before"

@@ -1,5 +1,5 @@
-"""How much of a randomised model's robustness is luck: draws counted apart, and its randomness fixed (specification: Lee et al.,
-"DiffHammer" 2024; arXiv 2404.14309 and 2505.22839)."""
+"""How much of a randomised model's robustness is luck: draws counted apart (DiffHammer, NeurIPS 2024, and the control that its critics
+asked for), and randomness fixed (arXiv 2404.14309 and 2505.22839)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

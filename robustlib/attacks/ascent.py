@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Ascent:
         self,
         model: nn.Module,
         x: Tensor,
-        loss: Callable[[nn.Module, Tensor], Tensor],
+        loss: Callable[[Any, Tensor], Tensor],
         *,
         generator: torch.Generator | None = None,
         precision: Precision = "32-true",

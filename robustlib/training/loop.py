@@ -47,7 +47,6 @@ class Training:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.model.compile()
-        self.train, self.val = dataset.train.to(device), dataset.val.to(device)
         self.batch_size, self.threat = method.batch_size, method.threat(dataset)
         self.dataset = dataset
         self.saved = checkpoint.load(run.path / "checkpoint.pt")

@@ -295,8 +295,8 @@ def test_attacks_find_a_folded_twin_of_what_is_deterministic(precision):
             assert isinstance(twin, nn.Module)
             assert not [part for name, part in twin.named_modules() if isinstance(part, nn.BatchNorm2d)]
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                close = torch.allclose(twin(x).float(), view(x), atol=1e-4 if precision == "32-true" else 0.1)
-            assert close, (view, trial)
+                quick = twin(x).float()
+            assert torch.allclose(quick, view(x), atol=1e-4 if precision == "32-true" else 0.05), (view, trial)
             with torch.no_grad():  # the purifier learns, and the twin is renewed
                 model.purifier.fine.last.bias += 0.5
     again = replica_of(fixed, x, precision)

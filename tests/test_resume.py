@@ -177,6 +177,7 @@ class Hungry:
 ERRORS = {
     "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory."),
     "cpu": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    "oneDNN": lambda: RuntimeError("could not create a primitive"),
     "python": MemoryError,
 }
 

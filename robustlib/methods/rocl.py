@@ -1,8 +1,10 @@
 """Robust contrastive learning without labels (Kim, Tack and Hwang 2020)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustlib.attacks import Ascent
 from robustlib.attacks.search import borrowed
@@ -48,14 +50,12 @@ class RoCL(Contrastive):
         x1, x2 = self.two_views(batch)
         with borrowed(model), torch.no_grad():
             fixed = model.project(x2)
+
+        def apart(seen: Any, x: Tensor) -> Tensor:
+            return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
+
         attack = Ascent(threat, self.attack_steps, self.attack_step_size)
-        x_adv = attack(
-            model,
-            x1,
-            lambda seen, x: nt_xent(seen.project(x), fixed, self.temperature, one_sided=True),
-            generator=at.generator,
-            precision=at.precision,
-        )
+        x_adv = attack(model, x1, apart, generator=at.generator, precision=at.precision)
         pair = supcon_loss(projected(model, (x_adv, x2)), None, self.temperature, one_sided=True)
         three = 2 * supcon_loss(projected(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
         return Loss(three + pair / self.regulariser, {"views": three, "pair": pair})

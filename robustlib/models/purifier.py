@@ -112,7 +112,8 @@ class GatedConv(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(inputs, 2 * outputs, kernel, stride, padding, dilation)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        for part in self.conv.parameters():
+            nn.init.zeros_(part)
         for half, variance in zip(self.conv.weight.detach().chunk(2), (5.0, 1.0), strict=True):
             half.normal_(0, (variance / (inputs * kernel**2)) ** 0.5)
 

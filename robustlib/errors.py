@@ -34,8 +34,8 @@ def check_choices(owner: object, **choices: Collection[str]) -> None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, Python's, the CPU's or a GPU's: half the work may fit."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    words += ("could not create a primitive", "bad_alloc")  # what oneDNN says, on CPUs, and C++
+    other = ("could not create a primitive", "bad_alloc")  # what oneDNN says, on CPUs, and C++
     named = (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     )  # torch's, without importing it
-    return named or any(word in str(error) for word in words)
+    return named or any(word in str(error) for word in words + other)

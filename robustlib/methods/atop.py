@@ -51,7 +51,7 @@ class AToP(AdversarialMethod):
     sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: float = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: int | None = 48  # of purifier and discriminator, as released; None for what suits the images
+    width: int | None = None  # maps of purifier and discriminator; None: 24 (released), 12 below 16 pixels
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
     classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
     classifier_lr: float = 0.1  # its peak learning rate

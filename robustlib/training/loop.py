@@ -47,8 +47,8 @@ class Training:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.model.compile()
-        self.batch_size, self.threat = method.batch_size, method.threat(dataset)
-        self.dataset = dataset
+        self.train, self.val = dataset.train.to(device), dataset.val.to(device)
+        self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
         self.saved = checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:

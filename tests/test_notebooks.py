@@ -245,7 +245,7 @@ def test_the_notebook_of_atop(tmp_path: Path) -> None:
     shown = text(task.output) + "".join(image["alt"] for image in images)
     assert len(images) == 8
     told = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
-    for sign in (*told, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "PGDEOT(", "worst case"):
+    for sign in (*told, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case"):
         assert sign in shown, sign
     (run,) = find_runs(tmp_path / "runs", method="atop")
     assert run.results()["n"] == 8

@@ -16,13 +16,13 @@ from robustlib.attacks import FGSM, PGD, Draws
 from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.search import View
 from robustlib.audit import Check, audit, audit_run
-from robustlib.audit.binarise import _readout, _surface_point, binarised, outputs
+from robustlib.audit.binarise import Readout, _readout, _surface_point, binarised, outputs
 from robustlib.audit.check import Part, effect, judge
 from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
 from robustlib.audit.records import unfair
 from robustlib.audit.run import check_published, check_selection, headline, protocol
-from robustlib.audit.views import HEAD, Anchored, surrogates_of
+from robustlib.audit.views import HEAD, Anchored, Head, Scaled, surrogates_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
@@ -594,3 +594,18 @@ def test_selection_needs_both_epochs(run):
     assert check_selection(run, run.results()).verdict == "pass"
     assert check_selection(run, {**run.results(), "last": {}}).verdict == "red"
     assert check_selection(run, {**run.results(), "split": "train"}).verdict == "red"
+
+
+def test_what_stands_around_a_model_is_as_random_and_shares_its_batches() -> None:
+    """Else every EOT gradient of the audit would cost a pass for each of its draws."""
+    plain = nn.Linear(2, 2)
+    for random, by_example in ((True, True), (True, False), (False, True)):
+        plain.stochastic, plain.draws_by_example = random, by_example
+        for around in (
+            Anchored(plain),
+            Head(plain),
+            Scaled(plain, 2.0),
+            Readout(plain, plain, torch.ones(2), torch.ones(())),
+        ):
+            assert (around.stochastic, around.draws_by_example) == (random, by_example)
+    assert not Anchored(nn.Linear(2, 2)).draws_by_example, "a model that does not say so is asked once for each draw"

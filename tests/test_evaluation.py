@@ -472,6 +472,16 @@ def test_the_strongest_of_several_attacks_on_a_stochastic_model():
     assert curve.accuracy[0] == pytest.approx(0.8, abs=0.03)
 
 
+def test_no_attack_leaves_less_of_a_stochastic_model_than_the_headline():
+    """One image: the odd draws choose the attack that the even ones find weaker."""
+    right = {"clean": [1] * 20, "a": [0, 1] * 10, "b": [1, 0] * 9 + [0, 0]}
+    base = {"index": 0, "label": 0, "surrogate": "", "component": "", "eps": 0.2, "margin": 0.0, "valid": True}
+    rows = [{**base, "attack": a, "draw": d, "prediction": 1 - r} for a in right for d, r in enumerate(right[a])]
+    table = summarise(pd.DataFrame(rows)).set_index("attack").accuracy
+    assert table[["clean", "a", "b"]].tolist() == [1.0, 0.5, 0.45]
+    assert table["worst"] == 0.45, "scored on its even draws, b would leave 0.9"
+
+
 def test_deterministic_models_may_be_judged_several_times(model, split):
     records = evaluate(model, split, {"fgsm": FGSM(THREAT)}, draws=3)
     once = summarise(evaluate(model, split, {"fgsm": FGSM(THREAT)}))

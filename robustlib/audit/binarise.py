@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.draws import uniform_point
 from robustlib.audit.evidence import Evidence
+from robustlib.audit.views import Around
 
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
 INNER_RADIUS = 0.5  # of eps
@@ -17,15 +18,15 @@ Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
 RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
 
 
-class Readout(nn.Module):
+class Readout(Around):
     """Two logits from a linear function of some output of a model: 0 "inside", 1 "adversarial"."""
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, model: nn.Module, output: Output, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.model, self.output, self.stochastic = model, output, bool(getattr(model, "stochastic", False))
+        super().__init__(model)
+        self.output = output
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 

@@ -44,41 +44,41 @@ def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:
     return deployed.shape == ours.shape and not torch.allclose(deployed, ours, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-class Head(nn.Module):
-    """head(features(x)) of a model, whatever else its forward does."""
+class Around(nn.Module):
+    """What answers by way of a model, and is as random as it is."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
+        self.draws_by_example = bool(getattr(model, "draws_by_example", False))
+
+
+class Head(Around):
+    """head(features(x)) of a model, whatever else its forward does."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.model.head(self.model.features(x))  # type: ignore[operator]
 
 
-class Scaled(nn.Module):
+class Scaled(Around):
     """A model whose logits are multiplied by `factor`: the same predictions, other gradients of the cross-entropy."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.model, self.factor = model, factor
-        self.stochastic = bool(getattr(model, "stochastic", False))
+        super().__init__(model)
+        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
         """factor * logits (B, K)."""
         return self.factor * self.model(x)
 
 
-class Anchored(nn.Module):
+class Anchored(Around):
     """A model that can always be differentiated: where its output does not depend on x for autograd, the gradient is zero.
 
     Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they go on and find nothing,
     as if the gradient were zero, and the checks that follow say why.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""

@@ -70,6 +70,8 @@ class Suite:
 
     def _worst(self) -> str:
         said, missing = "per-example worst case over the attacks above", set(TWINS) - set(self.twins)
+        if self.model.stochastic:
+            said = f"{said}, or the lowest of them where that is lower,"
         if not self.model.surrogates():
             return said
         lacking = f"; nothing was transferred from {' or '.join(sorted(missing))}" if missing else ""

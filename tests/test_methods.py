@@ -228,6 +228,12 @@ def test_overrides_are_read_as_people_write_them():
         parse_overrides(["beta"])
 
 
+def test_none_is_a_choice_where_there_is_no_null():
+    values = parse_overrides(["transform=none", "augment=none", "width=none", "attack_step_size=none"])
+    method = make_method("atop", "digits", **values)
+    assert (method.transform, method.augment, method.width, method.attack_step_size) == ("none", "none", None, None)
+
+
 def test_the_command_repeats_the_run():
     method = make_method("trades", "digits", beta=2.0)
     command = method.command("digits", "mlp", 3, "32-true")

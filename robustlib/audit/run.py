@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from robustlib.audit.check import VERDICTS, Check, Part, Verdict, judge, missing
-from robustlib.audit.checks import audit
+from robustlib.audit.checks import STOCHASTIC_EXAMPLES, audit
 from robustlib.data import Dataset
 from robustlib.errors import InputError
+from robustlib.evaluation.budgets import budget_of
 from robustlib.runs import Run, code_digest, transfer_sources, write_json
 from robustlib.tables import ATTACKS
 from robustlib.threat import Threat
@@ -43,7 +46,8 @@ def audit_run(
     Args:
         run: finished and evaluated.
         dataset: whose test images are attacked.
-        n: how many of them; None = 256, 128 for stochastic models.
+        n: how many of them; None = 256; for stochastic models 128, or as many as the preset's budget has for its curves if
+            these are fewer.
         device: "cpu", "cuda" or "auto".
         seed: of every random start.
         progress: called with the name of each piece of work before it starts.
@@ -74,9 +78,8 @@ def audit_run(
     started = time.perf_counter()
     others = {name: other.model() for name, other in beside.items()}
     model = run.model().to(resolve_device(device))
-    checks = audit(
-        model, dataset.test, threat, n=n, seed=seed, transfer=others, records=run.records(), progress=progress
-    )
+    settings: Any = {"n": n or _affordable(model, params.get("preset")), "seed": seed, "progress": progress}
+    checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
     checks += [check_published(params, results), check_selection(run, results)]
     found: dict[str, Any] = {
         **asked,
@@ -86,6 +89,11 @@ def audit_run(
     found["badges"] = {"headline": headline(checks), "protocol": protocol(params["method"], results)}
     write_json(run.path / "audit.json", found)
     return found
+
+
+def _affordable(model: nn.Module, preset: str | None) -> int | None:
+    """How many images an audit of a stochastic model has; None, the audit's own number, for others."""
+    return min(STOCHASTIC_EXAMPLES, budget_of(preset).curve) if getattr(model, "stochastic", False) else None
 
 
 def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Check:

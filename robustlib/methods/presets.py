@@ -101,6 +101,8 @@ def _typed(method: str, name: str, value: Any, hint: Any) -> Any:
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
         else (hint,)
     )
+    if value is None and types.NoneType not in options:
+        value = "none"  # as it was written: a choice such as augment=none
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is typing.Literal or (origin is types.NoneType and value is None):

@@ -231,6 +231,7 @@ def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
         assert sign in shown, sign
     (run,) = find_runs(tmp_path / "runs", method="rep_spectral")
     assert [run.distances(split)["n"] for split in ("test", "val")] == [8, 8]
+    assert (tmp_path / "runs" / "toys" / run.path.name).is_dir()  # of its own: two pages train at once with --jobs 2
 
 
 def test_the_notebook_of_atop(tmp_path: Path) -> None:

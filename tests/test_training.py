@@ -16,7 +16,7 @@ from robustlib.attacks import Draws
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
-from robustlib.runs import Run
+from robustlib.runs import Run, write_json
 from robustlib.threat import Threat
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
@@ -125,6 +125,14 @@ def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, di
     assert (run.path / "model.safetensors").stat().st_mtime_ns == stamp
     train(method, digits, tmp_path, rerun=True)
     assert (run.path / "model.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_a_finished_run_tells_what_it_changed_from_the_preset_of_today(tmp_path, digits):
+    run = train(small("standard", epochs=1), digits, tmp_path)
+    told = run.params()
+    assert told["changed"]
+    write_json(run.path / "params.json", {**told, "changed": "as the preset was then"})
+    assert train(small("standard", epochs=1), digits, tmp_path).params() == told
 
 
 def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, digits):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -90,7 +91,7 @@ def fit(
         params |= {"compile": True, "changed": ", ".join(filter(None, [params["changed"], "compiled"]))}
     run = Run.of(params, root)
     if run.finished and not rerun:
-        return run
+        return _told_anew(run, params)
     with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         _make_way(run, rerun)
         write_json(run.path / "params.json", params)
@@ -155,6 +156,14 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "title": method.title,
         "changed": ", ".join(f"{name}={value}" for name, value in method.changes(arch).items()),
     }
+
+
+def _told_anew(run: Run, params: Mapping[str, Any]) -> Run:
+    """The finished run, saying what it changed from its preset as it is today: the preset's own value may have moved since."""
+    stored = run.params()
+    if stored.get("changed") != params["changed"]:
+        write_json(run.path / "params.json", {**stored, "changed": params["changed"]})
+    return run
 
 
 def _make_way(run: Run, rerun: bool) -> None:

@@ -340,6 +340,11 @@ def test_a_model_of_another_kind_is_refused(digits):
         ({"purifier": "vae"}, "Unknown purifier 'vae'"),
         ({"purifier": "none"}, "nothing to fine-tune: set fine_tune=false"),
         ({"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
+        (
+            {"transform": "rt1", "missing": 0.0},
+            "transform='rt1' with missing=0, .* changes nothing: set transform=none",
+        ),
+        ({"missing": 0.0, "sigma": 0.0}, "transform='rt2' with missing=0, sigma=0 changes nothing"),
         ({"attack_through": "pipe"}, "Did you mean 'pipeline'"),
         ({"recon_target": "noisy"}, "Unknown recon_target 'noisy'"),
         ({"cls_weight": -1.0}, "cls_weight=-1.0"),

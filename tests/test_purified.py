@@ -344,6 +344,9 @@ def test_what_does_not_belong_together_is_refused():
         Purified(encoder, SPEC, build_purifier("gan", (1, 9, 8)), RandomTransform())
     with pytest.raises(InputError, match="votes=0"):
         purified().voting(0)
+    for seed in (None, "1", True, -1):
+        with pytest.raises(InputError, match=f"Purified seed={seed!r}: give a whole number of at least 0"):
+            purified().fixed(seed)
     model = purified()
     with pytest.raises(InputError, match="images of 8x8 pixels, but got a batch of 9x8"):
         model(torch.rand(2, 1, 9, 8))

@@ -49,8 +49,8 @@ def _row(run: Run) -> dict[str, Any]:
     if facts["method"] != "atop":
         return {}
     found = {row["attack"]: row for row in run.results().get("rows", [])}
-    picked = {kind: next((found[name] for name in names if name in found), None) for kind, names in ATTACKS.items()}
-    if not all(picked.values()):
+    picked = {kind: found[name] for kind, names in ATTACKS.items() for name in names if name in found}
+    if len(picked) < len(ATTACKS):
         return {}
     values = facts["hyperparameters"]
     changes = [part for part in str(facts.get("changed") or "").split(", ") if part]
@@ -60,8 +60,7 @@ def _row(run: Run) -> dict[str, Any]:
     called = ", ".join(filter(None, (*names.values(), "fine-tuned" if tuned else "", other)))
     row: dict[str, Any] = {"row": called, **names, "changed": other, "fine_tuned": tuned, "n": run.results()["n"]}
     for kind, attack in picked.items():
-        ends = {f"{kind}_{end}": attack[end] for end in ("low", "high")} if attack else {}
-        row |= {kind: attack["accuracy"] if attack else None, **ends}
+        row |= {kind: attack["accuracy"], **{f"{kind}_{end}": attack[end] for end in ("low", "high")}}
     return row
 
 

@@ -81,13 +81,18 @@ class AToP(AdversarialMethod):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
         try:
-            RandomTransform(self.transform, self.sigma, self.missing, self.grid)
+            transform = RandomTransform(self.transform, self.sigma, self.missing, self.grid)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
-        self._check_rows()
+        self._check_rows(transform)
 
-    def _check_rows(self) -> None:
+    def _check_rows(self, transform: RandomTransform) -> None:
         """Raises InputError for settings that leave nothing to do."""
+        if self.transform != "none" and not transform.random:
+            raise InputError(
+                f"{self.name}: transform={self.transform!r} with missing={self.missing:g}, sigma={self.sigma:g} changes nothing: set "
+                "transform=none, or hide something."
+            )
         if self.purifier == "none" and self.fine_tune:
             raise InputError(f"{self.name}: purifier='none' has nothing to fine-tune: set fine_tune=false.")
         if self.purifier == self.transform == "none":

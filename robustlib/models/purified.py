@@ -146,8 +146,13 @@ class Purified(Classifier):
         """The deterministic model whose randomness is drawn once, from `seed`, and is the same for every image.
 
         An attacker who knows it faces no randomness at all; what robustness is left is the purifier's.
+
+        Raises:
+            InputError: no whole number of at least 0; None would leave it random.
         """
-        return self._view(seed=seed)
+        view = self._view(seed=seed)
+        check_counts(view, "seed", least=0)
+        return view
 
     def voting(self, votes: int) -> "Purified":
         """The model that answers with log p, p the mean of the class probabilities over `votes` draws: still random, but less so.

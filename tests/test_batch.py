@@ -205,6 +205,18 @@ def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -
     assert [run.path for run in study_runs(str(file), tmp_path / "runs").runs] == [run.path for run in runs]
 
 
+def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")
+    fixed, random = (made(tmp_path / "runs", method, 0) for method in ("standard", "atop"))
+    for images, found in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
+        write_json(random.path / "results.json", random.results() | {"n": 128, "budget": {"images": images}})
+        study = study_runs(str(file), tmp_path / "runs")
+        assert [run.path for run in study.runs] == [run.path for run in found]
+        assert ("random on 128" in study.words) == (len(found) == 2)
+        assert ("Left out: 1" in study.words) == (len(found) == 1)
+
+
 def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
     threat = {"threat": {"norm": "linf", "eps": 0.2}}
     others = [made(tmp_path, "trades", seed, **threat) for seed in (0, 1)]

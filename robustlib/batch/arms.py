@@ -33,7 +33,8 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     """The evaluated runs below `root` that a study asks for, of its preset's data set, judged alike.
 
     Runs are judged alike that share threat and number of images: those of the study's number if there are any, else those of
-    the most common one. Of several of an arm and seed a fresh one counts before a stale one.
+    the most common one. Models that answer at random count with them if their budget allowed no more images. Of several of
+    an arm and seed a fresh one counts before a stale one.
 
     Args:
         name: of a study that comes with robustlib, or its file.
@@ -48,25 +49,34 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     data = preset_dataset(study.preset)
     mine = [run for run in find_runs(root, preset=study.preset, dataset=data) if readable(run)]
     mine = [run for run in mine if (arm_of(run), run.params()["seed"]) in wanted]
-    kinds = Counter(_judged(run) for run in mine)
-    kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=None)
+    kinds = Counter(_judged(run) for run in mine if not _capped(run)) or Counter(map(_judged, mine))
+    kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=("", 0))
+    counted = [run for run in mine if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]
     found: dict[tuple[str, int], Run] = {}
-    for run in sorted((run for run in mine if _judged(run) == kind), key=lambda run: run.stale):
+    for run in sorted(counted, key=lambda run: run.stale):
         found.setdefault((arm_of(run), run.params()["seed"]), run)
     there = [found[key] for key in wanted if key in found]
-    judged = f", judged under {kind[0]} on {kind[1]} images" if kind else ""
+    judged = f", judged under {kind[0]} on {kind[1]} images" if mine else ""
+    if fewer := {run.results()["n"] for run in there if _judged(run) != kind}:
+        judged += f" (those that answer at random on {min(fewer)})"
     words = f"{len(there)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here{judged}."
     if len(there) < len(wanted):
         words += (
             f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
         )
-    if others := len(mine) - sum(_judged(run) == kind for run in mine):
+    if others := len(mine) - len(counted):
         words += f" Left out: {others} that were judged otherwise."
     return StudyRuns(study, there, words)
 
 
 def _judged(run: Run) -> tuple[str, int]:
     return run.results()["threat"], run.results()["n"]
+
+
+def _capped(run: Run) -> bool:
+    """Whether a model that answers at random met all the images that its budget allows."""
+    results = run.results()
+    return bool(results.get("budget", {}).get("images", 0) == results["n"])
 
 
 def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:

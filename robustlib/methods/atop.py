@@ -68,7 +68,7 @@ class AToP(AdversarialMethod):
     attack_through: Literal["classifier", "pipeline"] = "classifier"  # the bare classifier, or the whole model
     recon_target: Literal["adversarial", "clean"] = "adversarial"  # what fine-tuning reconstructs, and from what
     cls_weight: float = 0.05  # lambda, of the cross-entropy in fine-tuning
-    warm_up: int = 2  # epochs of fine-tuning before lambda counts
+    warm_up: int = 0  # epochs of fine-tuning before lambda counts; released: 10 000 images, less than one of CIFAR-10
     gan_weight: float = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
 
     def __post_init__(self) -> None:

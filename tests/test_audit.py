@@ -22,7 +22,7 @@ from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
 from robustlib.audit.records import unfair
 from robustlib.audit.run import _affordable, check_published, check_selection, headline, protocol
-from robustlib.audit.views import HEAD, Anchored, Head, Scaled, surrogates_of
+from robustlib.audit.views import HEAD, Anchored, Head, Scaled, sources_of, surrogates_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
@@ -293,6 +293,46 @@ def test_what_a_random_model_declares_is_left_to_the_evaluation(digits, honest):
     still = Declared(honest)
     still.stochastic = False
     assert len(evidence(still, digits.test, digits.threat, n=4).views) == 2
+
+
+def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digits, monkeypatch):
+    class Declared(Outside):
+        """No gradients, and noise that changes no answer."""
+
+        stochastic = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + torch.rand(len(x), 1))
+
+        def surrogates(self) -> dict[str, nn.Module]:
+            random = Random(self.model)
+            random.stochastic = True
+            return {"bare": self.model, "random": random}
+
+    x, y = digits.train.images.float().flatten(1) / 255, digits.train.labels
+    means = torch.stack([x[y == label].mean(0) for label in range(10)])
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # the nearest mean of a class
+    with torch.no_grad():
+        linear[1].weight.copy_(2 * means)
+        linear[1].bias.copy_(-(means**2).sum(1))
+    model = Declared(linear)
+    assert list(sources_of(model)) == ["bare"]
+    assert sources_of(linear) == {}
+    given = {}
+    real = Evidence.__init__
+
+    def noted(self: Evidence, *arguments: object, **settings: object) -> None:
+        given.update(settings)
+        real(self, *arguments, **settings)
+
+    monkeypatch.setattr(Evidence, "__init__", noted)
+    monkeypatch.setattr("robustlib.audit.checks.EOT", 1)
+    monkeypatch.setattr("robustlib.audit.checks.DRAWS", 2)
+    tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
+    checks = audit(model, digits.test, digits.threat, transfer={"other": nn.Sequential(linear)}, **tiny)
+    assert list(given["transfer"]) == ["bare", "other"]
+    assert 7 in fired(checks)
+    assert "transfer from bare alone leaves" in checks[6].meaning
 
 
 def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):

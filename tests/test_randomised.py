@@ -1,5 +1,6 @@
 """Models that answer at random: what they meet, what their randomness is worth, and what unseen attacks leave of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import erf, sqrt
 from pathlib import Path
@@ -29,7 +30,8 @@ from robustlib.evaluation import (
     standard_attacks,
     summarise,
 )
-from robustlib.evaluation.randomness import eot_curve, fixed_accuracies
+from robustlib.evaluation.randomness import Vote, eot_curve, fixed_accuracies, flat, vote
+from robustlib.evaluation.records import judge
 from robustlib.evaluation.run_randomness import with_plateau
 from robustlib.evaluation.suites import randomised_views
 from robustlib.evaluation.unseen import Unseen, unseen_attacks, unseen_of
@@ -41,7 +43,18 @@ from robustlib.training import fit
 from tests.test_cli import outcome
 
 THREAT = Threat("linf", 0.2)
-TINY = Budget(images=6, pgd_eot=(2, 2), autoattack=(1, 2), stadv=(1, 2), queries=2, votes=2, curve=4, full=(3, 2))
+TINY = Budget(
+    images=6,
+    pgd_eot=(2, 2),
+    autoattack=(1, 2),
+    stadv=(1, 2),
+    queries=2,
+    votes=2,
+    curve=4,
+    full=(3, 2),
+    bpda=(1, 3),
+    defence=5,
+)
 
 
 class Coin(nn.Module):
@@ -93,15 +106,40 @@ def phi(z: Tensor) -> np.ndarray:
 # ---- what the same draws say, counted otherwise
 
 
+def tossed(p: float, n: int, attacks: Sequence[str]) -> pd.DataFrame:
+    """The records of `evaluate` for a coin, tossed by NumPy: n images, clean and under attacks, 20 draws of each."""
+    rng, names = np.random.default_rng(0), ("clean", *attacks)
+    attack, index, draw = (axis.ravel() for axis in np.indices((len(names), n, 20)))
+    margin = p - rng.random(len(draw))
+    columns = {"index": index, "label": 0, "attack": np.array(names)[attack], "surrogate": "", "component": ""}
+    columns |= {"eps": 0.2, "draw": draw, "prediction": (margin <= 0).astype(int), "margin": margin, "valid": True}
+    return pd.DataFrame(columns)
+
+
 def test_the_worst_of_ten_draws_of_a_coin_is_p_to_the_tenth_attacked_or_not() -> None:
-    found = luck(evaluate(Coin(0.9), images(1000), {"fgsm": FGSM(THREAT), "pgd": PGD(THREAT, steps=1)}))
+    n = 4000
+    found = luck(tossed(0.9, n, ("fgsm", "pgd")))
     for kind in ("clean", "attacked"):
-        assert found[kind]["expected"]["accuracy"] == pytest.approx(0.9, abs=0.02)
-        assert found[kind]["single"]["accuracy"] == pytest.approx(0.9, abs=0.04)
-        assert found[kind]["worst"]["accuracy"] == pytest.approx(0.9**10, abs=0.06)
-        assert found[kind]["worst"]["low"] < found[kind]["worst"]["accuracy"] < found[kind]["worst"]["high"]
-    assert found["successes"] == pytest.approx(100, abs=40)
-    assert found["repeated"] == pytest.approx(0.1, abs=0.04), "what fails in one draw is as good as new in the next"
+        for way, p, draws in (("expected", 0.9, 10), ("single", 0.9, 1), ("worst", 0.9**10, 1)):
+            numbers, sigma = found[kind][way], sqrt(p * (1 - p) / n / draws)
+            assert numbers["accuracy"] == pytest.approx(p, abs=3 * sigma)
+            assert numbers["low"] < p < numbers["high"]
+            for end in ("low", "high"):  # Wilson: where p is as far off as it may be, were it true
+                assert abs(numbers["accuracy"] - numbers[end]) == pytest.approx(
+                    1.959964 * sqrt(numbers[end] * (1 - numbers[end]) / n), rel=1e-5
+                )
+    assert found["successes"] == n - found["attacked"]["single"]["correct"]
+    assert found["repeated"] == pytest.approx(0.1, abs=0.015), "what fails in one draw is as good as new in the next"
+
+
+def test_records_that_numpy_makes_of_a_coin_are_those_of_an_evaluation() -> None:
+    mine, theirs = tossed(0.9, 30, ["fgsm"]), evaluate(Coin(0.9), images(30), {"fgsm": FGSM(THREAT)})
+    assert set(mine) == set(theirs)
+    same = ["index", "label", "attack", "surrogate", "component", "draw", "valid"]
+    assert mine[same].to_numpy().tolist() == theirs[same].to_numpy().tolist()
+    assert ((theirs["margin"] > 0) == (theirs["prediction"] == 0)).all()
+    for frame in (mine, theirs):
+        assert (frame["prediction"] == 0).mean() == pytest.approx(0.9, abs=0.03)
 
 
 def test_draws_are_counted_as_written_out() -> None:
@@ -167,9 +205,8 @@ def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient(
     model, split = Noisy(), images(300)
     taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
     expected = phi((model.margin(split.images.float() / 255) - taken) / model.sigma).mean()
-    budget = replace(TINY, pgd_eot=(4, 2))
-    curve = eot_curve(model, split, THREAT, budget, samples=(1, 5))
-    assert [point["samples"] for point in curve] == [1, 5]
+    curve = eot_curve(model, split, THREAT, [(4, 1), (4, 5)])
+    assert [(point["steps"], point["samples"]) for point in curve] == [(4, 1), (4, 5)]
     assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
 
 
@@ -188,6 +225,59 @@ def test_a_deterministic_evaluation_of_a_stochastic_model_needs_a_seed() -> None
     assert fixed_draw(still) is still
 
 
+# ---- a vote of many draws
+
+
+class Backward(Noisy):
+    """Noisy, with a surrogate "bpda" that has its answers and its gradients, and counts what it is asked."""
+
+    draws_by_example = True
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(sigma)
+        self.asked: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(len(x))
+        return super().forward(x)
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        return {"bpda": Noisy(self.sigma), "other": Noisy(self.sigma)}
+
+
+def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustlib.attacks.search.PIECE", 16 * 40)
+    model, x = Backward(0.5), images(8).images.float() / 255
+    model.train()
+    torch.manual_seed(5)
+    logits = Vote(model, 150)(x)
+    torch.manual_seed(5)
+    model.forward(x[:1])
+    rounds = [model.forward(x.repeat(5, 1, 1, 1)).view(5, 8, 2) for _ in range(30)]
+    assert torch.allclose(logits, torch.cat(rounds).mean(0), atol=1e-6)
+    assert max(model.asked) == 40, "5 draws of 8 images at a time"
+    assert model.training, "left as it was"
+    assert not getattr(Vote(model, 150), "stochastic", False)
+    with pytest.raises(InputError, match="Vote draws=0: give a whole number of at least 1"):
+        Vote(model, 0)
+
+
+def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves() -> None:
+    """With 400 draws the noise of 2 on the margin is 0.1, so a linear model's margin alone decides; a single draw would flip many."""
+    model, split, budget = Backward(2.0), images(300), replace(TINY, bpda=(4, 2), defence=400)
+    margin = model.margin(split.images.float() / 255)
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    found = vote(model, split, THREAT, budget)
+    assert found["draws"] == 400
+    assert repr(PGDEOT(THREAT, 4, 2)) in found["protocol"]
+    for kind, left in (("clean", margin), ("attacked", margin - taken)):
+        assert found[kind]["accuracy"] == pytest.approx(phi(left / 0.1).mean(), abs=0.02)
+        assert found[kind]["n"] == 300
+        assert found[kind]["low"] < found[kind]["accuracy"] < found[kind]["high"]
+        assert abs(phi(left / 2).mean() - phi(left / 0.1).mean()) > 0.05, "or the test could not fail"
+    assert vote(Noisy(), split, THREAT, budget) == {}, "nothing is differentiated straight through"
+
+
 # ---- budgets
 
 
@@ -195,6 +285,9 @@ def test_a_preset_says_what_randomised_models_meet() -> None:
     budget = budget_of("digits")
     assert (budget.images, budget.pgd_eot, budget.autoattack) == (128, (40, 8), (20, 8))
     assert (budget.stadv, budget.queries, budget.full) == ((40, 8), 1000, (200, 20))
+    assert (budget.bpda, budget.defence) == ((40, 8), 150)
+    assert (Budget().bpda, Budget().defence) == ((50, 15), 150), "Hill et al."
+    assert budget.curve * 2 * budget.defence <= 128 * 150, "clean and attacked images are voted on"
     assert budget_of("cifar10-paper") == budget_of("") == budget_of(None) == Budget()
     attacks = standard_attacks(THREAT, stochastic=True, budget=budget)
     assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
@@ -215,6 +308,8 @@ def test_a_preset_says_what_randomised_models_meet() -> None:
             r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1",
         ),
         (lambda: Budget(queries=0), "queries=0"),
+        (lambda: Budget(defence=0), "defence=0"),
+        (lambda: Budget(bpda=(0, 1)), r"bpda=\(0, 1\)"),
         (lambda: Budget(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
         (lambda: Unseen(l2=0.0), "l2=0.0: give a number above 0"),
         (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
@@ -260,6 +355,32 @@ def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full: float, t
     assert rows[-1]["accuracy"] == 0.53, "the results that were given stay"
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "reached"),
+    [([0.9, 0.5, 0.48], True), ([0.5, 0.47], False), ([0.5, 0.4701], True), ([0.4, 0.6], True)],
+)
+def test_a_curve_is_flat_where_its_last_step_loses_less_than_three_points(
+    accuracies: list[float], reached: bool
+) -> None:
+    assert flat([{"accuracy": share} for share in accuracies]) is reached
+
+
+def test_words_on_the_plateau() -> None:
+    def point(steps: int, samples: int, share: float) -> dict[str, Any]:
+        return {"steps": steps, "samples": samples, "n": 64, "accuracy": share, "low": share - 0.1, "high": share + 0.1}
+
+    grid = {
+        "samples": {"points": [point(40, 20, 0.41), point(40, 50, 0.415)], "flat": True},
+        "steps": {"points": [point(100, 8, 0.44), point(200, 8, 0.4)], "flat": False},
+    }
+    said = tables.plateau_words({"plateau": grid})
+    assert "with 40 steps of 50 gradient samples PGD+EOT leaves 41.5 % (31.5–51.5) of 64 images" in said
+    assert "−0.5 points less than with 20: flat" in said
+    assert "with 200 steps of 8 gradient samples PGD+EOT leaves 40.0 %" in said
+    assert "4.0 points less than with 100: not flat" in said
+    assert tables.plateau_words({}) == tables.plateau_words({"plateau": {"full": {}}}) == ""
+
+
 # ---- runs
 
 
@@ -297,6 +418,7 @@ def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("robustlib.evaluation.protocol.standard_attacks", attacks)
     monkeypatch.setattr("robustlib.evaluation.run_results.EPS_MULTIPLES", (0, 1))
     monkeypatch.setattr("robustlib.evaluation.run_results.STEPS", (0, 1))
+    monkeypatch.setattr("robustlib.evaluation.run_randomness.STEPS", (1, 2, 4))
     for room in ("run_results", "suites"):
         monkeypatch.setattr(f"robustlib.evaluation.{room}.EOT", 2)
     for run in runs.values():
@@ -325,10 +447,15 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
     )
     found = read_json(run.path / "randomness.json")
     assert [row["seed"] for row in found["fixed"]] == [0, 1, 2]
-    assert [row["samples"] for row in found["eot"]] == [1, 5, 20]
+    assert [(row["steps"], row["samples"]) for row in found["eot"]] == [(2, 1), (2, 5), (2, 20)]
+    assert (found["vote"]["draws"], found["vote"]["attacked"]["n"]) == (5, 4)
+    assert repr(PGDEOT(digits.threat, 1, 3)) in found["vote"]["protocol"]
+    assert not any("mean logits" in row["protocol"] for row in results["rows"]), "never part of the headline"
     assert found["attacked"]["single"]["n"] == found["clean"]["worst"]["n"] == 6
     table = tables.randomness(results, found)
     assert {
+        "BPDA + EOT, answered by a vote of 5 draws",
+        "PGD+EOT with 2 steps of 20 gradient samples",
         "mean over fresh draws",
         "a single draw",
         "worst of 10 draws",
@@ -345,17 +472,47 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
 def test_the_plateau_is_checked_once(
     evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = evaluated["pure"]
+    run, real = evaluated["pure"], evaluate
+    write_json(run.path / "results.json", {name: value for name, value in run.results().items() if name != "plateau"})
+    before, known = run.results(), measure_randomness(run, digits, device="cpu")["eot"]
+    asked, judged = [], []
+
+    def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        asked.append(settings["state"].name)
+        if asked[-1] == "plateau-4x2":
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    for room in ("run_randomness", "randomness"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_plateau(run, digits, device="cpu")
+    assert asked == ["plateau", "plateau-2x50", "plateau-1x2", "plateau-2x2", "plateau-4x2"]
+    assert run.results() == before, "nothing is stored by halves"
+    monkeypatch.setattr("robustlib.evaluation.steps.judge", lambda *given: judged.append(given) or judge(*given))
+    for room in ("run_randomness", "randomness"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", real)
     results = check_plateau(run, digits, device="cpu")
     assert results == run.results()
+    assert len(judged) == 2, "clean and attacked images of the point that was missing"
+    plateau = results["plateau"]
+    assert plateau["samples"]["points"][:3] == known, "measured once"
+    assert [(point["steps"], point["samples"]) for point in plateau["samples"]["points"][3:]] == [(2, 50)]
+    assert [(point["steps"], point["samples"]) for point in plateau["steps"]["points"]] == [(1, 2), (2, 2), (4, 2)]
+    for curve in (plateau["samples"], plateau["steps"]):
+        assert curve["flat"] is flat(curve["points"])
+        assert {point["n"] for point in curve["points"]} == {4}
+        assert all(point["low"] < point["high"] for point in curve["points"])
     assert results["plateau"]["full"]["protocol"] == repr(PGDEOT(digits.threat, 3, 2))
     assert results["plateau"]["full"]["n"] == 6
     assert not run.evaluation.exists()
     monkeypatch.setattr("robustlib.evaluation.run_randomness.evaluate", lambda *_, **__: 1 / 0)
     assert check_plateau(run, digits, device="cpu") == results
-    told = [
-        name for name in tables.randomness(results, measure_randomness(run, digits)).index if "full strength" in name
-    ]
+    index = tables.randomness(results, measure_randomness(run, digits)).index
+    assert {
+        f"PGD+EOT with {words} gradient samples" for words in ("2 steps of 50", "1 step of 2", "4 steps of 2")
+    } <= set(index)
+    told = [name for name in index if "full strength" in name]
     assert told == [
         "PGD+EOT at full strength: "
         + ("its number is the headline" if results["plateau"]["taken"] else "the headline stands")
@@ -371,6 +528,7 @@ def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
     assert (code, err) == (0, "")
     assert "What its randomness is worth" in out
     assert "PGD+EOT at full strength" in out
+    assert "Plateau (flat: the last step loses less than 3 points): with 2 steps of 50" in out
     assert "plateau" in evaluated["pure"].results()
     code, _, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--plateau")
     assert code == 2

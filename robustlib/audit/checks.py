@@ -24,6 +24,7 @@ from robustlib.audit.strength import (
     check_restarts,
     check_steps,
 )
+from robustlib.audit.views import sources_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.threat import Threat
@@ -60,8 +61,8 @@ def audit(
 
     Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
     of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
-    stochastic model is judged without the surrogates that it declares, by its expected accuracy over 20 draws, with the mean
-    gradient of 8 and Square on the mean of 8.
+    stochastic model is judged without the surrogates that it declares (deterministic ones are sources of transfer), by its
+    expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8.
 
     Args:
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
@@ -90,7 +91,7 @@ def audit(
     settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise}
     settings |= {"targets": targets or (3 if stochastic else 9), "seed": seed}
     settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
-    others = {name: other.to(device).eval() for name, other in (transfer or {}).items()}
+    others = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
     with _alone(model, device, seed):
         evidence = Evidence(model, some, threat, transfer=others, **settings)
         checks = []

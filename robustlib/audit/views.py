@@ -19,6 +19,14 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
 
 
+def sources_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
+    transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
+    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
+    plain, _ = apart(declared)
+    return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
+
+
 def apart(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
     """The views that every attack meets, by name, and those with a class as `target`, which targeted attacks meet, by class."""
     targets = {name: getattr(view, "target", None) for name, view in views.items()}

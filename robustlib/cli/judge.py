@@ -23,7 +23,8 @@ def evaluate(
     examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
     suite: Annotated[str, typer.Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
     plateau: Annotated[
-        bool, typer.Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength too.")
+        bool,
+        typer.Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps."),
     ] = False,
     data_root: DataRoot = "",
     device: Device = "auto",
@@ -55,6 +56,8 @@ def evaluate(
         out.print(console.table(tables.adaptive(results), said))
     if luck := read_json(run.path / "randomness.json"):
         out.print(console.table(tables.randomness(results, luck), "What its randomness is worth"))
+        if words := tables.plateau_words(results):
+            out.print(words, highlight=False)
     if suite == "reference":
         with out.status("the authors' AutoAttack"):
             comparison = compare_with_reference(run, dataset, n=results["n"], device=device)

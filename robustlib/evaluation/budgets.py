@@ -9,14 +9,15 @@ from typing import Any
 from robustlib.errors import InputError, check_counts, unknown
 
 PRESETS = Path(__file__).parent.parent / "presets"
-PAIRS = ("pgd_eot", "autoattack", "stadv", "full")
+PAIRS = ("pgd_eot", "autoattack", "stadv", "full", "bpda")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The attacks on randomised models; pairs are (steps, gradient samples of each). The defaults are the published ones.
 
-    Lee and Kim (2023) for PGD+EOT and the number of images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv.
+    Lee and Kim (2023) for PGD+EOT and the number of images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv,
+    Hill et al. (2021) for BPDA+EOT and the vote that answers it.
 
     Raises:
         InputError: a number below 1, or something else than pairs of whole numbers.
@@ -30,9 +31,11 @@ class Budget:
     votes: int = 8  # draws whose mean decides a query
     curve: int = 512  # images of the curves over radii, steps and gradient samples
     full: tuple[int, int] = (200, 20)  # PGD+EOT of the plateau check
+    bpda: tuple[int, int] = (50, 15)  # BPDA+EOT, for comparison with published numbers only
+    defence: int = 150  # draws whose mean logits answer it
 
     def __post_init__(self) -> None:
-        check_counts(self, "images", "queries", "votes", "curve")
+        check_counts(self, "images", "queries", "votes", "curve", "defence")
         for name in PAIRS:
             pair = getattr(self, name)
             if len(pair) != 2 or not all(isinstance(part, int) and part >= 1 for part in pair):

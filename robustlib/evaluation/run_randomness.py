@@ -4,13 +4,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from robustlib.attacks import PGDEOT
-from robustlib.data import Dataset
+from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation.budgets import budget_of
+from robustlib.evaluation.budgets import Budget, budget_of
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import summarise
-from robustlib.evaluation.randomness import eot_curve, fixed_accuracies, luck
+from robustlib.evaluation.randomness import SAMPLES, SLACK, eot_curve, fixed_accuracies, flat, luck, vote
 from robustlib.evaluation.run_images import images_of
 from robustlib.evaluation.steps import Progress
 from robustlib.runs import Run, read_json, write_json
@@ -18,7 +20,8 @@ from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 FACTS = ("n", "seed", "code", "threat", "budget")  # of results.json, by which randomness.json belongs to it
-SLACK = 0.03  # accuracy that the full PGD+EOT may take from the headline and be called the same
+MORE_SAMPLES = (50,)  # gradient samples of the plateau check, beyond those of `measure_randomness`
+STEPS = (20, 100, 200)  # of PGD+EOT in the plateau check
 
 
 def measure_randomness(run: Run, dataset: Dataset, *, device: str = "auto") -> dict[str, Any]:
@@ -31,7 +34,8 @@ def measure_randomness(run: Run, dataset: Dataset, *, device: str = "auto") -> d
 
     Returns:
         The content of randomness.json: facts of the evaluation, then those of `luck`, "fixed" (see `fixed_accuracies`; empty
-        if the model has no method `fixed`) and "eot" (see `eot_curve`).
+        if the model has no method `fixed`), "eot" (see `eot_curve`; over gradient samples, on the budget's images of curves) and
+        "vote" (see `vote`; on the same images).
 
     Raises:
         InputError: the run is not evaluated, or its model answers the same each time.
@@ -45,7 +49,8 @@ def measure_randomness(run: Run, dataset: Dataset, *, device: str = "auto") -> d
     found: dict[str, Any] = {**facts, **luck(run.records())}
     fixable = hasattr(model, "fixed")
     found["fixed"] = fixed_accuracies(model, images, threat, budget, seed=seed) if fixable else []
-    found["eot"] = eot_curve(model, few, threat, budget, seed=seed)
+    found["eot"] = eot_curve(model, few, threat, [(budget.pgd_eot[0], count) for count in SAMPLES], seed=seed)
+    found["vote"] = vote(model, few, threat, budget, seed=seed)
     write_json(run.path / "randomness.json", found)
     return found
 
@@ -53,16 +58,19 @@ def measure_randomness(run: Run, dataset: Dataset, *, device: str = "auto") -> d
 def check_plateau(
     run: Run, dataset: Dataset, *, device: str = "auto", progress: Callable[[Progress], None] | None = None
 ) -> dict[str, Any]:
-    """One PGD+EOT at full strength on the images of an evaluated randomised run; results.json keeps what it found.
+    """One PGD+EOT at full strength on the images of an evaluated randomised run, and on a part of them more of its gradient
+    samples and of its steps; results.json keeps what they found. It goes on where it was interrupted.
 
-    Where it leaves less than the headline by more than 3 points, its number becomes the headline; the other is kept beside it.
+    Where the first leaves less than the headline by more than 3 points, its number becomes the headline; the other is kept beside
+    it. The others say whether the attack has reached its plateau: whether their last step loses less than 3 points.
 
     Args:
         run, dataset, device: as for `measure_randomness`.
         progress: called before and after each batch.
 
     Returns:
-        The content of results.json, with "plateau": {"full" (the attack's row), "worst" (the headline before it), "taken"}.
+        The content of results.json, with "plateau": {"full" (the attack's row), "worst" (the headline before it), "taken",
+        "samples" and "steps"}: the last two {"points" (see `eot_curve`; the budget's images of curves), "flat"}.
 
     Raises:
         InputError: as `measure_randomness`.
@@ -70,17 +78,36 @@ def check_plateau(
     results, images, _ = _evaluated(run, dataset)
     if "plateau" in results:
         return results
-    attack = PGDEOT(_threat(run), *budget_of(run.params().get("preset")).full)
-    model, state = run.model().to(resolve_device(device)), run.evaluation / "plateau"
-    settings: dict[str, Any] = {"seed": results["seed"], "state": state, "progress": progress, "adaptive": {}}
-    records = evaluate(model, images, {"pgd_eot": attack}, **settings)
+    threat, budget = _threat(run), budget_of(run.params().get("preset"))
+    attack, model = PGDEOT(threat, *budget.full), run.model().to(resolve_device(device))
+    settings: dict[str, Any] = {"seed": results["seed"], "state": run.evaluation / "plateau", "progress": progress}
+    records = evaluate(model, images, {"pgd_eot": attack}, **settings, adaptive={})
     row: dict[Any, Any] = summarise(records, worst=False).to_dict("records")[-1]
+    known = measure_randomness(run, dataset, device=device)["eot"]
+    grid = _grid(model, images.sample(budget.curve), threat, budget, known, settings)
     results = with_plateau(results, {**row, "protocol": repr(attack)})
+    results["plateau"] |= grid
     if results["plateau"]["taken"]:
         (run.path / "audit.json").unlink(missing_ok=True)  # it judged another number
     write_json(run.path / "results.json", results)
     shutil.rmtree(run.evaluation, ignore_errors=True)
     return results
+
+
+def _grid(
+    model: nn.Module, few: Split, threat: Threat, budget: Budget, known: list[dict[str, Any]], settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """PGD+EOT over gradient samples and over steps, the other number being the budget's; what is known is not measured again."""
+    steps, samples = budget.pgd_eot
+    pairs = {
+        "samples": [(steps, count) for count in (*SAMPLES, *MORE_SAMPLES)],
+        "steps": [(count, samples) for count in STEPS],
+    }
+    found = {(point["steps"], point["samples"]): point for point in known}
+    todo = [pair for pair in dict.fromkeys([*pairs["samples"], *pairs["steps"]]) if pair not in found]
+    found |= zip(todo, eot_curve(model, few, threat, todo, **settings), strict=True)
+    curves = {name: [found[pair] for pair in curve] for name, curve in pairs.items()}
+    return {name: {"points": points, "flat": flat(points)} for name, points in curves.items()}
 
 
 def with_plateau(results: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _measured(run: Run, images: Split, asked: Mapping[str, Any], device: str) ->
 
 
 def _known(run: Run, images: Split) -> dict[str, Any]:
-    """The worst case over the attacks of the run's evaluation on these images.
+    """The worst case over the attacks of the run's evaluation on these images, or what its plateau check took from it.
 
     Raises:
         InputError: it was not evaluated on all of them.
@@ -93,8 +93,11 @@ def _known(run: Run, images: Split) -> dict[str, Any]:
             f"{run.path} was not evaluated on all of these {len(images)} images, so what it knows cannot be compared: "
             f"call `robustlib evaluate {run.path} --examples {len(images)}` or more first."
         )
-    row = summarise(records[records["index"].isin(wanted)]).to_dict("records")[-1]
-    return {**_numbers(row), "protocol": "per-example worst case over the attacks of the evaluation"}
+    row: Mapping[Any, Any] = summarise(records[records["index"].isin(wanted)]).to_dict("records")[-1]
+    plateau, protocol = run.results().get("plateau", {}), "per-example worst case over the attacks of the evaluation"
+    if plateau.get("taken") and plateau["full"]["n"] == len(images):
+        row, protocol = plateau["full"], f"{plateau['full']['protocol']}, the plateau check"
+    return {**_numbers(row), "protocol": protocol}
 
 
 def _attacked(run: Run, images: Split, seed: int, device: str) -> dict[str, dict[str, Any]]:

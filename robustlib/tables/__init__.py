@@ -9,7 +9,7 @@ from robustlib.tables.board import incomplete, inventory, leaderboard, notes, ov
 from robustlib.tables.claims import claims
 from robustlib.tables.distances import MINIMA, correlations, distances, strengths
 from robustlib.tables.geometry import consistency, geometry
-from robustlib.tables.randomness import cost, inflation, randomness, unseen
+from robustlib.tables.randomness import cost, inflation, plateau_words, randomness, unseen
 from robustlib.tables.run import accuracies, cascade, hyperparameters, legacy, provenance, splits, warnings
 from robustlib.tables.words import ATTACKS, VERDICTS, attack_name, gravest, percent, show, verdict
 
@@ -41,6 +41,7 @@ __all__ = [
     "objections",
     "over_seeds",
     "percent",
+    "plateau_words",
     "provenance",
     "randomness",
     "show",

@@ -16,7 +16,8 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     """A randomised model asked in every way, clean and attacked, with 95 % intervals: expected, once, worst of K, fixed, at full strength.
 
     The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what
-    an attack leaves that knows only the bare classifier, and PGD+EOT over gradient samples, which should no longer fall.
+    an attack leaves that knows only the bare classifier, BPDA + EOT as it is published, answered by a vote, and PGD+EOT over
+    gradient samples (and, after a plateau check, steps), which should no longer fall.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
@@ -41,10 +42,36 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     if weak := [row for name, row in rows.items() if name.endswith(f"@{WEAK}")]:
         least = min(weak, key=lambda row: float(row["accuracy"]))
         table[f"weak: {attack_name(least['attack'])} alone"] = (NOTHING, least)
-    for point in found["eot"]:
-        table[f"PGD+EOT with {point['samples']} gradient sample{'s' * (point['samples'] > 1)}"] = (NOTHING, point)
+    if vote := found.get("vote"):
+        table[f"BPDA + EOT, answered by a vote of {vote['draws']} draws"] = (vote["clean"], vote["attacked"])
+    for point in [*found["eot"], *_grid(results, "samples"), *_grid(results, "steps")]:
+        table[f"PGD+EOT with {_strength(point)}"] = (NOTHING, point)
     written = {name: {"clean": _cell(clean), "attacked": _cell(attacked)} for name, (clean, attacked) in table.items()}
     return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
+
+
+def plateau_words(results: Mapping[str, Any]) -> str:
+    """Whether PGD+EOT still gains by more gradient samples or steps; "" for results without a plateau check."""
+    said = []
+    for name in ("samples", "steps"):
+        if points := _grid(results, name):
+            before, last = points[-2:]
+            lost = f"{100 * (before['accuracy'] - last['accuracy']):.1f} points less than with {before[name]}"
+            verdict = "flat" if results["plateau"][name]["flat"] else "not flat, a stronger attack may find more"
+            said.append(f"with {_strength(last)} PGD+EOT leaves {_cell(last)} of {last['n']} images, {lost}: {verdict}")
+    words = "; ".join(said)
+    return f"Plateau (flat: the last step loses less than 3 points): {words}.".replace(" -", " −") if said else ""
+
+
+def _grid(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The points of a plateau check over "samples" or "steps"; [] without one."""
+    points: list[dict[str, Any]] = results.get("plateau", {}).get(name, {}).get("points", [])
+    return points
+
+
+def _strength(point: Mapping[str, Any]) -> str:
+    steps, samples = point["steps"], point["samples"]
+    return f"{steps} step{'s' * (steps > 1)} of {samples} gradient sample{'s' * (samples > 1)}"
 
 
 def unseen(measured: "pd.DataFrame") -> "pd.DataFrame":

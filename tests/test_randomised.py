@@ -569,6 +569,12 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
     with pytest.raises(ZeroDivisionError):
         measure_unseen(evaluated, digits, device="cpu")  # on fewer images
     write_json(evaluated["plain"].path / "results.json", results)
+    pure = evaluated["pure"]
+    taken = {"n": 6, "correct": 0.0, "accuracy": 0.0, "low": 0.0, "high": 0.4, "protocol": "PGDEOT"}
+    write_json(pure.path / "results.json", pure.results() | {"plateau": {"full": taken, "taken": True}})
+    monkeypatch.setattr("robustlib.evaluation.run_unseen.evaluate", evaluate)
+    lower = measure_unseen({"pure": pure}, digits, device="cpu").set_index("attack")
+    assert lower.loc["known", "accuracy"] == 0.0, "the headline after its plateau check"
     with pytest.raises(InputError, match="no runs to measure"):
         measure_unseen({}, digits)
 

@@ -121,7 +121,8 @@ def restated_fgsm(model, x, y, eps):
 
 @pytest.mark.parametrize("target", ["adversarial", "clean"])
 def test_tuning_equals_its_formula(digits, target):
-    method, model, stage = made(digits, recon_target=target, gan_weight=0.0, cls_weight=0.4)
+    weights = {"gan_weight": 0.0, "cls_weight": 0.4}
+    method, model, stage = made(digits, recon_target=target, attack_through="classifier", **weights)
     batch, generator = first_batch(digits), torch.Generator().manual_seed(5)
     loss = updated(stage, batch)["model"]
     x_adv = restated_fgsm(model, batch.x, batch.y, digits.threat.eps)

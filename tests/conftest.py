@@ -78,7 +78,12 @@ def digits():
     return load_dataset("digits")
 
 
+def hardly_validated(dataset):
+    """The data set with 60 validation images."""
+    return replace(dataset, val=dataset.val.sample(60))
+
+
 @pytest.fixture(scope="session")
 def few(digits):
     """Digits with 60 validation images, validated in no time."""
-    return replace(digits, val=digits.val.sample(60))
+    return hardly_validated(digits)

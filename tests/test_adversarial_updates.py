@@ -324,9 +324,9 @@ def test_autocast_uses_the_perturbed_weights(digits):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_awp_trains(tmp_path, digits, precision):
+def test_awp_trains(tmp_path, few, precision):
     method = make_method("pgd_at", "digits", epochs=2, train_examples=130, attack_steps=1, awp_gamma=0.01, ema=0.9)
-    run = fit(method, digits, root=tmp_path, device="cpu", precision=precision, progress=False)
+    run = fit(method, few, root=tmp_path, device="cpu", precision=precision, progress=False)
     assert run.finished
     assert run.metrics()["loss"].iloc[1:].notna().all()
 

@@ -299,12 +299,12 @@ def test_only_attacked_images_move_the_statistics(digits):
     assert not any(p.requires_grad for p in stage.modules["teacher"].parameters())
 
 
-def train(digits, root, **settings):
-    return fit(make_method("afd", "digits", **{**SMALL, **settings}), digits, root=root, device="cpu", progress=False)
+def train(few, root, **settings):
+    return fit(make_method("afd", "digits", **{**SMALL, **settings}), few, root=root, device="cpu", progress=False)
 
 
-def test_a_run_begins_from_its_natural_stage_and_resumes_exactly(tmp_path, digits, monkeypatch):
-    whole = train(digits, tmp_path / "a")
+def test_a_run_begins_from_its_natural_stage_and_resumes_exactly(tmp_path, few, monkeypatch):
+    whole = train(few, tmp_path / "a")
     rows = whole.metrics()
     assert list(rows.stage) == ["natural"] * 3 + ["afd"] * 3
     natural, begun = rows[rows.epoch == 2].iloc[0], rows[rows.epoch == 0].iloc[1]
@@ -325,8 +325,8 @@ def test_a_run_begins_from_its_natural_stage_and_resumes_exactly(tmp_path, digit
 
     monkeypatch.setattr(loop.Training, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(digits, tmp_path / "b")
-    again = train(digits, tmp_path / "b")
+        train(few, tmp_path / "b")
+    again = train(few, tmp_path / "b")
     assert again.metrics().drop(columns="seconds").equals(rows.drop(columns="seconds"))
     assert all(torch.equal(v, again.model("last").state_dict()[k]) for k, v in model.state_dict().items())
 
@@ -335,9 +335,9 @@ def test_a_run_begins_from_its_natural_stage_and_resumes_exactly(tmp_path, digit
 
 
 @pytest.fixture(scope="module")
-def natural(tmp_path_factory, digits):
+def natural(tmp_path_factory, few):
     method = make_method("standard", "digits", epochs=2, train_examples=130)
-    return fit(method, digits, root=tmp_path_factory.mktemp("natural"), device="cpu", progress=False)
+    return fit(method, few, root=tmp_path_factory.mktemp("natural"), device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -353,8 +353,8 @@ def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, 
     assert not teacher.training
 
 
-def test_a_finished_run_is_fine_tuned(tmp_path, digits, natural):
-    run = train(digits, tmp_path, pretrained=str(natural.path))
+def test_a_finished_run_is_fine_tuned(tmp_path, few, natural):
+    run = train(few, tmp_path, pretrained=str(natural.path))
     assert list(run.metrics().stage) == ["afd"] * 3
     assert run.metrics().clean_val.iloc[0] == natural.metrics().clean_val.iloc[-1]
 

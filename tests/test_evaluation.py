@@ -378,12 +378,12 @@ def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
     assert judge(aim(View(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
 
 
-def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, monkeypatch):
+def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     settings = {"root": tmp_path, "device": "cpu", "progress": False}
 
     def train(name):
-        return fit(make_method(name, "digits", epochs=1, train_examples=100), digits, **settings)
+        return fit(make_method(name, "digits", epochs=1, train_examples=100), few, **settings)
 
     run = train("ancra")
 
@@ -596,12 +596,12 @@ def quick(threat: Threat) -> AutoAttack:
     return AutoAttack(threat, version="custom", attacks=parts)
 
 
-def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, monkeypatch):
+def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     runs = []
     for seed in (0, 1):
         method = make_method("standard", "digits", epochs=2, train_examples=300)
-        runs.append(fit(method, digits, root=tmp_path, device="cpu", seed=seed, progress=False))
+        runs.append(fit(method, few, root=tmp_path, device="cpu", seed=seed, progress=False))
         results = evaluate_run(runs[-1], digits, n=20)
     names = [row["attack"] for row in results["rows"]]
     assert names == ["clean", *standard_attacks(THREAT), "worst"]
@@ -641,10 +641,10 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, 
     assert board.threat[0] == "Linf 0.2"
 
 
-def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, monkeypatch):
+def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     method = make_method("standard", "digits", epochs=1, train_examples=100)
-    run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
+    run = fit(method, few, root=tmp_path, device="cpu", progress=False)
     again = f"{run.provenance()['command']} --rerun"
 
     def lacks() -> str:
@@ -676,9 +676,9 @@ def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, mo
     assert lacks() == f"training failed: {run.provenance()['command']}"
 
 
-def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatch):
+def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
-    run = fit(make_method("standard", "digits", epochs=1, train_examples=200), digits, root=tmp_path, progress=False)
+    run = fit(make_method("standard", "digits", epochs=1, train_examples=200), few, root=tmp_path, progress=False)
 
     def interrupt(progress):
         if progress.attack == "autoattack" and progress.done:
@@ -706,10 +706,10 @@ def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, monkeypatc
     assert [file.name for file in run.path.iterdir()] == [".lock"]
 
 
-def test_the_authors_package_is_a_second_opinion(tmp_path, digits, monkeypatch):
+def test_the_authors_package_is_a_second_opinion(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.suites.AutoAttack", quick)
     method = make_method("standard", "digits", epochs=1, train_examples=200)
-    run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
+    run = fit(method, few, root=tmp_path, device="cpu", progress=False)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(InputError, match="no AutoAttack on all 20 images"):
         compare_with_reference(run, digits, n=20)
@@ -741,9 +741,9 @@ def test_the_authors_package_is_a_second_opinion(tmp_path, digits, monkeypatch):
     assert compared.difference == pytest.approx(5 * (len(compared.only_theirs) - len(compared.only_ours)))
 
 
-def test_runs_of_other_data_or_unfinished_ones_are_refused(tmp_path, digits):
+def test_runs_of_other_data_or_unfinished_ones_are_refused(tmp_path, digits, few):
     method = make_method("standard", "digits", epochs=1, train_examples=100)
-    run = fit(method, digits, root=tmp_path, device="cpu", progress=False)
+    run = fit(method, few, root=tmp_path, device="cpu", progress=False)
     from dataclasses import replace
 
     with pytest.raises(InputError, match="trained on 'digits'"):

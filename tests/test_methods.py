@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -130,6 +131,12 @@ def preset_data(monkeypatch):
     return put
 
 
+@cache
+def loaded(preset):
+    """The data set that `preset_data` has put there, cut into its splits once."""
+    return load_dataset(preset_dataset(preset))
+
+
 PAPERS = ("cifar100-paper", "tiny-imagenet-paper", "imagenette-paper")
 
 
@@ -139,7 +146,8 @@ def test_presets_of_absent_data_are_planned(preset, preset_data, tmp_path):
     options = Options(preset, runs=tmp_path / "runs", reports=tmp_path / "reports")
     jobs = plan([(name, {}) for name in METHODS], [0], options)
     assert [job.name.split(" ")[0] for job in jobs] == list(METHODS)
-    threats = {make_method(name, preset).threat(load_dataset(preset_dataset(preset))) for name in METHODS}
+    dataset = loaded(preset)
+    threats = {make_method(name, preset).threat(dataset) for name in METHODS}
     assert {str(threat) for threat in threats} == {"Linf 8/255"}
 
 
@@ -147,7 +155,7 @@ def test_presets_of_absent_data_are_planned(preset, preset_data, tmp_path):
 @pytest.mark.parametrize("preset", PAPERS)
 def test_every_stage_of_a_paper_preset_takes_a_step(preset, name, preset_data):
     preset_data(preset)
-    dataset = load_dataset(preset_dataset(preset))
+    dataset = loaded(preset)
     method = make_method(name, preset, **({"attack_steps": 1} if issubclass(METHODS[name], AdversarialMethod) else {}))
     model = build_model("small_cnn", dataset, **method.model_options()).train()
     batch = next(dataset.train.batches(4, augment=method.augment))

@@ -1,18 +1,23 @@
-"""The notebooks: thin, clean and inspectable; and they run by papermill as the README says."""
+"""The notebooks: thin, clean and inspectable; and they run, two of them by papermill as the README says."""
 
 import ast
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from robustlib.attacks import AutoAttack
+from robustlib.data import Dataset, load_dataset
+from robustlib.evaluation import Budget
 from robustlib.methods import METHODS
 from robustlib.runs import find_runs, read_json
 from robustlib.task import inspect
 from robustlib.workbook import Task, execute
+from tests.cells import perform
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -109,7 +114,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1",
         "-p",
         "test_examples",
-        "32",
+        "12",
         "-p",
         "runs",
         str(place / "runs"),
@@ -124,7 +129,7 @@ def test_baselines_by_papermill(trained: Path) -> None:
     (run,) = find_runs(trained / "runs", method="trades", preset="digits")
     assert run.finished
     assert run.params()["seed"] == 1
-    assert run.results()["n"] == 32
+    assert run.results()["n"] == 12
     shown = text(trained / "out.ipynb")
     for sign in (
         "TRADES",
@@ -163,6 +168,25 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
 
 
+@pytest.fixture
+def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short attacks, few validation images and no UMAP: that they are shown counts here, not how good they are."""
+    monkeypatch.setattr(
+        "robustlib.data.load_dataset", lambda name, **how: few if name == "digits" else load_dataset(name, **how)
+    )
+    tiny = Budget(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
+    for room in ("run_results", "run_randomness", "run_unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: tiny)
+    for room in ("suites", "unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.AutoAttack", partial(AutoAttack, steps=5, queries=40))
+    for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
+        monkeypatch.setattr(f"robustlib.evaluation.run_results.{name}", (0, 1))
+    monkeypatch.setattr("robustlib.audit.checks.QUERIES", 40)
+    monkeypatch.setattr("robustlib.audit.checks.STOCHASTIC_QUERIES", 20)
+    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda table, _: table[:, :2].numpy().copy())
+
+
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     ("method", "changes", "signs", "figures"),
     [
@@ -204,10 +228,9 @@ def test_compare_shows_the_runs(trained: Path) -> None:
 )
 def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:
     overrides = ["epochs=1", "train_examples=200", "attack_steps=2", *changes]
-    parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 24}
+    parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     task = Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb")
-    status = execute(task)
-    assert status["state"] == "done", status
+    perform(task)
     outputs = [output for cell in cells(task.output) for output in cell.outputs]
     images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     shown = text(task.output) + "".join(image["alt"] for image in images)
@@ -216,12 +239,12 @@ def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list
         assert sign in shown, sign
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
     overrides = ["epochs=3", "train_examples=200"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     task = Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb")
-    status = execute(task)
-    assert status["state"] == "done", status
+    perform(task)
     outputs = [output for cell in cells(task.output) for output in cell.outputs]
     images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     shown = text(task.output) + "".join(image["alt"] for image in images)
@@ -234,13 +257,13 @@ def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "toys" / run.path.name).is_dir()  # of its own: two pages train at once with --jobs 2
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_notebook_of_atop(tmp_path: Path) -> None:
     short = ["epochs=2", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
     overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     task = Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb")
-    status = execute(task)
-    assert status["state"] == "done", status
+    perform(task)
     outputs = [output for cell in cells(task.output) for output in cell.outputs]
     images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     shown = text(task.output) + "".join(image["alt"] for image in images)
@@ -257,7 +280,7 @@ def test_the_notebook_of_atop(tmp_path: Path) -> None:
 def test_compare_without_data_compares_the_rest(trained: Path) -> None:
     parameters = {"runs": trained / "runs", "look_inside": False}
     task = Task(FOLDER / "compare.ipynb", parameters, trained / "outside.ipynb")
-    assert execute(task)["state"] == "done"
+    perform(task)
     images = [o for c in cells(task.output) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(images) == 3
 
@@ -265,13 +288,13 @@ def test_compare_without_data_compares_the_rest(trained: Path) -> None:
 def test_runs_of_other_data_are_named_not_mixed(trained: Path) -> None:
     parameters = {"runs": trained / "runs", "dataset": "mnist"}
     task = Task(FOLDER / "compare.ipynb", parameters, trained / "other.ipynb")
-    assert execute(task)["state"] == "done"
+    perform(task)
     assert "Runs on digits are left out" in text(task.output)
 
 
 def test_compare_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
     task = Task(FOLDER / "compare.ipynb", {"preset": "cifar10-short", "runs": tmp_path}, tmp_path / "compare.ipynb")
-    assert execute(task)["state"] == "done"
+    perform(task)
     assert "robustlib run --preset cifar10-short" in text(task.output)
 
 

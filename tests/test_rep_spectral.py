@@ -211,9 +211,9 @@ def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_mixed_precision_trains(digits, tmp_path, name):
+def test_mixed_precision_trains(few, tmp_path, name):
     method = made(name, "small_cnn", **SMALL, cadence=1)
-    run = fit(method, digits, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")
+    run = fit(method, few, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")
     assert np.isfinite(run.metrics()["penalty"].dropna()).all()
     assert (run.metrics()["penalty"] > 0).any()
 

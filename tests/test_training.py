@@ -53,6 +53,7 @@ import os, signal, sys
 sys.path.insert(0, os.getcwd())
 from robustlib.data import load_dataset
 from robustlib.training import checkpoint, fit, loop
+from tests.conftest import hardly_validated
 from tests.test_training import small
 root, precision, where, count = sys.argv[1:]
 left = int(count)
@@ -70,13 +71,14 @@ elif where == "between checkpoint and metrics":
     checkpoint.write_metrics = deadly(checkpoint.write_metrics)
 elif where == "between weights and checkpoint":
     checkpoint.save = deadly(checkpoint.save)
-fit(small(ema=0.9), load_dataset("digits"), root=root, device="cpu", precision=precision, threads=1, progress=False)
+few = hardly_validated(load_dataset("digits"))
+fit(small(ema=0.9), few, root=root, device="cpu", precision=precision, threads=1, progress=False)
 """
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, digits, precision):
-    undisturbed = train(small(ema=0.9), digits, tmp_path / "a", precision=precision, threads=1)
+def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, few, precision):
+    undisturbed = train(small(ema=0.9), few, tmp_path / "a", precision=precision, threads=1)
     kills = [("step", 5), ("between checkpoint and metrics", 2), ("between weights and checkpoint", 1)]
     for where, count in kills[: 3 if precision == "32-true" else 1]:
         command = [sys.executable, "-c", CHILD, str(tmp_path / "b"), precision, where, str(count)]
@@ -86,14 +88,14 @@ def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, digits, pr
     assert broken_off.status()["state"] == "interrupted"
     done = len(broken_off.metrics())
     assert done >= 2
-    resumed = train(small(ema=0.9), digits, tmp_path / "b", precision=precision)
+    resumed = train(small(ema=0.9), few, tmp_path / "b", precision=precision)
     assert resumed.path.name == undisturbed.path.name
     assert numbers(resumed) == numbers(undisturbed)
     for which in ("best", "last"):
         assert torch.equal(weights(resumed, which), weights(undisturbed, which))
 
 
-def test_an_exception_is_recorded_and_the_same_call_goes_on(tmp_path, digits, monkeypatch):
+def test_an_exception_is_recorded_and_the_same_call_goes_on(tmp_path, few, monkeypatch):
     from robustlib.training import loop
 
     method, steps = small("trades"), []
@@ -107,23 +109,23 @@ def test_an_exception_is_recorded_and_the_same_call_goes_on(tmp_path, digits, mo
 
     monkeypatch.setattr(loop.Training, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(method, digits, tmp_path)
+        train(method, few, tmp_path)
     run = Run(next(tmp_path.glob("digits/trades/*")))
     assert run.status()["state"] == "interrupted"
     assert not run.finished
-    train(method, digits, tmp_path)
+    train(method, few, tmp_path)
     assert run.finished
     assert len(steps) == 4 * 3 + 2  # the two steps of the broken epoch were made twice, no other
     assert list(run.metrics().epoch) == [0, 1, 2, 3, 4]
 
 
-def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, digits):
+def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, few):
     method = small("standard", epochs=1)
-    run = train(method, digits, tmp_path)
+    run = train(method, few, tmp_path)
     stamp = (run.path / "model.safetensors").stat().st_mtime_ns
-    assert train(method, digits, tmp_path) == run
+    assert train(method, few, tmp_path) == run
     assert (run.path / "model.safetensors").stat().st_mtime_ns == stamp
-    train(method, digits, tmp_path, rerun=True)
+    train(method, few, tmp_path, rerun=True)
     assert (run.path / "model.safetensors").stat().st_mtime_ns > stamp
 
 
@@ -135,9 +137,9 @@ def test_a_finished_run_tells_what_it_changed_from_the_preset_of_today(tmp_path,
     assert train(small("standard", epochs=1), digits, tmp_path).params() == told
 
 
-def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, digits):
+def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, few):
     method = small("standard", epochs=1)
-    run = train(method, digits, tmp_path)
+    run = train(method, few, tmp_path)
     assert not run.stale
     facts = run.provenance()
     (run.path / "provenance.json").write_text(json.dumps({**facts, "code": "older"}))
@@ -145,39 +147,39 @@ def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(
     (run.path / "status.json").write_text('{"state": "running"}')
     (run.path / "notes.txt").write_text("my own")
     with pytest.raises(InputError, match="another version of robustlib"):
-        train(method, digits, tmp_path)
+        train(method, few, tmp_path)
     assert (run.path / "checkpoint.pt").exists()
-    train(method, digits, tmp_path, rerun=True)
+    train(method, few, tmp_path, rerun=True)
     assert (run.path / "notes.txt").exists()
     assert run.finished
     assert not run.stale
 
 
-def test_seeds_and_parameters_make_other_runs_and_places_do_not(tmp_path, digits):
-    runs = [train(small("standard", epochs=1), digits, tmp_path / str(s), seed=s) for s in (0, 0, 1)]
+def test_seeds_and_parameters_make_other_runs_and_places_do_not(tmp_path, few):
+    runs = [train(small("standard", epochs=1), few, tmp_path / str(s), seed=s) for s in (0, 0, 1)]
     assert runs[0].path.name == runs[1].path.name != runs[2].path.name
     assert not torch.equal(weights(runs[0]), weights(runs[2]))
     assert runs[0].provenance()["threads"] == 1
     assert "robustlib run standard --preset digits --seeds 0" in runs[0].provenance()["command"]
-    other = train(small("standard", epochs=1, lr=0.01), digits, tmp_path / "0")
+    other = train(small("standard", epochs=1, lr=0.01), few, tmp_path / "0")
     assert other.path != runs[0].path
 
 
-def test_resuming_with_another_number_of_threads_is_refused(tmp_path, digits, monkeypatch):
+def test_resuming_with_another_number_of_threads_is_refused(tmp_path, few, monkeypatch):
     from robustlib.training import loop
 
     method = small("standard")
     monkeypatch.setattr(loop, "epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        fit(method, digits, root=tmp_path, device="cpu", threads=1)
+        fit(method, few, root=tmp_path, device="cpu", threads=1)
     with pytest.raises(InputError, match="begun with 1 CPU threads"):
-        fit(method, digits, root=tmp_path, device="cpu", threads=2)
+        fit(method, few, root=tmp_path, device="cpu", threads=2)
 
 
-def test_the_recorded_command_names_the_same_run(tmp_path, digits):
-    run = train(small("standard", epochs=1), digits, tmp_path, arch="mlp")
+def test_the_recorded_command_names_the_same_run(tmp_path, few):
+    run = train(small("standard", epochs=1), few, tmp_path, arch="mlp")
     assert "--set arch=mlp" in run.provenance()["command"]
-    assert train(small("standard", epochs=1, arch="mlp"), digits, tmp_path) == run
+    assert train(small("standard", epochs=1, arch="mlp"), few, tmp_path) == run
 
 
 # ---- stages, passes, generators
@@ -245,9 +247,9 @@ class Scripted:
         ]
 
 
-def test_stages_passes_and_generators_run_as_told(tmp_path, digits):
+def test_stages_passes_and_generators_run_as_told(tmp_path, few):
     log: list = []
-    run = train(Scripted(log), digits, tmp_path)
+    run = train(Scripted(log), few, tmp_path)
     kinds = [entry[0] for entry in log]
     assert kinds == ["begin"] + (["head"] * 4 + ["closed"] * 2) * 2
     assert [e[3] for e in log if e[0] == "closed"] == [0.125, 0.375, 0.625, 0.875]
@@ -259,7 +261,7 @@ def test_stages_passes_and_generators_run_as_told(tmp_path, digits):
     assert (run.path / "snapshots" / "first-1.safetensors").exists()
 
 
-def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, digits):
+def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, few):
     log: list = []
 
     class Begun(Scripted):
@@ -279,14 +281,14 @@ def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, digits):
             optimisers = {"all": Optim(model.parameters(), 0.0)}
             return [Stage("only", 2, optimisers, (one, two), probes={"end": note("end")})]
 
-    rows = train(Begun([]), digits, tmp_path).metrics()
+    rows = train(Begun([]), few, tmp_path).metrics()
     steps = log[2:].index("begin two") // 2  # of a pass
     epoch = ["begin one", *["one"] * (2 * steps), "begin two", "start", *["two"] * steps, "end"]
     assert log == ["end", *epoch, *epoch]
     assert rows["probe/start"].notna().tolist() == [False, True, True]
     assert rows["probe/end"].notna().all()
     assert rows["probe/start"][1] != rows["probe/start"][2], "each epoch draws its own numbers"
-    again = train(Begun([]), digits, tmp_path / "again").metrics()
+    again = train(Begun([]), few, tmp_path / "again").metrics()
     assert again["probe/start"].equals(rows["probe/start"])
 
 
@@ -309,11 +311,11 @@ class TwoStages(Scripted):
 
 
 @pytest.mark.parametrize("broken", [1, 2, 3, 4])
-def test_a_stage_change_resumes_exactly(tmp_path, digits, monkeypatch, broken):
+def test_a_stage_change_resumes_exactly(tmp_path, few, monkeypatch, broken):
     """Broken off before the n-th validation: in the first stage, right after it, and within the second."""
     from robustlib.training import loop
 
-    undisturbed, calls, real = train(TwoStages([]), digits, tmp_path / "a"), [], loop.validate
+    undisturbed, calls, real = train(TwoStages([]), few, tmp_path / "a"), [], loop.validate
 
     def interrupted(*args):
         calls.append(0)
@@ -323,9 +325,9 @@ def test_a_stage_change_resumes_exactly(tmp_path, digits, monkeypatch, broken):
 
     monkeypatch.setattr(loop, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(TwoStages([]), digits, tmp_path / "b")
+        train(TwoStages([]), few, tmp_path / "b")
     torch.manual_seed(99)
-    resumed = train(TwoStages([]), digits, tmp_path / "b")
+    resumed = train(TwoStages([]), few, tmp_path / "b")
     assert numbers(resumed) == numbers(undisturbed)
     assert torch.equal(weights(resumed), weights(undisturbed))
 
@@ -369,9 +371,9 @@ def test_optimisers_can_be_built_more_than_once():
     assert len(optim.build().param_groups[0]["params"]) == len(optim.build().param_groups[0]["params"]) == 2
 
 
-def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, digits):
+def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, few):
     with pytest.raises(FloatingPointError, match="NaN in epoch 1 of stage 'standard'"):
-        train(small("standard", lr=1e30), digits, tmp_path)
+        train(small("standard", lr=1e30), few, tmp_path)
     run = Run(next(tmp_path.glob("digits/standard/*")))
     assert "NaN" in run.status()["reason"]
 
@@ -559,12 +561,12 @@ def test_a_checkpoint_never_runs_code(tmp_path):
         checkpoint.load(tmp_path / "c.pt")
 
 
-def test_two_processes_cannot_train_one_run(tmp_path, digits):
+def test_two_processes_cannot_train_one_run(tmp_path, few):
     import fcntl
 
     method = small("standard", epochs=1)
-    run = train(method, digits, tmp_path)
+    run = train(method, few, tmp_path)
     with open(run.path / ".lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process"):
-            train(method, digits, tmp_path, rerun=True)
+            train(method, few, tmp_path, rerun=True)

@@ -11,10 +11,8 @@ an attention branch that ours has not, and 4 052 478 parameters. An EOT gradient
 """
 
 import argparse
-import resource
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from side_by_side import alternate, markdown, publish, timed_options
@@ -92,14 +90,9 @@ def gradients(
 
 
 def leave(free: float, device: torch.device) -> None:
-    """So many MiB and no more for the rest of this process (Linux, where on the CPU)."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + free * 2**20) / total, device)
-        return
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + int(free * 2**20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    """So many MiB of a GPU and no more for the rest of this process."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + free * 2**20) / total, device)
 
 
 def steps(options: argparse.Namespace) -> tuple[str, dict[str, bool]]:
@@ -141,7 +134,8 @@ def averages(options: argparse.Namespace) -> tuple[str, dict[str, bool]]:
 
 
 def memory(options: argparse.Namespace) -> tuple[str, dict[str, bool]]:
-    """Peaks at 32 pixels, the last with half of what the whole batch needs: the table and its claims."""
+    """Peaks at 32 pixels: the table and its claim. On a GPU, which takes all that fits, also where only half of that is left; on
+    a CPU whose memory is limited most libraries end the process before PyTorch can tell."""
     name, device = "32 pixels", options.device
 
     def peak(draws: int, whole: bool = False, free: float = 0.0) -> float:
@@ -149,23 +143,18 @@ def memory(options: argparse.Namespace) -> tuple[str, dict[str, bool]]:
         return peak_mb(*arguments, device=device, threads=options.threads)
 
     plain, split, whole = peak(1), peak(DRAWS), peak(DRAWS, True)
-    cramped = peak(DRAWS, True, whole / 2)
-    what = (
-        f"{DRAWS} draws, split by the cache's rule",
-        f"{DRAWS} draws, one batch",
-        f"the same with {whole / 2:.0f} MiB left",
-    )
-    found = zip(("one draw", *what), (plain, split, whole, cramped), strict=True)
-    rows = [
-        {"gradient": label, "MiB": f"{value:.0f}", "of one draw's": f"{value / plain:.1f}x"} for label, value in found
+    rows = {"one draw": plain, f"{DRAWS} draws, split by the cache's rule": split, f"{DRAWS} draws, one batch": whole}
+    if device.type == "cpu":
+        share = split / whole
+        claims = {f"split, {DRAWS} draws need at most {SHARE} of the memory of one batch ({share:.2f})": share <= SHARE}
+    else:
+        cramped = rows[f"the same with {whole / 2:.0f} MiB left"] = peak(DRAWS, True, whole / 2)
+        said = f"where memory runs out it goes on with fewer draws at a time ({cramped:.0f} of {whole:.0f} MiB)"
+        claims = {said: cramped < whole}
+    shown = [
+        {"gradient": row, "MiB": f"{mib:.0f}", "of one draw's": f"{mib / plain:.1f}x"} for row, mib in rows.items()
     ]
-    said = f"where memory runs out it goes on with fewer draws at a time ({cramped:.0f} of {whole:.0f} MiB)"
-    claims = {said: cramped < whole}
-    if device.type == "cpu":  # a GPU takes all that fits
-        claims[f"split, {DRAWS} draws need at most {SHARE} of the memory of one batch ({split / whole:.2f})"] = (
-            split <= SHARE * whole
-        )
-    return markdown(rows), claims
+    return markdown(shown), claims
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from robustlib.audit.check import VERDICTS, Check, Part, Verdict, judge, missing
-from robustlib.audit.checks import STOCHASTIC_EXAMPLES, audit
+from robustlib.audit.checks import EXAMPLES, STOCHASTIC_EXAMPLES, audit
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation.budgets import budget_of
@@ -46,8 +46,8 @@ def audit_run(
     Args:
         run: finished and evaluated.
         dataset: whose test images are attacked.
-        n: how many of them; None = 256; for stochastic models 128, or as many as the preset's budget has for its curves if
-            these are fewer.
+        n: how many of them; None = as many as were evaluated, but at most 256; of stochastic models at most 128, and no more
+            than the preset's budget has for its curves.
         device: "cpu", "cuda" or "auto".
         seed: of every random start.
         progress: called with the name of each piece of work before it starts.
@@ -78,7 +78,11 @@ def audit_run(
     started = time.perf_counter()
     others = {name: other.model() for name, other in beside.items()}
     model = run.model().to(resolve_device(device))
-    settings: Any = {"n": n or _affordable(model, params.get("preset")), "seed": seed, "progress": progress}
+    settings: Any = {
+        "n": n or min(results["n"], _most(model, params.get("preset"))),
+        "seed": seed,
+        "progress": progress,
+    }
     checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
     checks += [check_published(params, results), check_selection(run, results)]
     found: dict[str, Any] = {
@@ -91,9 +95,9 @@ def audit_run(
     return found
 
 
-def _affordable(model: nn.Module, preset: str | None) -> int | None:
-    """How many images an audit of a stochastic model has; None, the audit's own number, for others."""
-    return min(STOCHASTIC_EXAMPLES, budget_of(preset).curve) if getattr(model, "stochastic", False) else None
+def _most(model: nn.Module, preset: str | None) -> int:
+    """How many images an audit has unless it is told."""
+    return min(STOCHASTIC_EXAMPLES, budget_of(preset).curve) if getattr(model, "stochastic", False) else EXAMPLES
 
 
 def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Check:

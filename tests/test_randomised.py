@@ -143,7 +143,7 @@ def test_records_that_numpy_makes_of_a_coin_are_those_of_an_evaluation() -> None
 
 
 def test_draws_are_counted_as_written_out() -> None:
-    """Restated with loops: chosen by the odd draws, counted on the even ones."""
+    """Restated with loops: chosen by the odd draws of the image and of all images, counted on the even ones."""
     rng, n = np.random.default_rng(0), 40
     rows: list[dict[str, Any]] = [
         {"index": i, "label": 0, "attack": attack, "surrogate": "", "component": "", "eps": 0.2, "draw": draw}
@@ -155,11 +155,13 @@ def test_draws_are_counted_as_written_out() -> None:
     found = luck(pd.DataFrame(rows))
     right = {(r["index"], r["attack"], r["draw"]): r["prediction"] == 0 for r in rows}
     margin = {(r["index"], r["attack"], r["draw"]): r["margin"] for r in rows}
+    odd = range(1, 20, 2)
+    overall = {a: np.mean([right[i, a, d] for i in range(n) for d in odd]) for a in "ab"}
     counts = {kind: [0.0, 0.0, 0.0] for kind in ("clean", "attacked")}
     failed, again = 0, []
     for i in range(n):
         key = {
-            a: (np.mean([right[i, a, d] for d in range(1, 20, 2)]), np.mean([margin[i, a, d] for d in range(1, 20, 2)]))
+            a: (overall[a] + np.mean([right[i, a, d] for d in odd]), np.mean([margin[i, a, d] for d in odd]))
             for a in "ab"
         }
         for kind, attack in (("clean", "clean"), ("attacked", min(key, key=lambda a: key[a]))):
@@ -173,6 +175,20 @@ def test_draws_are_counted_as_written_out() -> None:
         mine = [found[kind][name]["correct"] for name in ("expected", "single", "worst")]
         assert mine == pytest.approx([expected, single, worst])
     assert (found["successes"], found["repeated"]) == (failed, pytest.approx(np.mean(again)))
+
+
+def test_weak_attacks_do_not_pass_for_strong_ones_by_luck() -> None:
+    """One attack leaves 30 % on every image and nine leave 50 %: the strongest of ten is the first, nearly always."""
+    rng, n = np.random.default_rng(0), 400
+    names = {"clean": 0.9, "strong": 0.3} | {f"weak {k}": 0.5 for k in range(9)}
+    frames = [
+        pd.DataFrame({"index": np.repeat(np.arange(n), 20), "draw": np.tile(np.arange(20), n), "attack": attack})
+        .assign(label=0, surrogate="", component="", eps=0.2, margin=0.0, valid=True)
+        .assign(prediction=(rng.random(20 * n) > p).astype(int))
+        for attack, p in names.items()
+    ]
+    found = luck(pd.concat(frames, ignore_index=True))
+    assert found["attacked"]["expected"]["accuracy"] < 0.36, "0.3 if it were known; 0.41 by the image's own draws alone"
 
 
 def test_too_few_draws_to_take_the_worst_of() -> None:

@@ -89,12 +89,15 @@ def held(table: "pd.DataFrame", *, scored: bool = True) -> "pd.DataFrame":
     """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
 
     Args:
-        table: records with their verdicts (`correct`); the strongest is chosen by their odd draws.
+        table: records with their verdicts (`correct`); the strongest is chosen by their odd draws, those of the example and, to
+            the same weight, those of all examples.
         scored: only the even draws, which had no say in the choice; else all of them.
     """
     key = ["index", *CANDIDATE]
     choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if scored else table
     strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
+    # Of many candidates some look strong by luck: how strong each is on all examples counts as much as on this one.
+    strength["correct"] += strength.groupby(CANDIDATE)["correct"].transform("mean")
     chosen = strength.sort_values(["correct", "margin"], kind="stable").drop_duplicates("index").set_index(key).index
     draws = scoring.groupby([*key, "draw"])["correct"].mean().unstack().reindex(chosen)
     return draws.reset_index(CANDIDATE, drop=True).astype(float)

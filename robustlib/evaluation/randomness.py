@@ -32,7 +32,7 @@ def luck(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
     """What the same stored draws say of clean and attacked images if they are counted in other ways.
 
     The worst of K draws falls by random failures alone, so it is given for clean images as well. Attacked images are the
-    strongest for each example, chosen on odd draws; everything is counted on even ones.
+    strongest for each example, chosen on odd draws (see `held`); everything is counted on even ones.
 
     Args:
         records: of `evaluate`, of a stochastic model.

@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-report: $(VENV)/.workbook ## train and evaluate baselines, AFD, ANCRA, CLAF and rep-spectral on the embedded digits -> reports/index.html
+report: $(VENV)/.workbook ## train and evaluate baselines, AFD, ANCRA, AToP, CLAF and rep-spectral on the embedded digits -> reports/index.html
 	$(BIN)/robustlib run --preset digits --jobs 2
 
 test: $(VENV)/.test ## lint, types, test suite

@@ -23,7 +23,9 @@ def perform(task: Task) -> None:
     """
     task = check(task)
     book = parameterize_notebook(load_notebook_node(str(task.notebook)), task.parameters)
-    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    shell = InteractiveShell.instance(
+        config=Config(HistoryManager={"enabled": False}, InteractiveShell={"warn_venv": False})
+    )
     try:
         for cell in book.cells:
             if cell.cell_type == "code":

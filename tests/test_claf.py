@@ -167,7 +167,8 @@ def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacke
 
 
 def test_the_stages_of_claf(digits):
-    _, model, (augmented, adversarial, final) = made(digits, "claf", epochs=6, aug_epochs=2, refresh_passes=3)
+    settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
+    _, model, (augmented, adversarial, final) = made(digits, "claf", **settings)
     assert [(s.name, s.epochs, s.adversarial) for s in (augmented, adversarial)] == [
         ("augmented", 2, False),
         ("adversarial", 4, True),

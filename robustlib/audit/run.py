@@ -46,8 +46,7 @@ def audit_run(
     Args:
         run: finished and evaluated.
         dataset: whose test images are attacked.
-        n: how many of them; None = as many as were evaluated, but at most 256; of stochastic models at most 128, and no more
-            than the preset's budget has for its curves.
+        n: how many of them; None = as many as were evaluated, at most 256, of stochastic models what the budget has for curves.
         device: "cpu", "cuda" or "auto".
         seed: of every random start.
         progress: called with the name of each piece of work before it starts.
@@ -75,14 +74,10 @@ def audit_run(
     stored = run.audit()
     if stored and all(stored.get(k) == v for k, v in asked.items()):
         return stored
-    started = time.perf_counter()
-    others = {name: other.model() for name, other in beside.items()}
+    started, others = time.perf_counter(), {name: other.model() for name, other in beside.items()}
     model = run.model().to(resolve_device(device))
-    settings: Any = {
-        "n": n or min(results["n"], _most(model, params.get("preset"))),
-        "seed": seed,
-        "progress": progress,
-    }
+    most = n or min(results["n"], _most(model, params.get("preset")))
+    settings: Any = {"n": most, "seed": seed, "progress": progress}
     checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
     checks += [check_published(params, results), check_selection(run, results)]
     found: dict[str, Any] = {

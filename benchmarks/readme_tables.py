@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from readme_figure import REFERENCE, alt_text, panels, reference_runs
@@ -46,7 +47,8 @@ def results(reference: Path = REFERENCE) -> str:
 
 
 def _preset(reference: Path, preset: str) -> str:
-    board = pd.read_csv(reference / preset / "leaderboard.csv")
+    verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
+    board = pd.read_csv(reference / preset / "leaderboard.csv", **verdicts_too)
     board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
     number = ", ".join(map(str, sorted(board["n"].unique())))
     seeds = sorted(board.groupby("method").seed.nunique().unique())

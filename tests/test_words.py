@@ -380,6 +380,15 @@ def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
     assert "trades − zero" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_protocol_that_does_not_apply_is_no_missing_audit(exported, tmp_path):
+    import readme_tables
+
+    (tmp_path / "digits").mkdir()
+    board = pd.read_csv(exported / "digits" / "leaderboard.csv").assign(headline_badge="pass", protocol_badge="n/a")
+    board.to_csv(tmp_path / "digits" / "leaderboard.csv", index=False)
+    assert "| ✓ pass | – n/a |" in readme_tables.results(tmp_path)
+
+
 def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):
     import export_reference
 

@@ -120,7 +120,7 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         value, gate = self.conv(x).chunk(2, 1)
-        # F.elu takes expm1, which costs a CPU thirty times what a sigmoid does: half of a forward pass of small images
+        # F.elu takes expm1, which is slow on CPUs: of small images it costs as much as the convolutions
         elu = value.relu() + value.clamp(max=0).exp() - 1
         return elu * gate.sigmoid()
 

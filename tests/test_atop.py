@@ -1,6 +1,7 @@
 """AToP: its losses against their formulas, what its attack sees, what each stage may touch, its gate, and its rows."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from robustlib.errors import InputError
-from robustlib.methods import load_preset, make_method
+from robustlib.methods import atop, load_preset, make_method
 from robustlib.methods.purifying import l1_share, median_image, purifier_steps
 from robustlib.models import Randomness, RandomTransform, build_model
 from robustlib.runs import Run
@@ -296,6 +297,25 @@ def test_the_share_of_the_constant_image(digits):
     for image, share in ((median, 1.0), (None, 0.0), (torch.full((1, 8, 8), 0.5), grey)):
         model.purifier = Answer(image)
         assert l1_share(model, batch, median) == pytest.approx(share, abs=1e-5)
+    assert math.isnan(l1_share(model, batch, median, hidden=True)), "nothing is hidden"
+
+
+def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits):
+    """Over all pixels of rt1 it passes the gate: three in four are shown to it as they are."""
+    _, model, _ = made(digits, transform="rt1")
+    batch, median = probe_batch(digits.val), median_image(digits.train)
+
+    class Back(nn.Module):
+        def outputs(self, x, mask):
+            return (x,)
+
+    model.purifier = Back()
+    hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0].numpy() == 1
+    x = batch.x.numpy()
+    expected = np.abs(x - 0.5)[hidden].sum() / np.abs(x - median.numpy())[hidden].sum()
+    assert l1_share(model, batch, median) < atop.GATE
+    assert l1_share(model, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
+    assert expected > 1
 
 
 def test_a_finished_run_is_the_classifier(few, digits, tmp_path):

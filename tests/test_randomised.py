@@ -646,6 +646,19 @@ def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
     assert tested.evidence.differences
 
 
+def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
+    runs = [looked(tmp_path, arm, s, clean=0.9, known=0.5, l2=0.4) for arm in "ab" for s in (0, 1)]
+    assert not gather(claim("unseen/l2"), runs, [0, 1]).notes
+    for run in runs:
+        looks = read_json(run.path / "unseen.json")
+        looks["last"]["accuracies"]["l2"]["protocol"] = "PGD+EOT" if "/a/" in str(run.path) else "AutoAttack"
+        write_json(run.path / "unseen.json", looks)
+    for measure in ("unseen/l2", "unseen/known"):
+        (note,) = gather(claim(measure), runs, [0, 1]).notes
+        assert note.startswith("a model that answers at random met shorter attacks")
+    assert not gather(claim("unseen/clean"), runs, [0, 1]).notes
+
+
 def _finding(asked: Claim, runs: list[Run]) -> Any:
     from robustlib.claims import judge
 

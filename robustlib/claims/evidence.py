@@ -8,7 +8,7 @@ from typing import Any
 from robustlib.claims.claim import Claim, arm_of
 from robustlib.claims.distances import distances, of_distances, shared_images
 from robustlib.claims.epochs import epoch_measure, of_epochs
-from robustlib.claims.unseen import facts_of, last_look, of_unseen, unseen
+from robustlib.claims.unseen import attacks_met, facts_of, last_look, of_unseen, unseen
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 from robustlib.threat import Threat
@@ -216,6 +216,8 @@ def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:
         if sizes:
             yield f"on {sizes[0]} to {sizes[-1]} of {runs[0].distances()['n']} images"
         return
+    if of_unseen(measure) and measure != "unseen/clean" and len({attacks_met(run) for run in runs}) > 1:
+        yield "a model that answers at random met shorter attacks, averaged over its draws, than one that does not"
     codes = {run.results().get("code") for run in runs}
     if len(codes) > 1:
         yield f"evaluated by {len(codes)} versions of the code"

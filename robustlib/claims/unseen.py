@@ -48,3 +48,9 @@ def facts_of(run: Run) -> dict[str, Any]:
     look = last_look(run)
     own = {name: look.get(name) for name in ("split", "n", "seed")}
     return own | {"attack": str(look.get("strengths")), "look": look.get("images")}
+
+
+def attacks_met(run: Run) -> tuple[str, ...]:
+    """The unseen attacks of `last_look` as they were run: those on a model that answers at random are others."""
+    rows = last_look(run).get("accuracies", {})
+    return tuple(row.get("protocol", "") for name, row in rows.items() if name not in ("clean", "known"))

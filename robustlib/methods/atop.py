@@ -177,6 +177,8 @@ class AToP(AdversarialMethod):
         optimisers = {"model": Optim(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
         optimisers |= self._optimisers(shared)
         probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
+        if self.transform != "none":
+            probes["hidden_share"] = lambda deployed, batch: l1_share(deployed, batch, median, hidden=True)
         return Stage(
             "purifier", self.purifier_epochs, optimisers, (part,), begin=begin, end=end, modules=shared, probes=probes
         )
@@ -210,7 +212,11 @@ class AToP(AdversarialMethod):
         return {name: Optim(part.parameters(), self.purifier_lr, "adam", betas=BETAS) for name, part in shared.items()}
 
     def _gate(self, share: float) -> None:
-        """Raises InputError for a purifier that is no better than a constant image."""
+        """Raises InputError for a purifier that is no better than a constant image.
+
+        Of rt1, which shows it clean pixels, one that paints nothing passes: the probe "hidden_share" tells (above 1: worse than
+        the constant).
+        """
         if not share < GATE:
             raise InputError(
                 f"{self.name}: the purifier has learnt nothing: its L1 error on validation images is {share:.2f} of that of the best "

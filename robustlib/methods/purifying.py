@@ -67,10 +67,14 @@ def median_image(split: Split) -> Tensor:
 
 
 @torch.no_grad()
-def l1_share(model: nn.Module, batch: Batch, constant: Tensor) -> float:
-    """mean |x - purified x| over mean |x - constant|, of one draw that is the same whenever it is asked."""
+def l1_share(model: nn.Module, batch: Batch, constant: Tensor, hidden: bool = False) -> float:
+    """mean |x - purified x| over mean |x - constant|, of one draw that is the same whenever it is asked.
+
+    With `hidden` over hidden pixels only (NaN without any): of all pixels, a purifier that paints nothing may still do well.
+    """
     assert isinstance(model, Purified)
     x = batch.x
     randomness = model.transform.draw(x, torch.Generator(x.device).manual_seed(0))
-    error = (model.purify(x, randomness) - x).abs().mean()
-    return float(error / (x - constant.to(x)).abs().mean())
+    where = randomness.masks.sum(0) if hidden else 1.0
+    error, worst = (((image - x).abs() * where).mean() for image in (model.purify(x, randomness), constant.to(x)))
+    return float(error / worst)

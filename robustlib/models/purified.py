@@ -157,7 +157,8 @@ class Purified(Classifier):
     def voting(self, votes: int) -> "Purified":
         """The model that answers with log p, p the mean of the class probabilities over `votes` draws: still random, but less so.
 
-        Each image costs `votes` passes, made as one batch.
+        Each image costs `votes` passes, made as one batch. This one is to be deployed, attacked and differentiated; the vote that
+        evaluation answers BPDA with (`robustlib.evaluation.randomness.Vote`) averages logits, as the numbers it is compared with do.
 
         Raises:
             InputError: votes < 1.

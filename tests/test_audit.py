@@ -439,6 +439,26 @@ def test_choosing_the_strongest_of_equal_draws_costs_nothing(digits):
     assert float(draws.double().mean(2).amin(0).mean()) < 0.4
 
 
+@pytest.mark.parametrize("weaker", [0.05, 0.2])
+def test_weak_attacks_do_not_hide_a_strong_one_from_the_audit(digits, weaker):
+    """Else one strong attack beside many weak ones would seem to find more alone than all together, and check 7 would be red."""
+    found = evidence(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.test, digits.threat)
+    found.stochastic = True
+    generator = torch.Generator().manual_seed(0)
+    share = torch.rand(1000, generator=generator)
+    rest = share + weaker * (1 - share)
+    draws = [torch.rand(1000, 20, generator=generator) < p[:, None] for p in (share, share, *[rest] * 17)]
+    square, gradients = draws[0][None], torch.stack(draws[1:])
+    alone, together = found.accuracy(square), found.accuracy(gradients)
+    assert float((together - alone).mean()) == pytest.approx(0, abs=0.02)
+    own = gradients.double()[:, :, 1::2].mean(2).argmin(0)
+    by_image = gradients.double()[own, torch.arange(1000), ::2].mean(1)
+    assert float((by_image - alone).mean()) > weaker / 5, "as it was"
+    mixed = torch.stack([torch.rand(1000, 20, generator=generator) < p for p in (0.2, 0.8)])
+    mixed[:, ::2] = mixed.flip(0)[:, ::2]
+    assert float(found.accuracy(mixed).mean()) == pytest.approx(0.2, abs=0.02), "each image has its own strongest"
+
+
 def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
     found = evidence(honest, digits.test, digits.threat, n=8)
     x, outer = found.x[3:4], None

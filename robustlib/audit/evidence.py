@@ -88,15 +88,18 @@ class Evidence:
         """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
 
         For a stochastic model the strongest is chosen on odd draws and scored on even ones: the least of several noisy
-        means would be too small by chance alone.
+        means would be too small by chance alone. As in the headline, how strong a candidate is on all examples counts as much as
+        on this one, and where the single candidate that is strongest on all leaves less, it is that one's share.
         """
         pool = torch.cat(results).double()
         if not self.stochastic:
             return pool.amin((0, 2))
         if len(pool) == 1:
             return pool[0].mean(1)
-        chosen = pool[:, :, 1::2].mean(2).argmin(0)
-        return pool[chosen, torch.arange(pool.shape[1], device=pool.device), ::2].mean(1)
+        odd, even = pool[:, :, 1::2].mean(2), pool[:, :, ::2].mean(2)
+        overall = odd.mean(1, keepdim=True)
+        mixed, alone = even.gather(0, (odd + overall).argmin(0)[None])[0], even[int(overall.argmin())]
+        return min(mixed, alone, key=lambda shares: float(shares.mean()))
 
     @cached_property
     def clean(self) -> Tensor:

@@ -144,7 +144,7 @@ def _hidden(e: Evidence, records: "pd.DataFrame | None") -> list[Part]:
         said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
         parts += _apart(pgd, every, said, fine, bad)
-    if records is not None and not e.stochastic:
+    if records is not None:
         found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
         reported, ours = together(minimum(records), found)
         said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"

@@ -1,7 +1,7 @@
 """From records to numbers: accuracies with intervals, the per-example worst case, and what each step of a cascade took."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robustlib.evaluation.records import withstood
 
@@ -29,14 +29,26 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     import pandas as pd
 
     table = verdicts(records)
-    name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
-    groups = sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
-    rows = [{"attack": attack, **_row(group)} for attack, group in groups]
+    rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in _by_attack(table)]
     if worst and len(rows) > 1:
         whole = _row(table)
         least = min((whole, *rows), key=lambda row: row["accuracy"])
         rows.append({**least, "attack": "worst", "eps": whole["eps"], "invalid": whole["invalid"]})
     return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
+
+
+def headline(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
+    of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""
+    table = verdicts(records)
+    found = [_held(group) for group in (table, *(group for _, group in _by_attack(table)))]
+    return min(found, key=lambda draws: float(draws.mean(axis=1).mean()))
+
+
+def _by_attack(table: "pd.DataFrame") -> "list[tuple[str, pd.DataFrame]]":
+    """The records of each attack, then of each attack on a surrogate, by name."""
+    name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
+    return sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
 
 
 def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
@@ -81,20 +93,19 @@ def _score(table: "pd.DataFrame") -> "pd.DataFrame":
     if table["draw"].max() == 0:
         least = table.groupby("index")["correct"].min()
         return least.to_frame("correct").assign(single=least)
-    draws = held(table, scored=len(table[CANDIDATE].drop_duplicates()) > 1)
+    draws = _held(table)
     return draws.mean(axis=1).to_frame("correct").assign(single=draws[0].astype(float))
 
 
-def held(table: "pd.DataFrame", *, scored: bool = True) -> "pd.DataFrame":
+def _held(table: "pd.DataFrame") -> "pd.DataFrame":
     """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
 
     Args:
-        table: records with their verdicts (`correct`); the strongest is chosen by their odd draws, those of the example and, to
-            the same weight, those of all examples.
-        scored: only the even draws, which had no say in the choice; else all of them.
+        table: records with their verdicts (`correct`). Of several images of an example the strongest is chosen by odd draws, those
+            of the example and, to the same weight, those of all examples; then the even draws, which had no say in it, count.
     """
-    key = ["index", *CANDIDATE]
-    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if scored else table
+    key, several = ["index", *CANDIDATE], len(table[CANDIDATE].drop_duplicates()) > 1
+    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if several else table
     strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
     # Of many candidates some look strong by luck: how strong each is on all examples counts as much as on this one.
     strength["correct"] += strength.groupby(CANDIDATE)["correct"].transform("mean")

@@ -13,8 +13,9 @@ from robustlib.attacks.search import searching
 from robustlib.data import Split
 from robustlib.errors import InputError, check_counts
 from robustlib.evaluation.budgets import Budget
+from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
-from robustlib.evaluation.numbers import accuracy, held, summarise, verdicts
+from robustlib.evaluation.numbers import accuracy, headline, summarise, verdicts
 from robustlib.evaluation.steps import Progress
 from robustlib.threat import Threat
 
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 WORST_OF = 10  # draws
 SEEDS = (0, 1, 2)  # of fixed randomness
 SAMPLES = (1, 5, 20)  # gradient samples over which PGD+EOT is measured
-SLACK = 0.03  # accuracy that more of an attack may still take and be called no stronger
+SLACK = 0.03  # accuracy: what more of an attack may still take and be called no stronger
 BPDA = "bpda"  # the surrogate that is differentiated as if the purified image were the image
 
 
 def luck(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
     """What the same stored draws say of clean and attacked images if they are counted in other ways.
 
-    The worst of K draws falls by random failures alone, so it is given for clean images as well. Attacked images are the
-    strongest for each example, chosen on odd draws (see `held`); everything is counted on even ones.
+    The worst of K draws falls by random failures alone, so it is given for clean images as well. Attacked images are those of
+    the headline (see `robustlib.evaluation.numbers.headline`): where they were chosen among several, on odd draws, they are counted
+    on even ones.
 
     Args:
         records: of `evaluate`, of a stochastic model.
@@ -40,7 +42,7 @@ def luck(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
 
     Returns:
         {"draws": K, "clean": {"expected", "single", "worst": accuracies}, "attacked": the same, "successes" (attacked images
-        that fail in draw 0), "repeated" (the share of the other even draws in which these fail again; None without any)}.
+        that fail in draw 0), "repeated" (the share of the other draws in which these fail again; None without any)}.
 
     Raises:
         InputError: fewer than 2 K draws of each image.
@@ -48,19 +50,18 @@ def luck(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
     table = verdicts(records)
     if not len(table) or table["draw"].max() < 2 * draws - 1:
         raise InputError(f"The worst of {draws} draws needs {2 * draws} of each image: evaluate a stochastic model.")
-    clean = held(table[table["attack"] == "clean"])
-    attacked = held(table[table["attack"] != "clean"]) if (table["attack"] != "clean").any() else clean
+    clean, attacked = headline(table[table["attack"] == "clean"]), headline(table)
     lost = attacked[attacked[0] == 0]
     again = float(1 - lost.drop(columns=0).to_numpy().mean()) if len(lost) and lost.shape[1] > 1 else None
     counted = {"draws": draws, "clean": _counted(clean, draws), "attacked": _counted(attacked, draws)}
     return counted | {"successes": len(lost), "repeated": again}
 
 
-def _counted(held: "pd.DataFrame", draws: int) -> dict[str, dict[str, float]]:
+def _counted(stood: "pd.DataFrame", draws: int) -> dict[str, dict[str, float]]:
     """Accuracies of (images, draws) zeros and ones: the mean, that of draw 0, and that of images right in all of K draws."""
-    some = held.iloc[:, :draws]
-    shares = {"expected": held.mean(axis=1), "single": held[0], "worst": some.min(axis=1)}
-    return {name: accuracy(float(share.sum()), len(held)) for name, share in shares.items()}
+    some = stood.iloc[:, :draws]
+    shares = {"expected": stood.mean(axis=1), "single": stood[0], "worst": some.min(axis=1)}
+    return {name: accuracy(float(share.sum()), len(stood)) for name, share in shares.items()}
 
 
 def fixed_draw(model: nn.Module, seed: int | None = None) -> nn.Module:
@@ -81,7 +82,15 @@ def fixed_draw(model: nn.Module, seed: int | None = None) -> nn.Module:
 
 
 def fixed_accuracies(
-    model: nn.Module, split: Split, threat: Threat, budget: Budget, *, seeds: Sequence[int] = SEEDS, seed: int = 0
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    budget: Budget,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    seed: int = 0,
+    state: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The deterministic white box: PGD on two objectives and APGD see the very draw by which they are judged.
 
@@ -92,6 +101,8 @@ def fixed_accuracies(
         budget: whose numbers of steps the attacks take; of fixed randomness each gradient is exact.
         seeds: each fixes another draw, the same for all images.
         seed: of the attacks.
+        state: where what is unfinished is kept, for each seed in a directory of its own that begins with this name.
+        progress: called before and after each batch.
 
     Returns:
         {"seed", "clean", "attacked"} for each of the seeds; accuracies, `attacked` of the per-example minimum.
@@ -104,7 +115,10 @@ def fixed_accuracies(
     }
     rows = []
     for fixed in seeds:
-        records = evaluate(fixed_draw(model, fixed), split, attacks, seed=seed, adaptive={})
+        kept = _kept(state, f"fixed{fixed}")
+        records = evaluate(
+            fixed_draw(model, fixed), split, attacks, seed=seed, adaptive={}, state=kept, progress=progress
+        )
         found = _by_attack(summarise(records))
         rows.append({"seed": fixed, "clean": found["clean"], "attacked": found["worst"]})
     return rows
@@ -120,7 +134,7 @@ def eot_curve(
     state: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Expected accuracy under PGD+EOT as it grows stronger: {"steps", "samples", and an accuracy} for each point.
+    """Expected accuracy under PGD+EOT as it grows stronger.
 
     Args:
         model: stochastic; its surrogates are left out.
@@ -130,20 +144,42 @@ def eot_curve(
         seed: of the attacks.
         state: where unfinished points are kept, each in a directory of its own that begins with this name.
         progress: called before and after each batch.
+
+    Returns:
+        {"steps", "samples", an accuracy, and "stood" (of each image, in order: the share of draws that it withstood)} for each point.
     """
     rows = []
     for steps, samples in pairs:
-        kept = state and state.with_name(f"{state.name}-{steps}x{samples}")
+        kept = _kept(state, f"{steps}x{samples}")
         attacks: dict[str, Attack] = {"eot": PGDEOT(threat, steps, samples)}
         records = evaluate(model, split, attacks, seed=seed, adaptive={}, state=kept, progress=progress)
-        rows.append({"steps": steps, "samples": samples, **_by_attack(summarise(records, worst=False))["eot"]})
+        stood = headline(records[records["attack"] == "eot"]).mean(axis=1).sort_index().round(4).tolist()
+        numbers = _by_attack(summarise(records, worst=False))["eot"]
+        rows.append({"steps": steps, "samples": samples, **numbers, "stood": stood})
     return rows
 
 
-def flat(curve: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last step of a curve loses less than 3 points: it has reached its plateau."""
-    before, last = curve[-2:]
-    return bool(before["accuracy"] - last["accuracy"] < SLACK - 1e-9)
+def _kept(state: Path | None, name: str) -> Path | None:
+    """The directory for a part of the work."""
+    return None if state is None else state.with_name(f"{state.name}-{name}")
+
+
+def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the last step of a curve took, with its 95 % bootstrap interval over images, and whether the plateau is reached.
+
+    Args:
+        curve: of `eot_curve`, two points at least, on the same images.
+
+    Returns:
+        {"lost", "low", "high": shares of the images, "verdict": "flat" (surely less than 3 points), "falling" (surely some), or
+        "unclear": so many images cannot tell}.
+    """
+    import numpy as np
+
+    before, last = (np.array(point["stood"]) for point in curve[-2:])
+    low, high = bootstrap(lambda one, two: float((one - two).mean()), before, last)
+    verdict = "flat" if high < SLACK else "falling" if low > 0 else "unclear"
+    return {"lost": float((before - last).mean()), "low": low, "high": high, "verdict": verdict}
 
 
 class Vote(nn.Module):
@@ -171,7 +207,16 @@ class Vote(nn.Module):
             return search.logits(x, self.draws)
 
 
-def vote(model: nn.Module, split: Split, threat: Threat, budget: Budget, *, seed: int = 0) -> dict[str, Any]:
+def vote(
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    state: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
     """BPDA+EOT as Hill et al. (2021) report it: a `Vote` answers. For comparison with their numbers, never part of a headline.
 
     Images that the vote gets wrong without attack stay as they are.
@@ -182,6 +227,8 @@ def vote(model: nn.Module, split: Split, threat: Threat, budget: Budget, *, seed
         threat: the allowed perturbations.
         budget: whose `bpda` searches, from the image itself, and whose `defence` is the number of draws.
         seed: of the attack.
+        state: where what is unfinished is kept, in a directory that begins with this name.
+        progress: called before and after each batch.
 
     Returns:
         {"draws", "protocol", "clean", "attacked"}, the last two accuracies; {} without that surrogate.
@@ -190,7 +237,8 @@ def vote(model: nn.Module, split: Split, threat: Threat, budget: Budget, *, seed
     if BPDA not in views:
         return {}
     attack, judge = PGDEOT(threat, *budget.bpda), Vote(model, budget.defence)
-    records = evaluate(judge, split, {}, seed=seed, adaptive={"pgd_eot": attack}, sources={BPDA: views[BPDA]})
+    suites: dict[str, Any] = {"attacks": {}, "adaptive": {"pgd_eot": attack}, "sources": {BPDA: views[BPDA]}}
+    records = evaluate(judge, split, **suites, seed=seed, state=_kept(state, "vote"), progress=progress)
     found = _by_attack(summarise(records))
     said = {"draws": budget.defence, "protocol": f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"}
     return {**said, "clean": found["clean"], "attacked": found[f"pgd_eot@{BPDA}"]}

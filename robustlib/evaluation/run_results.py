@@ -1,7 +1,5 @@
 """The standard evaluation of a run, stored with it."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from robustlib.evaluation.numbers import cascade
 from robustlib.evaluation.protocol import TRANSFER, TWINS, Suite
 from robustlib.evaluation.run_images import images_of
 from robustlib.evaluation.run_randomness import measure_randomness
+from robustlib.evaluation.state import state_key
 from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import EOT
 from robustlib.runs import Run, code_digest, transfer_sources, write_json
@@ -80,7 +79,7 @@ def evaluate_run(
             _store(run, results, frames)
         shutil.rmtree(run.evaluation, ignore_errors=True)
     if random:
-        measure_randomness(run, dataset, device=device)
+        measure_randomness(run, dataset, device=device, progress=progress)
     return results
 
 
@@ -113,7 +112,7 @@ def _attacked(
     for which in ("best", "last"):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         suite = Suite.of(model, threat, *beside[which], budget)
-        state = run.evaluation / f"{which}-{_digest(asked, where)}"
+        state = run.evaluation / f"{which}-{state_key(asked, where)}"
         sources = {TRANSFER + method: twin.model().to(where) for method, twin in suite.twins.items()}
         suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": sources}
         records = evaluate(model, split, **suites, seed=seed, state=state, progress=progress)
@@ -132,12 +131,6 @@ def has_new_twins(run: Run) -> bool:
         return False
     now = {method: twin.place for method, twin in transfer_sources(run, TWINS).items()}
     return bool(now) and now != stored["transfer"]
-
-
-def _digest(asked: Mapping[str, Any], device: torch.device) -> str:
-    """Eight characters for what is asked and where, so that an interrupted evaluation only meets its own state."""
-    facts = json.dumps([asked, device.type, torch.__version__], sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def _store(run: Run, results: dict[str, Any], frames: "list[pd.DataFrame]") -> None:

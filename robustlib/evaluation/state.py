@@ -97,6 +97,12 @@ class State:
         return self.path / f"part-{step:03d}-{done:08d}.parquet"
 
 
+def state_key(asked: Mapping[str, Any], device: torch.device) -> str:
+    """Eight characters for what is asked and where, so that an interrupted evaluation only meets its own state."""
+    words = json.dumps([asked, device.type, torch.__version__], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:8]
+
+
 def facts(
     model: nn.Module,
     others: Mapping[str, nn.Module],

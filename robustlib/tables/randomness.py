@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 NOTHING = {"accuracy": float("nan")}
 WEAK = "classifier"  # the surrogate without purifier, whose gradients say little
+VERDICTS = {
+    "flat": "flat",
+    "falling": "still falling, a stronger attack finds more",
+    "unclear": "so few images cannot tell",
+}  # of a plateau's last step
 
 
 def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.DataFrame":
@@ -45,7 +50,7 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     if vote := found.get("vote"):
         table[f"BPDA + EOT, answered by a vote of {vote['draws']} draws"] = (vote["clean"], vote["attacked"])
     for point in [*found["eot"], *_grid(results, "samples"), *_grid(results, "steps")]:
-        table[f"PGD+EOT with {_strength(point)}"] = (NOTHING, point)
+        table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (NOTHING, point)
     written = {name: {"clean": _cell(clean), "attacked": _cell(attacked)} for name, (clean, attacked) in table.items()}
     return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
 
@@ -56,11 +61,12 @@ def plateau_words(results: Mapping[str, Any]) -> str:
     for name in ("samples", "steps"):
         if points := _grid(results, name):
             before, last = points[-2:]
-            lost = f"{100 * (before['accuracy'] - last['accuracy']):.1f} points less than with {before[name]}"
-            verdict = "flat" if results["plateau"][name]["flat"] else "not flat, a stronger attack may find more"
-            said.append(f"with {_strength(last)} PGD+EOT leaves {_cell(last)} of {last['n']} images, {lost}: {verdict}")
-    words = "; ".join(said)
-    return f"Plateau (flat: the last step loses less than 3 points): {words}.".replace(" -", " −") if said else ""
+            step = results["plateau"][name]["last"]
+            lost, low, high = (f"{100 * step[end]:.1f}" for end in ("lost", "low", "high"))
+            less = f"{lost} points ({low} to {high}) less than with {before[name]}: {VERDICTS[step['verdict']]}"
+            said.append(f"with {_strength(last)} PGD+EOT leaves {_cell(last)} of {last['n']} images, {less}")
+    words = "; ".join(said).replace(" -", " −").replace("(-", "(−")
+    return f"Plateau (flat: the last step surely loses less than 3 points): {words}." if said else ""
 
 
 def _grid(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

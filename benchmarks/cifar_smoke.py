@@ -85,7 +85,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=16, help="test images to attack")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    atop.GATE = float("inf")  # an epoch teaches a purifier nothing, and its stage would say so
+    atop.GATE = atop.GUESSED = atop.HIDDEN = float(
+        "inf"
+    )  # an epoch teaches a purifier nothing, and its stage would say so
     whole = load_dataset(options.dataset, root=options.data_root)
     dataset = replace(whole, train=whole.train.sample(options.train), val=whole.val.sample(max(2, options.train // 4)))
     with tempfile.TemporaryDirectory() as root:

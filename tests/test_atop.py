@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,15 @@ from robustlib.runs import Run
 from robustlib.training import At, fit
 from robustlib.training.validation import probe_batch
 
-TINY = {"width": 4, "repeats": 1, "classifier_epochs": 1, "purifier_epochs": 1, "epochs": 2, "warm_up": 1}
+TINY = {
+    "width": 4,
+    "embed_dim": 8,
+    "repeats": 1,
+    "classifier_epochs": 1,
+    "purifier_epochs": 1,
+    "epochs": 2,
+    "warm_up": 1,
+}
 ROWS = {
     "only the transform": {"purifier": "none", "fine_tune": False},
     "pre-trained": {"fine_tune": False},
@@ -205,7 +214,8 @@ def runs(few, tmp_path_factory):
     """A run of each row; what little they see teaches the purifier nothing, so the gate stands open."""
     root = tmp_path_factory.mktemp("atop")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robustlib.methods.atop.GATE", 100.0)
+        for limit in ("GATE", "GUESSED", "HIDDEN"):
+            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
         return {row: train(few, root, **settings) for row, settings in ROWS.items()}
 
 
@@ -246,7 +256,8 @@ def test_fine_tuning_goes_on_from_the_pre_trained_purifier(runs):
 def test_a_broken_off_training_resumes_exactly(few, tmp_path, monkeypatch, runs):
     from robustlib.training import loop
 
-    monkeypatch.setattr("robustlib.methods.atop.GATE", 100.0)
+    for limit in ("GATE", "GUESSED", "HIDDEN"):
+        monkeypatch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
     calls, real = [], loop.validate
 
     def interrupted(*args):
@@ -268,13 +279,41 @@ def test_a_broken_off_training_resumes_exactly(few, tmp_path, monkeypatch, runs)
 def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
     for _ in range(2):  # again when it is resumed
         with pytest.raises(
-            InputError, match=r"has learnt nothing: .* of the best constant image, and 0.7 is asked for: raise"
+            InputError,
+            match=r"has learnt nothing: over all pixels .* of the best constant image, and 0.7 is asked for: raise",
         ):
             train(few, tmp_path, purifier_lr=0.0)
     (run,) = (Run(path.parent) for path in tmp_path.rglob("params.json"))
     assert run.status()["state"] == "failed"
     assert not run.finished
     assert list(dict.fromkeys(run.metrics().stage)) == ["classifier", "purifier"]
+
+
+@pytest.mark.parametrize(
+    ("transform", "share", "hidden", "says"),
+    [
+        ("rt2", 0.69, 1.1, ""),
+        ("rt2", 0.71, 1.1, "over all pixels .* is 0.71 .* 0.7 is asked for"),
+        ("rt2", float("nan"), float("nan"), "over all pixels"),
+        ("rt1", 0.54, 2.1, "over hidden pixels .* is 2.10 .* 1.2 is asked for"),
+        ("rt3", 0.96, 0.96, ""),
+        ("rt3", 1.0, 1.0, "over all pixels .* is 1.00 .* 1 is asked for"),
+        ("none", 0.2, float("nan"), ""),
+    ],
+)
+def test_the_gate(transform, share, hidden, says):
+    method = make_method("atop", "digits", transform=transform)
+    with pytest.raises(InputError, match=says) if says else nullcontext():
+        method._gate(share, hidden)
+
+
+def test_the_purifiers_of_a_comparison_are_of_one_size(digits):
+    """By default on digits: a study that asks which purifier is better must not ask which is larger."""
+    sizes = []
+    for kind in ("gan", "mae"):
+        model = build_model("small_cnn", digits, **make_method("atop", "digits", purifier=kind).model_options())
+        sizes.append(sum(p.numel() for p in model.purifier.parameters()))
+    assert max(sizes) < 1.2 * min(sizes)
 
 
 def test_the_share_of_the_constant_image(digits):
@@ -376,6 +415,10 @@ def test_a_model_of_another_kind_is_refused(digits):
         ({"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
         ({"awp_gamma": 0.01}, "does not perturb weights"),
         ({"attack_steps": 0}, "attack_steps=0"),
+        ({"width": 0}, "width=0: give a whole number of at least 1"),
+        ({"purifier": "mae", "embed_dim": 6}, "embed_dim=6: give a multiple of 4"),
+        ({"embed_dim": 0}, "embed_dim=0: give a whole number of at least 1"),
+        ({"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),
     ],
 )
 def test_bad_settings_are_sentences(settings, says):

@@ -22,6 +22,7 @@ from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
 from robustlib.audit.records import unfair
 from robustlib.audit.run import _most, check_published, check_selection, headline, protocol
+from robustlib.audit.strength import check_gap
 from robustlib.audit.views import HEAD, Anchored, Head, Scaled, sources_of, surrogates_of
 from robustlib.data import Split
 from robustlib.errors import InputError
@@ -279,6 +280,21 @@ def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkey
     assert "all of 20 draws" in randomness.meaning
     assert randomness.value > 0, "the worst of 20 draws under attack is worse than the worst of 20 without"
     assert 12 in fired(audit(Random(honest).eval(), digits.test, digits.threat, **tiny | {"n": 16}))
+
+
+def test_a_random_models_evaluation_that_missed_what_the_audit_finds_is_not_believed(digits, undefended):
+    class Declared(Random):
+        stochastic = True
+        noise = 0.02
+
+    model, split = Declared(undefended), digits.test.sample(32)
+    found = evidence(model, split, digits.threat, draws=4, eot=1)
+    strong = evaluate(model, split, {"pgd": PGD(digits.threat, 50)}, draws=4)
+    weak = strong.assign(prediction=strong["label"], margin=1.0)  # as if it had found nothing
+    missed, fair = (check_gap(found, some) for some in (weak, strong))
+    assert missed.verdict == "red"
+    assert "the evaluation missed adversarial examples" in missed.meaning
+    assert "missed" not in fair.meaning
 
 
 def test_what_a_random_model_declares_is_left_to_the_evaluation(digits, honest):

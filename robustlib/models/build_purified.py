@@ -16,7 +16,7 @@ WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of
 
 
 def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
-    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or tokens of the autoencoder (48, 96)."""
+    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or numbers in a token of the autoencoder (48, 96)."""
     return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
 
 
@@ -28,7 +28,7 @@ def build_purifier(
     Args:
         kind: which.
         image_shape: (C, H, W).
-        width: maps of the generator (default 12 below 16 pixels, else 24), tokens of the autoencoder (48, 96).
+        width: maps of the generator (default 12 below 16 pixels, else 24), numbers in a token of the autoencoder (48, 96).
 
     Raises:
         InputError: an unknown kind, or a width that it cannot have.

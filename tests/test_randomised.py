@@ -729,7 +729,7 @@ def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path
     (bare.path / "unseen.json").unlink()
     (missing,) = gather(claim("unseen/l2"), [*usual, alone, bare], [0, 1, 2]).missing
     assert missing == "seed 0: b has not met unseen attacks"
-    with pytest.raises(InputError, match="its notebook measures them"):
+    with pytest.raises(InputError, match="robustlib evaluate .* --unseen"):
         measure_of(bare, "unseen/l2")
     other = looked(tmp_path / "o", "b", 0, known=0.5, l2=0.4)
     looks = read_json(other.path / "unseen.json")

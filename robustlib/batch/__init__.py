@@ -16,6 +16,7 @@ from robustlib.batch.publish import publish
 from robustlib.batch.purified import draws_apart, purifier_grid, weak_and_strong
 from robustlib.batch.spectral import spectral_family, strength_grid, whole_training
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
+from robustlib.batch.unseen import measure_claimed
 
 __all__ = [
     "REFERENCE",
@@ -29,6 +30,7 @@ __all__ = [
     "compare_runs",
     "curves",
     "draws_apart",
+    "measure_claimed",
     "metrics_of",
     "notebook",
     "one_each",

@@ -33,8 +33,7 @@ def unseen(run: Run, name: str) -> float:
     look = last_look(run)
     if not look:
         raise InputError(
-            f"{run.path} has no accuracies under unseen attacks: its notebook measures them, or "
-            "`robustlib.evaluation.measure_unseen`."
+            f"{run.path} has no accuracies under unseen attacks: `robustlib evaluate {run.path} --unseen` measures them."
         )
     shares = {attack: float(row["accuracy"]) for attack, row in look["accuracies"].items()}
     losses = {f"loss/{attack}": shares["known"] - share for attack, share in shares.items()}

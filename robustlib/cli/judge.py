@@ -26,6 +26,9 @@ def evaluate(
         bool,
         typer.Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps."),
     ] = False,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="L2 perturbations and StAdv, which no training here has seen.")
+    ] = False,
     data_root: DataRoot = "",
     device: Device = "auto",
 ) -> None:
@@ -34,7 +37,7 @@ def evaluate(
     Prints the accuracies with their intervals. A stored evaluation is shown, not repeated; an interrupted one goes on.
     """
     from robustlib import tables
-    from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run
+    from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
     from robustlib.runs import read_json
 
     if suite not in SUITES:
@@ -46,6 +49,7 @@ def evaluate(
             follow = console.follow(out, status)
             results = evaluate_run(run, dataset, n=count, device=device, progress=follow)
             results = check_plateau(run, dataset, device=device, progress=follow) if plateau else results
+            far = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last finished batch.")
         raise typer.Exit(130) from None
@@ -58,6 +62,8 @@ def evaluate(
         out.print(console.table(tables.randomness(results, luck), "What its randomness is worth"))
         if words := tables.plateau_words(results):
             out.print(words, highlight=False)
+    if far is not None:
+        out.print(console.table(tables.unseen(far), "Known and unseen attacks"))
     if suite == "reference":
         with out.status("the authors' AutoAttack"):
             comparison = compare_with_reference(run, dataset, n=results["n"], device=device)
@@ -67,7 +73,9 @@ def evaluate(
 @app.command()
 def audit(
     path: RunDirectory,
-    examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for 256, or 128 of a stochastic model.")] = 0,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Test images; 0 for 256, of a stochastic model what its preset has for curves.")
+    ] = 0,
     data_root: DataRoot = "",
     device: Device = "auto",
 ) -> None:

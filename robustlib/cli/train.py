@@ -29,6 +29,7 @@ from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     from robustlib.batch import Job, Options
+    from robustlib.claims import Claim
 
 
 @app.command()
@@ -102,17 +103,23 @@ def study(
     options = Options(asked.preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
     planned = plan(asked.arms, asked.seeds, options)
     try:
-        _run(planned, options, dry_run, jobs, timeout, engine)
+        _run(planned, options, dry_run, jobs, timeout, engine, asked.claims)
     finally:  # what was decided stands, whatever else failed
         if asked.claims and not dry_run:
             out.print(console.verdicts(asked.claims, [job.run for job in planned], asked.seeds))
 
 
 def _run(
-    jobs: "Sequence[Job]", options: "Options", dry: bool, parallel: int, timeout: float | None, engine: str
+    jobs: "Sequence[Job]",
+    options: "Options",
+    dry: bool,
+    parallel: int,
+    timeout: float | None,
+    engine: str,
+    claims: "Sequence[Claim]" = (),
 ) -> None:
-    """Runs what is not done yet, then writes and announces the report."""
-    from robustlib.batch import publish
+    """Runs what is not done yet, measures what claims need besides, then writes and announces the report."""
+    from robustlib.batch import measure_claimed, publish
     from robustlib.workbook import run_all
 
     if dry:
@@ -130,11 +137,14 @@ def _run(
         say("Interrupted. The same command goes on from the last epoch.")
         raise typer.Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
+    with out.status("unseen attacks"):
+        lacking = measure_claimed(claims, [job.run for job in jobs], options)
     index, problems = publish(options, [options.preset])
     out.print(console.headline([job.run for job in jobs]))
     for job, status in failed:
         reason = status["reason"].removeprefix("InputError: ")
         say(f"{job.name} {status['state']}: {reason}", f"The notebook: {job.task.output}")
+    problems = [*lacking, *problems]
     for problem in problems:
         say(problem)
     out.print(f"Report: {index}", soft_wrap=True)

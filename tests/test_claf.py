@@ -1,6 +1,7 @@
 """CLAF and the contrastive family: losses against formulas, what is frozen when, stages, heads, bad input, small trainings."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -140,6 +141,31 @@ def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
     assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
 
+def shifted(images, generator):
+    """Digits' weak view: each image moved by up to one pixel, a fresh draw."""
+    offsets = torch.randint(0, 3, (2, len(images), 1), generator=generator).flatten(1).t().tolist()
+    padded = F.pad(images.float() / 255, (1, 1, 1, 1))
+    return torch.stack([x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets, strict=True)])
+
+
+@pytest.mark.parametrize("adv_views", [1, 2])
+def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, adv_views):
+    _, model, stages = made(digits, "claf", adv_views=adv_views, augment="weak")
+    contrast = stages[1].passes[-1]
+    assert contrast.augment == "weak"
+    batch, twin = replace(fresh(first_batch(digits)), augment=contrast.augment), copy.deepcopy(model)
+    ((_, loss),) = contrast.updates(batch, at())
+    other, now = fresh(batch), at()
+    views = [other.view("simclr"), other.view("simclr")]
+    weak = [shifted(batch.images, other.generator) for _ in range(adv_views)]
+    plain = batch.images.float() / 255
+    assert all(not torch.equal(x, y) for x, y in itertools.combinations([*weak, plain], 2))
+    attack = PGD(digits.threat, steps=2)
+    views += [attack(twin, x, batch.y, generator=now.generator) for x in weak]
+    z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
+    assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-4)
+
+
 # ---- what is frozen when
 
 
@@ -169,9 +195,9 @@ def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacke
 def test_the_stages_of_claf(digits):
     settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
     _, model, (augmented, adversarial, final) = made(digits, "claf", **settings)
-    assert [(s.name, s.epochs, s.adversarial) for s in (augmented, adversarial)] == [
-        ("augmented", 2, False),
-        ("adversarial", 4, True),
+    assert [(s.name, s.epochs, s.adversarial, s.watched) for s in (augmented, adversarial)] == [
+        ("augmented", 2, False, True),
+        ("adversarial", 4, True, False),
     ]
     refresh, contrast = adversarial.passes
     assert (refresh.repeats, refresh.fresh, refresh.begin) == (3, ("head",), None)
@@ -306,6 +332,23 @@ def test_bf16_trains(few, tmp_path, name):
     assert run.finished
 
 
+def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypatch):
+    from robustlib.training import loop
+
+    monkeypatch.setattr(loop, "overfitting", lambda *_: ["robust overfitting: it seems"])
+    changes = {"refresh": "never", "aug_epochs": 0, "final": "alf", "epochs": 1}
+    rows = train(make_method("claf", "digits", **settings("claf", **changes)), few, tmp_path).metrics()
+    said = rows[rows.epoch > 0].set_index("stage")["warnings"]
+    assert {stage: bool(texts) for stage, texts in said.items()} == {
+        "first-head": False,
+        "adversarial": False,
+        "alf": True,  # the head that is deployed
+    }
+    ordinary = make_method("pgd_at", "digits", epochs=1, train_examples=130, attack_steps=1)
+    rows = train(ordinary, few, tmp_path).metrics()
+    assert rows["warnings"].map(len).tolist() == [0, 1]
+
+
 # ---- another head on the same encoder
 
 
@@ -331,6 +374,29 @@ def test_a_run_that_does_not_fit_is_refused(runs, few, tmp_path, changes, says):
     method = make_method("claf", "digits", **settings("claf", **{"pretrained": str(runs["claf"].path), **changes}))
     with pytest.raises(InputError, match=says):
         train(method, few, tmp_path)
+
+
+def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
+    never = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}
+    root = train(make_method("claf", "digits", **settings("claf", **never)), few, tmp_path).path
+
+    def again(**changes):
+        asked = {**never, "final": "alf", "pretrained": str(root), **changes}
+        return train(make_method("claf", "digits", **settings("claf", **asked)), few, tmp_path)
+
+    with pytest.raises(InputError, match="was pre-trained with head_epochs=2, not 1"):
+        again(head_epochs=1)
+    with pytest.raises(InputError, match="was pre-trained with refresh='never', not 'full'"):
+        again(head_epochs=1, refresh="full")
+    with pytest.raises(InputError, match=r"was pre-trained with refresh_lr=0\.01, not 0\.5"):
+        again(refresh_lr=0.5)
+    assert again(head_lr=0.5, tuning_epochs=3).finished, "what the last head alone sees may differ"
+
+
+def test_a_run_of_another_data_set_is_named(runs, few, tmp_path):
+    method = make_method("claf", "digits", **settings("claf", pretrained=str(runs["claf"].path)))
+    with pytest.raises(InputError, match="small_cnn · seed 0 on digits, done: give a finished run of claf on mnist"):
+        train(method, replace(few, name="mnist"), tmp_path)
 
 
 def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_path):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from robustlib import tables
+from robustlib.errors import InputError
 from robustlib.evaluation import Legacy, accuracy, legacy_claf_eval
 from robustlib.models import build_model
 
@@ -80,3 +81,24 @@ def test_its_table_labels_it_invalid():
     assert list(table["counts"]) == ["✓ valid"] * 3 + ["✕ invalid"] * 2
     assert list(table["images"]) == [50] * 3 + [80] * 2
     assert table["accuracy"][3].startswith("60.0 % (")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"eps": -1.0}, "eps=-1.0: give a number of at least 0"),
+        ({"eps": float("nan")}, "eps=nan"),
+        ({"eps": float("inf")}, "eps=inf"),
+        ({"step_size": 0.0}, "step_size=0.0: give a positive number"),
+        ({"step_size": float("inf")}, "step_size=inf"),
+        ({"steps": 0}, "steps=0: give a whole number of at least 1"),
+    ],
+)
+def test_bad_settings_are_sentences(digits, model, wrong, says):
+    with pytest.raises(InputError, match=f"legacy_claf_eval: {says}"):
+        legacy_claf_eval(model, digits.test.sample(4), **wrong)
+
+
+def test_a_radius_of_zero_is_the_clamp_alone(digits, model):
+    found = legacy_claf_eval(model, digits.test.sample(40), eps=0.0)
+    assert (found.accuracy, found.budget) == (found.clamped, 0.0)

@@ -1,6 +1,7 @@
 """Rep-spectral and its arms: the loss of a step against the dense operators, the stages, the probes, bad input."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,37 @@ def test_folded_norms_are_those_of_the_convolution_with_batchnorm_in_eval_mode(d
     assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-4)
     norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss.parts["penalty"], norms))
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "settings"),
+    [
+        ("rep_spectral", "mlp_512", {}),
+        ("ll_spectral", "mlp_512", {}),
+        ("ll_spectral", "small_cnn", {"readout_only": True}),
+    ],
+)
+def test_folding_where_there_is_nothing_to_fold_is_refused(digits, name, arch, settings):
+    method = made(name, arch, fold_batchnorm=True, **settings)
+    with pytest.raises(InputError, match=r"nothing to fold.*Leave it at False, or take an architecture"):
+        method.stages(digits, built(method, digits))
+
+
+def test_folding_says_how_much_it_folded(digits):
+    method = made("rep_spectral", "preact_resnet18", fold_batchnorm=True, operator="reshaped")
+    model = built(method, digits)
+    with pytest.warns(UserWarning, match="folded 8 of 20 convolutions.* such as encoder"):
+        kept = method.kept(digits, model)
+    first = [
+        block.conv1 for stage in ("layer1", "layer2", "layer3", "layer4") for block in getattr(model.encoder, stage)
+    ]
+    assert {model.get_submodule(name) for name in kept.batchnorms} == set(first), "bn2 follows them alone"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = made("ll_spectral", "small_cnn", fold_batchnorm=True)
+        assert len(whole.kept(digits, built(whole, digits)).batchnorms) == 3, (
+            "of 3, and no warning: a readout has no BatchNorm"
+        )
 
 
 @pytest.mark.parametrize("projections", [0, 500])

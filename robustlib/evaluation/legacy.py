@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustlib.attacks.search import borrowed
 from robustlib.data import Split
+from robustlib.errors import InputError
 from robustlib.evaluation.numbers import accuracy
 from robustlib.models import Classifier
 
@@ -66,10 +67,14 @@ def legacy_claf_eval(
     Args:
         model: in eval mode meanwhile, left as found.
         split: the images, on any device.
-        eps, step_size: in units of normalised images.
-        steps: of PGD.
+        eps, step_size: in units of normalised images; at least 0 and above 0.
+        steps: of PGD, at least 1.
         seed: of the random starts.
+
+    Raises:
+        InputError: eps below 0, a step_size that is not above 0, either not finite, or no step.
     """
+    _check(eps, step_size, steps)
     split = split.to(model.mean.device)
     generator = torch.Generator(model.mean.device).manual_seed(seed)
     right, clamped, moved = [], [], []
@@ -84,6 +89,15 @@ def legacy_claf_eval(
             moved.append(((found - z) * model.std).flatten(1).abs().amax(1))
     accuracy, still, far = (float(torch.cat(parts).float().mean()) for parts in (right, clamped, moved))
     return Legacy(accuracy, still, float((eps * model.std).mean()), far, len(split))
+
+
+def _check(eps: float, step_size: float, steps: int) -> None:
+    if not 0 <= eps < float("inf"):
+        raise InputError(f"legacy_claf_eval: eps={eps!r}: give a number of at least 0, e.g. 8 / 255.")
+    if not 0 < step_size < float("inf"):
+        raise InputError(f"legacy_claf_eval: step_size={step_size!r}: give a positive number, e.g. 2 / 255.")
+    if steps < 1:
+        raise InputError(f"legacy_claf_eval: steps={steps!r}: give a whole number of at least 1, e.g. 10.")
 
 
 def _climb(model: Classifier, z: Tensor, at: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Adversarial distances of finished runs, on the same images for all, kept in each run with what measured them."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.distances import adversarial_distances
 from robustlib.evaluation.run_images import images_of
-from robustlib.runs import Run, code_digest, read_json, write_atomic
+from robustlib.runs import Run, code_digest, merge_json, read_json
 from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
@@ -73,15 +72,13 @@ def _measured(run: Run, images: Split, attack: MinimumNorm, asked: Mapping[str, 
     file = run.path / "distances.json"
     asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes())}
     key = "{attack} on {n} of {split}, seed {seed}".format(**asked)
-    stored = read_json(file)
-    look = stored.get(key, {})
+    look = read_json(file).get(key, {})
     if {name: look.get(name) for name in asked} != asked:
         model = run.model().to(resolve_device(device))
         found = adversarial_distances(model, images, attack, seed=asked["seed"])
         far = [None if value != value else round(value, DIGITS) for value in found["distance"].tolist()]
         look = {**asked, **found.to_dict("list"), "distance": far}
-        stored.pop(key, None)  # the last look stands last
-        write_atomic(file, json.dumps({**stored, key: look}) + "\n")
+        merge_json(file, key, look)
     return pd.DataFrame({name: look[name] for name in FRAME}).astype({"distance": float})
 
 

@@ -1,7 +1,6 @@
 """How much of a finished run's robustness is left under attacks that it was not trained against; never part of its headline."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import summarise
 from robustlib.evaluation.run_images import images_of
 from robustlib.evaluation.unseen import unseen_attacks, unseen_of
-from robustlib.runs import Run, code_digest, read_json, write_atomic
+from robustlib.runs import Run, code_digest, merge_json, read_json
 from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
@@ -71,13 +70,11 @@ def _measured(run: Run, images: Split, asked: Mapping[str, Any], device: str) ->
     known = _known(run, images)
     asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes()), "known": known}
     key = "{strengths} on {n} of {split}, seed {seed}".format(**asked)
-    stored = read_json(run.path / "unseen.json")
-    look: dict[str, Any] = stored.get(key, {})
+    look: dict[str, Any] = read_json(run.path / "unseen.json").get(key, {})
     if {name: look.get(name) for name in asked} != asked:
         found = _attacked(run, images, asked["seed"], device)
         look = {**asked, "accuracies": {"clean": found.pop("clean"), "known": known, **found}}
-        stored.pop(key, None)  # the last look stands last
-        write_atomic(run.path / "unseen.json", json.dumps({**stored, key: look}) + "\n")
+        merge_json(run.path / "unseen.json", key, look)
     return look
 
 

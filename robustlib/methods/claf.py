@@ -95,10 +95,13 @@ class CLAF(Contrastive):
         stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
         if self.refresh == "never":
             fit = replace(self._refreshing(model, attack), repeats=1, fresh=())
-            stages.append(
-                Stage("first-head", self.head_epochs, {"head": self._head_optim(model)}, (fit,), adversarial=True)
-            )
+            optimisers = {"head": self._head_optim(model)}
+            stages.append(Stage("first-head", self.head_epochs, optimisers, (fit,), adversarial=True, watched=False))
         return [*stages, self._adversarial(model, attack, weights)]
+
+    def seen_before(self) -> list[str]:
+        """As in Contrastive; with refresh="never" the first head is fitted for as many epochs as the last one."""
+        return [*super().seen_before(), *(["head_epochs"] if self.refresh == "never" else [])]
 
     def begin_head(self, model: Projected) -> None:
         """The head is drawn anew, unless the refreshed one goes on."""
@@ -118,7 +121,7 @@ class CLAF(Contrastive):
             optimisers["head"], passes = self._head_optim(model), (self._refreshing(model, attack), contrast)
         probes = {"head_end": head_probe("head_end", attack)}
         epochs = self.epochs - self.aug_epochs
-        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, probes=probes)
+        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, watched=False, probes=probes)
 
     def _head_optim(self, model: Projected) -> Optim:
         return Optim(model.head.parameters(), self.refresh_lr, "adam")

@@ -16,7 +16,7 @@ from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import At, Loss, Pass, Stage, Updates
 
-# fields that pre-training does not see; the architecture is that of the weights
+# fields that pre-training mostly does not see (see `seen_before`); the architecture is that of the weights
 AFTERWARDS = {"preset", "arch", "pretrained", *WithHead.__annotations__}
 
 
@@ -101,6 +101,10 @@ class Contrastive(WithHead):
         """Two independent views of the batch, (B, C, H, W) each."""
         return batch.view(self.views), batch.view(self.views)
 
+    def seen_before(self) -> list[str]:
+        """The fields on which pre-training depends: a `pretrained` run must have them as this one does."""
+        return [f.name for f in fields(self) if f.name not in AFTERWARDS]
+
     def begin_head(self, model: Projected) -> None:
         """What becomes of the head before the last stage: it is drawn anew."""
         model.head.reset_parameters()
@@ -114,12 +118,12 @@ class Contrastive(WithHead):
         run = Run(Path(self.pretrained))
         params, where = run.params(), f"{self.name}: pretrained={self.pretrained!r}"
         if (params.get("method"), params.get("dataset")) != (self.name, dataset.name) or not run.finished:
-            found = f"{run.name}, {run.status()['state']}" if params else "no run"
+            found = f"{run.name} on {params['dataset']}, {run.status()['state']}" if params else "no run"
             raise InputError(f"{where} is {found}: give a finished run of {self.name} on {dataset.name}.")
         theirs, mine = params["hyperparameters"], self.hyperparameters()
         if theirs["final"] == "aff":
             raise InputError(f"{where} was fine-tuned as a whole: give a run with final=slf or final=alf.")
-        for name in (f.name for f in fields(self) if f.name not in AFTERWARDS):
+        for name in self.seen_before():
             if _plain(theirs[name]) != _plain(mine[name]):
                 raise InputError(
                     f"{where} was pre-trained with {name}={theirs[name]!r}, not {mine[name]!r}: give a run of the same "

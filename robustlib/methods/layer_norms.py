@@ -1,6 +1,7 @@
 """The spectral norms of a model's layers: which layers there are, and what is taken for their norm."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from robustlib.attacks.float32 import full_float32
 from robustlib.attacks.replica import batchnorm_after
 from robustlib.attacks.search import borrowed
+from robustlib.errors import InputError
 from robustlib.losses import PowerIteration, check_exact, dense_squared_norm, exact_squared_norm, weight_of
 from robustlib.models import SelfSupervised
 
@@ -27,10 +29,11 @@ class LayerNorms(nn.Module):
             the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida and Miyato 2017).
         iterations: of "power", at each use.
         fold_batchnorm: take diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma gets a
-            gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled.
+            gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled; so do, with a warning that counts them,
+            convolutions that no BatchNorm directly follows, as in pre-activation networks.
 
     Raises:
-        InputError: a layer without a norm, a layer that is not circular for "exact".
+        InputError: a layer without a norm, a layer that is not circular for "exact", nothing to fold for fold_batchnorm.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class LayerNorms(nn.Module):
         self.operator, self.iterations = operator, iterations
         sizes = input_sizes(model, image_shape)
         self.sizes = {name: size for name, size in sizes.items() if name.startswith(tuple(under))}
-        self.batchnorms = batchnorm_after(model) if fold_batchnorm else {}
+        self.batchnorms = _folded(model, self.sizes) if fold_batchnorm else {}
         self.powers = nn.ModuleDict()
         for name, size in self.sizes.items():
             layer = model.get_submodule(name)
@@ -123,6 +126,29 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Size]
         for hook in hooks:
             hook.remove()
     return sizes
+
+
+def _folded(model: nn.Module, sizes: Mapping[str, Size]) -> dict[str, str]:
+    """{name of a layer in `sizes`: name of the BatchNorm that directly follows it}; says what is left out.
+
+    Raises:
+        InputError: that is none of them.
+    """
+    found = {name: norm for name, norm in batchnorm_after(model).items() if name in sizes}
+    if not found:
+        raise InputError(
+            f"fold_batchnorm=True has nothing to fold: BatchNorm directly follows none of the penalised layers "
+            f"({', '.join(sizes)}). Leave it at False, or take an architecture with BatchNorm after its convolutions, e.g. small_cnn."
+        )
+    left = [name for name, size in sizes.items() if size is not None and name not in found]
+    if left:
+        warnings.warn(
+            f"fold_batchnorm: folded {len(found)} of {len(found) + len(left)} convolutions; BatchNorm does not directly follow the "
+            f"others, such as {left[0]}, whose weights are penalised as they are.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def _key(name: str) -> str:

@@ -25,7 +25,7 @@ from robustlib.representation.geometry import (
 from robustlib.representation.layers import FEATURES, resolve_layers
 from robustlib.representation.spectrum import cka, effective_rank, neural_collapse
 from robustlib.representation.stored import EXAMPLES, check_runs, digest, load_model, run_features, snapshots
-from robustlib.runs import Run, code_digest, read_json, write_json
+from robustlib.runs import Run, code_digest, merge_json, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,14 +163,15 @@ def _measured(
     asked = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
     asked |= {"weights": digest(weights.read_bytes()), "code": code_digest()}
     file = run.path / "representation.json"
-    stored, key = read_json(file), digest(json.dumps(asked).encode())
-    if key not in stored:
+    key = digest(json.dumps(asked).encode())
+    look = read_json(file).get(key)
+    if look is None:
         pair = run_features(run, dataset, attack, layers=layers, n=n, seed=seed)
         heads = {FEATURES: model.head}
         numbers = {layer: measures(*pair, layer, heads.get(layer)) for layer in pair[0].layers}
-        stored[key] = {**asked, "measures": numbers}
-        write_json(file, stored)
-    return stored[key]["measures"]
+        look = {**asked, "measures": numbers}
+        merge_json(file, key, look, indent=2)
+    return look["measures"]
 
 
 def embed_runs(

@@ -1,6 +1,6 @@
 """The run directory: files that are old or new, never half, and what they say of a training."""
 
-from robustlib.runs.files import load_weights, read_json, save_weights, write_atomic, write_json
+from robustlib.runs.files import load_weights, merge_json, read_json, save_weights, write_atomic, write_json
 from robustlib.runs.run import Run, code_digest, find_runs, parameter_hash, transfer_sources
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "code_digest",
     "find_runs",
     "load_weights",
+    "merge_json",
     "parameter_hash",
     "read_json",
     "save_weights",

@@ -1,5 +1,6 @@
 """Writing and reading the files of a run, so that every file is old or new, never half."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -45,6 +46,32 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[Bi
 def write_json(path: Path, content: object) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def merge_json(path: Path, key: str, value: object, *, indent: int | None = None) -> None:
+    """Sets one entry of a JSON object, the last in its order, and keeps the others as they stand in the file now.
+
+    Processes and threads that merge into one directory take turns, each for the time of a read and a write, so a long measurement
+    is to be merged when it is done: what others wrote meanwhile stays.
+
+    Args:
+        path: the file; made where there is none.
+        key: of the entry; an older one is replaced.
+        value: what JSON can hold.
+        indent: of the file, in spaces; None writes one line.
+
+    Raises:
+        InputError: the directory cannot be written, the disk is full, or the file is no JSON object; it is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.parent / ".merge.lock", "a")  # noqa: SIM115  (the file itself is replaced, so it cannot be the lock)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror}. Remedy: choose a writable directory.") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or its process dies
+        others = {name: entry for name, entry in read_json(path).items() if name != key}
+        write_atomic(path, json.dumps({**others, key: value}, indent=indent) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -216,7 +216,7 @@ class Training:
         if row["epoch"] in self.stage.snapshots:
             save_weights(self._shown, self.run.path / "snapshots" / f"{self.stage.name}-{row['epoch']}.safetensors")
         mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
-        watch = self.stage.adversarial and row["epoch"]
+        watch = self.stage.adversarial and self.stage.watched and row["epoch"]
         row["warnings"] = overfitting(mine, self.state.best_robust, result.robust) if watch else []
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0

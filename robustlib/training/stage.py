@@ -95,6 +95,8 @@ class Stage:
         passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
         adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
             overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
+        watched: false where what is validated is not what will be deployed, such as a head that a later stage replaces: then
+            nothing is warned of.
         keep: which weights count as the run's best: "best", of the best epoch, or "last", of the last one, for methods whose
             papers choose none.
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
@@ -112,6 +114,7 @@ class Stage:
     optimisers: Mapping[str, Optim]
     passes: tuple[Pass, ...]
     adversarial: bool = False
+    watched: bool = True
     keep: Literal["best", "last"] = "best"
     ema: float = 0.0
     begin: Callable[[], None] | None = None

@@ -450,9 +450,10 @@ def test_the_built_in_study() -> None:
     accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
     spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
     others = {"growth/probe/h/relative_l2", "metrics/probe/head_end/clean", "distance/mean"}
-    others |= {f"unseen/{name}" for name in ("clean", "known", "l2", "stadv", "loss/l2", "loss/stadv")}
+    others |= {"growth/probe/head_end/clean"}
+    others |= {f"unseen/{name}" for name in ("price", "known", "l2", "stadv", "loss/l2", "loss/stadv")}
     assert {part.measure for part in study.claims} == accuracies | spaces | others
-    assert {part.name for part in study.claims if not part.than} == {"afd-growth"}
+    assert {part.name for part in study.claims if not part.than} == {"afd-growth", "claf-drift", "atop-price"}
     scaleless = ("representation/", "distance/")
     assert all(part.relative == part.measure.startswith(scaleless) for part in study.claims)
     assert all(part.source and part.text.endswith(".") for part in study.claims)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robustlib import cli, tables
 from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
-from robustlib.claims import Claim, gather, measure_of
+from robustlib.batch import Options, measure_claimed
+from robustlib.claims import Claim, arm_of, gather, measure_of
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation import (
@@ -611,6 +612,40 @@ def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
 # ---- unseen attacks
 
 
+def test_a_study_measures_what_its_claims_need(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The pages of other methods than AToP's measure no unseen attacks, and a claim would wait for them forever."""
+    asked: list[tuple[Path, str, str]] = []
+
+    def measure(runs: dict[str, Run], data: Dataset, *, device: str) -> None:
+        (run,) = runs.values()
+        asked.append((run.path, data.name, device))
+        if run.params()["seed"] == 1:
+            raise InputError("not on these images.")
+
+    monkeypatch.setattr("robustlib.evaluation.measure_unseen", measure)
+    arm, other = arm_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
+    told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", arm=arm, than="trades")
+    runs, options = [*evaluated.values(), other, Run(tmp_path / "none")], Options(device="cpu")
+    (problem,) = measure_claimed([told], runs, options)
+    assert asked == [(run.path, "digits", "cpu") for run in evaluated.values()], "of claimed arms, and evaluated"
+    assert problem.endswith("has not met unseen attacks: not on these images.")
+    assert not measure_claimed([replace(told, measure="worst")], runs, options)
+    assert len(asked) == 2
+
+
+def test_the_command_line_measures_unseen_attacks(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustlib.evaluation.run_unseen.unseen_attacks", quick_unseen)
+    monkeypatch.setattr(cli.out, "width", 250)
+    code, out, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--unseen", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Known and unseen attacks" in out
+    assert "lost to StAdv" in out
+
+
 def test_unseen_attacks_of_any_run_beside_the_known_ones(
     evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,6 +666,16 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
         assert measure_of(run, "unseen/loss/l2") == pytest.approx(known - rows.loc["l2", "accuracy"])
         assert "l2" in rows.loc["l2", "protocol"]
         assert rows.loc["stadv", "protocol"].startswith("StAdv(bound=0.2")
+    looks = {name: list(read_json(run.path / "unseen.json").values())[-1] for name, run in evaluated.items()}
+    assert looks["plain"]["bare"] == {}
+    bare = evaluated["pure"].model().surrogates()["classifier"]
+    (batch,) = digits.test.sample(6).batches(6)
+    right = float((bare(batch.x).argmax(1) == batch.y).float().mean())
+    assert looks["pure"]["bare"]["accuracy"] == pytest.approx(right)
+    price = measure_of(evaluated["pure"], "unseen/price")
+    assert price == pytest.approx(right - measure_of(evaluated["pure"], "unseen/clean"))
+    with pytest.raises(InputError, match="Unknown accuracy under unseen attacks 'price'"):
+        measure_of(evaluated["plain"], "unseen/price")
     shown = tables.unseen(table)
     assert list(shown.columns)[-3:] == ["lost to L2", "lost to StAdv", "images"]
     monkeypatch.setattr("robustlib.evaluation.run_unseen.evaluate", lambda *_, **__: 1 / 0)
@@ -729,7 +774,7 @@ def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path
     (bare.path / "unseen.json").unlink()
     (missing,) = gather(claim("unseen/l2"), [*usual, alone, bare], [0, 1, 2]).missing
     assert missing == "seed 0: b has not met unseen attacks"
-    with pytest.raises(InputError, match="robustlib evaluate .* --unseen"):
+    with pytest.raises(InputError, match=r"robustlib evaluate .* --unseen"):
         measure_of(bare, "unseen/l2")
     other = looked(tmp_path / "o", "b", 0, known=0.5, l2=0.4)
     looks = read_json(other.path / "unseen.json")

@@ -8,7 +8,13 @@ from robustlib.errors import InputError, check_choices, unknown
 from robustlib.runs import Run
 
 POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
-SIGNED = ("growth", "metrics", "overfitting", "overstated")  # kinds of measures that may be compared with zero
+SIGNED = (
+    "growth/",
+    "metrics/",
+    "overfitting/",
+    "overstated/",
+    "unseen/price",
+)  # measures that may be compared with zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class Claim:
         check_choices(self, direction=("higher", "lower"))
         if self.arm == self.than:
             raise InputError(f"Claim {self.name!r} compares {self.arm!r} with itself: give two different arms.")
-        if not self.than and (self.relative or self.measure.partition("/")[0] not in SIGNED):
+        if not self.than and (self.relative or not self.measure.startswith(SIGNED)):
             what = "differences as shares" if self.relative else f"{self.measure!r}, which is never below zero,"
             raise InputError(f"Claim {self.name!r} compares {what} with zero: give the arm to compare with as `than`.")
         if not self.interest > 0:

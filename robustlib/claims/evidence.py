@@ -216,7 +216,11 @@ def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:
         if sizes:
             yield f"on {sizes[0]} to {sizes[-1]} of {runs[0].distances()['n']} images"
         return
-    if of_unseen(measure) and measure != "unseen/clean" and len({attacks_met(run) for run in runs}) > 1:
+    if (
+        of_unseen(measure)
+        and measure not in ("unseen/clean", "unseen/price")
+        and len({attacks_met(run) for run in runs}) > 1
+    ):
         yield "a model that answers at random met shorter attacks, averaged over its draws, than one that does not"
     codes = {run.results().get("code") for run in runs}
     if len(codes) > 1:

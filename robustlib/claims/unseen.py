@@ -25,7 +25,8 @@ def unseen(run: Run, name: str) -> float:
     Args:
         run: measured by `robustlib.evaluation.measure_unseen`.
         name: "clean", "known" (the worst case of the evaluation), "l2" or "stadv", all on the same images; "loss/l2",
-            "loss/stadv": known less unseen, below 0 where the unseen attack is the weaker one.
+            "loss/stadv": known less unseen, below 0 where the unseen attack is the weaker one; "price": what clean accuracy a purifier
+            takes from the classifier behind it.
 
     Raises:
         InputError: a run that is not measured, or an unknown name.
@@ -37,9 +38,11 @@ def unseen(run: Run, name: str) -> float:
         )
     shares = {attack: float(row["accuracy"]) for attack, row in look["accuracies"].items()}
     losses = {f"loss/{attack}": shares["known"] - share for attack, share in shares.items()}
-    if name not in {**shares, **losses}:
-        raise unknown("accuracy under unseen attacks", name, {**shares, **losses})
-    return {**shares, **losses}[name]
+    price = {"price": float(look["bare"]["accuracy"]) - shares["clean"]} if look.get("bare") else {}
+    found = {**shares, **losses, **price}
+    if name not in found:
+        raise unknown("accuracy under unseen attacks", name, found)
+    return found[name]
 
 
 def facts_of(run: Run) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def _measured(run: Run, images: Split, asked: Mapping[str, Any], device: str) ->
     look: dict[str, Any] = read_json(run.path / "unseen.json").get(key, {})
     if {name: look.get(name) for name in asked} != asked:
         found = _attacked(run, images, asked["seed"], device)
-        look = {**asked, "accuracies": {"clean": found.pop("clean"), "known": known, **found}}
+        bare, clean = found.pop("bare"), found.pop("clean")
+        look = {**asked, "bare": bare, "accuracies": {"clean": clean, "known": known, **found}}
         merge_json(run.path / "unseen.json", key, look)
     return look
 
@@ -98,10 +99,13 @@ def _known(run: Run, images: Split) -> dict[str, Any]:
 
 
 def _attacked(run: Run, images: Split, seed: int, device: str) -> dict[str, dict[str, Any]]:
-    """The clean accuracy, and that under each kind of unseen attack: the per-example minimum over its attacks."""
+    """The clean accuracy, and that under each kind of unseen attack: the per-example minimum over its attacks; and "bare", the clean
+    accuracy of the classifier that stands behind a purifier ({} where none does)."""
     model, preset = run.model().to(resolve_device(device)), run.params().get("preset")
     adaptive: Any = {} if model.stochastic else None  # a stochastic model's own gradients are exact
-    found = {}
+    behind = model.surrogates().get("classifier")
+    bare = _numbers(summarise(evaluate(behind, images, {}, seed=seed)).to_dict("records")[0]) if behind else {}
+    found: dict[str, dict[str, Any]] = {"bare": bare}
     for kind, attacks in unseen_attacks(unseen_of(preset), model.stochastic, budget_of(preset)).items():
         table = summarise(evaluate(model, images, attacks, seed=seed, adaptive=adaptive, minimum=True)).to_dict(
             "records"

@@ -70,6 +70,8 @@ def measure_name(measure: str) -> str:
     kind, _, name = measure.partition("/")
     if name.startswith("loss/"):
         return f"{attack_name('known')}, less {attack_name(name.removeprefix('loss/'))}"
+    if measure == "unseen/price":
+        return "clean accuracy without purifier, less with it"
     layer, _, last = (name or kind).removeprefix("probe/").rpartition("/")
     named = FEATURES.get(last) or attack_name(last).replace("_", " ")
     named += f" of {layer}" if layer else ""

@@ -336,6 +336,29 @@ def test_options_it_cannot_have(options, said):
         build_model("small_cnn", SPEC, purified=options)
 
 
+def test_a_finished_classifier_is_put_behind_a_purifier():
+    classifier = build_model("small_cnn", SPEC).train()
+    classifier(images(32))  # statistics that are not the initial ones
+    kept = copy.deepcopy(classifier.eval().state_dict())
+    purifier = purified().purifier
+    model = Purified.around(classifier, purifier, RandomTransform("rt1", grid=4), votes=2)
+    x = images()
+    assert torch.equal(model.classify(x), classifier(x))
+    assert (model.stochastic, model.votes) == (True, 2)
+    assert model.purifier is purifier
+    assert not any(p.requires_grad for p in model.head.parameters())
+    still = Purified.around(classifier, build_purifier("none", (1, 8, 8)), RandomTransform("none"))
+    assert torch.equal(still.eval()(x), classifier(x))
+    assert all(p.requires_grad for p in classifier.parameters()), "its own copy is frozen"
+    model.train()(x)
+    assert all(torch.equal(value, kept[name]) for name, value in classifier.state_dict().items())
+    for other in (purified(), build_model("small_cnn", SPEC, disentangled=True)):
+        with pytest.raises(InputError, match=f"A {type(other).__name__} is more than an encoder and a head"):
+            Purified.around(other, purifier, RandomTransform())
+    with pytest.raises(InputError, match="completes images of shape"):
+        Purified.around(classifier, build_purifier("gan", (1, 9, 8)), RandomTransform())
+
+
 def test_what_does_not_belong_together_is_refused():
     with pytest.raises(InputError, match=r"or a purifier \(AToP\): choose one"):
         build_model("small_cnn", SPEC, purified={}, disentangled=True)

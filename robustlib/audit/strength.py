@@ -158,6 +158,7 @@ def check_black_box(e: Evidence) -> Check:
     sources = {"Square": e.square} | {f"transfer from {name}": found for name, found in e.transferred.items()}
     parts, most = [], max(NEWLY, 100 * IMAGES / len(white))
     fine, bad = "gradients show the way", "gradients hide what needs no gradient to find"
+    fine += ", though of a model that answers at random Square learns little" if e.stochastic else ""
     for name, found in sources.items():
         alone = e.accuracy(found)
         better, newly = effect(white, alone), effect(white, e.accuracy(e.white, found))

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,7 @@ from robustlib.models.random_transforms import Randomness, RandomTransform
 class Purified(Classifier):
     """x -> logits of the classifier at the purified image, differentiable from end to end.
 
-    Until `deploy` it is the plain classifier, which can be trained. From then on the classifier is frozen: always in eval mode,
+    Until `deploy` it is the plain classifier, which can be trained; `around` makes one of a classifier that is. From then on the classifier is frozen: always in eval mode,
     whatever `train` says, and its weights take no gradients, though gradients flow through it to the purifier and to the image.
     Whether it is deployed is saved with its weights. Without `fixed` randomness every image of every pass gets its own, from
     torch's global generator; then the model is `stochastic`, and attacks must average over draws.
@@ -50,6 +51,28 @@ class Purified(Classifier):
         self.straight_through = False  # BPDA: backwards, purifier and transform pass for the identity
         self.register_buffer("purifying", torch.tensor(False))
         check_counts(self, "votes")
+
+    @classmethod
+    def around(
+        cls, classifier: Classifier, purifier: Purifier, transform: RandomTransform, votes: int = 1
+    ) -> "Purified":
+        """A deployed model of a copy of a finished classifier, of whatever training, behind a purifier: `purifier` itself, which may
+        come from another model of the same images.
+
+        Raises:
+            InputError: a classifier that is more than an encoder and a linear head, a purifier of other images, or votes < 1.
+        """
+        if type(classifier) is not Classifier:
+            raise InputError(
+                f"A {type(classifier).__name__} is more than an encoder and a head, which is all that a purifier is put before here: "
+                "give a Classifier, as build_model and most runs have it."
+            )
+        spec = SimpleNamespace(image_shape=classifier.image_shape, num_classes=classifier.num_classes)
+        spec.mean, spec.std = classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()
+        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform, votes)
+        model.head.load_state_dict(classifier.head.state_dict())
+        model.to(classifier.mean.device).deploy()
+        return model
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -205,6 +205,24 @@ def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -
     assert [run.path for run in study_runs(str(file), tmp_path / "runs").runs] == [run.path for run in runs]
 
 
+def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path, study: Path) -> None:
+    for seed in (0, 1):
+        made(tmp_path / "runs", "pgd_at", seed)
+    assert len(study_runs(str(study), tmp_path / "runs", "digits").runs) == 2
+    found = study_runs(str(study), tmp_path / "runs", "mnist")
+    assert found.runs == []
+    assert found.words == (
+        f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
+    )
+    other = made(tmp_path / "runs", "pgd_at", 1, changed="x")  # the study asked for with --dataset mnist
+    write_json(other.path / "params.json", other.params() | {"changed": "", "dataset": "mnist"})
+    (tmp_path / "runs" / "mnist" / "pgd_at").mkdir(parents=True)
+    other.path.rename(tmp_path / "runs" / "mnist" / "pgd_at" / "one")
+    found = study_runs(str(study), tmp_path / "runs", "mnist")
+    assert [run.params()["dataset"] for run in found.runs] == ["mnist"]
+    assert found.words.startswith("1 of the 8 runs")
+
+
 def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(tmp_path: Path) -> None:
     file = tmp_path / "one.yaml"
     file.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")

@@ -1,23 +1,31 @@
 """The notebooks: thin, clean and inspectable; and they run, two of them by papermill as the README says."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
+import torch
 
-from robustlib.attacks import AutoAttack
-from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import Budget
-from robustlib.methods import METHODS
-from robustlib.runs import find_runs, read_json
+from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
+from robustlib.data import Dataset, Split, load_dataset
+from robustlib.evaluation import Budget, measure_distances
+from robustlib.methods import METHODS, load_preset, make_method
+from robustlib.models import Classifier
+from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.task import inspect
+from robustlib.training import fit
+from robustlib.training.fit import run_params
 from robustlib.workbook import Task, execute
 from tests.cells import perform
+from tests.made_up import audit
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -204,24 +212,14 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("afd", ["pretrain_epochs=1", "disentangle=false", "classify=latent"], ("h: relative L2 distance",), 4),
         (
-            "claf",
-            ["epochs=2", "aug_epochs=1", "head_epochs=1"],
-            (
-                *(
-                    "claf-ablation",
-                    "claf-comparison",
-                    "undecided: 0 of 8 seeds",
-                    "✕ invalid",
-                    "Invalid: the attack clamps",
-                ),
-                *("end of the pass, attacked: CLAF", "augmented: changed images lie", "attack passes"),
-            ),
-            5,
-        ),
-        (
             "acl",
-            ["head_epochs=1"],
-            ("✕ invalid", "attacked: changed images lie", "Attack passes for each image: 4."),
+            ["head_epochs=1", "norm=l2", "eps=0.6"],
+            (
+                "is one of Linf; this run's",
+                "attacked: changed images lie",
+                "Attack passes for each image: 4.",
+                "0 of the 33",
+            ),
             4,
         ),
     ],
@@ -229,32 +227,147 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:
     overrides = ["epochs=1", "train_examples=200", "attack_steps=2", *changes]
     parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
-    task = Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb")
-    perform(task)
-    outputs = [output for cell in cells(task.output) for output in cell.outputs]
-    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    shown = text(task.output) + "".join(image["alt"] for image in images)
-    assert len(images) == figures
+    shown, drawn = page_of(Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == figures
     for sign in signs:
         assert sign in shown, sign
 
 
-@pytest.mark.usefixtures("brief")
-def test_the_notebook_of_the_spectral_family(tmp_path: Path) -> None:
-    overrides = ["epochs=3", "train_examples=200"]
-    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
-    task = Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb")
+def page_of(task: Task) -> tuple[str, int]:
+    """All that a notebook says, performed here, its figures' alternative texts included; and how many figures it shows."""
     perform(task)
     outputs = [output for cell in cells(task.output) for output in cell.outputs]
     images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    shown = text(task.output) + "".join(image["alt"] for image in images)
-    assert len(images) == 6
-    told = ("σ of head", "Quartiles", "FAB (white box)", "spectral-grid", "spectral-cnn", "Fewer than three runs")
-    for sign in (*told, "worst case", "undecided: 0 of 8 seeds"):
+    return text(task.output) + "".join(image["alt"] for image in images), len(images)
+
+
+def planted(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float = 0.6, **changes: Any) -> Run:
+    """A finished run of an arm of the preset digits with made-up results, never trained: no weights, no metrics."""
+    method = make_method(name, "digits", **changes)
+    run = Run.of(params := run_params(method, dataset, method.arch, seed, "32-true"), root)
+    rows = [{"attack": attack, "accuracy": a, "low": a, "high": a} for attack, a in (("clean", 0.9), ("worst", worst))]
+    results = {"threat": str(method.threat(dataset)), "rows": rows, "last": {"rows": rows}, "curve": []}
+    contents = {"params": params, "status": {"state": "done"}, "results": results | {"n": 500, "checkpoint": "best"}}
+    for file, content in contents.items():
+        write_json(run.path / f"{file}.json", content)
+    return run
+
+
+def far(run: Run, distance: float) -> None:
+    """Makes up stored distances of four test images, the last one wrong; FAB's are shorter by a tenth."""
+    columns = {"index": [1, 2, 3, 4], "correct": [True, True, True, False], "split": "test"}
+    looks = {
+        name: columns | {"attack": f"{name}()", "distance": [share * distance] * 3 + [0.0]}
+        for name, share in (("Tangent", 1.0), ("FAB", 0.9))
+    }
+    write_json(run.path / "distances.json", looks)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -> None:
+    for refresh, level in (("never", 0.5), ("reinit", 0.75)):
+        run = planted(tmp_path / "runs", few, "claf", worst=level, refresh=refresh)
+        probes = {f"probe/head_{end}/{kind}": level for end in ("start", "end") for kind in ("clean", "attacked")}
+        rows = [{"stage": "adversarial", "epoch": e, "epoch_total": e, "warnings": [], **probes} for e in (1, 2)]
+        (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for seed, worst in ((0, 0.3), (1, 0.5)):
+        planted(tmp_path / "runs", few, "pgd_at", seed, worst, epochs=25, augment="weak")
+    planted(tmp_path / "runs", few, "claf", final="alf")
+    overrides = ["train_examples=200", "attack_steps=2", "epochs=2", "aug_epochs=1", "head_epochs=1"]
+    parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
+    shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 5
+    for sign in ("✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds"):
         assert sign in shown, sign
-    (run,) = find_runs(tmp_path / "runs", method="rep_spectral")
-    assert [run.distances(split)["n"] for split in ("test", "val")] == [8, 8]
+    assert "3 of the 33 runs of the study **claf-ablation**" in shown
+    assert "3 of the 60 runs of the study **claf-comparison**" in shown
+    for level, refresh in ((0.5, "never"), (0.75, "reinit")):
+        assert f"CLAF · refresh={refresh} (1 seed) {level:g} at epoch 1" in shown
+        assert re.search(rf"claf +refresh={refresh} +\d+ +1 +90\.0 % +{100 * level:.1f} %", shown)
+    assert re.search(r"pgd_at +epochs=25, augment=weak +250 +2 +90\.0 ± 0\.0 % +40\.0 ± 14\.1 %", shown)
+    assert re.search(r"claf +final=alf +450 +1 ", shown)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(tmp_path: Path, few: Dataset) -> None:
+    for seed, study in ((0, {"strength": 0.0}), (1, {"arch": "small_cnn"})):
+        far(planted(tmp_path / "runs", few, "rep_spectral", seed, **study), 0.5)
+    overrides = ["epochs=3", "train_examples=200"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8, "dataset": "digits-0-4"}
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 6
+    told = ("σ of head", "Quartiles", "FAB (white box)", "Fewer than three runs", "No seed has measured", "worst case")
+    for sign in (*told, "undecided: 0 of 8 seeds"):
+        assert sign in shown, sign
+    for study in ("grid", "cnn", "transfer"):
+        words = f"The runs of the study **spectral-{study}** are of digits, not of this page's data set, digits-0-4"
+        assert words in shown
+    (run,) = find_runs(tmp_path / "runs", dataset="digits-0-4")
+    assert run.distances()["n"] == 8
+    assert run.distances("val") == {}, "of a recipe of its own: no part of the grid"
     assert (tmp_path / "runs" / "toys" / run.path.name).is_dir()  # of its own: two pages train at once with --jobs 2
+
+
+def at_inverse_slope(model: Classifier, split: Split, attack: MinimumNorm, **_: Any) -> pd.DataFrame:
+    """In place of an attack: distances that go with the inverse of sigma_max^2 of the one hidden layer, a tenth less by FAB."""
+    sigma = float(torch.linalg.matrix_norm(model.get_submodule("encoder.layers.0").weight.detach(), 2))
+    distance = (0.9 if isinstance(attack, FAB) else 1.0) / sigma**2 * (1 + torch.arange(len(split)) / 100)
+    frame = {"index": split.indices, "label": split.labels, "distance": distance}
+    return pd.DataFrame({name: column.numpy() for name, column in frame.items()}).assign(correct=True, queries=1)
+
+
+@pytest.fixture
+def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a grid of three trained and measured runs, a CNN of two strengths and two seeds, and two transfers.
+
+    Attacks that measure, and audits, are made up: what the page makes of runs counts here.
+    """
+    monkeypatch.setattr("robustlib.audit.audit_run", lambda *_, **__: audit())
+    monkeypatch.setattr("robustlib.evaluation.run_distances.adversarial_distances", at_inverse_slope)
+    for method in ("rep_spectral", "ll_spectral"):
+        monkeypatch.setitem(load_preset("digits")[method], "epochs", 3)
+    root = tmp_path / "runs"
+    for name, changes in (
+        ("rep_spectral", {"strength": 0.0}),
+        ("rep_spectral", {"strength": 0.03}),
+        ("ll_spectral", {}),
+    ):
+        run = fit(make_method(name, "digits", **changes), few, root=root, device="cpu", progress=False)
+        measure_distances({"it": run}, few, n=8)
+        measure_distances({"it": run}, few, FAB(Threat("l2", 0.5)), n=8)
+        measure_distances({"it": run}, few, n=8, split="val")
+        made = planted(root, few, name, **changes)
+        assert made.path == run.path
+    for seed in (0, 1):
+        for strength, distance in ((0.1, 0.5), (0.0, 0.3)):
+            far(planted(root, few, "rep_spectral", seed, arch="small_cnn", strength=strength), distance + seed / 100)
+    for name, distance in (("barlow_spectral", 0.7), ("bss", 0.4)):
+        far(planted(root, few, name), distance)
+    return root
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, family: Path) -> None:
+    parameters = {"runs": family, "test_examples": 8}
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 7
+    for words in ("3 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs"):
+        assert words in shown, words
+    assert re.search(r"this run +100\.0 %", shown), "its own distances on validation images"
+    for row in (r"none +0 +1 +100\.0 % +\d", r"Rep-spectral +0\.03 +1 +100\.0 % .*✓ chosen, the only one of the grid"):
+        assert re.search(row, shown), row
+    assert re.search(r"over the representation's layers +−1\.00 +4 +4 +8\n", shown), "three of the grid, and the page's"
+    rows = (
+        r"rep_spectral +arch=small_cnn +2 +90\.0 ± 0\.0 %",
+        r"Rep-spectral · arch=small_cnn +2 +0\.505 \(0\.441–0\.569\) +0\.455 \(0\.397–0\.512\) +3\n",
+        r"Rep-spectral · arch=small_cnn, strength=0\.0 +2 +0\.305 ",
+        r"Barlow Twins, spectral +1 +0\.700 \(0\.700–0\.700\) +0\.630 ",
+        r"BSS +1 +0\.400 ",
+    )
+    for row in rows:
+        assert re.search(row, shown), row
+    own = next(run for run in find_runs(family, method="rep_spectral") if not run.params()["changed"])
+    assert own.distances("val")["n"] == 8
 
 
 @pytest.mark.usefixtures("brief")

@@ -174,6 +174,65 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset,
     assert batch.spectral_family([], digits).empty
 
 
+def test_one_sum_of_norms_is_of_one_architecture(digits: Dataset, tmp_path: Path) -> None:
+    runs = [measured(tmp_path, f"rep arch={arch}", 0, [1, 1, 1, 1], [0.5] * 4) for arch in ("mlp_512", "small_cnn")]
+    for run, arch in zip(runs, ("mlp_512", "small_cnn"), strict=True):
+        write_json(run.path / "params.json", run.params() | {"arch": arch, "title": "Rep"})
+    with pytest.raises(InputError, match="Distances of mlp_512 and small_cnn do not go with one sum of norms"):
+        batch.spectral_family(runs, digits)
+
+
+def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path: Path) -> None:
+    study = batch.read_study("spectral-grid")
+    for arm, preset, belongs in (
+        ("rep_spectral", "digits", True),
+        ("ll_spectral strength=0.5", "digits", True),
+        ("rep_spectral", "cifar10-short", False),
+        ("rep_spectral train_examples=200, strength=0.0", "digits", False),
+        ("bss", "digits", False),
+    ):
+        run = measured(tmp_path / preset, arm, 0, [1, 1, 1, 1], [0.5] * 4)
+        write_json(run.path / "params.json", run.params() | {"preset": preset})
+        assert batch.belongs(run, study) is belongs, arm
+
+
+def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -> None:
+    runs = [
+        measured(tmp_path, arm, seed, [1, 1, seed, 1], [far + seed / 10] * 4, images="a")
+        for arm, far in (("rep", 0.5), ("rep strength=0.0", 0.3))
+        for seed in (0, 1)
+    ]
+    for run in runs:
+        look = next(iter(read_json(run.path / "distances.json").values()))
+        facts = {"title": "REP"}
+        write_json(run.path / "params.json", run.params() | facts)
+        white = look | {"attack": "FAB()", "distance": [*(0.9 * far for far in look["distance"][:3]), None]}
+        write_json(run.path / "distances.json", {"look": look, "white": white})
+    table = batch.arm_distances(runs)
+    assert table["arm"].tolist() == ["REP", "REP · strength=0.0"]
+    assert table["distance"].tolist() == pytest.approx([0.55, 0.35])
+    assert table["fab"].tolist() == pytest.approx([0.9 * 0.55, 0.9 * 0.35])
+    assert table["n"].tolist() == [2, 2], "seed 0 has one wrong, and FAB failed on the last"
+    half = 12.7062 * np.std([0.5, 0.6], ddof=1) / 2**0.5
+    assert (table["low"][0], table["high"][0]) == pytest.approx((0, 0.55 + half), rel=1e-3)
+    shown = tables.distances_over_seeds(table)
+    assert list(shown.columns) == [
+        *(
+            "arm",
+            "seeds",
+            "mean distance, Tangent (decisions only)",
+            "mean distance, FAB (white box)",
+            "images compared",
+        )
+    ]
+    assert shown.iloc[1]["mean distance, FAB (white box)"].startswith("0.315 (")
+    write_json(runs[0].path / "distances.json", {"look": look})
+    alone = batch.arm_distances(runs)
+    assert (alone["n"][0], alone["fab"].isna().all()) == (3, True), "FAB lacks a run"
+    assert tables.distances_over_seeds(alone)["mean distance, FAB (white box)"].tolist() == ["–", "–"]
+    assert batch.arm_distances([]).empty
+
+
 def test_epochs_of_all_stages_are_one_axis() -> None:
     rows = pd.DataFrame({"stage": ["a", "a", "b", "b"], "epoch": [0, 1, 0, 1], "epoch_total": [0, 1, 1, 2]})
     (frame,) = batch.whole_training({"A": [rows.assign(value=[1.0, 2.0, 3.0, 4.0])]})["A"]

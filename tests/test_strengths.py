@@ -7,7 +7,7 @@ from scipy import stats
 
 from robustlib import tables
 from robustlib.errors import InputError
-from robustlib.evaluation import choose_strengths
+from robustlib.evaluation import choose_strengths, distances_over_seeds
 
 N = 100
 
@@ -67,6 +67,64 @@ def test_one_seed_has_the_interval_of_its_images() -> None:
     assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.1)
 
 
+def test_the_gain_is_of_pairs_over_seeds_and_of_one_seed_over_images() -> None:
+    several = {("rep", 0.01): seeds((3, 0.58), (5, 0.63))}
+    row = choose_strengths(NONE, several).iloc[1]
+    far = {
+        name: [frames[k]["distance"].to_numpy()[5 - 2 * (1 - k) :] for k in (0, 1)]
+        for name, frames in (("none", NONE), ("rep", several["rep", 0.01]))
+    }
+    gains = [rep.mean() - none.mean() for rep, none in zip(far["rep"], far["none"], strict=True)]
+    low, high = stats.t.interval(0.95, 1, np.mean(gains), stats.sem(gains))
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
+    rng = np.random.default_rng(0)
+    noisy = frame(2, 0.5).assign(distance=lambda rows: np.where(rows["correct"], 0.5 + rng.normal(0.02, 0.1, N), 0.0))
+    row = choose_strengths({0: frame(2, 0.5)}, {("rep", 0.01): {0: noisy}}).iloc[1]
+    gain = (noisy["distance"] - frame(2, 0.5)["distance"])[2:]
+    half = 1.96 * gain.std() / 98**0.5
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx(
+        (gain.mean() - half, gain.mean() + half), abs=0.15 * half
+    )
+    grid = choose_strengths(NONE, CELLS)
+    assert grid["gain_low"].isna().tolist() == [True, False, False, True, False], "none itself, and what costs too much"
+
+
+@pytest.mark.parametrize(
+    ("strengths", "said"),
+    [
+        ({0.1: 0.60, 0.01: 0.55, 0.001: 0.51}, "✓ chosen, largest of the grid"),
+        ({0.1: 0.51, 0.01: 0.60, 0.001: 0.55}, "✓ chosen"),
+        ({0.1: 0.40, 0.01: 0.41, 0.001: 0.45}, "✓ chosen, smallest of the grid, nearer than none"),
+    ],
+)
+def test_an_edge_of_the_grid_and_a_gain_that_is_none_are_told(strengths: dict[float, float], said: str) -> None:
+    cells = {("rep", strength): seeds((2, far), (4, far + 0.02)) for strength, far in strengths.items()}
+    table = tables.strengths(choose_strengths(NONE, cells))
+    assert [word for word in table[""] if word] == [said]
+    unsure = {
+        cell: {0: frames[0], 1: frames[1].assign(distance=frames[1]["distance"] * 0.8)}
+        for cell, frames in cells.items()
+    }
+    (word,) = [word for word in tables.strengths(choose_strengths(NONE, unsure))[""] if word]
+    assert word.endswith("no different from none")
+
+
+def test_distances_of_arms_are_means_over_the_seeds_that_all_have() -> None:
+    arms = {"a": {**seeds((2, 0.5), (4, 0.6)), 7: frame(0, 9.0)}, "b": seeds((10, 0.7), (3, 0.9))}
+    table = distances_over_seeds(arms).set_index("arm")
+    assert table["seeds"].tolist() == [2, 2]
+    assert table["n"].tolist() == [90, 90], "seed 0: ten are wrong in b"
+    for arm, frames in arms.items():
+        means = [frames[seed]["distance"].to_numpy()[worst:].mean() for seed, worst in ((0, 10), (1, 4))]
+        low, high = stats.t.interval(0.95, 1, np.mean(means), stats.sem(means))
+        assert table.loc[arm, "distance"] == pytest.approx(np.mean(means))
+        assert (table.loc[arm, "low"], table.loc[arm, "high"]) == pytest.approx((max(low, 0), high)), (
+            "no distance is negative"
+        )
+    assert distances_over_seeds({"a": {0: frame(2, 0.5)}, "b": {1: frame(2, 0.5)}}).empty
+    assert distances_over_seeds({}).empty
+
+
 def test_an_arm_without_a_distance_or_without_accuracy_is_not_chosen() -> None:
     lost = {seed: frame(2, 0.5).assign(distance=np.nan) for seed in NONE}
     grid = choose_strengths(NONE, {("rep", 0.1): seeds((60, 9.0), (60, 9.0)), ("lost", 0.1): lost})
@@ -86,7 +144,8 @@ def test_unequal_seeds_are_a_sentence() -> None:
 
 def test_the_table_says_what_is_chosen_and_why_not() -> None:
     table = tables.strengths(choose_strengths(NONE, CELLS))
-    assert table[""].tolist() == ["", "", "✓ chosen", "✕ costs too much accuracy", "✓ chosen"]
+    last = "✓ chosen, the only one of the grid, no different from none"
+    assert table[""].tolist() == ["", "", "✓ chosen", "✕ costs too much accuracy", last]
     assert table["strength"].tolist() == ["0", "0.001", "0.01", "0.1", "0.01"]
     assert table["accuracy"].iloc[3] == "95.5 %"
     assert table["mean distance"].iloc[0].startswith("0.512 (")

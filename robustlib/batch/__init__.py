@@ -14,7 +14,7 @@ from robustlib.batch.compare import (
 from robustlib.batch.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.batch.publish import publish
 from robustlib.batch.purified import draws_apart, purifier_grid, weak_and_strong
-from robustlib.batch.spectral import spectral_family, strength_grid, whole_training
+from robustlib.batch.spectral import arm_distances, belongs, spectral_family, strength_grid, whole_training
 from robustlib.batch.study import Study, parse_seeds, read_study, studies
 from robustlib.batch.unseen import measure_claimed
 
@@ -26,6 +26,8 @@ __all__ = [
     "Study",
     "StudyRuns",
     "alike",
+    "arm_distances",
+    "belongs",
     "beside",
     "compare_runs",
     "curves",

@@ -29,8 +29,8 @@ class StudyRuns:
     words: str
 
 
-def study_runs(name: str, root: Path | str) -> StudyRuns:
-    """The evaluated runs below `root` that a study asks for, of its preset's data set, judged alike.
+def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
+    """The evaluated runs below `root` that a study asks for, of one data set, judged alike.
 
     Runs are judged alike that share threat and number of images: those of the study's number if there are any, else those of
     the most common one. Models that answer at random count with them if their budget allowed no more images. Of several of
@@ -39,6 +39,8 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     Args:
         name: of a study that comes with robustlib, or its file.
         root: directory of all runs, or of committed reference results.
+        dataset: that of the page which shows them, "" for that of the study's preset. If it is another one, and the study was
+            not asked for it, there are no runs, and the words say why.
 
     Raises:
         InputError: no such study.
@@ -46,9 +48,14 @@ def study_runs(name: str, root: Path | str) -> StudyRuns:
     study = read_study(name)
     arms = list(dict.fromkeys(arm_name(arm, study.preset) for arm in study.arms))
     wanted = [(arm, seed) for arm in arms for seed in study.seeds]
-    data = preset_dataset(study.preset)
-    mine = [run for run in find_runs(root, preset=study.preset, dataset=data) if readable(run)]
+    usual = preset_dataset(study.preset)
+    mine = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if readable(run)]
     mine = [run for run in mine if (arm_of(run), run.params()["seed"]) in wanted]
+    if not mine and dataset not in ("", usual):
+        words = (
+            f"The runs of the study **{name}** are of {usual}, not of this page's data set, {dataset}: none stand here."
+        )
+        return StudyRuns(study, [], words)
     kinds = Counter(_judged(run) for run in mine if not _capped(run)) or Counter(map(_judged, mine))
     kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=("", 0))
     counted = [run for run in mine if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]

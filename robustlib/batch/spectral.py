@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robustlib.batch.compare import title_of
+from robustlib.batch.study import Study
 from robustlib.data import Dataset
-from robustlib.evaluation import choose_strengths
+from robustlib.errors import InputError
+from robustlib.evaluation import choose_strengths, distances_over_seeds
 from robustlib.methods.layer_norms import LayerNorms
 from robustlib.representation import feature_jacobian_norm
 from robustlib.runs import Run
@@ -33,14 +35,52 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
     cells: dict[tuple[str, float], dict[int, pd.DataFrame]] = {}
     for run, frame in _stored(runs, "val"):
         params = run.params()
-        changed = {part.partition("=")[0] for part in str(params.get("changed") or "").split(", ") if part}
         strength = float(params["hyperparameters"]["strength"])
-        if changed <= {"strength"}:
+        if _but_strength(run):
             cell = (params["title"], strength) if strength else NONE
             cells.setdefault(cell, {}).setdefault(params["seed"], frame)
     none = cells.pop(NONE, {})
     whole = {cell: {seed: f[seed] for seed in none} for cell, f in cells.items() if none and set(none) <= set(f)}
     return choose_strengths(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
+
+
+def belongs(run: Run, study: Study) -> bool:
+    """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
+    params = run.params()
+    kinds = [(study.preset, method) for method, _ in study.arms]
+    return (params.get("preset"), params["method"]) in kinds and _but_strength(run)
+
+
+def _but_strength(run: Run) -> bool:
+    return {part.partition("=")[0] for part in str(run.params().get("changed") or "").split(", ")} <= {"", "strength"}
+
+
+def arm_distances(runs: Iterable[Run]) -> "pd.DataFrame":
+    """`distances_over_seeds` of what the runs' notebooks stored on test images, by decisions (Tangent) and by gradients (FAB).
+
+    Returns:
+        Its rows for Tangent, and beside them fab, fab_low, fab_high, both on the images that all have right and on which neither
+        attack failed; the latter NaN, and the former without regard to it, where FAB did not measure all runs that Tangent did.
+    """
+    import pandas as pd
+
+    runs = list(runs)
+    near, white = (_by_arm(_stored(runs, "test", attack)) for attack in ("Tangent", "FAB"))
+    both = {arm: set(frames) for arm, frames in near.items()} == {arm: set(frames) for arm, frames in white.items()}
+    other = {f"FAB: {arm}": white[arm] for arm in near} if both else {}
+    table = distances_over_seeds({**near, **other})
+    if table.empty:
+        return table
+    second = table[len(near) :].reset_index(drop=True) if both else pd.DataFrame(columns=table.columns)
+    names = {"fab": "distance", "fab_low": "low", "fab_high": "high"}
+    return table[: len(near)].assign(**{new: second[old].astype(float) for new, old in names.items()})
+
+
+def _by_arm(known: "Iterable[tuple[Run, pd.DataFrame]]") -> "dict[str, dict[int, pd.DataFrame]]":
+    found: dict[str, dict[int, pd.DataFrame]] = {}
+    for run, frame in known:
+        found.setdefault(title_of(run), {}).setdefault(run.params()["seed"], frame)
+    return found
 
 
 def spectral_family(runs: Iterable[Run], dataset: Dataset) -> "pd.DataFrame":
@@ -53,10 +93,17 @@ def spectral_family(runs: Iterable[Run], dataset: Dataset) -> "pd.DataFrame":
     Returns:
         A row a run: title, seed, n (images), distance (mean, Tangent), jacobian (mean Frobenius norm of the penultimate features'
         Jacobian), sigma (sum over the encoder's layers of sigma_max^2, the readout left out).
+
+    Raises:
+        InputError: runs of several architectures, whose norms are not of the same layers.
     """
     import pandas as pd
 
     known = _stored(runs, "test")
+    if len(archs := sorted({run.params()["arch"] for run, _ in known})) > 1:
+        raise InputError(
+            f"Distances of {' and '.join(archs)} do not go with one sum of norms: give runs of one of them."
+        )
     images = [set(frame["index"][frame["correct"] & frame["distance"].notna()]) for _, frame in known]
     shared = sorted(set.intersection(*images)) if images else []
     rows = []
@@ -90,11 +137,11 @@ def whole_training(metrics: "Mapping[str, Sequence[pd.DataFrame]]") -> "dict[str
     }
 
 
-def _stored(runs: Iterable[Run], split: str) -> "list[tuple[Run, pd.DataFrame]]":
-    """The runs that are measured by the most common protocol, and their frames."""
+def _stored(runs: Iterable[Run], split: str, attack: str = "Tangent") -> "list[tuple[Run, pd.DataFrame]]":
+    """The runs that an attack measured by the most common protocol, and their frames."""
     import pandas as pd
 
-    looks = [(run, look) for run in runs if (look := run.distances(split))]
+    looks = [(run, look) for run in runs if (look := run.distances(split, attack))]
     kinds = Counter(_protocol(look) for _, look in looks)
     usual = kinds.most_common(1)[0][0] if kinds else ()
     names = ("index", "correct", "distance")

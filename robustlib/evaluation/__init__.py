@@ -15,7 +15,7 @@ from robustlib.evaluation.run_randomness import check_plateau, measure_randomnes
 from robustlib.evaluation.run_results import evaluate_run, has_new_twins
 from robustlib.evaluation.run_unseen import measure_unseen
 from robustlib.evaluation.steps import Progress
-from robustlib.evaluation.strengths import choose_strengths
+from robustlib.evaluation.strengths import choose_strengths, distances_over_seeds
 from robustlib.evaluation.suites import adaptive_attacks, standard_attacks
 from robustlib.evaluation.views import suited
 
@@ -34,6 +34,7 @@ __all__ = [
     "choose_strengths",
     "compare_distances",
     "compare_with_reference",
+    "distances_over_seeds",
     "evaluate",
     "evaluate_run",
     "fixed_draw",

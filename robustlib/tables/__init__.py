@@ -7,7 +7,7 @@ from robustlib.tables.adaptive import adaptive, adaptive_words, show_adaptive
 from robustlib.tables.audit import badges, checks, objections, show_badges
 from robustlib.tables.board import incomplete, inventory, leaderboard, notes, over_seeds
 from robustlib.tables.claims import claims
-from robustlib.tables.distances import MINIMA, correlations, distances, strengths
+from robustlib.tables.distances import MINIMA, correlations, distances, distances_over_seeds, strengths
 from robustlib.tables.geometry import consistency, geometry
 from robustlib.tables.randomness import cost, inflation, plateau_words, randomness, unseen
 from robustlib.tables.run import accuracies, cascade, hyperparameters, legacy, provenance, splits, warnings
@@ -29,6 +29,7 @@ __all__ = [
     "correlations",
     "cost",
     "distances",
+    "distances_over_seeds",
     "geometry",
     "gravest",
     "hyperparameters",

@@ -38,12 +38,14 @@ def distances(compared: "pd.DataFrame") -> "pd.DataFrame":
 def strengths(grid: "pd.DataFrame") -> "pd.DataFrame":
     """What each strength of each arm costs and buys on validation images, and which is chosen.
 
+    It says of the chosen one if the grid ends there, so that a better one may lie beyond, and if its distance cannot be told
+    from no penalty's (the interval of their difference holds 0) or is a shorter one.
+
     Args:
         grid: of `robustlib.evaluation.choose_strengths`.
     """
     import pandas as pd
 
-    signs = {(True, True): "✓ chosen", (True, False): "", (False, False): "✕ costs too much accuracy"}
     rows = [
         {
             "arm": row["arm"],
@@ -52,9 +54,42 @@ def strengths(grid: "pd.DataFrame") -> "pd.DataFrame":
             "accuracy": percent(row["accuracy"]),
             "mean distance": _interval(row, "distance", "low", "high"),
             "images compared": row["n"],
-            "": signs[row["allowed"], row["chosen"]],
+            "": _choice(row, grid.loc[grid["arm"] == row["arm"], "strength"]),
         }
         for row in grid.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def _choice(row: Mapping[Any, Any], strengths: "pd.Series") -> str:
+    """What is said of a strength among those of its arm."""
+    if not row["chosen"]:
+        return "" if row["allowed"] else "✕ costs too much accuracy"
+    told = {"✓ chosen": True, "the only one of the grid": len(strengths) == 1}
+    told["largest of the grid"] = row["strength"] == strengths.max() > strengths.min()
+    told["smallest of the grid"] = row["strength"] == strengths.min() < strengths.max()
+    told["no different from none"] = row["gain_low"] <= 0 <= row["gain_high"]
+    told["nearer than none"] = row["gain_high"] < 0
+    return ", ".join(words for words, true in told.items() if true)
+
+
+def distances_over_seeds(measured: "pd.DataFrame") -> "pd.DataFrame":
+    """Mean adversarial distances of arms over seeds with 95 % intervals, by Tangent and beside it by FAB.
+
+    Args:
+        measured: of `robustlib.batch.arm_distances`.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "arm": row["arm"],
+            "seeds": row["seeds"],
+            f"mean distance, {MINIMA['Tangent']}": _interval(row, "distance", "low", "high"),
+            f"mean distance, {MINIMA['FAB']}": _interval(row, "fab", "fab_low", "fab_high"),
+            "images compared": row["n"],
+        }
+        for row in measured.to_dict("records")
     ]
     return pd.DataFrame(rows)
 

@@ -20,6 +20,7 @@ from robustlib import figures, tables
 from robustlib.errors import InputError
 from robustlib.report import formulas, render, to_mathml, write_atlas, write_index
 from robustlib.report.mathml import replace_formulas
+from robustlib.report.outputs import parse, tidy
 from tests.made_up import CSV, FORMULAS, audit, compared, incomplete, leaderboard, notebook, write_made_up_atlas
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -136,6 +137,15 @@ def test_code_is_folded_and_outputs_are_shown(tmp_path):
     assert [cell.get_text() for cell in cells] == ["clean", "0.99", "PGD", "0.75"]
     assert [cell.get("class") for cell in cells] == [None, ["num"], None, ["num"]]
     assert page.select_one("table.dataframe").parent["class"] == ["scroll"]
+
+
+def test_columns_of_sentences_keep_a_width():
+    """Beside many columns a claim would be a word wide."""
+    claim = "A sentence that says what is claimed of two arms."
+    rows = "".join(f"<tr><td>{words}</td><td>{p}</td></tr>" for words, p in ((claim, 0.1), ("short", 0.2)))
+    soup = parse(f"<table><thead><tr><th>claim</th><th>p</th></tr></thead><tbody>{rows}</tbody></table>")
+    tidy(soup)
+    assert [cell["class"] for cell in soup.find_all(["th", "td"])] == ["words", "num"] * 3
 
 
 def test_equations_are_drawn_and_code_spans_are_not(tmp_path):

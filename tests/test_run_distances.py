@@ -289,6 +289,24 @@ def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path:
     assert row["effect"].startswith("+50.0 %")
 
 
+def test_a_claim_on_distances_says_what_the_white_box_finds(tmp_path: Path) -> None:
+    """Decision-based distances are the looser bound: a difference that FAB does not see may be the attack's."""
+    pairs = [pair(tmp_path, seed) for seed in (0, 1)]
+    runs = [run for both in pairs for run in both]
+    assert not any("FAB" in note for note in gather(FARTHER, runs, [0, 1]).notes)
+    for both in pairs:
+        for run, share in zip(both, (0.9, 0.6), strict=True):
+            look = next(iter(read_json(run.path / "distances.json").values()))
+            far = [value and share * value for value in look["distance"]]
+            write_json(
+                run.path / "distances.json", {"look": look, "white": look | {"attack": "FAB()", "distance": far}}
+            )
+    evidence = gather(FARTHER, runs, [0, 1])
+    (note,) = (note for note in evidence.notes if "FAB" in note)
+    expected = np.mean([0.9 / 0.6 * (1 + gain) - 1 for gain in evidence.differences.values()])
+    assert note == f"by FAB, which sees gradients, {100 * expected:+.1f} %"
+
+
 def test_missing_distances_are_told(tmp_path: Path) -> None:
     first, second = pair(tmp_path, 0)
     (first.path / "distances.json").unlink()

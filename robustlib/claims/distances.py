@@ -15,19 +15,20 @@ def of_distances(measure: str) -> bool:
     return measure.startswith(KIND)
 
 
-def distances(runs: Sequence[Run], name: str) -> list[float]:
+def distances(runs: Sequence[Run], name: str, attack: str = "Tangent") -> list[float]:
     """The mean or median adversarial distance of each run, in pixel units, on their `shared_images`.
 
     Args:
-        runs: measured by `robustlib.evaluation.measure_distances` on test images, with Tangent: the last such look counts.
+        runs: measured by `robustlib.evaluation.measure_distances` on test images: the last look by this attack counts.
         name: "mean" or "median".
+        attack: "Tangent", the papers', or "FAB", which sees gradients. Both are upper bounds of the true distance.
 
     Raises:
         InputError: a run that is not measured, runs measured on different images or with none in common, an unknown name.
     """
     if name not in STATISTICS:
         raise unknown("statistic of distances", name, STATISTICS)
-    images = shared_images(runs)
+    images = shared_images(runs, attack)
     if not images:
         raise InputError(
             f"No image that {' and '.join(run.name for run in runs)} have right has a known distance: measure more."
@@ -35,13 +36,24 @@ def distances(runs: Sequence[Run], name: str) -> list[float]:
     return [STATISTICS[name](column) for column in zip(*images, strict=True)]
 
 
-def shared_images(runs: Sequence[Run]) -> list[tuple[float, ...]]:
+def by_gradients(pairs: Sequence[Sequence[Run]], name: str) -> float | None:
+    """The mean of what `distances` by FAB say of each pair, the first's excess as a share of the second's; None unless all have them."""
+    if not pairs or not all(len(pair) == 2 and run.distances(attack="FAB") for pair in pairs for run in pair):
+        return None
+    try:
+        found = [distances(pair, name, "FAB") for pair in pairs]
+    except InputError:  # other images, or none in common
+        return None
+    return fmean((arm - than) / than for arm, than in found)
+
+
+def shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:
     """For each image that all runs have right and no attack failed on, its distance in each of them.
 
     Raises:
         InputError: see `distances`.
     """
-    looks = [run.distances() for run in runs]
+    looks = [run.distances(attack=attack) for run in runs]
     for run, look in zip(runs, looks, strict=True):
         if not look:
             raise InputError(

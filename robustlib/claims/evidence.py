@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustlib.claims.claim import Claim, arm_of
-from robustlib.claims.distances import distances, of_distances, shared_images
+from robustlib.claims.distances import by_gradients, distances, of_distances, shared_images
 from robustlib.claims.epochs import epoch_measure, of_epochs
 from robustlib.claims.unseen import attacks_met, facts_of, last_look, of_unseen, unseen
 from robustlib.errors import InputError
@@ -215,6 +215,8 @@ def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:
         sizes = sorted(len(shared_images(pair)) for pair in pairs)
         if sizes:
             yield f"on {sizes[0]} to {sizes[-1]} of {runs[0].distances()['n']} images"
+        if (gain := by_gradients(pairs, measure.partition("/")[2])) is not None:
+            yield f"by FAB, which sees gradients, {100 * gain:+.1f} %".replace("-", "−")
         return
     if (
         of_unseen(measure)

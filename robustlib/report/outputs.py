@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
 SIGNED = {text: word for word, text in VERDICTS.items()}
+LONG = 40  # characters of a cell that is a sentence
 NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
     r"nan|NaN|–|—|-|inf|"
     r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min|points)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
@@ -68,7 +69,7 @@ def _describe_images(soup: "BeautifulSoup") -> None:
 
 
 def _tidy_table(table: "Tag") -> None:
-    """Right-aligns columns of numbers and colours verdicts."""
+    """Right-aligns columns of numbers, marks those of sentences, which are not to be a word wide, and colours verdicts."""
     for name in ("border", "style"):
         table.attrs.pop(name, None)
     rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
@@ -77,10 +78,11 @@ def _tidy_table(table: "Tag") -> None:
     for column in range(max((len(row) for row in rows), default=0) if plain else 0):
         cells = [row[column] for row in rows if column < len(row)]
         texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(NUMBER.fullmatch(text) for text in texts):
-            for cell in [*cells, *(row[column] for row in heads if column < len(row))]:
-                kept = [str(name) for name in cell.get_attribute_list("class") if name]
-                cell["class"] = " ".join([*kept, "num"])
+        numbers = any(texts) and all(NUMBER.fullmatch(text) for text in texts)
+        kind = "num" if numbers else "words" if any(len(text) > LONG for text in texts) else ""
+        for cell in [*cells, *(row[column] for row in heads if column < len(row))] if kind else []:
+            kept = [str(name) for name in cell.get_attribute_list("class") if name]
+            cell["class"] = " ".join([*kept, kind])
     for cell in table.select("tbody td"):
         word = SIGNED.get(cell.get_text(strip=True))
         if word is not None:  # a verdict of the audit

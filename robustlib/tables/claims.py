@@ -20,7 +20,7 @@ KINDS = {
     "unseen": "{}",
 }
 FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
-COLUMNS = ["claim", "source", "compared", "effect", "p (Holm)", "detectable", "verdict", "notes"]
+COLUMNS = ["claim", "effect", "verdict", "p (Holm)", "detectable", "notes", "compared", "source"]
 
 
 def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "pd.DataFrame":
@@ -42,7 +42,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "
     if reference:
         known = {other.claim.name: _verdict(other) for other in reference}
         told = [known.get(finding.claim.name, "–") for finding in findings]
-        table.insert(COLUMNS.index("notes"), "reference", told)
+        table.insert(COLUMNS.index("verdict") + 1, "reference", told)
     return table if table["notes"].any() else table.drop(columns="notes")
 
 

@@ -339,7 +339,7 @@ def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Pat
         made = planted(root, few, name, **changes)
         assert made.path == run.path
     for seed in (0, 1):
-        for strength, distance in ((0.1, 0.5), (0.0, 0.3)):
+        for strength, distance in ((0.001, 0.5), (0.0, 0.3)):
             far(planted(root, few, "rep_spectral", seed, arch="small_cnn", strength=strength), distance + seed / 100)
     for name, distance in (("barlow_spectral", 0.7), ("bss", 0.4)):
         far(planted(root, few, name), distance)
@@ -358,8 +358,8 @@ def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, 
         assert re.search(row, shown), row
     assert re.search(r"over the representation's layers +−1\.00 +4 +4 +8\n", shown), "three of the grid, and the page's"
     rows = (
-        r"rep_spectral +arch=small_cnn +2 +90\.0 ± 0\.0 %",
-        r"Rep-spectral · arch=small_cnn +2 +0\.505 \(0\.441–0\.569\) +0\.455 \(0\.397–0\.512\) +3\n",
+        r"rep_spectral +arch=small_cnn, strength=0\.001 +2 +90\.0 ± 0\.0 %",
+        r"Rep-spectral · arch=small_cnn, strength=0\.001 +2 +0\.505 \(0\.441–0\.569\) +0\.455 \(0\.397–0\.512\) +3\n",
         r"Rep-spectral · arch=small_cnn, strength=0\.0 +2 +0\.305 ",
         r"Barlow Twins, spectral +1 +0\.700 \(0\.700–0\.700\) +0\.630 ",
         r"BSS +1 +0\.400 ",

@@ -14,6 +14,7 @@ import pandas as pd
 
 from robustlib.evaluation import leaderboard
 from robustlib.figures import Figure, robustness_curves, to_png, trade_off
+from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, write_atomic
 
 REFERENCE = Path(__file__).parent.parent / "reports" / "reference"
@@ -21,8 +22,10 @@ GAP = 30  # pixels between the figures
 
 
 def reference_runs(preset: str, reference: Path = REFERENCE) -> list[Run]:
-    """The exported runs of a preset without changes to it, in the order of the methods' titles, then seeds."""
+    """The exported runs of a preset without changes to it, of the methods that it reports, by title, then seed: all would be too many."""
+    shown = load_preset(preset)["report"]
     runs = [run for run in find_runs(reference, preset=preset) if not run.params()["changed"]]
+    runs = [run for run in runs if run.params()["method"] in shown]
     return sorted(runs, key=lambda run: (run.params()["title"], run.params()["seed"]))
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LINKED = ("explorer_speed", "report_speed")  # tables that the README only links to
 NONE_YET = "No reference results are committed yet; `make study` makes them."
-CAPTION = """*Above: accuracy of each method's first seed as the attack's radius grows past that of the threat model, with 95 % intervals. Below:
+CAPTION = """*Above: accuracy of the first seed of each method that the preset reports, as the attack's radius grows past that of the threat model, with 95 % intervals. Below:
 clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py` from the
 [reference results](reports/reference/{preset}/README.md).*"""
 

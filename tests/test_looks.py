@@ -55,7 +55,7 @@ def test_a_look_that_is_written_during_a_measurement_survives(
     place, measure = MEASUREMENTS[kind]
     file = run.path / f"{kind}.json"
     write_json(file, {"earlier": {"n": 1}})
-    clean = {"clean": dict(NUMBERS)}
+    clean = {"clean": dict(NUMBERS), "bare": {}}
     real = {"distances": adversarial_distances, "unseen": lambda *_: clean, "representation": run_features}[kind]
 
     def slow(*args: Any, **options: Any) -> Any:

@@ -87,15 +87,12 @@ class Evidence:
     def accuracy(self, *results: Tensor) -> Tensor:
         """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
 
-        For a stochastic model the strongest is chosen on odd draws and scored on even ones: the least of several noisy
-        means would be too small by chance alone. As in the headline, how strong a candidate is on all examples counts as much as
-        on this one, and where the single candidate that is strongest on all leaves less, it is that one's share.
+        For a stochastic model the strongest is chosen on odd draws, of this example and of all alike (see `summarise`), and scored
+        on even ones, or it is the candidate that is strongest on all examples, where that one leaves less.
         """
         pool = torch.cat(results).double()
-        if not self.stochastic:
-            return pool.amin((0, 2))
-        if len(pool) == 1:
-            return pool[0].mean(1)
+        if not self.stochastic or len(pool) == 1:
+            return pool[0].mean(1) if self.stochastic else pool.amin((0, 2))
         odd, even = pool[:, :, 1::2].mean(2), pool[:, :, ::2].mean(2)
         overall = odd.mean(1, keepdim=True)
         mixed, alone = even.gather(0, (odd + overall).argmin(0)[None])[0], even[int(overall.argmin())]

@@ -232,11 +232,14 @@ class AToP(AdversarialMethod):
         """Raises InputError for a purifier that is no better than a constant image, over all pixels or over hidden ones: of rt1, which
         shows it clean pixels, one that paints nothing does well over all."""
         most = GUESSED if self.transform == "rt3" else GATE
-        broken = [("over all pixels", share, most)] if not share < most else []  # NaN: it diverged
-        broken += [("over hidden pixels", hidden, HIDDEN)] if hidden >= HIDDEN else []  # NaN: nothing is hidden
-        for where, error, limit in broken[:1]:
-            raise InputError(
-                f"{self.name}: the purifier has learnt nothing: {where} its L1 error on validation images is {error:.2f} of that of the "
-                f"best constant image, and {limit:g} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
-                f"({self.purifier_lr:g}) or its size, or lower sigma."
-            )
+        if not share < most:  # NaN: it diverged
+            where, error, limit = "all", share, most
+        elif hidden >= HIDDEN:  # NaN: nothing is hidden
+            where, error, limit = "hidden", hidden, HIDDEN
+        else:
+            return
+        raise InputError(
+            f"{self.name}: the purifier has learnt nothing: over {where} pixels its L1 error on validation images is {error:.2f} of that of the "
+            f"best constant image, and {limit:g} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
+            f"({self.purifier_lr:g}) or its size, or lower sigma."
+        )

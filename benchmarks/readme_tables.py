@@ -7,7 +7,6 @@ Results come from reports/reference/*/, agreement and speed from benchmarks/auto
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,10 +100,17 @@ def agreement(benchmarks: Path = ROOT / "benchmarks") -> str:
 
 
 def speed(benchmarks: Path = ROOT / "benchmarks") -> str:
-    """The committed reports of the speed benchmarks, their titles as bold lines."""
+    """The committed reports of the speed benchmarks, each folded under its title and how many of its claims hold."""
     files = sorted(file for file in benchmarks.glob("*_speed*.md") if file.stem not in LINKED)
-    texts = [re.sub(r"^# (.+)", r"**\1**", file.read_text()).strip() for file in files]
+    texts = [_folded(*file.read_text().removeprefix("# ").split("\n", 1)) for file in files]
     return "\n\n".join(texts) or "No speed measurements are committed yet; the scripts are in `benchmarks/`."
+
+
+def _folded(title: str, body: str) -> str:
+    """A report that opens on a click."""
+    held, failed = (body.count(f"\n- {verdict}: ") for verdict in ("holds", "**does not hold**"))
+    said = f"<summary><b>{title}</b> ({held} of {held + failed} claims hold)</summary>"
+    return f"<details>{said}\n\n{body.strip()}\n\n</details>"
 
 
 def regenerate(text: str, parts: Mapping[str, str]) -> str:

@@ -417,6 +417,16 @@ def test_tables_and_picture_of_exported_results(exported):
     )
 
 
+def test_speed_is_folded_under_how_many_claims_hold(tmp_path):
+    import readme_tables
+
+    assert readme_tables.speed(tmp_path).startswith("No speed measurements")
+    (tmp_path / "own_speed.md").write_text("# Own\n\n| a |\n|---|\n\n- holds: b\n- **does not hold**: c\n- holds: d\n")
+    folded = readme_tables.speed(tmp_path)
+    assert folded.startswith("<details><summary><b>Own</b> (2 of 3 claims hold)</summary>\n\n| a |\n")
+    assert folded.endswith("- holds: d\n\n</details>")
+
+
 def test_agreement_shows_the_claims_on_the_whole_cascade(tmp_path):
     import readme_tables
 

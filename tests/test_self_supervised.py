@@ -28,7 +28,7 @@ from .test_transfer_losses import restated as barlow_restated
 from .trainings import at, broken_off, built, train
 
 ROWS = ("barlow_spectral", "simclr_spectral")
-SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "lr": 0.05, "batch_size": 64}
+SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "lr": 0.05, "batch_size": 64, "readout_iterations": 20_000}
 
 
 def made(name, **settings):
@@ -149,6 +149,13 @@ def test_the_readout_is_scikit_learns(digits):
     theirs = LogisticRegression().fit(features.numpy(), labels.numpy() > 0)
     ours = (features @ two[0].T + two[1]).softmax(1)
     assert np.allclose(ours.numpy(), theirs.predict_proba(features.numpy()), atol=1e-3)
+
+
+def test_a_readout_that_has_not_converged_says_what_to_raise():
+    features = torch.randn(60, 5) * 1e3
+    with pytest.warns(RuntimeWarning, match="not converged after 2 iterations: raise readout_iterations") as said:
+        logistic_regression(features, torch.arange(60) % 3, iterations=2)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("name", ROWS)

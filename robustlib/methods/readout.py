@@ -1,5 +1,6 @@
 """The readout of frozen features: multinomial logistic regression, fitted once and not trained step by step."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -41,11 +42,17 @@ def logistic_regression(
         features: (N, D).
         labels: int64 (N,), every class 0 .. K - 1 among them.
         c: inverse strength of the L2 penalty, > 0.
-        iterations: of lbfgs at most; scikit-learn warns where they do not do.
+        iterations: of lbfgs at most; where they do not do, a RuntimeWarning says so.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     fitted: Any = LogisticRegression(C=c, solver="lbfgs", max_iter=iterations)
-    fitted.fit(features.cpu().double().numpy(), labels.cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it names parameters of scikit-learn
+        fitted.fit(features.cpu().double().numpy(), labels.cpu().numpy())
+    if fitted.n_iter_.max() >= iterations:
+        said = f"The readout's logistic regression has not converged after {iterations} iterations: raise readout_iterations."
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
     weight, bias = (torch.from_numpy(part).to(features) for part in (fitted.coef_, fitted.intercept_))
     return (torch.cat((-weight, weight)) / 2, torch.cat((-bias, bias)) / 2) if len(bias) == 1 else (weight, bias)

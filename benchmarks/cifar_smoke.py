@@ -3,9 +3,9 @@
     python benchmarks/cifar_smoke.py --data-root DIR                       # all methods; minutes each on a CPU
     python benchmarks/cifar_smoke.py --data-root DIR --methods claf rep_spectral
     python benchmarks/cifar_smoke.py --data-root DIR --dataset mnist       # the networks of the digits preset: quicker
-    python benchmarks/cifar_smoke.py --data-root DIR --dataset imagenette --methods atop --train-only    # 160 x 160
+    python benchmarks/cifar_smoke.py --data-root DIR --dataset imagenette --methods atop --train 64 --images 1    # 160 x 160
 
-The numbers mean nothing: it asks whether the pieces fit at this size. CIFAR-10 is trained by its short preset, a ResNet-18,
+The numbers mean nothing: it asks whether the pieces fit at this size, and models that answer at random meet few steps and draws. CIFAR-10 is trained by its short preset, a ResNet-18,
 MNIST by that of the digits, Imagenette by its paper's, a ResNet-34. Runs are made in a temporary directory.
 """
 
@@ -13,14 +13,17 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 from side_by_side import markdown
 
-from robustlib.audit import audit_run
+from robustlib.audit import audit_run, checks
 from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import evaluate_run
+from robustlib.evaluation import budgets, evaluate_run
 from robustlib.methods import METHODS, atop, make_method
 from robustlib.representation import measure_runs, probe_attack
 from robustlib.runs import Run
@@ -28,6 +31,8 @@ from robustlib.threat import Threat
 from robustlib.training import fit
 
 PRESETS = {"cifar10": "cifar10-short", "mnist": "digits", "imagenette": "imagenette-paper"}  # a data set's recipes
+BRIEF = {name: [4, 2] for name in ("pgd_eot", "autoattack", "stadv", "full", "bpda")}  # the budget of randomised models
+BRIEF |= {"images": 16, "curve": 4, "queries": 20, "votes": 2, "defence": 4}
 LOOK = 40  # images whose features are compared: measures need two of each class
 
 
@@ -74,6 +79,17 @@ def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> d
     }
 
 
+@contextmanager
+def brief() -> Iterator[None]:
+    """What randomised models are asked, for as long as it lasts: an epoch teaches a purifier nothing, and its stage would say so."""
+    with (
+        patch.multiple(atop, GATE=float("inf"), GUESSED=float("inf"), HIDDEN=float("inf")),
+        patch.object(budgets, "section_of", return_value=BRIEF),
+        patch.multiple(checks, DRAWS=2, EOT=1),
+    ):
+        yield
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,13 +101,10 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=16, help="test images to attack")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    atop.GATE = atop.GUESSED = atop.HIDDEN = float(
-        "inf"
-    )  # an epoch teaches a purifier nothing, and its stage would say so
     whole = load_dataset(options.dataset, root=options.data_root)
     dataset = replace(whole, train=whole.train.sample(options.train), val=whole.val.sample(max(2, options.train // 4)))
-    with tempfile.TemporaryDirectory() as root:
-        rows = []
+    rows = []
+    with tempfile.TemporaryDirectory() as root, brief():
         for name in options.methods:
             look = trained if options.train_only else partial(smoke, images=options.images)
             rows.append(look(name, dataset, device=options.device, root=root))

@@ -49,14 +49,16 @@ def _preset(reference: Path, preset: str) -> str:
     verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
     board = pd.read_csv(reference / preset / "leaderboard.csv", **verdicts_too)
     board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
-    number = ", ".join(map(str, sorted(board["n"].unique())))
+    usual = board["n"].mode()[0]
+    other = board[board["n"] != usual].groupby("method")["n"].unique()  # of models that answer at random
+    number = "; ".join([f"{usual} test images", *(f"{METHODS[name].title} {max(n)}" for name, n in other.items())])
     seeds = sorted(board.groupby("method").seed.nunique().unique())
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
     several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
     order = [name for name in METHODS if name in set(board["method"])]
     rows = [_method(board[board["method"] == name], name) for name in order]
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
-    head = f"**{load_preset(preset)['title']}**: {number} test images, {several}; {link}."
+    head = f"**{load_preset(preset)['title']}**: {number}; {several}; {link}."
     return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
 
 

@@ -230,6 +230,16 @@ def test_alt_texts_name_the_main_numbers():
     assert "from 1 to 0.286" in training, "the row before training has no loss"
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_bars_have_the_names_of_all_attacks_of_the_protocol(stochastic):
+    from robustlib.evaluation import standard_attacks
+    from robustlib.threat import Threat
+
+    names = list(standard_attacks(Threat("linf", 0.1), stochastic))
+    drawn = figures.accuracy_bars([{"attack": name, "accuracy": 0.5} for name in names])
+    assert not set(drawn.data["attack"]) & set(names)
+
+
 def test_a_series_is_never_told_by_colour_alone():
     (axis,) = ALL["eps"]().fig.axes
     lines = [line for line in axis.lines if not line.get_label().startswith("_")]

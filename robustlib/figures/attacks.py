@@ -29,6 +29,8 @@ NAMES = {
     "pgd50x10": "PGD-50, 10 restarts",
     "cw50": "CW-50",
     "pgd_eot": "PGD+EOT",
+    "square": "Square",
+    "aa_standard": "AutoAttack, standard",
     "autoattack": "AutoAttack",
     "worst": "worst case",
 }

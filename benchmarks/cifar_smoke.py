@@ -5,8 +5,9 @@
     python benchmarks/cifar_smoke.py --data-root DIR --dataset mnist       # the networks of the digits preset: quicker
     python benchmarks/cifar_smoke.py --data-root DIR --dataset imagenette --methods atop --train 64 --images 1    # 160 x 160
 
-The numbers mean nothing: it asks whether the pieces fit at this size, and models that answer at random meet few steps and draws. CIFAR-10 is trained by its short preset, a ResNet-18,
-MNIST by that of the digits, Imagenette by its paper's, a ResNet-34. Runs are made in a temporary directory.
+The numbers mean nothing: it asks whether the pieces fit at this size, and models that answer at random meet few steps and draws.
+CIFAR-10 is trained by its short preset, a ResNet-18, MNIST by that of the digits, Imagenette by its paper's, a ResNet-34. Runs
+are made in a temporary directory.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 # Every target makes its own environment first; nothing is done twice.
 .PHONY: report test lab study clean help
+# Where it is set, each of a batch's many processes would compile torch anew: twice the start of every one.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

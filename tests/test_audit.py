@@ -626,12 +626,19 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("stochastic", "preset", "n"), [(False, "digits", 256), (True, "digits", 32), (True, None, 128)]
+    ("stochastic", "preset", "asked", "n"),
+    [
+        (False, "digits", None, 256),
+        (False, "digits", 500, 500),
+        (True, "digits", None, 32),
+        (True, "digits", 500, 32),
+        (True, "digits", 8, 8),
+        (True, None, None, 128),
+    ],
 )
-def test_an_audit_of_a_random_model_stays_within_the_budget_of_its_preset(stochastic, preset, n):
-    model = nn.Identity()
-    model.stochastic = stochastic
-    assert _most(model, preset) == n
+def test_an_audit_of_a_random_model_stays_within_the_budget_of_its_preset(stochastic, preset, asked, n):
+    assert _most(stochastic, preset, asked, 500) == n
+    assert _most(stochastic, preset, None, 5) == 5
 
 
 def test_a_run_is_never_its_own_source(run, monkeypatch, tmp_path):

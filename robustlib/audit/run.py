@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
-
 from robustlib.audit.check import VERDICTS, Check, Part, Verdict, judge, missing
 from robustlib.audit.checks import EXAMPLES, STOCHASTIC_EXAMPLES, audit
 from robustlib.data import Dataset
@@ -46,7 +44,8 @@ def audit_run(
     Args:
         run: finished and evaluated.
         dataset: whose test images are attacked.
-        n: how many of them; None = as many as were evaluated, at most 256, of stochastic models what the budget has for curves.
+        n: how many of them; None = as many as were evaluated, at most 256. Of a stochastic model no more than its budget has
+            for curves.
         device: "cpu", "cuda" or "auto".
         seed: of every random start.
         progress: called with the name of each piece of work before it starts.
@@ -66,7 +65,8 @@ def audit_run(
     run = Run(run.path.resolve())
     beside = transfer_sources(run, SOURCES)
     threat = Threat(**params["threat"])
-    asked: dict[str, Any] = {"code": code_digest(), "n": n, "seed": seed, "threat": str(threat)}
+    most = _most(run.model().stochastic, params.get("preset"), n, results["n"])
+    asked: dict[str, Any] = {"code": code_digest(), "n": most, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
         "transfer": [other.place for other in beside.values()],
@@ -76,7 +76,6 @@ def audit_run(
         return stored
     started, others = time.perf_counter(), {name: other.model() for name, other in beside.items()}
     model = run.model().to(resolve_device(device))
-    most = n or min(results["n"], _most(model, params.get("preset")))
     settings: Any = {"n": most, "seed": seed, "progress": progress}
     checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
     checks += [check_published(params, results), check_selection(run, results)]
@@ -90,9 +89,10 @@ def audit_run(
     return found
 
 
-def _most(model: nn.Module, preset: str | None) -> int:
-    """How many images an audit has unless it is told."""
-    return min(STOCHASTIC_EXAMPLES, budget_of(preset).curve) if getattr(model, "stochastic", False) else EXAMPLES
+def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
+    """How many images an audit has."""
+    asked = n or min(EXAMPLES, evaluated)
+    return min(asked, STOCHASTIC_EXAMPLES, budget_of(preset).curve) if stochastic else asked
 
 
 def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Check:

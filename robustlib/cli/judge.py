@@ -74,7 +74,7 @@ def evaluate(
 def audit(
     path: RunDirectory,
     examples: Annotated[
-        int, typer.Option(min=0, help="Test images; 0 for 256, of a stochastic model what its preset has for curves.")
+        int, typer.Option(min=0, help="Test images; 0 for 256. Stochastic models: at most their preset's for curves.")
     ] = 0,
     data_root: DataRoot = "",
     device: Device = "auto",

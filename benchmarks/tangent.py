@@ -6,11 +6,14 @@
 Needs the extras `test` and `reference`. Models of standard training are taken from --runs, and trained there if they are missing.
 HopSkipJump takes 40 steps, and each image's queries are counted: points that differ from the one it asked about just before, since
 foolbox repeats those of images that wait for others. Ours may spend what the thriftiest image spent. The distances of FAB-L2,
-which sees gradients, stand beside them, and those of our attack when four walks share the queries.
+which sees gradients, stand beside them, and those of our attack when four walks share the queries. Since both ask the same model as
+often, its share of the time is the same for both; so it is also timed with the fewest queries (of a doubling row) by which
+it comes as near on the mean as HopSkipJump does with all of its own.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from side_by_side import alternate, markdown, publish
 from torch import Tensor, nn
 
 from robustlib.attacks import FAB, Draws, Tangent, Threat
+from robustlib.attacks.nearest import Nearest
+from robustlib.attacks.tangent import LEAST
 from robustlib.data import Split, load_dataset
 from robustlib.evaluation import bootstrap
 from robustlib.methods import make_method
@@ -81,6 +86,14 @@ def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(ours.mean() / theirs.mean())
 
 
+def thrifty(attack: Tangent, search: Callable[[Tangent], Nearest], mean: float) -> Tangent:
+    """The attack with the fewest queries of a doubling row by which every image has a perturbation and their mean is `mean` or less."""
+    queries = LEAST
+    while queries < attack.queries and not search(replace(attack, queries=queries)).distance.mean() <= mean:
+        queries *= 2
+    return replace(attack, queries=min(queries, attack.queries))
+
+
 def duel(arch: str, model: Classifier, options: argparse.Namespace) -> tuple[dict[str, object], dict[str, bool]]:
     """A row of the table on one model, and what is claimed of it."""
     x, y, starts = starting_points(model, load_dataset("digits").test)
@@ -89,8 +102,12 @@ def duel(arch: str, model: Classifier, options: argparse.Namespace) -> tuple[dic
     found = hop_skip_jump(counted, x, y, starts)
     theirs, budget = length(found, x), int(counted.queries.min())
     attack, draws = Tangent(L2, queries=budget), Draws.for_examples(0, torch.arange(len(x)))
-    mine = attack.nearest(model, x, y, starts=starts, draws=draws)
-    four = replace(attack, restarts=4).nearest(model, x, y, starts=starts, draws=draws)
+
+    def search(attack: Tangent, most: int = len(x)) -> Nearest:
+        return attack.nearest(model, x[:most], y[:most], starts=starts[:most], draws=draws[:most])
+
+    mine, four = search(attack), search(replace(attack, restarts=4))
+    less = thrifty(attack, search, theirs.mean())
     white = FAB(L2).nearest(model, x, y, draws=draws)
     ours, often, seen = (each.distance.double().numpy() for each in (mine, four, white))
     images = {"HopSkipJump": found, "ours": mine.x_adv, "ours, 4 walks": four.x_adv, "FAB": white.x_adv}
@@ -101,11 +118,13 @@ def duel(arch: str, model: Classifier, options: argparse.Namespace) -> tuple[dic
             raise SystemExit(f"{name} failed on {failed} images of {len(x)}: their distances mean nothing.")
     few = [part[: options.timed] for part in (x, y, starts)]
     competitors = {
-        "ours": lambda: attack.nearest(model, *few[:2], starts=few[2], draws=draws[: options.timed]),
+        "ours": lambda: search(attack, options.timed),
+        "less": lambda: search(less, options.timed),
         "foolbox": lambda: hop_skip_jump(model, *few),
     }
     seconds = alternate(competitors, options.rounds, torch.device("cpu"))
-    faster, ratio = seconds["foolbox"] / seconds["ours"], ratio_of_means(ours, theirs)
+    faster, sooner = (seconds["foolbox"] / seconds[name] for name in ("ours", "less"))
+    ratio = ratio_of_means(ours, theirs)
     low, high = bootstrap(ratio_of_means, ours, theirs)
     row = {
         "model": arch,
@@ -120,9 +139,14 @@ def duel(arch: str, model: Classifier, options: argparse.Namespace) -> tuple[dic
         f"seconds on {len(few[0])} images, ours": f"{seconds['ours']:.2f}",
         "foolbox's": f"{seconds['foolbox']:.2f}",
         "faster": f"{faster:.2f}x",
+        "queries ours needs to come as near": less.queries,
+        "faster so": f"{sooner:.1f}x",
     }
     claims = {
-        f"{arch}: at least {FASTER:g} times as fast on {len(few[0])} images ({faster:.2f}x)": faster >= FASTER,
+        f"{arch}: at least {FASTER:g} times as fast on {len(few[0])} images with as many queries ({faster:.2f}x)": faster
+        >= FASTER,
+        f"{arch}: as near on the mean at least {FASTER:g} times as fast ({sooner:.1f}x with {less.queries} queries)": sooner
+        >= FASTER,
         f"{arch}: ratio of mean distances at most {RATIO} with 95 % confidence ({high:.3f})": high <= RATIO,
         f"{arch}: no image met more queries of ours": int(mine.queries.max()) <= budget,
     }

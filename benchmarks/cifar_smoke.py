@@ -24,7 +24,7 @@ from side_by_side import markdown
 
 from robustlib.audit import audit_run, checks
 from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import budgets, evaluate_run
+from robustlib.evaluation import budgets, evaluate_run, suites
 from robustlib.methods import METHODS, atop, make_method
 from robustlib.representation import measure_runs, probe_attack
 from robustlib.runs import Run
@@ -87,6 +87,7 @@ def brief() -> Iterator[None]:
         patch.multiple(atop, GATE=float("inf"), GUESSED=float("inf"), HIDDEN=float("inf")),
         patch.object(budgets, "section_of", return_value=BRIEF),
         patch.multiple(checks, DRAWS=2, EOT=1),
+        patch.object(suites, "EOT", 1),
     ):
         yield
 

@@ -497,6 +497,23 @@ def test_binarisation_tells_a_search_from_none(digits, honest):
     assert float(blind["logits"].found.double().mean()) < 0.3
 
 
+def test_readouts_of_a_random_model_have_their_adversarial_example_for_most_draws(digits, honest):
+    class Declared(Random):
+        stochastic = True
+
+    model, certain = Declared(honest).eval(), 0
+    model.noise = 0.05
+    found = evidence(model, digits.test, digits.threat, n=8, draws=20, eot=2)
+    for i in range(8):
+        readout = _readout(found, outputs(model)["logits"], i)
+        if readout is not None:
+            certain += 1
+            outer = _surface_point(found, found.x[i : i + 1], i).expand(100, -1, -1, -1)
+            with torch.no_grad():
+                assert readout(outer).argmax(1).double().mean() > 0.4, "it has learnt the noise of one draw"
+    assert certain
+
+
 def test_layers_left_in_train_mode_are_named(digits, honest):
     model = copy.deepcopy(honest)
     assert modes(model) == []

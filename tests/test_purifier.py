@@ -68,7 +68,7 @@ def test_masks_are_whole_blocks_of_the_grid_and_every_image_has_its_own(height, 
     assert abs(blocks.mean(0) - share / grid**2).max() < 0.3  # anywhere
 
 
-@pytest.mark.parametrize(("missing", "parts"), [(0.25, 4), (0.5, 2), (0.3, 3), (1 / 16, 16)])
+@pytest.mark.parametrize(("missing", "parts"), [(0.25, 4), (0.5, 2), (0.33, 3), (1 / 16, 16)])
 def test_the_masks_of_rt3_are_disjoint_and_cover_the_image(missing, parts):
     transform, x = RandomTransform("rt3", missing=missing, grid=4), images((1, 9, 9), 16)
     masks = drawn(transform, x).masks
@@ -133,6 +133,8 @@ def test_a_transform_knows_whether_it_is_random():
         ({"kind": "rt3", "missing": 0.0}, "rt3 hides the image in"),
         ({"kind": "rt3", "missing": 0.9}, "rt3 hides the image in"),
         ({"kind": "rt3", "missing": 0.05, "grid": 4}, r"at most the 16 block\(s\)"),
+        ({"kind": "rt3", "missing": 0.4}, "missing=0.4: .* 2.5 of them is no whole number: give 0.5 for 2 parts"),
+        ({"kind": "rt3", "missing": 0.3}, "give 0.333 for 3 parts"),
     ],
 )
 def test_what_a_transform_cannot_be(fields, said):

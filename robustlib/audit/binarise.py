@@ -16,6 +16,7 @@ INNER_RADIUS = 0.5  # of eps
 CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
 Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
 RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
+FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
 
 
 class Readout(Around):
@@ -60,7 +61,8 @@ def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
 
     Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
     that calls `INNER` random points within half of eps "inside" and one on the ball's surface "adversarial". Where it does
-    so exactly, an adversarial example exists; PGD on the readout must find one.
+    so exactly, an adversarial example exists; PGD on the readout must find one. Of a stochastic model it is fitted on mean
+    outputs, and the point on the surface is asked for as what PGD finds is: by the majority of fresh draws.
     """
     attack = evidence.pgd(40 if evidence.stochastic else 100, objective="margin")
     tests = {}
@@ -81,7 +83,8 @@ def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
     points = [uniform_point(threat.scaled(INNER_RADIUS), x, draws.fork(k)) for k in range(1, count)]
     points = [x, *points, _surface_point(evidence, x, i)]
     with torch.no_grad():
-        f = output(torch.cat(points)).double()
+        draws_of = FITTED if evidence.stochastic else 1
+        f = torch.stack([output(torch.cat(points)).double() for _ in range(draws_of)]).mean(0)
     centre = f[:-1].mean(0)
     g = f - centre
     aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
@@ -97,7 +100,8 @@ def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
         return None
     level = inner + CLOSENESS * (outer - inner)
     scale = 1 / (outer - inner)
-    return Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
+    readout = Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
+    return readout if not evidence.stochastic or _outside(evidence, readout, points[-1]) else None
 
 
 def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
@@ -108,9 +112,13 @@ def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
 
 
 def _broken(evidence: Evidence, readout: Readout, attack: PGD, i: int) -> bool:
-    """Whether PGD leads the readout to "adversarial", by the majority of draws."""
+    """Whether PGD leads the readout to "adversarial"."""
     x, y = evidence.x[i : i + 1], torch.zeros(1, dtype=torch.int64, device=evidence.x.device)
-    x_adv = attack(readout, x, y, draws=evidence.draws[i : i + 1].fork(92))
+    return _outside(evidence, readout, attack(readout, x, y, draws=evidence.draws[i : i + 1].fork(92)))
+
+
+def _outside(evidence: Evidence, readout: Readout, point: Tensor) -> bool:
+    """Whether the readout calls a point (1, C, H, W) "adversarial", by the majority of draws."""
     with torch.no_grad():
-        votes = [float(readout(x_adv).argmax(1)) for _ in range(evidence.k)]
+        votes = [float(readout(point).argmax(1)) for _ in range(evidence.k)]
     return sum(votes) > len(votes) / 2

@@ -196,9 +196,9 @@ class AToP(AdversarialMethod):
         probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
         if self.transform != "none":
             probes["hidden_share"] = lambda deployed, batch: l1_share(deployed, batch, median, hidden=True)
-        return Stage(
-            "purifier", self.purifier_epochs, optimisers, (part,), begin=begin, end=end, modules=shared, probes=probes
-        )
+        # The last weights are what the gate judges and what fine-tuning starts from.
+        ends: Any = {"begin": begin, "end": end, "keep": "last", "probes": probes}
+        return Stage("purifier", self.purifier_epochs, optimisers, (part,), modules=shared, **ends)
 
     def _tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
         """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""

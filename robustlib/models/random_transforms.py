@@ -9,6 +9,7 @@ from torch import Tensor
 from robustlib.errors import InputError, check_choices, check_counts
 
 KINDS = ("none", "rt1", "rt2", "rt3")
+WHOLE = 0.1  # how far 1 / missing of rt3 may lie from a whole number: 0.33 is a third
 GREY = 0.5  # of a hidden pixel: 0 in the [-1, 1] space in which the released code masks
 
 
@@ -29,8 +30,8 @@ class RandomTransform:
     of blocks differ by one pixel (4 blocks of 9 pixels: 3, 2, 2, 2): no block is empty, and none is left out.
 
     Raises:
-        InputError: an unknown kind, a missing rate outside [0, 1), sigma < 0, grid < 1, or a missing rate at which the grid hides
-            no block, or all.
+        InputError: an unknown kind, a missing rate outside [0, 1), sigma < 0, grid < 1, a missing rate at which the grid hides
+            no block, or all, or one of rt3 that is not 1/2, 1/3, 1/4 and so on.
     """
 
     kind: Literal["none", "rt1", "rt2", "rt3"] = "none"
@@ -52,6 +53,11 @@ class RandomTransform:
             raise InputError(
                 f"missing={self.missing!r}: rt3 hides the image in round(1 / missing) parts, at least 2 and at most the "
                 f"{self.blocks} block(s) of the grid: give 0.5 or less, or a finer grid."
+            )
+        if self.kind == "rt3" and abs(1 / self.missing - self.passes) > WHOLE:
+            raise InputError(
+                f"missing={self.missing!r}: rt3 hides the whole image in parts of one size, and {1 / self.missing:.3g} of them is no "
+                f"whole number: give {1 / self.passes:.3g} for {self.passes} parts."
             )
         if self.kind in ("rt1", "rt2") and self.missing and not 0 < self.hidden < self.blocks:
             raise InputError(

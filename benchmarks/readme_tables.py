@@ -8,7 +8,7 @@ Results come from reports/reference/*/, agreement and speed from benchmarks/auto
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def _preset(reference: Path, preset: str) -> str:
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
     several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
     order = [name for name in METHODS if name in set(board["method"])]
-    rows = [_method(board[board["method"] == name], name) for name in order]
+    measured = [attack for attack in ATTACKS if attack in board and board[attack].notna().any()]
+    rows = [_method(board[board["method"] == name], name, measured) for name in order]
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
     head = f"**{load_preset(preset)['title']}**: {number}; {several}; {link}."
     return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
@@ -74,8 +75,8 @@ def _claims(reference: Path, preset: str) -> str:
     )
 
 
-def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:
-    measured = [attack for attack in ATTACKS if attack in runs and runs[attack].notna().any()]
+def _method(runs: pd.DataFrame, name: str, measured: Sequence[str]) -> Mapping[str, object]:
+    """A row of the table; models that answer at random meet other attacks than the rest."""
     cells = {ATTACKS[attack]: _cell(runs, attack) for attack in measured}
     if "headline_badge" in runs:
         cells |= {kind: verdict(gravest(runs[f"{kind}_badge"])) for kind in ("headline", "protocol")}
@@ -83,6 +84,8 @@ def _method(runs: pd.DataFrame, name: str) -> Mapping[str, object]:
 
 
 def _cell(runs: pd.DataFrame, attack: str) -> str:
+    if runs[attack].isna().all():
+        return "–"
     if len(runs) > 1:
         return f"{100 * runs[attack].mean():.1f} ± {100 * runs[attack].std():.1f} %"
     row = runs.iloc[0]

@@ -58,7 +58,9 @@ def machine(device: torch.device) -> str:
 
 
 def markdown(rows: list[Mapping[str, object]]) -> str:
-    """A table of dicts with the same keys."""
+    """A table of dicts with the same keys in the same order; ValueError where a row has others."""
+    if any(list(row) != list(rows[0]) for row in rows):
+        raise ValueError(f"Rows with other columns than the first one's, {list(rows[0])}.")
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
 

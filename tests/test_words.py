@@ -389,6 +389,24 @@ def test_a_protocol_that_does_not_apply_is_no_missing_audit(exported, tmp_path):
     assert "| ✓ pass | – n/a |" in readme_tables.results(tmp_path)
 
 
+def test_an_attack_that_a_method_did_not_meet_is_a_gap_under_its_name(exported, tmp_path):
+    import readme_tables
+    from side_by_side import markdown
+
+    (tmp_path / "digits").mkdir()
+    board = pd.read_csv(exported / "digits" / "leaderboard.csv").assign(pgd_eot=float("nan"))
+    random = board["method"] == "trades"
+    board.loc[random, ["pgd_eot", "pgd50x10"]] = [0.123, float("nan")]
+    board.to_csv(tmp_path / "digits" / "leaderboard.csv", index=False)
+    head, _, *rows = [line for line in readme_tables.results(tmp_path).splitlines() if line.startswith("|")]
+    table = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    (trades,) = (row for row in table if "| TRADES" in row.values())
+    assert (trades["PGD+EOT"], trades["PGD-50×10"]) == ("12.3 ± 0.0 %", "–")
+    assert all(row["PGD+EOT"] == "–" for row in table if row is not trades)
+    with pytest.raises(ValueError, match="other columns"):
+        markdown([{"a": 1, "b": 2}, {"b": 2, "a": 1}])
+
+
 def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):
     import export_reference
 

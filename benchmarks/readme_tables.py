@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LINKED = ("explorer_speed", "report_speed")  # tables that the README only links to
 NONE_YET = "No reference results are committed yet; `make study` makes them."
-CAPTION = """*Above: accuracy of the first seed of each method that the preset reports, as the attack's radius grows past that of the threat model, with 95 % intervals. Below:
+CAPTION = """*Above: accuracy of the first seed of each method that the preset reports, as the attack's radius grows past that of the threat model, with 95 % intervals, on {images}. Below:
 clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py` from the
 [reference results](reports/reference/{preset}/README.md).*"""
 
@@ -35,7 +35,8 @@ def picture(reference: Path = REFERENCE, preset: str = "digits") -> str:
     runs = reference_runs(preset, reference)
     if not runs or not (reference / preset / "robustness.png").is_file():
         return NONE_YET
-    caption = CAPTION.format(data=load_preset(preset)["title"], preset=preset)
+    counts = pd.Series({run.params()["title"]: run.results()["curve"][0]["n"] for run in reversed(runs)})
+    caption = CAPTION.format(data=load_preset(preset)["title"], preset=preset, images=_images(counts))
     return f"![{alt_text(panels(runs))}](reports/reference/{preset}/robustness.png)\n\n{caption}"
 
 
@@ -49,9 +50,7 @@ def _preset(reference: Path, preset: str) -> str:
     verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
     board = pd.read_csv(reference / preset / "leaderboard.csv", **verdicts_too)
     board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
-    usual = board["n"].mode()[0]
-    other = board[board["n"] != usual].groupby("method")["n"].unique()  # of models that answer at random
-    number = "; ".join([f"{usual} test images", *(f"{METHODS[name].title} {max(n)}" for name, n in other.items())])
+    number = _images(board.groupby(board["method"].map(lambda name: METHODS[name].title))["n"].max())
     seeds = sorted(board.groupby("method").seed.nunique().unique())
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
     several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
@@ -61,6 +60,13 @@ def _preset(reference: Path, preset: str) -> str:
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
     head = f"**{load_preset(preset)['title']}**: {number}; {several}; {link}."
     return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
+
+
+def _images(counts: "pd.Series[int]") -> str:
+    """How many images methods were measured on: the usual number, and those of methods that have others, being random."""
+    usual = counts.mode()[0]
+    other = [f"{title} {n}" for title, n in counts.items() if n != usual]
+    return f"{usual} test images" + (f" ({', '.join(other)})" if other else "")
 
 
 def _claims(reference: Path, preset: str) -> str:

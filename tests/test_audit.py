@@ -438,6 +438,15 @@ def test_the_gravest_broken_criterion_speaks():
     assert judge(3, "steps", parts[:1]).meaning == "a: fine."
 
 
+def test_a_check_that_passes_for_want_of_images_says_so():
+    fine, unsure = Part(1.0, 2.0, False, "a", images=32), Part(3.0, 2.0, False, "b", images=32)
+    checks = [judge(2, "radii", [fine]), judge(3, "steps", [fine, unsure])]
+    assert [check.doubtful for check in checks] == [False, True]
+    told = headline(checks)
+    assert told["verdict"] == "pass"
+    assert told["text"] == "2 checks found no sign of a weak attack; of check 3 the images are too few to tell."
+
+
 def test_a_value_beyond_its_threshold_is_never_called_fine():
     above = Part(11.7, 8.0, False, "gap", "healthy", "bad", images=500)
     check = judge(6, "gap", [Part(1.0, 2.0, False, "a", "fine"), above])

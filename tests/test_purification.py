@@ -179,6 +179,14 @@ def test_the_grid_sets_the_weak_attack_beside_the_strong_one():
     assert "GAN, RT2: weak: gradients of the bare classifier 70.0 %, strong" in drawn.alt
 
 
+def test_rows_on_more_images_than_the_others_say_so():
+    alone = run(0.1, transform="none", random=False)
+    found = {**alone.results(), "n": 500}
+    alone.results = lambda: found
+    drawn = weak_and_strong(purifier_grid([run(), alone]))
+    assert drawn["row"].unique().tolist() == ["GAN, no transform, fine-tuned\n(500 images)", "GAN, RT2, fine-tuned"]
+
+
 def test_a_grid_of_nothing_is_empty():
     assert purifier_grid([run(method="pgd_at")]).empty
     unfinished = run()

@@ -492,7 +492,7 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
     assert found["attacked"]["single"]["n"] == found["clean"]["worst"]["n"] == 6
     table = tables.randomness(results, found)
     assert {
-        "BPDA + EOT, answered by a vote of 5 draws",
+        "BPDA + EOT with 1 step of 3 gradient samples, 4 images, answered by a vote of 5 draws",
         "PGD+EOT with 2 steps of 20 gradient samples, 4 images",
         "mean over fresh draws",
         "a single draw",

@@ -25,6 +25,7 @@ class Check:
         meaning: one sentence.
         number: of the check in the house's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022).
         unit: "points" (of accuracy), "%" (of images), "cosine", "distance" (of unit logits), "count".
+        doubtful: whether it passed for want of images: the value is beyond the threshold, its bound is not.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Check:
     meaning: str
     number: int
     unit: str = "points"
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def judge(number: int, name: str, parts: Sequence[Part]) -> Check:
     if part.unit in ("points", "%"):
         value, threshold = round(value, 2), round(threshold, 2)
     verdict = part.grave if broken else "pass"
-    return Check(name, verdict, round(value, 4), threshold, part.meaning, number, part.unit)
+    return Check(name, verdict, round(value, 4), threshold, part.meaning, number, part.unit, part.doubtful)
 
 
 def missing(number: int, name: str, why: str) -> Check:

@@ -135,7 +135,9 @@ def headline(checks: Sequence[Check]) -> dict[str, Any]:
             "verdict": verdict,
             "text": " ".join(f"{check.number}. {check.name}: {check.meaning}" for check in speaking),
         }
-    return {"verdict": verdict, "text": f"{len(speaking)} checks found no sign of a weak attack."}
+    unsure = " and ".join(str(check.number) for check in speaking if check.doubtful)
+    doubt = f"; of check {unsure} the images are too few to tell" if unsure else ""
+    return {"verdict": verdict, "text": f"{len(speaking)} checks found no sign of a weak attack{doubt}."}
 
 
 def protocol(method: str, results: Mapping[str, Any]) -> dict[str, Any]:

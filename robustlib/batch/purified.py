@@ -81,9 +81,12 @@ def _over_seeds(part: "pd.DataFrame") -> dict[str, Any]:
 
 def weak_and_strong(grid: "pd.DataFrame") -> "pd.DataFrame":
     """The weak and the strong attack of a `purifier_grid`, a row each: row, series, accuracy, low, high; for
-    `robustlib.figures.accuracy_dots`."""
+    `robustlib.figures.accuracy_dots`. Where rows differ in their images, those with more than the fewest say so."""
     import pandas as pd
 
+    grid = grid.assign(
+        row=grid["row"].where(grid["n"] == grid["n"].min(), grid["row"] + "\n(" + grid["n"].astype(str) + " images)")
+    )
     series = {"weak": "weak: gradients of the bare classifier", "strong": "strong: gradients of the whole model"}
     rows = [
         {"row": row["row"], "series": words, "accuracy": row[kind]}

@@ -21,8 +21,8 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     """A randomised model asked in every way, clean and attacked, with 95 % intervals: expected, once, worst of K, fixed, at full strength.
 
     The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what
-    an attack leaves that knows only the bare classifier, BPDA + EOT as it is published, answered by a vote, and PGD+EOT over
-    gradient samples (and, after a plateau check, steps), which should no longer fall.
+    an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's budget, answered by a vote as
+    it is published, and PGD+EOT over gradient samples (and, after a plateau check, steps), which should no longer fall.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
@@ -48,7 +48,12 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
         least = min(weak, key=lambda row: float(row["accuracy"]))
         table[f"weak: {attack_name(least['attack'])} alone"] = (NOTHING, least)
     if vote := found.get("vote"):
-        table[f"BPDA + EOT, answered by a vote of {vote['draws']} draws"] = (vote["clean"], vote["attacked"])
+        steps, samples = found["budget"]["bpda"]
+        strength = f"{_strength({'steps': steps, 'samples': samples})}, {vote['clean']['n']} images"
+        table[f"BPDA + EOT with {strength}, answered by a vote of {vote['draws']} draws"] = (
+            vote["clean"],
+            vote["attacked"],
+        )
     for point in [*found["eot"], *_grid(results, "samples"), *_grid(results, "steps")]:
         table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (NOTHING, point)
     written = {name: {"clean": _cell(clean), "attacked": _cell(attacked)} for name, (clean, attacked) in table.items()}

@@ -24,7 +24,7 @@ from side_by_side import markdown
 
 from robustlib.audit import audit_run, checks
 from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import budgets, evaluate_run, suites
+from robustlib.evaluation import budgets, evaluate_run, run_results, suites
 from robustlib.methods import METHODS, atop, make_method
 from robustlib.representation import measure_runs, probe_attack
 from robustlib.runs import Run
@@ -88,6 +88,7 @@ def brief() -> Iterator[None]:
         patch.object(budgets, "section_of", return_value=BRIEF),
         patch.multiple(checks, DRAWS=2, EOT=1),
         patch.object(suites, "EOT", 1),
+        patch.object(run_results, "EOT", 1),
     ):
         yield
 

@@ -60,6 +60,11 @@ def updated(stage, batch, now=None):
     return dict(stage.passes[0].updates(batch, now or at()))
 
 
+def test_the_purifier_that_is_judged_is_the_one_that_is_kept_and_tuned(digits):
+    (stage,) = (part for part in made(digits, slice(None), fine_tune=False)[2] if part.name == "purifier")
+    assert stage.keep == "last", "the best epoch's would be another than the gate's and the one fine-tuning starts from"
+
+
 # ---- losses
 
 

@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from side_by_side import markdown
 
-from robustlib.audit import audit_run, checks
+from robustlib.audit import audit_run, binarise, checks
 from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import budgets, evaluate_run, run_results, suites
 from robustlib.methods import METHODS, atop, make_method
@@ -87,6 +87,7 @@ def brief() -> Iterator[None]:
         patch.multiple(atop, GATE=float("inf"), GUESSED=float("inf"), HIDDEN=float("inf")),
         patch.object(budgets, "section_of", return_value=BRIEF),
         patch.multiple(checks, DRAWS=2, EOT=1),
+        patch.object(binarise, "FITTED", 2),
         patch.object(suites, "EOT", 1),
         patch.object(run_results, "EOT", 1),
     ):

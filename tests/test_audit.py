@@ -16,7 +16,7 @@ from robustlib.attacks import FGSM, PGD, Draws
 from robustlib.attacks.draws import uniform_point
 from robustlib.attacks.search import View
 from robustlib.audit import Check, audit, audit_run
-from robustlib.audit.binarise import Readout, _readout, _surface_point, binarised, outputs
+from robustlib.audit.binarise import Readout, Readouts, _readout, _surface_point, binarised, outputs
 from robustlib.audit.check import Part, effect, judge
 from robustlib.audit.evidence import Evidence
 from robustlib.audit.hygiene import modes
@@ -495,6 +495,16 @@ def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
         assert readout(outer).argmax(1) == 1
         assert readout(x).argmax(1) == 0
         assert (readout(inner).argmax(1) == 0).double().mean() > 0.9
+
+
+def test_readouts_that_are_attacked_together_say_what_each_says(digits, honest):
+    found = evidence(honest, digits.test, digits.threat, n=5)
+    each = [_readout(found, outputs(honest)["features"], i) for i in range(5)]
+    together = Readouts(each)(found.x)
+    assert together.shape == (5, 6)
+    alone = torch.stack([readout(found.x)[:, 0] for readout in each], 1)
+    assert torch.allclose(together[:, :5], alone, atol=1e-5)
+    assert bool((together[:, 5] == 0).all())
 
 
 def test_binarisation_tells_a_search_from_none(digits, honest):

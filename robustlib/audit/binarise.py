@@ -1,9 +1,10 @@
 """The binarisation test: an attack that misses adversarial examples that are known to exist is too weak to be believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
@@ -16,6 +17,8 @@ INNER_RADIUS = 0.5  # of eps
 CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
 Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
 RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
+LOOKS = (25, 25, 25, 25)  # steps of PGD, after each of which its points are judged
+STOCHASTIC_LOOKS = (40,)  # once: by chance, more looks find more
 FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
 
 
@@ -36,6 +39,26 @@ class Readout(Around):
         score = (self.output(x) @ self.weight + self.bias)[:, None]
         score = score + 0 * x.flatten(1).sum(1, keepdim=True)
         return torch.cat([-score, score], 1)
+
+
+class Readouts(Around):
+    """Several readouts of one output, to be attacked together, each by an image of its own: logit i is high where readout i
+    says "inside"; the last one is 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, readouts: Sequence[Readout]) -> None:
+        super().__init__(readouts[0].model)
+        self.output = readouts[0].output
+        self.register_buffer("weight", torch.stack([readout.weight for readout in readouts], 1))
+        self.register_buffer("bias", torch.stack([readout.bias for readout in readouts]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, N + 1) of N readouts; always differentiable, with a gradient of zero where the output is not."""
+        scores = self.output(x) @ self.weight + self.bias
+        return F.pad(0 * x.flatten(1).sum(1, keepdim=True) - scores, (0, 1))
 
 
 def outputs(model: nn.Module) -> dict[str, Output]:
@@ -64,13 +87,16 @@ def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
     so exactly, an adversarial example exists; PGD on the readout must find one. Of a stochastic model it is fitted on mean
     outputs, and the point on the surface is asked for as what PGD finds is: by the majority of fresh draws.
     """
-    attack = evidence.pgd(40 if evidence.stochastic else 100, objective="margin")
+    count = min(images, len(evidence.x))
     tests = {}
     for name, output in outputs(evidence.model.model).items():
-        readouts = [_readout(evidence, output, i) for i in range(min(images, len(evidence.x)))]
-        found = [r is not None and _broken(evidence, r, attack, i) for i, r in enumerate(readouts)]
-        possible = torch.tensor([r is not None for r in readouts], dtype=torch.bool)
-        tests[name] = Binarised(possible, torch.tensor(found, dtype=torch.bool))
+        readouts = [_readout(evidence, output, i) for i in range(count)]
+        possible = torch.tensor([readout is not None for readout in readouts], dtype=torch.bool)
+        found = torch.zeros_like(possible)
+        certain = [readout for readout in readouts if readout is not None]
+        if certain:
+            found[possible] = _broken(evidence, Readouts(certain), possible.nonzero()[:, 0]).cpu()
+        tests[name] = Binarised(possible, found)
     return tests
 
 
@@ -111,10 +137,18 @@ def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
     return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
 
 
-def _broken(evidence: Evidence, readout: Readout, attack: PGD, i: int) -> bool:
-    """Whether PGD leads the readout to "adversarial"."""
-    x, y = evidence.x[i : i + 1], torch.zeros(1, dtype=torch.int64, device=evidence.x.device)
-    return _outside(evidence, readout, attack(readout, x, y, draws=evidence.draws[i : i + 1].fork(92)))
+def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
+    """(N,) bool: which readouts PGD leads to "adversarial", each from its own one of the images (N,)."""
+    images = images.to(evidence.x.device)
+    x, own, draws = evidence.x[images], torch.arange(len(images), device=images.device), evidence.draws[images].fork(92)
+    found, start = torch.zeros_like(own, dtype=torch.bool), None
+    for steps in STOCHASTIC_LOOKS if evidence.stochastic else LOOKS:
+        attack = PGD(evidence.threat, steps=steps, objective="nll", eot=evidence.eot)
+        start = attack(readouts, x, own, draws=draws, start=start)
+        with torch.no_grad():
+            votes = torch.stack([(readouts(start)[own, own] < 0).double() for _ in range(evidence.k)])
+        found |= votes.mean(0) > 0.5
+    return found
 
 
 def _outside(evidence: Evidence, readout: Readout, point: Tensor) -> bool:

@@ -96,6 +96,15 @@ def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: 
     assert tables.adaptive_words(RESULTS) == ""
 
 
+def test_what_a_view_of_a_stochastic_model_met_in_full_is_not_called_everything_so_far() -> None:
+    left = {"pgd20": 0.3, "aa_standard": 0.4, "autoattack": 0.31, "aa_standard@classifier": 0.38, "worst": 0.23}
+    rows = [{"attack": name, "accuracy": share, "low": share, "high": share} for name, share in left.items()]
+    table = tables.adaptive({"rows": rows})
+    standard = table["AutoAttack, standard version"]
+    assert (standard["the deployed logits"], standard["classifier"]) == ("40.0 %", "38.0 %")
+    assert table["everything so far"].tolist() == ["–", "–", "23.0 % (23.0–23.0)"]
+
+
 def test_cascade_says_what_each_step_took() -> None:
     table = tables.cascade(made_up.cascade())
     assert table["attack"].unique().tolist() == ["AutoAttack", "AutoAttack on denoiser"]

@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEPLOYED, MINIMUM, FAR = "the deployed logits", "adaptive minimum", "everything so far"
-COSTLY = ("pgd100x5", "cw100x5", "aa_standard", "autoattack")  # on surrogates: only of what still stood
-SEARCHES = ("pgd20", "cw50", "pgd_eot")  # on surrogates: in full
+COSTLY = ("pgd100x5", "cw100x5", "autoattack")  # on surrogates: only of what still stood
+SEARCHES = (
+    "pgd20",
+    "cw50",
+    "pgd_eot",
+    "aa_standard",
+)  # on surrogates: in full, the last two as only stochastic models meet them
 ALONE = (*SEARCHES, "autoattack")  # attacks with a column of their own
 
 
 def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     """What each view of a model tells an attacker: first the deployed logits, which papers attack, last the minimum over all.
 
-    Costly attacks on surrogates met only what nothing before them had broken (of a stochastic model, everything); their rows
-    stand below the views, with the share that was left after them on all views.
+    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with the share
+    that was left after them on all views. Views of a stochastic model met everything in full.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.

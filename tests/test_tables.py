@@ -197,6 +197,12 @@ def test_over_seeds_says_when_there_is_one() -> None:
     assert table["clean"].tolist() == ["90.0 ± 1.2 %", "80.0 %"]
 
 
+def test_over_seeds_has_a_dash_for_an_attack_that_a_method_did_not_meet() -> None:
+    numbers = {"clean_mean": [0.9, 0.8], "pgd_eot_mean": [float("nan"), 0.2], "seeds": [3, 3]}
+    table = tables.over_seeds(pd.DataFrame({"method": ["a", "b"], "arch": ["mlp", "mlp"], **numbers}))
+    assert table["PGD+EOT"].tolist() == ["–", "20.0 %"]
+
+
 def test_warnings() -> None:
     quiet = pd.DataFrame({"epoch_total": [0, 1], "warnings": [[], []]})
     assert "No catastrophic or robust overfitting" in tables.warnings(quiet)

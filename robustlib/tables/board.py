@@ -72,7 +72,9 @@ def over_seeds(aggregate: "pd.DataFrame", board: "pd.DataFrame | None" = None) -
         for name in (*FIRST, *ATTACKS):  # first what matters most
             label = ATTACKS[name]
             mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
-            if mean is not None and (mean == mean or name in FIRST):
+            if mean is None or mean != mean:  # not every model meets every attack
+                numbers[label] = "–"
+            else:
                 numbers[label] = percent(mean) if std is None or std != std else f"{100 * mean:.1f} ± {100 * std:.1f} %"
             if name == "worst" and board is not None:
                 numbers |= _gravest(row, board)

@@ -663,6 +663,15 @@ def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, fe
     told = incomplete([run]).loc[0]
     assert told.missing == f"records of pgd20 are incomplete: {again}"
     assert (told.run, told.dataset, told.path) == (run.name, "digits", str(run.path))
+    on_a_view = whole[whole.attack == "pgd20"].assign(surrogate="head")
+    run.write_frame("records.parquet", pd.concat([whole, on_a_view]))
+    results = run.results()
+    row = next(row for row in results["rows"] if row["attack"] == "pgd20")
+    results["rows"] += [row | {"attack": "pgd20@head"}]
+    (run.path / "results.json").write_text(json.dumps(results))
+    assert incomplete([run]).empty, "what was found on a surrogate is kept beside it"
+    run.write_frame("records.parquet", whole)
+    assert lacks() == f"records of pgd20@head are incomplete: {again}"
     records.write_bytes(records.read_bytes()[:50])
     assert lacks().startswith("a file cannot be read")
     records.unlink()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
+from robustlib.evaluation.numbers import by_attack
 from robustlib.runs import Run
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ def _missing(run: Run) -> str:
 
 
 def _short(run: Run) -> list[str]:
-    """Attacks whose records do not cover all images of the evaluation."""
+    """Attacks, those on surrogates too, whose records do not cover all images of the evaluation."""
     records = run.records()
-    kept = dict(records.groupby("attack")["index"].nunique()) if len(records) else {}
+    kept = {name: part["index"].nunique() for name, part in by_attack(records)} if len(records) else {}
     counted = {row["attack"]: row["n"] for row in run.results()["rows"] if row["attack"] != "worst"}
     return [attack for attack, n in counted.items() if kept.get(attack, 0) < n]
 

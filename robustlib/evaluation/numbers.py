@@ -29,7 +29,7 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     import pandas as pd
 
     table = verdicts(records)
-    rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in _by_attack(table)]
+    rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in by_attack(table)]
     if worst and len(rows) > 1:
         whole = _row(table)
         least = min((whole, *rows), key=lambda row: row["accuracy"])
@@ -41,12 +41,12 @@ def headline(records: "pd.DataFrame") -> "pd.DataFrame":
     """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
     of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""
     table = verdicts(records)
-    found = [_held(group) for group in (table, *(group for _, group in _by_attack(table)))]
+    found = [_held(group) for group in (table, *(group for _, group in by_attack(table)))]
     return min(found, key=lambda draws: float(draws.mean(axis=1).mean()))
 
 
-def _by_attack(table: "pd.DataFrame") -> "list[tuple[str, pd.DataFrame]]":
-    """The records of each attack, then of each attack on a surrogate, by name."""
+def by_attack(table: "pd.DataFrame") -> "list[tuple[str, pd.DataFrame]]":
+    """The records of each attack, then of each attack on a surrogate ("attack@surrogate"), by name."""
     name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
     return sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
 

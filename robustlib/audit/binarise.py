@@ -127,7 +127,7 @@ def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
     level = inner + CLOSENESS * (outer - inner)
     scale = 1 / (outer - inner)
     readout = Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
-    return readout if not evidence.stochastic or _outside(evidence, readout, points[-1]) else None
+    return readout if not evidence.stochastic or bool(_outside(evidence, Readouts([readout]), points[-1])) else None
 
 
 def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
@@ -145,14 +145,12 @@ def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
     for steps in STOCHASTIC_LOOKS if evidence.stochastic else LOOKS:
         attack = PGD(evidence.threat, steps=steps, objective="nll", eot=evidence.eot)
         start = attack(readouts, x, own, draws=draws, start=start)
-        with torch.no_grad():
-            votes = torch.stack([(readouts(start)[own, own] < 0).double() for _ in range(evidence.k)])
-        found |= votes.mean(0) > 0.5
+        found |= _outside(evidence, readouts, start)
     return found
 
 
-def _outside(evidence: Evidence, readout: Readout, point: Tensor) -> bool:
-    """Whether the readout calls a point (1, C, H, W) "adversarial", by the majority of draws."""
+def _outside(evidence: Evidence, readouts: Readouts, points: Tensor) -> Tensor:
+    """(N,) bool: whether each readout calls its own one of the points (N, C, H, W) "adversarial", by the majority of draws."""
     with torch.no_grad():
-        votes = [float(readout(point).argmax(1)) for _ in range(evidence.k)]
-    return sum(votes) > len(votes) / 2
+        votes = torch.stack([readouts(points).diagonal() < 0 for _ in range(evidence.k)])
+    return votes.double().mean(0) > 0.5

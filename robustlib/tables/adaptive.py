@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 
 DEPLOYED, MINIMUM, FAR = "the deployed logits", "adaptive minimum", "everything so far"
 COSTLY = ("pgd100x5", "cw100x5", "autoattack")  # on surrogates: only of what still stood
-SEARCHES = (
-    "pgd20",
-    "cw50",
-    "pgd_eot",
-    "aa_standard",
-)  # on surrogates: in full, the last two as only stochastic models meet them
+SEARCHES = ("pgd20", "cw50", "pgd_eot", "aa_standard")  # on surrogates: in full
 ALONE = (*SEARCHES, "autoattack")  # attacks with a column of their own
 
 

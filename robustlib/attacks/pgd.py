@@ -29,7 +29,8 @@ class PGD:
         objective: "ce", "nll" (of outputs that are sums of log-probabilities), "margin" (C&W), "dlr", or "kl" (from the clean
             prediction, needs no label).
         targeted: climb towards the class given as `target` instead of away from the label.
-        start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I)) or "zero" (x itself).
+        start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I), clipped to [0, 1]: TRADES' release clips only
+            after the first step) or "zero" (x itself).
         restarts: independent starts, >= 1; each example keeps its strongest: fooled first, then the larger objective.
         eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
         early_stop: an example leaves at the first iterate that fools the model. Stronger than judging the last iterate.

@@ -7,7 +7,7 @@ from robustlib.errors import InputError
 
 
 def barlow_twins_loss(
-    a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, per_image: bool = False, eps: float = 1e-5
+    a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps: float = 1e-5
 ) -> Tensor:
     """sum_i (1 - C_ii)^2 + off_diagonal sum_i sum_{j != i} C_ij^2, a scalar in float32, in any autocast (Zbontar et al. 2021, eq. 1).
 
@@ -15,10 +15,11 @@ def barlow_twins_loss(
 
         C_ij = sum_n a_ni b_nj / (sqrt(sum_n a_ni^2) sqrt(sum_n b_nj^2)),   each column of a and b less its mean.
 
+    The batch divides the cross-correlation and nothing else, here as in Zbontar et al.'s release and in rep-spectral's.
+
     Args:
         a, b: projections of the same B >= 2 images, (B, D) each.
         off_diagonal: the weight lambda of the redundancy term, >= 0.
-        per_image: divide by B, as rep-spectral's release does and Zbontar et al. do not.
         eps: added to the variances, as their release does (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
 
     Raises:
@@ -34,8 +35,7 @@ def barlow_twins_loss(
         one, other = (_standard(z.float(), eps) for z in (a, b))
         squared = (one.T @ other / len(a) - torch.eye(a.shape[1], device=a.device)).square()
         diagonal = squared.diagonal().sum()
-        total = diagonal + off_diagonal * (squared.sum() - diagonal)
-        return total / len(a) if per_image else total
+        return diagonal + off_diagonal * (squared.sum() - diagonal)
 
 
 def _standard(z: Tensor, eps: float) -> Tensor:

@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
+from robustlib.losses import trades_loss
 from robustlib.methods.awp import perturbed
 from robustlib.methods.base import Method
 from robustlib.training import At, Loss, Stage, Updates
@@ -72,6 +74,17 @@ class AdversarialMethod(Method):
                 f"{self.name} does not perturb weights: leave awp_gamma at 0, or write the method with attacking_stage."
             )
         return super().single_stage(model, updates, adversarial=adversarial)
+
+    def trades_loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
+        """TRADES' loss (see `trades_loss`) from forward passes in the released order x, x', x.
+
+        The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
+        gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once.
+        """
+        logits, logits_adv = model(batch.x), model(x_adv)
+        with torch.no_grad():
+            model(batch.x)
+        return Loss(*trades_loss(logits, logits_adv, batch.y, beta))
 
     def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
         """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W)."""

@@ -26,7 +26,8 @@ class AFD(FineTuning):
     The released loop (tl+sl.py) steps three optimisers in turn, two of them over the same weights, without clearing gradients, and
     current versions of torch refuse it. `mode="repo"` is one step that equals it to first order in the learning rate: beta counts
     twice, weight decay too (except for D2), and W and b also learn 2 alpha CE(z2, c). `mode="paper"` is the formula above.
-    Unlike the released code, images are normalised inside the model, and the attack's random start is clipped to [0, 1].
+    Unlike the released code, images are normalised inside the model, the attack's random start is clipped to [0, 1], and the run is
+    judged by the epoch of the best validation accuracy, where the release reports its last average; the last is reported beside it.
 
     Rows of the ablation: `disentangle=False` drops the losses of D2 and of cos(f1, f2), `align=False` that of the gap; both leave
     all else, weight decay included, as it is. `classify="latent"` trains the same weights, epoch for epoch, and deploys W h + b instead of z1;

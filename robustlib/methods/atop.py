@@ -31,18 +31,19 @@ HIDDEN = 1.2  # the same over hidden pixels alone; on digits 0.93 to 0.98, and 2
 class AToP(AdversarialMethod):
     """f(g(t(x))): classifier f frozen, random transform t, purifier g; stages "classifier", "purifier" and "tuning".
 
-    Pre-training, x clean: sum_k |x - g_k(t(x))|_1 - gan_weight * D(g(t(x))), mean over pixels, k over the purifier's outputs, with a
-    hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x' (`recon_target` "adversarial", the
-    paper's equation and the released notebooks) or on x ("clean", the author's published log), plus
-    cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
+    Pre-training, x clean: sum_k |x - g_k(t(x))|_1 - gan_weight * D(g(t(x))), mean over pixels of images scaled to [-1, 1], k over the
+    purifier's outputs, with a hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x'
+    (`recon_target` "adversarial", the paper's equation and the released notebooks) or on x ("clean", the author's published log),
+    plus cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
     One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
     max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator. `optimiser`, `momentum`
     and `weight_decay` are those of the classifier alone.
 
     Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
-    discriminator (the release detaches it), images are in [0, 1] before f as well, every image has its own mask, the perturbation
-    is at the data set's own resolution, not at 256 x 256, and the purifier is small and starts from random weights, where the
-    release starts DeepFillv2 from Places2: this is a compact AToP, and its numbers are not the paper's.
+    discriminator (the release detaches it), which goes on from pre-training (there fine-tuning starts a new one), images are in [0, 1]
+    before f as well, every image has its own mask, the perturbation is at the data set's own resolution, not at 256 x 256, and the
+    purifier is small and starts from random weights, where the release starts DeepFillv2 from Places2: this is a compact AToP, and
+    its numbers are not the paper's.
     """
 
     name = "atop"

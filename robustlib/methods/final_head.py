@@ -11,7 +11,6 @@ from torch import Tensor
 from robustlib.attacks import PGD
 from robustlib.data import Batch
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.losses import trades_loss
 from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.models import Classifier
 from robustlib.threat import Threat
@@ -94,7 +93,7 @@ class WithHead(AdversarialMethod):
 
         def updates(batch: Batch, at: At) -> Updates:
             x_adv: Tensor = self.attacked(attack, model, batch, at)
-            yield "model", Loss(*trades_loss(model(batch.x), model(x_adv), batch.y, self.beta))
+            yield "model", self.trades_loss(model, batch, x_adv, self.beta)
 
         schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
         weights = Optim([*model.encoder.parameters(), *model.head.parameters()], self.tuning_lr)

@@ -17,6 +17,7 @@ class MART(AdversarialMethod):
     """min E BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) with x' the PGD maximiser of the cross-entropy.
 
     As released, the attack climbs from x + 0.001 N(0, I) in eval mode, and x and x' are forwarded separately in train mode.
+    Unlike the release, that start is clipped to [0, 1] before its first gradient (there after its first step).
     Epochs, learning rate and weight decay are those of the released ResNet-18 script.
     """
 
@@ -29,7 +30,7 @@ class MART(AdversarialMethod):
     epochs: int = 120
     lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
     weight_decay: float = 3.5e-3
-    milestones: tuple[float, ...] = (75, 90, 100)
+    milestones: tuple[float, ...] = (74, 89, 99)  # the release counts epochs from 1: 75, 90, 100
     attack_step_size: float | None = 0.007  # at 8/255
     beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 

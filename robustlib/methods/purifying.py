@@ -23,8 +23,9 @@ def purifier_steps(
 ) -> Updates:
     """The discriminator's step on its hinge loss, then the purifier's, which is judged by the discriminator's new weights.
 
-    L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + what is added; each
-    of the N images of a transform counts alike.
+    L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + what is added, with the
+    L1 terms on images scaled to [-1, 1], as released: twice what they are on [0, 1]. Half of L_g is what is minimised, since Adam
+    does not feel a common factor; "l1" in the metrics is on [0, 1]. Each of the N images of a transform counts alike.
 
     Args:
         discriminator: (images, masks) -> scores; None leaves its step and its verdict out.
@@ -36,7 +37,7 @@ def purifier_steps(
     """
     l1 = torch.stack([(image.float() - target).abs().mean() for image in outputs]).sum()
     said = {"l1": l1, **{name: loss for name, (_, loss) in parts.items()}}
-    total = l1 + sum(weight * loss for weight, loss in parts.values())
+    total = l1 + sum(weight / 2 * loss for weight, loss in parts.values())
     if discriminator is not None:
         last, masks = outputs[-1].flatten(0, 1), randomness.masks.flatten(0, 1)
         real = target.expand_as(outputs[-1]).flatten(0, 1)
@@ -44,7 +45,7 @@ def purifier_steps(
         on_real, on_made = verdicts.chunk(2)
         yield "discriminator", Loss((F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()) / 2)
         said["gan"] = -discriminator(last, masks).float().mean()
-        total = total + gan_weight * said["gan"]
+        total = total + gan_weight / 2 * said["gan"]
     yield "model", Loss(total, said)
 
 

@@ -93,7 +93,7 @@ class SelfSupervisedSpectral(RepSpectral):
 
 @dataclass(frozen=True, kw_only=True)
 class BarlowSpectral(SelfSupervisedSpectral):
-    """Barlow Twins' loss (see `barlow_twins_loss`), divided by the batch size as the paper's release has it."""
+    """Barlow Twins' loss; see `barlow_twins_loss`."""
 
     name = "barlow_spectral"
     title = "Barlow Twins, spectral"
@@ -102,7 +102,6 @@ class BarlowSpectral(SelfSupervisedSpectral):
     pretext = "barlow"
 
     off_diagonal: float = 0.005  # lambda of Barlow Twins, of the redundancy between features
-    per_image: bool = True  # divide its loss by the batch size; Zbontar et al. do not
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +112,7 @@ class BarlowSpectral(SelfSupervisedSpectral):
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         """Barlow Twins' loss."""
-        return barlow_twins_loss(a, b, self.off_diagonal, per_image=self.per_image)
+        return barlow_twins_loss(a, b, self.off_diagonal)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
-from robustlib.losses import trades_loss
 from robustlib.methods.adversarial import AdversarialMethod
 from robustlib.training import Loss, Stage
 
@@ -17,7 +16,8 @@ class TRADES(AdversarialMethod):
     """min E CE(f(x), y) + beta max KL(p(x) || p(x')) over the ball around x (eq. 5).
 
     The attack climbs the same KL from x + 0.001 N(0, I) in eval mode; the clean side of the KL is not detached. As released,
-    x and x' are forwarded separately in train mode, so BatchNorm sees each batch by itself.
+    x, x' and x again are forwarded separately in train mode, so BatchNorm's statistics move three times a step. Unlike the
+    release, the attack's start is clipped to [0, 1] before its first gradient (there after its first step).
     """
 
     name = "trades"
@@ -38,6 +38,6 @@ class TRADES(AdversarialMethod):
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
 
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return Loss(*trades_loss(model(batch.x), model(x_adv), batch.y, self.beta))
+            return self.trades_loss(model, batch, x_adv, self.beta)
 
         return self.attacking_stage(model, attack, loss)

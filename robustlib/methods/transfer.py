@@ -17,6 +17,13 @@ from robustlib.runs import Run
 from robustlib.training import Loss, Stage
 
 
+# Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
+PUBLISHED: tuple[tuple[float, float], ...] = (
+    *((0, 0), (1, 1), (60, 1), (60, 0.2), (120, 0.2), (120, 0.04)),
+    *((160, 0.04), (160, 0.008), (200, 0.008)),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transfer(RepSpectral):
     """CE(v(phi(x)), y) from a pre-trained encoder phi and a new head v, with rep-spectral's penalty before, in fine-tuning, or never.
@@ -39,13 +46,15 @@ class Transfer(RepSpectral):
     strength: float = 0.0  # lambda, of the penalty in fine-tuning; 0 for none
     cadence: int = 15  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
     weight_decay: float = 0.0  # of fine-tuning
-    schedule: str = "cosine"  # of fine-tuning and of pre-training
+    schedule: str = "cosine"  # of fine-tuning
     include_readout: bool = False  # penalise the new head too, in fine-tuning: ll-spectral
     freeze: bool = False  # fine-tune the head alone, on the features of the encoder in eval mode
     pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first
     source: tuple[int, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
     pretrain_epochs: int = 200  # of pre-training, its burn-in included
     pretrain_lr: float = 0.1  # of pre-training
+    pretrain_schedule: str = "piecewise"  # of pre-training
+    pretrain_points: tuple[tuple[float, float], ...] = PUBLISHED  # "piecewise": (epoch, factor), of pre-training
     pretrain_weight_decay: float = 5e-4  # of pre-training
     pretrain_burn_in: float = 0.8  # share of its epochs without the penalty; the paper's 160 of 200
     pretrain_strength: float = 0.01  # lambda, of the penalty in pre-training; 0 for none
@@ -78,7 +87,7 @@ class Transfer(RepSpectral):
     def pretraining(self) -> RepSpectral:
         """The method that pre-trains, on the same architecture."""
         same = {f.name: getattr(self, f.name) for f in fields(RepSpectral)} | {"preset": "", "ema": 0.0}
-        own = ("epochs", "lr", "weight_decay", "burn_in", "strength", "cadence")
+        own = ("epochs", "lr", "schedule", "points", "weight_decay", "burn_in", "strength", "cadence")
         return RepSpectral(**same | {name: getattr(self, f"pretrain_{name}") for name in own})
 
     def penalised(self) -> tuple[str, ...]:

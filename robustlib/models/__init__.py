@@ -60,7 +60,8 @@ def _resnet(name: str) -> Builder:
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
 ARCHITECTURES: dict[str, Builder] = {
     "mlp": MLP,
-    "mlp_512": partial(MLP, hidden=(512,)),  # one hidden layer, as in rep-spectral's experiments
+    "mlp_512": partial(MLP, hidden=(512,)),
+    "mlp_2000": partial(MLP, hidden=(2000,), scaled=True),  # rep-spectral's MNIST network
     "mlp_8": partial(MLP, hidden=(8,)),  # its toys: XOR
     "mlp_8_8_8": partial(MLP, hidden=(8, 8, 8)),  # and the sinusoid
     "small_cnn": SmallCNN,

@@ -53,6 +53,10 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std, dtype=torch.float32).view(1, -1, 1, 1))
         self.encoder = encoder
         self.head = nn.Linear(int(encoder.out_features), spec.num_classes)  # type: ignore[arg-type]
+        if (std := getattr(encoder, "init_std", None)) is not None:
+            for layer in (m for m in self.modules() if isinstance(m, nn.Linear)):
+                nn.init.normal_(layer.weight, std=std)
+                nn.init.normal_(layer.bias, std=std)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Images in [0, 1] with mean 0 and standard deviation 1 per channel over the training set."""

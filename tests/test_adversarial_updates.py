@@ -11,7 +11,7 @@ from scipy.stats import entropy
 
 from robustlib.attacks import Draws
 from robustlib.errors import InputError
-from robustlib.losses import mart_loss, trades_loss
+from robustlib.losses import mart_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.methods.awp import perturbed
 from robustlib.models import build_model
@@ -94,6 +94,29 @@ def mart_restated(z, z_adv, y, beta):
     p, q = z.softmax(1), z_adv.softmax(1)
     rows = [(p[i] * (p[i].log() - q[i].log())).sum() * (1 - p[i, k]) for i, k in enumerate(y.tolist())]
     return bce(z_adv, y) + beta * torch.stack(rows).mean()
+
+
+def released_trades(m, x, x_adv, y, beta=6.0):
+    """trades.py: x, then x', then x again, each a pass in train mode; KL summed over classes, divided by the batch."""
+    ce = F.cross_entropy(m(x), y)
+    log_q = F.log_softmax(m(x_adv), dim=1)
+    return ce + beta / len(x) * F.kl_div(log_q, F.softmax(m(x), dim=1), reduction="sum")
+
+
+def test_a_trades_update_is_the_one_written_out(digits):
+    model, batch = fresh(digits)
+    still = copy.deepcopy(model).eval()
+    clean = still(batch.x).softmax(1).detach()
+    x_adv = (batch.x + 0.001 * noise("normal")).clamp(0, 1)
+    for _ in range(10):
+        x_adv = x_adv.detach().requires_grad_(True)
+        kl = F.kl_div(still(x_adv).log_softmax(1), clean, reduction="sum")
+        x_adv = x_adv + EPS / 4 * torch.autograd.grad(kl, x_adv)[0].sign()
+        x_adv = (batch.x + (x_adv - batch.x).clamp(-EPS, EPS)).clamp(0, 1)
+    expected = descended(model, lambda m: released_trades(m, batch.x, x_adv.detach(), batch.y))
+    after = updated("trades", digits)
+    same(after, expected)
+    assert after.encoder.stage1[1].num_batches_tracked == 3
 
 
 @pytest.mark.parametrize("beta", [0.0, 5.0])
@@ -234,7 +257,7 @@ def awp_restated(model, loss, gamma):
 
 LOSSES = {
     "pgd_at": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
-    "trades": lambda m, x, x_adv, y: trades_loss(m(x), m(x_adv), y, 6.0)[0],
+    "trades": released_trades,
     "mart": lambda m, x, x_adv, y: mart_restated(m(x), m(x_adv), y, 5.0),
     "n_fgsm": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
 }
@@ -251,7 +274,7 @@ def test_an_update_with_awp_is_the_one_written_out(digits, name, gamma, monkeypa
     (x_adv,) = seen  # found before the weights move; the attacks themselves are tested above
     expected = awp_restated(model, lambda m: LOSSES[name](m, batch.x, x_adv, batch.y), gamma)
     same(after, expected)
-    assert after.encoder.stage1[1].num_batches_tracked == (2 if name in ("trades", "mart") else 1)
+    assert after.encoder.stage1[1].num_batches_tracked == {"trades": 3, "mart": 2}.get(name, 1)
     plain = updated(name, digits)
     assert torch.equal(seen[1], x_adv)
     assert not torch.allclose(plain.head.weight, after.head.weight, rtol=0, atol=1e-6)

@@ -105,8 +105,9 @@ def test_the_two_losses_equal_their_formulas(passes):
             for p in range(4):
                 l1 += (abs(x[i, p] - coarse[n, i, p]) + abs(x[i, p] - fine[n, i, p])) / (passes * 2 * 4)
     assert list(steps) == ["discriminator", "model"]
+    half = (2 * l1 + 0.7 * np.mean(verdict) + 0.2 * 1.7) / 2  # the release's L1 is of images in [-1, 1]
     assert steps["discriminator"].total.item() == pytest.approx(np.mean(hinge), rel=1e-5)
-    assert steps["model"].total.item() == pytest.approx(l1 + 0.7 * np.mean(verdict) + 0.2 * 1.7, rel=1e-5, abs=1e-6)
+    assert steps["model"].total.item() == pytest.approx(half, rel=1e-5, abs=1e-6)
     assert {k: v.item() for k, v in steps["model"].parts.items()} == pytest.approx(
         {"l1": l1, "ce": 1.7, "gan": np.mean(verdict)}, rel=1e-5, abs=1e-6
     )
@@ -151,7 +152,8 @@ def test_tuning_equals_its_formula(digits, target):
     l1 = sum((image.reshape(wanted.shape) - wanted).abs().mean() for image in images)
     assert loss.parts["ce"].item() == pytest.approx(ce.item(), rel=1e-4)
     assert loss.parts["l1"].item() == pytest.approx(l1.item(), rel=1e-4)
-    assert loss.total.item() == pytest.approx((l1 + 0.4 * ce).item(), rel=1e-4)
+    released = sum((2 * image.reshape(wanted.shape) - 1 - (2 * wanted - 1)).abs().mean() for image in images) + 0.4 * ce
+    assert 2 * loss.total.item() == pytest.approx(released.item(), rel=1e-4)
 
 
 def test_lambda_waits_for_its_warm_up(digits):
@@ -159,7 +161,7 @@ def test_lambda_waits_for_its_warm_up(digits):
     batch = first_batch(digits)
     for epoch, weight in ((0, 0.0), (1, 0.0), (2, 3.0)):
         loss = updated(stage, batch, at(epoch))["model"]
-        assert (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
+        assert 2 * (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
 
 
 # ---- attacks inside

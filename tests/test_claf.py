@@ -262,6 +262,9 @@ def test_alf_is_fitted_on_attacked_images_and_aff_by_trades(digits):
     p, q = twin(batch.x).log_softmax(1), twin(x_adv).log_softmax(1)
     expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
     assert torch.isclose(loss.total, expected, rtol=1e-3)
+    twin(batch.x)  # TRADES' release forwards x, x' and x again
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(value.float(), model.state_dict()[key].float(), atol=1e-5), key
     rates = [stages[-1].optimisers["model"].schedule(e) for e in (0.5, 0.7, 0.9)]
     assert np.allclose(rates, [1, 0.1, 0.01])
 

@@ -41,7 +41,7 @@ def first_update(name, dataset, seed=0, **settings):
     (_, loss), *rest = list(stage.passes[0].updates(batch, at))
     assert rest == []
     assert model.training
-    assert model.encoder.stage1[1].num_batches_tracked == (2 if name == "trades" else 1)  # attacks leave no trace
+    assert model.encoder.stage1[1].num_batches_tracked == (3 if name == "trades" else 1)  # attacks leave no trace
     return before, batch, loss
 
 

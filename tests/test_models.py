@@ -186,6 +186,22 @@ def test_mlp_widths_are_free():
     assert count(encoder) == 784 * 2000 + 2000
 
 
+def test_the_scaled_mlp_is_rep_spectrals_mnist_network():
+    """architectures/MLP.py: GELU(W1 x + b1), then (W2 h + b2) / sqrt(2000); weights and biases from N(0, 0.01^2)."""
+    torch.manual_seed(0)
+    model = build_model("mlp_2000", spec((1, 28, 28))).double()
+    hidden, head = model.encoder.layers[0], model.head
+    assert (hidden.weight.shape, head.weight.shape) == ((2000, 784), (10, 2000))
+    for drawn in (hidden.weight, hidden.bias, head.weight):
+        assert abs(drawn.std().item() / 0.01 - 1) < 0.1
+        assert abs(drawn.mean().item()) < 1e-3
+    x = torch.rand(5, 1, 28, 28, dtype=torch.float64)
+    h = nn.functional.gelu(model.normalise(x).flatten(1) @ hidden.weight.T + hidden.bias)
+    assert torch.allclose(model(x), h @ head.weight.T / 2000**0.5 + head.bias, atol=1e-10)
+    plain = build_model("mlp_512", spec((1, 28, 28)))
+    assert plain.head.weight.abs().max() > 0.03, "others keep torch's own start"
+
+
 def test_torchvision_waits_for_a_resnet():
     code = """
 import sys

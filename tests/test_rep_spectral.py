@@ -174,14 +174,25 @@ def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name
     assert [(stage.name, stage.epochs) for stage in alone] == [("regularised", 1)]
 
 
-def test_the_schedule_goes_on_and_momentum_starts_anew(digits):
+def test_the_schedule_goes_on(digits):
     method = made("rep_spectral", epochs=10, burn_in=0.6, schedule="cosine")
     first, last = method.stages(digits, built(method, digits))
     usual = method.lr_schedule()
     for epoch in (0.0, 2.5):
         assert first.optimisers["model"].schedule(epoch) == usual(epoch)
         assert last.optimisers["model"].schedule(epoch) == usual(epoch + 6)
-    assert first.optimisers["model"] is not last.optimisers["model"]
+
+
+def test_momentum_starts_anew_after_the_burn_in(digits, tmp_path, monkeypatch):
+    real, buffers = torch.optim.SGD.step, []
+
+    def step(self, *args):
+        buffers.append(len(self.state))
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    train(made("rep_spectral", epochs=4, burn_in=0.5, train_examples=100, batch_size=50), digits, tmp_path)
+    assert [min(n, 1) for n in buffers] == [0, 1, 1, 1] * 2, "two stages of two epochs of two steps"
 
 
 def trained(name, dataset, root, **settings):

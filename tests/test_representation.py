@@ -552,8 +552,39 @@ def test_joint_map_repeats_and_keeps_neighbourhoods(tmp_path):
     near = torch.cdist(both, both).fill_diagonal_(torch.inf).topk(5, largest=False).indices
     assert (group[near] == group[:, None]).float().mean() > 0.95
     assert made.trustworthiness > 0.85
-    for word in ("Trustworthiness", "10 neighbours", "seed 0", "Distances between clusters"):
+    for word in (
+        "Trustworthiness",
+        "10 neighbours",
+        "seed 0",
+        "small angle between features",
+        "Distances between clusters",
+    ):
         assert word in str(made)
+
+
+def test_a_map_knows_the_neighbours_of_alignment_and_exclusion(monkeypatch):
+    from sklearn.neighbors import NearestNeighbors
+
+    seen = {}
+
+    def graph(u, start, parameters):
+        seen["positions"], seen["distances"] = embedding.nearest(u, parameters["neighbours"])
+        return start
+
+    monkeypatch.setattr(embedding, "_umap", graph)
+    features = 5 + torch.randn(200, 8) * torch.linspace(0.1, 3, 8)  # far off the origin, as behind a ReLU
+    made = embed(features[:100], features[100:], neighbours=16)
+    by_angle = NearestNeighbors(n_neighbors=16, metric="cosine").fit(features).kneighbors(features)
+    assert np.array_equal(seen["positions"][:, 0], np.arange(200)), "itself first"
+    assert np.array_equal(np.sort(seen["positions"]), np.sort(by_angle[1]))
+    assert seen["distances"] == pytest.approx(np.sqrt(2 * by_angle[0].clip(0)), abs=1e-3)
+    about_mean = features - features.mean(0)
+    others = NearestNeighbors(n_neighbors=16, metric="cosine").fit(about_mean).kneighbors(about_mean)[1]
+    shared = np.mean([len(set(a) & set(b)) for a, b in zip(seen["positions"], others, strict=True)]) / 16
+    assert shared < 0.8, "and these are other ones"
+    units = torch.nn.functional.normalize(features, dim=1)
+    scores = (units - units.mean(0)) @ torch.linalg.svd(units - units.mean(0), full_matrices=False).Vh[:2].T
+    assert np.abs(made.pca.reshape(200, 2)) == pytest.approx(scores.abs().numpy(), abs=1e-4)
 
 
 @pytest.fixture
@@ -561,9 +592,9 @@ def no_umap(monkeypatch):
     """UMAP takes ten seconds to compile; here only what is around it counts."""
     calls = []
 
-    def stand_in(reduced, parameters):
+    def stand_in(u, start, parameters):
         calls.append(parameters)
-        return np.ascontiguousarray(reduced[:, :2].numpy())
+        return start.copy()
 
     monkeypatch.setattr(embedding, "_umap", stand_in)
     return calls
@@ -576,14 +607,14 @@ def test_cache_is_keyed_by_features_and_parameters(tmp_path, no_umap):
     assert len(no_umap) == 1
     assert np.array_equal(first.clean, second.clean)
     assert str(first) == str(second)
-    for changed in ({"neighbours": 6}, {"seed": 1}, {"min_dist": 0.25}, {"components": 3}):
+    for changed in ({"neighbours": 6}, {"seed": 1}, {"min_dist": 0.25}):
         embed(f, g, **{"neighbours": 5, "cache": tmp_path, **changed})
     embed(g, f, neighbours=5, cache=tmp_path)
-    assert len(no_umap) == 6
+    assert len(no_umap) == 5
     for file in (tmp_path / "embeddings").iterdir():
         file.write_bytes(b"half")
     embed(f, g, neighbours=5, cache=tmp_path)
-    assert len(no_umap) == 7
+    assert len(no_umap) == 6
 
 
 def test_a_path_of_tables_has_one_map(tmp_path, no_umap):

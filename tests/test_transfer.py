@@ -331,6 +331,18 @@ def test_the_papers_own_values():
     assert (bss.strength, bss.k, bss.burn_in, bss.cadence) == (0.001, 1, 0.0, 1)
 
 
+def test_pre_training_follows_the_released_schedule(digits):
+    """train_reg_transfer.py: one epoch of warm-up, MultiStepLR at 60, 120 and 160 by 0.2."""
+    method = replace(make_method("transfer"), arch="mlp_512")
+    stages = method.stages(digits, built(method, digits))
+    before, after = (stages[k].optimisers["model"].schedule for k in (0, 1))
+    for epoch, factor in ((0, 0), (0.5, 0.5), (1, 1), (59.9, 1), (60, 0.2), (119.9, 0.2), (120, 0.04), (159.9, 0.04)):
+        assert before(epoch) == pytest.approx(factor), epoch
+    assert [stage.epochs for stage in stages[:2]] == [160, 40]
+    assert after(0) == after(39.9) == pytest.approx(0.008)
+    assert stages[0].optimisers["model"].lr == 0.1
+
+
 def test_the_study_has_the_rows_of_both_tables():
     study = read_study("spectral-transfer")
     arms = [arm_name(arm, study.preset) for arm in study.arms]

@@ -30,8 +30,8 @@ def test_barlow_twins_equals_its_double_loop(off_diagonal, eps):
     a, b = 3 * torch.randn(9, 5) + 2, torch.randn(9, 5)
     wanted = restated(a, b, off_diagonal, eps)
     assert barlow_twins_loss(a, b, off_diagonal, eps=eps).item() == pytest.approx(wanted, rel=1e-5)
-    divided = barlow_twins_loss(a, b, off_diagonal, eps=eps, per_image=True)
-    assert divided.item() == pytest.approx(wanted / 9, rel=1e-5)
+    twice = barlow_twins_loss(torch.cat([a, a]), torch.cat([b, b]), off_diagonal, eps=eps)
+    assert twice.item() == pytest.approx(wanted, rel=1e-5), "the batch divides the cross-correlation alone"
 
 
 def test_barlow_twins_where_it_is_known():

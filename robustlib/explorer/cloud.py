@@ -9,6 +9,7 @@ import torch
 from robustlib.explorer.grid import Grid
 from robustlib.figures.canvas import looks
 from robustlib.representation import embed_path, principal_components
+from robustlib.representation.geometry import unit
 
 FEW = 10  # classes that colours and names can still tell apart
 MANY = ("#0173b2", "#d55e00")  # clean and adversarial images where they are more
@@ -24,13 +25,13 @@ class View:
 
 
 def pca_view(grid: Grid, layer: str) -> View:
-    """The first two principal components of all steps together."""
+    """The first two principal components of the unit vectors of all steps together."""
     tables = grid.tables(layer)
-    scores, shares = principal_components(torch.cat(tables), 2)
+    scores, shares = principal_components(unit(torch.cat(tables)), 2)
     flat = np.pad(scores.numpy(), ((0, 0), (0, 2 - scores.shape[1])))
     return View(
         flat.reshape(len(tables), -1, 2),
-        f"PCA of clean and adversarial features of all radii together; the two axes hold {float(shares[:2].sum()):.0%} of the variance.",
+        f"PCA of clean and adversarial features of all radii together, each scaled to length 1; the two axes hold {float(shares[:2].sum()):.0%} of the variance.",
     )
 
 

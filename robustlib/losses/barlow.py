@@ -6,9 +6,7 @@ from torch import Tensor
 from robustlib.errors import InputError
 
 
-def barlow_twins_loss(
-    a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps: float = 1e-5
-) -> Tensor:
+def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps: float = 1e-5) -> Tensor:
     """sum_i (1 - C_ii)^2 + off_diagonal sum_i sum_{j != i} C_ij^2, a scalar in float32, in any autocast (Zbontar et al. 2021, eq. 1).
 
     C (D, D) is the cross-correlation of the projections over the batch (eq. 2),

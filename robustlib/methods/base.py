@@ -65,7 +65,7 @@ class Method:
     weight_decay: float = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
     optimiser: str = "sgd"  # "sgd" or "adam"
     schedule: str = "step"  # one of robustlib.training.SCHEDULES
-    milestones: tuple[float, ...] = (100, 105)  # "step": epochs, counted from 0, at which the learning rate falls to a tenth
+    milestones: tuple[float, ...] = (100, 105)  # "step": epochs (from 0) at which the learning rate falls to a tenth
     points: tuple[tuple[float, float], ...] = ()  # "piecewise": (epoch, factor)
     ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 for none
     norm: Norm | None = None  # of the threat; None takes the data set's

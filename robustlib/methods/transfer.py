@@ -16,7 +16,6 @@ from robustlib.models import Classifier
 from robustlib.runs import Run
 from robustlib.training import Loss, Stage
 
-
 # Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
 PUBLISHED: tuple[tuple[float, float], ...] = (
     *((0, 0), (1, 1), (60, 1), (60, 0.2), (120, 0.2), (120, 0.04)),

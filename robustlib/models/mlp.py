@@ -23,7 +23,9 @@ class MLP(nn.Module):
     def __init__(self, image_shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, scaled: bool = False) -> None:
         super().__init__()
         self.out_features = hidden[-1]
-        self.init_std = 0.01 if scaled else None  # of all linear layers, read by Classifier; None leaves torch's own start
+        self.init_std = (
+            0.01 if scaled else None
+        )  # of all linear layers, read by Classifier; None leaves torch's own start
         layers: list[nn.Module] = []
         for wide, narrow in pairwise([prod(image_shape), *hidden]):
             layers += [nn.Linear(wide, narrow), nn.GELU(), *([Scale(narrow**-0.5)] if scaled else [])]

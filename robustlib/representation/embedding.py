@@ -1,6 +1,8 @@
-"""One map for clean and adversarial features: PCA to 50 dimensions, then UMAP, fitted on both together.
+"""One map for clean and adversarial features: UMAP of their nearest neighbours by angle, fitted on both together.
 
-Fitted on the clean ones alone, UMAP would push adversarial points to the edges of clusters and fake or hide a gap.
+Fitted on the clean ones alone, UMAP would push adversarial points to the edges of clusters and fake or hide a gap. Near means here
+what it means for alignment, exclusion and trustworthiness: a small distance between unit vectors, that is a small angle at the origin.
+Angles about the mean, as after a centred PCA, name other neighbours: the features of ReLU networks lie far off the origin.
 """
 
 import hashlib
@@ -32,8 +34,8 @@ class Embedding:
 
     Args:
         points: UMAP coordinates, float32 (T, N, 2).
-        pca: the first two principal components, float32 (T, N, 2).
-        explained: share of the variance that those two hold, in [0, 1].
+        pca: the first two principal components of the unit vectors, float32 (T, N, 2).
+        explained: share of their variance that those two hold, in [0, 1].
         trustworthiness, pca_trustworthiness: of the two views, in [0, 1], see `trustworthiness`.
         parameters: how the map was made.
     """
@@ -70,9 +72,9 @@ class Embedding:
         """How the map was made, in sentences."""
         p, (tables, n, _) = self.parameters, self.points.shape
         return (
-            f"UMAP of {n} clean images and {(tables - 1) * n} changed ones, fitted together after PCA to "
-            f"{p['components']} dimensions ({p['neighbours']} neighbours, min_dist {p['min_dist']:g}, {p['metric']}, seed "
-            f"{p['seed']}). Distances between clusters and their sizes mean nothing."
+            f"UMAP of {n} clean images and {(tables - 1) * n} changed ones, fitted together ({p['neighbours']} neighbours, min_dist "
+            f"{p['min_dist']:g}, seed {p['seed']}). Near means a small angle between features, seen from the origin, as for "
+            "alignment and exclusion. Distances between clusters and their sizes mean nothing."
         )
 
     def __str__(self) -> str:
@@ -93,7 +95,6 @@ def embed_path(
     *,
     neighbours: int = 30,
     min_dist: float = 0.5,
-    components: int = 50,
     seed: int = 0,
     cache: Path | str | None = None,
 ) -> Embedding:
@@ -104,7 +105,6 @@ def embed_path(
             several growing ones, or of other copies; 5 000 to 10 000 rows in all show enough.
         neighbours: of UMAP's graph, fewer than T N.
         min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
-        components: dimensions that PCA leaves, at least 2.
         seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
         cache: directory (a run's) where coordinates are kept below embeddings/ under a digest of the features, the
             parameters and the versions of the packages; the same call takes them from there.
@@ -116,16 +116,15 @@ def embed_path(
         raise InputError("A map needs features: give at least one table.")
     tables = as_features(*(table.cpu() for table in tables))
     check_neighbours(len(tables) * len(tables[0]) - 1, neighbours)
-    if neighbours < 2 or components < 2 or not 0 <= min_dist <= 1:
-        asked = f"neighbours={neighbours!r}, components={components!r}, min_dist={min_dist!r}"
-        raise InputError(f"UMAP with {asked}: give at least 2 neighbours and components, and min_dist in [0, 1].")
+    if neighbours < 2 or not 0 <= min_dist <= 1:
+        asked = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
+        raise InputError(f"UMAP with {asked}: give at least 2 neighbours, and min_dist in [0, 1].")
     parameters: dict[str, Any] = {
         "neighbours": neighbours,
         "min_dist": min_dist,
-        "components": components,
         "seed": seed,
+        "metric": "angle",
     }
-    parameters |= {"metric": "cosine"}
     file = None if cache is None else Path(cache) / "embeddings" / f"{_key(tables, parameters)}.npz"
     stored = None if file is None else _load(file, parameters)
     if stored is not None:
@@ -137,50 +136,48 @@ def embed_path(
 
 
 def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> Embedding:
-    every = torch.cat(tuple(tables))
-    reduced, shares = principal_components(every, parameters["components"])
-    flat, pca = _umap(reduced, parameters), reduced[:, :2].numpy().copy()
-    if pca.shape[1] < 2:
-        pca = np.pad(pca, ((0, 0), (0, 1)))
+    every = unit(torch.cat(tuple(tables)))
+    plane, shares = principal_components(every, 2)
+    pca = np.pad(plane.numpy(), ((0, 0), (0, 2 - plane.shape[1])))
+    flat = _umap(every, pca, parameters)
     trust = [trustworthiness(every, torch.from_numpy(view)) for view in (flat, pca)]
     points, pca = (view.reshape(len(tables), -1, 2) for view in (flat, pca))
     return Embedding(points, pca, float(shares[:2].sum()), trust[0], trust[1], parameters)
 
 
-def _umap(table: Tensor, parameters: Mapping[str, Any]) -> np.ndarray:
-    """Coordinates float32 (N, 2) of a table (N, D)."""
-    graph = _neighbours(table, parameters["neighbours"])
+def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Coordinates float32 (N, 2) of unit vectors (N, D), from their graph of neighbours and first coordinates (N, 2)."""
+    graph = nearest(u, parameters["neighbours"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # that TensorFlow is missing, which only ParametricUMAP needs
         warnings.filterwarnings("ignore", "precomputed_knn.2.", UserWarning)  # that no new points can be added
         from umap import UMAP
 
-        # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021);
-        # a seed allows one thread only, and saying so spares a warning.
+        # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021); beside
+        # the graph, UMAP looks at the data for this alone. A seed allows one thread only, and saying so spares a warning.
         made = UMAP(
             n_neighbors=parameters["neighbours"],
             min_dist=parameters["min_dist"],
-            metric=parameters["metric"],
             random_state=parameters["seed"],
             precomputed_knn=graph,
             init="pca",
             n_jobs=1,
         )
-        return np.asarray(made.fit_transform(table.numpy()), dtype=np.float32)
+        return np.asarray(made.fit_transform(start), dtype=np.float32)
 
 
-def _neighbours(table: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of each row by cosine, itself first: positions and distances (N, k).
+def nearest(u: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each of N unit vectors (N, D), itself first: positions int64 and distances |u - v| float32, (N, k).
 
     UMAP would compile an approximate search for this, which takes longer than the exact answer for 10 000 points.
     """
-    u, n = unit(table), len(table)
+    n = len(u)
     positions, distances = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32)
     for rows in torch.arange(n).split(rows_at_once(n)):
-        away = 1 - u[rows] @ u.T
-        away[torch.arange(len(rows)), rows] = -1
-        near = away.topk(k, dim=1, largest=False)
-        positions[rows], distances[rows] = near.indices.numpy(), near.values.clamp_min(0).numpy()
+        likeness = u[rows] @ u.T
+        likeness[torch.arange(len(rows)), rows] = torch.inf
+        near = likeness.topk(k, dim=1)
+        positions[rows], distances[rows] = near.indices.numpy(), (2 - 2 * near.values).clamp_min(0).sqrt().numpy()
     return positions, distances
 
 

@@ -180,6 +180,53 @@ def test_presets_set_only_what_exists(preset):
     assert set(content["report"]) <= set(METHODS) & set(content)
 
 
+@pytest.mark.parametrize("preset", preset_names())
+def test_values_of_an_architecture_are_fields_of_the_method(preset):
+    for name, section in load_preset(preset).items():
+        for arch, values in (section.get("architectures", {}) if name in METHODS and section else {}).items():
+            method = make_method(name, preset, arch=arch)
+            assert {key: getattr(method, key) for key in values} == values
+
+
+def test_a_preset_has_values_of_its_own_for_an_architecture():
+    assert make_method("rep_spectral", "digits").strength == 0.1
+    for name in ("rep_spectral", "ll_spectral"):
+        method = make_method(name, "digits", arch="small_cnn")
+        assert (method.strength, method.lr, method.advice("small_cnn")) == (0.001, 0.1, [])
+        assert method.changes("small_cnn") == {"arch": "small_cnn", "strength": 0.001}
+    assert make_method("rep_spectral", "digits", arch="small_cnn", strength=0.5).strength == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "changes", "named", "silent"),
+    [
+        (
+            "rep_spectral",
+            "mlp",
+            {},
+            ["strength=0.1", "lr=0.1", "epochs=100", "for mlp_512, not for mlp"],
+            ["seed", "arch="],
+        ),
+        ("rep_spectral", "mlp", {"strength": 0.5}, ["lr=0.1"], ["strength"]),
+        ("cross_lipschitz", "small_cnn", {}, ["strength=0.01"], []),
+        ("pgd_at", "mlp", {}, ["lr=0.2", "epochs=40", "for small_cnn, not for mlp"], ["attack_steps", "ema"]),
+    ],
+)
+def test_values_chosen_for_another_architecture_are_named(name, arch, changes, named, silent):
+    (said,) = make_method(name, "digits", arch=arch, **changes).advice(arch)
+    for text in named:
+        assert text in said
+    for text in silent:
+        assert text not in said
+
+
+def test_an_architecture_that_the_values_are_for_needs_no_word():
+    for name in METHODS:
+        assert make_method(name, "digits").advice(make_method(name, "digits").arch) == []
+    assert make_method("pgd_at", "cifar10-paper", arch="wrn34_10").advice("wrn34_10") == [], "the paper's own values"
+    assert make_method("pgd_at").advice("mlp") == []
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_tells_readers_what_it_is(name):
     kind = METHODS[name]

@@ -17,6 +17,7 @@ from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json
+from robustlib.tables import warnings
 from robustlib.threat import Threat
 from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.ema import EMA
@@ -204,6 +205,9 @@ class Scripted:
 
     def changes(self, arch):
         return {}
+
+    def advice(self, arch):
+        return []
 
     def threat(self, dataset):
         return dataset.threat
@@ -413,6 +417,19 @@ def test_learns_and_reports(tmp_path, digits, capsys):
     assert "epoch 3/3" in said
     assert "left" in said
     assert "PGD-10" in said
+
+
+def test_a_run_says_whose_values_it_has(tmp_path, few, capsys):
+    run = fit(make_method("standard", "digits", arch="mlp", epochs=2), few, root=tmp_path, device="cpu")
+    first, *rest = run.metrics().warnings
+    assert len(first) == 1
+    assert "lr=0.2" in first[0]
+    assert "for small_cnn, not for mlp" in first[0]
+    assert not any(rest)
+    assert f"warning: {first[0]}" in capsys.readouterr().out
+    assert f"- before training: {first[0]}" in warnings(run.metrics())
+    usual = fit(small("standard"), few, root=tmp_path, device="cpu", progress=False)
+    assert not any(usual.metrics().warnings)
 
 
 # ---- validation

@@ -34,12 +34,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One training to be: its run directory, the notebook that does it, and its number of epochs."""
+    """One training to be: its run directory, the notebook that does it, its number of epochs, what to know before it starts."""
 
     run: Run
     task: Task
     name: str
     epochs: int
+    advice: Sequence[str] = ()  # see Method.advice
 
     @property
     def current(self) -> bool:
@@ -111,7 +112,7 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Jo
             )
         )
         title = " · ".join([method.name, *changed, f"seed {seed}"])
-        jobs.append(Job(run, task, title, method.all_epochs))
+        jobs.append(Job(run, task, title, method.all_epochs, method.advice(method.arch)))
     return list({job.run.path: job for job in jobs}.values())  # changes that restate the preset make no second run
 
 

@@ -20,3 +20,8 @@ def say(sentence: str, more: str = "") -> None:
     err.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=True)
     if more:
         err.print(Text(more, style="dim"), soft_wrap=True)
+
+
+def warn(sentence: str) -> None:
+    """What to know, on stderr; nothing is stopped by it."""
+    err.print(Text.assemble(("Warning: ", "bold yellow"), sentence), soft_wrap=True)

@@ -24,7 +24,7 @@ from robustlib.cli.options import (
     Seeds,
     Timeout,
 )
-from robustlib.cli.shell import app, out, say
+from robustlib.cli.shell import app, out, say, warn
 from robustlib.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _run(
     from robustlib.batch import measure_claimed, publish
     from robustlib.workbook import run_all
 
+    for text in dict.fromkeys(f"{job.run.path.parent.name}: {said}" for job in jobs for said in job.advice):
+        warn(text)
     if dry:
         out.print(console.planned(jobs, options.rerun))
         out.print(

@@ -43,7 +43,9 @@ def _row(run: Run) -> dict[str, Any]:
     rows = {row["attack"]: row for row in results["rows"]}
     bounds = {f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")}
     last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
-    said = metrics["warnings"].iloc[-1] if len(metrics) else []
+    said = (
+        [*metrics["warnings"].iloc[0], *metrics["warnings"].iloc[-1]] if len(metrics) else []
+    )  # of the setting, of the end
     return {
         **{name: params.get(name) for name in FACTS},
         "threat": results["threat"],

@@ -163,6 +163,12 @@ class Method:
         mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"} | {"arch": arch}
         return {name: value for name, value in mine.items() if value != getattr(usual, name)}
 
+    def advice(self, arch: str) -> list[str]:
+        """What a reader of a run on this architecture must know: values of the preset that were chosen for another one."""
+        from robustlib.methods.presets import foreign_values
+
+        return [said] if (said := foreign_values(self, arch)) else []
+
     def command(self, dataset: str, arch: str, seed: int, precision: str) -> str:
         """The command that repeats a run of this method."""
         from robustlib.methods.presets import preset_dataset

@@ -14,6 +14,7 @@ from robustlib.methods.base import Method
 from robustlib.methods.registry import METHODS
 
 PRESETS = Path(__file__).parent.parent / "presets"
+ARCHITECTURES = "architectures"  # in a method's section: architecture -> values that were chosen for it
 
 
 def preset_names() -> list[str]:
@@ -44,6 +45,8 @@ def preset_dataset(name: str) -> str:
 def make_method(name: str, preset: str | None = None, **overrides: Any) -> Method:
     """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated.
 
+    Of a preset these are its `common` values, those of the method's section, and those that the section has for the architecture.
+
     Raises:
         InputError: unknown method, preset or hyper-parameter (it names the nearest), or a value of the wrong type or range.
     """
@@ -52,15 +55,47 @@ def make_method(name: str, preset: str | None = None, **overrides: Any) -> Metho
     kind = METHODS[name]
     values: dict[str, Any] = {}
     if preset is not None:
-        content = load_preset(preset)
-        values = {**content["common"], **(content.get(name) or {}), "preset": preset}
+        values = _preset_values(name, preset, overrides.get("arch"))
     known = {f.name for f in fields(kind)}
-    values = {k: v for k, v in values.items() if k in known or k not in _all_fields()}
     for key in [*values, *overrides]:
         if key not in known:
             raise unknown(f"hyper-parameter of {name}", key, known)
     hints = typing.get_type_hints(kind)
     return kind(**{k: _typed(name, k, v, hints[k]) for k, v in {**values, **overrides}.items()})
+
+
+def _preset_values(name: str, preset: str, arch: str | None) -> dict[str, Any]:
+    """What a preset sets of a method's fields, for an architecture (None: the preset's own)."""
+    content = load_preset(preset)
+    section = dict(content.get(name) or {})
+    chosen = section.pop(ARCHITECTURES, {})
+    values = {**content["common"], **section, "preset": preset}
+    values |= chosen.get(arch or values["arch"], {})
+    known = {f.name for f in fields(METHODS[name])}
+    return {k: v for k, v in values.items() if k in known or k not in _all_fields()}
+
+
+def foreign_values(method: Method, arch: str) -> str:
+    """A sentence that names the values a method has from its preset that were chosen for another architecture than `arch`; or "".
+
+    Chosen are the values of the method's section, and of the common ones those that are not the paper's. A preset that has values of its
+    own for `arch` leaves nothing to say, and what was overridden is not named.
+    """
+    if not method.preset or method.name not in METHODS:
+        return ""
+    usual, paper = make_method(method.name, method.preset), make_method(method.name)
+    section = load_preset(method.preset).get(method.name) or {}
+    if arch == usual.arch or arch in section.get(ARCHITECTURES, {}):
+        return ""
+    names = [name for name in _preset_values(method.name, method.preset, None) if name not in ("preset", "arch")]
+    chosen = [name for name in names if name in section or getattr(usual, name) != getattr(paper, name)]
+    same = [f"{name}={getattr(method, name)}" for name in chosen if getattr(method, name) == getattr(usual, name)]
+    if not same:
+        return ""
+    return (
+        f"{', '.join(same)}: chosen by the preset {method.preset} for {usual.arch}, not for {arch}. The outcome may be far from this "
+        "architecture's best: choose values on validation images."
+    )
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:

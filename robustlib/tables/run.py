@@ -136,7 +136,7 @@ def warnings(metrics: "pd.DataFrame") -> str:
     said = [(n, text) for n, texts in zip(metrics.get("epoch_total", []), lists, strict=False) for text in texts]
     if not said:
         return "No catastrophic or robust overfitting was detected."
-    return "**Warnings**\n\n" + "\n".join(f"- epoch {epoch}: {text}" for epoch, text in said)
+    return "**Warnings**\n\n" + "\n".join(f"- {f'epoch {n}' if n else 'before training'}: {text}" for n, text in said)
 
 
 def provenance(facts: Mapping[str, Any], path: object = "") -> "pd.DataFrame":

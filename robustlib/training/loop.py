@@ -49,6 +49,7 @@ class Training:
             self.model.compile()
         self.train, self.val = dataset.train.to(device), dataset.val.to(device)
         self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
+        self.advice = method.advice(run.params()["arch"])
         self.saved = checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:
@@ -218,11 +219,12 @@ class Training:
         mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
         watch = self.stage.adversarial and self.stage.watched and row["epoch"]
         row["warnings"] = overfitting(mine, self.state.best_robust, result.robust) if watch else []
+        row["warnings"] += [] if self.state.rows else self.advice  # said once, of the run before its first epoch
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]
         self.state.rows.append(row)
-        if self.progress and row["epoch"]:
+        if self.progress and (row["epoch"] or row["warnings"]):
             print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
 
     def _probed(self, probes: Mapping[str, Probe]) -> dict[str, float]:

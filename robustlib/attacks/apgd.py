@@ -26,7 +26,8 @@ class APGD(Hunter):
     """Auto-PGD (Croce and Hein 2020, algorithm 1).
 
     The step starts at 2 eps and is halved at checkpoints where the objective rose too rarely or not at all; the example then
-    goes on from its best point. An example leaves at its first success.
+    goes on from its best point. An example leaves at its first success. The authors' code compares the objective after the first step
+    with 0, by a slip, to count it as a rise; here, as in the algorithm, it is compared with that of the start.
 
     Args:
         threat: the allowed perturbations.

@@ -57,10 +57,10 @@ class Hunt:
     def _judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.search.stochastic:
             right = self.search.verdicts(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
-            return 1 - right.nan_to_num(0.0).mean(0), torch.zeros(len(y), dtype=torch.bool, device=y.device)
+            return 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros(len(y), dtype=torch.bool, device=y.device)
         logits = self.search.logits(x_adv)
         gone = fooled(logits, y)
-        return torch.where(gone, torch.inf, margin(logits, y)), gone
+        return torch.where(gone, torch.inf, margin(logits, y)).float(), gone
 
 
 class Hunter:

@@ -104,7 +104,7 @@ class Search:
     viewed: bool = False  # on a View: whatever class a search aims at, any wrong answer of the judge is a success
 
     def verdicts(self, x: Tensor, draws: int = 1) -> Tensor:
-        """Logits (draws, B, K) of the model that decides, in float32, without gradients."""
+        """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self._each(self.model, x, draws)
 
@@ -163,7 +163,7 @@ class Search:
         if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
             upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits.dtype)
             (part,) = torch.autograd.grad(logits, x, upstream, materialize_grads=True)
-        return logits.detach().float().view(n, len(x), -1), largest, part
+        return _exact(logits.detach()).view(n, len(x), -1), largest, part
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
@@ -178,9 +178,14 @@ class Search:
 
     def _draws_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
         def look(n: int) -> Tensor:
-            return model(repeated(x, n)).float().view(n, len(x), -1)
+            return _exact(model(repeated(x, n))).view(n, len(x), -1)
 
         return torch.cat(list(self.room.shares(model, len(x), draws, look)))
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where the model computes in it: rounding would decide which of two near values is larger."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _mean(each: Tensor) -> Tensor:

@@ -1,0 +1,337 @@
+"""Changes one constant, sign or comparison of the package at a time and asks whether the tests notice.
+
+    taskset -c 1 python benchmarks/mutants.py                 # rewrites benchmarks/mutants.md
+    python benchmarks/mutants.py --only apgd --out -          # those of one file or method, on the terminal
+
+Each mutant is made in a copy of the checkout, where the named test files run until the first failure. A mutant that lives there is
+tried on the whole suite before it is called alive.
+"""
+
+import argparse
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from side_by_side import machine, markdown
+
+ROOT = Path(__file__).parent.parent
+COPIED = (
+    "robustlib",
+    "tests",
+    "notebooks",
+    "benchmarks",
+    "reports",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "CONTRIBUTING.md",
+)
+MOST_ALIVE = 2
+LIMIT = 1800  # seconds; tests that do not end have noticed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` stands once in robustlib/`file` and becomes `new`; `tests` are the files that should notice."""
+
+    file: str
+    old: str
+    new: str
+    what: str
+    tests: str
+    reason: str = ""  # why it may live
+
+
+MUTANTS = (
+    # attacks
+    Mutant("attacks/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 1.0", "APGD without momentum", "trajectories"),
+    Mutant(
+        "attacks/apgd.py",
+        "self.step / 2, self.step)",
+        "self.step / 1, self.step)",
+        "APGD never halves its step",
+        "trajectories",
+    ),
+    Mutant(
+        *("attacks/apgd.py", "_mix(halve, self.best, self.x), _mix", "_mix(halve, self.x, self.x), _mix"),
+        *("APGD does not return to its best point", "trajectories"),
+    ),
+    Mutant(
+        "attacks/apgd.py",
+        "2 * self.threat.eps)",
+        "1 * self.threat.eps)",
+        "APGD starts with a step of eps",
+        "trajectories",
+    ),
+    Mutant(
+        "attacks/apgd.py", "& ~self.halved", "& self.halved", "APGD's second condition turned round", "trajectories"
+    ),
+    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "trajectories"),
+    Mutant("attacks/apgd.py", "0.03,\n", "0.04,\n", "APGD's checkpoints come sooner", "autoattack trajectories"),
+    Mutant(
+        *("attacks/apgd.py", "classes[hunt.here, round_ // self.restarts]", "classes[hunt.here, 0]"),
+        *("APGD-T always aims at one class", "trajectories"),
+    ),
+    Mutant("attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "trajectories"),
+    Mutant("attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "trajectories"),
+    Mutant(
+        "attacks/autoattack.py", "queries: int = 5000", "queries: int = 500", "Square of 500 queries", "trajectories"
+    ),
+    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "trajectories"),
+    Mutant(
+        "attacks/fab.py",
+        "points.x + self.beta * (x - points.x)",
+        "x",
+        "FAB does not go back",
+        "trajectories tangent autoattack",
+    ),
+    Mutant(
+        "attacks/square.py", "best[at] + 2 * eps", "best[at] + 1 * eps", "Square's step is half as long", "autoattack"
+    ),
+    Mutant(
+        "attacks/square.py",
+        "budget + unused / channels",
+        "budget + 0 * unused",
+        "Square in L2 forgets what is unused",
+        "autoattack",
+    ),
+    Mutant(
+        "attacks/objectives.py",
+        "top[:, 2] + TINY)\n    gap",
+        "top[:, 1] + TINY)\n    gap",
+        "DLR divides by another gap",
+        "attacks",
+    ),
+    Mutant(
+        "attacks/pgd.py",
+        "GAUSSIAN_SCALE = 0.001",
+        "GAUSSIAN_SCALE = 0.01",
+        "TRADES' start ten times as wide",
+        "adversarial_updates",
+    ),
+    Mutant("threat.py", "gradient.sign()", "gradient.sign().neg()", "PGD descends", "attacks"),
+    # losses
+    Mutant(
+        "losses/barlow.py",
+        "one.T @ other / len(a)",
+        "one.T @ other",
+        "Barlow Twins' correlations are sums",
+        "transfer_losses",
+    ),
+    Mutant(
+        "losses/robust.py", 'reduction="batchmean"', 'reduction="mean"', "TRADES' KL is a mean over classes", "methods"
+    ),
+    Mutant("losses/robust.py", "1 - log_w.gather", "0 - log_w.gather", "MART's weight is -p", "adversarial_updates"),
+    Mutant("losses/supcon.py", "positive.sum(1).clamp_min(1)", "len(u)", "SupCon divides by all rows", "supcon"),
+    Mutant(
+        "losses/contrastive.py", "alpha * away", "(1 - alpha) * away", "ANCRA freezes the other side", "contrastive"
+    ),
+    Mutant("losses/spectral.py", "eigenvectors[:, -1]", "eigenvectors[:, 0]", "sigma_min for sigma_max", "spectral"),
+    Mutant(
+        "losses/cross_lipschitz.py",
+        "return 2 * total",
+        "return 1 * total",
+        "cross-Lipschitz by half",
+        "spectral rep_spectral",
+    ),
+    Mutant(
+        "losses/disentangled.py",
+        "-torch.inf).argmax(1)",
+        "torch.inf).argmax(1)",
+        "AFD's c is the label",
+        "disentangled afd",
+    ),
+    # methods
+    Mutant("methods/trades.py", "beta: float = 6.0", "beta: float = 5.0", "TRADES' beta", "published"),
+    Mutant(
+        *(
+            "methods/adversarial.py",
+            "            model(batch.x)\n        return Loss",
+            "            pass\n        return Loss",
+        ),
+        *("TRADES forwards x once", "adversarial_updates"),
+    ),
+    Mutant("methods/mart.py", "(74, 89, 99)", "(75, 90, 100)", "MART's rate falls an epoch late", "published"),
+    Mutant("methods/ancra.py", "zeta: float = 3.0", "zeta: float = 2.0", "ANCRA's zeta", "published"),
+    Mutant("methods/claf.py", "refresh_passes: int = 5", "refresh_passes: int = 1", "CLAF refreshes once", "published"),
+    Mutant(
+        "methods/claf.py", "aug_epochs: int = 60", "aug_epochs: int = 50", "CLAF's first stage is shorter", "published"
+    ),
+    Mutant(
+        "methods/afd.py",
+        'return 2 if self.mode == "repo"',
+        'return 1 if self.mode == "repo"',
+        "AFD's second update is lost",
+        "afd",
+    ),
+    Mutant("methods/atop.py", "cls_weight: float = 0.05", "cls_weight: float = 0.1", "AToP's lambda", "published"),
+    Mutant("methods/purifying.py", "weight / 2 * loss", "weight * loss", "AToP's L1 on [0, 1]", "atop"),
+    Mutant(
+        "methods/regularised.py",
+        "at.step % self.cadence == 0",
+        "at.step % self.cadence == 1",
+        "the penalty comes a step late",
+        "rep_spectral",
+    ),
+    Mutant(
+        "methods/rep_spectral.py",
+        'return ("encoder.",)',
+        'return ("encoder.", "head")',
+        "rep-spectral penalises the readout",
+        "rep_spectral",
+    ),
+    Mutant("methods/transfer.py", "(60, 0.2)", "(60, 0.1)", "transfer's rate falls to a tenth", "transfer"),
+    Mutant("methods/awp.py", "g.norm() + TINY) * g", "g.norm() + TINY) * -g", "AWP descends", "adversarial_updates"),
+    Mutant("models/mlp.py", "narrow**-0.5", "narrow**-1.0", "rep-spectral's network scaled by 1/width", "models"),
+    Mutant(
+        "models/reverse_attention.py",
+        "AUXILIARY_WEIGHT = 2.0",
+        "AUXILIARY_WEIGHT = 1.0",
+        "ANCRA's auxiliary heads weigh 1",
+        "published",
+    ),
+    Mutant(
+        "training/ema.py",
+        "/ (10 + self.updates)",
+        "/ (1 + self.updates)",
+        "EMA starts at its long-run decay",
+        "training",
+    ),
+    # statistics and evaluation
+    Mutant(
+        "claims/statistics.py", "max(n - 1, 1))\n    sd = sd", "max(n, 1))\n    sd = sd", "deviation by n", "claims"
+    ),
+    Mutant(
+        "claims/statistics.py",
+        "1 - level / 2, n - 1)) * sd",
+        "1 - level, n - 1)) * sd",
+        "a one-sided interval",
+        "claims",
+    ),
+    Mutant(
+        "claims/statistics.py", "(m - rank) * p", "(m - rank - 1) * p", "Holm corrects for one claim fewer", "claims"
+    ),
+    Mutant("evaluation/numbers.py", "z2 / 4 / n**2", "z2 / 2 / n**2", "Wilson's interval too wide", "evaluation"),
+    Mutant(
+        "evaluation/numbers.py",
+        'table["draw"] % 2 == 1]',
+        'table["draw"] % 2 == 0]',
+        "chosen and scored on the same draws",
+        "randomised evaluation",
+    ),
+    Mutant(
+        "representation/embedding.py",
+        "(2 * n - 3 * k - 1)",
+        "(2 * n - 3 * k + 1)",
+        "trustworthiness's denominator",
+        "representation",
+    ),
+    Mutant(
+        "representation/embedding.py", "every = unit(", "every = (", "maps by distance, not by angle", "representation"
+    ),
+    Mutant(
+        "representation/geometry.py",
+        "* (u * (sums[y] - u))",
+        "* (u * sums[y])",
+        "an example is its own pair",
+        "representation",
+    ),
+)
+
+
+def applied(mutant: Mutant, root: Path) -> None:
+    """Writes the mutant below `root`.
+
+    Raises:
+        ValueError: `old` does not stand there exactly once: the list is behind the code.
+    """
+    path = root / "robustlib" / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has {text.count(mutant.old)} times {mutant.old!r}: mend the list of mutants.")
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def tested(root: Path, files: Sequence[str]) -> int:
+    """pytest's exit code of these files (none: all) in the copy at `root`; 1 also where they did not end in time."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": ""}
+    names = [f"tests/test_{name}.py" for name in files]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
+    try:
+        return subprocess.run(
+            command, cwd=root, env={**os.environ, **threads}, capture_output=True, timeout=LIMIT
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return 1
+
+
+def tried(mutant: Mutant) -> dict[str, object]:
+    """A row of the table."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, root / name)
+        applied(mutant, root)
+        code = tested(root, mutant.tests.split())
+        where = mutant.tests
+        if code == 0:
+            code, where = tested(root, ()), "the whole suite"
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest ended with {code} on {mutant.what!r} ({where}): its tests did not run.")
+    row: dict[str, object] = {"mutant": mutant.what, "file": mutant.file}
+    row |= {"change": f"`{_line(mutant.old)}` → `{_line(mutant.new)}`"}
+    row |= {"caught by": where if code else "**alive**" + (f": {mutant.reason}" if mutant.reason else "")}
+    print(
+        f"{mutant.what}: {'caught' if code else 'ALIVE'} ({time.perf_counter() - started:.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return row
+
+
+def _line(text: str) -> str:
+    return text.strip().partition("\n")[0].replace("|", "\\|")
+
+
+def report(rows: Sequence[dict[str, object]]) -> str:
+    """The table with its claim, as Markdown."""
+    alive = sum(str(row["caught by"]).startswith("**alive") for row in rows)
+    holds = "holds" if alive <= MOST_ALIVE else "**does not hold**"
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    return f"""# Do the tests notice? {len(rows)} changes of one constant, sign or comparison each
+
+`python benchmarks/mutants.py` on {today}, {machine(torch.device("cpu"))}
+
+{markdown(list(rows))}
+- {holds}: at most {MOST_ALIVE} of {len(rows)} mutants live ({alive})
+"""
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of a file's name or of what a mutant does")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "mutants.md"), help="- for the terminal")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.only.lower() in f"{m.file} {m.what}".lower()]
+    text = report([tried(mutant) for mutant in chosen])
+    if options.out == "-":
+        print(text)
+    else:
+        Path(options.out).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -96,11 +96,11 @@ def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str
         vary: hyper-parameters in which the others may differ from the preset.
     """
     others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
-    fit = [other for other in _fitting(run, others) if set(_changed(other)) <= set(vary)]
+    fit = [other for other in _fitting(run, others) if set(changed_fields(other)) <= set(vary)]
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
 
 
-def _changed(run: Run) -> list[str]:
+def changed_fields(run: Run) -> list[str]:
     """The hyper-parameters in which a run differs from its preset."""
     return [part.partition("=")[0] for part in str(run.params().get("changed") or "").split(", ") if part]
 
@@ -165,7 +165,7 @@ def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> "pd.DataFrame
     rows = []
     for run in runs:
         facts, (board,) = run.params(), leaderboard([run]).to_dict("records")
-        changed = _changed(run)
+        changed = changed_fields(run)
         numbers = {"seed": facts["seed"], "clean": board["clean"], "robust": board["worst"]}
         if len(changed) <= 1 and set(changed) <= set(parameters):
             values = facts["hyperparameters"]

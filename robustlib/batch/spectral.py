@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robustlib.batch.arms import changed_fields
 from robustlib.batch.compare import title_of
 from robustlib.batch.study import Study
 from robustlib.data import Dataset
@@ -27,8 +28,8 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
     """`choose_strengths` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
 
     Args:
-        runs: those that differ from their preset in more than the strength are left out, and so are arms that lack a seed
-            of the unregularised one (strength 0, of whichever method).
+        runs: of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
+            arms that lack a seed of the unregularised one (strength 0, of whichever method).
     """
     import pandas as pd
 
@@ -36,7 +37,7 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
     for run, frame in _stored(runs, "val"):
         params = run.params()
         strength = float(params["hyperparameters"]["strength"])
-        if _but_strength(run):
+        if set(changed_fields(run)) <= {"arch", "strength"}:
             cell = (params["title"], strength) if strength else NONE
             cells.setdefault(cell, {}).setdefault(params["seed"], frame)
     none = cells.pop(NONE, {})
@@ -48,11 +49,7 @@ def belongs(run: Run, study: Study) -> bool:
     """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
     params = run.params()
     kinds = [(study.preset, method) for method, _ in study.arms]
-    return (params.get("preset"), params["method"]) in kinds and _but_strength(run)
-
-
-def _but_strength(run: Run) -> bool:
-    return {part.partition("=")[0] for part in str(run.params().get("changed") or "").split(", ")} <= {"", "strength"}
+    return (params.get("preset"), params["method"]) in kinds and set(changed_fields(run)) <= {"strength"}
 
 
 def arm_distances(runs: Iterable[Run]) -> "pd.DataFrame":

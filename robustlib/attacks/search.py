@@ -177,10 +177,8 @@ class Search:
         return torch.cat([self._draws_of(model, x[rows], draws) for rows in self._rows(x)], 1)
 
     def _draws_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
-        def look(n: int) -> Tensor:
-            return _exact(model(repeated(x, n))).view(n, len(x), -1)
-
-        return torch.cat(list(self.room.shares(model, len(x), draws, look)))
+        looks = self.room.shares(model, len(x), draws, lambda n: _exact(model(repeated(x, n))).view(n, len(x), -1))
+        return torch.cat(list(looks))
 
 
 def _exact(logits: Tensor) -> Tensor:

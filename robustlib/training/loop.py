@@ -47,10 +47,8 @@ class Training:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.model.compile()
-        self.train, self.val = dataset.train.to(device), dataset.val.to(device)
         self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
-        self.advice = method.advice(run.params()["arch"])
-        self.saved = checkpoint.load(run.path / "checkpoint.pt")
+        self.advice, self.saved = method.advice(run.params()["arch"]), checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:
             raise InputError(
@@ -217,9 +215,9 @@ class Training:
         if row["epoch"] in self.stage.snapshots:
             save_weights(self._shown, self.run.path / "snapshots" / f"{self.stage.name}-{row['epoch']}.safetensors")
         mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
-        watch = self.stage.adversarial and self.stage.watched and row["epoch"]
-        row["warnings"] = overfitting(mine, self.state.best_robust, result.robust) if watch else []
-        row["warnings"] += [] if self.state.rows else self.advice  # said once, of the run before its first epoch
+        row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
+        if self.stage.adversarial and self.stage.watched and row["epoch"]:
+            row["warnings"] = overfitting(mine, self.state.best_robust, result.robust)
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]

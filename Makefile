@@ -31,6 +31,7 @@ study: $(VENV)/.workbook ## hours: what papers claim on eight seeds of digits, a
 	$(BIN)/robustlib study claf-ablation --jobs 2
 	$(BIN)/robustlib study claf-comparison --jobs 2
 	$(BIN)/robustlib study spectral-grid --jobs 2
+	$(BIN)/robustlib study spectral-network --jobs 2
 	$(BIN)/robustlib study spectral-cnn --jobs 2
 	$(BIN)/robustlib study spectral-transfer --jobs 2
 	$(BIN)/robustlib study atop-ablation --jobs 2

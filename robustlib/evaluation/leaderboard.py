@@ -43,9 +43,7 @@ def _row(run: Run) -> dict[str, Any]:
     rows = {row["attack"]: row for row in results["rows"]}
     bounds = {f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")}
     last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
-    said = (
-        [*metrics["warnings"].iloc[0], *metrics["warnings"].iloc[-1]] if len(metrics) else []
-    )  # of the setting, of the end
+    said = [text for place in (0, -1) for text in metrics["warnings"].iloc[place]] if len(metrics) else []
     return {
         **{name: params.get(name) for name in FACTS},
         "threat": results["threat"],

@@ -75,7 +75,7 @@ class AdversarialMethod(Method):
             )
         return super().single_stage(model, updates, adversarial=adversarial)
 
-    def trades_loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
+    def trades_forward(self, model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
         """TRADES' loss (see `trades_loss`) from forward passes in the released order x, x', x.
 
         The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no

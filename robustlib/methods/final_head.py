@@ -93,7 +93,7 @@ class WithHead(AdversarialMethod):
 
         def updates(batch: Batch, at: At) -> Updates:
             x_adv: Tensor = self.attacked(attack, model, batch, at)
-            yield "model", self.trades_loss(model, batch, x_adv, self.beta)
+            yield "model", self.trades_forward(model, batch, x_adv, self.beta)
 
         schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
         weights = Optim([*model.encoder.parameters(), *model.head.parameters()], self.tuning_lr)

@@ -38,6 +38,6 @@ class TRADES(AdversarialMethod):
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
 
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return self.trades_loss(model, batch, x_adv, self.beta)
+            return self.trades_forward(model, batch, x_adv, self.beta)
 
         return self.attacking_stage(model, attack, loss)

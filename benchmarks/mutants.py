@@ -4,7 +4,7 @@
     python benchmarks/mutants.py --only apgd --out -          # those of one file or method, on the terminal
 
 Each mutant is made in a copy of the checkout, where the named test files run until the first failure. A mutant that lives there is
-tried on the whole suite before it is called alive.
+tried on the whole suite before it is called alive. Before all, these files must pass without one.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,14 +275,20 @@ def tested(root: Path, files: Sequence[str]) -> int:
         return 1
 
 
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the checkout, for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        yield Path(folder)
+
+
 def tried(mutant: Mutant) -> dict[str, object]:
     """A row of the table."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, root / name)
+    with copied() as root:
         applied(mutant, root)
         code = tested(root, mutant.tests.split())
         where = mutant.tests
@@ -325,6 +332,10 @@ def main() -> int:
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "mutants.md"), help="- for the terminal")
     options = parser.parse_args()
     chosen = [m for m in MUTANTS if options.only.lower() in f"{m.file} {m.what}".lower()]
+    with copied() as root:
+        if code := tested(root, sorted({name for mutant in chosen for name in mutant.tests.split()})):
+            print(f"Error: pytest ends with {code} without a mutant: mend the tests first.", file=sys.stderr)
+            return 1
     text = report([tried(mutant) for mutant in chosen])
     if options.out == "-":
         print(text)

@@ -24,7 +24,10 @@ from robustlib.methods import METHODS, AdversarialMethod
 # method: how its step is counted in forward-backward passes
 COUNTS: dict[str, tuple[float, str]] = {
     "pgd_at": (STEPS + 1, "10 of the attack, 1 on x'"),
-    "trades": (STEPS + 3, "10 of the attack, the clean forward that its KL needs, 2 on x and x', the forward on x again"),
+    "trades": (
+        STEPS + 3,
+        "10 of the attack, the clean forward that its KL needs, 2 on x and x', the forward on x again",
+    ),
     "mart": (STEPS + 2, "10 of the attack (cross-entropy: no clean forward), 2 on x and x'"),
     "fgsm_rs": (2, "1 of the attack, 1 on x'"),
     "n_fgsm": (2, "1 of the attack, 1 on x'"),

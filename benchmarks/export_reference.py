@@ -112,7 +112,7 @@ python benchmarks/export_reference.py --preset {preset}
 ```
 
 - Machine: {machines}
-- Software: {packages}; robustlib code {", ".join(_distinct(fact["code"] for fact in facts))}
+- Software: {packages}; robustlib at {", ".join(_distinct(fact["git"] for fact in facts))}
 - Evaluated on {first["n"]} images of the {first["split"]} split, {first["threat"]}, in float32, attack seed {first["seed"]}
 
 Weights of the epoch with the best validation accuracy (robust where the training is adversarial), with 95 % Wilson intervals:

@@ -10,7 +10,7 @@ from robustlib.audit.checks import EXAMPLES, STOCHASTIC_EXAMPLES, audit
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation.budgets import budget_of
-from robustlib.runs import Run, code_digest, transfer_sources, write_json
+from robustlib.runs import Run, transfer_sources, versions, write_json
 from robustlib.tables import ATTACKS
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -18,7 +18,7 @@ from robustlib.training.fit import resolve_device
 OVERSTATES, MISLEADS = 3.0, 12.0  # points by which a paper's protocol may exceed the minimum: amber above, red above
 OUTSIDE = 2.0  # points
 SOURCES = ("standard", "pgd_at")  # methods whose adversarial examples are tried on others
-FACTS = ("n", "seed", "code", "threat", "checkpoint", "split")  # of results.json, by which an audit knows it again
+FACTS = ("n", "seed", "numerics", "threat", "checkpoint", "split")  # of results.json, by which an audit knows it again
 
 # (data set, architecture, method) -> {attack: (least, most) % published for the full protocol, eps 8/255, best checkpoint}:
 # Rice et al. 2020, Pang et al. 2021 and their reproductions.
@@ -51,7 +51,7 @@ def audit_run(
         progress: called with the name of each piece of work before it starts.
 
     Returns:
-        The content of audit.json: code, n, seed, threat, seconds, results (facts of the evaluation that was judged), transfer
+        The content of audit.json: numerics, n, seed, threat, seconds, results (facts of the evaluation that was judged), transfer
         (the other runs used), checks (the fields of each `Check`), badges: {"headline": {"verdict", "text"}, "protocol":
         {"verdict", "text", "overstates" (points)}}.
 
@@ -66,7 +66,7 @@ def audit_run(
     beside = transfer_sources(run, SOURCES)
     threat = Threat(**params["threat"])
     most = _most(run.model().stochastic, params.get("preset"), n, results["n"])
-    asked: dict[str, Any] = {"code": code_digest(), "n": most, "seed": seed, "threat": str(threat)}
+    asked: dict[str, Any] = {"numerics": versions("measures/audit"), "n": most, "seed": seed, "threat": str(threat)}
     asked |= {
         "results": {name: results.get(name) for name in FACTS},
         "transfer": [other.place for other in beside.values()],

@@ -224,9 +224,9 @@ def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:
         and len({attacks_met(run) for run in runs}) > 1
     ):
         yield "a model that answers at random met shorter attacks, averaged over its draws, than one that does not"
-    codes = {run.results().get("code") for run in runs}
-    if len(codes) > 1:
-        yield f"evaluated by {len(codes)} versions of the code"
+    made = {str(sorted(run.results().get("numerics", {}).items())) for run in runs}
+    if len(made) > 1:
+        yield f"evaluated by {len(made)} versions of attacks or measures"
     warned = [run for run in runs if run.audit().get("badges", {}).get("headline", {}).get("verdict") == "red"]
     if warned:
         yield f"the audit believes {len(warned)} of {len(runs)} headlines not"

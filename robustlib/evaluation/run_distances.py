@@ -9,7 +9,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.distances import adversarial_distances
 from robustlib.evaluation.run_images import images_of
-from robustlib.runs import Run, code_digest, merge_json, read_json
+from robustlib.runs import Run, attack_names, merge_json, read_json, versions
 from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def measure_distances(
 
     Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper.
 
-    What is stored is read back where attack, images, seed, weights and code are the same; a look of other code or weights
+    What is stored is read back where attack, images, seed, weights and versions are the same; a look of other versions or weights
     under the same protocol is replaced.
 
     Args:
@@ -61,7 +61,8 @@ def measure_distances(
         model.check_data(dataset)
         if model.stochastic:
             raise InputError(f"{run.path} is a stochastic model, whose decisions have no boundary: leave it out.")
-    asked = {"attack": repr(attack), "split": split, "n": len(images), "seed": seed, "code": code_digest()}
+    asked = {"attack": repr(attack), "split": split, "n": len(images), "seed": seed}
+    asked["numerics"] = versions("measures/distances", *attack_names([attack]))
     asked["images"] = _digest(images.images.numpy().tobytes())
     return {name: _measured(run, images, attack, asked, device) for name, run in runs.items()}
 

@@ -16,11 +16,11 @@ from robustlib.evaluation.randomness import SAMPLES, SLACK, eot_curve, fixed_acc
 from robustlib.evaluation.run_images import images_of
 from robustlib.evaluation.state import state_key
 from robustlib.evaluation.steps import Progress
-from robustlib.runs import Run, read_json, write_json
+from robustlib.runs import Run, read_json, versions, write_json
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
-FACTS = ("n", "seed", "code", "threat", "budget")  # of results.json, by which randomness.json belongs to it
+FACTS = ("n", "seed", "numerics", "threat", "budget")  # of results.json, by which randomness.json belongs to it
 PLATEAU_SAMPLES = (*SAMPLES, 50)  # gradient samples of the plateau check
 STEPS = (20, 100, 200)  # of PGD+EOT in the plateau check
 
@@ -148,7 +148,9 @@ def _evaluated(run: Run, dataset: Dataset) -> tuple[dict[str, Any], Any, dict[st
         raise InputError(f"{run.path} has no evaluation: call `robustlib evaluate {run.path}` first.")
     if "budget" not in results:
         raise InputError(f"{run.path} answers the same each time: there is no randomness to measure.")
-    return results, images_of(run, dataset, results["n"]), {name: results.get(name) for name in FACTS}
+    facts = {name: results.get(name) for name in FACTS}
+    facts["numerics"] = {**results.get("numerics", {}), **versions("measures/randomness")}
+    return results, images_of(run, dataset, results["n"]), facts
 
 
 def _threat(run: Run) -> Threat:

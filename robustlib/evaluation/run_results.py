@@ -19,7 +19,7 @@ from robustlib.evaluation.run_randomness import measure_randomness
 from robustlib.evaluation.state import state_key
 from robustlib.evaluation.steps import Progress
 from robustlib.evaluation.suites import EOT
-from robustlib.runs import Run, code_digest, transfer_sources, write_json
+from robustlib.runs import Run, attack_names, transfer_sources, versions, write_json
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -58,7 +58,7 @@ def evaluate_run(
         progress: called before and after each batch of each attack.
 
     Returns:
-        The content of results.json: n, split, checkpoint, threat, seed, code, rows (one an attack, see `summarise`, with the
+        The content of results.json: n, split, checkpoint, threat, seed, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade`; of the deployed model), last
         (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the twins by
         method), of a stochastic one budget. It is evaluated again when a method of TWINS has a finished run that had none.
@@ -74,7 +74,7 @@ def evaluate_run(
         run.model().check_data(dataset)
         results, frames = _attacked(run, split, asked, resolve_device(device), progress)
         if (
-            stored.get("n", 0) <= len(split) or stored.get("code") != asked["code"]
+            stored.get("n", 0) <= len(split) or stored.get("numerics") != asked["numerics"]
         ):  # never replace more images by fewer
             _store(run, results, frames)
         shutil.rmtree(run.evaluation, ignore_errors=True)
@@ -85,12 +85,14 @@ def evaluate_run(
 
 def _asked(run: Run, dataset: Dataset, n: int | None, seed: int) -> tuple[Split, dict[str, Any]]:
     """The images, and the facts by which a stored evaluation is known again."""
-    split, facts = images_of(run, dataset, n), {}
-    if run.model().stochastic:
-        budget = budget_of(run.params().get("preset"))
+    split, facts, model, budget = images_of(run, dataset, n), {}, run.model(), budget_of(run.params().get("preset"))
+    threat = Threat(**run.params()["threat"])
+    if model.stochastic:
         split, facts = images_of(run, dataset, min(len(split), budget.images)), {"budget": budget.facts()}
     asked: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best"}
-    asked |= {"threat": str(Threat(**run.params()["threat"])), "seed": seed, "code": code_digest()}
+    suite = Suite.of(model, threat, {}, budget=budget)
+    names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
+    asked |= {"threat": str(threat), "seed": seed, "numerics": versions("measures/evaluation", *names)}
     return split, asked | facts
 
 

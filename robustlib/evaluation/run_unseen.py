@@ -12,7 +12,7 @@ from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.numbers import summarise
 from robustlib.evaluation.run_images import images_of
 from robustlib.evaluation.unseen import unseen_attacks, unseen_of
-from robustlib.runs import Run, code_digest, merge_json, read_json
+from robustlib.runs import Run, attack_names, merge_json, read_json, versions
 from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def measure_unseen(
 ) -> "pd.DataFrame":
     """Accuracy of runs' best weights under unseen attacks, beside the known worst case, on the same test images for all.
 
-    What is stored in a run's unseen.json is read back where images, strengths, seed, weights, code and evaluation are the same.
+    What is stored in a run's unseen.json is read back where images, strengths, seed, weights, versions and evaluation are the same.
 
     Args:
         runs: evaluated by `evaluate_run`, of this data set and one preset, whose strengths and budget are taken; by the names
@@ -50,7 +50,7 @@ def measure_unseen(
     if len(presets) > 1:
         raise InputError(f"The runs are of the presets {sorted(map(str, presets))}: compare runs of one preset.")
     (preset,) = presets
-    asked = {"split": "test", "seed": seed, "code": code_digest(), "strengths": asdict(unseen_of(preset))}
+    asked = {"split": "test", "seed": seed, "strengths": asdict(unseen_of(preset))}
     most, rows = n or min([budget_of(preset).images, *(run.results().get("n", 1) for run in runs.values())]), []
     for name, run in runs.items():
         images = images_of(run, dataset, most)
@@ -67,7 +67,10 @@ def measure_unseen(
 
 def _measured(run: Run, images: Split, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What unseen.json holds of this protocol, measured if it is not there."""
-    known = _known(run, images)
+    known, stochastic = _known(run, images), run.model().stochastic
+    suites = unseen_attacks(unseen_of(run.params().get("preset")), stochastic, budget_of(run.params().get("preset")))
+    names = attack_names(attack for suite in suites.values() for attack in suite.values())
+    asked = {**asked, "numerics": versions("measures/evaluation", *names)}
     asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes()), "known": known}
     key = "{strengths} on {n} of {split}, seed {seed}".format(**asked)
     look: dict[str, Any] = read_json(run.path / "unseen.json").get(key, {})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.runs import code_digest, read_json, write_atomic, write_json
+from robustlib.runs import attack_names, read_json, versions, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +125,7 @@ def facts(
         **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
         ORDER: [list(suite) for suite in suites.values()],
         **more,
-        "code": code_digest(),
+        "numerics": versions("measures/evaluation", *attack_names([*attacks.values(), *adaptive.values()])),
         "device": split.labels.device.type,
         "torch": torch.__version__,
     }

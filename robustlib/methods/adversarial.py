@@ -45,6 +45,11 @@ class AdversarialMethod(Method):
             raise InputError(f"{self.name}: awp_warmup={self.awp_warmup!r}: give an epoch of at least 0.")
 
     @property
+    def numerics(self) -> tuple[str, ...]:
+        """Its own, and those of perturbed weights where they are."""
+        return (*super().numerics, *(("methods/awp",) if self.awp_gamma else ()))
+
+    @property
     def attack_passes(self) -> int:
         """Each image is attacked once in each epoch."""
         return self.attack_steps * self.epochs

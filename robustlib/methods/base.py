@@ -116,6 +116,11 @@ class Method:
         """
         return 0
 
+    @property
+    def numerics(self) -> tuple[str, ...]:
+        """What makes its numbers, by the names of `robustlib.runs.NUMERICS`."""
+        return (f"methods/{self.name}",)
+
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """What to do, in order, to train `model` on `dataset`."""
         raise NotImplementedError

@@ -45,6 +45,11 @@ class WithHead(AdversarialMethod):
                 raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
 
     @property
+    def numerics(self) -> tuple[str, ...]:
+        """Its own, and those of fine-tuning."""
+        return (*super().numerics, *(("methods/aff",) if self.final == "aff" else ()))
+
+    @property
     def last_epochs(self) -> int:
         """Epochs of the last stage."""
         return self.tuning_epochs if self.final == "aff" else self.head_epochs

@@ -22,7 +22,7 @@ from robustlib.representation.geometry import unit
 from robustlib.representation.layers import as_features, rows_at_once
 from robustlib.representation.probes import check_neighbours
 from robustlib.representation.spectrum import principal_components
-from robustlib.runs import write_atomic
+from robustlib.runs import versions, write_atomic
 
 PACKAGES = ("umap-learn", "numpy", "numba", "scikit-learn")  # whose versions can move points
 COUNTED, ANCHORS = 15, 1000  # neighbours of the trustworthiness, and the points whose neighbours are looked at
@@ -214,8 +214,11 @@ def trustworthiness(features: Tensor, flat: Tensor, k: int = COUNTED) -> float:
 
 
 def _key(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> str:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    digest = hashlib.sha256(repr((len(tables), tuple(tables[0].shape), sorted(parameters.items()), versions)).encode())
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    made = versions("measures/embedding")
+    digest = hashlib.sha256(
+        repr((len(tables), tuple(tables[0].shape), sorted(parameters.items()), packages, made)).encode()
+    )
     for table in tables:
         digest.update(table.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -25,7 +25,7 @@ from robustlib.representation.geometry import (
 from robustlib.representation.layers import FEATURES, resolve_layers
 from robustlib.representation.spectrum import cka, effective_rank, neural_collapse
 from robustlib.representation.stored import EXAMPLES, check_runs, digest, load_model, run_features, snapshots
-from robustlib.runs import Run, code_digest, merge_json, read_json
+from robustlib.runs import Run, attack_names, merge_json, read_json, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,10 @@ def _measured(
 ) -> dict[str, dict[str, float]]:
     model, weights = load_model(run)
     asked = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
-    asked |= {"weights": digest(weights.read_bytes()), "code": code_digest()}
+    asked |= {
+        "weights": digest(weights.read_bytes()),
+        "numerics": versions("measures/representation", *attack_names([attack])),
+    }
     file = run.path / "representation.json"
     key = digest(json.dumps(asked).encode())
     look = read_json(file).get(key)

@@ -13,7 +13,7 @@ from robustlib.errors import InputError
 from robustlib.models import Classifier
 from robustlib.representation.features import Features, features
 from robustlib.representation.layers import resolve_layers
-from robustlib.runs import Run, code_digest, load_weights, write_atomic
+from robustlib.runs import Run, attack_names, load_weights, versions, write_atomic
 from robustlib.training.fit import resolve_device
 
 EXAMPLES = 500  # test images, unless told otherwise
@@ -45,7 +45,7 @@ def run_features(
     """Clean and adversarial features of a finished run on `n` test images, the same for all runs; kept in the run.
 
     Both sides have their images, the adversarial ones rounded to 256 levels. They lie below features/ in the run's directory
-    under a digest of weights, images, attack, layers, seed and code; the same call takes them from there.
+    under a digest of weights, images, attack, layers, seed and versions; the same call takes them from there.
 
     Args:
         run: finished, of this data set.
@@ -67,7 +67,8 @@ def run_features(
         "weights": digest(weights.read_bytes()),
         "images": digest(split.images.numpy().tobytes()),
     }
-    asked |= {"attack": repr(attack), "layers": names, "seed": seed, "code": code_digest()}
+    asked |= {"attack": repr(attack), "layers": names, "seed": seed}
+    asked["numerics"] = versions("measures/representation", *attack_names([attack]))
     file = run.path / "features" / f"{digest(repr(asked).encode())}.npz"
     stored = _load(file, names, split)
     if stored is None:

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustlib.errors import InputError
 from robustlib.runs.files import load_weights, read_json, write_atomic
+from robustlib.runs.numerics import moved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,24 +22,6 @@ if TYPE_CHECKING:
     from robustlib.models import Classifier
 
 UNHASHED = ("preset", "title", "changed")  # facts of a run that change no number
-
-
-@lru_cache
-def code_digest() -> str:
-    """A digest of every file of the installed robustlib that can change a number."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        if file.relative_to(root).parts[0].removesuffix(".py") not in VIEWS:
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-# These show numbers, say where they are made, or look at finished runs; none changes a training or its evaluation.
-VIEWS = (
-    *("batch", "claims", "cli", "console", "explorer", "figures", "report", "representation"),
-    *("tables", "task", "templates", "workbook"),
-)
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:
@@ -126,7 +108,7 @@ class Run:
         return self.path / "evaluation"
 
     def provenance(self) -> dict[str, Any]:
-        """What made it: code digest, package versions, device, threads, wall time, peak memory, command."""
+        """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command."""
         return read_json(self.path / "provenance.json")
 
     def results(self) -> dict[str, Any]:
@@ -197,15 +179,27 @@ class Run:
         return self.status()["state"] == "done"
 
     @property
+    def moved(self) -> list[str]:
+        """What made its training or its evaluation and gives other numbers today, in words (see NUMERICS); mostly nothing."""
+        return moved({**trained_with(self), **self.results().get("numerics", {})})
+
+    @property
     def stale(self) -> bool:
-        """Whether other code than the installed one made it; `--rerun` renews it."""
-        return self.provenance().get("code") not in (None, code_digest())
+        """Whether some of its numbers would be others today; `--rerun` renews them."""
+        return bool(self.moved)
 
     def write_frame(self, name: str, frame: "pd.DataFrame") -> None:
         """Stores a data frame as parquet under `name`."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         write_atomic(self.path / name, buffer.getvalue())
+
+
+def trained_with(run: Run) -> dict[str, int]:
+    """The versions of what made the run's training; {} before it. Before versions were recorded they were 1."""
+    facts = run.provenance()
+    before: dict[str, int] = {f"methods/{run.params().get('method')}": 1} if "code" in facts else {}
+    return dict(facts.get("numerics", before))
 
 
 def find_runs(

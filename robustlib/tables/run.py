@@ -147,7 +147,7 @@ def provenance(facts: Mapping[str, Any], path: object = "") -> "pd.DataFrame":
     card: dict[str, object] = {
         "repeat it with": facts.get("command", "–"),
         "run directory": path,
-        "code": " ".join(str(facts[key]) for key in ("code", "git") if facts.get(key)),
+        "code": facts.get("git") or "–",
         "packages": packages,
         "python": facts.get("python", "–"),
         "machine": f"{facts.get('device_name', facts.get('device', '–'))}, {facts.get('threads', '–')} CPU thread(s)",

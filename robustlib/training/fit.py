@@ -13,7 +13,7 @@ from torch import nn
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.runs import Run, code_digest, write_json
+from robustlib.runs import Run, moved, trained_with, versions, write_json
 from robustlib.threat import Threat
 from robustlib.training.loop import Training
 from robustlib.training.provenance import provenance
@@ -37,6 +37,8 @@ class Trainable(Protocol):
     def train_examples(self) -> int: ...
     @property
     def preset(self) -> str: ...
+    @property
+    def numerics(self) -> tuple[str, ...]: ...
     def hyperparameters(self) -> dict[str, Any]: ...
     def model_options(self) -> dict[str, Any]: ...
     def changes(self, arch: str) -> dict[str, Any]: ...
@@ -75,7 +77,7 @@ def fit(
         precision: "32-true", "bf16-mixed" or "auto" (bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the model's forward pass with torch.compile; its numbers differ a little, so such a run is another.
-        rerun: start anew, e.g. because the run is stale (made by other code).
+        rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
 
     Raises:
@@ -171,13 +173,13 @@ def _make_way(run: Run, rerun: bool) -> None:
     """Removes what an earlier training left if it cannot be gone on with; never silently what cost hours.
 
     Raises:
-        InputError: the run was begun by other code; its epochs and this code's must not be mixed.
+        InputError: the run was begun by code that gives other numbers; its epochs and this code's must not be mixed.
     """
     begun = (run.path / "checkpoint.pt").exists()
-    if begun and not rerun and run.provenance().get("code") not in (None, code_digest()):
+    if begun and not rerun and (other := moved(trained_with(run))):
         raise InputError(
-            f"{run.path} was begun by another version of robustlib, and its epochs and this version's must not be mixed: "
-            "start anew with --rerun, or go back to that version."
+            f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
+            "--rerun, or go back to that version."
         )
     if rerun:
         run.clear()
@@ -185,7 +187,7 @@ def _make_way(run: Run, rerun: bool) -> None:
 
 def _record(run: Run, method: Trainable, training: Training, command: Any) -> None:
     """Runs the training and keeps status.json and provenance.json true, whatever happens."""
-    facts = provenance(training.device, training.state.threads, command())
+    facts = provenance(training.device, training.state.threads, command(), versions(*method.numerics))
     write_json(run.path / "provenance.json", facts)
     write_json(run.path / "status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
     try:

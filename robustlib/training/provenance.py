@@ -1,24 +1,23 @@
-"""Where a number comes from: code, packages, machine and the command that makes it again."""
+"""Where a number comes from: versions, packages, machine and the command that makes it again."""
 
 import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustlib.runs import code_digest
-
 PACKAGES = ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn")
 
 
-def provenance(device: torch.device, threads: int, command: str) -> dict[str, Any]:
+def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
     """The facts of a run that starts now; wall time and memory are added at its end."""
     return {
         "command": command,
-        "code": code_digest(),
+        "numerics": dict(numerics),
         "git": _git(),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

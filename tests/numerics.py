@@ -1,0 +1,288 @@
+"""Tiny fixed runs of every method, attack and measure, and the numbers they gave when their version was set.
+
+    python -m tests.numerics methods/trades     # writes the numbers of today beside the version of today; no name: all
+    python -m tests.numerics --spread           # measures how far machines may differ; minutes
+
+Machines round differently, and where an attack takes signs, a training goes another way. So each name has a `spread`: the largest
+difference between ten ways in which one machine computes (measured on an AMD EPYC with AVX-512 bf16: ATEN_CPU_CAPABILITY of default,
+avx2 and avx512, each with ONEDNN_MAX_CPU_ISA of SSE41, AVX2 and AVX512_CORE; and 2 threads in place of 1). Numbers may differ by
+MARGIN times that, at least by LEAST, as a share of their size. Float32 makes no use of AMX.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robustlib.attacks import APGD, FAB, PGD, Ascent, AutoAttack, Draws, Square, StAdv, Tangent, Threat
+from robustlib.audit import audit
+from robustlib.data import Dataset, load_dataset
+from robustlib.evaluation import adversarial_distances, evaluate, summarise
+from robustlib.evaluation.randomness import luck
+from robustlib.methods import METHODS, make_method
+from robustlib.models import build_model
+from robustlib.representation import embedding, features, measures
+from robustlib.runs import NUMERICS
+from robustlib.training import fit
+
+FILE = Path(__file__).parent / "numerics.json"
+MARGIN, LEAST, SMALL = 20.0, 1e-4, 0.02  # numbers below SMALL count as that large
+TINY = {"epochs": 2, "train_examples": 96, "batch_size": 48, "attack_steps": 2, "burn_in": 0.5, "pretrain_epochs": 2}
+TINY |= {
+    "classifier_epochs": 2,
+    "purifier_epochs": 1,
+    "repeats": 1,
+    "aug_epochs": 1,
+    "head_epochs": 1,
+    "tuning_epochs": 1,
+}
+TINY |= {"final_steps": 2, "pretrain_burn_in": 0.5, "milestones": (1,), "replay": 0.5}
+OWN: dict[str, dict[str, Any]] = {name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")}
+OWN["atop"] = {
+    "attack_steps": 1,
+    "train_examples": 300,
+    "purifier_epochs": 3,
+    "repeats": 4,
+    "sigma": 0.1,
+    "width": 6,
+}  # it must learn
+
+
+def few(dataset: Dataset) -> Dataset:
+    """The data set with 20 validation images."""
+    return replace(dataset, val=dataset.val.sample(20))
+
+
+def training(name: str, dataset: Dataset, **changes: Any) -> list[float]:
+    """What a tiny training of a method ends as: losses of its stages and logits of some images."""
+    known = set(make_method(name, "digits").hyperparameters())
+    settings = {k: v for k, v in {**TINY, **OWN.get(name, {}), **changes}.items() if k in known}
+    with tempfile.TemporaryDirectory() as root:
+        run = fit(
+            make_method(name, "digits", **settings),
+            few(dataset),
+            root=root,
+            device="cpu",
+            threads=torch.get_num_threads(),
+            progress=False,
+        )
+        rows = run.metrics()
+        losses = rows.filter(regex="(^|/)loss$").groupby(rows["stage"], sort=False).last().to_numpy().ravel()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            logits = run.model("last")(dataset.test.images[:16].float() / 255)
+    return [*losses[np.isfinite(losses)].tolist(), *_sizes(logits)]
+
+
+def _sizes(values: torch.Tensor) -> list[float]:
+    """Mean size, mean and spread of some numbers."""
+    values = values.double().flatten()
+    return [float(values.abs().mean()), float(values.mean()), float(values.std())]
+
+
+class Curved(nn.Module):
+    """A small smooth network in float64, where rounding decides no sign; a little unsure of everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.inner = nn.Parameter(torch.randn(64, 24, generator=generator, dtype=torch.float64) / 4)
+        self.outer = nn.Parameter(torch.randn(24, 5, generator=generator, dtype=torch.float64) / 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x.flatten(1) @ self.inner) @ self.outer
+
+
+def attack(one: Any) -> list[float]:
+    """What an attack finds on a curved model: how far it goes, what the model says there, and a place."""
+    model, generator = Curved().eval(), torch.Generator().manual_seed(1)
+    x = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    x_adv = one(model, x, y, draws=Draws.for_examples(0, torch.arange(12)))
+    logits = model(x_adv).detach()
+    place = torch.randn(x[0].numel(), generator=generator, dtype=torch.float64)
+    return [*_sizes(x_adv - x), *_sizes(logits), *((x_adv - x).flatten(1) @ place)[:4].tolist()]
+
+
+def ascent() -> list[float]:
+    """What an ascent of a loss over the whole batch ends in."""
+    model, generator = Curved().eval(), torch.Generator().manual_seed(1)
+    x = torch.rand(8, 1, 8, 8, generator=generator, dtype=torch.float64)
+    found = Ascent(LINF, steps=4)(
+        model, x, lambda net, at: net(at).logsumexp(1).mean(), generator=torch.Generator().manual_seed(2)
+    )
+    return [*_sizes(found - x), *_sizes(model(found).detach())]
+
+
+LINF, L2 = Threat("linf", 0.06), Threat("l2", 0.5)
+
+
+def small_model(dataset: Dataset) -> nn.Module:
+    """A linear classifier of digits, which a few steps of full gradients fit."""
+    torch.manual_seed(0)
+    model = build_model("mlp_8", dataset)
+    x, y = dataset.train.images[:300].float() / 255, dataset.train.labels[:300]
+    optimiser = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval()
+
+
+class Shaken(nn.Module):
+    """A model whose logits are shaken by noise."""
+
+    stochastic = True
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(x)
+        return logits + 2 * torch.randn_like(logits)
+
+
+def evaluation(dataset: Dataset) -> list[float]:
+    threat = Threat("linf", 0.05)
+    records = evaluate(
+        small_model(dataset),
+        dataset.test.sample(60),
+        {"pgd": PGD(threat, 5), "autoattack": AutoAttack(threat, steps=5, queries=20)},
+    )
+    table = summarise(records)
+    return table[["accuracy", "low", "high"]].to_numpy().ravel().tolist()
+
+
+def randomness(dataset: Dataset) -> list[float]:
+    torch.manual_seed(0)
+    records = evaluate(
+        Shaken(small_model(dataset)), dataset.test.sample(40), {"pgd": PGD(Threat("linf", 0.03), 3, eot=2)}
+    )
+    found = luck(records)
+    return [
+        *(float(v) for v in found.values() if isinstance(v, (int, float))),
+        *summarise(records)["accuracy"].tolist(),
+    ]
+
+
+def audited(dataset: Dataset) -> list[float]:
+    checks = audit(small_model(dataset), dataset.test, Threat("linf", 0.05), n=24)
+    return [float(check.value) for check in checks if check.value is not None and np.isfinite(check.value)]
+
+
+def distances(dataset: Dataset) -> list[float]:
+    found = adversarial_distances(small_model(dataset), dataset.test.sample(20), Tangent(L2, queries=600))
+    return _sizes(torch.tensor(found["distance"].dropna().to_numpy()))
+
+
+def representation(dataset: Dataset) -> list[float]:
+    model, split = small_model(dataset), dataset.test.sample(80)
+    pair = features(model, split), features(model, split, attack=PGD(Threat("linf", 0.05), 5))
+    (layer,) = pair[0].layers
+    return list(measures(*pair, layer, model.head).values())
+
+
+def maps(dataset: Dataset) -> list[float]:
+    """UMAP is not ours; what it is given, and how a map is judged, are."""
+    model = small_model(dataset)
+    (table,) = features(model, dataset.test.sample(120)).layers.values()
+    u = nn.functional.normalize(table, dim=1)
+    positions, away = embedding.nearest(u, 6)
+    plane, shares = embedding.principal_components(u, 2)
+    return [float(positions.mean()), float(away.mean()), *shares.tolist(), embedding.trustworthiness(u, plane)]
+
+
+def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
+    """name -> what makes its numbers."""
+    found: dict[str, Callable[[], list[float]]] = {
+        f"methods/{name}": lambda name=name: training(name, dataset) for name in METHODS
+    }
+    found["methods/aff"] = lambda: training("simclr", dataset, final="aff")
+    found["methods/awp"] = lambda: training("pgd_at", dataset, awp_gamma=0.01)
+    single = {
+        "pgd": PGD(LINF, 6),
+        "apgd": APGD(LINF, 12, objective="dlr", targets=2),
+        "fab": FAB(LINF, 8, 2),
+        "square": Square(LINF, 30),
+        "autoattack": AutoAttack(L2, steps=6, queries=10),
+        "tangent": Tangent(L2, queries=400),
+        "stadv": StAdv(steps=8),
+    }
+    found |= {f"attacks/{name}": lambda one=one: attack(one) for name, one in single.items()}
+    found |= {"attacks/ascent": ascent}
+    made = {"evaluation": evaluation, "audit": audited, "distances": distances, "randomness": randomness}
+    made |= {"representation": representation, "embedding": maps}
+    return found | {f"measures/{name}": lambda make=make: make(dataset) for name, make in made.items()}
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """name -> {"version", "numbers", "spread"}."""
+    return dict(json.loads(FILE.read_text()))
+
+
+def difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest difference of two lists of numbers, as a share of their size."""
+    if len(mine) != len(theirs):
+        return float("inf")
+    a, b = (np.array(numbers, dtype=float) for numbers in (mine, theirs))
+    return float((np.abs(a - b) / np.maximum(np.abs(b), SMALL)).max(initial=0.0))
+
+
+def tolerance(known: dict[str, Any]) -> float:
+    """How far a name's numbers may be from the stored ones."""
+    return max(MARGIN * known["spread"], LEAST)
+
+
+def write(names: Sequence[str]) -> None:
+    """Stores today's numbers of some names beside today's versions."""
+    make, known = makers(load_dataset("digits")), stored() if FILE.is_file() else {}
+    for name in names or make:
+        torch.manual_seed(0)
+        numbers = [float(f"{value:.7g}") for value in make[name]()]
+        known[name] = {"spread": 0.0, **known.get(name, {}), "version": NUMERICS[name], "numbers": numbers}
+    _save(known)
+
+
+def _save(known: dict[str, dict[str, Any]]) -> None:
+    """A line a name, in order."""
+    lines = [f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(set(known) & set(NUMERICS))]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def spread() -> None:
+    """Stores, for each name, the largest difference from the stored numbers over ten ways of computing them."""
+    ways = [
+        {"ATEN_CPU_CAPABILITY": a, "ONEDNN_MAX_CPU_ISA": b}
+        for a in ("default", "avx2", "avx512")
+        for b in ("SSE41", "AVX2", "AVX512_CORE")
+    ]
+    code = "import json, torch, sys; torch.set_num_threads(int(sys.argv[1])); from tests import numerics as n\n"
+    code += "d = n.load_dataset('digits')\nfor k, m in n.makers(d).items(): torch.manual_seed(0); print(json.dumps([k, m()]))"
+    known, largest = stored(), {}
+    for way, threads in [*((way, "1") for way in ways), ({}, "2")]:
+        out = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, threads],
+            env={**os.environ, **way},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name, numbers in map(json.loads, filter(lambda line: line.startswith("["), out.stdout.splitlines())):
+            largest[name] = max(largest.get(name, 0.0), difference(numbers, known[name]["numbers"]))
+    _save({name: {**entry, "spread": float(f"{largest[name]:.1e}")} for name, entry in known.items()})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    spread() if sys.argv[1:] == ["--spread"] else write(sys.argv[1:])

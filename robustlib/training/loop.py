@@ -48,7 +48,7 @@ class Training:
         if compile:
             self.model.compile()
         self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
-        self.advice, self.saved = method.advice(run.params()["arch"]), checkpoint.load(run.path / "checkpoint.pt")
+        self.advice, self.saved = method.advice(run.params().get("arch", method.arch)), checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:
             raise InputError(

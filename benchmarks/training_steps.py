@@ -59,7 +59,7 @@ def our_step(name: str, precision: str, batch_size: int, device: torch.device) -
         stage.begin()
     training.optimisers = {key: spec.build() for key, spec in stage.optimisers.items()}
     training.ema = EMA(training.model, stage.ema) if stage.ema else None
-    part, batch = stage.passes[-1], next(training.train.batches(batch_size))
+    part, batch = stage.passes[-1], next(dataset.train.to(device).batches(batch_size))
     generator = torch.Generator(device).manual_seed(0)
     training.model.train()
     return lambda: training._step(part, batch, At(0, 0, 0.0, generator, PRECISIONS[precision]))

@@ -440,7 +440,7 @@ def test_an_atlas_of_a_trained_run(tmp_path, digits, monkeypatch):
     from robustlib.methods import make_method
     from robustlib.training import fit
 
-    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda table, _: table[:, :2].numpy().copy())
+    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
     run = fit(make_method("standard", "digits", epochs=1, train_examples=100), digits, root=tmp_path, device="cpu")
     write_atlas(tmp_path / "atlas.html", [run], digits, FGSM(digits.threat), title="Map", n=20)
     page, data, sprite = contents(tmp_path / "atlas.html")

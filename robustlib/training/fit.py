@@ -16,7 +16,7 @@ from robustlib.models import build_model
 from robustlib.runs import Run, moved, trained_with, versions, write_json
 from robustlib.threat import Threat
 from robustlib.training.loop import Training
-from robustlib.training.provenance import provenance
+from robustlib.training.provenance import peak_memory_mb, provenance
 from robustlib.training.seeds import derive_seed
 from robustlib.training.stage import Stage
 
@@ -197,6 +197,6 @@ def _record(run: Run, method: Trainable, training: Training, command: Any) -> No
         with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised
             write_json(run.path / "status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
         raise
-    facts |= {"wall_seconds": training.state.seconds, "peak_memory_mb": training.peak_memory_mb()}
+    facts |= {"wall_seconds": training.state.seconds, "peak_memory_mb": peak_memory_mb(training.device)}
     write_json(run.path / "provenance.json", facts)
     write_json(run.path / "status.json", {"state": "done", "finished": time.time()})

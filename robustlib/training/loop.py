@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.runs import Run, save_weights
-from robustlib.training import checkpoint, provenance
+from robustlib.training import checkpoint
 from robustlib.training.ema import EMA
 from robustlib.training.progress import epoch_line
 from robustlib.training.seeds import derive_seed
@@ -48,7 +48,8 @@ class Training:
         if compile:
             self.model.compile()
         self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
-        self.advice, self.saved = method.advice(run.params()["arch"]), checkpoint.load(run.path / "checkpoint.pt")
+        self.advice = method.advice(run.params().get("arch", method.arch))
+        self.saved = checkpoint.load(run.path / "checkpoint.pt")
         self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
         if threads and threads != self.state.threads:
             raise InputError(
@@ -58,10 +59,6 @@ class Training:
         torch.set_num_threads(self.state.threads)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-
-    def peak_memory_mb(self) -> float:
-        """The most memory held so far, in MiB."""
-        return provenance.peak_memory_mb(self.device)
 
     def run_stages(self, method: "Trainable") -> None:
         """Runs what is left of the method's stages and stores the last weights."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from side_by_side import markdown
 
-from robustlib.batch import Study, preset_study, read_study, studies, verdicts
+from robustlib.batch import Study, claim_studies, read_study, studies, verdicts
 from robustlib.batch.study import arm_name
 from robustlib.claims import Finding, arm_of
 from robustlib.errors import InputError
@@ -55,11 +55,11 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
     board["warnings"] = board["warnings"].map("; ".join)
     write_atomic(out / "leaderboard.csv", board.drop(columns=RUN_ONLY).to_csv(index=False, lineterminator="\n"))
-    study = preset_study(preset)
-    findings = verdicts(study, copies) if study else []
-    if findings:
-        write_atomic(out / "claims.csv", _differences(findings).to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "README.md", describe(copies, board, preset, study, findings))
+    judged = [(study, verdicts(study, copies)) for study in claim_studies(preset)]
+    if judged:
+        every = [finding for _, findings in judged for finding in findings]
+        write_atomic(out / "claims.csv", _differences(every).to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "README.md", describe(copies, board, preset, judged))
     return board
 
 
@@ -93,8 +93,7 @@ def describe(
     copies: Sequence[Run],
     board: pd.DataFrame,
     preset: str,
-    study: Study | None = None,
-    findings: Sequence[Finding] = (),
+    judged: Sequence[tuple[Study, Sequence[Finding]]] = (),
 ) -> str:
     """The README.md of the exported runs: command, machine, numbers, verdicts on claims, protocols."""
     first, facts = copies[0].results(), [run.provenance() for run in copies]
@@ -122,7 +121,7 @@ What the audits say against these numbers (*headline*: of the worst case; *proto
 
 {objections(board)}
 
-{_claims(study, findings)}The same attacks hit every run:
+{_claims(judged)}The same attacks hit every run:
 
 {markdown(protocols)}
 {_looks(copies)}Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
@@ -170,19 +169,19 @@ def _looks(copies: Sequence[Run]) -> str:
     return f"Feature spaces were measured under {' and '.join(told)}.\n\n" if told else ""
 
 
-def _claims(study: Study | None, findings: Sequence[Finding]) -> str:
-    """What the runs say of the claims of their study."""
-    if study is None or not findings:
-        return ""
-    rows = claims(findings).to_dict("records")
-    return f"""## Claims
+def _claims(judged: Sequence[tuple[Study, Sequence[Finding]]]) -> str:
+    """What the runs say of the claims of their studies."""
+    parts = [_claims_of(study, findings) for study, findings in judged]
+    return "".join(["## Claims\n", *parts, "## Protocols\n\n"]) if parts else ""
 
+
+def _claims_of(study: Study, findings: Sequence[Finding]) -> str:
+    rows = claims(findings).to_dict("records")
+    return f"""
 What these runs say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds: paired differences on the same images, 95 % t intervals,
-Holm's correction over all claims ([each seed's difference](claims.csv)).
+Holm's correction over all claims of the study ([each seed's difference](claims.csv)).
 
 {markdown([{str(name): cell for name, cell in row.items()} for row in rows])}
-## Protocols
-
 """
 
 

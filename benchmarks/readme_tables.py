@@ -16,7 +16,7 @@ import pandas as pd
 from readme_figure import REFERENCE, alt_text, panels, reference_runs
 from side_by_side import markdown
 
-from robustlib.batch import preset_study, verdicts
+from robustlib.batch import claim_studies, verdicts
 from robustlib.methods import METHODS, load_preset, preset_names
 from robustlib.runs import find_runs
 from robustlib.tables import ATTACKS, claims, gravest, percent, verdict
@@ -70,15 +70,14 @@ def _images(counts: "pd.Series[int]") -> str:
 
 
 def _claims(reference: Path, preset: str) -> str:
-    """What the reference runs of a preset say of papers' claims; "" where none are written down."""
-    study, runs = preset_study(preset), find_runs(reference, preset=preset)
-    if study is None or not runs:
-        return ""
-    table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]
-    rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
-    return (
-        f"\nWhat they say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds:\n\n{markdown(rows)}"
-    )
+    """What the reference runs of a preset say of papers' claims, a table a study; "" where none are written down."""
+    runs, tables = find_runs(reference, preset=preset), []
+    for study in claim_studies(preset) if runs else []:
+        table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]
+        rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
+        head = f"What they say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds:"
+        tables.append(f"\n{head}\n\n{markdown(rows)}")
+    return "".join(tables)
 
 
 def _method(runs: pd.DataFrame, name: str, measured: Sequence[str]) -> Mapping[str, object]:

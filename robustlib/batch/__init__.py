@@ -4,6 +4,7 @@ from robustlib.batch.arms import StudyRuns, alike, beside, metrics_of, study_run
 from robustlib.batch.compare import (
     REFERENCE,
     Comparison,
+    claim_studies,
     compare_runs,
     curves,
     one_each,
@@ -29,6 +30,7 @@ __all__ = [
     "arm_distances",
     "belongs",
     "beside",
+    "claim_studies",
     "compare_runs",
     "curves",
     "draws_apart",

@@ -125,9 +125,13 @@ def title_of(run: Run, arch: str = "") -> str:
 
 
 def preset_study(preset: str) -> Study | None:
-    """The study of claims that comes with robustlib for this preset; None if there is none."""
-    asked = (read_study(name) for name in studies())
-    return next((study for study in asked if study.preset == preset and study.claims), None)
+    """The study of claims that comes with robustlib for this preset, the first of several; None if there is none."""
+    return next(iter(claim_studies(preset)), None)
+
+
+def claim_studies(preset: str) -> list[Study]:
+    """The studies of a preset that come with robustlib and have claims, by name."""
+    return [study for study in map(read_study, studies()) if study.preset == preset and study.claims]
 
 
 def verdicts(study: Study, runs: Sequence[Run]) -> list[Finding]:

@@ -48,7 +48,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     if not chosen:
         raise InputError(
             f"{runs} has no finished run of preset {preset!r} to export: make some with "
-            f"`robustlib run --preset {preset}`, or add --stale if other code may have made them."
+            f"`robustlib run --preset {preset}`, or add --stale if their numbers may be those of other versions."
         )
     copies = _copy(chosen, out)
     board = leaderboard(copies).sort_values(["method", "arch", "changed", "seed"], ignore_index=True)
@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--out", type=Path, help="default: reports/reference/<preset>")
-    parser.add_argument("--stale", action="store_true", help="export runs that other code made, too")
+    parser.add_argument("--stale", action="store_true", help="export runs whose numbers are of other versions, too")
     options = parser.parse_args()
     out = options.out or Path("reports/reference") / options.preset
     try:

@@ -636,7 +636,7 @@ def run(digits, tmp_path_factory) -> Run:
     records = evaluate(made.model(), digits.test.sample(40), attacks)
     made.write_frame("records.parquet", records.assign(checkpoint="best"))
     rows = summarise(records).to_dict("records")
-    facts = {"n": 40, "seed": 0, "split": "test", "checkpoint": "best", "code": "c", "threat": str(digits.threat)}
+    facts = {"n": 40, "seed": 0, "split": "test", "checkpoint": "best", "numerics": {}, "threat": str(digits.threat)}
     write_json(made.path / "results.json", {**facts, "rows": rows, "last": {"rows": rows}})
     return made
 

@@ -48,7 +48,14 @@ def made_up_run(root: Path, arm: str, seed: int, accuracy: float | dict[str, flo
     write_json(run.path / "status.json", {"state": "done"})
     named = accuracy if isinstance(accuracy, dict) else {"worst": accuracy}
     rows = [{"attack": name, "accuracy": value} for name, value in {"autoattack": 0.5, **named}.items()]
-    content = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0, "code": "a"}
+    content = {
+        "n": 500,
+        "split": "test",
+        "checkpoint": "best",
+        "threat": "Linf 0.2",
+        "seed": 0,
+        "numerics": {"attacks/pgd": 1},
+    }
     write_json(run.path / "results.json", {**content, "rows": rows, **results})
     return run
 
@@ -266,7 +273,7 @@ def test_relative_differences_and_all_kinds_of_measures(tmp_path: Path) -> None:
     shared = {"last": {"rows": [{"attack": "pgd20", "accuracy": 0.7}]}}
     accuracies = {"pgd20": 0.75, "worst": 0.6}
     run = made_up_run(tmp_path, "trades", 0, accuracies, **shared)
-    than = made_up_run(tmp_path, "pgd_at", 0, accuracies, code="b", **shared)
+    than = made_up_run(tmp_path, "pgd_at", 0, accuracies, numerics={"attacks/pgd": 2}, **shared)
     looked_at(run, 0.9, attack="an older look")
     looked_at(run, 0.3)
     looked_at(than, 0.4)
@@ -285,7 +292,7 @@ def test_relative_differences_and_all_kinds_of_measures(tmp_path: Path) -> None:
     gap = claim(measure="representation/relative_l2", relative=True, direction="lower")
     evidence = gather(gap, [run, than], [0])
     assert evidence.differences == {0: pytest.approx(-0.25)}
-    assert evidence.notes == ("evaluated by 2 versions of the code",)
+    assert evidence.notes == ("evaluated by 2 versions of attacks or measures",)
     assert (gap.interest, gap.unit, claim().interest, claim().unit) == (0.05, "%", 0.01, "points")
     looked_at(than, 0.0)
     assert "nothing is a share of it" in gather(gap, [run, than], [0]).missing[0]

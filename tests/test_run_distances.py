@@ -61,7 +61,7 @@ def test_runs_are_measured_once_on_the_same_images(
         {"seed": 4},
         {"split": "val"},
         {"attack": replace(QUICK, gamma=2.0)},
-        {"code": "other"},
+        {"numerics": {"attacks/tangent": 0}},
         {"weights": "other"},
     ],
     ids=lambda change: next(iter(change)),
@@ -72,7 +72,7 @@ def test_whatever_changes_a_distance_is_measured_anew(
     one, asked = {"rep": runs["rep"]}, {"attack": QUICK, "n": 20, "seed": 3}
     measure_distances(one, digits, **asked)
     file = runs["rep"].path / "distances.json"
-    if stale := {name: value for name, value in change.items() if name in ("code", "weights")}:
+    if stale := {name: value for name, value in change.items() if name in ("numerics", "weights")}:
         write_json(file, {key: look | stale for key, look in read_json(file).items()})
         count = len(read_json(file))
         measure_distances(one, digits, **asked)

@@ -138,16 +138,21 @@ def test_a_finished_run_tells_what_it_changed_from_the_preset_of_today(tmp_path,
     assert train(small("standard", epochs=1), digits, tmp_path).params() == told
 
 
-def test_other_code_makes_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, few):
+def test_other_numbers_make_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, few):
     method = small("standard", epochs=1)
     run = train(method, few, tmp_path)
     assert not run.stale
     facts = run.provenance()
-    (run.path / "provenance.json").write_text(json.dumps({**facts, "code": "older"}))
+    assert facts["numerics"] == {"methods/standard": 1}
+    (run.path / "provenance.json").write_text(json.dumps({**facts, "git": "older", "packages": {}}))
+    assert not run.stale, "other code that gives the same numbers"
+    (run.path / "provenance.json").write_text(json.dumps({**facts, "numerics": {"methods/standard": 0}}))
     assert run.stale
     (run.path / "status.json").write_text('{"state": "running"}')
     (run.path / "notes.txt").write_text("my own")
-    with pytest.raises(InputError, match="another version of robustlib"):
+    with pytest.raises(
+        InputError, match=r"another version of robustlib, whose numbers differ in methods/standard 0 \(now 1\)"
+    ):
         train(method, few, tmp_path)
     assert (run.path / "checkpoint.pt").exists()
     train(method, few, tmp_path, rerun=True)
@@ -208,6 +213,8 @@ class Scripted:
 
     def advice(self, arch):
         return []
+
+    numerics = ()
 
     def threat(self, dataset):
         return dataset.threat

@@ -181,7 +181,7 @@ def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) 
     from robustlib.data import load_dataset
     from robustlib.evaluation import accuracy
     from robustlib.methods import make_method
-    from robustlib.runs import Run, code_digest, write_atomic, write_json
+    from robustlib.runs import Run, versions, write_atomic, write_json
     from robustlib.training.fit import run_params
 
     made = make_method(method, "digits", **changes)
@@ -193,9 +193,11 @@ def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) 
         {"attack": name, "eps": 0.2, **accuracy(k, 500), "invalid": 0, "protocol": "PGD()"} for name, k in right.items()
     ]
     curve = [{"eps": eps, **accuracy(k, 500)} for eps, k in ((0, 490), (0.2, worst), (0.4, worst // 9))]
-    asked = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0, "code": code_digest()}
+    asked = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0}
+    asked["numerics"] = versions("attacks/pgd")
     facts = {
-        "code": code_digest(),
+        "git": "0123",
+        "numerics": versions(*made.numerics),
         "packages": {"torch": "2"},
         "device_name": "a CPU",
         "threads": 1,
@@ -224,7 +226,7 @@ def exported(tmp_path) -> Path:
     made_up_run(tmp_path / "runs", "trades", 0, 450, beta=1.0)
     made_up_run(tmp_path / "runs", "pgd_at", 0, 450)
     stale = next((tmp_path / "runs" / "digits" / "pgd_at").iterdir()) / "provenance.json"
-    stale.write_text(stale.read_text().replace('"code": "', '"code": "other'))
+    stale.write_text(stale.read_text().replace('"methods/pgd_at": 1', '"methods/pgd_at": 0'))
     export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits")
     export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits")  # replaces itself
     return tmp_path / "reference"

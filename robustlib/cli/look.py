@@ -16,7 +16,7 @@ from robustlib.cli.shell import app, out
 def list_(runs: Runs = Path("runs")) -> None:
     """List all runs, what they reached and which are stale.
 
-    A run is stale if other code than the installed one made it; run --rerun renews it.
+    A run is stale if its method, an attack or a measure gives other numbers today; run --rerun renews it.
     """
     from robustlib import tables
     from robustlib.runs import find_runs

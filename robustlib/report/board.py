@@ -8,7 +8,7 @@ from robustlib.tables import VERDICTS, gravest
 
 AUDITED = ("headline", "protocol")
 UNAUDITED = "no checks were made; robustlib audit makes them"
-STALE = "made by other code than the installed one; robustlib run --rerun renews it"
+STALE = "its method, an attack or a measure gives other numbers today; robustlib run --rerun renews it"
 
 
 class Column(NamedTuple):

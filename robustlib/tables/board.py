@@ -51,7 +51,7 @@ def _cell(row: Mapping[Any, Any], name: str) -> str:
 
 
 def notes(row: Mapping[Any, Any]) -> str:
-    """What a reader of a leaderboard row must know: stale (made by other code), warnings."""
+    """What a reader of a leaderboard row must know: stale (its numbers would be others today), warnings."""
     said = row.get("warnings")
     warnings = [said] if isinstance(said, str) and said else list(said) if isinstance(said, list | tuple) else []
     return "; ".join((["stale"] if row.get("stale") else []) + warnings)

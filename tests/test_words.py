@@ -373,7 +373,7 @@ def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
 
     facts = {"name": "own", "text": "It overstates.", "source": "A", "measure": "overstated/worst", "arm": "trades"}
     study = Study("digits", [("trades", {})], [0, 1], claims=[Claim(**facts)], name="own")
-    monkeypatch.setattr(export_reference, "preset_study", lambda preset: study)
+    monkeypatch.setattr(export_reference, "claim_studies", lambda preset: [study])
     for seed in study.seeds:
         made_up_run(tmp_path / "runs", "trades", seed, 350)
     export_reference.export(tmp_path / "runs", "digits", tmp_path / "out")

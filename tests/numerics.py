@@ -29,6 +29,7 @@ from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import adversarial_distances, evaluate, summarise
 from robustlib.evaluation.randomness import luck
 from robustlib.methods import METHODS, make_method
+from robustlib.methods.regularised import Regularised
 from robustlib.models import build_model
 from robustlib.representation import embedding, features, measures
 from robustlib.runs import NUMERICS
@@ -36,17 +37,41 @@ from robustlib.training import fit
 
 FILE = Path(__file__).parent / "numerics.json"
 MARGIN, LEAST, SMALL = 20.0, 1e-4, 0.02  # numbers below SMALL count as that large
-TINY = {"epochs": 2, "train_examples": 96, "batch_size": 48, "attack_steps": 2, "burn_in": 0.5, "pretrain_epochs": 2}
+TINY: dict[str, Any] = {
+    "arch": "small_cnn",
+    "epochs": 2,
+    "train_examples": 96,
+    "batch_size": 48,
+    "attack_steps": 2,
+    "augment": "none",
+}
 TINY |= {
-    "classifier_epochs": 2,
-    "purifier_epochs": 1,
+    "schedule": "constant",
+    "milestones": (1,),
+    "burn_in": 0.5,
+    "strength": 0.1,
+    "cadence": 1,
+    "replay": 0.5,
     "repeats": 1,
+}
+TINY |= {
+    "pretrain_epochs": 2,
+    "pretrain_burn_in": 0.5,
+    "pretrain_schedule": "constant",
+    "pretrain_cadence": 1,
+    "classifier_epochs": 2,
+}
+TINY |= {
+    "purifier_epochs": 1,
     "aug_epochs": 1,
     "head_epochs": 1,
     "tuning_epochs": 1,
+    "final_steps": 2,
+    "attack_step_size": None,
 }
-TINY |= {"final_steps": 2, "pretrain_burn_in": 0.5, "milestones": (1,), "replay": 0.5}
+TINY |= {"refresh_passes": 1, "head_lr": 0.01, "projection": (32, 16)}
 OWN: dict[str, dict[str, Any]] = {name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")}
+OWN |= {name: {"arch": "mlp_512"} for name, kind in METHODS.items() if issubclass(kind, Regularised)}
 OWN["atop"] = {
     "attack_steps": 1,
     "train_examples": 300,
@@ -55,6 +80,7 @@ OWN["atop"] = {
     "sigma": 0.1,
     "width": 6,
 }  # it must learn
+OWN["atop"] |= {"grid": 4, "purifier_lr": 1e-3, "lr": 1e-3, "gan_weight": 0.2, "cls_weight": 2.0}
 
 
 def few(dataset: Dataset) -> Dataset:
@@ -63,12 +89,12 @@ def few(dataset: Dataset) -> Dataset:
 
 
 def training(name: str, dataset: Dataset, **changes: Any) -> list[float]:
-    """What a tiny training of a method ends as: losses of its stages and logits of some images."""
-    known = set(make_method(name, "digits").hyperparameters())
+    """What a tiny training of a method ends as, by values of its own: losses of its stages and logits of some images."""
+    known = set(make_method(name).hyperparameters())
     settings = {k: v for k, v in {**TINY, **OWN.get(name, {}), **changes}.items() if k in known}
     with tempfile.TemporaryDirectory() as root:
         run = fit(
-            make_method(name, "digits", **settings),
+            make_method(name, **settings),
             few(dataset),
             root=root,
             device="cpu",

@@ -162,8 +162,8 @@ def _digest(*tensors: Tensor, words: str = "") -> str:
 
 
 def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first fact that differs, with both values; "" if none does."""
-    for name in sorted({**asked, **stored}, key=lambda name: name == ORDER):  # a stable sort: the order of attacks last
+    """The first fact that differs, with both values; "" if none does. What follows from the attacks comes last: their order, versions."""
+    for name in sorted({**asked, **stored}, key=lambda name: name in (ORDER, "numerics")):  # a stable sort
         if stored.get(name) != asked.get(name):
             return f"{name} ({stored.get(name, 'none')} there, {asked.get(name, 'none')} now)"
     return ""

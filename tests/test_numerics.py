@@ -27,6 +27,7 @@ def test_every_version_has_numbers(make):
     assert set(NUMERICS) == set(make) == set(known)
     assert {name: entry["version"] for name, entry in known.items()} == NUMERICS, "store the numbers of the new version"
     assert {f"methods/{name}" for name in METHODS} <= set(NUMERICS)
+    assert max(map(numerics.tolerance, known.values())) < 0.1, "a wider one would notice little"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of methods on so few images

@@ -96,14 +96,14 @@ MUTANTS = (
         "trajectories tangent autoattack",
     ),
     Mutant(
-        "attacks/square.py", "best[at] + 2 * eps", "best[at] + 1 * eps", "Square's step is half as long", "autoattack"
+        "attacks/square.py", "best[at] + 2 * eps", "best[at] + 1 * eps", "Square's step is half as long", "trajectories"
     ),
     Mutant(
         "attacks/square.py",
         "budget + unused / channels",
         "budget + 0 * unused",
         "Square in L2 forgets what is unused",
-        "autoattack",
+        "trajectories",
     ),
     Mutant(
         "attacks/objectives.py",

@@ -6,7 +6,7 @@ import torch
 from pyautoattack import autopgd_base, fab_pt
 from torch import nn
 
-from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd
+from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd, square
 from robustlib.attacks.draws import Draws
 
 THREATS = [Threat("linf", 0.06), Threat("l2", 0.4)]
@@ -139,6 +139,32 @@ def test_fab_finds_the_authors_points(threat, images):
     assert reached.sum() >= N // 2
     far, wanted = (threat.distance(points, x)[reached] for points in (found, expected))
     assert ((far - wanted).abs() < 1e-4 * wanted).double().mean() >= 0.75
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
+    """Algorithms 2 and 3: every query of the linf attack is a corner of the ball, and one of the l2 attack uses all of its length."""
+    x, y = 0.3 + 0.4 * images[0], images[1]
+    wavy.shown = []
+    Square(threat, queries=60)(wavy, x, y, draws=Draws.for_examples(0, torch.arange(N)))
+    asked = [seen for seen in wavy.shown if len(seen) == N and not torch.equal(seen, x)]
+    assert len(asked) > 20
+    for seen in asked:
+        if threat.norm == "linf":
+            assert torch.allclose((seen - x).abs(), torch.full_like(x, threat.eps), atol=1e-9)
+        else:
+            assert torch.allclose(threat.distance(seen, x), torch.full((N,), threat.eps, dtype=x.dtype), atol=1e-6)
+
+
+def test_square_spends_what_is_unused_in_its_window():
+    """Algorithm 3: the new window takes what the ball has left, so nothing outside the two windows changes."""
+    x = torch.full((4, 3, 12, 12), 0.5, dtype=torch.float64)
+    best = x + 0.02 * torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    threat = Threat("l2", 2 * float(Threat("l2", 1).distance(best, x).max()))
+    tried = square._l2_step(x, best, threat.eps, 9 / 144, Draws.for_examples(0, torch.arange(4)))
+    assert torch.allclose(threat.distance(tried, x), torch.full((4,), threat.eps, dtype=x.dtype))
+    moved = ((tried - best).abs() > 1e-9).any(1).flatten(1).sum(1)
+    assert ((0 < moved) & (moved <= 2 * 3 * 3)).all()
 
 
 # ---- settings

@@ -265,7 +265,7 @@ def applied(mutant: Mutant, root: Path) -> None:
 def tested(root: Path, files: Sequence[str]) -> int:
     """pytest's exit code of these files (none: all) in the copy at `root`; 1 also where they did not end in time."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": ""}
-    names = [f"tests/test_{name}.py" for name in files]
+    names = [f"tests/test_{name}.py" for name in files] or ["-n", "2", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
     try:
         return subprocess.run(

@@ -195,6 +195,8 @@ def test_a_preset_has_values_of_its_own_for_an_architecture():
         assert (method.strength, method.lr, method.advice("small_cnn")) == (0.001, 0.1, [])
         assert method.changes("small_cnn") == {"arch": "small_cnn", "strength": 0.001}
     assert make_method("rep_spectral", "digits", arch="small_cnn", strength=0.5).strength == 0.5
+    (said,) = make_method("rep_spectral", "digits").advice("small_cnn")  # as by fit(..., arch="small_cnn")
+    assert said.startswith("strength=0.1: chosen by the preset digits for mlp_512, not for small_cnn")
 
 
 @pytest.mark.parametrize(

@@ -78,17 +78,19 @@ def _preset_values(name: str, preset: str, arch: str | None) -> dict[str, Any]:
 def foreign_values(method: Method, arch: str) -> str:
     """A sentence that names the values a method has from its preset that were chosen for another architecture than `arch`; or "".
 
-    Chosen are the values of the method's section, and of the common ones those that are not the paper's. A preset that has values of its
-    own for `arch` leaves nothing to say, and what was overridden is not named.
+    Chosen are the values of the method's section, and of the common ones those that are not the paper's; where the preset has values of
+    its own for `arch`, those that it has. What was overridden is not named.
     """
     if not method.preset or method.name not in METHODS:
         return ""
     usual, paper = make_method(method.name, method.preset), make_method(method.name)
     section = load_preset(method.preset).get(method.name) or {}
-    if arch == usual.arch or arch in section.get(ARCHITECTURES, {}):
+    if arch == usual.arch:
         return ""
     names = [name for name in _preset_values(method.name, method.preset, None) if name not in ("preset", "arch")]
     chosen = [name for name in names if name in section or getattr(usual, name) != getattr(paper, name)]
+    if (own := section.get(ARCHITECTURES, {}).get(arch)) is not None:
+        chosen = [name for name in own if own[name] != getattr(usual, name)]
     same = [f"{name}={getattr(method, name)}" for name in chosen if getattr(method, name) == getattr(usual, name)]
     if not same:
         return ""

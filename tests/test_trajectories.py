@@ -164,7 +164,7 @@ def test_square_spends_what_is_unused_in_its_window():
     tried = square._l2_step(x, best, threat.eps, 9 / 144, Draws.for_examples(0, torch.arange(4)))
     assert torch.allclose(threat.distance(tried, x), torch.full((4,), threat.eps, dtype=x.dtype))
     moved = ((tried - best).abs() > 1e-9).any(1).flatten(1).sum(1)
-    assert ((0 < moved) & (moved <= 2 * 3 * 3)).all()
+    assert ((moved > 0) & (moved <= 2 * 3 * 3)).all()
 
 
 # ---- settings

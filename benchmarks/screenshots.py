@@ -77,8 +77,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
-    parser.add_argument("which", nargs="*", choices=PICTURES)
+    parser.add_argument("which", nargs="*", help=", ".join(PICTURES))  # argparse checks an empty list against choices
     arguments = parser.parse_args()
+    if unknown := set(arguments.which) - set(PICTURES):
+        parser.error(f"no picture {', '.join(sorted(unknown))}: choose from {', '.join(PICTURES)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.which or PICTURES:
         globals()[name](arguments.out, scheme=arguments.scheme)

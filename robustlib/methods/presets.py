@@ -14,7 +14,7 @@ from robustlib.methods.base import Method
 from robustlib.methods.registry import METHODS
 
 PRESETS = Path(__file__).parent.parent / "presets"
-ARCHITECTURES = "architectures"  # in a method's section: architecture -> values that were chosen for it
+OTHER_ARCHITECTURES = "architectures"  # in a method's section: architecture -> values that were chosen for it
 
 
 def preset_names() -> list[str]:
@@ -68,7 +68,7 @@ def _preset_values(name: str, preset: str, arch: str | None) -> dict[str, Any]:
     """What a preset sets of a method's fields, for an architecture (None: the preset's own)."""
     content = load_preset(preset)
     section = dict(content.get(name) or {})
-    chosen = section.pop(ARCHITECTURES, {})
+    chosen = section.pop(OTHER_ARCHITECTURES, {})
     values = {**content["common"], **section, "preset": preset}
     values |= chosen.get(arch or values["arch"], {})
     known = {f.name for f in fields(METHODS[name])}
@@ -89,7 +89,7 @@ def foreign_values(method: Method, arch: str) -> str:
         return ""
     names = [name for name in _preset_values(method.name, method.preset, None) if name not in ("preset", "arch")]
     chosen = [name for name in names if name in section or getattr(usual, name) != getattr(paper, name)]
-    if (own := section.get(ARCHITECTURES, {}).get(arch)) is not None:
+    if (own := section.get(OTHER_ARCHITECTURES, {}).get(arch)) is not None:
         chosen = [name for name in own if own[name] != getattr(usual, name)]
     same = [f"{name}={getattr(method, name)}" for name in chosen if getattr(method, name) == getattr(usual, name)]
     if not same:

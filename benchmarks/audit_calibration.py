@@ -16,7 +16,7 @@ import torch
 from side_by_side import markdown, publish
 
 from robustlib.audit import Check, audit
-from robustlib.audit.run import headline
+from robustlib.audit.audit import headline
 from robustlib.data import load_dataset
 from robustlib.methods import make_method
 from robustlib.runs import Run

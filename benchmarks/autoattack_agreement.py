@@ -24,13 +24,13 @@ from side_by_side import markdown, publish
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack, AutoAttack, Threat
-from robustlib.batch import parse_seeds
 from robustlib.data import Split, load_dataset
 from robustlib.evaluation import evaluate
-from robustlib.evaluation.records import withstood
+from robustlib.evaluation.metrics import withstood
 from robustlib.evaluation.reference import reference_verdicts
 from robustlib.methods import METHODS, make_method
 from robustlib.training import fit
+from robustlib.workbook.experiments import parse_seeds
 
 METHOD_NAMES = ("standard", "pgd_at", "trades")
 WHOLE = "ensemble"

@@ -22,9 +22,14 @@ from unittest.mock import patch
 
 from side_by_side import markdown
 
-from robustlib.audit import audit_run, binarise, checks
+from robustlib.audit import audit as checks
+from robustlib.audit import audit_run
+from robustlib.audit import binarisation as binarise
 from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import budgets, evaluate_run, run_results, suites
+from robustlib.evaluation import evaluate_run
+from robustlib.evaluation import protocols as budgets
+from robustlib.evaluation import protocols as suites
+from robustlib.evaluation import runs as run_results
 from robustlib.methods import METHODS, atop, make_method
 from robustlib.representation import measure_runs, probe_attack
 from robustlib.runs import Run

@@ -19,7 +19,8 @@ import torch
 from side_by_side import markdown, publish
 
 from robustlib.data import load_dataset
-from robustlib.explorer import Explorer, start
+from robustlib.workbook.explorer import Explorer
+from robustlib.workbook.explorer import app as start
 
 ROUNDS, TRAIN_SECONDS, CALLBACK_MS = 15, 40, 300
 PICTURE = ".rl-three figure:nth-child(3) img"

@@ -19,14 +19,14 @@ from pathlib import Path
 import pandas as pd
 from side_by_side import markdown
 
-from robustlib.batch import Study, claim_studies, read_study, studies, verdicts
-from robustlib.batch.study import arm_name
-from robustlib.claims import Finding, arm_of
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, read_json, write_atomic
-from robustlib.tables import ATTACKS, attack_name, claims, objections, percent, verdict
+from robustlib.workbook.claims import Finding, arm_of
+from robustlib.workbook.experiments import Study, claim_studies, read_study, studies, verdicts
+from robustlib.workbook.experiments.studies import arm_name
+from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict
 
 FILES = (
     *("params.json", "audit.json", "status.json", "provenance.json", "results.json", "representation.json"),

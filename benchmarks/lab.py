@@ -1,4 +1,4 @@
-"""A JupyterLab of its own on a free port, and notebooks in a headless Chromium; for screenshots and for tests/test_lab.py.
+"""A JupyterLab of its own on a free port, and notebooks in a headless Chromium; for screenshots and for tests/workbook/test_lab.py.
 
 Nothing of the user's is read or written: Jupyter's folders lie in the one that is given. Nothing is fetched either.
 """

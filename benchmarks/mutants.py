@@ -54,197 +54,269 @@ class Mutant:
 
 MUTANTS = (
     # attacks
-    Mutant("attacks/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 1.0", "APGD without momentum", "trajectories"),
+    Mutant("attacks/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 1.0", "APGD without momentum", "methods/trajectories"),
     Mutant(
         "attacks/apgd.py",
         "self.step / 2, self.step)",
         "self.step / 1, self.step)",
         "APGD never halves its step",
-        "trajectories",
+        "methods/trajectories",
     ),
     Mutant(
         *("attacks/apgd.py", "_mix(halve, self.best, self.x), _mix", "_mix(halve, self.x, self.x), _mix"),
-        *("APGD does not return to its best point", "trajectories"),
+        *("APGD does not return to its best point", "methods/trajectories"),
     ),
     Mutant(
         "attacks/apgd.py",
         "2 * self.threat.eps)",
         "1 * self.threat.eps)",
         "APGD starts with a step of eps",
-        "trajectories",
+        "methods/trajectories",
     ),
     Mutant(
-        "attacks/apgd.py", "& ~self.halved", "& self.halved", "APGD's second condition turned round", "trajectories"
+        "attacks/apgd.py",
+        "& ~self.halved",
+        "& self.halved",
+        "APGD's second condition turned round",
+        "methods/trajectories",
     ),
-    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "trajectories"),
-    Mutant("attacks/apgd.py", "0.03,\n", "0.04,\n", "APGD's checkpoints come sooner", "autoattack trajectories"),
+    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "methods/trajectories"),
+    Mutant(
+        "attacks/apgd.py",
+        "0.03,\n",
+        "0.04,\n",
+        "APGD's checkpoints come sooner",
+        "attacks/autoattack methods/trajectories",
+    ),
     Mutant(
         *("attacks/apgd.py", "classes[hunt.here, round_ // self.restarts]", "classes[hunt.here, 0]"),
-        *("APGD-T always aims at one class", "trajectories"),
+        *("APGD-T always aims at one class", "methods/trajectories"),
     ),
-    Mutant("attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "trajectories"),
-    Mutant("attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "trajectories"),
     Mutant(
-        "attacks/autoattack.py", "queries: int = 5000", "queries: int = 500", "Square of 500 queries", "trajectories"
+        "attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "methods/trajectories"
     ),
-    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "trajectories"),
+    Mutant(
+        "attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "methods/trajectories"
+    ),
+    Mutant(
+        "attacks/autoattack.py",
+        "queries: int = 5000",
+        "queries: int = 500",
+        "Square of 500 queries",
+        "methods/trajectories",
+    ),
+    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "methods/trajectories"),
     Mutant(
         "attacks/fab.py",
         "points.x + self.beta * (x - points.x)",
         "x",
         "FAB does not go back",
-        "trajectories tangent autoattack",
+        "methods/trajectories attacks/tangent attacks/autoattack",
     ),
     Mutant(
-        "attacks/square.py", "best[at] + 2 * eps", "best[at] + 1 * eps", "Square's step is half as long", "trajectories"
+        "attacks/square.py",
+        "best[at] + 2 * eps",
+        "best[at] + 1 * eps",
+        "Square's step is half as long",
+        "methods/trajectories",
     ),
     Mutant(
         "attacks/square.py",
         "budget + unused / channels",
         "budget + 0 * unused",
         "Square in L2 forgets what is unused",
-        "trajectories",
+        "methods/trajectories",
     ),
     Mutant(
         "attacks/objectives.py",
         "top[:, 2] + TINY)\n    gap",
         "top[:, 1] + TINY)\n    gap",
         "DLR divides by another gap",
-        "attacks",
+        "attacks/pgd",
     ),
     Mutant(
         "attacks/pgd.py",
         "GAUSSIAN_SCALE = 0.001",
         "GAUSSIAN_SCALE = 0.01",
         "TRADES' start ten times as wide",
-        "adversarial_updates",
+        "methods/baselines",
     ),
-    Mutant("threat.py", "gradient.sign()", "gradient.sign().neg()", "PGD descends", "attacks"),
+    Mutant("threat.py", "gradient.sign()", "gradient.sign().neg()", "PGD descends", "attacks/pgd"),
     # losses
     Mutant(
-        "losses/barlow.py",
+        "losses/contrastive.py",
         "one.T @ other / len(a)",
         "one.T @ other",
         "Barlow Twins' correlations are sums",
-        "transfer_losses",
+        "losses/transfer",
     ),
     Mutant(
-        "losses/robust.py", 'reduction="batchmean"', 'reduction="mean"', "TRADES' KL is a mean over classes", "methods"
+        "losses/robust.py",
+        'reduction="batchmean"',
+        'reduction="mean"',
+        "TRADES' KL is a mean over classes",
+        "methods/methods",
     ),
-    Mutant("losses/robust.py", "1 - log_w.gather", "0 - log_w.gather", "MART's weight is -p", "adversarial_updates"),
-    Mutant("losses/supcon.py", "positive.sum(1).clamp_min(1)", "len(u)", "SupCon divides by all rows", "supcon"),
+    Mutant("losses/robust.py", "1 - log_w.gather", "0 - log_w.gather", "MART's weight is -p", "methods/baselines"),
     Mutant(
-        "losses/contrastive.py", "alpha * away", "(1 - alpha) * away", "ANCRA freezes the other side", "contrastive"
+        "losses/contrastive.py",
+        "positive.sum(1).clamp_min(1)",
+        "len(u)",
+        "SupCon divides by all rows",
+        "losses/contrastive",
     ),
-    Mutant("losses/spectral.py", "eigenvectors[:, -1]", "eigenvectors[:, 0]", "sigma_min for sigma_max", "spectral"),
     Mutant(
-        "losses/cross_lipschitz.py",
+        "losses/contrastive.py",
+        "alpha * away",
+        "(1 - alpha) * away",
+        "ANCRA freezes the other side",
+        "methods/contrastive",
+    ),
+    Mutant(
+        "losses/spectral.py", "eigenvectors[:, -1]", "eigenvectors[:, 0]", "sigma_min for sigma_max", "losses/spectral"
+    ),
+    Mutant(
+        "losses/spectral.py",
         "return 2 * total",
         "return 1 * total",
         "cross-Lipschitz by half",
-        "spectral rep_spectral",
+        "losses/spectral methods/rep_spectral",
     ),
     Mutant(
-        "losses/disentangled.py",
+        "losses/robust.py",
         "-torch.inf).argmax(1)",
         "torch.inf).argmax(1)",
         "AFD's c is the label",
-        "disentangled afd",
+        "models/disentangled methods/afd",
     ),
     # methods
-    Mutant("methods/trades.py", "beta: float = 6.0", "beta: float = 5.0", "TRADES' beta", "published"),
+    Mutant("methods/baselines.py", "beta: float = 6.0", "beta: float = 5.0", "TRADES' beta", "methods/published"),
     Mutant(
         *(
-            "methods/adversarial.py",
+            "methods/base.py",
             "            model(batch.x)\n        return Loss",
             "            pass\n        return Loss",
         ),
-        *("TRADES forwards x once", "adversarial_updates"),
+        *("TRADES forwards x once", "methods/baselines"),
     ),
-    Mutant("methods/mart.py", "(74, 89, 99)", "(75, 90, 100)", "MART's rate falls an epoch late", "published"),
-    Mutant("methods/ancra.py", "zeta: float = 3.0", "zeta: float = 2.0", "ANCRA's zeta", "published"),
-    Mutant("methods/claf.py", "refresh_passes: int = 5", "refresh_passes: int = 1", "CLAF refreshes once", "published"),
     Mutant(
-        "methods/claf.py", "aug_epochs: int = 60", "aug_epochs: int = 50", "CLAF's first stage is shorter", "published"
+        "methods/baselines.py", "(74, 89, 99)", "(75, 90, 100)", "MART's rate falls an epoch late", "methods/published"
+    ),
+    Mutant("methods/ancra.py", "zeta: float = 3.0", "zeta: float = 2.0", "ANCRA's zeta", "methods/published"),
+    Mutant(
+        "methods/claf.py",
+        "refresh_passes: int = 5",
+        "refresh_passes: int = 1",
+        "CLAF refreshes once",
+        "methods/published",
+    ),
+    Mutant(
+        "methods/claf.py",
+        "aug_epochs: int = 60",
+        "aug_epochs: int = 50",
+        "CLAF's first stage is shorter",
+        "methods/published",
     ),
     Mutant(
         "methods/afd.py",
         'return 2 if self.mode == "repo"',
         'return 1 if self.mode == "repo"',
         "AFD's second update is lost",
-        "afd",
+        "methods/afd",
     ),
-    Mutant("methods/atop.py", "cls_weight: float = 0.05", "cls_weight: float = 0.1", "AToP's lambda", "published"),
-    Mutant("methods/purifying.py", "weight / 2 * loss", "weight * loss", "AToP's L1 on [0, 1]", "atop"),
     Mutant(
-        "methods/regularised.py",
+        "methods/atop.py", "cls_weight: float = 0.05", "cls_weight: float = 0.1", "AToP's lambda", "methods/published"
+    ),
+    Mutant("methods/atop.py", "weight / 2 * loss", "weight * loss", "AToP's L1 on [0, 1]", "methods/atop"),
+    Mutant(
+        "methods/rep_spectral.py",
         "at.step % self.cadence == 0",
         "at.step % self.cadence == 1",
         "the penalty comes a step late",
-        "rep_spectral",
+        "methods/rep_spectral",
     ),
     Mutant(
         "methods/rep_spectral.py",
         'return ("encoder.",)',
         'return ("encoder.", "head")',
         "rep-spectral penalises the readout",
-        "rep_spectral",
+        "methods/rep_spectral",
     ),
-    Mutant("methods/transfer.py", "(60, 0.2)", "(60, 0.1)", "transfer's rate falls to a tenth", "transfer"),
-    Mutant("methods/awp.py", "g.norm() + TINY) * g", "g.norm() + TINY) * -g", "AWP descends", "adversarial_updates"),
-    Mutant("models/mlp.py", "narrow**-0.5", "narrow**-1.0", "rep-spectral's network scaled by 1/width", "models"),
+    Mutant("methods/transfer.py", "(60, 0.2)", "(60, 0.1)", "transfer's rate falls to a tenth", "methods/transfer"),
+    Mutant("methods/base.py", "g.norm() + TINY) * g", "g.norm() + TINY) * -g", "AWP descends", "methods/baselines"),
+    Mutant(
+        "models/backbones.py",
+        "narrow**-0.5",
+        "narrow**-1.0",
+        "rep-spectral's network scaled by 1/width",
+        "models/models",
+    ),
     Mutant(
         "models/reverse_attention.py",
         "AUXILIARY_WEIGHT = 2.0",
         "AUXILIARY_WEIGHT = 1.0",
         "ANCRA's auxiliary heads weigh 1",
-        "published",
+        "methods/published",
     ),
     Mutant(
-        "training/ema.py",
+        "training/stages.py",
         "/ (10 + self.updates)",
         "/ (1 + self.updates)",
         "EMA starts at its long-run decay",
-        "training",
+        "training/training",
     ),
     # statistics and evaluation
     Mutant(
-        "claims/statistics.py", "max(n - 1, 1))\n    sd = sd", "max(n, 1))\n    sd = sd", "deviation by n", "claims"
+        "workbook/claims/verdict.py",
+        "max(n - 1, 1))\n    sd = sd",
+        "max(n, 1))\n    sd = sd",
+        "deviation by n",
+        "workbook/claims",
     ),
     Mutant(
-        "claims/statistics.py",
+        "workbook/claims/verdict.py",
         "1 - level / 2, n - 1)) * sd",
         "1 - level, n - 1)) * sd",
         "a one-sided interval",
-        "claims",
+        "workbook/claims",
     ),
     Mutant(
-        "claims/statistics.py", "(m - rank) * p", "(m - rank - 1) * p", "Holm corrects for one claim fewer", "claims"
+        "workbook/claims/verdict.py",
+        "(m - rank) * p",
+        "(m - rank - 1) * p",
+        "Holm corrects for one claim fewer",
+        "workbook/claims",
     ),
-    Mutant("evaluation/numbers.py", "z2 / 4 / n**2", "z2 / 2 / n**2", "Wilson's interval too wide", "evaluation"),
     Mutant(
-        "evaluation/numbers.py",
+        "evaluation/metrics.py", "z2 / 4 / n**2", "z2 / 2 / n**2", "Wilson's interval too wide", "evaluation/evaluate"
+    ),
+    Mutant(
+        "evaluation/metrics.py",
         'table["draw"] % 2 == 1]',
         'table["draw"] % 2 == 0]',
         "chosen and scored on the same draws",
-        "randomised evaluation",
+        "evaluation/stochastic evaluation/evaluate",
     ),
     Mutant(
         "representation/embedding.py",
         "(2 * n - 3 * k - 1)",
         "(2 * n - 3 * k + 1)",
         "trustworthiness's denominator",
-        "representation",
+        "representation/measures",
     ),
     Mutant(
-        "representation/embedding.py", "every = unit(", "every = (", "maps by distance, not by angle", "representation"
+        "representation/embedding.py",
+        "every = unit(",
+        "every = (",
+        "maps by distance, not by angle",
+        "representation/measures",
     ),
     Mutant(
-        "representation/geometry.py",
+        "representation/measures.py",
         "* (u * (sums[y] - u))",
         "* (u * sums[y])",
         "an example is its own pair",
-        "representation",
+        "representation/measures",
     ),
 )
 
@@ -262,10 +334,15 @@ def applied(mutant: Mutant, root: Path) -> None:
     path.write_text(text.replace(mutant.old, mutant.new))
 
 
+def test_file(name: str) -> Path:
+    """ "attacks/pgd" -> tests/attacks/test_pgd.py."""
+    return Path("tests", name).with_name(f"test_{Path(name).name}.py")
+
+
 def tested(root: Path, files: Sequence[str]) -> int:
     """pytest's exit code of these files (none: all) in the copy at `root`; 1 also where they did not end in time."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": ""}
-    names = [f"tests/test_{name}.py" for name in files] or ["-n", "2", "--dist", "loadfile"]
+    names = [str(test_file(name)) for name in files] or ["-n", "2", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *names]
     try:
         return subprocess.run(

@@ -19,8 +19,7 @@ from side_by_side import alternate, markdown, publish, timed_options
 from torch import nn
 from training_steps import made_up_dataset, peak_mb
 
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import searching
+from robustlib.attacks.base import Points, searching
 from robustlib.data import load_dataset
 from robustlib.methods import make_method
 from robustlib.models import build_model

@@ -16,10 +16,10 @@ import pandas as pd
 from readme_figure import REFERENCE, alt_text, panels, reference_runs
 from side_by_side import markdown
 
-from robustlib.batch import claim_studies, verdicts
 from robustlib.methods import METHODS, load_preset, preset_names
 from robustlib.runs import find_runs
-from robustlib.tables import ATTACKS, claims, gravest, percent, verdict
+from robustlib.workbook.experiments import claim_studies, verdicts
+from robustlib.workbook.tables import ATTACKS, claims, gravest, percent, verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

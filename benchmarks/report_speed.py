@@ -18,10 +18,10 @@ import torch
 from cifar_smoke import lengths
 from side_by_side import markdown, publish
 
-from robustlib.batch import Options, page, plan, preset_methods
 from robustlib.runs import Run
-from robustlib.task import Task
-from robustlib.workbook import run_all
+from robustlib.workbook.engines import run_all
+from robustlib.workbook.experiments import Options, page, plan, preset_methods
+from robustlib.workbook.task import Task
 
 RUNS, SECONDS, MB = 30, 60, 1_000_000
 TINY = {"epochs": 2, "train_examples": 300}
@@ -53,7 +53,7 @@ def _copy(run: Run, seed: int, options: Options) -> None:
 def report(options: Options) -> tuple[float, float]:
     """Seconds of `robustlib report`, and how many of them executed the comparison."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "robustlib.cli", "report", "--runs", str(options.runs)]
+    command = [sys.executable, "-m", "robustlib.workbook.cli", "report", "--runs", str(options.runs)]
     subprocess.run([*command, "--reports", str(options.reports)], check=True)
     seconds = time.perf_counter() - start
     executed = options.reports / options.preset / "compare.ipynb"

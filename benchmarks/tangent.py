@@ -23,7 +23,7 @@ from side_by_side import alternate, markdown, publish
 from torch import Tensor, nn
 
 from robustlib.attacks import FAB, Draws, Tangent, Threat
-from robustlib.attacks.nearest import Nearest
+from robustlib.attacks.active_set import Nearest
 from robustlib.attacks.tangent import LEAST
 from robustlib.data import Split, load_dataset
 from robustlib.evaluation import bootstrap

@@ -17,9 +17,8 @@ from robustlib.data import Dataset, Split
 from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
-from robustlib.training.ema import EMA
 from robustlib.training.loop import Training
-from robustlib.training.stage import At
+from robustlib.training.stages import EMA, At
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time

@@ -27,9 +27,9 @@ from robustlib.attacks import APGD, FAB, PGD, Ascent, AutoAttack, Draws, Square,
 from robustlib.audit import audit
 from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import adversarial_distances, evaluate, summarise
-from robustlib.evaluation.randomness import luck
+from robustlib.evaluation.stochastic import luck
 from robustlib.methods import METHODS, make_method
-from robustlib.methods.regularised import Regularised
+from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
 from robustlib.representation import embedding, features, measures
 from robustlib.runs import NUMERICS

@@ -8,8 +8,7 @@ import torch
 from robustlib.attacks import APGD, PGD, AutoAttack, Threat, apgd
 from robustlib.methods import METHODS, make_method
 from robustlib.runs import NUMERICS, Run, attack_names, moved, versions, write_json
-
-from . import numerics
+from tests import numerics
 
 HOW = (
     "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/numerics.py (runs "

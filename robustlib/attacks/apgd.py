@@ -6,11 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt, Hunter
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Goal, Precision, Search
+from robustlib.attacks.active_set import Hunt, Hunter
+from robustlib.attacks.base import PRECISIONS, Goal, Points, Precision, Search
 from robustlib.errors import check_choices, check_counts
+from robustlib.rng import Draws
 from robustlib.threat import Threat, norms
 
 MOMENTUM = 0.75  # alpha of eq. 3, the share of the new step

@@ -5,10 +5,10 @@ from typing import Literal
 
 from torch import nn
 
+from robustlib.attacks.active_set import Hunt, Hunter
 from robustlib.attacks.apgd import APGD
+from robustlib.attacks.base import PRECISIONS, Attack, Precision
 from robustlib.attacks.fab import FAB
-from robustlib.attacks.hunt import Hunt, Hunter
-from robustlib.attacks.search import PRECISIONS, Attack, Precision
 from robustlib.attacks.square import Square
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.threat import Threat

@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks.active_set import Hunt, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
-from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt
-from robustlib.attacks.nearest import MinimumNorm
+from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
 from robustlib.attacks.objectives import fooled
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import check_choices, check_counts
+from robustlib.rng import Draws
 from robustlib.threat import TINY, Norm, Threat, norms
 
 

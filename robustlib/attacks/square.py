@@ -6,12 +6,11 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt, Hunter
+from robustlib.attacks.active_set import Hunt, Hunter
+from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
 from robustlib.attacks.objectives import margin
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search
 from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.rng import Draws
 from robustlib.threat import TINY, Threat, norms
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of changed pixels is halved

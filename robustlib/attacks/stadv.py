@@ -6,11 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws
-from robustlib.attacks.inputs import check_inputs
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search, searching
+from robustlib.attacks.base import PRECISIONS, Points, Precision, Search, check_inputs, searching
 from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.rng import Draws
 
 BOUND = 0.8  # pixels: 0.05 of a grid from -1 to 1 over 32 pixels (Nie et al. 2022), where one pixel is 2/32
 SMOOTH, TAU = 0.0025, 0.05  # weights of the total variation: over the bound there, and without one in the paper

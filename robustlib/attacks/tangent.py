@@ -1,18 +1,199 @@
-"""Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492)."""
+"""Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492).
+
+A walk along a model's decision boundary towards the image: tangent points of small hemispheres (Ma et al. 2021).
+"""
 
 from dataclasses import dataclass
+from math import ceil, log, sqrt
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.boundary import Walk
-from robustlib.attacks.draws import Draws
-from robustlib.attacks.hunt import Hunt
-from robustlib.attacks.nearest import MinimumNorm
-from robustlib.attacks.points import Points
-from robustlib.attacks.search import PRECISIONS, Precision, Search
+from robustlib.attacks.active_set import Hunt, MinimumNorm, check_decided
+from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
+from robustlib.attacks.objectives import fooled
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.threat import Threat
+from robustlib.rng import Draws
+from robustlib.threat import TINY, Threat, norms
+
+SPREAD, TRIES = 0.5, 100  # standard deviation of the noise that a start is looked for in, and how often
+TOLERANCE = 1e-5  # of a place on a line, as a share of its length
+PARTS = 4  # a line is cut into at a time: three queries in one call, where halving would take two calls
+CUTS = ceil(log(1 / TOLERANCE, PARTS))
+BISECTION = CUTS * (PARTS - 1)  # queries of a search on a line
+RADII, ROUNDS = 4, 6  # halved radii that are tried at a time, and how often
+FIRST = 0.1  # how far the first probes go, in pixels
+BLOCK = 2**14  # numbers drawn at a time for each example: the share of a small batch stays in a CPU's cache
+
+
+class Walk:
+    """A batch on its way along the decision boundary.
+
+    Args:
+        search: the borrowed model.
+        points: images (B, C, H, W), which the model has right, and labels (B,).
+        draws: one stream of random numbers an example.
+        queries, probes, gamma: as of `Tangent`; all queries are for this walk.
+        starts: (B, C, H, W) to start from, where adversarial.
+
+    Attributes:
+        spent: (B,) queries of the model for each example. The verification in float32 of a point is no query of its own.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        points: Points,
+        draws: Draws,
+        queries: int,
+        probes: int,
+        gamma: float,
+        starts: Tensor | None = None,
+    ) -> None:
+        check_decided(search)
+        self.search, self.x, self.y, self.draws = search, points.x, points.y, draws
+        self.queries, self.probes, self.gamma = queries, probes, gamma
+        self.now = points.x.clone()
+        self.spent = torch.zeros(len(points.x), dtype=torch.int64, device=points.x.device)
+        self.here = self._begin(starts)
+
+    def run(self, eps: float = 0.0) -> Tensor:
+        """The adversarial points (B, C, H, W) that it ends at, no farther than `eps` or as near as the queries allow; the
+        images themselves where no start was found."""
+        begun, step = self.here, 0
+        while len(self.here):
+            step += 1
+            cost = int(self.probes * sqrt(step)) + RADII * ROUNDS + BISECTION + 1  # and one for the last
+            far = (1 + TOLERANCE) * self._distance(self.here) > eps
+            self.here = self.here[far & (self.spent[self.here] + cost <= self.queries)]
+            if len(self.here):
+                self._step(step)
+        self._draw_out(begun)
+        return self.now
+
+    def _begin(self, starts: Tensor | None) -> Tensor:
+        """Puts everyone on the boundary; the rows for which a start was found."""
+        standing = torch.arange(len(self.x), device=self.x.device)
+        begun = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        for attempt in range(-1 if starts is not None else 0, TRIES):
+            if not len(standing):
+                break
+            if attempt < 0 and starts is not None:
+                tried = starts[standing]
+            else:
+                noise = self.draws[standing].fork(0).fork(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
+                tried = (self.x[standing] + SPREAD * noise).clamp(0, 1)
+            hit = self._adversarial(tried, standing)
+            self.now[standing[hit]] = tried[hit]
+            begun[standing[hit]] = True
+            standing = standing[~hit]
+        rows = begun.nonzero()[:, 0]
+        if len(rows):
+            self.now[rows] = self._to_boundary(self.now[rows], rows)
+        return rows
+
+    def _step(self, step: int) -> None:
+        """One step of those still here: where the boundary lies, the tangent point, and back to the boundary."""
+        rows, x, now = self.here, self.x[self.here], self.now[self.here]
+        distance = self._distance(rows)
+        reach = self.gamma * distance / x[0].numel() if step > 1 else torch.full_like(distance, FIRST)
+        normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.draws[rows].fork(step))
+        radius, moved = distance / sqrt(step), now.clone()
+        todo = torch.arange(len(rows), device=rows.device)
+        halved = 0.5 ** torch.arange(RADII, device=rows.device)
+        for _ in range(ROUNDS):
+            each = todo.repeat_interleave(RADII)
+            radii = (radius[todo, None] * halved).flatten()
+            tried = tangent_point(x[each], now[each], normal[each], radii).clamp(0, 1)
+            hit = self._adversarial(tried, rows[each]).view(-1, RADII)
+            won, first = hit.any(1), hit.int().argmax(1)  # the largest radius that hits
+            moved[todo[won]] = tried.view(-1, RADII, *x.shape[1:])[won, first[won]]
+            todo = todo[~won]
+            radius[todo] *= halved[-1] / 2
+            if not len(todo):
+                break
+        gone = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
+        if bool(gone.any()):
+            moved[gone] = self._to_boundary(moved[gone], rows[gone])
+            closer = norms(moved - x, "l2") < norms(now - x, "l2")
+            self.now[rows] = torch.where(closer, moved, now)
+
+    def _normal_at(self, rows: Tensor, now: Tensor, reach: Tensor, count: int, draws: Draws) -> Tensor:
+        """The estimated direction (S, ...) of length 1 into the adversarial region: the mean of the probes, each weighted by
+        what the model decides there, +1 or -1, less the mean decision."""
+        size, block = now[0].numel(), max(1, BLOCK // now[0].numel())
+        signed, plain = torch.zeros(2, len(rows), size, dtype=torch.float64, device=now.device)
+        balance = torch.zeros(len(rows), 1, dtype=torch.float64, device=now.device)
+        for start in range(0, count, block):
+            n = min(block, count - start)
+            probes = draws.fork(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
+            base = now.flatten(1)[:, None]
+            tried = probes.add_(base).clamp_(0, 1)
+            logits = self.search.fast_logits(tried.view(-1, *now.shape[1:]))
+            sign = 2.0 * fooled(logits, self.y[rows].repeat_interleave(n)).view(-1, n).to(now.dtype) - 1
+            moves = tried.sub_(base)  # clipped
+            signed += (sign[:, None] @ moves)[:, 0]
+            plain += moves.sum(1)
+            balance += sign.sum(1, keepdim=True)
+        self.spent[rows] += count
+        mean = torch.where(balance.abs() == count, torch.zeros_like(balance), balance / count)
+        total = (signed - mean * plain).to(now.dtype)
+        return (total / norms(total, "l2").clamp_min(TINY)).view_as(now)
+
+    def _to_boundary(self, outside: Tensor, rows: Tensor) -> Tensor:
+        """Searches the lines between the images and adversarial points (S, ...): adversarial points on the boundary."""
+        x, shape = self.x[rows], (len(rows), *[1] * (outside.ndim - 1))
+        low, width = outside.new_zeros(len(rows), 1), 1.0
+        steps = torch.arange(1, PARTS, device=x.device) / PARTS
+        each = torch.arange(len(rows), device=x.device).repeat_interleave(PARTS - 1)
+        for _ in range(CUTS):
+            shares = (low + width * steps).view(-1, *shape[1:])
+            tried = torch.lerp(x[each], outside[each], shares.expand_as(x[each]))
+            hit = self._adversarial(tried, rows[each]).view(len(rows), -1)
+            before = torch.where(hit.any(1), hit.int().argmax(1), PARTS - 1)  # parts before the first adversarial point
+            width /= PARTS
+            low = low + width * before[:, None]
+        return torch.lerp(x, outside, (low + width).view(shape).expand_as(x))
+
+    def _draw_out(self, rows: Tensor) -> None:
+        """Moves the points beyond the boundary by the tolerance, lest rounding in another batch undoes them."""
+        if len(rows):
+            x, now = self.x[rows], self.now[rows]
+            tried = (now + TOLERANCE * (now - x)).clamp(0, 1)
+            hit = self._adversarial(tried, rows)
+            self.now[rows[hit]] = tried[hit]
+
+    def _adversarial(self, tried: Tensor, rows: Tensor) -> Tensor:
+        """(S,) bool: what the model decides of `tried` (S, ...), a success verified by the deployed one; a query each."""
+        self.spent.index_add_(0, rows, torch.ones_like(rows))
+        return self.search.broken(tried, self.search.fast_logits(tried), self.y[rows])
+
+    def _distance(self, rows: Tensor) -> Tensor:
+        return norms(self.now[rows] - self.x[rows], "l2").flatten()
+
+
+def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+    """Where the tangent from `x` touches the sphere around `now`, on the side of `normal`, (B, ...).
+
+    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x
+    lies below the boundary and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction
+    along the boundary towards x.
+
+    Args:
+        x: images (B, ...).
+        now: points (B, ...) on the boundary, the centres.
+        normal: directions (B, ...) of length 1 into the adversarial region.
+        radius: (B,), at most |x - now|.
+    """
+    back = (x - now).flatten(1).double()
+    up, length = normal.flatten(1).double(), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)
+    rise = (back * up).sum(1, keepdim=True)
+    along = back - rise * up
+    along = along / torch.linalg.vector_norm(along, dim=1, keepdim=True).clamp_min(TINY)
+    wide = radius[:, None].double()
+    angle = (wide / length).clamp_max(1).acos() - (-rise / length).clamp(-1, 1).asin()
+    return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now.dtype).view_as(now)
+
 
 LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
 

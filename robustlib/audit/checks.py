@@ -1,123 +1,355 @@
-"""The audit of a model: fifteen questions to a robust accuracy, thirteen of which need nothing but model and images."""
+"""Checks 1 to 7: would another attack have found more?
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+Checks 12 and 13: does the model answer the same twice, and are its answers counted fairly?
+
+Checks 8 to 11: is there a gradient, does it lead anywhere, and does the attack do what it says?
+"""
+
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from robustlib.attacks.float32 import full_float32
-from robustlib.attacks.search import borrowed
-from robustlib.audit.check import Check
-from robustlib.audit.evidence import Evidence
-from robustlib.audit.hygiene import check_bookkeeping, check_randomness, modes
-from robustlib.audit.landscape import check_binarised, check_gradients, check_noise, check_sanity
-from robustlib.audit.records import fitting
-from robustlib.audit.strength import (
-    check_black_box,
-    check_gap,
-    check_iterations,
-    check_losses,
-    check_radii,
-    check_restarts,
-    check_steps,
+from robustlib.attacks.objectives import ce, margin_of
+from robustlib.audit.attacks import BATCH, RESTARTS, Evidence
+from robustlib.audit.binarisation import binarised
+from robustlib.audit.verdicts import (
+    Check,
+    Part,
+    Verdict,
+    accuracies,
+    effect,
+    judge,
+    minimum,
+    missing,
+    percent,
+    strange,
+    together,
+    unfair,
 )
-from robustlib.audit.views import sources_of
 from robustlib.data import Split
-from robustlib.errors import InputError
-from robustlib.threat import Threat
+from robustlib.evaluation import wilson
+from robustlib.rng import uniform_point
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
-QUERIES, STOCHASTIC_QUERIES = 1000, 300
-DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
 
-CHECKS: tuple[Callable[[Evidence], Check], ...] = (
-    *(check_iterations, check_radii, check_steps, check_restarts, check_losses),
-    *(check_black_box, check_noise, check_gradients, check_randomness),
-)
+MULTIPLES = (0.25, 0.5, 1, 1.5, 2, 2.5)  # of eps
+LARGE, LARGEST = 8, 0.5  # multiple of eps at which nothing may be left, and the linf radius that is enough for it
+POINT_SLACK = 0.5  # PGD may leave so many points more than FGSM
+COLLAPSE = 25.0  # FGSM may leave so many points more than PGD (catastrophic overfitting, baselines of Wong et al. 2020)
+RISE, ABOVE_CHANCE, UNBOUNDED = 1.0, 2.0, 0.5
+DOUBLING, RESTART, LOSS = 3.0, 6.0, 6.0
+GAP_AMBER, GAP_RED = 8.0, 12.0
+NEWLY = 1.0
+IMAGES = 5  # an effect of fewer images is never taken for one
 
 
-def audit(
-    model: nn.Module,
+def check_iterations(e: Evidence) -> Check:
+    """1: many small steps find what one large step finds and not much more, and no attack improves a model."""
+    clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
+    worse, leak, n = effect(pgd, torch.minimum(once, clean)), effect(once, clean), len(e.x)
+    said = f"PGD-20 leaves {percent(pgd)}, FGSM {percent(once)} of {percent(clean)} clean"
+    fine = "many steps find more than one"
+    missed = "one step finds what many do not, so gradients mislead the search"
+    leaks = "attacked images are easier, so the attack leaks the label"
+    collapse = (
+        "one step is far too weak here, as after catastrophic overfitting, and no number made with FGSM means anything"
+    )
+    collapsed = worse.high < -COLLAPSE
+    return judge(
+        1,
+        "iterations",
+        [
+            Part(worse.value, POINT_SLACK, worse.low > POINT_SLACK, said, fine, missed, images=n),
+            Part(leak.value, 0.0, leak.low > 0, said, fine, leaks, images=n),
+            Part(-worse.value, COLLAPSE, collapsed, said, fine, collapse, "amber", images=n),
+        ],
+    )
+
+
+def check_radii(e: Evidence) -> Check:
+    """2: accuracy falls with the radius, to chance at large ones and to nothing without bound."""
+    eps, linf = e.threat.eps, e.threat.norm == "linf"
+    whole = 1.0 if linf else float(e.x[0].numel() ** 0.5)
+    large = min(LARGE * eps, LARGEST) if linf else min(LARGE * eps, whole)
+    radii = sorted({r for m in MULTIPLES if (r := min(m * eps, whole)) != eps})
+    curve = {0.0: e.accuracy(e.clean), eps: e.accuracy(e.pgd20)} | {r: e.accuracy(e.radius(r)) for r in radii}
+    order = sorted(curve)
+    rises = [(effect(curve[b], curve[a]), a, b) for a, b in itertools.pairwise(order)]
+    rise, low, high = max(rises, key=lambda r: r[0].low)
+    at_large = e.accuracy(e.radius(large, 50)) if large > eps else curve[eps]
+    unbounded = e.accuracy(e.radius(whole, 100))
+    rose = f"Accuracy rises from {percent(curve[low])} at eps {low:g} to {percent(curve[high])} at {high:g}"
+    return judge(
+        2,
+        "radii",
+        [
+            _rest(at_large, 100 / e.classes + ABOVE_CHANCE, f"eps {large:g}"),
+            _rest(unbounded, UNBOUNDED, f"eps {whole:g}, where every image is allowed,"),
+            Part(rise.value, RISE, rise.low > RISE, rose, "", "the attack fails", images=len(e.x)),
+        ],
+    )
+
+
+def _rest(left: Tensor, most: float, where: str) -> Part:
+    """That hardly anything is left at a radius."""
+    rest = effect(left, torch.zeros_like(left))
+    said = f"PGD at {where} leaves {percent(left)}"
+    fine, bad = "large perturbations break it", "the search fails"
+    return Part(rest.value, most, rest.low > most, said, fine, bad, images=len(left))
+
+
+def check_steps(e: Evidence) -> Check:
+    """3: PGD has converged: doubling its steps once more changes little."""
+    curve = {steps: e.accuracy(found) for steps, (found, _) in e.trajectory.items()}
+    last, before = curve[100], curve[50]
+    gain = effect(before, last)
+    said = ", ".join(f"{percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
+    most, fine, bad = (
+        max(DOUBLING, 100 * IMAGES / len(last)),
+        "the search has converged",
+        "it still falls, use more steps",
+    )
+    return judge(3, "steps", [Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=len(last))])
+
+
+def check_restarts(e: Evidence) -> Check:
+    """4: the result does not hang on the random start."""
+    one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
+    gain = effect(one, many)
+    said = f"{RESTARTS} random starts leave {percent(many)}, one {percent(one)}"
+    fine, bad = "the start matters little", "use more restarts"
+    return judge(
+        4, "restarts", [Part(gain.value, RESTART, gain.low > RESTART, said, fine, bad, "amber", images=len(one))]
+    )
+
+
+def check_losses(e: Evidence) -> Check:
+    """5: other objectives and other scales of the logits find no more than the cross-entropy does."""
+    ce = e.accuracy(e.pgd20)
+    gains = {name: effect(ce, e.accuracy(result)) for name, result in e.losses.items()}
+    name, gain = max(gains.items(), key=lambda item: item[1].low)
+    said = f"PGD-20 on the cross-entropy leaves {percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
+    fine, bad = "the loss matters little", "the scale or shape of the logits hides gradients"
+    parts = [Part(gain.value, LOSS, gain.low > LOSS, said, fine, bad, images=len(ce))]
+    if bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-5).all()):
+        bad = "the cross-entropy of them saturates and attacks are weak"
+        parts.insert(0, Part(100.0, 0.0, True, "The outputs are probabilities, not logits", "", bad, unit="%"))
+    return judge(5, "losses", parts)
+
+
+def check_gap(e: Evidence, records: "pd.DataFrame | None") -> Check:
+    """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
+    pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
+    if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
+        pgd, auto = together(accuracies(records, "pgd20"), accuracies(records, "autoattack"))
+        whose = "AutoAttack"
+    said = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}"
+    parts = _apart(pgd, auto, said, "a gap as healthy models have it", "a PGD number says little here")
+    return judge(6, "gap to AutoAttack", [*parts, *_hidden(e, records)])
+
+
+def _apart(weaker: Tensor, stronger: Tensor, said: str, fine: str, bad: str) -> list[Part]:
+    """That two accuracies are close: amber, then red."""
+    gap = effect(weaker, stronger)
+    limits: tuple[tuple[float, Verdict], ...] = ((GAP_AMBER, "amber"), (GAP_RED, "red"))
+    return [Part(gap.value, most, gap.low > most, said, fine, bad, grave, images=len(weaker)) for most, grave in limits]
+
+
+def _hidden(e: Evidence, records: "pd.DataFrame | None") -> list[Part]:
+    """That nothing is hidden from those who attack what the evaluation attacks: the model and its declared surrogates."""
+    parts, fine = [], "nothing is hidden"
+    if e.declared < len(e.views):
+        pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
+        said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
+        parts += _apart(pgd, every, said, fine, bad)
+    if records is not None:
+        found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
+        reported, ours = together(minimum(records), found)
+        said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"
+        parts += _apart(reported, ours, said, fine, "the evaluation missed adversarial examples")
+    return parts
+
+
+def check_black_box(e: Evidence) -> Check:
+    """7: attacks without this model's gradients find no more than those with them."""
+    white = e.accuracy(e.white)
+    sources = {"Square": e.square} | {f"transfer from {name}": found for name, found in e.transferred.items()}
+    parts, most = [], max(NEWLY, 100 * IMAGES / len(white))
+    fine, bad = "gradients show the way", "gradients hide what needs no gradient to find"
+    fine += ", though of a model that answers at random Square learns little" if e.stochastic else ""
+    for name, found in sources.items():
+        alone = e.accuracy(found)
+        better, newly = effect(white, alone), effect(white, e.accuracy(e.white, found))
+        said = f"{name} alone leaves {percent(alone)}, all gradient attacks {percent(white)}; it breaks {newly.value:.1f} points more"
+        found_more, n = newly.value > most and newly.low > NEWLY, len(white)
+        parts.append(Part(newly.value, most, found_more, said, fine, bad, images=n))
+        parts.append(Part(better.value, 0.0, better.low > 0, said, fine, bad, images=n))
+    return judge(7, "black box", parts)
+
+
+ASKED = 5  # times the same images
+DIFFERENT = 1e-4  # of normalised logits (AutoAttack's own flag)
+MOVING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what behaves differently in train mode
+
+
+def modes(model: nn.Module) -> list[str]:
+    """The names of the BatchNorm and Dropout layers that are in train mode."""
+    return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, MOVING) and m.training]
+
+
+def check_randomness(e: Evidence) -> Check:
+    """12: a model that answers at random says so."""
+    answers = torch.stack([e.forward(e.x) for _ in range(ASKED)])
+    unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
+    apart = float((unit - unit[0]).norm(dim=2).amax(0).nan_to_num(0.0).mean())
+    flips = 100 * float((answers.argmax(2) != answers[0].argmax(1)).any(0).double().mean())
+    said = f"Asked {ASKED} times, it changes its prediction of {flips:.1f} % of clean images"
+    if not e.stochastic:
+        moves, same = apart > DIFFERENT, "The model answers the same twice"
+        bad = f"logits move by {apart:.2g} without declaring `stochastic`, so attacks judge it by luck and need EOT"
+        return judge(
+            12, "randomness", [Part(apart, DIFFERENT, moves, said if moves else same, "", bad, unit="distance")]
+        )
+    control, worst = e.clean[0].all(1), e.right(_strongest(e))[0].all(1)
+    cost = effect(control.double(), worst.double())
+    said += (
+        f", as declared; {percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {percent(worst)}"
+    )
+    bad = "attacked images are easier than clean ones"
+    return judge(12, "randomness", [Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)])
+
+
+def _strongest(e: Evidence) -> Tensor:
+    """For each example the image (N, C, H, W) of PGD-100 on any view that fewest draws withstood; to be scored afresh."""
+    results, found = e.trajectory[100]
+    return torch.stack(found)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
+
+
+def check_bookkeeping(
+    e: Evidence,
+    before: list[str],
+    during: list[str],
+    records: "pd.DataFrame | None",
     split: Split,
-    threat: Threat,
-    *,
-    n: int | None = None,
-    seed: int = 0,
-    queries: int | None = None,
-    noise: int = 1000,
-    targets: int | None = None,
-    readouts: int = 64,
-    transfer: Mapping[str, nn.Module] | None = None,
-    records: "pd.DataFrame | None" = None,
-    progress: Callable[[str], None] | None = None,
-) -> list[Check]:
-    """Asks whether the robust accuracy of a model on these images can be believed.
-
-    Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
-    of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
-    stochastic model is judged without the surrogates that it declares (deterministic ones are sources of transfer), by its
-    expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8.
-
-    Args:
-        model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
-        split: examples it was not trained on.
-        threat: the threat that its robust accuracy is given for.
-        n: how many examples, a stratified choice; None = 256, 128 for stochastic models.
-        seed: of every random start.
-        queries: of Square; None = 1000, 300 for stochastic models.
-        noise: random points of the ball tried for each example.
-        targets: classes aimed at by targeted attacks; None = 9, 3 for stochastic models (at most K - 1).
-        readouts: examples in the binarisation test.
-        transfer: other models of the same images by name, whose adversarial examples are tried on this one.
-        records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
-        progress: called with the name of each piece of work before it starts.
-
-    Returns:
-        One Check for each number from 1 to 13, in order. A run has two more, see `audit_run`.
-
-    Raises:
-        InputError: no examples, eps = 0, or fewer than 2 classes.
-    """
-    stochastic = bool(getattr(model, "stochastic", False))
-    device = _refuse(model, split, threat)
-    some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    before, tell = modes(model), progress or (lambda what: None)
-    settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise}
-    settings |= {"targets": targets or (3 if stochastic else 9), "seed": seed}
-    settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
-    others = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
-    with _alone(model, device, seed):
-        evidence = Evidence(model, some, threat, transfer=others, **settings)
-        checks = []
-        for check in CHECKS:
-            tell(check.__name__.removeprefix("check_").replace("_", " "))
-            checks.append(check(evidence))
-        tell("binarisation")
-        checks += [check_gap(evidence, fitting(records, split, threat)), check_binarised(evidence, readouts)]
-        checks += [check_sanity(evidence), check_bookkeeping(evidence, before, modes(model), records, split)]
-    return sorted(checks, key=lambda check: check.number)
+) -> Check:
+    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split."""
+    problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
+    problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
+    problems += [] if records is None or records.empty else [*strange(records, split, e.threat), *unfair(records)]
+    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
+    bad = "; ".join(problems)
+    said = "The number was not counted fairly" if problems else fine
+    return judge(13, "bookkeeping", [Part(len(problems), 0, bool(problems), said, "", bad, unit="count")])
 
 
-@contextmanager
-def _alone(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
-    """Lends the model in eval mode and full float32, with PyTorch's own random numbers seeded and given back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
-        torch.manual_seed(seed)
-        with borrowed(model), full_float32():
-            yield
+NOISE = 0.5  # % of the points called robust
+VANISHED, VANISHING, ALIGNED = 1e-12, 1.0, 0.2  # a gradient's length, % of images, cosine
+FELL = 1.0  # % of images whose loss an attack may lower
+FOUND = 75.0  # % of the known adversarial examples
+FEWEST = 8  # readouts that say something
 
 
-def _refuse(model: nn.Module, split: Split, threat: Threat) -> torch.device:
-    """Where the model is; an error if there is nothing to audit."""
-    if not len(split):
-        raise InputError("There is no example to audit on: give a split with images.")
-    if threat.eps == 0:
-        raise InputError("A threat of eps=0 leaves nothing to audit: its robust accuracy is the clean accuracy.")
-    return next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
+def check_noise(e: Evidence) -> Check:
+    """8: random points of the ball break nothing that gradient attacks leave standing."""
+    white = e.accuracy(e.white)
+    both = e.accuracy(e.white, e.random)
+    robust = torch.ones_like(white, dtype=torch.bool) if e.stochastic else white > 0
+    if not bool(robust.any()):
+        return missing(8, "noise", "Nothing withstands the gradient attacks, so noise has nothing to break.")
+    newly = effect(white[robust], both[robust])
+    said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
+    bad, n = "these attacks cannot search", int(robust.sum())
+    part = Part(newly.value, NOISE, newly.low > NOISE, said, "", bad, unit="%", images=n)
+    return judge(8, "noise", [part])
+
+
+def check_gradients(e: Evidence) -> Check:
+    """9: the margin has a gradient, and nearly the same one a little further on."""
+    clean, there = e.x, uniform_point(e.threat, e.x, e.draws.fork(81))
+    views = [_gradients(view, e, clean, there) for view in e.views]
+    gone, cosine = min(views, key=lambda view: (float(view[0].double().mean()), -view[1]))
+    count = int(gone.sum())
+    share, low = 100 * count / len(gone), 100 * wilson(count, len(gone))[0]
+    said = f"The margin's gradient is zero or undefined for {share:.1f} % of images and turns by a cosine of {cosine:.2f} within the ball"
+    rough = "the loss surface is too rough for one step, as in catastrophic overfitting"
+    blind, n = "attacks are blind there", len(gone)
+    return judge(
+        9,
+        "gradients",
+        [
+            Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine"),
+            Part(share, VANISHING, low > VANISHING, said, "", blind, unit="%", images=n),
+        ],
+    )
+
+
+def _gradients(view: nn.Module, e: Evidence, x: Tensor, there: Tensor) -> tuple[Tensor, float]:
+    """(N,) bool whether the gradient is gone at x, and the upper 95 % bound of the mean cosine to the one at `there`."""
+    here, other = (_margin_gradient(view, point, e.y, e.eot) for point in (x, there))
+    gone = ~here.isfinite().all(1) | (here.norm(dim=1) < VANISHED)
+    cosines = F.cosine_similarity(here.double(), other.double(), eps=1e-200).nan_to_num(
+        0.0
+    )  # float32 squares underflow
+    return gone, float(cosines.mean() + 1.96 * cosines.std(unbiased=False) / len(cosines) ** 0.5)
+
+
+def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Tensor:
+    """The gradient of z_y - max z_k (N, D), the mean of `samples`."""
+    parts = []
+    for points, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+        total = torch.zeros_like(points)
+        for _ in range(samples):
+            point = points.detach().requires_grad_(True)
+            with torch.enable_grad():
+                margin = margin_of(view(point).double(), labels).sum()
+            total += torch.autograd.grad(margin, point)[0] / samples
+        parts.append(total.flatten(1))
+    return torch.cat(parts)
+
+
+def check_sanity(e: Evidence) -> Check:
+    """10: all adversarial images lie in the ball and in [0, 1], and attacking raises the loss."""
+    before, after = (_loss(e, x) for x in (e.x, e.trajectory[20][1][0]))
+    attacked = e.standing
+    fell = (after < before - 1e-6) & attacked | after.isnan()
+    count, n = int(fell.sum()), max(int(attacked.sum()), 1)
+    share, low = 100 * count / n, 100 * wilson(min(count, n), n)[0]
+    said = f"PGD-20 lowers the loss of {share:.1f} % of the attacked images"
+    inside, bad = f"all {e.made} images made lie in the ball", "it does not climb"
+    outside = f"{e.invalid} of {e.made} images lie outside ball or box"
+    return judge(
+        10,
+        "attack sanity",
+        [
+            Part(share, FELL, low > FELL, said, inside, bad, unit="%", images=n),
+            Part(e.invalid, 0, e.invalid > 0, outside, unit="count"),
+        ],
+    )
+
+
+def _loss(e: Evidence, x: Tensor) -> Tensor:
+    """Cross-entropy (N,) in float64, the mean over draws."""
+    return torch.stack([ce(e.forward(x).double(), e.y) for _ in range(e.k)]).mean(0)
+
+
+def check_binarised(e: Evidence, images: int) -> Check:
+    """11: PGD finds adversarial examples that are known to be there, for readouts of the features and of the logits."""
+    parts = []
+    for name, test in binarised(e, images).items():
+        n, count = int(test.possible.sum()), int(test.found.sum())
+        if n >= FEWEST:
+            share, high = 100 * count / n, 100 * wilson(count, n)[1]
+            said = f"PGD finds an adversarial example for {share:.0f} % of {n} readouts of the {name} that certainly have one"
+            broken, bad = high < FOUND, "it misses many"
+            parts.append(Part(share, FOUND, broken, said, "", bad, "amber", "%", images=n, least=True))
+    if not parts:
+        return missing(
+            11, "binarisation", f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
+        )
+    return judge(11, "binarisation", sorted(parts, key=lambda part: part.value))

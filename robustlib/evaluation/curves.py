@@ -11,8 +11,7 @@ from robustlib.attacks import PGD
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of, evaluate
-from robustlib.evaluation.numbers import accuracy, summarise
-from robustlib.evaluation.records import withstood
+from robustlib.evaluation.metrics import accuracy, summarise, withstood
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:

@@ -1,22 +1,35 @@
-"""How far away the nearest adversarial images are: distances of each model, compared on the same images."""
+"""How far away the nearest adversarial images are: distances of each model, compared on the same images.
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+Adversarial distances of finished runs, on the same images for all, kept in each run with what measured them.
+
+Which strength of a regulariser to take: the one that moves adversarial images farthest and costs hardly any accuracy.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import Draws, MinimumNorm, Nearest
-from robustlib.attacks.float32 import full_float32
-from robustlib.attacks.search import borrowed
-from robustlib.data import Split
+from robustlib.attacks import MinimumNorm, Nearest, Tangent
+from robustlib.attacks.base import borrowed
+from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
+from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.records import valid
+from robustlib.evaluation.metrics import valid
+from robustlib.models.classifier import full_float32
+from robustlib.rng import Draws
+from robustlib.runs import Run, attack_names, merge_json, read_json, versions
+from robustlib.threat import Threat
+from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
 
 RESAMPLES = 2000
 
@@ -187,3 +200,188 @@ def bootstrap(
     found = [statistic(*(column[pick] for column in columns)) for pick in picks]
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
+
+
+TANGENT = Tangent(Threat("l2", 0.5))  # the radius has no part in a distance
+EXAMPLES = 100  # images, unless told otherwise
+FRAME = ("index", "label", "correct", "distance", "queries")
+DIGITS = 6  # of a stored distance, in pixel units
+
+
+def measure_distances(
+    runs: Mapping[str, Run],
+    dataset: Dataset,
+    attack: MinimumNorm = TANGENT,
+    *,
+    split: str = "test",
+    n: int = EXAMPLES,
+    seed: int = 0,
+    device: str = "auto",
+) -> "dict[str, pd.DataFrame]":
+    """The `adversarial_distances` of runs' best weights on the same images, stored in each run's distances.json.
+
+    Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper.
+
+    What is stored is read back where attack, images, seed, weights and versions are the same; a look of other versions or weights
+    under the same protocol is replaced.
+
+    Args:
+        runs: finished, of this data set, by the names under which `compare_distances` shall show them.
+        dataset: whose images are looked at.
+        attack: Tangent; FAB in l2 as a white-box cross-check.
+        split: "test", or "val" to choose hyper-parameters by.
+        n: a stratified choice of so many images, always the same; 0 for all.
+        seed: of the attack.
+        device: where it is measured: "cpu", "cuda" or "auto".
+
+    Returns:
+        By the same names, frames with the columns of `adversarial_distances`; distances are rounded to 6 decimals.
+
+    Raises:
+        InputError: no runs; a run that is not finished, of another data set, or of a stochastic model (before anything is
+            measured); an unknown split or device.
+    """
+    if not runs:
+        raise InputError("There are no runs to measure: train some first (`robustlib run`), or give another directory.")
+    for run in runs.values():
+        images, model = images_of(run, dataset, n, split), run.model()
+        model.check_data(dataset)
+        if model.stochastic:
+            raise InputError(f"{run.path} is a stochastic model, whose decisions have no boundary: leave it out.")
+    asked = {"attack": repr(attack), "split": split, "n": len(images), "seed": seed}
+    asked["numerics"] = versions("measures/distances", *attack_names([attack]))
+    asked["images"] = _digest(images.images.numpy().tobytes())
+    return {name: _measured(run, images, attack, asked, device) for name, run in runs.items()}
+
+
+def _measured(run: Run, images: Split, attack: MinimumNorm, asked: Mapping[str, Any], device: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    file = run.path / "distances.json"
+    asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes())}
+    key = "{attack} on {n} of {split}, seed {seed}".format(**asked)
+    look = read_json(file).get(key, {})
+    if {name: look.get(name) for name in asked} != asked:
+        model = run.model().to(resolve_device(device))
+        found = adversarial_distances(model, images, attack, seed=asked["seed"])
+        far = [None if value != value else round(value, DIGITS) for value in found["distance"].tolist()]
+        look = {**asked, **found.to_dict("list"), "distance": far}
+        merge_json(file, key, look)
+    return pd.DataFrame({name: look[name] for name in FRAME}).astype({"distance": float})
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+SLACK = 0.01  # accuracy that may be lost: 1 point
+NONE = ("none", 0.0)
+Cell = tuple[str, float]  # an arm and its strength
+Name = TypeVar("Name", bound=Hashable)
+
+
+def choose_strengths(
+    none: "Mapping[int, pd.DataFrame]",
+    cells: "Mapping[Cell, Mapping[int, pd.DataFrame]]",
+    *,
+    slack: float = SLACK,
+) -> "pd.DataFrame":
+    """The grid of arms and strengths; of each arm, the strength of the largest mean distance is chosen among those allowed.
+
+    Allowed is what keeps the accuracy (mean over seeds) of the unregularised arm, less `slack`. Distances of a seed are
+    means over the images that all its allowed cells have right and no attack failed on; for a cell that is not allowed,
+    over those of them that it has right too.
+
+    Args:
+        none: of the unregularised arm, by seed, frames of `measure_distances` on **validation** images.
+        cells: the same of each (arm, strength), all of the same seeds and images.
+        slack: what accuracy may be lost, in [0, 1].
+
+    Returns:
+        A row each, "none" first: arm, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of
+        a seed), distance (mean over seeds, in pixel units), low, high (95 % t interval over seeds; of a single seed, bootstrap
+        over images), gain_low, gain_high (the same interval of the distance less none's on the same images; NaN for none
+        itself and what is not allowed), allowed, chosen. Distances are NaN where n is 0.
+
+    Raises:
+        InputError: no seeds, cells of other seeds, or other images.
+    """
+    import pandas as pd
+
+    every = {NONE: none, **cells}
+    for (arm, strength), frames in every.items():
+        if not frames or set(frames) != set(none):
+            raise InputError(f"{arm} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}.")
+    accuracy = {cell: _mean([float(frame["correct"].mean()) for frame in f.values()]) for cell, f in every.items()}
+    allowed = [cell for cell in every if accuracy[cell] >= accuracy[NONE] - slack - 1e-9]
+    shared, rows = _shared({cell: every[cell] for cell in allowed}, none), []
+    for cell in every:
+        rest = {} if cell in allowed else _shared({name: every[name] for name in [*allowed, cell]}, none)
+        row = {"arm": cell[0], "strength": cell[1], "seeds": len(none), "accuracy": accuracy[cell]}
+        row |= _over_seeds((rest or shared)[cell]) | {"gain_low": float("nan"), "gain_high": float("nan")}
+        if cell in allowed and cell != NONE:
+            pairs = zip(shared[cell], shared[NONE], strict=True)
+            row["gain_low"], row["gain_high"] = _interval([far - near for far, near in pairs])
+        rows.append(row | {"allowed": cell in allowed})
+    table = pd.DataFrame(rows)
+    best = table[table["allowed"] & (table["arm"] != NONE[0])].dropna(subset=["distance"])
+    return table.assign(chosen=table.index.isin(best.groupby("arm")["distance"].idxmax()))
+
+
+def distances_over_seeds(arms: "Mapping[str, Mapping[int, pd.DataFrame]]") -> "pd.DataFrame":
+    """The mean adversarial distance of each arm, over the seeds that all arms have.
+
+    Distances of a seed are means over the images that all its arms have right and no attack failed on.
+
+    Args:
+        arms: by name and seed, frames of `measure_distances`, all of the same images.
+
+    Returns:
+        A row each: arm, seeds, n (images that count, the least of a seed), distance, low, high as of `choose_strengths`. No row
+        where no seed has all arms.
+
+    Raises:
+        InputError: other images.
+    """
+    import pandas as pd
+
+    seeds = sorted(set.intersection(*(set(frames) for frames in arms.values()))) if arms else []
+    shared = _shared(arms, seeds) if seeds else {}
+    return pd.DataFrame([{"arm": arm, "seeds": len(seeds)} | _over_seeds(parts) for arm, parts in shared.items()])
+
+
+def _shared(
+    frames: "Mapping[Name, Mapping[int, pd.DataFrame]]", seeds: Iterable[int]
+) -> "dict[Name, list[np.ndarray]]":
+    """By name, for each seed the distances (n,) of the images that all have right and no attack failed on."""
+    parts = [shared_distances({str(name): f[seed] for name, f in frames.items()}) for seed in seeds]
+    return {name: [part[str(name)] for part in parts] for name in frames}
+
+
+def _over_seeds(parts: "Sequence[np.ndarray]") -> dict[str, Any]:
+    """How many images count, and the mean distance with its interval, of the distances (n,) of each seed."""
+    low, high = _interval(parts)
+    found = {"n": min(len(part) for part in parts), "distance": _mean(_means(parts))}
+    return found | {"low": max(low, 0.0) if low == low else low, "high": high}
+
+
+def _interval(parts: "Sequence[np.ndarray]") -> tuple[float, float]:
+    """The 95 % interval of the mean of the seeds' means: Student's t over seeds; of one seed, bootstrap over its images."""
+    import numpy as np
+    from scipy.stats import t
+
+    if len(parts) == 1:
+        return bootstrap(np.mean, parts[0])
+    means, seeds = _means(parts), len(parts)
+    middle = _mean(means)
+    spread = sqrt(sum((mean - middle) ** 2 for mean in means) / (seeds - 1))
+    half = float(t.ppf(0.975, seeds - 1)) * spread / sqrt(seeds)
+    return middle - half, middle + half
+
+
+def _means(parts: "Sequence[np.ndarray]") -> list[float]:
+    return [float(part.mean()) if len(part) else float("nan") for part in parts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

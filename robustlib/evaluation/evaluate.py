@@ -25,16 +25,16 @@ import torch
 from torch import nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.float32 import full_float32
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.rounds import Rounds
-from robustlib.evaluation.state import State, facts
-from robustlib.evaluation.steps import Evaluation, Progress, joined
+from robustlib.evaluation.cache import State, facts
+from robustlib.models.classifier import full_float32
 
 if TYPE_CHECKING:
     import pandas as pd
+
+from robustlib.evaluation.schedule import Evaluation, Progress, Rounds, joined
 
 BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example

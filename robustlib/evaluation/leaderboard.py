@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
-from robustlib.evaluation.numbers import by_attack
+from robustlib.evaluation.metrics import by_attack
 from robustlib.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 # What runs must share for a mean over their seeds to mean something.
 KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]

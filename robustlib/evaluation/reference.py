@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.float32 import full_float32
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
+from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.numbers import accuracy
-from robustlib.evaluation.records import valid, withstood
-from robustlib.evaluation.run_images import images_of
+from robustlib.evaluation.metrics import accuracy, valid, withstood
+from robustlib.models.classifier import full_float32
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 INSTALL = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
 

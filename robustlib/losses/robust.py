@@ -1,5 +1,9 @@
-"""Losses of the adversarial-training family."""
+"""Losses of the adversarial-training family.
 
+What AFD asks of features and of the strongest wrong class (Zhou et al. 2025).
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,3 +59,20 @@ def mart_loss(
     unsure = 1 - log_w.gather(1, y[:, None])[:, 0].exp()
     kl = (F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1) * unsure).mean()
     return bce + beta * kl, {"bce": bce, "kl": kl}
+
+
+def confusion_labels(logits: Tensor, y: Tensor) -> Tensor:
+    """The strongest wrong class argmax_{k != y} z_k of each example, int64 (B,).
+
+    The paper's two cases, the predicted class where it is wrong and else the second highest, are both this one.
+
+    Args:
+        logits: z, (B, K) with K >= 2.
+        y: labels (B,).
+    """
+    return logits.scatter(1, y.unsqueeze(1), -torch.inf).argmax(1)
+
+
+def mean_cosine(features: Tensor, others: Tensor) -> Tensor:
+    """Mean over the batch of the cosine between features (B, D) and others (B, D), in [-1, 1]; 0 where a row is zero."""
+    return F.cosine_similarity(features.float(), others.float(), dim=1).mean()

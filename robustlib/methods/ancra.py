@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, unknown
 from robustlib.losses import mart_loss, negative_contrast, pick_negatives, trades_loss
 from robustlib.losses.contrastive import STRATEGIES, Strategy
-from robustlib.methods.adversarial import AdversarialMethod
+from robustlib.methods.base import AdversarialMethod
 from robustlib.models import ReverseAttention
 from robustlib.models.reverse_attention import AUXILIARY_WEIGHT, Joint
 from robustlib.training import At, Loss, Stage

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.losses import supcon_loss

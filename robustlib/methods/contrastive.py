@@ -1,4 +1,13 @@
-"""Contrastive pre-training: what CLAF and the rows it is compared with have in common."""
+"""Contrastive pre-training: what CLAF and the rows it is compared with have in common.
+
+Supervised contrastive learning (Khosla et al. 2020).
+
+Contrastive learning without labels (Chen et al. 2020).
+
+Robust contrastive learning without labels (Kim, Tack and Hwang 2020).
+
+Adversarial contrastive learning, the dual-stream variant (Jiang et al. 2020).
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -8,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks import Ascent
+from robustlib.attacks.base import borrowed
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
-from robustlib.methods.final_head import WithHead
+from robustlib.losses import nt_xent, supcon_loss
+from robustlib.methods.heads import WithHead
 from robustlib.models import Projected
+from robustlib.models.projected import clean_statistics
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import At, Loss, Pass, Stage, Updates
@@ -157,3 +170,128 @@ def projected(model: Projected, views: Iterable[Tensor]) -> Tensor:
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupCon(Contrastive):
+    """min E L_out over two augmented views (eq. 2), positives being all views of all images of the class; no attack in it.
+
+    Values of the release (HobbitLong/SupContrast) for CIFAR-10: batch 1024, learning rate 0.5, temperature 0.1, 1000 epochs.
+    """
+
+    name = "supcon"
+    title = "SupCon"
+    paper = "Khosla et al. 2020, Supervised Contrastive Learning, NeurIPS"
+    summary = "Pulls augmented images of one class together, without attacks; then a linear head."
+    protocol = ""  # its paper attacks nothing
+
+    batch_size: int = 1024
+    temperature: float = 0.1  # t of the contrastive loss
+
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+        """SupCon of two views."""
+        return Loss(supcon_loss(projected(model, self.two_views(batch)), batch.y, self.temperature))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLR(Contrastive):
+    """min E NT-Xent of two augmented views (eq. 1), the positive being the other view of the same image; no label, no attack.
+
+    Values as SupContrast's release runs it on CIFAR-10: batch 1024, learning rate 0.5 with SGD, temperature 0.5, 1000 epochs.
+    """
+
+    name = "simclr"
+    title = "SimCLR"
+    paper = "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, ICML"
+    summary = "Pulls two augmentations of an image together, without labels or attacks; then a linear head."
+    protocol = ""  # its paper attacks nothing
+
+    batch_size: int = 1024
+
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+        """NT-Xent of two views."""
+        a, b = projected(model, self.two_views(batch))
+        return Loss(nt_xent(a, b, self.temperature))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoCL(Contrastive):
+    """min E NT-Xent(x1, x2, x') + (1 / lambda) NT-Xent(x', x2), where x' climbs NT-Xent(x', x2) in the ball around the view x1.
+
+    As released (Kim-Minseon/RoCL): all three positive pairings count, summed and divided by the 3 B rows, which is twice
+    `supcon_loss` without labels; the second term comes from a forward pass of its own; gradients flow through one side of each
+    similarity; the attack runs in eval mode from a random start. The linear evaluation there is SGD for 150 epochs.
+    """
+
+    name = "rocl"
+    title = "RoCL"
+    paper = "Kim et al. 2020, Adversarial Self-Supervised Contrastive Learning, NeurIPS"
+    summary = "An instance-wise attack away from the other augmentation makes the third view, without labels; then a linear head."
+    protocol = "pgd20"
+    attacks = 1  # on the first view
+
+    lr: float = 0.1  # of pre-training, peak
+    weight_decay: float = 1e-6  # of pre-training
+    attack_steps: int = 7  # of the attack inside pre-training
+    attack_step_size: float | None = 0.007  # at 8/255
+    projection: tuple[int, ...] = (2048, 128)  # widths of the projection head
+    regulariser: float = 256.0  # lambda: NT-Xent(x', x2) is divided by it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.regulariser > 0:
+            raise InputError(f"rocl: regulariser={self.regulariser!r}: give a positive number; inf drops the term.")
+
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+        """The three views' loss and its regulariser."""
+        x1, x2 = self.two_views(batch)
+        with borrowed(model), torch.no_grad():
+            fixed = model.project(x2)
+
+        def apart(seen: Any, x: Tensor) -> Tensor:
+            return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
+
+        attack = Ascent(threat, self.attack_steps, self.attack_step_size)
+        x_adv = attack(model, x1, apart, generator=at.generator, precision=at.precision)
+        pair = supcon_loss(projected(model, (x_adv, x2)), None, self.temperature, one_sided=True)
+        three = 2 * supcon_loss(projected(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
+        return Loss(three + pair / self.regulariser, {"views": three, "pair": pair})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACL(Contrastive):
+    """min E (NT-Xent(x1, x2; BN) + NT-Xent(x1 + d1, x2 + d2; BN')) / 2, where (d1, d2) together climb the second term: ACL(DS).
+
+    BatchNorm is dual: attacked views have statistics and affine weights of their own, BN', and these are deployed. As released
+    (VITA-Group/Adversarial-Contrastive-Learning) the attack runs on BN' in eval mode from a random start, and the projector's
+    maps have a BatchNorm each. It makes three such maps, but its forward pass uses two. Crops there keep 10 % of the area at
+    least, here 20 %, and what is fine-tuned (aff) begins with a new head.
+    """
+
+    name = "acl"
+    title = "ACL(DS)"
+    paper = "Jiang et al. 2020, Robust Pre-Training by Adversarial Contrastive Learning, NeurIPS"
+    summary = "NT-Xent on clean views and on jointly attacked ones, each with BatchNorm statistics of its own; then a linear head."
+
+    attacks = 2  # both views
+
+    weight_decay: float = 1e-6  # of pre-training
+    projection: tuple[int, ...] = (512, 512)  # widths of the projection head
+
+    def model_options(self) -> dict[str, Any]:
+        """A projection head with BatchNorm, and dual BatchNorm everywhere."""
+        return {**super().model_options(), "projection_batchnorm": True, "dual_batchnorm": True}
+
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+        """The mean of the clean and the attacked stream."""
+        both = torch.cat(self.two_views(batch))
+
+        def stream(seen: Any, x: Tensor) -> Tensor:
+            a, b = seen.project(x).chunk(2)
+            return nt_xent(a, b, self.temperature)
+
+        with clean_statistics(model):
+            clean = stream(model, both)
+        attack = Ascent(threat, self.attack_steps, self.attack_step_size)
+        attacked = stream(model, attack(model, both, stream, generator=at.generator, precision=at.precision))
+        return Loss((clean + attacked) / 2, {"clean": clean, "attacked": attacked})

@@ -1,5 +1,11 @@
-"""Transfer: an encoder pre-trained on other images or classes, fine-tuned with it frozen or free (Yang et al. 2024)."""
+"""Transfer: an encoder pre-trained on other images or classes, fine-tuned with it frozen or free (Yang et al. 2024).
 
+Fine-tuning with batch spectral shrinkage (Chen et al. 2019).
+
+Fine-tuning that stays near its starting point (Li et al. 2018).
+"""
+
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
+from robustlib.errors import InputError, check_counts
+from robustlib.losses import batch_spectral_shrinkage, l2_sp
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier
 from robustlib.runs import Run
-from robustlib.training import Loss, Stage
+from robustlib.training import At, Loss, Stage
 
 # Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -179,3 +186,92 @@ class Transfer(RepSpectral):
 def _padding(model: Classifier) -> list[str]:
     """How each convolution of the encoder pads."""
     return [m.padding_mode for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BSS(Transfer):
+    """CE + strength sum_{i<=k} sigma_-i(F)^2, the k smallest singular values of the batch's features F (B, D).
+
+    It acts in every step. Rep-spectral's release applies it like its own penalty, after a burn-in of 0.6 and in every 15th
+    step: set `burn_in` and `cadence`.
+    """
+
+    name = "bss"
+    title = "BSS"
+    paper = "Chen et al. 2019, Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage for Safe Transfer Learning, NeurIPS"
+    summary = "Fine-tunes a pre-trained encoder and suppresses the directions in which a batch's features vary least."
+
+    strength: float = 0.001  # eta, of the penalty
+    burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
+    cadence: int = 1  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
+    pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
+    k: int = 1  # how many singular values are penalised, the smallest ones
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "k")
+
+    def kept(self, dataset: Dataset, model: Any) -> nn.Module | None:
+        """Nothing."""
+        return None
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """As in Transfer.
+
+        Raises:
+            InputError: as there, and k larger than the smallest batch or the number of features.
+        """
+        assert isinstance(model, Classifier)
+        rest = len(dataset.train) % self.batch_size
+        smallest = rest if rest > 1 else min(self.batch_size, len(dataset.train))  # the loop drops a last batch of one
+        if self.k > min(smallest, model.head.in_features):
+            raise InputError(
+                f"{self.name}: k={self.k!r}, but the smallest batch has {smallest} images and {model.head.in_features} features: "
+                f"give k of at most {min(smallest, model.head.in_features)}, or another batch_size."
+            )
+        return super().stages(dataset, model)
+
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+        """BSS of the features of `task`."""
+        return batch_spectral_shrinkage(outputs, self.k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2SP(Transfer):
+    """CE + alpha |w - w0|^2 + beta |v|^2: w all weights of the encoder, BatchNorm's included, w0 what they were before, v the head's.
+
+    It takes the place of weight decay and acts in every step. Rep-spectral's release applies it like its own penalty, after a
+    burn-in of 0.6 and in every 15th step: set `burn_in` and `cadence`.
+    """
+
+    name = "l2_sp"
+    title = "L2-SP"
+    paper = "Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML"
+    summary = "Fine-tunes a pre-trained encoder and penalises its distance from where it started."
+
+    strength: float = 1.0  # of the whole penalty; published without
+    burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
+    cadence: int = 1  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
+    pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
+    alpha: float = 0.1  # of the encoder's squared distance from its start; published there: 0.1 and 0.01
+    beta: float = 0.01  # of the new head's squared weights
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
+
+    def kept(self, dataset: Dataset, model: Any) -> nn.Module | None:
+        """The encoder as it was."""
+        return copy.deepcopy(model.encoder).requires_grad_(False)
+
+    def start(self, kept: nn.Module | None, model: Any) -> None:
+        """Remembers the pre-trained encoder."""
+        assert kept is not None
+        kept.load_state_dict(model.encoder.state_dict())
+
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+        """L2-SP."""
+        encoder, head = model.encoder.parameters(), model.head.parameters()
+        return l2_sp(encoder, kept.parameters(), head, self.alpha, self.beta)

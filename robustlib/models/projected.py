@@ -1,13 +1,60 @@
-"""A classifier with a projection head beside its linear one, for contrastive losses."""
+"""A classifier with a projection head beside its linear one, for contrastive losses.
 
-from collections.abc import Sequence
+BatchNorm with statistics of its own for clean images beside those for attacked ones.
+
+A classifier that is pre-trained without labels and gets its readout afterwards.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError
 from robustlib.models.classifier import Classifier, ImageSpec
-from robustlib.models.dual_batchnorm import dual
+
+
+class DualBatchNorm(nn.Module):
+    """Two BatchNorms, affine weights included (Xie et al. 2020, AdvProp; ACL(DS), Jiang et al. 2020, "normal" and "pgd").
+
+    The attacked one is what a model deploys; the clean one serves within `clean_statistics`.
+
+    Args:
+        norm: the BatchNorm of which both are copies.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.attacked, self.clean, self.use_clean = norm, copy.deepcopy(norm), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of the shape that the BatchNorm takes, normalised."""
+        return (self.clean if self.use_clean else self.attacked)(x)
+
+
+def dual(model: nn.Module) -> None:
+    """Puts a `DualBatchNorm` in the place of every BatchNorm of `model`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                setattr(module, name, DualBatchNorm(child))
+
+
+@contextmanager
+def clean_statistics(model: nn.Module) -> Iterator[None]:
+    """Within, every `DualBatchNorm` of `model` uses, and in train mode moves, the statistics of clean images."""
+    norms = [module for module in model.modules() if isinstance(module, DualBatchNorm)]
+    try:
+        for norm in norms:
+            norm.use_clean = True
+        yield
+    finally:
+        for norm in norms:
+            norm.use_clean = False
 
 
 class Projected(Classifier):
@@ -61,3 +108,42 @@ def _maps(widths: Sequence[int], batchnorm: bool) -> list[nn.Module]:
         if batchnorm:
             layers.append(nn.BatchNorm1d(narrow))
     return layers
+
+
+class SelfSupervised(Projected):
+    """A `Projected` whose head is no head before `set_readout`: until then it has features and projections, but no logits.
+
+    Whether it has a readout is saved with its weights (as "_extra_state"), so a stored model knows it too.
+    """
+
+    def __init__(self, encoder: nn.Module, spec: ImageSpec, projection: Sequence[int], **options: bool) -> None:
+        super().__init__(encoder, spec, projection, **options)
+        self.predicts = False
+
+    def set_readout(self, weight: Tensor, bias: Tensor) -> None:
+        """The head becomes weight (K, D) and bias (K,); from now on the model is an ordinary classifier."""
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
+        self.predicts = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K).
+
+        Raises:
+            InputError: there is no readout yet, or images of another shape than the model was built for.
+        """
+        if not self.predicts:
+            raise InputError(
+                "This self-supervised model has no readout yet and cannot predict: finish its training, whose last stage fits one, "
+                "give it one by set_readout, or ask for its features(x)."
+            )
+        return super().forward(x)
+
+    def get_extra_state(self) -> Tensor:
+        """Whether there is a readout, as a tensor, since weights are stored as tensors alone."""
+        return torch.tensor(self.predicts)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Takes over what `get_extra_state` said."""
+        self.predicts = bool(state)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from robustlib.models.gates import GATES, Gate, GatedStage
+from robustlib.models.backbones import GATES, Gate, GatedStage
 
 LARGEST_SMALL = 64  # pixels; up to here a 3 x 3 stem without pooling, as in all CIFAR papers
 

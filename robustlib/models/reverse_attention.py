@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError
-from robustlib.models.classifier import Classifier, ImageSpec
-from robustlib.models.pooling import spatial_mean
+from robustlib.models.classifier import Classifier, ImageSpec, spatial_mean
 
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft and the BPDA gates among the surrogates
 SOFT = 0.3  # of the soft gates before the last head
@@ -44,7 +43,7 @@ class ReverseAttention(Classifier):
     keeps 2 x 2 positions of 64-pixel images. W is neither detached nor normalised, its signs count.
 
     Args:
-        encoder: with `gates` blocks that take a `gate` (see robustlib.models.gates).
+        encoder: with `gates` blocks that take a `gate` (see robustlib.models.backbones).
         spec: shape, classes and statistics of the images.
 
     Raises:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from robustlib.errors import InputError
-from robustlib.representation.geometry import unit
-from robustlib.representation.layers import as_features, rows_at_once
+from robustlib.representation.features import as_features, rows_at_once
+from robustlib.representation.measures import unit
 from robustlib.representation.probes import check_neighbours
 from robustlib.representation.spectrum import principal_components
 from robustlib.runs import versions, write_atomic

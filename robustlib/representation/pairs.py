@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks import PGD, Draws, Threat
-from robustlib.attacks.search import attacked_view, borrowed
+from robustlib.attacks import PGD
+from robustlib.attacks.base import attacked_view, borrowed
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.losses import pick_negatives
 from robustlib.representation.features import BATCH
+from robustlib.rng import Draws
+from robustlib.threat import Threat
 
 POSITIVE, NEGATIVE = "attacked copy", "another class, pulled"
 

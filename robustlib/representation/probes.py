@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import Attack, Draws
-from robustlib.attacks.search import attacked_view, borrowed
+from robustlib.attacks import Attack
+from robustlib.attacks.base import attacked_view, borrowed
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
-from robustlib.representation.geometry import GapMeasure, alignment, exclusion, feature_gap, unit
-from robustlib.representation.layers import activations, as_features, as_labels, resolve_layers, rows_at_once
+from robustlib.representation.features import activations, as_features, as_labels, resolve_layers, rows_at_once
+from robustlib.representation.measures import GapMeasure, alignment, exclusion, feature_gap, unit
 from robustlib.representation.spectrum import effective_rank
+from robustlib.rng import Draws
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+
 
 GAP_IMAGES = 128  # attacked by `gap_probe` at each epoch
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.errors import InputError
-from robustlib.representation.layers import layer_function
-from robustlib.representation.lipschitz import TINY
+from robustlib.representation.features import layer_function
+from robustlib.representation.measures import TINY
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 ENTRIES = 2**23  # of Jacobians held at once: 32 MB
 FLAT = 1e-5  # three images whose triangle is flatter than this, relative to its sides, span no plane in float32

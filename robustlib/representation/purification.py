@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.search import borrowed
+from robustlib.attacks.base import borrowed
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.models import Purified
-from robustlib.models.random_transforms import Randomness, RandomTransform
-from robustlib.representation.consistency import CLEAN
-from robustlib.representation.features import Features, features
-from robustlib.representation.layers import FEATURES
+from robustlib.models.purified import Randomness, RandomTransform
+from robustlib.representation.features import FEATURES, Features, features
+from robustlib.representation.measures import CLEAN
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 RATES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
 MIXES = (1, 2, 4, 8, 16)

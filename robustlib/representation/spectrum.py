@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError
-from robustlib.representation.geometry import TINY
-from robustlib.representation.layers import as_features, as_labels, pieces
+from robustlib.representation.features import as_features, as_labels, pieces
+from robustlib.representation.measures import TINY
 
 
 def cka(first: Tensor, second: Tensor) -> float:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from robustlib.errors import InputError
 from robustlib.runs.files import load_weights, read_json, write_atomic
-from robustlib.runs.numerics import moved
+from robustlib.runs.provenance import moved
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from robustlib.models import Classifier
+
 
 UNHASHED = ("preset", "title", "changed")  # facts of a run that change no number
 

@@ -5,47 +5,20 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
+from robustlib.rng import derive_seed
 from robustlib.runs import Run, moved, trained_with, versions, write_json
-from robustlib.threat import Threat
+from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
-from robustlib.training.provenance import peak_memory_mb, provenance
-from robustlib.training.seeds import derive_seed
-from robustlib.training.stage import Stage
+from robustlib.training.stages import Trainable
 
 Precision = Literal["32-true", "bf16-mixed"]
-
-
-class Trainable(Protocol):
-    """What `fit` needs of a method; `robustlib.methods.Method` is the real one."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-
-    @property
-    def arch(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def train_examples(self) -> int: ...
-    @property
-    def preset(self) -> str: ...
-    @property
-    def numerics(self) -> tuple[str, ...]: ...
-    def hyperparameters(self) -> dict[str, Any]: ...
-    def model_options(self) -> dict[str, Any]: ...
-    def changes(self, arch: str) -> dict[str, Any]: ...
-    def advice(self, arch: str) -> list[str]: ...
-    def threat(self, dataset: Dataset) -> Threat: ...
-    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]: ...
-    def command(self, dataset: str, arch: str, seed: int, precision: str) -> str: ...
 
 
 def fit(

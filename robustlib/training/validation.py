@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks.draws import Draws, uniform_point
+from robustlib.attacks.base import Precision, attacked_view, borrowed
 from robustlib.attacks.pgd import FGSM, PGD
-from robustlib.attacks.search import Precision, attacked_view, borrowed
 from robustlib.data import Batch, Split
+from robustlib.rng import Draws, uniform_point
 from robustlib.threat import Threat
 
 BATCH = 500

@@ -1,0 +1,343 @@
+"""Models as the audit looks at them.
+
+What the checks look at: each attack is made once, when a check first asks for it, and shared by all.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks import APGD, FGSM, PGD, Attack, Square
+from robustlib.attacks.base import View
+from robustlib.attacks.objectives import margin_of
+from robustlib.data import Split
+from robustlib.evaluation import suited, valid
+from robustlib.rng import Draws, uniform_point
+from robustlib.threat import Threat
+
+HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
+
+
+def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
+    """What an adversary attacks beside the model: its declared surrogates, then HEAD where that says another thing at x.
+
+    A head that gates or rescales by its own first guess (reverse attention) confirms itself, and its gradients lead astray;
+    the plain head on the same features decides and has honest ones.
+    """
+    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    plain = Anchored(Head(model))
+    return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
+
+
+def sources_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
+    transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
+    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
+    plain, _ = apart(declared)
+    return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
+
+
+def apart(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
+    """The views that every attack meets, by name, and those with a class as `target`, which targeted attacks meet, by class."""
+    targets = {name: getattr(view, "target", None) for name, view in views.items()}
+    plain = {name: view for name, view in views.items() if targets[name] is None}
+    return plain, [(label, views[name]) for name, label in targets.items() if label is not None]
+
+
+def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:
+    """Whether the model has a head and deploys other logits (B, K) than it gives; randomised layers draw alike for both."""
+    if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
+        return False
+    answers = []
+    for asked in (model, plain):
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                answers.append(asked(x).float())
+            except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
+                if asked is model:
+                    raise
+                return False
+    deployed, ours = answers
+    return deployed.shape == ours.shape and not torch.allclose(deployed, ours, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+class Around(nn.Module):
+    """What answers by way of a model, and is as random as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
+        self.draws_by_example = bool(getattr(model, "draws_by_example", False))
+
+
+class Head(Around):
+    """head(features(x)) of a model, whatever else its forward does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.model.head(self.model.features(x))  # type: ignore[operator]
+
+
+class Scaled(Around):
+    """A model whose logits are multiplied by `factor`: the same predictions, other gradients of the cross-entropy."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__(model)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """factor * logits (B, K)."""
+        return self.factor * self.model(x)
+
+
+class Anchored(Around):
+    """A model that can always be differentiated: where its output does not depend on x for autograd, the gradient is zero.
+
+    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they go on and find nothing,
+    as if the gradient were zero, and the checks that follow say why.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        logits = self.model(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits
+
+
+BATCH = 512  # images scored at a time
+STEPS = (10, 20, 50, 100)  # of one PGD trajectory
+RESTARTS = 5
+FACTORS = (0.1, 10)  # by which logits are scaled
+VIEWS = 1000  # tags of the random streams: one block for each view
+
+
+class Evidence:
+    """A model, some images, and which of them withstand what.
+
+    Results are bool (V, N, K): right or not, for each candidate image V found for an example N, in each of K draws of the
+    model (one if it is deterministic). `accuracy` makes shares (N,) of them.
+
+    Args:
+        model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself. Those that a
+            stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost what the model does.
+        split: the examples, all of them.
+        threat: the perturbations allowed.
+        seed: of every random start.
+        queries: of Square.
+        noise: random points of the ball tried for each example.
+        targets: classes aimed at by targeted attacks.
+        draws: of a stochastic model for every score, 20; and `eot` for every gradient, 8. Both 1 for a deterministic one.
+        transfer: other models by name, whose adversarial examples are tried on this one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        threat: Threat,
+        *,
+        seed: int,
+        queries: int,
+        noise: int,
+        targets: int,
+        draws: int,
+        eot: int,
+        transfer: Mapping[str, nn.Module],
+    ) -> None:
+        self.model, self.threat, self.transfer = Anchored(model), threat, transfer
+        self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
+        self.stochastic = self.model.stochastic
+        batch = next(iter(split.batches(len(split))))
+        self.x, self.y, self.index, self.draws = batch.x, batch.y, batch.index, Draws.for_examples(seed, batch.index)
+        every = surrogates_of(model, self.x[:BATCH])
+        others, self.aimed = apart({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
+        self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
+        self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
+        self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
+        self.logits = self.forward(self.x)
+        self.classes = self.logits.shape[1]
+        self.targets = min(targets, self.classes - 1)
+        self.made = self.invalid = 0  # adversarial images, and those outside ball or box
+
+    # ---- scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 logits (B, K) of the deployed model at x (B, C, H, W), without gradients."""
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return torch.cat([self.model(some).float() for some in x.split(BATCH)])
+
+    def right(self, x: Tensor) -> Tensor:
+        """(1, N, K): whether the deployed model is right at x (N, C, H, W)."""
+        answers = torch.stack([self.forward(x) for _ in range(self.k)], 1)
+        return ((answers.argmax(2) == self.y[:, None]) & answers.isfinite().all(2))[None]
+
+    def accuracy(self, *results: Tensor) -> Tensor:
+        """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
+
+        For a stochastic model the strongest is chosen on odd draws, of this example and of all alike (see `summarise`), and scored
+        on even ones, or it is the candidate that is strongest on all examples, where that one leaves less.
+        """
+        pool = torch.cat(results).double()
+        if not self.stochastic or len(pool) == 1:
+            return pool[0].mean(1) if self.stochastic else pool.amin((0, 2))
+        odd, even = pool[:, :, 1::2].mean(2), pool[:, :, ::2].mean(2)
+        overall = odd.mean(1, keepdim=True)
+        mixed, alone = even.gather(0, (odd + overall).argmin(0)[None])[0], even[int(overall.argmin())]
+        return min(mixed, alone, key=lambda shares: float(shares.mean()))
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Without attack."""
+        return self.right(self.x)
+
+    @cached_property
+    def standing(self) -> Tensor:
+        """(N,) bool: the examples worth an attack; wrong ones count as wrong (all, if the model is stochastic)."""
+        return self.clean.all(2)[0] | self.stochastic
+
+    # ---- attacks
+
+    def tried(
+        self,
+        attack: Attack,
+        tag: int,
+        *,
+        start: list[Tensor] | None = None,
+        among: Tensor | None = None,
+        target: Tensor | None = None,
+        views: Sequence[nn.Module] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Results (V, N, K) of an attack on every view of the model, and the images found, one (N, C, H, W) a view.
+
+        A deterministic model's view is attacked on what the views before it left standing.
+
+        Args:
+            start: where to start in each view; examples that are wrong there stay.
+            among: (N,) bool, the examples to attack; else `standing`.
+            target: (N,) classes for a targeted attack.
+            views: what to attack; else the model and its surrogates.
+        """
+        left = self.standing if among is None else among
+        results, found = [], []
+        for i, view in enumerate(views or self.views):
+            x_adv = (self.x if start is None else start[i]).clone()
+            here = left & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
+            if bool(here.any()):
+                extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
+                extra |= {} if target is None else {"target": target[here]}
+                draws = self.draws.fork(tag + VIEWS * i)[here]
+                fitting = suited(attack, getattr(view, "view", view))
+                x_adv[here] = fitting(view, self.x[here], self.y[here], draws=draws, **extra).to(x_adv.dtype)
+            self.made += len(x_adv)
+            self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
+            results.append(self.right(x_adv))
+            found.append(x_adv)
+            left = left & (results[-1][0].all(1) | self.stochastic)
+        return torch.cat(results), found
+
+    def pgd(self, steps: int = 20, **settings: Any) -> PGD:
+        """The audit's PGD: an example leaves at its first success; EOT instead for a stochastic model."""
+        threat = settings.pop("threat", self.threat)
+        return PGD(threat, steps=steps, early_stop=not self.stochastic, eot=self.eot, **settings)
+
+    @cached_property
+    def fgsm(self) -> Tensor:
+        """One step, on all examples: the wrong ones too, since a model that reads the label off the attack gets them right."""
+        return self.tried(FGSM(self.threat, eot=self.eot), 0, among=torch.ones_like(self.standing))[0]
+
+    @cached_property
+    def trajectory(self) -> Mapping[int, tuple[Tensor, list[Tensor]]]:
+        """PGD on the cross-entropy after 10, 20, 50 and 100 steps of the same trajectory, and where it was then."""
+        found: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        start, done = None, 0
+        for steps in STEPS:
+            found[steps] = self.tried(self.pgd(steps - done), 1, start=start)
+            start, done = found[steps][1], steps
+        return found
+
+    @property
+    def pgd20(self) -> Tensor:
+        """PGD-20 on the cross-entropy, one restart."""
+        return self.trajectory[20][0]
+
+    @cached_property
+    def restarts(self) -> Tensor:
+        """PGD-20 with further starts: all RESTARTS of them together."""
+        return self._each([self.pgd20], [(self.pgd(), 10 + k, None) for k in range(1, RESTARTS)])
+
+    def _each(self, results: list[Tensor], trials: Iterable[tuple[Any, ...]]) -> Tensor:
+        """All results together with those of (attack, tag, targets, views if not all); of a deterministic model each meets what
+        still stands."""
+        for attack, tag, target, *views in trials:
+            left = self.standing
+            for result in results:
+                left = left & (result.all(2).all(0) | self.stochastic)
+            results = [*results, self.tried(attack, tag, among=left, target=target, views=views)[0]]
+        return torch.cat(results)
+
+    @cached_property
+    def losses(self) -> Mapping[str, Tensor]:
+        """PGD-20 on other objectives and with logits scaled, by name."""
+        found = {"margin": self.tried(self.pgd(objective="margin"), 1)[0]}
+        if self.classes > 2:
+            found["DLR"] = self.tried(self.pgd(objective="dlr"), 1)[0]
+        for factor, views in self.scaled.items():
+            found[f"logits x {factor:g}"] = self.tried(self.pgd(), 1, views=views)[0]
+        wrong = self.logits.nan_to_num(-torch.inf).scatter(1, self.y[:, None], -torch.inf)
+        likeliest = wrong.argsort(1, descending=True)
+        aim = self.pgd(objective="margin", targeted=True)
+        found["targeted"] = self._each([], [(aim, 20 + k, likeliest[:, k]) for k in range(self.targets)])
+        return found
+
+    @cached_property
+    def apgd(self) -> Tensor:
+        """APGD on the cross-entropy and on targeted DLR: the two attacks that make AutoAttack's number on honest models."""
+        dlr = APGD(self.threat, steps=25, objective="dlr", targets=self.targets, eot=self.eot)
+        kinds = [APGD(self.threat, steps=50, eot=self.eot), *([dlr] if self.classes > 3 else [])]
+        return self._each([self.trajectory[100][0]], [(attack, 40 + k, None) for k, attack in enumerate(kinds)])
+
+    @cached_property
+    def white(self) -> Tensor:
+        """All gradient attacks together; views that are aimed at a class each meet a targeted PGD only, on what still stands."""
+        aim, y = self.pgd(objective="margin", targeted=True), self.y
+        trials = [(aim, 100 + label, torch.full_like(y, label), View(view, self.model)) for label, view in self.aimed]
+        return self._each([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd], trials)
+
+    @cached_property
+    def square(self) -> Tensor:
+        """Square on every standing example: needs no gradient."""
+        return self.tried(Square(self.threat, queries=self.queries, votes=self.eot), 60)[0]
+
+    @cached_property
+    def transferred(self) -> Mapping[str, Tensor]:
+        """PGD-20 found on other models, by name; scored by this one."""
+        found = {}
+        for k, (name, other) in enumerate(self.transfer.items()):
+            attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
+            found[name] = self.right(attack(other, self.x, self.y, draws=self.draws.fork(70 + k)))
+        return found
+
+    @cached_property
+    def random(self) -> Tensor:
+        """Of `noise` uniform points of the ball, the one of least margin; where gradient attacks fail, no others matter."""
+        here = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
+        x, y, draws = self.x[here], self.y[here], self.draws[here].fork(80)
+        best, least = x.clone(), torch.full(y.shape, torch.inf, device=x.device)
+        for k in range(self.noise if len(x) else 0):
+            point = uniform_point(self.threat, x, draws.fork(k))
+            margin = margin_of(self.forward(point), y).nan_to_num(-torch.inf)
+            better = margin < least
+            best[better], least = point[better], torch.minimum(least, margin)
+        worst = self.x.clone()
+        worst[here] = best
+        return self.right(worst)
+
+    def radius(self, eps: float, steps: int = 20) -> Tensor:
+        """PGD within another radius; the threat's own is `pgd20`."""
+        return self.tried(self.pgd(steps, threat=Threat(self.threat.norm, eps)), 1)[0]

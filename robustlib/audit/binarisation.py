@@ -1,0 +1,155 @@
+"""The binarisation test: an attack that misses adversarial examples that are known to exist is too weak to be believed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlib.attacks import PGD
+from robustlib.audit.attacks import Around, Evidence
+from robustlib.rng import uniform_point
+
+INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
+INNER_RADIUS = 0.5  # of eps
+CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
+Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
+RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
+LOOKS = (25, 25, 25, 25)  # steps of PGD, after each of which its points are judged
+STOCHASTIC_LOOKS = (40,)  # once: by chance, more looks find more
+FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
+
+
+class Readout(Around):
+    """Two logits from a linear function of some output of a model: 0 "inside", 1 "adversarial"."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, model: nn.Module, output: Output, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(model)
+        self.output = output
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 2); always differentiable, with a gradient of zero where the output is not."""
+        score = (self.output(x) @ self.weight + self.bias)[:, None]
+        score = score + 0 * x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([-score, score], 1)
+
+
+class Readouts(Around):
+    """Several readouts of one output, to be attacked together, each by an image of its own: logit i is high where readout i
+    says "inside"; the last one is 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, readouts: Sequence[Readout]) -> None:
+        super().__init__(readouts[0].model)
+        self.output = readouts[0].output
+        self.register_buffer("weight", torch.stack([readout.weight for readout in readouts], 1))
+        self.register_buffer("bias", torch.stack([readout.bias for readout in readouts]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, N + 1) of N readouts; always differentiable, with a gradient of zero where the output is not."""
+        scores = self.output(x) @ self.weight + self.bias
+        return F.pad(0 * x.flatten(1).sum(1, keepdim=True) - scores, (0, 1))
+
+
+def outputs(model: nn.Module) -> dict[str, Output]:
+    """What a readout can be fitted on, by name, each x -> (B, D): the model's features if it has some, and its logits."""
+    found = {"features": getattr(model, "features", None), "logits": model}
+    return {name: _flat(output) for name, output in found.items() if output is not None}
+
+
+def _flat(output: Callable[[Tensor], Tensor]) -> Output:
+    return lambda x: output(x).flatten(1).float()
+
+
+@dataclass(frozen=True)
+class Binarised:
+    """(N,) bool each: for which examples a readout with a certain adversarial example exists, and where PGD found one."""
+
+    possible: Tensor
+    found: Tensor
+
+
+def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
+    """Attacks readouts of each output of the model for each of the first `images` examples (Zimmermann et al. 2022, section 3).
+
+    Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
+    that calls `INNER` random points within half of eps "inside" and one on the ball's surface "adversarial". Where it does
+    so exactly, an adversarial example exists; PGD on the readout must find one. Of a stochastic model it is fitted on mean
+    outputs, and the point on the surface is asked for as what PGD finds is: by the majority of fresh draws.
+    """
+    count = min(images, len(evidence.x))
+    tests = {}
+    for name, output in outputs(evidence.model.model).items():
+        readouts = [_readout(evidence, output, i) for i in range(count)]
+        possible = torch.tensor([readout is not None for readout in readouts], dtype=torch.bool)
+        found = torch.zeros_like(possible)
+        certain = [readout for readout in readouts if readout is not None]
+        if certain:
+            found[possible] = _broken(evidence, Readouts(certain), possible.nonzero()[:, 0]).cpu()
+        tests[name] = Binarised(possible, found)
+    return tests
+
+
+def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
+    """The readout of one example; None where no linear readout separates its points."""
+    model, threat = evidence.model.model, evidence.threat
+    x, draws = evidence.x[i : i + 1], evidence.draws[i : i + 1].fork(90)
+    width = output(x).shape[1]
+    count = min(INNER, max(width - 2, 2))
+    points = [uniform_point(threat.scaled(INNER_RADIUS), x, draws.fork(k)) for k in range(1, count)]
+    points = [x, *points, _surface_point(evidence, x, i)]
+    with torch.no_grad():
+        draws_of = FITTED if evidence.stochastic else 1
+        f = torch.stack([output(torch.cat(points)).double() for _ in range(draws_of)]).mean(0)
+    centre = f[:-1].mean(0)
+    g = f - centre
+    aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
+    aim[-1] = 1
+    # Ridge regression in its dual form: as many unknowns as points.
+    gram = g @ g.T + 1
+    gram.diagonal().add_(RIDGE * float(g.square().sum(1).mean()) + 1e-12)
+    dual = torch.linalg.solve(gram, aim)
+    weight = g.T @ dual
+    scores = g @ weight
+    inner, outer = scores[:-1].amax(), scores[-1]
+    if not bool(outer > inner):
+        return None
+    level = inner + CLOSENESS * (outer - inner)
+    scale = 1 / (outer - inner)
+    readout = Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
+    return readout if not evidence.stochastic or bool(_outside(evidence, Readouts([readout]), points[-1])) else None
+
+
+def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
+    """A random point of the ball's surface: a corner for linf, a random direction for l2; clipped to [0, 1]."""
+    draws = evidence.draws[i : i + 1].fork(91)
+    step = 2 * draws.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else draws.normal(*x.shape[1:])
+    return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
+
+
+def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
+    """(N,) bool: which readouts PGD leads to "adversarial", each from its own one of the images (N,)."""
+    images = images.to(evidence.x.device)
+    x, own, draws = evidence.x[images], torch.arange(len(images), device=images.device), evidence.draws[images].fork(92)
+    found, start = torch.zeros_like(own, dtype=torch.bool), None
+    for steps in STOCHASTIC_LOOKS if evidence.stochastic else LOOKS:
+        attack = PGD(evidence.threat, steps=steps, objective="nll", eot=evidence.eot)
+        start = attack(readouts, x, own, draws=draws, start=start)
+        found |= _outside(evidence, readouts, start)
+    return found
+
+
+def _outside(evidence: Evidence, readouts: Readouts, points: Tensor) -> Tensor:
+    """(N,) bool: whether each readout calls its own one of the points (N, C, H, W) "adversarial", by the majority of draws."""
+    with torch.no_grad():
+        votes = torch.stack([readouts(points).diagonal() < 0 for _ in range(evidence.k)])
+    return votes.double().mean(0) > 0.5

@@ -1,0 +1,189 @@
+"""The state of an evaluation on disk: what it evaluates, and every batch that is finished.
+
+A killed process leaves whole files only (`write_atomic`), and each file says by its name where it belongs, so whatever is
+there can be used and whatever is not is done again.
+
+The images on which a finished run is judged.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import Dataset, Split
+from robustlib.errors import InputError, unknown
+from robustlib.runs import Run, attack_names, read_json, versions, write_atomic, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustlib.attacks import Attack
+
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass; another one in each process
+
+ORDER = "order of attacks"
+
+
+@dataclass(frozen=True)
+class State:
+    """Finished batches below `path`; without a path it remembers nothing."""
+
+    path: Path | None
+    draws: int = 1  # rows of one example in a batch
+
+    @classmethod
+    def open(cls, path: Path | str, facts: Mapping[str, Any]) -> "State":
+        """The state in `path`, begun now if there is none.
+
+        Raises:
+            InputError: it belongs to another evaluation, or the directory cannot be written.
+        """
+        path, asked = Path(path), json.loads(json.dumps(facts, default=str))
+        stored = read_json(path / "protocol.json")
+        if not stored:
+            for orphan in path.glob("part-*.parquet"):  # nobody knows what they are of
+                orphan.unlink()
+            write_json(path / "protocol.json", asked)
+        elif different := _difference(stored, asked):
+            raise InputError(
+                f"The evaluation state in {path} was begun with another {different}: "
+                "delete that directory, or give another one as `state`."
+            )
+        return cls(path, asked["draws"])
+
+    def load(self, step: int) -> "list[pd.DataFrame]":
+        """The finished batches of a step, in order.
+
+        Raises:
+            InputError: a file was damaged.
+        """
+        import pandas as pd
+
+        frames: list[pd.DataFrame] = []
+        done = 0
+        while self.path is not None and (file := self._part(step, done)).exists():
+            try:
+                frames.append(pd.read_parquet(file))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{file} is damaged ({error}): delete {self.path} and evaluate again.") from error
+            done += len(frames[-1]) // self.draws
+        return frames
+
+    def save(self, step: int, done: int, frame: "pd.DataFrame") -> None:
+        """Stores the batch of a step that follows its first `done` examples."""
+        if self.path is not None:
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            write_atomic(self._part(step, done), buffer.getvalue())
+
+    @property
+    def limit(self) -> int | None:
+        """The largest batch that fits into memory, as far as that is known."""
+        return None if self.path is None else read_json(self.path / "memory.json").get("limit")
+
+    def shrink(self, limit: int) -> None:
+        """Remembers how many examples fit into memory."""
+        if self.path is not None:
+            write_json(self.path / "memory.json", {"limit": limit})
+
+    def _part(self, step: int, done: int) -> Path:
+        assert self.path is not None
+        return self.path / f"part-{step:03d}-{done:08d}.parquet"
+
+
+def state_key(asked: Mapping[str, Any], device: torch.device) -> str:
+    """Eight characters for what is asked and where, so that an interrupted evaluation only meets its own state."""
+    words = json.dumps([asked, device.type, torch.__version__], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:8]
+
+
+def facts(
+    model: nn.Module,
+    others: Mapping[str, nn.Module],
+    split: Split,
+    attacks: "Mapping[str, Attack]",
+    adaptive: "Mapping[str, Attack]",
+    **more: Any,
+) -> dict[str, Any]:
+    """Everything that decides the records: two evaluations with equal facts may share a state.
+
+    Args:
+        model, split, attacks, adaptive: as for `evaluate`.
+        others: its surrogates and sources.
+    """
+    suites = {"attack": attacks, "adaptive attack": adaptive}
+    return {
+        "model": _model_digest(model),
+        **{f"surrogate {name}": f"{_model_digest(other)} {_wishes(other)}" for name, other in others.items()},
+        "split": _digest(split.images, split.labels, split.indices),
+        **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
+        ORDER: [list(suite) for suite in suites.values()],
+        **more,
+        "numerics": versions("measures/evaluation", *attack_names([*attacks.values(), *adaptive.values()])),
+        "device": split.labels.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def _model_digest(model: nn.Module) -> str:
+    weights = model.state_dict()
+    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
+    unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
+    return _digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
+
+
+def _wishes(view: nn.Module) -> str:
+    """How a view asks to be attacked."""
+    return f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}"
+
+
+def _settings(model: nn.Module) -> list[str]:
+    """What modules hold besides tensors and says what they do: a number of levels, a temperature."""
+    return [
+        ADDRESS.sub("", f"{name}.{key}={value!r}")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "training" and (value is None or isinstance(value, (bool, int, float, str, tuple)))
+    ]
+
+
+def _digest(*tensors: Tensor, words: str = "") -> str:
+    digest = hashlib.sha256(words.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first fact that differs, with both values; "" if none does. What follows from the attacks comes last: their order, versions."""
+    for name in sorted({**asked, **stored}, key=lambda name: name in (ORDER, "numerics")):  # a stable sort
+        if stored.get(name) != asked.get(name):
+            return f"{name} ({stored.get(name, 'none')} there, {asked.get(name, 'none')} now)"
+    return ""
+
+
+def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:
+    """The images on which a finished run is judged: all of the split "test" or "val", or a stratified choice of `n`.
+
+    Raises:
+        InputError: the run is not finished, or of another data set; an unknown split.
+    """
+    if split not in ("test", "val"):
+        raise unknown("split", split, ("test", "val"))
+    if not run.finished:
+        raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
+    trained_on = run.params()["dataset"]
+    if trained_on != dataset.name:
+        raise InputError(f"{run.path} was trained on {trained_on!r}, not on {dataset.name!r}: load that data set.")
+    chosen: Split = getattr(dataset, split)
+    return chosen.sample(n or 0)

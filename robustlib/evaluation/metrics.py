@@ -1,0 +1,204 @@
+"""The verdict on each example: what the deployed model says of an image, in float32.
+
+From records to numbers: accuracies with intervals, the per-example worst case, and what each step of a cascade took.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.base import check_labels
+from robustlib.attacks.objectives import margin_of
+from robustlib.data import Batch
+from robustlib.threat import Threat
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
+COLUMNS = (
+    *("index", "label", "attack", "surrogate", "component", "eps", "draw"),
+    *("prediction", "margin", "valid"),
+)
+
+
+def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
+    """(B,) bool: finite, inside [0, 1] and, where a threat is given, inside its ball up to float32 rounding."""
+    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
+    if threat is None:
+        return inside
+    return inside & (threat.distance(x_adv.double(), x.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps))
+
+
+def judge(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> "pd.DataFrame":
+    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example.
+
+    Args:
+        model: x -> logits; the caller has put it in eval mode.
+        x_adv: what it is shown instead of the batch's images.
+        batch: labels and indices.
+        ok: (B,) bool, whether the attacker was allowed to.
+        draws: how often a stochastic model is asked.
+
+    Returns:
+        Columns index, label, draw, prediction (-1 where a logit is not finite), margin (z_y - max z_k) and valid.
+    """
+    import pandas as pd
+
+    answers = [_answer(model, x_adv, batch.y) for _ in range(draws)]
+    prediction, margin = (torch.stack(parts, 1).flatten() for parts in zip(*answers, strict=True))
+    each = {"index": batch.index, "label": batch.y, "valid": ok}
+    columns = {name: column.repeat_interleave(draws) for name, column in each.items()}
+    columns |= {"draw": torch.arange(draws).repeat(len(batch)), "prediction": prediction, "margin": margin}
+    return pd.DataFrame({name: columns[name].cpu().numpy() for name in COLUMNS if name in columns})
+
+
+def _answer(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions and margins (B,)."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        logits = model(x).float()
+    check_labels(y, logits.shape[1])
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1), margin_of(logits, y)
+
+
+def labelled(
+    frame: "pd.DataFrame", attack: str, surrogate: str, component: "str | np.ndarray", eps: float
+) -> "pd.DataFrame":
+    """The frame of `judge` with the names of what attacked and its radius, columns in their order."""
+    frame = frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)
+    return frame[list(COLUMNS)]
+
+
+def withstood(records: "pd.DataFrame") -> "pd.Series":
+    """Whether each record is a right answer to a valid image; a broken attack is never robustness."""
+    return (records["prediction"] == records["label"]) & records["valid"]
+
+
+CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
+Z95 = 1.959963984540054  # standard normal quantile of 0.975
+
+
+def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
+    """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over everything.
+
+    Invalid adversarial examples count as errors of the model and are shown in `invalid`: a broken attack is never reported
+    as robustness. The accuracy of a stochastic model is the expected one, the mean over its draws; where an example has
+    several adversarial images, the strongest on its odd draws is scored on the even ones: chosen and scored on the same
+    draws, luck would look like strength. Where that choice went wrong so often that a single attack leaves less, its number is the
+    headline.
+
+    Returns:
+        One row an attack, then one for each attack on a surrogate ("attack@surrogate"), then "worst", the headline. Columns
+        attack, eps, n, correct (a fraction where draws disagree), accuracy, low, high, single (accuracy of draw 0 alone),
+        invalid (examples); accuracies in [0, 1].
+    """
+    import pandas as pd
+
+    table = verdicts(records)
+    rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in by_attack(table)]
+    if worst and len(rows) > 1:
+        whole = _row(table)
+        least = min((whole, *rows), key=lambda row: row["accuracy"])
+        rows.append({**least, "attack": "worst", "eps": whole["eps"], "invalid": whole["invalid"]})
+    return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
+
+
+def headline(records: "pd.DataFrame") -> "pd.DataFrame":
+    """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
+    of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""
+    table = verdicts(records)
+    found = [_held(group) for group in (table, *(group for _, group in by_attack(table)))]
+    return min(found, key=lambda draws: float(draws.mean(axis=1).mean()))
+
+
+def by_attack(table: "pd.DataFrame") -> "list[tuple[str, pd.DataFrame]]":
+    """The records of each attack, then of each attack on a surrogate ("attack@surrogate"), by name."""
+    name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
+    return sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
+
+
+def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
+    """What each component of each cascade took from those before it; the first row of each is the clean model.
+
+    Returns:
+        Columns attack, surrogate, component, attacked (examples), broken (a fraction where draws disagree), accuracy (after
+        it, of all examples); no rows without a cascade.
+    """
+    import pandas as pd
+
+    table, rows = verdicts(records), []
+    clean = table[table["attack"] == "clean"]
+    for (attack, surrogate), group in table[table["component"] != ""].groupby(["attack", "surrogate"], sort=False):
+        seen, n = clean, clean["index"].nunique()
+        before: float = n
+        for component in ["clean", *(c for c in group["component"].unique() if c != "clean")]:
+            part = clean if component == "clean" else group[group["component"] == component]
+            seen = seen if component == "clean" else pd.concat([seen, part])
+            left = _score(seen)["correct"].sum()
+            row = {"attack": attack, "surrogate": surrogate, "component": component}
+            rows.append(row | {"attacked": part["index"].nunique(), "broken": before - left, "accuracy": left / n})
+            before = left
+    return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
+
+
+def verdicts(records: "pd.DataFrame") -> "pd.DataFrame":
+    """The records with their verdicts; those of version 0.1 knew neither surrogates nor components."""
+    missing = {name: "" for name in ("surrogate", "component") if name not in records}
+    return records.assign(**missing, correct=withstood(records))
+
+
+def _row(group: "pd.DataFrame") -> dict[str, float]:
+    scores = _score(group)
+    numbers = accuracy(float(scores["correct"].sum()), len(scores))
+    invalid = group.loc[~group["valid"], "index"].nunique()
+    return {"eps": float(group["eps"].max()), **numbers, "single": float(scores["single"].mean()), "invalid": invalid}
+
+
+def _score(table: "pd.DataFrame") -> "pd.DataFrame":
+    """For each example under its strongest adversarial image: `correct` in [0, 1], the mean over draws, and `single`."""
+    if table["draw"].max() == 0:
+        least = table.groupby("index")["correct"].min()
+        return least.to_frame("correct").assign(single=least)
+    draws = _held(table)
+    return draws.mean(axis=1).to_frame("correct").assign(single=draws[0].astype(float))
+
+
+def _held(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
+
+    Args:
+        table: records with their verdicts (`correct`). Of several images of an example the strongest is chosen by odd draws, those
+            of the example and, to the same weight, those of all examples; then the even draws, which had no say in it, count.
+    """
+    key, several = ["index", *CANDIDATE], len(table[CANDIDATE].drop_duplicates()) > 1
+    choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if several else table
+    strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
+    # Of many candidates some look strong by luck: how strong each is on all examples counts as much as on this one.
+    strength["correct"] += strength.groupby(CANDIDATE)["correct"].transform("mean")
+    chosen = strength.sort_values(["correct", "margin"], kind="stable").drop_duplicates("index").set_index(key).index
+    draws = scoring.groupby([*key, "draw"])["correct"].mean().unstack().reindex(chosen)
+    return draws.reset_index(CANDIDATE, drop=True).astype(float)
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927); (0, 1) without observations.
+
+    For `correct` a sum of expectations it is on the safe side: a mean of numbers in [0, 1] varies most when they are 0 or 1.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = correct / n, Z95**2
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
+    low, high = ((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))
+    return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
+
+
+def accuracy(correct: float, n: int) -> dict[str, float]:
+    """{"n", "correct", "accuracy", "low", "high"} with the 95 % Wilson interval."""
+    low, high = wilson(correct, n)
+    whole = int(correct) if correct == int(correct) else correct
+    return {"n": n, "correct": whole, "accuracy": correct / max(n, 1), "low": low, "high": high}

@@ -1,0 +1,114 @@
+"""CLAF's published protocol as it was run, so that a reader sees where 60.47 % comes from; not a valid robust accuracy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustlib.attacks.base import borrowed
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.evaluation.metrics import accuracy
+from robustlib.models import Classifier
+
+BATCH = 500
+INVALID = (
+    "Invalid: the attack clamps normalised images to [0, 1], as CLAF's release does, so that they are no images of the data set "
+    "within the stated radius."
+)
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """What `legacy_claf_eval` finds; `said` must stand wherever `accuracy` does.
+
+    Args:
+        accuracy: on the clamped images, in [0, 1].
+        clamped: accuracy on images that are clamped and not attacked, in [0, 1].
+        budget: mean over channels of the radius in [0, 1] pixel units that +-eps of normalised values are.
+        moved: mean over images of the largest change of a pixel, in [0, 1] units; far above eps because of the clamp.
+        n: images.
+        said: why the number is invalid.
+    """
+
+    accuracy: float
+    clamped: float
+    budget: float
+    moved: float
+    n: int
+    said: str = INVALID
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The two accuracies as rows: attack, accuracy with its Wilson interval low to high, and valid: False."""
+        found = {"published protocol": self.accuracy, "its clamp alone, without an attack": self.clamped}
+        return [{"attack": name, **accuracy(round(v * self.n), self.n), "valid": False} for name, v in found.items()]
+
+
+def legacy_claf_eval(
+    model: Classifier,
+    split: Split,
+    *,
+    eps: float = 8 / 255,
+    step_size: float = 2 / 255,
+    steps: int = 10,
+    seed: int = 0,
+) -> Legacy:
+    """PGD in the space of normalised images, clamped to [0, 1] there (AdirRahamim/CLAF's main.py with torchattacks 3.0).
+
+    There z = (x - mean) / std is taken for an image: z_0 = clamp(z + U(-eps, eps)), then steps of step_size * sign(gradient of the
+    cross-entropy), each projected on |z' - z| <= eps and clamped to [0, 1]. So the radius in pixels is eps std, about a fifth
+    of eps on CIFAR-10, while the clamp alone lifts each pixel below the channel's mean to the mean and cuts what is more than one
+    standard deviation above it. The release makes its training images so too, which no method here does. Report it beside
+    `evaluate`, never instead.
+
+    Args:
+        model: in eval mode meanwhile, left as found.
+        split: the images, on any device.
+        eps, step_size: in units of normalised images; at least 0 and above 0.
+        steps: of PGD, at least 1.
+        seed: of the random starts.
+
+    Raises:
+        InputError: eps below 0, a step_size that is not above 0, either not finite, or no step.
+    """
+    _check(eps, step_size, steps)
+    split = split.to(model.mean.device)
+    generator = torch.Generator(model.mean.device).manual_seed(seed)
+    right, clamped, moved = [], [], []
+    with borrowed(model):
+        for batch in split.batches(BATCH):
+            z = model.normalise(batch.x)
+            start = z + eps * (2 * torch.rand(z.shape, generator=generator, device=z.device) - 1)
+            found = _climb(model, z, start.clamp(0, 1), batch.y, eps, step_size, steps)
+            with torch.no_grad():
+                right.append(_logits(model, found).argmax(1) == batch.y)
+                clamped.append(_logits(model, z.clamp(0, 1)).argmax(1) == batch.y)
+            moved.append(((found - z) * model.std).flatten(1).abs().amax(1))
+    accuracy, still, far = (float(torch.cat(parts).float().mean()) for parts in (right, clamped, moved))
+    return Legacy(accuracy, still, float((eps * model.std).mean()), far, len(split))
+
+
+def _check(eps: float, step_size: float, steps: int) -> None:
+    if not 0 <= eps < float("inf"):
+        raise InputError(f"legacy_claf_eval: eps={eps!r}: give a number of at least 0, e.g. 8 / 255.")
+    if not 0 < step_size < float("inf"):
+        raise InputError(f"legacy_claf_eval: step_size={step_size!r}: give a positive number, e.g. 2 / 255.")
+    if steps < 1:
+        raise InputError(f"legacy_claf_eval: steps={steps!r}: give a whole number of at least 1, e.g. 10.")
+
+
+def _climb(model: Classifier, z: Tensor, at: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
+    for _ in range(steps):
+        at = at.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(F.cross_entropy(_logits(model, at), y), at)
+        at = (z + (at + step_size * gradient.sign() - z).clamp(-eps, eps)).clamp(0, 1)
+    return at.detach()
+
+
+def _logits(model: Classifier, z: Tensor) -> Tensor:
+    """Logits (B, K) of normalised images."""
+    return model(z * model.std + model.mean).float()

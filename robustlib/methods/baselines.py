@@ -1,0 +1,273 @@
+"""Standard training: the undefended baseline.
+
+The naturally trained classifier that other methods begin with: trained in a first stage, or taken from a finished run.
+
+PGD adversarial training (Madry et al. 2018).
+
+TRADES (Zhang et al. 2019).
+
+MART (Wang et al. 2020).
+
+Adversarial training at twice the cost of standard training: one step of the fast gradient sign method from noise.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustlib.attacks import PGD
+from robustlib.data import Batch, Dataset
+from robustlib.errors import InputError
+from robustlib.losses import mart_loss
+from robustlib.methods.base import AdversarialMethod, Method
+from robustlib.models import Classifier
+from robustlib.rng import Draws
+from robustlib.runs import Run
+from robustlib.threat import Threat
+from robustlib.training import At, Loss, Pass, Stage, Updates, cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard(Method):
+    """Cross-entropy on clean images: min E CE(f(x), y)."""
+
+    name = "standard"
+    title = "Standard training"
+    paper = "He et al. 2016, Deep Residual Learning for Image Recognition, CVPR"
+    summary = "Cross-entropy on clean images; what every defence starts from."
+    protocol = ""  # its paper attacks nothing
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """One stage on clean images."""
+
+        def updates(batch: Batch, at: At) -> Updates:
+            yield "model", Loss(F.cross_entropy(model(batch.x).float(), batch.y))
+
+        return self.single_stage(model, updates, adversarial=False)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, also of bf16 logits (B, K)."""
+    return F.cross_entropy(logits.float(), y)
+
+
+def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr: float) -> Stage:
+    """Cross-entropy on clean images over encoder and head, by the method's optimiser; what stands beside them keeps its weights.
+
+    Args:
+        method: whose optimiser, momentum, weight decay and view of the images it takes.
+        model: what is trained.
+        name: of the stage.
+        epochs: passes over the training images.
+        lr: peak learning rate; a cosine takes it to 0.
+    """
+
+    def updates(batch: Batch, at: At) -> Updates:
+        yield "model", Loss(cross_entropy(model(batch.x), batch.y))
+
+    weights = method.optim([*model.encoder.parameters(), *model.head.parameters()])
+    weights = replace(weights, lr=lr, schedule=cosine(epochs))
+    return Stage(name, epochs, {"model": weights}, (Pass(updates, augment=method.augment),))
+
+
+def start_from(name: str, path: str, model: Classifier, dataset: Dataset) -> None:
+    """Gives encoder and head the last weights of the finished `standard` run at `path`.
+
+    Args:
+        name: of the method, for messages.
+        path: directory of the run.
+        model: whose encoder and head are filled.
+        dataset: that the model is for.
+
+    Raises:
+        InputError: no such run, not finished, or of another method, data set or architecture.
+    """
+    run = Run(Path(path))
+    params = run.params()
+    if params.get("method") != "standard" or not run.finished:
+        found = f"{run.name}, {run.status()['state']}" if params else "no run"
+        raise InputError(f"{name}: pretrained={path!r} is {found}: give the directory of a finished `standard` run.")
+    if params["dataset"] != dataset.name:
+        raise InputError(
+            f"{name}: pretrained={path!r} was trained on {params['dataset']!r}, not on {dataset.name!r}: "
+            "give a run of the same data set."
+        )
+    natural = run.model("last")
+    natural.check_data(dataset)
+    for mine, theirs in ((model.encoder, natural.encoder), (model.head, natural.head)):
+        try:
+            mine.load_state_dict(theirs.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"{name}: pretrained={path!r} is a {params['arch']!r}, whose weights do not fit the architecture that is "
+                f"to be fine-tuned: give --set arch={params['arch']}, or another run."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDAT(AdversarialMethod):
+    """min E CE(f(x'), y) with x' the PGD maximiser of the same loss in the ball around x (eq. 2.1)."""
+
+    name = "pgd_at"
+    title = "PGD adversarial training"
+    paper = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR"
+    summary = "Cross-entropy on images attacked by PGD at every step."
+    protocol = "pgd20"
+
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """The attack inside the training."""
+        return PGD(self.threat(dataset), **self.attack_settings())
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """One adversarial stage."""
+
+        def loss(batch: Batch, x_adv: Tensor) -> Loss:
+            return Loss(F.cross_entropy(model(x_adv).float(), batch.y))
+
+        return self.attacking_stage(model, self.inner_attack(dataset), loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(AdversarialMethod):
+    """min E CE(f(x), y) + beta max KL(p(x) || p(x')) over the ball around x (eq. 5).
+
+    The attack climbs the same KL from x + 0.001 N(0, I) in eval mode; the clean side of the KL is not detached. As released,
+    x, x' and x again are forwarded separately in train mode, so BatchNorm's statistics move three times a step. Unlike the
+    release, the attack's start is clipped to [0, 1] before its first gradient (there after its first step).
+    """
+
+    name = "trades"
+    title = "TRADES"
+    paper = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, ICML"
+    summary = "Clean cross-entropy plus a weighted KL between clean and attacked predictions."
+    protocol = "pgd20"
+
+    beta: float = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise InputError(f"trades: beta={self.beta!r}: give a weight of at least 0.")
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """One adversarial stage."""
+        attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
+
+        def loss(batch: Batch, x_adv: Tensor) -> Loss:
+            return self.trades_forward(model, batch, x_adv, self.beta)
+
+        return self.attacking_stage(model, attack, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MART(AdversarialMethod):
+    """min E BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) with x' the PGD maximiser of the cross-entropy.
+
+    As released, the attack climbs from x + 0.001 N(0, I) in eval mode, and x and x' are forwarded separately in train mode.
+    Unlike the release, that start is clipped to [0, 1] before its first gradient (there after its first step).
+    Epochs, learning rate and weight decay are those of the released ResNet-18 script.
+    """
+
+    name = "mart"
+    title = "MART"
+    paper = "Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR"
+    summary = "Boosted cross-entropy on attacked images plus a KL that weighs misclassified images more."
+    protocol = "pgd20"
+
+    epochs: int = 120
+    lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
+    weight_decay: float = 3.5e-3
+    milestones: tuple[float, ...] = (74, 89, 99)  # the release counts epochs from 1: 75, 90, 100
+    attack_step_size: float | None = 0.007  # at 8/255
+    beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise InputError(f"mart: beta={self.beta!r}: give a weight of at least 0.")
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """One adversarial stage."""
+        attack = PGD(self.threat(dataset), start="gaussian", **self.attack_settings())
+
+        def loss(batch: Batch, x_adv: Tensor) -> Loss:
+            return Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, self.beta))
+
+        return self.attacking_stage(model, attack, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMRS(PGDAT):
+    """PGD training with one step of 1.25 eps from a random point of the ball, projected back on it (algorithm 3).
+
+    Epochs, learning rate and the BatchNorm mode of the attack are those of the released code (train_fgsm.py). In train mode
+    examples see each other, and `PGD` weighs their losses by their confidence where the released code weighs them alike.
+    """
+
+    name = "fgsm_rs"
+    title = "FGSM-RS (fast adversarial training)"
+    paper = "Wong et al. 2020, Fast is better than free: Revisiting adversarial training, ICLR"
+    summary = "Cross-entropy on images attacked by a single step from a random start."
+    protocol = "pgd50x10"
+
+    epochs: int = 30
+    lr: float = 0.2
+    schedule: str = "piecewise"
+    points: tuple[tuple[float, float], ...] = ((0, 0.0), (15, 1.0), (30, 0.0))
+    attack_steps: int = 1  # no other number is allowed
+    attack_batchnorm: Literal["eval", "train"] = "train"  # as released
+    step_factor: float = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones make training collapse
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack_steps != 1:
+            raise InputError(f"{self.name}: attack_steps={self.attack_steps!r}: it takes 1; for more train pgd_at.")
+        if self.attack_step_size is not None:
+            raise InputError(
+                f"{self.name}: attack_step_size={self.attack_step_size!r}: give step_factor, in units of eps, instead."
+            )
+        if not 0 < self.step_factor < float("inf"):
+            raise InputError(f"{self.name}: step_factor={self.step_factor!r}: give a positive length in units of eps.")
+
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """One step of step_factor * eps from a random point of the ball."""
+        threat = self.threat(dataset)
+        return PGD(threat, **{**self.attack_settings(), "step_size": self.step_factor * threat.eps or None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(FGSMRS):
+    """FGSM-RS from noise of `noise` * eps around the image, a step of eps, and no projection on the ball.
+
+    x' = clip(x_n + eps sign(gradient at x_n)) with x_n = clip(x + U(-noise eps, noise eps)), clip to [0, 1] only
+    (the released train.py with clip = -1).
+    """
+
+    name = "n_fgsm"
+    title = "N-FGSM"
+    paper = "de Jorge et al. 2022, Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, NeurIPS"
+    summary = "Cross-entropy on images with strong noise and a single attack step that is not projected."
+
+    step_factor: float = 1.0  # alpha / eps
+    noise: float = 2.0  # k: radius of the noise in units of eps; 2 in the released code
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.noise < float("inf"):
+            raise InputError(f"n_fgsm: noise={self.noise!r}: give a radius of at least 0 in units of eps.")
+
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """One step in a ball so wide that noise and step together stay inside it."""
+        attack = super().inner_attack(dataset)
+        return replace(attack, threat=attack.threat.scaled(self.noise + self.step_factor))
+
+    def attacked(self, attack: PGD, model: nn.Module, batch: Batch, at: At) -> Tensor:
+        """One step from the noisy batch."""
+        x, draws = batch.x, Draws.from_generator(at.generator, len(batch.x), batch.x.device)
+        around = Threat(attack.threat.norm, attack.length / self.step_factor).scaled(self.noise)
+        normal = draws.fork(0).normal(*x.shape[1:]) if around.norm == "l2" else None
+        start = around.random_start(x, draws.uniform(*x.shape[1:]), normal)
+        return replace(attack, precision=at.precision)(model, x, batch.y, draws=draws, start=start)

@@ -1,0 +1,194 @@
+"""A last stage that can be listened to, and changed, block by block.
+
+A multi-layer perceptron on flattened images.
+
+A convolutional network that trains in seconds on one CPU thread and still has BatchNorm and stages.
+
+Pre-activation residual networks (He et al. 2016b) and their wide form (Zagoruyko and Komodakis 2016).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from robustlib.models.classifier import spatial_mean
+
+Gate = Callable[[Tensor], Tensor]  # a map (B, C, H, W) -> what goes on in its stead, of the same shape
+GATES = 2  # blocks behind which a gate stands: all of ResNet-18's last stage, the last two of a wide ResNet's (ANCRA)
+
+
+class GatedStage(nn.Sequential):
+    """Blocks one after another, like any Sequential; with a `gate`, each of the last two hands its map to it."""
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """x (B, inputs, H, W) -> (B, outputs, H', W')."""
+        for left, block in zip(range(len(self), 0, -1), self, strict=True):
+            x = block(x)
+            if gate is not None and left <= GATES:
+                x = gate(x)
+        return x
+
+
+class MLP(nn.Module):
+    """Flatten, then (linear, GELU) per hidden width: x (B, C, H, W) -> features (B, last width).
+
+    GELU is smooth, as rep-spectral's theory wants.
+
+    Args:
+        image_shape: (C, H, W).
+        hidden: widths.
+        scaled: the parametrisation of rep-spectral's release (its MNIST network is one hidden layer of 2000): what a hidden layer
+            gives is divided by the square root of its width, and all weights and biases, the head's too, start from N(0, 0.01^2).
+            So the layer after it has inputs divided by sqrt(fan-in); the release divides that layer's bias as well.
+    """
+
+    def __init__(self, image_shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, scaled: bool = False) -> None:
+        super().__init__()
+        self.out_features = hidden[-1]
+        self.init_std = (
+            0.01 if scaled else None
+        )  # of all linear layers, read by Classifier; None leaves torch's own start
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise([prod(image_shape), *hidden]):
+            layers += [nn.Linear(wide, narrow), nn.GELU(), *([Scale(narrow**-0.5)] if scaled else [])]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, out_features)."""
+        return self.layers(x.flatten(1))
+
+
+class Scale(nn.Module):
+    """x -> factor * x."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        return self.factor * x
+
+    def extra_repr(self) -> str:
+        """The factor, in the printed module."""
+        return f"{self.factor:g}"
+
+
+class Stage(nn.Sequential):
+    """3 x 3 convolution, BatchNorm, ReLU; halves the image where `stride` is 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+
+class SmallCNN(nn.Module):
+    """Three stages and a global average, about 95 000 parameters, for images of 8 to 64 pixels.
+
+    The second stage halves the image, the third too from 16 pixels on: at 8 it would leave 2 x 2 positions.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
+    gates: ClassVar[int] = 1
+
+    def __init__(self, image_shape: Sequence[int], widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.stage1 = Stage(channels, widths[0], 1)
+        self.stage2 = Stage(widths[0], widths[1], 2)
+        self.stage3 = Stage(widths[1], widths[2], 2 if min(height, width) >= 16 else 1)
+        self.out_features = widths[2]
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` stands behind the last stage."""
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return spatial_mean(x) if gate is None else gate(x).mean((2, 3))
+
+
+LARGEST_SMALL = 64  # pixels; above it the stem divides the image by four, as in ResNet
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm, ReLU, convolution, twice; where the shape changes, the shortcut starts after the first ReLU."""
+
+    folds: ClassVar = (("conv1", "bn2"),)  # bn1 follows a sum, conv2 runs into one
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        reshapes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if reshapes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        active = self.relu(self.bn1(x))
+        identity = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(self.relu(self.bn2(self.conv1(active)))) + identity
+
+
+class PreActResNet(nn.Module):
+    """Stem, stages `layer1`, `layer2` ..., final BatchNorm and ReLU, global average: x -> features (B, last width).
+
+    Args:
+        image_shape: (C, H, W). Up to 64 pixels the stem is one 3 x 3 convolution of stride 1, above it is ImageNet's.
+        widths: channels of the stem and of each stage; every stage but the first halves the image.
+        blocks: blocks in each stage.
+    """
+
+    def __init__(self, image_shape: Sequence[int], widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.stem = _stem(image_shape, widths[0])
+        self.stages = tuple(f"layer{number}" for number in range(1, len(widths)))
+        for name, (inputs, outputs) in zip(self.stages, pairwise(widths), strict=True):
+            stage = [PreActBlock(inputs, outputs, 1 if name == "layer1" else 2)]
+            stage += [PreActBlock(outputs, outputs, 1) for _ in range(1, blocks)]
+            setattr(self, name, GatedStage(*stage))
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.out_features, self.gates = widths[-1], min(blocks, GATES)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` takes each of the last two blocks' maps after the final BatchNorm and ReLU."""
+        x = self.stem(x)
+        for name in self.stages[:-1]:
+            x = getattr(self, name)(x)
+        last = getattr(self, self.stages[-1])
+        if gate is None:
+            return spatial_mean(self.relu(self.bn(last(x))))
+        return last(x, lambda z: gate(self.relu(self.bn(z)))).mean((2, 3))
+
+
+def preact_resnet18(image_shape: Sequence[int]) -> PreActResNet:
+    """PreActResNet-18 with the paper's final BatchNorm, as Rice et al. 2020 train it: 11 172 170 parameters."""
+    return PreActResNet(image_shape, (64, 64, 128, 256, 512), 2)
+
+
+def wrn28_10(image_shape: Sequence[int]) -> PreActResNet:
+    """WRN-28-10: 36 479 194 parameters with ten classes."""
+    return PreActResNet(image_shape, (16, 160, 320, 640), 4)
+
+
+def wrn34_10(image_shape: Sequence[int]) -> PreActResNet:
+    """WRN-34-10, the large model of TRADES: 46 160 474 parameters with ten classes."""
+    return PreActResNet(image_shape, (16, 160, 320, 640), 5)
+
+
+def _stem(image_shape: Sequence[int], width: int) -> nn.Sequential:
+    channels, height, breadth = image_shape
+    if max(height, breadth) <= LARGEST_SMALL:
+        return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+    large = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    return nn.Sequential(large, nn.MaxPool2d(3, stride=2, padding=1))

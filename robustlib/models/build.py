@@ -1,0 +1,169 @@
+"""Purifiers and purified models by name.
+
+Models: normalise -> encoder -> linear head, by name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from robustlib.errors import InputError, unknown
+from robustlib.models.backbones import MLP, SmallCNN, preact_resnet18, wrn28_10, wrn34_10
+from robustlib.models.classifier import Classifier, ImageSpec
+from robustlib.models.disentangled import Disentangled
+from robustlib.models.projected import Projected, SelfSupervised
+from robustlib.models.purified import Purified, RandomTransform
+from robustlib.models.purifier import SMALL, Generator, MaskedAutoencoder, Purifier
+from robustlib.models.reverse_attention import ReverseAttention
+
+WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
+
+
+def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
+    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or numbers in a token of the autoencoder (48, 96)."""
+    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
+
+
+def build_purifier(
+    kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
+) -> Purifier:
+    """A freshly initialised purifier: a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves holes grey.
+
+    Args:
+        kind: which.
+        image_shape: (C, H, W).
+        width: maps of the generator (default 12 below 16 pixels, else 24), numbers in a token of the autoencoder (48, 96).
+
+    Raises:
+        InputError: an unknown kind, or a width that it cannot have.
+    """
+    if kind == "none":
+        return Purifier(image_shape)
+    if kind not in WIDTHS:
+        raise unknown("purifier", kind, ("none", *WIDTHS))
+    width = default_width(kind, image_shape) if width is None else width
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise InputError(f"width={width!r}: give a whole number of at least 1.")
+    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
+
+
+def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, Any]) -> Purified:
+    """A `Purified` from plain options: purifier ("gan"), transform ("rt2"), sigma, missing, grid, width and votes.
+
+    Raises:
+        InputError: an unknown option, or one with a value that it cannot have.
+    """
+    known = {"purifier": "gan", "transform": "rt2", "width": None, "votes": 1}
+    names = ("sigma", "missing", "grid")
+    for name in options:
+        if name not in (*known, *names):
+            raise unknown("option of a purified model", name, (*known, *names))
+    kind, transform, width, votes = ({**known, **options}[name] for name in known)
+    settings = {name: options[name] for name in names if name in options}
+    destroy = RandomTransform(transform, **settings)
+    shape = tuple(spec.image_shape)
+    model = Purified(encoder, spec, Purifier(shape), destroy, votes)
+    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
+    return model
+
+
+PADDING_MODES = ("zeros", "circular")
+
+Builder = Callable[[tuple[int, int, int]], nn.Module]
+
+
+def _resnet(name: str) -> Builder:
+    """torchvision is imported only when one of its networks is built."""
+
+    def build(image_shape: tuple[int, int, int]) -> nn.Module:
+        from robustlib.models import resnet
+
+        return getattr(resnet, name)(image_shape)
+
+    return build
+
+
+# name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
+ARCHITECTURES: dict[str, Builder] = {
+    "mlp": MLP,
+    "mlp_512": partial(MLP, hidden=(512,)),
+    "mlp_2000": partial(MLP, hidden=(2000,), scaled=True),  # rep-spectral's MNIST network
+    "mlp_8": partial(MLP, hidden=(8,)),  # its toys: XOR
+    "mlp_8_8_8": partial(MLP, hidden=(8, 8, 8)),  # and the sinusoid
+    "small_cnn": SmallCNN,
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "resnet50": _resnet("resnet50"),
+    "preact_resnet18": preact_resnet18,
+    "wrn28_10": wrn28_10,
+    "wrn34_10": wrn34_10,
+}
+
+
+def build_model(
+    arch: str,
+    spec: ImageSpec,
+    *,
+    padding_mode: Literal["zeros", "circular"] = "zeros",
+    disentangled: bool = False,
+    classify: Literal["intrinsic", "latent"] = "intrinsic",
+    reverse_attention: bool = False,
+    projection: Sequence[int] = (),
+    projection_batchnorm: bool = False,
+    dual_batchnorm: bool = False,
+    self_supervised: bool = False,
+    purified: Mapping[str, Any] | None = None,
+) -> Classifier:
+    """A freshly initialised classifier for the images that `spec` describes.
+
+    Args:
+        arch: one of ARCHITECTURES.
+        spec: a Dataset, or anything with num_classes, image_shape, mean and std.
+        padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
+        disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
+        classify: which of a `Disentangled`'s features its head answers on when deployed.
+        reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
+        projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
+        projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
+        self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
+        purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
+
+    Raises:
+        InputError: unknown architecture or padding mode, reverse attention around an encoder without stages, what does not go
+            together.
+    """
+    if arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if padding_mode not in PADDING_MODES:
+        raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
+    channels, height, width = spec.image_shape
+    if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
+        raise InputError(
+            "A model is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP): choose one."
+        )
+    if (projection_batchnorm or dual_batchnorm or self_supervised) and not projection:
+        raise InputError(
+            "projection_batchnorm, dual_batchnorm and self_supervised are of a model with a projection head: give projection."
+        )
+    if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
+        raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
+    encoder = ARCHITECTURES[arch]((channels, height, width))
+    if disentangled:
+        model: Classifier = Disentangled(encoder, spec, classify)
+    elif projection:
+        extra = {"projection_batchnorm": projection_batchnorm, "dual_batchnorm": dual_batchnorm}
+        model = (SelfSupervised if self_supervised else Projected)(encoder, spec, projection, **extra)
+    elif purified is not None:
+        model = build_purified(encoder, spec, purified)
+    else:
+        model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
+    _pad(encoder, padding_mode)
+    return model
+
+
+def _pad(encoder: nn.Module, padding_mode: Literal["zeros", "circular"]) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            module.padding_mode = padding_mode  # read at every forward pass

@@ -1,0 +1,99 @@
+"""Random numbers that belong to an example, not to a batch.
+
+A stateful generator gives example 7 other numbers when the batch is split elsewhere, so a smaller batch, an interrupted
+evaluation or another device would attack from other points. Here each example carries a 64-bit seed and number j of
+draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), computed for the whole batch at once.
+
+Seeds derived from names, so that no random state needs to be saved.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from math import prod, sqrt
+
+import torch
+from torch import Tensor
+
+from robustlib.threat import Threat
+
+
+def _signed(constant: int) -> int:
+    """A 64-bit constant as int64 holds it: torch has no unsigned 64-bit arithmetic, but two's complement wraps alike."""
+    return constant - (1 << 64) if constant >> 63 else constant
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+BITS = 23  # random bits in a float: k + 1/2 is still exact in float32
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical, while >> on int64 is arithmetic
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = _shift_right(z, 30).bitwise_xor_(z).mul_(FIRST)
+    z = _shift_right(z, 27).bitwise_xor_(z).mul_(SECOND)
+    return _shift_right(z, 31).bitwise_xor_(z)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One stream of random numbers for each example.
+
+    Args:
+        seeds: (B,) int64, one seed an example.
+    """
+
+    seeds: Tensor
+
+    @classmethod
+    def from_generator(cls, generator: torch.Generator | None, size: int, device: torch.device) -> "Draws":
+        """Seeds for `size` examples, taken in order from `generator` (torch's global one if None)."""
+        source = generator.device if generator is not None else torch.device("cpu")
+        return cls(torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator, device=source).to(device))
+
+    @classmethod
+    def for_examples(cls, seed: int, indices: Tensor) -> "Draws":
+        """Seeds that depend only on `seed` and each example's own index (B,) in its data set."""
+        return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Draws":
+        """The streams of some examples: a boolean mask, indices or a slice."""
+        return Draws(self.seeds[chosen])
+
+    def fork(self, tag: int) -> "Draws":
+        """Independent streams for another purpose (a restart, a step), one for each non-negative `tag`."""
+        return Draws(_mix(self.seeds + _signed((tag + 1) * FIRST % 2**64)))
+
+    def _bits(self, shape: tuple[int, ...]) -> Tensor:
+        counter = torch.arange(1, prod(shape) + 1, device=self.seeds.device) * GOLDEN
+        return _shift_right(_mix(self.seeds[:, None] + counter), 64 - BITS).view(-1, *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 from U[0, 1)."""
+        return self._bits(shape) * 2.0**-BITS
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 from N(0, 1), by inverting the distribution function (|value| < 5.4)."""
+        return torch.special.ndtri((self._bits(shape) + 0.5) * 2.0**-BITS)
+
+    def quick_normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 from N(0, 1), others than `normal` gives and sooner: two of 23 bits from each hash (|value| < 5.2)."""
+        size = prod(shape)
+        counter = torch.arange(1, (size + 1) // 2 + 1, device=self.seeds.device) * GOLDEN
+        halves = _mix(self.seeds[:, None] + counter).view(torch.int32)[:, :size]
+        uniform = (halves >> 32 - BITS).float().add_(0.5).mul_(2.0 ** (1 - BITS))  # exact, in (-1, 1)
+        return uniform.erfinv_().mul_(sqrt(2)).view(-1, *shape)
+
+
+def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
+    normal = draws.fork(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
+    return threat.random_start(x, draws.uniform(*x.shape[1:]), normal)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed for a purpose, e.g. derive_seed(0, "pgd_at", 3, "data"); other parts, unrelated numbers."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

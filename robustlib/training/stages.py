@@ -1,0 +1,223 @@
+"""Learning-rate schedules: pure functions of the (fractional) epoch, so that resuming needs no state of theirs.
+
+The exponential moving average of a model's weights and statistics.
+
+The vocabulary in which a method tells the loop what to do.
+"""
+
+import copy
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import Batch, Dataset
+from robustlib.threat import Threat
+
+Schedule = Callable[[float], float]  # epoch, e.g. 3.5 in the middle of the fourth -> factor of the learning rate
+
+
+def constant() -> Schedule:
+    """Factor 1."""
+    return lambda epoch: 1.0
+
+
+def step(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
+    """Multiplied by `gamma` at each milestone epoch."""
+    return lambda epoch: gamma ** bisect_right(milestones, epoch)
+
+
+def cosine(epochs: float, final: float = 0.0) -> Schedule:
+    """From 1 to `final` along half a cosine."""
+    return lambda epoch: final + (1 - final) * (1 + math.cos(math.pi * min(epoch / epochs, 1.0))) / 2
+
+
+def piecewise(points: Sequence[tuple[float, float]]) -> Schedule:
+    """Straight lines through (epoch, factor) points; two points at one epoch make a jump, the later one holds."""
+
+    def factor(epoch: float) -> float:
+        if epoch < points[0][0]:
+            return points[0][1]
+        for (start, low), (end, high) in pairwise(points):
+            if start <= epoch < end:
+                return low + (high - low) * (epoch - start) / (end - start)
+        return points[-1][1]
+
+    return factor
+
+
+def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
+    """Linear from 0 to 1 at the fraction `peak` of training, then linear to 0 (the cyclic schedule of Wong et al. 2020)."""
+    return piecewise([(0, 0.0), (peak * epochs, 1.0), (epochs, 0.0)])
+
+
+SCHEDULES = ("constant", "step", "cosine", "one_cycle", "piecewise")
+
+
+class EMA:
+    """A shadow of `model` with decay min(decay, (1 + t) / (10 + t)) at update t, so that early updates count.
+
+    Args:
+        model: the model that is trained; its floating parameters and buffers are averaged, the others copied.
+        decay: long-run decay, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the shadow towards the model."""
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        theirs = model.state_dict()
+        for name, mine in self.module.state_dict().items():
+            if mine.is_floating_point():
+                mine.lerp_(theirs[name], weight)
+            else:
+                mine.copy_(theirs[name])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one optimiser step minimises, and named parts of it for the metrics (scalars, detached by the loop)."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where in its stage an update happens."""
+
+    epoch: int  # 0-based, within the stage
+    step: int  # 0-based, within the pass
+    progress: float  # of the stage, in [0, 1)
+    generator: (
+        torch.Generator
+    )  # seeded by (seed, stage, epoch, pass, repeat): all randomness of an update comes from it
+    precision: Literal["32-true", "bf16-mixed"]  # of the training; attacks inside it search in the same
+
+
+Updates = Generator[tuple[str, Loss], None, None]  # what a method's heart yields: optimiser name and loss
+Probe = Callable[[nn.Module, Batch], float | Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """An optimiser to be: parameters, settings and learning-rate schedule."""
+
+    params: Iterable[nn.Parameter]
+    lr: float
+    kind: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9  # SGD
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    schedule: Schedule = field(default_factory=constant)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", tuple(self.params))  # an iterator would serve only the first build
+
+    def build(self) -> torch.optim.Optimizer:
+        """A fresh torch optimiser over the parameters that take gradients."""
+        params = [p for p in self.params if p.requires_grad]
+        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.kind == "adam":
+            return torch.optim.Adam(params, betas=self.betas, **common)
+        return torch.optim.SGD(params, momentum=self.momentum, nesterov=self.nesterov, **common)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way of going through the training data once.
+
+    Args:
+        updates: the heart of a method: yields (optimiser name, Loss) and finds the step done when it goes on.
+        name: shown in the metrics.
+        repeats: how often the data are gone through in each epoch.
+        fresh: names of optimisers that start anew with the pass.
+        augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
+        begin: called in each epoch before the pass, and before its fresh optimisers are made.
+        probes: as those of a stage, but measured in each epoch right before the pass (and after `begin`).
+    """
+
+    updates: Callable[[Batch, At], Updates]
+    name: str = "train"
+    repeats: int = 1
+    fresh: tuple[str, ...] = ()
+    augment: str = "weak"
+    begin: Callable[[], None] | None = None
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with its own optimisers and epochs.
+
+    Args:
+        name: shown in the metrics; part of every random seed.
+        epochs: passes over the data, all `passes` in each.
+        optimisers: by the names that updates yield.
+        passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
+        adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
+            overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
+        watched: false where what is validated is not what will be deployed, such as a head that a later stage replaces: then
+            nothing is warned of.
+        keep: which weights count as the run's best: "best", of the best epoch, or "last", of the last one, for methods whose
+            papers choose none.
+        ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
+        begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
+        end: called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
+        modules: trained or copied beside the model; checkpointed with it.
+        probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
+            "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
+        snapshots: epochs (1-based, of this stage) whose weights are kept.
+        dataset: whose training and validation images the stage sees; None for the run's.
+    """
+
+    name: str
+    epochs: int
+    optimisers: Mapping[str, Optim]
+    passes: tuple[Pass, ...]
+    adversarial: bool = False
+    watched: bool = True
+    keep: Literal["best", "last"] = "best"
+    ema: float = 0.0
+    begin: Callable[[], None] | None = None
+    end: Callable[[nn.Module, Batch], None] | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    snapshots: tuple[int, ...] = ()
+    dataset: Dataset | None = None
+
+
+class Trainable(Protocol):
+    """What `fit` needs of a method; `robustlib.methods.Method` is the real one."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def train_examples(self) -> int: ...
+    @property
+    def preset(self) -> str: ...
+    @property
+    def numerics(self) -> tuple[str, ...]: ...
+    def hyperparameters(self) -> dict[str, Any]: ...
+    def model_options(self) -> dict[str, Any]: ...
+    def changes(self, arch: str) -> dict[str, Any]: ...
+    def advice(self, arch: str) -> list[str]: ...
+    def threat(self, dataset: Dataset) -> Threat: ...
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]: ...
+    def command(self, dataset: str, arch: str, seed: int, precision: str) -> str: ...

@@ -1,0 +1,16 @@
+"""A paper's claims as data, and what finished runs say of them: supported, not supported, or undecided.
+
+Nothing here trains, attacks or writes: runs are read.
+"""
+
+from robustlib.workbook.claims.claim import Claim, arm_of, read_claims
+from robustlib.workbook.claims.evidence import Evidence, gather, measure_of
+from robustlib.workbook.claims.verdict import (
+    Finding,
+    Interval,
+    holm,
+    judge,
+    minimal_detectable,
+    p_value,
+    paired_interval,
+)

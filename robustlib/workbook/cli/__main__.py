@@ -1,0 +1,5 @@
+"""`python -m robustlib.workbook.cli` is the command `robustlib`."""
+
+from robustlib.workbook.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""Executes notebooks, each in a process group of its own, one or many side by side.
+
+A worker (`robustlib.workbook.task`) runs papermill; this side starts workers, watches the clock, passes Ctrl-C on, and settles
+the status of workers that ended without a word.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from robustlib.errors import InputError, unknown
+from robustlib.workbook.task import INTERRUPTED, Status, Task, check
+
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")  # numbers depend on them
+GRACE = 20.0  # seconds between asking a worker to stop and killing it
+
+Worker = subprocess.Popen[bytes]
+
+
+def execute(task: Task, *, timeout: float | None = None, stop: threading.Event | None = None) -> Status:
+    """Executes a notebook in its own process group and returns its final status; does not raise for what a cell does.
+
+    Args:
+        task: what to execute; the output's directory is made.
+        timeout: seconds for the whole notebook; None for no limit.
+        stop: set it from another thread to interrupt (SIGINT, after 20 s SIGKILL).
+
+    Raises:
+        InputError: see `check`, before anything starts; or the status cannot be written.
+        KeyboardInterrupt: Ctrl-C, after the worker was stopped and the status says "interrupted".
+    """
+    task, stop, began = check(task), stop or threading.Event(), time.monotonic()
+    task.enqueue()
+    if stop.is_set():
+        return task.record(**INTERRUPTED)
+    task.record(state="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+    verdict: Status = INTERRUPTED  # what holds if watching is cut short by Ctrl-C
+    with tempfile.TemporaryFile() as log:
+        worker = _start(task, log)
+        try:
+            verdict = _watch(worker, timeout, stop)
+        finally:
+            if worker.poll() is None:
+                _terminate(worker, task)
+            status = _settle(task, worker, verdict, _last_line(log), time.monotonic() - began)
+    return status
+
+
+def _start(task: Task, log: Any) -> Worker:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "robustlib.workbook.task",
+            json.dumps([str(task.notebook), task.parameters, str(task.output)]),
+        ],
+        stdin=subprocess.PIPE,  # the worker's lifeline: it ends when we are gone, however we went
+        stdout=log,
+        stderr=log,
+        env=os.environ | THREADS,
+        start_new_session=True,
+    )
+
+
+def _watch(worker: Worker, timeout: float | None, stop: threading.Event) -> Status:
+    end = time.monotonic() + (timeout or float("inf"))
+    while worker.poll() is None:
+        if stop.wait(0.1):
+            return INTERRUPTED
+        if time.monotonic() > end:
+            return {"state": "timeout", "reason": f"It ran longer than its limit of {timeout:g} s."}
+    return {}
+
+
+def _terminate(worker: Worker, task: Task) -> None:
+    _signal(worker.pid, signal.SIGINT)
+    try:
+        worker.wait(GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it does not listen, or Ctrl-C came twice
+        _signal(worker.pid, signal.SIGKILL)
+        worker.wait()
+        _signal(task.status().get("kernel"), signal.SIGKILL)  # Jupyter gives kernels a group of their own
+
+
+def _signal(group: int | None, number: int) -> None:
+    if group:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+def _settle(task: Task, worker: Worker, verdict: Status, log: str, seconds: float) -> Status:
+    if worker.stdin:
+        worker.stdin.close()
+    status = task.status()
+    if status["state"] == "running" and not verdict:  # the worker ended without a word
+        _signal(status.get("kernel"), signal.SIGKILL)
+        code = worker.returncode
+        end, state = (f"exit code {code}", "failed") if code >= 0 else (signal.Signals(-code).name, "killed")
+        verdict = {"state": state, "reason": f"The notebook's process ended with {end}. {log}".strip()}
+    if status["state"] == "done":  # it was faster than the wish to stop it
+        verdict = {}
+    return task.record(**verdict, seconds=round(seconds, 2))
+
+
+def _last_line(log: Any) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def run_all(
+    tasks: Sequence[Task],
+    jobs: int = 1,
+    on_change: Callable[[list[Status]], object] | None = None,
+    *,
+    timeout: float | None = None,
+    engine: str = "local",
+) -> list[Status]:
+    """Executes tasks side by side; one that fails does not stop the others. Returns the final statuses in order.
+
+    Args:
+        tasks: all are checked before the first one starts.
+        jobs: how many at a time.
+        on_change: called about twice a second, in the calling thread, with all statuses.
+        timeout: seconds for each notebook.
+        engine: "local" processes, or "ray" (needs the extra `ray`, and a file system that all its nodes share).
+
+    Raises:
+        InputError: a bad task, `jobs` < 1, two tasks with one output, or an unknown engine.
+        KeyboardInterrupt: Ctrl-C, after all workers were stopped; the statuses say "interrupted".
+    """
+    if jobs < 1:
+        raise InputError(f"jobs={jobs} runs nothing: give at least 1.")
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    tasks = [check(task) for task in tasks]
+    outputs = [task.output for task in tasks]
+    if twice := [str(path) for path in outputs if outputs.count(path) > 1]:
+        raise InputError(f"Two tasks would write {twice[0]}: give each an output of its own.")
+    for task in tasks:
+        task.enqueue()
+    ENGINES[engine](tasks, jobs, timeout, lambda: on_change and on_change([task.status() for task in tasks]))
+    return [task.status() for task in tasks]
+
+
+def _on_processes(tasks: Sequence[Task], jobs: int, timeout: float | None, tick: Callable[[], object]) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(execute, task, timeout=timeout, stop=stop) for task in tasks]
+        try:
+            while wait(futures, timeout=0.5).not_done:
+                tick()
+        finally:  # after Ctrl-C, or if a display fails, no worker may stay behind
+            stop.set()
+            wait(futures)
+            tick()
+    for future in futures:
+        future.result()
+
+
+def _on_ray(tasks: Sequence[Task], jobs: int, timeout: float | None, tick: Callable[[], object]) -> None:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("The ray engine needs ray: pip install 'robustlib[ray]'.") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    share = min(1.0, ray.cluster_resources().get("GPU", 0) / jobs)  # Ray hides every GPU that is not asked for
+    remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(execute)
+    queued = list(tasks)
+    running: list[Any] = []
+    try:
+        while queued or running:
+            started = [queued.pop(0) for _ in range(min(jobs - len(running), len(queued)))]
+            running += [remote.remote(task, timeout=timeout) for task in started]
+            ended, running = ray.wait(running, num_returns=1, timeout=0.5)
+            ray.get(ended)
+            tick()
+    finally:
+        for reference in running:
+            ray.cancel(reference)  # raises KeyboardInterrupt in `execute` over there
+        for task in queued:
+            task.record(**INTERRUPTED)
+
+
+ENGINES = {"local": _on_processes, "ray": _on_ray}

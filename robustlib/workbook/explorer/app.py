@@ -1,0 +1,330 @@
+"""What the explorer does: what is chosen on its board is looked up, or computed once, and shown.
+
+What the explorer opens on: finished runs of one data set, or two small baselines where there are none.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustlib.data import Dataset, load_dataset
+from robustlib.errors import InputError, unknown
+from robustlib.methods import make_method
+from robustlib.representation import layers
+from robustlib.representation.probes import check_neighbours
+from robustlib.representation.runs import check_runs
+from robustlib.runs import Run, find_runs
+from robustlib.training import fit
+from robustlib.workbook.explorer import grid as panels
+from robustlib.workbook.explorer.board import ALL, Board, View, in_words, pca_view, umap_view
+from robustlib.workbook.explorer.grid import Grid, make_grid
+
+COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
+PATIENCE = (
+    f"the first one of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run. Until then "
+    "the map shows PCA."
+)
+
+Key = tuple[str, str, str]  # run's path, attack, layer
+
+
+class Explorer:
+    """One data set's finished runs on a `Board`: display `widget`, then call `load`.
+
+    Setting the value of a control, such as `board.eps.value = 3`, does what a hand would do.
+
+    Args:
+        dataset: whose test images are shown.
+        runs: finished, of this data set.
+        layer: looked at first.
+        examples: test images; 0 for all.
+        neighbours: clean images shown as nearest.
+        seed: of attacks and maps.
+
+    Raises:
+        InputError: no runs, an unfinished one or one of other data, no such layer, fewer images than neighbours.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        runs: Sequence[Run],
+        *,
+        layer: str = "features",
+        examples: int = 200,
+        neighbours: int = 10,
+        seed: int = 0,
+    ) -> None:
+        check_runs(runs, dataset)
+        self.dataset, self.examples, self.k, self.seed = dataset, examples, neighbours, seed
+        self.split = dataset.test.sample(examples)
+        check_neighbours(len(self.split) - 1, neighbours)
+        known = {name.removeprefix("encoder."): name for name in layers(runs[0].model())}
+        if (short := layer.removeprefix("encoder.")) not in known:
+            raise unknown("layer", layer, known)
+        self._grid: Grid | None = None
+        self._grids: dict[tuple[str, str], Grid] = {}
+        self._views: dict[Key, dict[str, View]] = {}
+        self._making: set[Key] = set()
+        self._failed: dict[Key, str] = {}  # why there is no UMAP: none is tried again by itself
+        self._quiet = False
+        self.board = Board(dataset, runs, self.split, self._choose)
+        self.widget = self.board.widget
+        self._offer_layers(list(known.values()), known[short])
+        self._offer_images()
+        self._listen()
+
+    @property
+    def grid(self) -> Grid:
+        """What is shown.
+
+        Raises:
+            InputError: nothing could be loaded yet.
+        """
+        if self._grid is None:
+            raise InputError("Nothing is loaded: choose another run or attack.")
+        return self._grid
+
+    # What is chosen
+
+    def _listen(self) -> None:
+        board = self.board
+        for control in (board.run, board.attack):
+            control.observe(lambda _: self._unless_quiet(self.load), "value")
+        for control in board.redrawn:
+            control.observe(lambda _: self._unless_quiet(self.draw), "value")
+        board.label.observe(lambda _: self._unless_quiet(self._offer_images, self.draw), "value")
+        board.view.observe(lambda _: self._unless_quiet(self._failed.clear, self.draw), "value")
+        board.back.on_click(lambda _: self._walk(-1))
+        board.forth.on_click(lambda _: self._walk(1))
+        board.fooled.on_click(lambda _: self._unless_quiet(self._next_fooled))
+
+    def _unless_quiet(self, *actions: Callable[[], object]) -> None:
+        if self._quiet:
+            return
+        try:
+            for action in actions:
+                action()
+        except Exception as error:  # a traceback of a callback would be seen by nobody
+            self.board.say(in_words(error))
+
+    def _offer(self, control: Any, value: Any, options: Sequence[Any] | None = None) -> None:
+        """Changes a choice, and what can be chosen, without acting on it."""
+        self._quiet = True
+        try:
+            if options is not None:
+                control.options = options
+            control.value = value
+        finally:
+            self._quiet = False
+
+    def _offer_layers(self, known: Sequence[str], wanted: str) -> None:
+        options = [(name.removeprefix("encoder."), name) for name in known]
+        self._offer(self.board.layer, wanted if wanted in known else known[-1], options)
+
+    def _offer_images(self) -> None:
+        """The images of the chosen class; the one that was chosen stays if it is among them."""
+        names, chosen = self.dataset.class_names, self.board.image.value
+        kept = self._kept().nonzero().flatten().tolist()
+        options = [(f"{place}: {names[int(self.split.labels[place])]}", place) for place in kept]
+        self._offer(self.board.image, chosen if chosen in kept else kept[0], options)
+
+    def _kept(self) -> torch.Tensor:
+        """Which images are of the chosen class, bool (N,)."""
+        y, label = self.split.labels, self.board.label.value
+        return torch.ones_like(y, dtype=torch.bool) if label == ALL else y == label
+
+    def _choose(self, image: int) -> None:
+        """Shows an image of any class, as a click on the map does."""
+        if not bool(self._kept()[image]):
+            self.board.label.value = ALL
+        self.board.image.value = image
+
+    def _walk(self, by: int) -> None:
+        places = [place for _, place in self.board.image.options]
+        self.board.image.value = places[(places.index(self.board.image.value) + by) % len(places)]
+
+    def _next_fooled(self) -> None:
+        step = self.board.eps.value
+        places = (self.grid.fooled(step) & self._kept()).nonzero().flatten().tolist()
+        if places:
+            self.board.image.value = next((place for place in places if place > self.board.image.value), places[0])
+        else:
+            self.board.say(
+                f"No image of {self._who()} is fooled at eps {self.grid.radii[step]:.3g}: take a larger eps."
+            )
+
+    def _who(self) -> str:
+        label = self.board.label.value
+        return "any class" if label == ALL else f"class {self.dataset.class_names[label]}"
+
+    # What is shown
+
+    def load(self) -> None:
+        """Finds or computes the grid of the chosen run and attack, with progress, and shows it.
+
+        Raises:
+            InputError: as `make_grid`; what was shown before stays, then and after any other failure, and so do its run and attack.
+        """
+        board, run, attack = self.board, self.board.run.value, self.board.attack.value
+        key = (str(run.path), attack)
+        try:
+            if key not in self._grids:
+                n, seed, report = self.examples, self.seed, self._progress
+                self._grids[key] = make_grid(run, self.dataset, attack, n=n, seed=seed, report=report)
+            grid = self._grid = self._grids[key]
+        finally:
+            board.ready()
+            if self._grid is not None:
+                self._offer(board.run, self._grid.run)
+                self._offer(board.attack, self._grid.attack)
+        words = [f"{eps:.3g} (threat model)" if eps == grid.eps else f"{eps:.3g}" for eps in grid.radii]
+        before = board.eps.value if len(board.eps.options) == len(words) else grid.radii.index(grid.eps)
+        self._offer(board.eps, before, words)
+        self._offer_layers(list(grid.clean.layers), board.layer.value)
+        self.draw()
+
+    def draw(self) -> None:
+        """Shows what is chosen; asks no model. Only a map is computed, when it is wanted for the first time."""
+        board, grid, names, keep = self.board, self.grid, self.dataset.class_names, self._kept()
+        step, image, layer = board.eps.value, board.image.value, board.layer.value
+        view, why = self._view(), self._failed.get(self._key())
+        board.cloud.draw(view, grid, step, image, keep.numpy())
+        told = [view.note, *([why] if why and board.view.value == "UMAP" else [])]
+        board.note.value = f"<p>{board.cloud.legend}</p>" + "".join(f"<p><small>{escape(p)}</small></p>" for p in told)
+        board.pictures.value = panels.pictures(grid, image, step, names)
+        board.bars.value = panels.probabilities(grid, image, step, names)
+        board.near.value = panels.neighbours(grid, layer, image, step, names, self.k)
+        of = "" if board.label.value == ALL else f" of {self._who()}"
+        board.curve.value = panels.curve(grid, keep, step, of)
+        label, said = (int(part[image]) for part in (self.split.labels, grid.steps[step].predictions))
+        board.say(f"Image {image}, class {names[label]}, is called {names[said]} at eps {grid.radii[step]:.3g}.")
+        self._begin_umap()
+
+    def _progress(self, done: int, total: int, eps: float) -> None:
+        words = f"{self.board.attack.value} at eps {eps:.3g}, {done + 1} of {total}: computed once, then kept beside the run."
+        self.board.progress(done / total, words)
+
+    # The map
+
+    def _key(self) -> Key:
+        return str(self.grid.run.path), self.grid.attack, self.board.layer.value
+
+    def _view(self) -> View:
+        """The map that is wanted, or PCA's until it is there."""
+        known = self._views.setdefault(self._key(), {})
+        if "PCA" not in known:
+            known["PCA"] = pca_view(self.grid, self.board.layer.value)
+        return known.get(self.board.view.value, known["PCA"])
+
+    def _begin_umap(self) -> None:
+        """Makes a UMAP if it is wanted and was not tried before."""
+        key = self._key()
+        if self.board.view.value != "UMAP" or "UMAP" in self._views[key] or key in {*self._making, *self._failed}:
+            return
+        self._making.add(key)
+        making = self._make_umap(key, self.grid)
+        try:
+            self._task = asyncio.get_running_loop().create_task(making)
+        except RuntimeError:  # no loop, as in a script
+            asyncio.run(making)
+
+    async def _make_umap(self, key: Key, grid: Grid) -> None:
+        """Computes a UMAP in a thread while the explorer stays usable, then shows it if it is still wanted."""
+        began = time.monotonic()
+        future = asyncio.get_running_loop().run_in_executor(None, umap_view, grid, key[2], self.seed)
+        try:
+            while not future.done():
+                spent = time.monotonic() - began
+                self.board.progress(min(0.95, spent / COMPILING), f"UMAP, {spent:.0f} s: {PATIENCE}")
+                await asyncio.wait({future}, timeout=0.5)
+            self._views[key]["UMAP"] = future.result()
+        except Exception as error:  # nobody awaits the task
+            self._failed[key] = f"UMAP failed; choose PCA and UMAP again to try once more. {in_words(error)}"
+        finally:
+            self._making.discard(key)
+            self.board.ready()
+        if self._key() == key and self.board.view.value == "UMAP":
+            self._unless_quiet(self.draw)
+            self.board.say(self._failed.get(key, self.board.status.said))
+
+
+SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
+DATASET = "digits"  # embedded, so that there is always something to look at
+
+
+def explore(
+    runs: Path | str = "runs",
+    *,
+    dataset: str = "",
+    layer: str = "features",
+    examples: int = 200,
+    neighbours: int = 10,
+    seed: int = 0,
+    train_missing: bool = True,
+    data_root: Path | str | None = None,
+) -> Explorer:
+    """Shows the explorer of all finished runs of one data set, in a notebook, and returns it.
+
+    Args:
+        runs: directory of the runs; features and maps are kept inside them.
+        dataset: whose runs; "" = those of the only data set that there is.
+        layer: looked at first; see `robustlib.representation.features`.
+        examples: test images, stratified, the same for all runs; 0 for all.
+        neighbours: clean images shown as nearest to an adversarial one.
+        seed: of the attacks and maps.
+        train_missing: train two small baselines on digits if there are no runs (about half a minute on two cores).
+        data_root: directory of data sets that are not embedded.
+
+    Raises:
+        InputError: no runs and none to be trained, runs of several data sets, no such layer, fewer images than neighbours.
+    """
+    from IPython.display import display
+
+    found = finished_runs(runs, dataset)
+    if not found and train_missing and dataset in ("", DATASET):
+        found = small_baselines(runs)
+    if not found:
+        which = f" of {dataset}" if dataset else ""
+        raise InputError(
+            f"There are no finished runs{which} in {runs}: train some with `robustlib run`, give another directory, or let the "
+            "explorer train two small ones on digits (train_missing)."
+        )
+    data = load_dataset(found[0].params()["dataset"], root=data_root)
+    explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
+    display(explorer.widget)  # before anything is computed, so that its progress is seen
+    explorer.load()
+    return explorer
+
+
+def finished_runs(root: Path | str, dataset: str = "") -> list[Run]:
+    """The finished runs below `root` of one data set; none if there are none.
+
+    Raises:
+        InputError: they are of several data sets and `dataset` is "".
+    """
+    found = find_runs(root, dataset=dataset or None)
+    names = sorted({str(run.params()["dataset"]) for run in found})
+    if len(names) > 1:
+        raise InputError(
+            f"{root} holds runs of {' and '.join(names)}, which have no images in common: choose one, e.g. "
+            f"dataset={names[0]!r}."
+        )
+    return found
+
+
+def small_baselines(root: Path | str) -> list[Run]:
+    """Standard training and PGD-AT on digits with a reduced budget, kept as ordinary runs below `root`."""
+    print(
+        f"There are no finished runs in {root}. Two small baselines are trained first, standard training and PGD adversarial "
+        "training on digits: about half a minute on two cores. They are kept there as ordinary runs; their names say that "
+        "they had fewer epochs than usual."
+    )
+    data = load_dataset(DATASET)
+    made = [make_method(name, DATASET, epochs=epochs) for name, epochs in SMALL.items()]
+    return [fit(method, data, root=root, threads=1) for method in made]  # more threads only wait for each other

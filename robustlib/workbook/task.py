@@ -1,0 +1,228 @@
+"""One notebook to execute: what it is given, how its parameters are checked, and the process that executes it.
+
+What papermill writes into a notebook's metadata calls cells "completed" after a dead kernel, a timeout or Ctrl-C. So a
+task keeps its own `<output>.status.json`: the worker process (`python -m robustlib.workbook.task`) writes how it ended, and
+`robustlib.workbook.engines`, which starts workers, writes what a worker cannot know (it was killed, it ran out of time).
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robustlib.errors import InputError, unknown
+from robustlib.runs import read_json, write_json
+
+Status = dict[str, Any]
+STATES = ("queued", "running", "done", "failed", "killed", "timeout", "interrupted")
+START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
+INTERRUPTED: Status = {"state": "interrupted", "reason": "Interrupted; the same call resumes from the last epoch."}
+NAG = 3.0  # seconds after which a kernel that ignored an interrupt gets another
+KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A notebook, the parameters it is executed with, and the executed copy to write (".ipynb")."""
+
+    notebook: Path
+    parameters: dict[str, Any]
+    output: Path
+
+    @property
+    def status_path(self) -> Path:
+        """Where the status is kept: next to the output, ".status.json"."""
+        return self.output.with_suffix(".status.json")
+
+    def status(self) -> Status:
+        """The last recorded status; {} before the first.
+
+        Keys: state (one of `STATES`), reason (a sentence when it did not end well), exception (its name, if a cell
+        raised), notebook, parameters, started (UTC), seconds, worker and kernel (process ids).
+        """
+        return read_json(self.status_path)
+
+    def record(self, **fields: object) -> Status:
+        """Adds `fields` to the status file and returns the whole."""
+        status = self.status() | fields
+        write_json(self.status_path, status)
+        return status
+
+    def enqueue(self) -> Status:
+        """Starts the status anew as "queued"."""
+        status = {"state": "queued", "reason": "", "notebook": str(self.notebook), "parameters": self.parameters}
+        write_json(self.status_path, status)
+        return status
+
+
+def check(task: Task) -> Task:
+    """The task with its parameters as plain JSON values; nothing is executed.
+
+    Raises:
+        InputError: no such notebook; a parameter that it does not have or of another type; an odd output name.
+    """
+    if task.output.suffix != ".ipynb":
+        raise InputError(f"The executed notebook {task.output} should end in .ipynb: rename the output.")
+    known = inspect(task.notebook)
+    parameters = {}
+    for name, value in task.parameters.items():
+        if name not in known:
+            raise unknown(f"parameter of {task.notebook.name}", name, known)
+        parameters[name] = _plain(name, value)
+        kind = known[name].split("[")[0]
+        given = type(parameters[name])
+        if not issubclass(given, KINDS.get(kind, object)) or (given is bool and kind in ("int", "float")):
+            raise InputError(f"Parameter {name!r} should be {kind}, not {value!r} ({given.__name__}).")
+    return replace(task, parameters=parameters)
+
+
+def inspect(notebook: Path) -> dict[str, str]:
+    """The parameters of a notebook and their annotated types ("None" where there is none).
+
+    Raises:
+        InputError: there is no such notebook, or the file is none.
+    """
+    if not notebook.is_file():
+        raise InputError(f"There is no notebook {notebook}: give the path of an .ipynb file.")
+    try:
+        import nbformat
+        import papermill
+    except ImportError as error:
+        raise InputError("Executing notebooks needs papermill: pip install 'robustlib[workbook]'.") from error
+    try:
+        nbformat.read(notebook, as_version=4)  # papermill alone would warn and go on
+        found = papermill.inspect_notebook(str(notebook))
+    except Exception as error:  # whatever a file that is no notebook makes them raise
+        raise InputError(f"{notebook} is not a readable notebook ({error}): restore it from git.") from error
+    return {name: entry["inferred_type_name"] for name, entry in found.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    # papermill hands anything else over as text: np.int64(3) would arrive as "3", a tuple as "(1, 2)"
+    if isinstance(value, Path):
+        return str(value)
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(name, item) for key, item in value.items()}
+    raise InputError(
+        f"Parameter {name!r} holds a {type(value).__name__}, which a notebook cannot receive: "
+        "give numbers, texts, true or false, or lists and dictionaries of those."
+    )
+
+
+def _kernel_manager(task: Task, folder: str) -> Any:
+    import asyncio
+
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        """A kernel on sockets in the file system (ports are a race between kernels), which passes interrupts on."""
+
+        interrupted = False
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(transport="ipc", connection_file=os.path.join(folder, "kernel.json"), **options)
+
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            await super().start_kernel(**options)
+            task.record(kernel=self.pid)
+            for number in (signal.SIGINT, signal.SIGTERM):  # nbclient's handlers make an interrupt look like a death
+                asyncio.get_running_loop().add_signal_handler(number, self.interrupt)
+
+        @property
+        def pid(self) -> int | None:
+            return getattr(self.provisioner, "pid", None)
+
+        def interrupt(self) -> None:
+            Manager.interrupted = True
+            if self.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGINT)
+                asyncio.get_running_loop().call_later(NAG, self.interrupt)
+
+    return Manager
+
+
+def _attempt(task: Task) -> Status | None:
+    """Executes the notebook once and says how it ended; None if its kernel did not start."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    place = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="robustlib-", dir=place if len(place) < 60 else "/tmp") as folder:
+        manager = _kernel_manager(task, folder)  # in a short path: that of a socket has at most 107 bytes
+        try:
+            _papermill(task, manager)
+        except PapermillExecutionError as error:
+            if manager.interrupted and error.ename == "KeyboardInterrupt":
+                return INTERRUPTED
+            return {"state": "failed", "exception": error.ename, "reason": f"{error.ename}: {error.evalue}"}
+        except DeadKernelError:
+            hint = "often the system's answer to a process that needs more memory than there is"
+            killed = {"state": "killed", "reason": f"The kernel died{_started_last(task.output)}, {hint}."}
+            return INTERRUPTED if manager.interrupted else killed
+        except RuntimeError as error:  # the kernel died or stayed silent before its first cell
+            task.record(reason=f"The kernel did not start: {error}.")
+            return INTERRUPTED if manager.interrupted else None
+    return {"state": "done", "reason": ""}
+
+
+def _papermill(task: Task, manager: Any) -> None:
+    import papermill
+
+    papermill.execute_notebook(
+        str(task.notebook),
+        str(task.output),
+        task.parameters,
+        kernel_manager_class=manager,
+        start_timeout=START_TIMEOUT,
+        log_output=False,
+        progress_bar=False,
+        coalesce_streams=True,  # one block of epoch lines instead of a block for each
+    )
+
+
+def _started_last(output: Path) -> str:
+    with suppress(OSError, ValueError, KeyError):
+        cells = json.loads(output.read_text())["cells"]
+        started = [n for n, c in enumerate(cells, 1) if c["metadata"].get("papermill", {}).get("start_time")]
+        return f" in cell {started[-1]} of {len(cells)}" if started else ""
+    return ""
+
+
+def _end_with_the_caller() -> None:
+    # Nobody writes to our stdin: it ends when the process that started us is gone, even if it was killed.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def main(spec: str) -> None:
+    """The worker: executes the task in `spec` (JSON: notebook, parameters, output) and records how it ended."""
+    notebook, parameters, output = json.loads(spec)
+    task = Task(Path(notebook), parameters, Path(output))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    try:
+        task.record(worker=os.getpid())
+        outcome = _attempt(task) or _attempt(task) or {"state": "killed"}  # a kernel may fail to start once
+    except KeyboardInterrupt:
+        outcome = {"state": "interrupted", "reason": "Interrupted before its first cell."}
+    except Exception as error:  # such as a full disk while the notebook is saved
+        outcome = {"state": "failed", "exception": type(error).__name__, "reason": f"{type(error).__name__}: {error}"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between the outcome and its record
+    task.record(**outcome)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,371 @@
+"""Tangent Attack and minimal distances: exact where the answer is known, honest where nothing is found."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest, norm
+from torch import nn
+
+from robustlib.attacks import FAB, Draws, Square, Tangent, Threat, View
+from robustlib.attacks.base import Points, searching
+from robustlib.attacks.tangent import Walk, tangent_point
+from robustlib.errors import InputError
+from robustlib.evaluation import evaluate, summarise
+from tests.conftest import ConvNet, Linear
+
+L2 = Threat("l2", 0.5)
+QUICK = Tangent(L2, queries=1500)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Line(nn.Module):
+    """Two classes on either side of y = 2 x, with the origin in the middle of the box."""
+
+    def forward(self, x):
+        place = x.flatten(1) - 0.5
+        side = place[:, 1] - 2 * place[:, 0]
+        return torch.stack([side, -side], 1)
+
+
+class Sphere(nn.Module):
+    """Two classes, inside (1) and outside (0) of a sphere of radius 2 around the middle of the box."""
+
+    def forward(self, x):
+        outside = (x - 0.5).flatten(1).norm(dim=1, keepdim=True) - 2
+        return torch.cat([outside, -outside], 1)
+
+
+class Counting(Line):
+    """Counts the rows it is asked about; attacks make no twin of a model in float64, so they ask it alone."""
+
+    asked = 0
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unused", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        Counting.asked += len(x)
+        return super().forward(x)
+
+
+# --- the formulas
+
+
+@pytest.mark.parametrize("dims", [2, 3, 64])
+def test_the_tangent_point_solves_its_equations(dims):
+    """k = now + c with c in the span of the normal and x - now, |c| = R, and c at right angles to k - x; the upper of two."""
+    rng = np.random.default_rng(dims)
+    for _ in range(20):
+        x, now, normal = rng.random(dims), rng.random(dims), rng.standard_normal(dims)
+        normal /= np.linalg.norm(normal)
+        back, radius = x - now, rng.uniform(0.05, 0.99) * np.linalg.norm(x - now)
+        along = back - (back @ normal) * normal
+        along /= np.linalg.norm(along)
+        p, q = back @ along, back @ normal  # unit (s, t) with s p + t q = R
+        roots = np.roots([p**2 + q**2, -2 * q * radius, radius**2 - p**2]).real
+        t = roots.max()
+        expected = now + radius * ((radius - t * q) / p * along + t * normal)
+        tensors = (torch.from_numpy(part)[None] for part in (x, now, normal))
+        found = tangent_point(*tensors, torch.tensor([radius], dtype=torch.float64))[0].numpy()
+        assert np.linalg.norm(found - now) == pytest.approx(radius)
+        assert (found - now) @ (found - x) == pytest.approx(0, abs=1e-9)
+        assert found == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
+    model, x = Linear(3, (1, 2, 2), scale=5.0), torch.rand(4, 1, 2, 2)
+    y, draws = model(x).argmax(1), Draws.for_examples(1, torch.arange(4))
+    reach, count = (
+        torch.tensor([0.1, 0.3, 0.6, 1e-4]),
+        5000,
+    )  # more than a block; some are clipped, of the last all agree
+    with searching(model, x, (y,)) as search:
+        walk = Walk(search, Points(x, y), draws, 1500, 100, 1.0)
+        spent = walk.spent.clone()
+        found = walk._normal_at(torch.arange(4), x, reach, count, draws)
+        assert (walk.spent - spent == count).all()
+    block = 2**14 // 4
+    for i in range(4):
+        starts = range(0, count, block)
+        probes = torch.cat([draws.fork(s).quick_normal(min(block, count - s), 4)[i] for s in starts]).double().numpy()
+        tried = np.clip(x[i].flatten().numpy() + np.float32(reach[i]) * probes, 0, 1)
+        with torch.no_grad():
+            decisions = model(torch.from_numpy(tried).float().view(-1, 1, 2, 2)).argmax(1).numpy()
+        phi = np.where(decisions != y[i].item(), 1.0, -1.0)
+        weights = phi - phi.mean() if abs(phi.mean()) < 1 else phi
+        u = sum(w * (t - x[i].flatten().double().numpy()) for w, t in zip(weights, tried, strict=True))
+        assert found[i].flatten().numpy() == pytest.approx(u / np.linalg.norm(u), abs=1e-3)
+
+
+def test_quick_normal_numbers_are_the_hash_in_two_halves():
+    numbers = Draws.for_examples(0, torch.arange(20)).quick_normal(3, 1667)  # an odd number
+    assert numbers.shape == (20, 3, 1667)
+    assert numbers.isfinite().all()
+    assert numbers.mean().abs() < 0.01
+    assert kstest(numbers.flatten().numpy(), "norm").pvalue > 0.001
+    seed = int(Draws.for_examples(0, torch.arange(20)).seeds[7]) % 2**64
+    for j in range(4):
+        z = (seed + (j + 1) * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        z ^= z >> 31
+        for half, k in enumerate((z % 2**32, z >> 32)):
+            k -= 2**32 * (k >= 2**31)  # as int32 holds it
+            assert numbers[7, 0, 2 * j + half] == pytest.approx(norm.ppf(0.5 + (k // 2**9 + 0.5) / 2**23), rel=1e-4)
+
+
+# --- exact where the answer is known
+
+
+def test_exact_on_a_line():
+    """The distances of (+-1, +-1) from y = 2 x, in units of a quarter of the box: 1 / sqrt 5 and 3 / sqrt 5."""
+    corners = torch.tensor([[1.0, 1], [-1, 1], [1, -1], [-1, -1]]) / 4 + 0.5
+    x, model = corners.view(4, 1, 1, 2), Line()
+    found = Tangent(L2).nearest(model, x, model(x).argmax(1), generator=generator())
+    true = torch.tensor([1.0, 3, 3, 1]) / 5**0.5 / 4
+    assert torch.allclose(found.distance, true, rtol=1e-3)
+    assert (found.distance >= true * (1 - 1e-5)).all()
+    assert torch.allclose((found.x_adv - x).flatten(1).norm(dim=1), found.distance)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_on_a_sphere(seed):
+    """3 x 5 x 5 images along the diagonal; those outside of it start from within, where noise does not lead."""
+    x = torch.stack([torch.full((3, 5, 5), value) for value in (0.7, 0.75, 0.25, 0.9, 0.55, 0.6)])
+    x = (x + 0.02 * torch.randn(x.shape, generator=generator(seed))).clamp(0, 1)
+    model, inside = Sphere(), 0.5 + 0.05 * torch.randn(x.shape, generator=generator(seed + 100))
+    found = Tangent(L2).nearest(model, x, model(x).argmax(1), starts=inside, generator=generator(seed))
+    ratio = found.distance / ((x - 0.5).flatten(1).norm(dim=1) - 2).abs()
+    assert (ratio > 1 - 1e-4).all()
+    assert (ratio[:4] < 1.01).all()
+    assert (ratio[4:] < 1.05).all()  # near the centre every direction is almost as good
+
+
+def test_fab_measures_a_linear_model_exactly():
+    model, x = Linear(2, (1, 4, 4)), 0.4 + 0.2 * torch.rand(30, 1, 4, 4)
+    with torch.no_grad():
+        w = model.map.weight[1] - model.map.weight[0]
+        model.map.bias.copy_(torch.tensor([w.sum() / 2, 0]))
+        gap = (model(x)[:, 1] - model(x)[:, 0]).abs()
+    for kind, length in (("l2", w.norm()), ("linf", w.abs().sum())):
+        found = FAB(Threat(kind, 0.01), steps=20).nearest(model, x, model(x).argmax(1), generator=generator())
+        ratio = found.distance / (gap / length).detach()
+        assert (ratio > 1 - 1e-4).all()
+        assert (ratio < 1.06).all()  # it oversteps by 5 %
+
+
+def test_the_white_box_attack_confirms_the_distances(conv_net):
+    x = torch.rand(12, 3, 8, 8)
+    y = conv_net(x).argmax(1)
+    ours = Tangent(L2, queries=6000).nearest(conv_net, x, y, generator=generator())
+    white = FAB(L2, steps=50, restarts=2).nearest(conv_net, x, y, generator=generator())
+    assert ours.distance.isfinite().all()
+    assert (white.queries == 2 * 50 * 4 * 2).all()
+    assert 0.9 < (white.distance / ours.distance).median() < 1.1
+
+
+def test_fab_goes_on_from_where_it_is_told(conv_net):
+    x = torch.rand(6, 3, 8, 8)
+    y, fab = conv_net(x).argmax(1), FAB(L2, steps=3, targets=1)
+    default, same, other = (fab.nearest(conv_net, x, y, starts=starts) for starts in (None, x, 1 - x))
+    assert torch.equal(default.x_adv, same.x_adv)
+    assert not torch.equal(default.x_adv, other.x_adv)
+
+
+# --- what is counted and promised
+
+
+@pytest.mark.parametrize("queries", [200, 1000, 5000])
+def test_every_query_is_counted_and_none_is_too_many(queries):
+    x, Counting.asked = torch.rand(7, 1, 1, 2), 0
+    y = Line()(x).argmax(1)
+    found = Tangent(L2, queries=queries).nearest(Counting(), x, y, generator=generator())
+    overhead = 1 + 2 * len(x)  # a look at the model, and the verdicts before and after
+    assert Counting.asked - overhead == found.queries.sum()
+    assert found.queries.max() <= queries
+    assert queries == 200 or found.queries.min() > 0.5 * queries
+
+
+def test_more_queries_come_nearer(conv_net):
+    x = torch.rand(10, 3, 8, 8)
+    y = conv_net(x).argmax(1)
+    far, near = (Tangent(L2, queries=q).nearest(conv_net, x, y, generator=generator()).distance for q in (300, 4000))
+    assert (near <= far).all()
+    assert near.mean() < 0.8 * far.mean()
+
+
+def test_restarts_share_the_queries_and_the_nearest_counts(conv_net):
+    x = torch.rand(10, 3, 8, 8)
+    y, draws = conv_net(x).argmax(1), Draws.for_examples(0, torch.arange(10))
+    four = Tangent(L2, 4000, restarts=4).nearest(conv_net, x, y, draws=draws)
+    first = Tangent(L2, 1000).nearest(conv_net, x, y, draws=draws)
+    assert (four.distance <= first.distance).all()
+    assert (four.distance < first.distance).any()
+    assert (four.queries <= 4000).all()
+    assert (four.queries > 3 * first.queries).all()
+    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(conv_net, x, y, draws=draws)
+    assert (conv_net(within).argmax(1) != y).sum() >= 5
+
+
+@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
+def test_draws_belong_to_examples(attack, conv_net):
+    x = torch.rand(7, 3, 8, 8)
+    y, draws = conv_net(x).argmax(1), Draws.for_examples(3, torch.arange(7))
+    whole = attack.nearest(conv_net, x, y, draws=draws)
+    parts = [attack.nearest(conv_net, x[i : i + 3], y[i : i + 3], draws=draws[i : i + 3]) for i in range(0, 7, 3)]
+    assert torch.allclose(whole.distance, torch.cat([part.distance for part in parts]), rtol=0.02)
+    again = attack.nearest(conv_net, x, y, draws=Draws.for_examples(4, torch.arange(7)))
+    assert isinstance(attack, FAB) or not torch.equal(whole.x_adv, again.x_adv)
+
+
+@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
+def test_what_is_found_fools_the_model_alone_too(attack, conv_net):
+    conv_net.train()
+    before = {key: value.clone() for key, value in conv_net.state_dict().items()}
+    x = torch.rand(10, 3, 8, 8)
+    x[0], x[1] = 0.0, 1.0
+    y = conv_net.eval()(x).argmax(1)
+    y[2] = (y[2] + 1) % 5
+    conv_net.train()
+    found = attack.nearest(conv_net, x, y, generator=generator())
+    assert conv_net.training
+    assert all(torch.equal(before[key], value) for key, value in conv_net.state_dict().items())
+    conv_net.eval()
+    alone = torch.cat([conv_net(one[None]).argmax(1) for one in found.x_adv])
+    assert (alone != y)[found.distance.isfinite()].all()
+    assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
+    assert found.distance[2] == 0
+    assert found.queries[2] == 0
+    assert torch.equal(found.x_adv[2], x[2])
+
+
+class Deaf(nn.Module):
+    """Says 0 to everything."""
+
+    def forward(self, x):
+        return x.new_tensor([3.0, 0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 1)], ids=lambda a: type(a).__name__)
+def test_a_failed_search_has_no_distance(attack):
+    x, y = torch.rand(5, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1])
+    found = attack.nearest(Deaf(), x, y, generator=generator())
+    assert found.distance[:3].isnan().all()
+    assert (found.distance[3:] == 0).all()
+    assert torch.equal(found.x_adv, x)
+    if attack is QUICK:
+        assert torch.equal(attack(Deaf(), x, y, generator=generator()), x)
+        assert (found.queries[:3] == 100).all()
+
+
+def test_within_a_threat_it_is_an_attack_like_any_other(digits):
+    model, few = Linear(10, (1, 8, 8), scale=10.0), digits.test.sample(40)
+    x = few.images.float() / 255
+    few = replace(few, labels=model(x).argmax(1))
+    draws = Draws.for_examples(0, few.indices)
+    distance = QUICK.nearest(model, x, few.labels, draws=draws).distance
+    attack = replace(QUICK, threat=Threat("l2", float(distance.median())))
+    records = evaluate(model, few, {"tangent": attack, "square": Square(attack.threat, queries=300)})
+    mine = records[records.attack == "tangent"]
+    assert mine.valid.all()
+    assert (mine.eps == attack.threat.eps).all()
+    broken = torch.from_numpy((mine.prediction != mine.label).to_numpy(copy=True))
+    assert broken[distance < 0.9 * attack.threat.eps].all()
+    assert not broken[distance > 1.2 * attack.threat.eps].any()
+    table = summarise(records).set_index("attack")
+    assert table.accuracy["tangent"] < table.accuracy["square"] < table.accuracy["clean"]
+    assert torch.equal(replace(attack, threat=Threat("l2", 0.0))(model, x, few.labels), x)
+
+
+def test_a_view_is_walked_and_the_deployed_model_judges():
+    inner, other, x = Line(), Linear(2, (1, 1, 2), scale=3.0), torch.rand(8, 1, 1, 2)
+    y = inner(x).argmax(1)
+
+    class Blind(nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                return nn.functional.one_hot(inner(x).argmax(1), 2).float() * 9
+
+    blind = Blind()
+    plain, seen = (QUICK.nearest(m, x, y, generator=generator()) for m in (inner, View(inner, blind)))
+    assert torch.equal(plain.x_adv, seen.x_adv)
+    right = other(x).argmax(1)
+    found = QUICK.nearest(View(inner, other), x, right, generator=generator())
+    hit = found.distance.isfinite()
+    assert (other(found.x_adv[hit]).argmax(1) != right[hit]).all()
+
+
+def test_a_bf16_walk_is_verified_in_float32():
+    class Jumpy(ConvNet):
+        """Right in float32, wrong in bf16."""
+
+        def forward(self, x):
+            logits = super().forward(x).float()
+            sure = nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 5) * 1e3
+            return -sure + logits if torch.is_autocast_enabled("cpu") else sure + logits
+
+    model, x = Jumpy().eval(), torch.rand(4, 3, 8, 8)
+    model(x)
+    found = replace(QUICK, precision="bf16-mixed").nearest(model, x, torch.zeros(4, dtype=torch.int64))
+    assert found.distance.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Tangent(L2, queries=100), "queries=100"),
+        (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
+        (lambda: Tangent(L2, restarts=0), "restarts=0"),
+        (lambda: Tangent(L2, probes=0), "probes=0"),
+        (lambda: Tangent(L2, gamma=0.0), "gamma=0.0"),
+        (lambda: Tangent(L2, precision="16"), "precision '16'"),
+        (lambda: Tangent(Threat("linf", 0.1)), "give 'l2'"),
+    ],
+)
+def test_bad_settings_are_sentences(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 1)], ids=lambda a: type(a).__name__)
+def test_bad_input_is_a_sentence(attack):
+    class Noisy(Linear):
+        stochastic = True
+
+    model, x, y = Linear(), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        attack.nearest(model, 3 * x, y)
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        attack.nearest(model, x, y, starts=x - 2)
+    with pytest.raises(InputError, match="do not fit"):
+        attack.nearest(model, x, y + 5)
+    with pytest.raises(InputError, match="stochastic"):
+        attack.nearest(Noisy(), x, y)
+    with pytest.raises(InputError, match="stochastic"):
+        QUICK(Noisy(), x, Noisy()(x).argmax(1))
+    assert attack.nearest(model, x[:0], y[:0]).x_adv.shape == (0, 1, 4, 4)
+
+
+def test_as_strong_as_hop_skip_jump():
+    """A small cut of benchmarks/tangent.py: from the same starts, with no more queries than foolbox's attack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foolbox 3.3.4 (2024) imports with deprecation warnings
+        foolbox = pytest.importorskip("foolbox")
+
+    model, x = Linear(4, (1, 8, 8), scale=5.0).eval(), torch.rand(6, 1, 8, 8)
+    y, noise = model(x).argmax(1), torch.rand(100, 1, 8, 8)
+    starts = torch.stack([noise[model(noise).argmax(1) != label][0] for label in y])
+    with torch.no_grad():
+        theirs = foolbox.attacks.HopSkipJumpAttack(steps=5).run(
+            foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, starting_points=starts
+        )
+    spent = sum(int(100 * t**0.5) for t in range(1, 6))  # the probes alone
+    found = Tangent(L2, queries=spent).nearest(model, x, y, starts=starts, generator=generator())
+    assert found.distance.mean() <= 1.1 * (theirs - x).flatten(1).norm(dim=1).mean()

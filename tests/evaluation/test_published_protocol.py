@@ -1,0 +1,104 @@
+"""CLAF's published protocol restated, and what is wrong with it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustlib.errors import InputError
+from robustlib.evaluation import Legacy, accuracy, legacy_claf_eval
+from robustlib.models import build_model
+from robustlib.workbook import tables
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    """A classifier of some accuracy."""
+    torch.manual_seed(0)
+    model = build_model("mlp", digits)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(2):
+        for batch in digits.train.batches(64):
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch.x), batch.y).backward()
+            optimiser.step()
+    model.zero_grad()
+    return model.train()
+
+
+def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
+    before = copy.deepcopy(model.state_dict())
+    few = digits.test.sample(80)
+    found = legacy_claf_eval(model, few, eps=0.2, step_size=0.05, steps=3, seed=4)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+    def logits(z):
+        return model.head(model.encoder(z))  # behind the normalisation
+
+    z = (few.images / 255 - digits.mean[0]) / digits.std[0]
+    noise = torch.rand(z.shape, generator=torch.Generator().manual_seed(4))
+    at = (z - 0.2 + 0.4 * noise).clamp(0, 1)
+    for _ in range(3):
+        at = at.detach().requires_grad_(True)
+        (g,) = torch.autograd.grad(F.cross_entropy(logits(at), few.labels, reduction="sum"), at)
+        step = torch.maximum(torch.minimum(at + 0.05 * g.sign(), z + 0.2), z - 0.2)
+        at = step.clamp(0, 1).detach()
+    right = [(logits(images).argmax(1) == few.labels).float().mean().item() for images in (at, z.clamp(0, 1))]
+    assert found.accuracy == pytest.approx(right[0], abs=1.5 / 80)
+    assert found.clamped == pytest.approx(right[1])
+    moved = ((at - z).abs().flatten(1).amax(1) * digits.std[0]).mean().item()
+    assert found.moved == pytest.approx(moved, rel=1e-3)
+    assert found.n == 80
+
+
+def test_it_says_what_is_wrong_with_it(digits, model):
+    found = legacy_claf_eval(model, digits.test.sample(80))
+    assert "Invalid" in found.said
+    assert found.budget == pytest.approx(8 / 255 * digits.std[0])
+    assert found.budget < 8 / 255 < found.moved, "the attack has a smaller radius, the clamp a far larger one"
+    assert legacy_claf_eval(model, digits.test.sample(80)) == found
+
+
+def test_its_table_labels_it_invalid():
+    found = Legacy(0.6, 0.7, 0.01, 0.3, 80)
+    published, clamp = found.rows
+    assert (published["correct"], published["n"], published["valid"], clamp["accuracy"]) == (48, 80, False, 0.7)
+    assert published["low"] < 0.6 < published["high"]
+    valid = [
+        {"attack": name, **accuracy(k, 50)} for name, k in (("clean", 45), ("pgd20", 20), ("cw50", 19), ("worst", 18))
+    ]
+    table = tables.legacy({"n": 50, "rows": valid}, found.rows)
+    assert list(table["attack"]) == [
+        "clean",
+        "PGD-20",
+        "worst case",
+        "published protocol",
+        "its clamp alone, without an attack",
+    ]
+    assert list(table["counts"]) == ["✓ valid"] * 3 + ["✕ invalid"] * 2
+    assert list(table["images"]) == [50] * 3 + [80] * 2
+    assert table["accuracy"][3].startswith("60.0 % (")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"eps": -1.0}, "eps=-1.0: give a number of at least 0"),
+        ({"eps": float("nan")}, "eps=nan"),
+        ({"eps": float("inf")}, "eps=inf"),
+        ({"step_size": 0.0}, "step_size=0.0: give a positive number"),
+        ({"step_size": float("inf")}, "step_size=inf"),
+        ({"steps": 0}, "steps=0: give a whole number of at least 1"),
+    ],
+)
+def test_bad_settings_are_sentences(digits, model, wrong, says):
+    with pytest.raises(InputError, match=f"legacy_claf_eval: {says}"):
+        legacy_claf_eval(model, digits.test.sample(4), **wrong)
+
+
+def test_a_radius_of_zero_is_the_clamp_alone(digits, model):
+    found = legacy_claf_eval(model, digits.test.sample(40), eps=0.0)
+    assert (found.accuracy, found.budget) == (found.clamped, 0.0)

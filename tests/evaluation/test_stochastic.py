@@ -1,0 +1,779 @@
+"""Models that answer at random: what they meet, what their randomness is worth, and what unseen attacks leave of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from math import erf, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
+from robustlib.data import Dataset, Split
+from robustlib.errors import InputError
+from robustlib.evaluation import (
+    Budget,
+    budget_of,
+    check_plateau,
+    evaluate,
+    evaluate_run,
+    fixed_draw,
+    luck,
+    measure_randomness,
+    measure_unseen,
+    standard_attacks,
+    summarise,
+)
+from robustlib.evaluation.metrics import judge
+from robustlib.evaluation.protocols import Unseen, randomised_views, unseen_attacks, unseen_of
+from robustlib.evaluation.schedule import meant_for
+from robustlib.evaluation.stochastic import Vote, eot_curve, fixed_accuracies, last_step, vote, with_plateau
+from robustlib.methods import make_method
+from robustlib.models import build_model
+from robustlib.runs import Run, read_json, save_weights, write_json
+from robustlib.training import fit
+from robustlib.workbook import cli, tables
+from robustlib.workbook.claims import Claim, arm_of, gather, measure_of
+from robustlib.workbook.experiments import Options, measure_claimed
+from tests.workbook.test_cli import outcome
+
+THREAT = Threat("linf", 0.2)
+TINY = Budget(
+    images=6,
+    pgd_eot=(2, 2),
+    autoattack=(1, 2),
+    stadv=(1, 2),
+    queries=2,
+    votes=2,
+    curve=4,
+    full=(3, 2),
+    bpda=(1, 3),
+    defence=5,
+)
+
+
+class Coin(nn.Module):
+    """Right with probability `p` in each draw of each image, whatever the image is."""
+
+    stochastic = True
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.p - torch.rand(len(x)) + 0 * x.flatten(1).sum(1)
+        return torch.stack([heads, -heads], 1)
+
+
+class Noisy(nn.Module):
+    """A linear model of two classes, margin w x + b for class 0, with Gaussian noise on the margin alone."""
+
+    def __init__(self, sigma: float = 0.5, shift: float | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.register_buffer("w", torch.randn(16, generator=generator) / 2)
+        self.sigma, self.shift, self.stochastic = sigma, shift, shift is None
+
+    def margin(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.get_buffer("w") + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(len(x)) if self.shift is None else self.shift
+        margin = self.margin(x) + self.sigma * noise
+        return torch.stack([margin, 0 * margin], 1)
+
+    def fixed(self, seed: int) -> "Noisy":
+        shift = float(torch.randn((), generator=torch.Generator().manual_seed(seed)))
+        return Noisy(self.sigma, shift)
+
+
+def images(n: int, low: int = 64, high: int = 192) -> Split:
+    """Images of class 0 that no clipping touches within 0.2."""
+    grey = torch.randint(low, high, (n, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return Split(grey, torch.zeros(n, dtype=torch.int64), torch.arange(n))
+
+
+def phi(z: Tensor) -> np.ndarray:
+    return np.array([0.5 * (1 + erf(value / sqrt(2))) for value in z.tolist()])
+
+
+# ---- what the same draws say, counted otherwise
+
+
+def tossed(p: float, n: int, attacks: Sequence[str]) -> pd.DataFrame:
+    """The records of `evaluate` for a coin, tossed by NumPy: n images, clean and under attacks, 20 draws of each."""
+    rng, names = np.random.default_rng(0), ("clean", *attacks)
+    attack, index, draw = (axis.ravel() for axis in np.indices((len(names), n, 20)))
+    margin = p - rng.random(len(draw))
+    columns = {"index": index, "label": 0, "attack": np.array(names)[attack], "surrogate": "", "component": ""}
+    columns |= {"eps": 0.2, "draw": draw, "prediction": (margin <= 0).astype(int), "margin": margin, "valid": True}
+    return pd.DataFrame(columns)
+
+
+def test_the_worst_of_ten_draws_of_a_coin_is_p_to_the_tenth_attacked_or_not() -> None:
+    n = 4000
+    found = luck(tossed(0.9, n, ("fgsm", "pgd")))
+    for kind in ("clean", "attacked"):
+        for way, p, draws in (("expected", 0.9, 10), ("single", 0.9, 1), ("worst", 0.9**10, 1)):
+            numbers, sigma = found[kind][way], sqrt(p * (1 - p) / n / draws)
+            assert numbers["accuracy"] == pytest.approx(p, abs=3 * sigma)
+            assert numbers["low"] < p < numbers["high"]
+            for end in ("low", "high"):  # Wilson: where p is as far off as it may be, were it true
+                assert abs(numbers["accuracy"] - numbers[end]) == pytest.approx(
+                    1.959964 * sqrt(numbers[end] * (1 - numbers[end]) / n), rel=1e-5
+                )
+    assert found["successes"] == n - found["attacked"]["single"]["correct"]
+    assert found["repeated"] == pytest.approx(0.1, abs=0.015), "what fails in one draw is as good as new in the next"
+
+
+def test_records_that_numpy_makes_of_a_coin_are_those_of_an_evaluation() -> None:
+    mine, theirs = tossed(0.9, 30, ["fgsm"]), evaluate(Coin(0.9), images(30), {"fgsm": FGSM(THREAT)})
+    assert set(mine) == set(theirs)
+    same = ["index", "label", "attack", "surrogate", "component", "draw", "valid"]
+    assert mine[same].to_numpy().tolist() == theirs[same].to_numpy().tolist()
+    assert ((theirs["margin"] > 0) == (theirs["prediction"] == 0)).all()
+    for frame in (mine, theirs):
+        assert (frame["prediction"] == 0).mean() == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_draws_are_counted_as_written_out(mixed: bool) -> None:
+    """Restated with loops: chosen by the odd draws of the image and of all images, counted on the even ones; or the single attack
+    that leaves less, on all draws."""
+    rng, n = np.random.default_rng(0), 40
+    shares = {"clean": [0.9] * n, "strong": [0.3] * n} | {f"weak {k}": [0.5] * n for k in range(9)}
+    if mixed:  # each attack is the strong one on half of the images
+        shares = {"clean": [0.9] * n, "a": [0.1, 0.7] * (n // 2), "b": [0.7, 0.1] * (n // 2)}
+    names = tuple(shares)
+    rows: list[dict[str, Any]] = [
+        {"index": i, "label": 0, "attack": attack, "surrogate": "", "component": "", "eps": 0.2, "draw": draw}
+        | {"prediction": int(rng.random() > shares[attack][i]), "margin": rng.normal(), "valid": True}
+        for i in range(n)
+        for attack in names
+        for draw in range(20)
+    ]
+    found = luck(pd.DataFrame(rows))
+    right = {(r["index"], r["attack"], r["draw"]): r["prediction"] == 0 for r in rows}
+    margin = {(r["index"], r["attack"], r["draw"]): r["margin"] for r in rows}
+    odd = range(1, 20, 2)
+    overall = {a: np.mean([right[i, a, d] for i in range(n) for d in odd]) for a in names}
+    single = {a: [[right[i, a, d] for d in range(20)] for i in range(n)] for a in names}
+    chosen = []
+    for i in range(n):
+        key = {
+            a: (overall[a] + np.mean([right[i, a, d] for d in odd]), np.mean([margin[i, a, d] for d in odd]))
+            for a in names
+        }
+        attack = min(key, key=lambda a: key[a])
+        chosen.append([right[i, attack, d] for d in range(0, 20, 2)])
+    attacked = min([chosen, *single.values()], key=lambda stood: float(np.mean(stood)))
+    assert (attacked is chosen) is mixed
+    for kind, stood in (("clean", single["clean"]), ("attacked", attacked)):
+        expected = [sum(map(np.mean, stood)), sum(one[0] for one in stood), sum(all(one[:10]) for one in stood)]
+        mine = [found[kind][name]["correct"] for name in ("expected", "single", "worst")]
+        assert mine == pytest.approx(expected)
+    lost = [one for one in attacked if not one[0]]
+    again = 1 - np.mean([np.mean(one[1:]) for one in lost])
+    assert (found["successes"], found["repeated"]) == (len(lost), pytest.approx(again))
+    worst = summarise(pd.DataFrame(rows)).iloc[-1]
+    assert found["attacked"]["expected"]["correct"] == pytest.approx(worst["correct"]), "the headline, and no other"
+
+
+def test_weak_attacks_do_not_pass_for_strong_ones_by_luck() -> None:
+    """One attack leaves 30 % on every image and nine leave 50 %: the strongest of ten is the first, nearly always."""
+    rng, n = np.random.default_rng(0), 400
+    names = {"clean": 0.9, "strong": 0.3} | {f"weak {k}": 0.5 for k in range(9)}
+    frames = [
+        pd.DataFrame({"index": np.repeat(np.arange(n), 20), "draw": np.tile(np.arange(20), n), "attack": attack})
+        .assign(label=0, surrogate="", component="", eps=0.2, margin=0.0, valid=True)
+        .assign(prediction=(rng.random(20 * n) > p).astype(int))
+        for attack, p in names.items()
+    ]
+    found = luck(pd.concat(frames, ignore_index=True))
+    assert found["attacked"]["expected"]["accuracy"] == pytest.approx(0.3, abs=0.02), (
+        "0.41 by the image's own draws alone"
+    )
+
+
+def test_too_few_draws_to_take_the_worst_of() -> None:
+    few = evaluate(Coin(0.9), images(5), {}, draws=4)
+    assert luck(few, draws=2)["draws"] == 2
+    with pytest.raises(InputError, match="The worst of 10 draws needs 20"):
+        luck(few)
+    with pytest.raises(InputError, match="evaluate a stochastic model"):
+        luck(few.iloc[:0])
+    assert luck(evaluate(Coin(1.0), images(5), {}))["repeated"] is None, "nothing failed"
+
+
+# ---- fixed randomness
+
+
+def test_a_fixed_draw_is_attacked_and_judged_by_itself() -> None:
+    model, split = Noisy(), images(200)
+    x = split.images.float() / 255
+    rows = fixed_accuracies(model, split, THREAT, TINY, seeds=(0, 3))
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    for row in rows:
+        margin = model.margin(x) + model.sigma * float(model.fixed(row["seed"]).shift or 0)
+        assert row["clean"]["correct"] == int((margin > 0).sum())
+        assert row["attacked"]["correct"] == int((margin - taken > 0).sum())
+    assert rows[0]["attacked"] != rows[1]["attacked"], "another draw"
+    assert 0 < rows[0]["attacked"]["correct"] < rows[0]["clean"]["correct"]
+
+
+def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient() -> None:
+    model, split = Noisy(), images(300)
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    expected = phi((model.margin(split.images.float() / 255) - taken) / model.sigma).mean()
+    curve = eot_curve(model, split, THREAT, [(4, 1), (4, 5)])
+    assert [(point["steps"], point["samples"]) for point in curve] == [(4, 1), (4, 5)]
+    assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
+
+
+def test_a_deterministic_evaluation_of_a_stochastic_model_needs_a_seed() -> None:
+    model, split = Noisy(), images(4)
+    with pytest.raises(
+        InputError, match="Noisy is stochastic, and a deterministic evaluation fixes its draw: give a seed"
+    ):
+        fixed_draw(model)
+    with pytest.raises(InputError, match=r"Coin is stochastic.*needs a method fixed\(seed\)"):
+        fixed_draw(Coin(0.5), 3)
+    with pytest.raises(InputError, match=r"fix its randomness with a seed: model.fixed\(seed\)"):
+        evaluate(model, split, {}, draws=1)
+    still = fixed_draw(model, 3)
+    assert torch.equal(still(torch.ones(2, 1, 4, 4)), still(torch.ones(2, 1, 4, 4)))
+    assert fixed_draw(still) is still
+
+
+# ---- a vote of many draws
+
+
+class Backward(Noisy):
+    """Noisy, with a surrogate "bpda" that has its answers and its gradients, and counts what it is asked."""
+
+    draws_by_example = True
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(sigma)
+        self.asked: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(len(x))
+        return super().forward(x)
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        return {"bpda": Noisy(self.sigma), "other": Noisy(self.sigma)}
+
+
+def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustlib.attacks.base.PIECE", 16 * 40)
+    model, x = Backward(0.5), images(8).images.float() / 255
+    model.train()
+    torch.manual_seed(5)
+    logits = Vote(model, 150)(x)
+    torch.manual_seed(5)
+    model.forward(x[:1])
+    rounds = [model.forward(x.repeat(5, 1, 1, 1)).view(5, 8, 2) for _ in range(30)]
+    assert torch.allclose(logits, torch.cat(rounds).mean(0), atol=1e-6)
+    assert max(model.asked) == 40, "5 draws of 8 images at a time"
+    assert model.training, "left as it was"
+    assert not getattr(Vote(model, 150), "stochastic", False)
+    with pytest.raises(InputError, match="Vote draws=0: give a whole number of at least 1"):
+        Vote(model, 0)
+
+
+def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves() -> None:
+    """With 400 draws the noise of 2 on the margin is 0.1, so a linear model's margin alone decides; a single draw would flip many."""
+    model, split, budget = Backward(2.0), images(300), replace(TINY, bpda=(4, 2), defence=400)
+    margin = model.margin(split.images.float() / 255)
+    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
+    found = vote(model, split, THREAT, budget)
+    assert found["draws"] == 400
+    assert repr(PGDEOT(THREAT, 4, 2)) in found["protocol"]
+    for kind, left in (("clean", margin), ("attacked", margin - taken)):
+        assert found[kind]["accuracy"] == pytest.approx(phi(left / 0.1).mean(), abs=0.02)
+        assert found[kind]["n"] == 300
+        assert found[kind]["low"] < found[kind]["accuracy"] < found[kind]["high"]
+        assert abs(phi(left / 2).mean() - phi(left / 0.1).mean()) > 0.05, "or the test could not fail"
+    assert vote(Noisy(), split, THREAT, budget) == {}, "nothing is differentiated straight through"
+
+
+# ---- budgets
+
+
+def test_a_preset_says_what_randomised_models_meet() -> None:
+    budget = budget_of("digits")
+    assert (budget.images, budget.pgd_eot, budget.autoattack) == (128, (40, 8), (20, 8))
+    assert (budget.stadv, budget.queries, budget.full) == ((40, 8), 1000, (200, 20))
+    assert (budget.bpda, budget.defence) == ((40, 8), 150)
+    assert (Budget().bpda, Budget().defence) == ((50, 15), 150), "Hill et al."
+    assert budget.curve * 2 * budget.defence <= 128 * 150, "clean and attacked images are voted on"
+    assert budget_of("cifar10-paper") == budget_of("") == budget_of(None) == Budget()
+    attacks = standard_attacks(THREAT, stochastic=True, budget=budget)
+    assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
+    assert attacks["autoattack"] == AutoAttack(THREAT, version="rand", steps=20, eot=8, queries=1000)
+    first = attacks["autoattack"].components(10)["apgd-dlr"]  # type: ignore[attr-defined]
+    assert first == APGD(THREAT, 20, "dlr", eot=8)
+    assert (attacks["square"].queries, attacks["square"].votes) == (1000, 4)  # type: ignore[attr-defined]
+    assert {part.steps for name, part in attacks["aa_standard"].components(10).items() if name != "square"} == {20}  # type: ignore[attr-defined]
+    assert unseen_of("digits").l2 == 0.6
+    assert unseen_of("cifar10-paper") == Unseen(l2=0.5, flow=0.8)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Budget(pgd_eot=(40, 0)),
+            r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1",
+        ),
+        (lambda: Budget(queries=0), "queries=0"),
+        (lambda: Budget(defence=0), "defence=0"),
+        (lambda: Budget(bpda=(0, 1)), r"bpda=\(0, 1\)"),
+        (lambda: Budget(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
+        (lambda: Unseen(l2=0.0), "l2=0.0: give a number above 0"),
+        (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
+        (lambda: AutoAttack(THREAT, version="rand", eot=0), "eot=0"),
+        (lambda: StAdv(0.2, eot=0), "eot=0"),
+        (lambda: AutoAttack(THREAT, steps=0), "steps=0"),
+    ],
+)
+def test_budgets_and_gradient_samples_below_one_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustlib.evaluation.protocols.PRESETS", tmp_path)
+    (tmp_path / "odd.yaml").write_text("randomised: {imags: 3}\nunseen: {l3: 1}\n")
+    with pytest.raises(InputError, match=r"Unknown entry of randomised in odd\.yaml 'imags'\. Did you mean 'images'"):
+        budget_of("odd")
+    with pytest.raises(InputError, match=r"unseen in odd\.yaml 'l3'"):
+        unseen_of("odd")
+
+
+def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
+    attacks = randomised_views(THREAT, TINY)
+    assert list(meant_for(attacks, Noisy())) == ["pgd_eot"]
+    assert list(meant_for(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
+    alone = {"pgd": PGD(THREAT)}
+    assert meant_for(alone, Noisy()) == alone, "better than nothing"
+
+
+# ---- the plateau
+
+
+@pytest.mark.parametrize(("full", "taken"), [(0.50, False), (0.4999, True), (0.6, False)])
+def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full: float, taken: bool) -> None:
+    rows = [{"attack": "clean", "accuracy": 0.9}, {"attack": "worst", "accuracy": 0.53, "protocol": "all"}]
+    told = with_plateau({"rows": rows, "n": 128}, {"attack": "pgd_eot", "accuracy": full, "protocol": "PGD(200)"})
+    headline = told["rows"][-1]
+    assert (headline["attack"], headline["accuracy"]) == ("worst", full if taken else 0.53)
+    assert told["plateau"]["taken"] is taken
+    assert (told["plateau"]["full"]["accuracy"], told["plateau"]["worst"]["accuracy"]) == (full, 0.53), "both are kept"
+    assert ("leaves 53.0 %" in headline["protocol"]) is taken
+    assert rows[-1]["accuracy"] == 0.53, "the results that were given stay"
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "noise", "verdict"),
+    [(400, 0.0, 0.1, "flat"), (400, 0.06, 0.1, "falling"), (16, 0.02, 0.2, "unclear"), (400, 0.012, 0.05, "flat")],
+)
+def test_the_last_step_of_a_curve_is_judged_by_its_interval(n: int, lost: float, noise: float, verdict: str) -> None:
+    """Paired: that the images differ among themselves costs nothing. A step that surely loses some, but less than 3 points, is flat."""
+    generator = np.random.default_rng(0)
+    before = generator.uniform(size=n)
+    after = before - lost + noise * generator.standard_normal(n)
+    after += before.mean() - lost - after.mean()
+    step = last_step([{"stood": [1.0] * n}, {"stood": before.tolist()}, {"stood": after.tolist()}])
+    assert step["lost"] == pytest.approx(lost)
+    half = 1.96 * noise / np.sqrt(n)
+    assert (step["low"], step["high"]) == pytest.approx((lost - half, lost + half), abs=half / 2)
+    assert step["verdict"] == verdict
+
+
+def test_words_on_the_plateau() -> None:
+    def point(steps: int, samples: int, share: float) -> dict[str, Any]:
+        return {"steps": steps, "samples": samples, "n": 64, "accuracy": share, "low": share - 0.1, "high": share + 0.1}
+
+    def step(lost: float, low: float, high: float, verdict: str) -> dict[str, Any]:
+        return {"lost": lost, "low": low, "high": high, "verdict": verdict}
+
+    grid = {
+        "samples": {"points": [point(40, 20, 0.41), point(40, 50, 0.415)], "last": step(-0.005, -0.02, 0.01, "flat")},
+        "steps": {"points": [point(100, 8, 0.44), point(200, 8, 0.4)], "last": step(0.04, 0.01, 0.07, "falling")},
+    }
+    said = tables.plateau_words({"plateau": grid})
+    assert "with 40 steps of 50 gradient samples PGD+EOT leaves 41.5 % (31.5–51.5) of 64 images" in said
+    assert "−0.5 points (−2.0 to 1.0) less than with 20: flat" in said
+    assert "with 200 steps of 8 gradient samples PGD+EOT leaves 40.0 %" in said
+    assert "4.0 points (1.0 to 7.0) less than with 100: still falling" in said
+    assert tables.plateau_words({}) == tables.plateau_words({"plateau": {"full": {}}}) == ""
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A plain run, and one of the same classifier behind an untrained purifier."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+    for name, seed in (("plain", 0), ("pure", 1)):
+        recipe = make_method("standard", "digits", arch="mlp", epochs=1, train_examples=200)
+        made[name] = fit(recipe, digits, root=root, seed=seed, device="cpu", progress=False)
+    options = {"purified": {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "grid": 4, "width": 2}}
+    model = build_model("mlp", digits, **options)
+    model.load_state_dict(made["pure"].model().state_dict(), strict=False)
+    model.deploy()  # type: ignore[operator]
+    for file in ("model.safetensors", "last.safetensors"):
+        save_weights(model, made["pure"].path / file)
+    write_json(made["pure"].path / "params.json", made["pure"].params() | {"model": options})
+    return made
+
+
+@pytest.fixture
+def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+    """Both, evaluated within a tiny budget."""
+    for room in ("run_results", "run_randomness", "run_unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: TINY)
+    quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
+    deterministic = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=2), "cw50": FGSM(digits.threat)}
+    deterministic["autoattack"] = quick  # type: ignore[assignment]
+    real = standard_attacks
+
+    def attacks(threat: Threat, stochastic: bool, budget: Budget) -> Any:
+        return real(threat, True, budget) if stochastic else deterministic
+
+    monkeypatch.setattr("robustlib.evaluation.protocols.standard_attacks", attacks)
+    monkeypatch.setattr("robustlib.evaluation.runs.EPS_MULTIPLES", (0, 1))
+    monkeypatch.setattr("robustlib.evaluation.runs.STEPS", (0, 1))
+    monkeypatch.setattr("robustlib.evaluation.stochastic.STEPS", (1, 2, 4))
+    for room in ("run_results", "suites"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.EOT", 2)
+    for run in runs.values():
+        evaluate_run(run, digits, n=8, device="cpu")
+    return runs
+
+
+def test_a_randomised_run_is_evaluated_within_its_budget(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluated["pure"]
+    results = run.results()
+    assert (results["n"], results["budget"]) == (6, TINY.facts())
+    assert evaluated["plain"].results()["n"] == 8
+    assert "budget" not in evaluated["plain"].results()
+    rows = {row["attack"]: row["protocol"] for row in results["rows"]}
+    assert repr(PGDEOT(digits.threat, 2, 2)) == rows["pgd_eot"]
+    assert "version='rand'" in rows["autoattack"]
+    assert "eot=2, steps=1, queries=2" in rows["autoattack"]
+    views = {name for name in rows if "@" in name}
+    assert {"pgd_eot@bpda", "pgd_eot@unclipped", "pgd20@classifier", "aa_standard@classifier"} <= views
+    assert not views & {"pgd20@bpda", "aa_standard@bpda", "pgd_eot@classifier", "cw50@bpda"}
+    assert rows["pgd_eot@bpda"].endswith(", searched on the surrogate bpda, judged by the deployed model")
+    assert rows["aa_standard@classifier"].endswith(
+        ", searched on the surrogate classifier, judged by the deployed model"
+    )
+    found = read_json(run.path / "randomness.json")
+    assert [row["seed"] for row in found["fixed"]] == [0, 1, 2]
+    assert [(row["steps"], row["samples"]) for row in found["eot"]] == [(2, 1), (2, 5), (2, 20)]
+    assert (found["vote"]["draws"], found["vote"]["attacked"]["n"]) == (5, 4)
+    assert repr(PGDEOT(digits.threat, 1, 3)) in found["vote"]["protocol"]
+    assert not any("mean logits" in row["protocol"] for row in results["rows"]), "never part of the headline"
+    assert found["attacked"]["single"]["n"] == found["clean"]["worst"]["n"] == 6
+    table = tables.randomness(results, found)
+    assert {
+        "BPDA + EOT with 1 step of 3 gradient samples, 4 images, answered by a vote of 5 draws",
+        "PGD+EOT with 2 steps of 20 gradient samples, 4 images",
+        "mean over fresh draws",
+        "a single draw",
+        "worst of 10 draws",
+        "draw fixed by seed 2, known to the attacker",
+    } <= set(table.index)
+    assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
+    monkeypatch.setattr("robustlib.evaluation.stochastic.luck", lambda *_: 1 / 0)
+    assert evaluate_run(run, digits, n=8, device="cpu") == results
+    assert measure_randomness(run, digits) == found
+    with pytest.raises(InputError, match="answers the same each time"):
+        measure_randomness(evaluated["plain"], digits)
+
+
+def test_the_plateau_is_checked_once(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = evaluated["pure"], evaluate
+    write_json(run.path / "results.json", {name: value for name, value in run.results().items() if name != "plateau"})
+    before, known = run.results(), measure_randomness(run, digits, device="cpu")["eot"]
+    assert {point["n"] for point in known} == {4}, "too few images for the plateau, which asks again"
+    asked, judged = [], []
+
+    def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        asked.append(re.sub("-[0-9a-f]{8}", "", settings["state"].name))
+        if asked[-1] == "plateau-4x2":
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    for room in ("run_randomness", "randomness"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_plateau(run, digits, device="cpu")
+    points = ["2x1", "2x5", "2x20", "2x50", "1x2", "2x2", "4x2"]
+    assert asked == ["plateau", *(f"plateau-{point}" for point in points)]
+    assert run.results() == before, "nothing is stored by halves"
+    monkeypatch.setattr("robustlib.evaluation.metrics.judge", lambda *given: judged.append(given) or judge(*given))
+    for room in ("run_randomness", "randomness"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", real)
+    results = check_plateau(run, digits, device="cpu")
+    assert results == run.results()
+    assert len(judged) == 2, "clean and attacked images of the point that was missing"
+    plateau = results["plateau"]
+    assert [point["samples"] for point in plateau["samples"]["points"]] == [1, 5, 20, 50]
+    assert [(point["steps"], point["samples"]) for point in plateau["steps"]["points"]] == [(1, 2), (2, 2), (4, 2)]
+    for curve in (plateau["samples"], plateau["steps"]):
+        assert curve["last"] == last_step(curve["points"])
+        assert {point["n"] for point in curve["points"]} == {6}
+        assert all(np.mean(point["stood"]) == pytest.approx(point["accuracy"], abs=1e-3) for point in curve["points"])
+        assert all(point["low"] < point["high"] for point in curve["points"])
+    assert results["plateau"]["full"]["protocol"] == repr(PGDEOT(digits.threat, 3, 2))
+    assert results["plateau"]["full"]["n"] == 6
+    assert not run.evaluation.exists()
+    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
+    assert check_plateau(run, digits, device="cpu") == results
+    index = tables.randomness(results, measure_randomness(run, digits)).index
+    assert {
+        f"PGD+EOT with {words} gradient samples, 6 images" for words in ("2 steps of 50", "1 step of 2", "4 steps of 2")
+    } <= set(index)
+    told = [name for name in index if "full strength" in name]
+    assert told == [
+        "PGD+EOT at full strength: "
+        + ("its number is the headline" if results["plateau"]["taken"] else "the headline stands")
+    ]
+    assert evaluate_run(run, digits, n=8, device="cpu") == results, "it stays with the results"
+
+
+def test_what_was_already_at_full_strength_is_not_attacked_again(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluated["pure"]
+    kept = run.results()
+    write_json(run.path / "results.json", {name: value for name, value in kept.items() if name != "plateau"})
+    monkeypatch.setattr("robustlib.evaluation.protocols.budget_of", lambda _: replace(TINY, full=TINY.pgd_eot))
+    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.stochastic._grid", lambda *_: {})
+    plateau = check_plateau(run, digits, device="cpu")["plateau"]
+    assert plateau["full"] == next(row for row in kept["rows"] if row["attack"] == "pgd_eot")
+    assert not plateau["taken"]
+    write_json(run.path / "results.json", kept)
+
+
+def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, judged, seen = evaluated["pure"], [], []
+    known = measure_randomness(run, digits, device="cpu")
+    (run.path / "randomness.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("robustlib.evaluation.stochastic.vote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            measure_randomness(run, digits, device="cpu", progress=seen.append)
+    assert seen, "progress is told"
+    monkeypatch.setattr("robustlib.evaluation.metrics.judge", lambda *given: judged.append(given) or judge(*given))
+    assert measure_randomness(run, digits, device="cpu") == known
+    assert len(judged) == 2, "clean and attacked images of the vote: all before it was kept"
+    assert not (run.path / "randomness").exists()
+
+
+def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.out, "width", 250)
+    code, out, err = outcome(capsys, "evaluate", evaluated["pure"].path, "--plateau")
+    assert (code, err) == (0, "")
+    assert "What its randomness is worth" in out
+    assert "PGD+EOT at full strength" in out
+    assert "Plateau (flat: the last step surely loses less than 3 points): with 2 steps of 50" in out
+    assert "plateau" in evaluated["pure"].results()
+    code, _, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--plateau")
+    assert code == 2
+    assert "answers the same each time" in err
+
+
+# ---- unseen attacks
+
+
+def test_a_study_measures_what_its_claims_need(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The pages of other methods than AToP's measure no unseen attacks, and a claim would wait for them forever."""
+    asked: list[tuple[Path, str, str]] = []
+
+    def measure(runs: dict[str, Run], data: Dataset, *, device: str) -> None:
+        (run,) = runs.values()
+        asked.append((run.path, data.name, device))
+        if run.params()["seed"] == 1:
+            raise InputError("not on these images.")
+
+    monkeypatch.setattr("robustlib.evaluation.measure_unseen", measure)
+    arm, other = arm_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
+    told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", arm=arm, than="trades")
+    runs, options = [*evaluated.values(), other, Run(tmp_path / "none")], Options(device="cpu")
+    (problem,) = measure_claimed([told], runs, options)
+    assert asked == [(run.path, "digits", "cpu") for run in evaluated.values()], "of claimed arms, and evaluated"
+    assert problem.endswith("has not met unseen attacks: not on these images.")
+    assert not measure_claimed([replace(told, measure="worst")], runs, options)
+    assert len(asked) == 2
+
+
+def test_the_command_line_measures_unseen_attacks(
+    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustlib.evaluation.protocols.unseen_attacks", quick_unseen)
+    monkeypatch.setattr(cli.out, "width", 250)
+    code, out, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--unseen", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Known and unseen attacks" in out
+    assert "lost to StAdv" in out
+
+
+def test_unseen_attacks_of_any_run_beside_the_known_ones(
+    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robustlib.evaluation.protocols.unseen_attacks", quick_unseen)
+    table = measure_unseen(evaluated, digits, device="cpu")
+    assert table["run"].unique().tolist() == ["plain", "pure"]
+    assert table.groupby("run")["attack"].agg(list).tolist() == [["clean", "known", "l2", "stadv"]] * 2
+    assert set(table["n"]) == {6}, "the same images for all"
+    for name, run in evaluated.items():
+        rows = table[table["run"] == name].set_index("attack")
+        mine = run.records()
+        mine = mine[mine["index"].isin(digits.test.sample(6).indices.tolist())]
+        known = summarise(mine)["accuracy"].iloc[-1]
+        assert rows.loc["known", "accuracy"] == known
+        assert rows["loss"].tolist() == pytest.approx([known - share for share in rows["accuracy"]])
+        assert measure_of(run, "unseen/stadv") == rows.loc["stadv", "accuracy"]
+        assert measure_of(run, "unseen/known") == known
+        assert measure_of(run, "unseen/loss/l2") == pytest.approx(known - rows.loc["l2", "accuracy"])
+        assert "l2" in rows.loc["l2", "protocol"]
+        assert rows.loc["stadv", "protocol"].startswith("StAdv(bound=0.2")
+    looks = {name: list(read_json(run.path / "unseen.json").values())[-1] for name, run in evaluated.items()}
+    assert looks["plain"]["bare"] == {}
+    bare = evaluated["pure"].model().surrogates()["classifier"]
+    (batch,) = digits.test.sample(6).batches(6)
+    right = float((bare(batch.x).argmax(1) == batch.y).float().mean())
+    assert looks["pure"]["bare"]["accuracy"] == pytest.approx(right)
+    price = measure_of(evaluated["pure"], "unseen/price")
+    assert price == pytest.approx(right - measure_of(evaluated["pure"], "unseen/clean"))
+    with pytest.raises(InputError, match="Unknown accuracy under unseen attacks 'price'"):
+        measure_of(evaluated["plain"], "unseen/price")
+    shown = tables.unseen(table)
+    assert list(shown.columns)[-3:] == ["lost to L2", "lost to StAdv", "images"]
+    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
+    pd.testing.assert_frame_equal(measure_unseen(evaluated, digits, device="cpu"), table)
+    with pytest.raises(InputError, match=r"not evaluated on all of these 7 images.*--examples 7"):
+        measure_unseen({"pure": evaluated["pure"]}, digits, n=7)
+    results = evaluated["plain"].results()
+    write_json(evaluated["plain"].path / "results.json", results | {"n": 5})
+    with pytest.raises(ZeroDivisionError):
+        measure_unseen(evaluated, digits, device="cpu")  # on fewer images
+    write_json(evaluated["plain"].path / "results.json", results)
+    pure = evaluated["pure"]
+    taken = {"n": 6, "correct": 0.0, "accuracy": 0.0, "low": 0.0, "high": 0.4, "protocol": "PGDEOT"}
+    write_json(pure.path / "results.json", pure.results() | {"plateau": {"full": taken, "taken": True}})
+    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", evaluate)
+    lower = measure_unseen({"pure": pure}, digits, device="cpu").set_index("attack")
+    assert lower.loc["known", "accuracy"] == 0.0, "the headline after its plateau check"
+    with pytest.raises(InputError, match="no runs to measure"):
+        measure_unseen({}, digits)
+
+
+def quick_unseen(unseen: Unseen, stochastic: bool, budget: Budget) -> dict[str, Any]:
+    """As they are, but without what a deterministic model makes costly."""
+    kinds = unseen_attacks(unseen, stochastic, budget)
+    return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}
+
+
+def test_the_unseen_attacks_have_the_strengths_of_the_preset() -> None:
+    random, still = (unseen_attacks(Unseen(l2=0.6, flow=0.2), stochastic, TINY) for stochastic in (True, False))
+    assert list(random) == list(still) == ["l2", "stadv"]
+    assert random["l2"] == {
+        "pgd_eot": PGDEOT(Threat("l2", 0.6), 2, 2),
+        "autoattack": AutoAttack(Threat("l2", 0.6), version="rand", steps=1, eot=2),
+    }
+    assert still["l2"] == {"autoattack": AutoAttack(Threat("l2", 0.6), queries=2)}
+    assert random["stadv"] == {"stadv": StAdv(0.2, 1, eot=2)}
+    assert still["stadv"] == {"stadv": StAdv(0.2, 1)}
+
+
+def looked(root: Path, arm: str, seed: int, **accuracies: float) -> Run:
+    """A finished run, whose unseen.json has these accuracies."""
+    method, _, changed = arm.partition(" ")
+    run = Run(root / "digits" / method / f"{changed}-{seed}")
+    write_json(run.path / "params.json", {"method": method, "changed": changed, "dataset": "digits", "seed": seed})
+    write_json(run.path / "status.json", {"state": "done"})
+    facts = {"n": 100, "split": "test", "seed": 0, "strengths": {"l2": 0.6, "flow": 0.2}, "images": "a"}
+    rows = {name: {"accuracy": share} for name, share in accuracies.items()}
+    write_json(run.path / "unseen.json", {"old": {**facts, "n": 3}, "last": {**facts, "accuracies": rows}})
+    return run
+
+
+def claim(measure: str, direction: Any = "higher") -> Claim:
+    return Claim(name="c", text="A claim.", source="a test", measure=measure, arm="a", than="b", direction=direction)
+
+
+def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
+    runs = [looked(tmp_path, "a", s, clean=0.9, known=0.5 + s / 10, l2=0.4, stadv=0.3) for s in (0, 1)]
+    runs += [looked(tmp_path, "b", s, clean=0.8, known=0.7, l2=0.2, stadv=0.25) for s in (0, 1)]
+    expected = {"unseen/l2": [0.2, 0.2], "unseen/stadv": [0.05, 0.05], "unseen/clean": [0.1, 0.1]}
+    expected |= {"unseen/known": [-0.2, -0.1], "unseen/loss/l2": [-0.4, -0.3], "unseen/loss/stadv": [-0.25, -0.15]}
+    for measure, differences in expected.items():
+        evidence = gather(claim(measure), runs, [0, 1])
+        assert list(evidence.differences.values()) == pytest.approx(differences)
+        assert evidence.step == 0.01
+        assert not evidence.missing
+    with pytest.raises(InputError, match=r"Unknown accuracy under unseen attacks 'l3'\. Did you mean 'l2'"):
+        measure_of(runs[0], "unseen/l3")
+    row = tables.claims([tested := _finding(claim("unseen/loss/stadv", "lower"), runs)]).iloc[0]
+    assert row["compared"] == "a − b: known attacks, worst case, less unseen: StAdv"
+    assert tested.evidence.differences
+
+
+def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
+    runs = [looked(tmp_path, arm, s, clean=0.9, known=0.5, l2=0.4) for arm in "ab" for s in (0, 1)]
+    assert not gather(claim("unseen/l2"), runs, [0, 1]).notes
+    for run in runs:
+        looks = read_json(run.path / "unseen.json")
+        looks["last"]["accuracies"]["l2"]["protocol"] = "PGD+EOT" if "/a/" in str(run.path) else "AutoAttack"
+        write_json(run.path / "unseen.json", looks)
+    for measure in ("unseen/l2", "unseen/known"):
+        (note,) = gather(claim(measure), runs, [0, 1]).notes
+        assert note.startswith("a model that answers at random met shorter attacks")
+    assert not gather(claim("unseen/clean"), runs, [0, 1]).notes
+
+
+def _finding(asked: Claim, runs: list[Run]) -> Any:
+    from robustlib.workbook.claims import judge
+
+    return judge([asked], runs, [0, 1])[0]
+
+
+def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path) -> None:
+    usual = [looked(tmp_path, arm, s, known=0.5, l2=0.4) for arm in "ab" for s in (1, 2)]
+    alone = looked(tmp_path, "a", 0, known=0.5, l2=0.4)
+    bare = looked(tmp_path, "b", 0, known=0.5, l2=0.4)
+    (bare.path / "unseen.json").unlink()
+    (missing,) = gather(claim("unseen/l2"), [*usual, alone, bare], [0, 1, 2]).missing
+    assert missing == "seed 0: b has not met unseen attacks"
+    with pytest.raises(InputError, match=r"robustlib evaluate .* --unseen"):
+        measure_of(bare, "unseen/l2")
+    other = looked(tmp_path / "o", "b", 0, known=0.5, l2=0.4)
+    looks = read_json(other.path / "unseen.json")
+    write_json(other.path / "unseen.json", {"x": looks["last"] | {"strengths": {"l2": 0.9}}})
+    (missing,) = gather(claim("unseen/l2"), [*usual, alone, other], [0, 1, 2]).missing
+    assert "b was judged otherwise (attack {'l2': 0.9} and not {'l2': 0.6, 'flow': 0.2})" in missing

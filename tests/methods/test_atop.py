@@ -1,0 +1,451 @@
+"""AToP: its losses against their formulas, what its attack sees, what each stage may touch, its gate, and its rows."""
+
+import copy
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustlib.errors import InputError
+from robustlib.methods import atop, load_preset, make_method
+from robustlib.methods.atop import l1_share, median_image, purifier_steps
+from robustlib.models import Randomness, RandomTransform, build_model
+from robustlib.runs import Run
+from robustlib.training import At, fit
+from robustlib.training.validation import probe_batch
+
+TINY = {
+    "width": 4,
+    "embed_dim": 8,
+    "repeats": 1,
+    "classifier_epochs": 1,
+    "purifier_epochs": 1,
+    "epochs": 2,
+    "warm_up": 1,
+}
+ROWS = {
+    "only the transform": {"purifier": "none", "fine_tune": False},
+    "pre-trained": {"fine_tune": False},
+    "AToP": {},
+    "without transform": {"transform": "none"},
+    "three masks": {"transform": "rt3", "attack_through": "pipeline"},
+    "autoencoder": {"purifier": "mae", "recon_target": "clean"},
+}
+
+
+def at(epoch=1, seed=5):
+    return At(epoch, 0, 0.5, torch.Generator().manual_seed(seed), "32-true")
+
+
+def first_batch(digits, size=12):
+    return next(digits.train.batches(size, augment="none"))
+
+
+def made(digits, stage=-1, **settings):
+    """Method, deployed model in train mode, and a stage of its training."""
+    method = make_method("atop", "digits", **{**TINY, **settings})
+    torch.manual_seed(0)
+    model = build_model("small_cnn", digits, **method.model_options())
+    chosen = method.stages(digits, model)[stage]
+    model.deploy()
+    return method, model.train(), chosen
+
+
+def updated(stage, batch, now=None):
+    """The losses of one update, in order, without a step between them."""
+    return dict(stage.passes[0].updates(batch, now or at()))
+
+
+def test_the_purifier_that_is_judged_is_the_one_that_is_kept_and_tuned(digits):
+    (stage,) = (part for part in made(digits, slice(None), fine_tune=False)[2] if part.name == "purifier")
+    assert stage.keep == "last", "the best epoch's would be another than the gate's and the one fine-tuning starts from"
+
+
+# ---- losses
+
+
+class Scores(nn.Module):
+    """D(x, m): the scores s = sum_p w_p x_p + v m_p and 1 - 2 s of each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(4)), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x, mask):
+        score = x.flatten(1) @ self.w + self.v * mask.flatten(1).sum(1)
+        return torch.stack([score, 1 - 2 * score], 1)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_two_losses_equal_their_formulas(passes):
+    torch.manual_seed(3)
+    d, target = Scores(), torch.rand(2, 1, 2, 2)
+    outputs = tuple(torch.rand(passes, 2, 1, 2, 2, requires_grad=True) for _ in range(2))
+    masks = (torch.rand(passes, 2, 1, 2, 2) > 0.5).float()
+    ce = torch.tensor(1.7)
+    steps = dict(purifier_steps(d, target, outputs, Randomness(None, masks), 0.7, {"ce": (0.2, ce)}))
+
+    def score(image, mask):
+        w, v = d.w.detach().double().numpy(), d.v.item()
+        return sum(w[p] * image[p] + v * mask[p] for p in range(4))
+
+    hinge, verdict, l1 = [], [], 0.0
+    coarse, fine = (o.detach().double().flatten(2).numpy() for o in outputs)
+    m, x = masks.flatten(2).numpy(), target.double().flatten(1).numpy()
+    for n in range(passes):
+        for i in range(2):
+            a, b = score(x[i], m[n, i]), score(fine[n, i], m[n, i])
+            for real, false in ((a, b), (1 - 2 * a, 1 - 2 * b)):
+                hinge.append(0.5 * max(0, 1 - real) + 0.5 * max(0, 1 + false))
+                verdict.append(-false)
+            for p in range(4):
+                l1 += (abs(x[i, p] - coarse[n, i, p]) + abs(x[i, p] - fine[n, i, p])) / (passes * 2 * 4)
+    assert list(steps) == ["discriminator", "model"]
+    half = (2 * l1 + 0.7 * np.mean(verdict) + 0.2 * 1.7) / 2  # the release's L1 is of images in [-1, 1]
+    assert steps["discriminator"].total.item() == pytest.approx(np.mean(hinge), rel=1e-5)
+    assert steps["model"].total.item() == pytest.approx(half, rel=1e-5, abs=1e-6)
+    assert {k: v.item() for k, v in steps["model"].parts.items()} == pytest.approx(
+        {"l1": l1, "ce": 1.7, "gan": np.mean(verdict)}, rel=1e-5, abs=1e-6
+    )
+    steps["discriminator"].total.backward()
+    assert all(output.grad is None for output in outputs), "the discriminator's step is its own"
+
+
+@pytest.mark.parametrize("kind", ["gan", "mae"])
+@pytest.mark.parametrize("transform", ["rt1", "rt3"])
+def test_each_term_reaches_every_weight_of_the_purifier(digits, kind, transform):
+    _, model, stage = made(digits, purifier=kind, transform=transform)
+    parts = updated(stage, first_batch(digits))["model"].parts
+    assert set(parts) == ({"l1", "gan", "ce"} if kind == "gan" else {"l1", "ce"})
+    named = dict(model.purifier.named_parameters())
+    for name, value in parts.items():
+        gradients = torch.autograd.grad(value, list(named.values()), retain_graph=True, allow_unused=True)
+        reached = [key for key, g in zip(named, gradients, strict=True) if g is not None and g.abs().max() > 0]
+        assert reached == list(named), f"{name} misses {set(named) - set(reached)}"
+
+
+def restated_fgsm(model, x, y, eps):
+    """clip(x + eps sign of the gradient of CE of the bare classifier)."""
+    x = x.clone().requires_grad_(True)
+    ce = nn.functional.cross_entropy(model.classify(x), y, reduction="sum")
+    return (x + eps * torch.autograd.grad(ce, x)[0].sign()).clamp(0, 1).detach()
+
+
+@pytest.mark.parametrize("target", ["adversarial", "clean"])
+def test_tuning_equals_its_formula(digits, target):
+    weights = {"gan_weight": 0.0, "cls_weight": 0.4}
+    method, model, stage = made(digits, recon_target=target, attack_through="classifier", **weights)
+    batch, generator = first_batch(digits), torch.Generator().manual_seed(5)
+    loss = updated(stage, batch)["model"]
+    x_adv = restated_fgsm(model, batch.x, batch.y, digits.threat.eps)
+    assert method.threat(digits) == digits.threat
+    torch.randint(-(2**63), 2**63 - 1, (len(batch),), generator=generator)  # what the attack took
+    randomness = model.transform.draw(x_adv, generator)
+    noisy = (x_adv + randomness.noise).clamp(0, 1)
+    seen = model.purifier.outputs(noisy * (1 - randomness.masks[0]) + 0.5 * randomness.masks[0], randomness.masks[0])
+    ce = nn.functional.cross_entropy(model.head(model.encoder(model.normalise(seen[-1]))), batch.y)
+    wanted, images = (batch.x, model.outputs(batch.x, randomness)) if target == "clean" else (x_adv, seen)
+    l1 = sum((image.reshape(wanted.shape) - wanted).abs().mean() for image in images)
+    assert loss.parts["ce"].item() == pytest.approx(ce.item(), rel=1e-4)
+    assert loss.parts["l1"].item() == pytest.approx(l1.item(), rel=1e-4)
+    released = sum((2 * image.reshape(wanted.shape) - 1 - (2 * wanted - 1)).abs().mean() for image in images) + 0.4 * ce
+    assert 2 * loss.total.item() == pytest.approx(released.item(), rel=1e-4)
+
+
+def test_lambda_waits_for_its_warm_up(digits):
+    _, _, stage = made(digits, epochs=4, warm_up=2, cls_weight=3.0, gan_weight=0.0)
+    batch = first_batch(digits)
+    for epoch, weight in ((0, 0.0), (1, 0.0), (2, 3.0)):
+        loss = updated(stage, batch, at(epoch))["model"]
+        assert 2 * (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
+
+
+# ---- attacks inside
+
+
+@pytest.mark.parametrize(("through", "draws"), [("classifier", 1), ("pipeline", 1 + 3 + 1)])
+def test_what_the_attack_sees_and_draws(digits, monkeypatch, through, draws):
+    """Through the pipeline the look at one image and every gradient are of draws of their own; all come from the update's generator."""
+    _, model, stage = made(digits, attack_through=through, attack_steps=3)
+    batch, now, seen, real = first_batch(digits), at(), [], RandomTransform.draw
+
+    def draw(self, x, generator=None):
+        seen.append((generator is now.generator, real(self, x, generator)))
+        return seen[-1][1]
+
+    before = copy.deepcopy(model.state_dict())
+    twin = made(digits, attack_through=through, attack_steps=3)[2]  # spectral norms take a step in each pass
+    torch.manual_seed(1)
+    plain = updated(twin, batch)["model"].total
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(RandomTransform, "draw", draw)
+    assert torch.equal(updated(stage, batch, now)["model"].total, plain)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(mine for mine, _ in seen)
+    assert len({float(randomness.noise.sum()) for _, randomness in seen}) == len(seen) == draws
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert [model.training, model.purifier.training, model.encoder.training] == [True, True, False]
+    assert all(p.requires_grad for p in model.purifier.parameters())
+    other = made(digits, attack_through="classifier" if through == "pipeline" else "pipeline", attack_steps=3)[2]
+    assert not torch.equal(updated(other, batch)["model"].total, plain)
+
+
+def test_one_step_is_fgsm_and_more_are_pgd(digits):
+    for steps, size, length, start in ((1, None, 0.2, "zero"), (3, None, 0.05, "uniform"), (1, 0.1, 0.1, "zero")):
+        attack = make_method("atop", "digits", attack_steps=steps, attack_step_size=size).inner_attack(digits)
+        assert (attack.steps, attack.start) == (steps, start)
+        assert attack.length == pytest.approx(length)
+
+
+# ---- trainings
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    return replace(digits, val=digits.val.sample(20))
+
+
+def train(few, root, **settings):
+    method = make_method("atop", "digits", **{**TINY, "train_examples": 64, **settings})
+    return fit(method, few, root=root, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def runs(few, tmp_path_factory):
+    """A run of each row; what little they see teaches the purifier nothing, so the gate stands open."""
+    root = tmp_path_factory.mktemp("atop")
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("GATE", "GUESSED", "HIDDEN"):
+            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
+        return {row: train(few, root, **settings) for row, settings in ROWS.items()}
+
+
+def test_rows_train_what_they_say(runs):
+    for row, run in runs.items():
+        rows, settings = run.metrics(), ROWS[row]
+        stages = ["classifier", "purifier", *(["tuning"] if settings.get("fine_tune", True) else [])]
+        assert list(dict.fromkeys(rows.stage)) == stages
+        assert ("discriminator/loss" in rows) == (settings.get("purifier", "gan") == "gan"), row
+        assert rows.filter(like="ce").notna().any(axis=None) == ("tuning" in stages)
+        model = run.model()
+        assert bool(model.purifying)
+        assert model.stochastic == (settings.get("transform") != "none"), row
+        assert rows.filter(like="probe/l1_share").notna().sum().sum() == (0 if row == "only the transform" else 2)
+
+
+def test_the_classifier_is_the_same_in_every_row(runs):
+    """Paired comparisons rest on it; and no later stage moves its weights or its statistics."""
+    first = runs["only the transform"].model("last")
+    for row, run in runs.items():
+        model = run.model("last")
+        for part in ("encoder", "head"):
+            theirs = getattr(model, part).state_dict()
+            assert all(torch.equal(value, theirs[key]) for key, value in getattr(first, part).state_dict().items()), row
+
+
+def test_fine_tuning_goes_on_from_the_pre_trained_purifier(runs):
+    before, after = (runs[row].metrics() for row in ("pre-trained", "AToP"))
+    ends, begins = before.iloc[-1], after[after.stage == "tuning"].iloc[0]
+    for column in ("clean_val", "robust_val", "fgsm_val", "gradient_alignment"):
+        both = [frame[frame.stage == "purifier"][column].tolist() for frame in (before, after)]
+        assert both[0] == both[1]
+    assert begins.clean_val == ends.clean_val, "a model is scored on the same draws in every epoch"
+    moved = [runs[row].model("last").purifier.state_dict() for row in ("pre-trained", "AToP")]
+    assert any(not torch.equal(value, moved[1][key]) for key, value in moved[0].items())
+
+
+def test_a_broken_off_training_resumes_exactly(few, tmp_path, monkeypatch, runs):
+    from robustlib.training import loop
+
+    for limit in ("GATE", "GUESSED", "HIDDEN"):
+        monkeypatch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
+    calls, real = [], loop.validate
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) in (4, 6):  # at the end of pre-training, and within fine-tuning
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "validate", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(few, tmp_path)
+        torch.manual_seed(99)
+    resumed = train(few, tmp_path)
+    frames = [run.metrics().drop(columns="seconds").to_json() for run in (runs["AToP"], resumed)]
+    assert frames[0] == frames[1]
+
+
+def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
+    for _ in range(2):  # again when it is resumed
+        with pytest.raises(
+            InputError,
+            match=r"has learnt nothing: over all pixels .* of the best constant image, and 0.7 is asked for: raise",
+        ):
+            train(few, tmp_path, purifier_lr=0.0)
+    (run,) = (Run(path.parent) for path in tmp_path.rglob("params.json"))
+    assert run.status()["state"] == "failed"
+    assert not run.finished
+    assert list(dict.fromkeys(run.metrics().stage)) == ["classifier", "purifier"]
+
+
+@pytest.mark.parametrize(
+    ("transform", "share", "hidden", "says"),
+    [
+        ("rt2", 0.69, 1.1, ""),
+        ("rt2", 0.71, 1.1, "over all pixels .* is 0.71 .* 0.7 is asked for"),
+        ("rt2", float("nan"), float("nan"), "over all pixels"),
+        ("rt1", 0.54, 2.1, "over hidden pixels .* is 2.10 .* 1.2 is asked for"),
+        ("rt3", 0.96, 0.96, ""),
+        ("rt3", 1.0, 1.0, "over all pixels .* is 1.00 .* 1 is asked for"),
+        ("none", 0.2, float("nan"), ""),
+    ],
+)
+def test_the_gate(transform, share, hidden, says):
+    method = make_method("atop", "digits", transform=transform)
+    with pytest.raises(InputError, match=says) if says else nullcontext():
+        method._gate(share, hidden)
+
+
+def test_the_purifiers_of_a_comparison_are_of_one_size(digits):
+    """By default on digits: a study that asks which purifier is better must not ask which is larger."""
+    sizes = []
+    for kind in ("gan", "mae"):
+        model = build_model("small_cnn", digits, **make_method("atop", "digits", purifier=kind).model_options())
+        sizes.append(sum(p.numel() for p in model.purifier.parameters()))
+    assert max(sizes) < 1.2 * min(sizes)
+
+
+def test_the_share_of_the_constant_image(digits):
+    """1 for the median image itself, 0 for a purifier that gives back what it is shown, and by hand for a grey one."""
+    _, model, _ = made(digits, transform="none")
+    batch, median = probe_batch(digits.val), median_image(digits.train)
+    images = digits.train.sample(256).images.numpy() / 255
+    assert np.allclose(median.numpy(), np.sort(images, axis=0)[127], atol=1e-6)
+
+    class Answer(nn.Module):
+        def __init__(self, image):
+            super().__init__()
+            self.image = image
+
+        def outputs(self, x, mask):
+            return (x if self.image is None else self.image.expand_as(x),)
+
+    x = batch.x.numpy()
+    grey = np.abs(x - 0.5).mean() / np.abs(x - median.numpy()).mean()
+    for image, share in ((median, 1.0), (None, 0.0), (torch.full((1, 8, 8), 0.5), grey)):
+        model.purifier = Answer(image)
+        assert l1_share(model, batch, median) == pytest.approx(share, abs=1e-5)
+    assert math.isnan(l1_share(model, batch, median, hidden=True)), "nothing is hidden"
+
+
+def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits):
+    """Over all pixels of rt1 it passes the gate: three in four are shown to it as they are."""
+    _, model, _ = made(digits, transform="rt1")
+    batch, median = probe_batch(digits.val), median_image(digits.train)
+
+    class Back(nn.Module):
+        def outputs(self, x, mask):
+            return (x,)
+
+    model.purifier = Back()
+    hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0].numpy() == 1
+    x = batch.x.numpy()
+    expected = np.abs(x - 0.5)[hidden].sum() / np.abs(x - median.numpy())[hidden].sum()
+    assert l1_share(model, batch, median) < atop.GATE
+    assert l1_share(model, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
+    assert expected > 1
+
+
+def test_a_finished_run_is_the_classifier(few, digits, tmp_path):
+    natural = fit(
+        make_method("standard", "digits", epochs=1, train_examples=64),
+        few,
+        root=tmp_path,
+        device="cpu",
+        progress=False,
+    )
+    method = make_method("atop", "digits", **TINY, pretrained=str(natural.path))
+    assert method.all_epochs == 3
+    model = build_model("small_cnn", digits, **method.model_options())
+    first, second = method.stages(digits, model)
+    assert [first.name, second.name] == ["purifier", "tuning"]
+    first.begin()
+    theirs = natural.model("last")
+    x = digits.val.images[:20].float() / 255
+    assert torch.equal(model.eval().classify(x), theirs(x))
+    with pytest.raises(InputError, match=r"atop: pretrained=.* was trained on 'digits', not on 'other'"):
+        method.stages(replace(digits, name="other"), model)[0].begin()
+    larger = build_model("mlp", digits, **method.model_options())
+    with pytest.raises(InputError, match="give --set arch=small_cnn"):
+        method.stages(digits, larger)[0].begin()
+
+
+def test_a_model_of_another_kind_is_refused(digits):
+    with pytest.raises(InputError, match="atop trains a Purified, not a Classifier"):
+        make_method("atop", "digits").stages(digits, build_model("small_cnn", digits))
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"missing": 1.0}, r"atop: missing=1.0: .*in \[0, 1\)"),
+        ({"missing": -0.1}, "missing=-0.1"),
+        ({"sigma": -0.1}, "atop: sigma=-0.1"),
+        ({"grid": 0}, "grid=0"),
+        ({"transform": "rt4"}, "Did you mean 'rt"),
+        ({"purifier": "vae"}, "Unknown purifier 'vae'"),
+        ({"purifier": "none"}, "nothing to fine-tune: set fine_tune=false"),
+        ({"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
+        (
+            {"transform": "rt1", "missing": 0.0},
+            "transform='rt1' with missing=0, .* changes nothing: set transform=none",
+        ),
+        ({"missing": 0.0, "sigma": 0.0}, "transform='rt2' with missing=0, sigma=0 changes nothing"),
+        ({"attack_through": "pipe"}, "Did you mean 'pipeline'"),
+        ({"recon_target": "noisy"}, "Unknown recon_target 'noisy'"),
+        ({"cls_weight": -1.0}, "cls_weight=-1.0"),
+        ({"gan_weight": float("nan")}, "gan_weight=nan"),
+        ({"purifier_lr": -1.0}, "purifier_lr=-1.0"),
+        ({"classifier_epochs": 0}, "classifier_epochs=0"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
+        ({"awp_gamma": 0.01}, "does not perturb weights"),
+        ({"attack_steps": 0}, "attack_steps=0"),
+        ({"width": 0}, "width=0: give a whole number of at least 1"),
+        ({"purifier": "mae", "embed_dim": 6}, "embed_dim=6: give a multiple of 4"),
+        ({"embed_dim": 0}, "embed_dim=0: give a whole number of at least 1"),
+        ({"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),
+    ],
+)
+def test_bad_settings_are_sentences(settings, says):
+    with pytest.raises(InputError, match=says):
+        make_method("atop", "digits", **settings)
+
+
+def test_a_grid_finer_than_the_images_is_said_before_anything_is_trained(digits):
+    method = make_method("atop", "digits", grid=9)
+    with pytest.raises(InputError, match="grid=9"):
+        method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
+
+
+def test_the_released_values_are_the_methods_own():
+    own, preset = make_method("atop"), make_method("atop", "cifar10-paper")
+    assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
+    assert {**own.hyperparameters(), "preset": "cifar100-paper"} == make_method(
+        "atop", "cifar100-paper"
+    ).hyperparameters()
+    assert (own.sigma, own.missing, own.grid, own.cls_weight, own.attack_steps) == (0.25, 0.25, 8, 0.05, 1)
+    imagenette = make_method("atop", "imagenette-paper")
+    assert (imagenette.arch, imagenette.eps, imagenette.cls_weight) == ("resnet34", 8 / 255, 0.1)
+    assert load_preset("imagenette-paper")["dataset"] == "imagenette"

@@ -1,0 +1,370 @@
+"""One whole update of each method that trains on attacks, against the update written out in plain torch."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import entropy
+
+from robustlib.attacks import Draws
+from robustlib.errors import InputError
+from robustlib.losses import mart_loss
+from robustlib.methods import METHODS, AdversarialMethod, make_method
+from robustlib.methods.base import perturbed
+from robustlib.models import build_model
+from robustlib.training import At, Loss, fit
+
+SEED, EPS, BATCH = 5, 0.2, 16  # of the update's generator; of digits; images
+LR, DECAY = 0.05, 0.01
+
+
+def fresh(dataset):
+    """A small CNN with BatchNorm and a batch, in float64: no sign of a gradient is in doubt."""
+    torch.manual_seed(0)
+    model = build_model("small_cnn", dataset).double().train()
+    batch = next(dataset.train.batches(BATCH, augment="none"))
+    return model, SimpleNamespace(x=batch.x.double(), y=batch.y)
+
+
+def updated(name, dataset, epoch=0, **settings):
+    """The model after a method's first update, driven as the loop does."""
+    model, batch = fresh(dataset)
+    stage = make_method(name, "digits", lr=LR, weight_decay=DECAY, **settings).stages(dataset, model)[0]
+    optimiser = stage.optimisers["model"].build()
+    at = At(epoch, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
+    for _, loss in stage.passes[0].updates(batch, at):
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+    return model
+
+
+def descended(model, loss):
+    """The restated step: w - lr (gradient + decay w), and what the loss's forward passes do to BatchNorm."""
+    gradients = torch.autograd.grad(loss(model), list(model.parameters()))
+    with torch.no_grad():
+        for w, g in zip(model.parameters(), gradients, strict=True):
+            w -= LR * (g + DECAY * w)
+    return model
+
+
+def attacked(model, batch, start, steps, length, radius, mode):
+    """x' = clip(x + clip(x' + length sign(gradient) - x)), with BatchNorm in `mode` on a copy.
+
+    As robustlib's search does, each example's loss is divided by its largest derivative by a logit. Without BatchNorm's batch
+    statistics that changes no sign; with them, where examples see each other, it does.
+    """
+    model, x_adv = copy.deepcopy(model).train(mode == "train"), start
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_(True)
+        z = model(x_adv)
+        largest = (z.softmax(1) - F.one_hot(batch.y, 10)).abs().amax(1).detach()
+        (g,) = torch.autograd.grad((F.cross_entropy(z, batch.y, reduction="none") / largest).sum(), x_adv)
+        x_adv = (batch.x + (x_adv + length * g.sign() - batch.x).clamp(-radius, radius)).clamp(0, 1)
+    return x_adv.detach()
+
+
+def noise(kind, forked=True):
+    draws = Draws.from_generator(torch.Generator().manual_seed(SEED), BATCH, torch.device("cpu"))
+    draws = draws.fork(0) if forked else draws
+    return (2 * draws.uniform(1, 8, 8) - 1 if kind == "uniform" else draws.normal(1, 8, 8)).double()
+
+
+def same(a, b):
+    """All weights and statistics agree; losses are taken in float32, everything else here in float64."""
+    mine, theirs = a.state_dict(), b.state_dict()
+    far = {k: (mine[k] - theirs[k]).abs().max().item() for k in mine if (mine[k] - theirs[k]).abs().max() > 1e-6}
+    assert not far
+
+
+def bce(z_adv, y):
+    """The boosted cross-entropy by its double loop, with the released 1.0001."""
+    p = z_adv.softmax(1)
+    values = []
+    for i, k in enumerate(y.tolist()):
+        others = torch.stack([p[i, j] for j in range(p.shape[1]) if j != k])
+        values.append(-p[i, k].log() - (1.0001 - others.max()).log())
+    return torch.stack(values).mean()
+
+
+def mart_restated(z, z_adv, y, beta):
+    p, q = z.softmax(1), z_adv.softmax(1)
+    rows = [(p[i] * (p[i].log() - q[i].log())).sum() * (1 - p[i, k]) for i, k in enumerate(y.tolist())]
+    return bce(z_adv, y) + beta * torch.stack(rows).mean()
+
+
+def released_trades(m, x, x_adv, y, beta=6.0):
+    """trades.py: x, then x', then x again, each a pass in train mode; KL summed over classes, divided by the batch."""
+    ce = F.cross_entropy(m(x), y)
+    log_q = F.log_softmax(m(x_adv), dim=1)
+    return ce + beta / len(x) * F.kl_div(log_q, F.softmax(m(x), dim=1), reduction="sum")
+
+
+def test_a_trades_update_is_the_one_written_out(digits):
+    model, batch = fresh(digits)
+    still = copy.deepcopy(model).eval()
+    clean = still(batch.x).softmax(1).detach()
+    x_adv = (batch.x + 0.001 * noise("normal")).clamp(0, 1)
+    for _ in range(10):
+        x_adv = x_adv.detach().requires_grad_(True)
+        kl = F.kl_div(still(x_adv).log_softmax(1), clean, reduction="sum")
+        x_adv = x_adv + EPS / 4 * torch.autograd.grad(kl, x_adv)[0].sign()
+        x_adv = (batch.x + (x_adv - batch.x).clamp(-EPS, EPS)).clamp(0, 1)
+    expected = descended(model, lambda m: released_trades(m, batch.x, x_adv.detach(), batch.y))
+    after = updated("trades", digits)
+    same(after, expected)
+    assert after.encoder.stage1[1].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("beta", [0.0, 5.0])
+def test_a_mart_update_is_the_one_written_out(digits, beta):
+    model, batch = fresh(digits)
+    start = (batch.x + (0.001 * noise("normal")).clamp(-EPS, EPS)).clamp(0, 1)
+    x_adv = attacked(model, batch, start, 10, EPS / 4, EPS, "eval")
+    expected = descended(model, lambda m: mart_restated(m(batch.x), m(x_adv), batch.y, beta))
+    after = updated("mart", digits, beta=beta)
+    same(after, expected)
+    assert after.encoder.stage1[1].num_batches_tracked == 2  # x and x', each by itself
+
+
+def test_mart_loss_equals_its_formula_and_nothing_is_detached():
+    z, z_adv = (torch.randn(8, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    y = torch.randint(0, 5, (8,))
+    total, parts = mart_loss(z, z_adv, y, 3.0)
+    expected = mart_restated(z, z_adv, y, 3.0)
+    assert torch.isclose(total.double(), expected, rtol=1e-5)
+    p, q = (t.detach().softmax(1).numpy() for t in (z, z_adv))
+    kl = np.mean([entropy(a, b) * (1 - a[k]) for a, b, k in zip(p, q, y.tolist(), strict=True)])
+    assert np.isclose(parts["kl"].item(), kl, rtol=1e-5)
+    assert np.isclose(parts["bce"].item(), bce(z_adv, y).item(), rtol=1e-5)
+    for mine, theirs in zip(*(torch.autograd.grad(v, (z, z_adv)) for v in (total, expected)), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+        assert mine.abs().max() > 1e-3
+
+
+def test_mart_loss_of_uniform_and_of_certain_predictions():
+    y = torch.tensor([0, 1, 2, 3])
+    total, _ = mart_loss(torch.zeros(4, 4), torch.zeros(4, 4), y, 5.0)
+    assert np.isclose(total.item(), -np.log(0.25) - np.log(0.7501), rtol=1e-5)
+    sure = 200 * F.one_hot(y, 4).float()
+    total, parts = mart_loss(sure, sure, y, 5.0)
+    assert abs(total.item()) < 2e-4  # -log 1.0001
+    assert parts["kl"] == 0
+    wrong = sure.roll(1, 0).requires_grad_(True)
+    total, parts = mart_loss(
+        sure, wrong, y, 5.0
+    )  # certainly wrong: finite, and a certain clean prediction weighs nothing
+    assert np.isclose(total.item(), 200 - np.log(1e-4), rtol=1e-4)
+    assert parts["kl"] == 0
+    (gradient,) = torch.autograd.grad(total, wrong)
+    assert gradient.isfinite().all()
+
+
+def test_mart_weighs_misclassified_images_more():
+    z, z_adv = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0]])
+    right, wrong = (mart_loss(z, z_adv, torch.tensor([k]), 1.0)[1]["kl"] for k in (0, 1))
+    p = z.softmax(1)[0]
+    assert torch.isclose(wrong / right, (1 - p[1]) / (1 - p[0]))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("factor", [1.25, 0.5])
+def test_an_fgsm_rs_update_is_the_one_written_out(digits, factor, mode):
+    model, batch = fresh(digits)
+    start = (batch.x + EPS * noise("uniform")).clamp(0, 1)
+    x_adv = attacked(model, batch, start, 1, factor * EPS, EPS, mode)
+    expected = descended(model, lambda m: F.cross_entropy(m(x_adv), batch.y))
+    same(updated("fgsm_rs", digits, step_factor=factor, attack_batchnorm=mode), expected)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("k", [2.0, 0.5, 0.0])
+def test_an_n_fgsm_update_is_the_one_written_out_without_projection(digits, k, mode):
+    model, batch = fresh(digits)
+    start = (batch.x + k * EPS * noise("uniform", forked=False)).clamp(0, 1)
+    x_adv = attacked(model, batch, start, 1, EPS, 9.0, mode)
+    if k:
+        assert (x_adv - batch.x).abs().max() > 1.2 * EPS
+    expected = descended(model, lambda m: F.cross_entropy(m(x_adv), batch.y))
+    same(updated("n_fgsm", digits, noise=k, attack_batchnorm=mode), expected)
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("fgsm_rs", 0.8, 1.0), ("n_fgsm", 2.0, 3.0)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.5), ("linf", 0.0)])
+def test_fast_attacks_reach_as_far_as_they_should(digits, name, least, most, norm, eps):
+    model, batch = fresh(digits)
+    method = make_method(name, "digits", norm=norm, eps=eps)
+    at = At(0, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
+    x_adv = method.attacked(method.inner_attack(digits), model, batch, at)
+    reached = method.threat(digits).distance(x_adv, batch.x)
+    assert (reached <= most * eps + 1e-9).all()
+    assert reached.max() >= least * eps
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("mart", {"beta": -1.0}, "mart: beta=-1.0"),
+        ("fgsm_rs", {"attack_steps": 10}, "attack_steps=10: it takes 1; for more train pgd_at"),
+        ("n_fgsm", {"attack_step_size": 0.1}, "n_fgsm: attack_step_size=0.1: give step_factor"),
+        ("fgsm_rs", {"step_factor": 0.0}, "step_factor=0.0"),
+        ("n_fgsm", {"noise": -1.0}, "noise=-1.0"),
+        ("n_fgsm", {"noise": float("nan")}, "noise=nan"),
+        ("trades", {"awp_gamma": -0.1}, "awp_gamma=-0.1: give a share"),
+        ("trades", {"awp_gamma": float("nan")}, "awp_gamma=nan"),
+        ("pgd_at", {"awp_warmup": -1}, "awp_warmup=-1"),
+    ],
+)
+def test_bad_settings_are_sentences(name, settings, says):
+    with pytest.raises(InputError, match=says):
+        make_method(name, "digits", **settings)
+
+
+def test_the_papers_own_values():
+    for kind in ("mart", "fgsm_rs", "n_fgsm"):
+        own, preset = make_method(kind), make_method(kind, "cifar10-paper")
+        assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
+
+
+# ---- adversarial weight perturbation
+
+
+def awp_restated(model, loss, gamma):
+    """The released update: a proxy's ascent step, w + gamma diff, a step of SGD, w - gamma diff."""
+    proxy = copy.deepcopy(model)
+    (-loss(proxy)).backward()
+    torch.optim.SGD(proxy.parameters(), lr=0.01).step()
+    diffs = {}
+    for (name, w), v in zip(model.named_parameters(), proxy.parameters(), strict=True):
+        if "weight" in name and w.ndim > 1:
+            delta = (v - w).detach()
+            diffs[name] = w.detach().norm() / (delta.norm() + 1e-20) * delta
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, diff in diffs.items():
+            weights[name].add_(gamma * diff)
+    descended(model, loss)
+    with torch.no_grad():
+        for name, diff in diffs.items():
+            weights[name].sub_(gamma * diff)
+    return model
+
+
+LOSSES = {
+    "pgd_at": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
+    "trades": released_trades,
+    "mart": lambda m, x, x_adv, y: mart_restated(m(x), m(x_adv), y, 5.0),
+    "n_fgsm": lambda m, x, x_adv, y: F.cross_entropy(m(x_adv), y),
+}
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_update_with_awp_is_the_one_written_out(digits, name, gamma, monkeypatch):
+    model, batch = fresh(digits)
+    seen, kind = [], METHODS[name]
+    real = kind.attacked
+    monkeypatch.setattr(kind, "attacked", lambda *args: seen.append(real(*args)) or seen[-1])
+    after = updated(name, digits, awp_gamma=gamma)
+    (x_adv,) = seen  # found before the weights move; the attacks themselves are tested above
+    expected = awp_restated(model, lambda m: LOSSES[name](m, batch.x, x_adv, batch.y), gamma)
+    same(after, expected)
+    assert after.encoder.stage1[1].num_batches_tracked == {"trades": 3, "mart": 2}.get(name, 1)
+    plain = updated(name, digits)
+    assert torch.equal(seen[1], x_adv)
+    assert not torch.allclose(plain.head.weight, after.head.weight, rtol=0, atol=1e-6)
+
+
+def test_awp_starts_with_its_epoch(digits):
+    plain = updated("pgd_at", digits).head.weight
+    for epoch, warmup, moves in ((0, 0, True), (0, 1, True), (8, 10, False), (9, 10, True)):
+        after = updated("pgd_at", digits, epoch=epoch, awp_gamma=0.01, awp_warmup=warmup).head.weight
+        assert torch.equal(plain, after) != moves
+
+
+def test_perturbed_weights_have_the_stated_length_and_come_back(digits):
+    model, batch = fresh(digits)
+    model.encoder.stage1[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+
+    def loss():
+        return F.cross_entropy(model(batch.x), batch.y)
+
+    def moved_as_told():
+        for name, w in model.named_parameters():
+            moved = (w - before[name]).norm() / before[name].norm().clamp_min(1e-9)
+            moves = w.ndim > 1 and w.requires_grad
+            assert torch.isclose(moved, torch.tensor(0.02 if moves else 0.0).double()), name
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, before[name])
+        assert loss().item() > calm
+        raise KeyError("stop")
+
+    calm = loss().item()
+    model.load_state_dict(before)
+    with pytest.raises(KeyError, match="stop"), perturbed(model, loss, 0.02):
+        moved_as_told()
+    for name, w in model.named_parameters():
+        assert torch.allclose(w, before[name], rtol=0, atol=1e-12)
+
+
+def test_a_generator_closed_early_puts_the_weights_back(digits):
+    model, batch = fresh(digits)
+    before = copy.deepcopy(model.state_dict())
+    stage = make_method("pgd_at", "digits", awp_gamma=0.1).stages(digits, model)[0]
+    updates = stage.passes[0].updates(batch, At(0, 0, 0.0, torch.Generator(), "32-true"))
+    next(updates)
+    assert not torch.allclose(model.head.weight, before["head.weight"])
+    updates.close()
+    assert torch.allclose(model.head.weight, before["head.weight"], rtol=0, atol=1e-12)
+
+
+def test_a_loss_without_gradient_moves_no_weight():
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.clone()
+    with perturbed(model, lambda: 0 * model.weight.sum() + model.bias.sum(), 0.5):
+        assert torch.equal(model.weight, before)
+    with perturbed(model, lambda: model.bias.sum(), 0.5):  # nor one that does not know it
+        assert torch.equal(model.weight, before)
+
+
+def test_autocast_uses_the_perturbed_weights(digits):
+    """Autocast keeps bf16 copies of weights while a generator runs; those from before the perturbation must not be used."""
+    model, batch = fresh(digits)
+    model, x = model.float(), batch.x.float()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        perturbed(model, lambda: F.cross_entropy(model(x).float(), batch.y), 0.3),
+    ):
+        inside, moved = model(x), copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(moved.train()(x), inside)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_awp_trains(tmp_path, few, precision):
+    method = make_method("pgd_at", "digits", epochs=2, train_examples=130, attack_steps=1, awp_gamma=0.01, ema=0.9)
+    run = fit(method, few, root=tmp_path, device="cpu", precision=precision, progress=False)
+    assert run.finished
+    assert run.metrics()["loss"].iloc[1:].notna().all()
+
+
+def test_awp_is_never_ignored_in_silence(digits):
+    class Mixed(AdversarialMethod):
+        name = "mixed"
+
+        def stages(self, dataset, model):
+            def updates(batch, at):
+                yield "model", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+            return self.single_stage(model, updates, adversarial=True)
+
+    model, _ = fresh(digits)
+    assert Mixed().stages(digits, model)
+    with pytest.raises(InputError, match="mixed does not perturb weights: leave awp_gamma at 0"):
+        Mixed(awp_gamma=0.01).stages(digits, model)

@@ -1,0 +1,454 @@
+"""CLAF and the contrastive family: losses against formulas, what is frozen when, stages, heads, bad input, small trainings."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustlib.attacks import PGD, Ascent
+from robustlib.errors import InputError
+from robustlib.methods import make_method
+from robustlib.methods.claf import head_probe
+from robustlib.models import build_model
+from robustlib.models.projected import clean_statistics
+from robustlib.runs import Run
+from robustlib.training.validation import probe_batch
+from tests.losses.test_contrastive import restated
+from tests.training_fixtures import at, train
+
+FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
+SMALL = {"attack_steps": 2, "train_examples": 130, "epochs": 2, "batch_size": 64, "head_epochs": 1, "tuning_epochs": 1}
+
+
+def settings(name, **changes):
+    extra = {"aug_epochs": 1, "refresh_passes": 1} if name == "claf" else {}
+    return {**SMALL, "final_steps": 2, **extra, **changes}
+
+
+def made(digits, name, seed=0, **changes):
+    """The method, a model of some training in train mode, and the stages."""
+    method = make_method(name, "digits", **settings(name, **changes))
+    torch.manual_seed(seed)
+    model = build_model("small_cnn", digits, **method.model_options()).train()
+    model.project(torch.rand(64, 1, 8, 8))
+    return method, model, method.stages(digits, model)
+
+
+def first_batch(digits, size=16):
+    return next(digits.train.batches(size, augment="none", generator=torch.Generator().manual_seed(7)))
+
+
+def fresh(batch):
+    """The same batch, its draws not begun."""
+    return replace(batch, generator=torch.Generator().manual_seed(7))
+
+
+def stepped(model, stage, part, batch):
+    """Runs one update as the loop does, and says what moved: the names of parameters and of buffers."""
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    for key, loss in part.updates(batch, at()):
+        optimiser = stage.optimisers[key].build()
+        for spec in stage.optimisers.values():
+            spec.build().zero_grad()
+        loss.total.backward()
+        optimiser.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    weights = {name for name, _ in model.named_parameters()}
+    return {name.split(".")[0] for name in moved & weights}, {name.split(".")[0] for name in moved - weights}
+
+
+# ---- losses
+
+
+def test_supcon_and_simclr_contrast_two_views(digits):
+    for name, temperature in (("supcon", 0.1), ("simclr", 0.5)):
+        _, model, stages = made(digits, name)
+        batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
+        ((_, loss),) = stages[0].passes[0].updates(batch, at())
+        other = fresh(batch)
+        views = [other.view("simclr"), other.view("simclr")]
+        assert not torch.equal(*views)
+        z = twin.project(torch.cat(views)).reshape(2, 16, -1)
+        labels = batch.y if name == "supcon" else None
+        assert np.isclose(loss.total.item(), restated(z, labels, temperature), rtol=1e-4)
+
+
+def test_rocl_is_its_formula(digits):
+    _, model, stages = made(digits, "rocl", regulariser=8.0)
+    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
+    ((_, loss),) = stages[0].passes[0].updates(batch, at())
+    other = fresh(batch)
+    x1, x2 = other.view("simclr"), other.view("simclr")
+
+    def pair(seen, x):
+        z = torch.cat((seen.project(x), twin.project(x2)))  # one side of the similarity is constant
+        u = F.normalize(z, dim=1)
+        s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(s, torch.arange(32).roll(16))
+
+    x_adv = Ascent(digits.threat, 2)(twin, x1, pair, generator=at().generator)
+    assert pair(twin, x_adv) > pair(twin, x1)
+    parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
+    short, long = (restated(z, None, 0.5) for z in parts)
+    assert np.isclose(loss.total.item(), 2 * long + short / 8, rtol=1e-4)
+    assert np.isclose(loss.parts["pair"].item(), short, rtol=1e-4)
+
+
+def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
+    _, model, stages = made(digits, "acl")
+    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
+    ((_, loss),) = stages[0].passes[0].updates(batch, at())
+    other = fresh(batch)
+    views = torch.cat((other.view("simclr"), other.view("simclr")))
+    with clean_statistics(twin):
+        clean = restated(twin.project(views).reshape(2, 16, -1), None, 0.5)
+
+    def stream(seen, x):
+        u = F.normalize(seen.project(x), dim=1)
+        return F.cross_entropy((u @ u.t() / 0.5).fill_diagonal_(-torch.inf), torch.arange(32).roll(16))
+
+    x_adv = Ascent(digits.threat, 2)(twin, views, stream, generator=at().generator)
+    assert (x_adv - views).flatten(1).abs().amax(1).min() > 0, "both views are perturbed"
+    attacked = restated(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
+    assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)
+    assert attacked > clean
+    for (
+        key,
+        value,
+    ) in twin.state_dict().items():  # the clean pass moved one set, the attacked one the other, attacks neither
+        assert torch.allclose(value.float(), model.state_dict()[key].float(), atol=1e-4), key
+
+
+@pytest.mark.parametrize("adv_views", [0, 1, 2])
+def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
+    _, model, stages = made(digits, "claf", adv_views=adv_views)
+    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
+    ((_, loss),) = stages[1].passes[-1].updates(batch, at())
+    other, now = fresh(batch), at()
+    views = [other.view("simclr"), other.view("simclr")]
+    attack = PGD(digits.threat, steps=2)
+    for _ in range(adv_views):
+        views.append(attack(twin, batch.images.float() / 255, batch.y, generator=now.generator))
+    z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
+    assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-3)
+    ((_, plain),) = stages[0].passes[0].updates(fresh(batch), at())
+    assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
+
+
+def shifted(images, generator):
+    """Digits' weak view: each image moved by up to one pixel, a fresh draw."""
+    offsets = torch.randint(0, 3, (2, len(images), 1), generator=generator).flatten(1).t().tolist()
+    padded = F.pad(images.float() / 255, (1, 1, 1, 1))
+    return torch.stack([x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets, strict=True)])
+
+
+@pytest.mark.parametrize("adv_views", [1, 2])
+def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, adv_views):
+    _, model, stages = made(digits, "claf", adv_views=adv_views, augment="weak")
+    contrast = stages[1].passes[-1]
+    assert contrast.augment == "weak"
+    batch, twin = replace(fresh(first_batch(digits)), augment=contrast.augment), copy.deepcopy(model)
+    ((_, loss),) = contrast.updates(batch, at())
+    other, now = fresh(batch), at()
+    views = [other.view("simclr"), other.view("simclr")]
+    weak = [shifted(batch.images, other.generator) for _ in range(adv_views)]
+    plain = batch.images.float() / 255
+    assert all(not torch.equal(x, y) for x, y in itertools.combinations([*weak, plain], 2))
+    attack = PGD(digits.threat, steps=2)
+    views += [attack(twin, x, batch.y, generator=now.generator) for x in weak]
+    z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
+    assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-4)
+
+
+# ---- what is frozen when
+
+
+def test_claf_freezes_what_the_paper_freezes(digits):
+    _, model, (augmented, adversarial, final) = made(digits, "claf")
+    batch = first_batch(digits)
+    refresh, contrast = adversarial.passes
+    assert stepped(model, augmented, augmented.passes[0], batch) == ({"encoder", "projector"}, {"encoder"})
+    assert stepped(model, adversarial, refresh, batch) == ({"head"}, set())
+    assert stepped(model, adversarial, contrast, batch) == ({"encoder", "projector"}, {"encoder"})
+    assert stepped(model, final, final.passes[0], batch) == ({"head"}, set())
+    _, model, stages = made(digits, "claf", refresh_batchnorm="train")
+    assert stepped(model, stages[1], stages[1].passes[0], batch) == ({"head"}, {"encoder"})
+
+
+@pytest.mark.parametrize(("refresh", "attacked"), [("full", True), ("clean", False), ("reinit", True)])
+def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacked):
+    _, model, stages = made(digits, "claf", refresh=refresh)
+    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model).eval()
+    ((key, loss),) = stages[1].passes[0].updates(batch, at())
+    x = PGD(digits.threat, steps=2)(twin, batch.x, batch.y, generator=at().generator) if attacked else batch.x
+    assert key == "head"
+    assert torch.isclose(loss.total, F.cross_entropy(twin(x), batch.y), rtol=1e-4)
+    assert loss.parts["accuracy"] == (twin(x).argmax(1) == batch.y).float().mean()
+
+
+def test_the_stages_of_claf(digits):
+    settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
+    _, model, (augmented, adversarial, final) = made(digits, "claf", **settings)
+    assert [(s.name, s.epochs, s.adversarial, s.watched) for s in (augmented, adversarial)] == [
+        ("augmented", 2, False, True),
+        ("adversarial", 4, True, False),
+    ]
+    refresh, contrast = adversarial.passes
+    assert (refresh.repeats, refresh.fresh, refresh.begin) == (3, ("head",), None)
+    assert (contrast.repeats, contrast.fresh, contrast.augment) == (1, (), "none")
+    assert (final.name, final.adversarial) == ("slf", False)
+    rates = [augmented.optimisers["encoder"].schedule(e) for e in (0, 1, 2)]
+    rates += [adversarial.optimisers["encoder"].schedule(e) for e in (0, 1, 4)]
+    expected = [0.001 + 0.999 * (1 + np.cos(np.pi * e / 6)) / 2 for e in (0, 1, 2, 2, 3, 6)]
+    assert np.allclose(rates, expected)
+    assert adversarial.optimisers["head"].kind == "adam"
+
+    method, model, stages = made(digits, "claf", refresh="never", aug_epochs=0, head_epochs=7)
+    assert [(stage.name, stage.epochs) for stage in stages] == [("first-head", 7), ("adversarial", 2), ("slf", 7)]
+    assert method.all_epochs == 16
+    assert (stages[0].passes[0].repeats, stages[0].passes[0].fresh) == (1, ())
+    assert stepped(model, stages[0], stages[0].passes[0], first_batch(digits)) == ({"head"}, set())
+    assert len(stages[1].passes) == 1
+    assert set(stages[1].optimisers) == {"encoder"}
+    _, model, stages = made(digits, "claf", refresh="reinit")
+    before = model.head.weight.clone()
+    stages[1].passes[0].begin()
+    assert not torch.equal(model.head.weight, before)
+
+
+@pytest.mark.parametrize("new_head", [True, False])
+def test_the_last_head_is_new_unless_told(digits, new_head):
+    _, model, stages = made(digits, "claf", new_head=new_head)
+    before = model.head.weight.clone()
+    stages[-1].begin()
+    assert torch.equal(model.head.weight, before) != new_head
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_linear_heads_leave_the_encoder_alone_and_fine_tuning_does_not(digits, name):
+    batch = first_batch(digits)
+    for final, moves in (
+        ("slf", ({"head"}, set())),
+        ("alf", ({"head"}, set())),
+        ("aff", ({"encoder", "head"}, {"encoder"})),
+    ):
+        _, model, stages = made(digits, name, final=final)
+        last = stages[-1]
+        assert (last.name, last.adversarial) == (final, final != "slf")
+        assert stepped(model, last, last.passes[0], batch) == moves
+
+
+def test_alf_is_fitted_on_attacked_images_and_aff_by_trades(digits):
+    batch = first_batch(digits)
+    _, model, stages = made(digits, "supcon", final="alf", final_steps=3)
+    twin = copy.deepcopy(model).eval()
+    ((_, loss),) = stages[-1].passes[0].updates(batch, at())
+    x_adv = PGD(digits.threat, steps=3)(twin, batch.x, batch.y, generator=at().generator)
+    assert torch.isclose(loss.total, F.cross_entropy(twin(x_adv), batch.y), rtol=1e-4)
+    _, model, stages = made(digits, "supcon", final="aff", beta=2.0, final_steps=3)
+    twin = copy.deepcopy(model)
+    ((_, loss),) = stages[-1].passes[0].updates(batch, at())
+    attack = PGD(digits.threat, steps=3, objective="kl", start="gaussian")
+    x_adv = attack(twin, batch.x, batch.y, generator=at().generator)
+    p, q = twin(batch.x).log_softmax(1), twin(x_adv).log_softmax(1)
+    expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
+    assert torch.isclose(loss.total, expected, rtol=1e-3)
+    twin(batch.x)  # TRADES' release forwards x, x' and x again
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(value.float(), model.state_dict()[key].float(), atol=1e-5), key
+    rates = [stages[-1].optimisers["model"].schedule(e) for e in (0.5, 0.7, 0.9)]
+    assert np.allclose(rates, [1, 0.1, 0.01])
+
+
+# ---- trainings
+
+
+@pytest.fixture(scope="module")
+def runs(few, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {name: train(make_method(name, "digits", **settings(name)), few, root) for name in FAMILY}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_trains_saves_and_loads(runs, few, name):
+    run = runs[name]
+    rows = run.metrics()
+    stages = {"claf": ["augmented", "adversarial", "slf"]}.get(name, ["contrastive", "slf"])
+    assert list(dict.fromkeys(rows.stage)) == stages
+    assert run.model()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    losses = rows.filter(regex="loss$")
+    assert losses.notna().any().all()
+
+
+def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(runs):
+    rows = runs["claf"].metrics()
+    stage = rows[(rows.stage == "adversarial") & (rows.epoch > 0)]
+    for key in ("head_start/clean", "head_start/attacked", "head_end/clean", "head_end/attacked"):
+        assert stage[f"probe/{key}"].between(0, 1).all()
+    assert "refresh/head/accuracy" in stage
+
+
+def test_the_head_probe_is_the_heads_accuracy(digits):
+    _, model, _ = made(digits, "claf")
+    batch = probe_batch(digits.val)
+    found = head_probe("head", PGD(digits.threat, steps=2))(model, batch)
+    assert model.training
+    model.eval()
+    assert found["head/clean"] == pytest.approx((model(batch.x).argmax(1) == batch.y).float().mean().item())
+    x_adv = PGD(digits.threat, steps=2)(model, batch.x, batch.y, generator=torch.Generator().manual_seed(0))
+    assert found["head/attacked"] == pytest.approx((model(x_adv).argmax(1) == batch.y).float().mean().item())
+
+
+@pytest.mark.parametrize("refresh", ["reinit", "never"])
+def test_a_broken_off_claf_resumes_exactly(few, tmp_path, monkeypatch, refresh):
+    from robustlib.training import loop
+
+    method = make_method("claf", "digits", **settings("claf", epochs=3, refresh=refresh))
+    undisturbed, calls, real = train(method, few, tmp_path / "a"), [], loop.validate
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, few, tmp_path / "b")
+    resumed = train(method, few, tmp_path / "b")
+    frames = [run.metrics().drop(columns="seconds").to_json() for run in (undisturbed, resumed)]
+    assert frames[0] == frames[1]
+
+
+@pytest.mark.parametrize("name", ["claf", "acl"])
+def test_bf16_trains(few, tmp_path, name):
+    run = train(make_method(name, "digits", **settings(name)), few, tmp_path, precision="bf16-mixed")
+    assert run.finished
+
+
+def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypatch):
+    from robustlib.training import loop
+
+    monkeypatch.setattr(loop, "overfitting", lambda *_: ["robust overfitting: it seems"])
+    changes = {"refresh": "never", "aug_epochs": 0, "final": "alf", "epochs": 1}
+    rows = train(make_method("claf", "digits", **settings("claf", **changes)), few, tmp_path).metrics()
+    said = rows[rows.epoch > 0].set_index("stage")["warnings"]
+    assert {stage: bool(texts) for stage, texts in said.items()} == {
+        "first-head": False,
+        "adversarial": False,
+        "alf": True,  # the head that is deployed
+    }
+    ordinary = make_method("pgd_at", "digits", epochs=1, train_examples=130, attack_steps=1)
+    rows = train(ordinary, few, tmp_path).metrics()
+    assert rows["warnings"].map(len).tolist() == [0, 1]
+
+
+# ---- another head on the same encoder
+
+
+@pytest.mark.parametrize("final", ["alf", "aff"])
+def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
+    method = make_method("claf", "digits", **settings("claf", final=final, pretrained=str(runs["claf"].path)))
+    assert method.all_epochs == 1
+    run = train(method, few, tmp_path, seed=1)
+    assert list(dict.fromkeys(run.metrics().stage)) == [final]
+    first, other = (r.model("last").encoder.state_dict() for r in (runs["claf"], run))
+    assert all(torch.equal(value, other[key]) for key, value in first.items()) == (final == "alf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"temperature": 0.3}, "was pre-trained with temperature=0.07, not 0.3"),
+        ({"pretrained": "nowhere"}, "is no run: give a finished run of claf on digits"),
+        ({"arch": "mlp"}, "is a 'small_cnn': give --set arch=small_cnn"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(runs, few, tmp_path, changes, says):
+    method = make_method("claf", "digits", **settings("claf", **{"pretrained": str(runs["claf"].path), **changes}))
+    with pytest.raises(InputError, match=says):
+        train(method, few, tmp_path)
+
+
+def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
+    never = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}
+    root = train(make_method("claf", "digits", **settings("claf", **never)), few, tmp_path).path
+
+    def again(**changes):
+        asked = {**never, "final": "alf", "pretrained": str(root), **changes}
+        return train(make_method("claf", "digits", **settings("claf", **asked)), few, tmp_path)
+
+    with pytest.raises(InputError, match="was pre-trained with head_epochs=2, not 1"):
+        again(head_epochs=1)
+    with pytest.raises(InputError, match="was pre-trained with refresh='never', not 'full'"):
+        again(head_epochs=1, refresh="full")
+    with pytest.raises(InputError, match=r"was pre-trained with refresh_lr=0\.01, not 0\.5"):
+        again(refresh_lr=0.5)
+    assert again(head_lr=0.5, tuning_epochs=3).finished, "what the last head alone sees may differ"
+
+
+def test_a_run_of_another_data_set_is_named(runs, few, tmp_path):
+    method = make_method("claf", "digits", **settings("claf", pretrained=str(runs["claf"].path)))
+    with pytest.raises(InputError, match="small_cnn · seed 0 on digits, done: give a finished run of claf on mnist"):
+        train(method, replace(few, name="mnist"), tmp_path)
+
+
+def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_path):
+    tuned = train(make_method("supcon", "digits", **settings("supcon", final="aff")), few, tmp_path)
+    for path, says in ((runs["simclr"].path, "give a finished run of supcon"), (tuned.path, "fine-tuned as a whole")):
+        method = make_method("supcon", "digits", **settings("supcon", final="alf", pretrained=str(path)))
+        with pytest.raises(InputError, match=says):
+            train(method, few, tmp_path)
+    assert Run(tuned.path).params()["model"] == {"projection": [128, 64]}
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("claf", {"temperature": 0.0}, "claf: temperature=0.0: give a positive number"),
+        ("claf", {"aug_epochs": 40}, "leaves no adversarial stage"),
+        ("claf", {"refresh": "ful"}, "Did you mean 'full'"),
+        ("claf", {"refresh_passes": 0}, "refresh_passes=0"),
+        ("claf", {"adv_views": -1}, "adv_views=-1"),
+        ("claf", {"refresh_batchnorm": "both"}, "Unknown refresh_batchnorm"),
+        ("claf", {"refresh_lr": -1.0}, "refresh_lr=-1.0"),
+        ("claf", {"new_head": False, "pretrained": "runs/x"}, "leave new_head at true"),
+        ("supcon", {"final": "sfl"}, "Did you mean 'slf'"),
+        ("supcon", {"views": "simclear"}, "Did you mean 'simclr'"),
+        ("supcon", {"projection": ()}, "give positive widths"),
+        ("simclr", {"head_epochs": 0}, "head_epochs=0"),
+        ("simclr", {"head_lr": -0.1}, "simclr: head_lr=-0.1"),
+        ("acl", {"awp_gamma": 0.01}, "acl does not perturb weights"),
+        ("rocl", {"regulariser": 0.0}, "rocl: regulariser=0.0"),
+    ],
+)
+def test_bad_settings_are_sentences(name, wrong, says):
+    with pytest.raises(InputError, match=says):
+        make_method(name, "digits", **wrong)
+
+
+def test_a_plain_model_and_an_absent_class_are_refused(digits):
+    method = make_method("claf", "digits")
+    with pytest.raises(InputError, match="claf trains a Projected, not a Classifier"):
+        method.stages(digits, build_model("small_cnn", digits))
+    nines = replace(digits, train=digits.train.select(digits.train.labels != 9))
+    with pytest.raises(InputError, match="no training image shows the class '9'"):
+        method.stages(nines, build_model("small_cnn", digits, **method.model_options()))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_paper_preset_has_the_methods_own_values(name):
+    own, preset = make_method(name), make_method(name, "cifar10-paper")
+    mine, theirs = ({**m.hyperparameters(), "preset": "", "milestones": ()} for m in (own, preset))
+    assert mine == theirs

@@ -1,0 +1,337 @@
+"""Rep-spectral and its arms: the loss of a step against the dense operators, the stages, the probes, bad input."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.methods import METHODS, make_method
+from robustlib.methods.rep_spectral import LayerNorms, Regularised, input_sizes
+from robustlib.models import build_model
+from robustlib.training import fit, loop
+from tests.losses.test_spectral import class_jacobians, dense_operator, squared_norm
+from tests.training_fixtures import at, broken_off, built, train
+
+ARMS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
+SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
+
+
+def made(name, arch="mlp_512", **settings):
+    return make_method(name, "digits", arch=arch, **settings)
+
+
+def loss_of(method, dataset, model, step=0, n=16):
+    """The batch and the loss of a step of the last stage."""
+    stage = method.stages(dataset, model)[-1]
+    stage.begin()
+    batch = next(dataset.train.batches(n, augment="none"))
+    ((name, loss),) = stage.passes[0].updates(batch, at(step=step))
+    assert name == "model"
+    return batch, loss
+
+
+def true_norms(model, shape):
+    """{layer: sigma_max^2} by SVD of explicit matrices; of an MLP or a SmallCNN."""
+    return {
+        name: squared_norm(layer.weight.detach().double().numpy() if size is None else dense_operator(layer, size))
+        for name, size in input_sizes(model, shape).items()
+        for layer in [model.get_submodule(name)]
+    }
+
+
+@pytest.mark.parametrize("arch", ["mlp", "mlp_512", "small_cnn"])
+@pytest.mark.parametrize("operator", ["exact", "power"])
+@pytest.mark.parametrize("name", ["rep_spectral", "ll_spectral"])
+def test_the_loss_is_cross_entropy_and_the_sum_of_squared_norms(digits, name, operator, arch):
+    method = made(name, arch, strength=0.3, operator=operator)
+    model = built(method, digits)
+    wanted = true_norms(model, digits.image_shape)
+    if name == "rep_spectral":
+        del wanted["head"]
+    batch, loss = loss_of(method, digits, model)
+    assert loss.parts["penalty"].item() == pytest.approx(
+        0.3 * sum(wanted.values()), rel=1e-5 if operator == "exact" else 5e-3
+    )
+    ce = F.cross_entropy(model(batch.x), batch.y)
+    assert loss.total.item() == pytest.approx(ce.item() + loss.parts["penalty"].item(), rel=1e-5)
+
+
+def test_only_penalised_layers_get_a_gradient_from_the_penalty(digits):
+    for name, settings, head in (
+        ("rep_spectral", {}, False),
+        ("ll_spectral", {}, True),
+        ("ll_spectral", {"readout_only": True}, True),
+    ):
+        method = made(name, **settings)
+        model = built(method, digits)
+        _, loss = loss_of(method, digits, model)
+        weights = [model.encoder.layers[0].weight, model.head.weight]
+        found = torch.autograd.grad(loss.parts["penalty"], weights, allow_unused=True)
+        assert [g is not None for g in found] == [not settings, head]
+
+
+def test_reshaped_kernels_are_another_norm(digits):
+    method = made("rep_spectral", "small_cnn", operator="reshaped", strength=1.0)
+    model = built(method, digits)
+    convolutions = [m for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]
+    wanted = sum(squared_norm(m.weight.detach().flatten(1).double().numpy()) for m in convolutions)
+    _, loss = loss_of(method, digits, model)
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
+    exact = sum(v for k, v in true_norms(model, digits.image_shape).items() if k != "head")
+    assert exact > 1.1 * wanted
+
+
+def test_folded_norms_are_those_of_the_convolution_with_batchnorm_in_eval_mode(digits):
+    method = made("rep_spectral", "small_cnn", fold_batchnorm=True, strength=1.0)
+    model = built(method, digits)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(64, *digits.image_shape))
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(-2, 2)
+    _, loss = loss_of(method, digits, model)
+    wanted = 0.0  # with the statistics that this step's forward pass left
+    for name, size in input_sizes(model, digits.image_shape).items():
+        if name == "head":
+            continue
+        stage = model.get_submodule(name.rpartition(".")[0])
+        # The columns of the linear part of norm(conv(.)), from unit images.
+        x = torch.eye(stage[0].in_channels * math.prod(size)).view(-1, stage[0].in_channels, *size)
+        stage.eval()
+        with torch.no_grad():
+            columns = (stage[1](stage[0](x)) - stage[1](stage[0](torch.zeros_like(x[:1])))).flatten(1)
+        stage.train()
+        wanted += squared_norm(columns.double().numpy())
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-4)
+    norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss.parts["penalty"], norms))
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "settings"),
+    [
+        ("rep_spectral", "mlp_512", {}),
+        ("ll_spectral", "mlp_512", {}),
+        ("ll_spectral", "small_cnn", {"readout_only": True}),
+    ],
+)
+def test_folding_where_there_is_nothing_to_fold_is_refused(digits, name, arch, settings):
+    method = made(name, arch, fold_batchnorm=True, **settings)
+    with pytest.raises(InputError, match=r"nothing to fold.*Leave it at False, or take an architecture"):
+        method.stages(digits, built(method, digits))
+
+
+def test_folding_says_how_much_it_folded(digits):
+    method = made("rep_spectral", "preact_resnet18", fold_batchnorm=True, operator="reshaped")
+    model = built(method, digits)
+    with pytest.warns(UserWarning, match="folded 8 of 20 convolutions.* such as encoder"):
+        kept = method.kept(digits, model)
+    first = [
+        block.conv1 for stage in ("layer1", "layer2", "layer3", "layer4") for block in getattr(model.encoder, stage)
+    ]
+    assert {model.get_submodule(name) for name in kept.batchnorms} == set(first), "bn2 follows them alone"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = made("ll_spectral", "small_cnn", fold_batchnorm=True)
+        assert len(whole.kept(digits, built(whole, digits)).batchnorms) == 3, (
+            "of 3, and no warning: a readout has no BatchNorm"
+        )
+
+
+@pytest.mark.parametrize("projections", [0, 500])
+def test_cross_lipschitz_penalises_the_softmax(digits, projections):
+    method = made("cross_lipschitz", strength=2.0, projections=projections)
+    model = built(method, digits)
+    batch, loss = loss_of(method, digits, model, n=4)
+    jacobians = class_jacobians(lambda x: model(x).softmax(1), batch.x)
+    differences = jacobians[:, :, None] - jacobians[:, None]
+    wanted = 2.0 * (differences**2).sum() / (4 * 10**2)
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=0.2 if projections else 1e-4)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name):
+    method = made(name, cadence=3, epochs=10, burn_in=0.6)
+    model = built(method, digits)
+    first, last = method.stages(digits, model)
+    assert (first.name, first.epochs, last.name, last.epochs) == ("burn-in", 6, "regularised", 4)
+    batch = next(digits.train.batches(8, augment="none"))
+    penalised = {
+        stage.name: [bool(next(stage.passes[0].updates(batch, at(step=k)))[1].parts["penalty"] > 0) for k in range(7)]
+        for stage in (first, last)
+    }
+    assert penalised == {"burn-in": [False] * 7, "regularised": [k % 3 == 0 for k in range(7)]}
+    alone = made(name, epochs=1, burn_in=0.9).stages(digits, model)
+    assert [(stage.name, stage.epochs) for stage in alone] == [("regularised", 1)]
+
+
+def test_the_schedule_goes_on(digits):
+    method = made("rep_spectral", epochs=10, burn_in=0.6, schedule="cosine")
+    first, last = method.stages(digits, built(method, digits))
+    usual = method.lr_schedule()
+    for epoch in (0.0, 2.5):
+        assert first.optimisers["model"].schedule(epoch) == usual(epoch)
+        assert last.optimisers["model"].schedule(epoch) == usual(epoch + 6)
+
+
+def test_momentum_starts_anew_after_the_burn_in(digits, tmp_path, monkeypatch):
+    real, buffers = torch.optim.SGD.step, []
+
+    def step(self, *args):
+        buffers.append(len(self.state))
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    train(made("rep_spectral", epochs=4, burn_in=0.5, train_examples=100, batch_size=50), digits, tmp_path)
+    assert [min(n, 1) for n in buffers] == [0, 1, 1, 1] * 2, "two stages of two epochs of two steps"
+
+
+def trained(name, dataset, root, **settings):
+    return train(made(name, **{**SMALL, **settings}), dataset, root)
+
+
+def sigma(run, layer):
+    return run.metrics()[f"probe/sigma/{layer}"].to_numpy()
+
+
+def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path):
+    settings = {"cadence": 1, "epochs": 6, "train_examples": 400}
+    runs = {name: trained(name, digits, tmp_path, **settings, strength=0.2) for name in ARMS}
+    runs["none"] = trained("rep_spectral", digits, tmp_path, **settings, strength=0.0)
+    shared = {
+        name: run.metrics().query("stage == 'burn-in'").drop(columns="seconds").to_json() for name, run in runs.items()
+    }
+    assert len(set(shared.values())) == 1
+    ends = {name: (sigma(run, "layers.0")[-1], sigma(run, "head")[-1]) for name, run in runs.items()}
+    assert ends["rep_spectral"][0] < 0.9 * ends["none"][0]
+    assert ends["rep_spectral"][1] > 0.95 * ends["none"][1]
+    assert ends["ll_spectral"][0] < 0.9 * ends["none"][0]
+    assert ends["ll_spectral"][1] < 0.9 * ends["none"][1]
+    assert runs["none"].metrics()["penalty"].dropna().eq(0).all()
+    last = runs["rep_spectral"].model("last")
+    for layer, value in true_norms(last, digits.image_shape).items():
+        assert sigma(runs["rep_spectral"], layer.removeprefix("encoder."))[-1] == pytest.approx(
+            math.sqrt(value), rel=1e-3
+        )
+    assert runs["rep_spectral"].metrics()["robust_val"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "last_counts"), [*((name, True) for name in ARMS), ("l2_sp", True), ("standard", False)]
+)
+def test_the_last_epoch_counts_whatever_validation_says(few, tmp_path, monkeypatch, name, last_counts):
+    real, falling = loop.validate, iter(range(20, 0, -1))
+
+    def worse(*args):
+        found = real(*args)
+        return replace(found, numbers={**found.numbers, "clean_val": next(falling) / 20})
+
+    monkeypatch.setattr(loop, "validate", worse)
+    extra = {"pretrain_epochs": 1} if name == "l2_sp" else {}
+    run = train(made(name, epochs=5, train_examples=130, lr=0.05, **extra), few, tmp_path)
+    best, last = (run.model(which).head.weight for which in ("best", "last"))
+    assert torch.equal(best, last) == last_counts
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monkeypatch, stop):
+    settings = {"operator": "power", "epochs": 4, "cadence": 2}
+    whole = trained("ll_spectral", digits, tmp_path / "whole", **settings)
+    broken_off(made("ll_spectral", **{**SMALL, **settings}), digits, tmp_path / "torn", monkeypatch, stop)
+    torn = trained("ll_spectral", digits, tmp_path / "torn", **settings)
+    for key, value in whole.model("last").state_dict().items():
+        assert torch.equal(value, torn.model("last").state_dict()[key]), key
+    assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_mixed_precision_trains(few, tmp_path, name):
+    method = made(name, "small_cnn", **SMALL, cadence=1)
+    run = fit(method, few, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")
+    assert np.isfinite(run.metrics()["penalty"].dropna()).all()
+    assert (run.metrics()["penalty"] > 0).any()
+
+
+def test_the_layers_of_a_resnet(digits):
+    model = build_model("resnet18", load_dataset("digits"), padding_mode="circular")
+    norms = LayerNorms(model, digits.image_shape, ("encoder.",), operator="exact")
+    assert len(norms.sizes) == 20
+    assert sum("downsample" in name for name in norms.sizes) == 3
+    assert norms.sizes["encoder.conv1"] == norms.sizes["encoder.layer2.0.conv1"] == (8, 8)
+    assert norms.sizes["encoder.layer4.1.conv2"] == (1, 1)
+    assert not norms.state_dict()
+    assert model.training
+    assert all(not m._forward_pre_hooks for m in model.modules())
+    assert model.encoder.bn1.num_batches_tracked == 0
+
+
+class Odd:
+    num_classes, image_shape, mean, std = 10, (1, 7, 7), (0.0,), (1.0,)
+
+
+def test_models_without_a_norm_are_refused(digits):
+    odd = build_model("small_cnn", Odd, padding_mode="circular")
+    with pytest.raises(InputError, match="stride 2 on 7x7 pixels"):
+        LayerNorms(odd, Odd.image_shape, operator="exact")
+    assert LayerNorms(odd, Odd.image_shape).converge(odd)["encoder.stage2.0"] > 0  # power iteration takes any size
+    method = made("rep_spectral", "small_cnn")
+    zeros = build_model("small_cnn", digits)
+    with pytest.raises(InputError, match="padding_mode='circular'"):
+        method.stages(digits, zeros)
+    grouped = built(method, digits)
+    grouped.encoder.stage3[0] = nn.Conv2d(64, 128, 3, padding=1, groups=2, padding_mode="circular")
+    with pytest.raises(InputError, match="Conv2d of 2 groups"):
+        method.stages(digits, grouped)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("rep_spectral", {"strength": -0.1}, "strength=-0.1"),
+        ("rep_spectral", {"strength": float("nan")}, "strength=nan"),
+        (
+            "ll_spectral",
+            {"burn_in": 60.0},
+            "burn_in=60.0 leaves no epoch for the penalty: give a share of the 100 epochs",
+        ),
+        ("cross_lipschitz", {"burn_in": 1.0}, "burn_in=1.0"),
+        ("rep_spectral", {"burn_in": -0.1}, "burn_in=-0.1"),
+        ("rep_spectral", {"cadence": 0}, "cadence=0"),
+        ("rep_spectral", {"iterations": 0}, "iterations=0"),
+        ("rep_spectral", {"operator": "powr"}, "Did you mean 'power'"),
+        ("cross_lipschitz", {"projections": -1}, "projections=-1"),
+    ],
+)
+def test_bad_settings_are_sentences(name, settings, says):
+    with pytest.raises(InputError, match=says):
+        make_method(name, "digits", **settings)
+
+
+def test_the_papers_own_recipe():
+    paper = make_method("rep_spectral", "cifar10-paper")
+    assert (paper.epochs, paper.burn_in, paper.batch_size, paper.lr, paper.schedule) == (
+        200,
+        0.8,
+        1024,
+        0.01,
+        "constant",
+    )
+    assert (paper.strength, paper.cadence, paper.operator, paper.momentum) == (0.01, 24, "exact", 0.9)
+    assert [(s.name, s.epochs) for s in paper.stages(load_dataset("digits"), built(paper, load_dataset("digits")))] == [
+        ("burn-in", 160),
+        ("regularised", 40),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if issubclass(kind, Regularised)])
+def test_the_paper_preset_has_the_methods_own_values(name):
+    own, preset = make_method(name), make_method(name, "cifar10-paper")
+    mine, theirs = ({**m.hyperparameters(), "preset": "", "milestones": ()} for m in (own, preset))
+    assert mine == theirs

@@ -1,0 +1,205 @@
+"""APGD and FAB point by point beside their authors' code (pyautoattack), from the same starts; and the settings of AutoAttack."""
+
+import pyautoattack as reference
+import pytest
+import torch
+from pyautoattack import autopgd_base, fab_pt
+from torch import nn
+
+from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd, square
+from robustlib.rng import Draws
+
+THREATS = [Threat("linf", 0.06), Threat("l2", 0.4)]
+NORMS = {"linf": "Linf", "l2": "L2"}
+STEPS = 60  # checkpoints at 13, 25, 36, 46, 55
+N, ENOUGH = 24, 20  # images; those whose whole path must agree: where one converges, rounding decides what is a rise
+
+
+class Wavy(nn.Module):
+    """A steep, wavy function that nothing within the radius fools; it notes every image it is shown."""
+
+    def __init__(self, sure: float = 3.0) -> None:
+        super().__init__()
+        self.inner, self.outer, self.sure = nn.Linear(48, 32), nn.Linear(32, 6), sure
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.shown.append(x.detach().clone())
+        z = 0.5 * self.outer(torch.sin(5 * self.inner(x.flatten(1))))
+        return z + self.sure * nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 6)
+
+
+@pytest.fixture
+def wavy():
+    torch.manual_seed(0)
+    return Wavy().double().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(N, 3, 4, 4, dtype=torch.float64), torch.zeros(N, dtype=torch.int64)
+
+
+def walked(model, start):
+    """The points a model was shown, from a start on."""
+    first = next(i for i, x in enumerate(model.shown) if x.shape == start.shape and torch.equal(x, start))
+    points, model.shown = model.shown[first:], []
+    return torch.stack(points)
+
+
+def agreeing(mine, theirs):
+    """How many examples took the same path, point by point."""
+    return int(((mine - theirs).abs().flatten(2).amax((0, 2)) < 1e-7).sum())
+
+
+class FirstStep:
+    """The authors' code compares the objective after the first step with an empty row, 0; the algorithm with that of the start."""
+
+    start: torch.Tensor
+
+    def attack_single_run(self, x, y, x_init=None):
+        torch.set_default_dtype(torch.float64)  # it keeps objectives in the default, and float32 makes near ones equal
+        try:
+            return super().attack_single_run(x, y, x_init)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def check_oscillation(self, x, j, k, y5, k3=0.75):
+        if j + 1 == k:
+            x[-1] = self.start
+        return super().check_oscillation(x, j, k, y5, k3)
+
+
+class Authors(FirstStep, autopgd_base.APGDAttack):
+    pass
+
+
+class AuthorsTargeted(FirstStep, autopgd_base.APGDAttack_targeted):
+    pass
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatch):
+    (x, y), draws = images, Draws.for_examples(0, torch.arange(N))
+    start = apgd.surface_point(threat, x, draws)
+    theirs = Authors(wavy, n_iter=STEPS, norm=NORMS[threat.norm], eps=threat.eps, loss=loss)
+    theirs.init_hyperparam(x)
+    z = wavy(start).detach()
+    theirs.start = nn.functional.cross_entropy(z, y, reduction="none") if loss == "ce" else theirs.dlr_loss(z, y)
+    wavy.shown = []
+    best, right, _, _ = theirs.attack_single_run(x, y, x_init=start)
+    expected = walked(wavy, start)
+    assert right.all(), "no example may leave, or the paths could not be compared"
+    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, draws: start)
+    found = APGD(threat, STEPS, objective=loss)(wavy, x, y)
+    path = walked(wavy, start)
+    assert len(path) >= len(expected) == STEPS + 1
+    assert agreeing(path[: STEPS + 1], expected) >= ENOUGH
+    assert agreeing(found[None], best[None]) >= ENOUGH, "the best point is returned"
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeypatch):
+    """Each of the likeliest wrong classes in turn, as ranked on the clean image, from the same start."""
+    (x, y), draws = images, Draws.for_examples(0, torch.arange(N))
+    start = apgd.surface_point(threat, x, draws)
+    ranked = wavy(x).sort(dim=1).indices
+    expected = []
+    for place in range(2, 5):
+        theirs = AuthorsTargeted(wavy, n_iter=STEPS, norm=NORMS[threat.norm], eps=threat.eps)
+        theirs.init_hyperparam(x)
+        theirs.y_target = ranked[:, -place]
+        theirs.start = theirs.dlr_loss_targeted(wavy(start).detach(), y)
+        wavy.shown = []
+        assert theirs.attack_single_run(x, y, x_init=start)[1].all()
+        expected.append(walked(wavy, start)[: STEPS + 1])
+    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, draws: start)
+    APGD(threat, STEPS, objective="dlr", targets=3)(wavy, x, y)
+    path = walked(wavy, start)
+    starts = [i for i, points in enumerate(path) if torch.equal(points, start)]
+    assert len(starts) == 3
+    for first, points in zip(starts, expected, strict=True):
+        assert agreeing(path[first : first + STEPS + 1], points) >= ENOUGH
+    assert agreeing(expected[0], expected[1]) == 0
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_fab_finds_the_authors_points(threat, images):
+    torch.manual_seed(0)
+    model, (x, y) = Wavy(sure=0.2).eval(), (images[0].float(), images[1])
+    y = model(x).argmax(1)
+    theirs = fab_pt.FABAttack_PT(
+        model, norm=NORMS[threat.norm], n_restarts=1, n_iter=30, eps=threat.eps, targeted=True, seed=0, device="cpu"
+    )
+    theirs.target_class = 2
+    expected = theirs.attack_single_run(x, y, use_rand_start=False, is_targeted=True)
+    found = FAB(threat, 30, targets=1).nearest(model, x, y).x_adv
+    reached = (model(expected).argmax(1) != y) & (model(found).argmax(1) != y)
+    assert reached.sum() >= N // 2
+    far, wanted = (threat.distance(points, x)[reached] for points in (found, expected))
+    assert ((far - wanted).abs() < 1e-4 * wanted).double().mean() >= 0.75
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
+    """Algorithms 2 and 3: every query of the linf attack is a corner of the ball, and one of the l2 attack uses all of its length."""
+    x, y = 0.3 + 0.4 * images[0], images[1]
+    wavy.shown = []
+    Square(threat, queries=60)(wavy, x, y, draws=Draws.for_examples(0, torch.arange(N)))
+    asked = [seen for seen in wavy.shown if len(seen) == N and not torch.equal(seen, x)]
+    assert len(asked) > 20
+    for seen in asked:
+        if threat.norm == "linf":
+            assert torch.allclose((seen - x).abs(), torch.full_like(x, threat.eps), atol=1e-9)
+        else:
+            assert torch.allclose(threat.distance(seen, x), torch.full((N,), threat.eps, dtype=x.dtype), atol=1e-6)
+
+
+def test_square_spends_what_is_unused_in_its_window():
+    """Algorithm 3: the new window takes what the ball has left, so nothing outside the two windows changes."""
+    x = torch.full((4, 3, 12, 12), 0.5, dtype=torch.float64)
+    best = x + 0.02 * torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    threat = Threat("l2", 2 * float(Threat("l2", 1).distance(best, x).max()))
+    tried = square._l2_step(x, best, threat.eps, 9 / 144, Draws.for_examples(0, torch.arange(4)))
+    assert torch.allclose(threat.distance(tried, x), torch.full((4,), threat.eps, dtype=x.dtype))
+    moved = ((tried - best).abs() > 1e-9).any(1).flatten(1).sum(1)
+    assert ((moved > 0) & (moved <= 2 * 3 * 3)).all()
+
+
+# ---- settings
+
+
+def test_the_standard_version_is_the_published_one():
+    """Croce and Hein 2020, section 5, and autoattack.py: APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5 000 queries)."""
+    threat = Threat("linf", 8 / 255)
+    parts = AutoAttack(threat).components(10)
+    assert parts == {
+        "apgd-ce": APGD(threat, steps=100, objective="ce", targets=0, restarts=1, eot=1, rho=0.75),
+        "apgd-t": APGD(threat, steps=100, objective="dlr", targets=9, restarts=1, eot=1, rho=0.75),
+        "fab-t": FAB(threat, steps=100, targets=9, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, eot=1),
+        "square": Square(threat, queries=5000, p_init=0.8, restarts=1),
+    }
+    theirs = reference.AutoAttack(Wavy(), norm="Linf", eps=threat.eps, version="standard", device="cpu")
+    assert theirs.attacks_to_run == list(parts)
+    for ours, authors in (("apgd-ce", theirs.apgd), ("apgd-t", theirs.apgd_targeted)):
+        assert (parts[ours].steps, parts[ours].restarts) == (authors.n_iter, authors.n_restarts)
+        assert parts[ours].rho == authors.thr_decr
+    assert parts["apgd-t"].targets == theirs.apgd_targeted.n_target_classes
+    fab, square = parts["fab-t"], parts["square"]
+    assert (fab.steps, fab.targets, fab.alpha_max) == (
+        theirs.fab.n_iter,
+        theirs.fab.n_target_classes,
+        theirs.fab.alpha_max,
+    )
+    assert (fab.eta, fab.beta) == (theirs.fab.eta, theirs.fab.beta)
+    assert (square.queries, square.p_init) == (theirs.square.n_queries, theirs.square.p_init)
+
+
+def test_the_rand_version_is_the_published_one():
+    """flags_doc.md of autoattack: APGD-CE and APGD-DLR, one restart, 100 steps, 20 gradient samples."""
+    threat = Threat("linf", 8 / 255)
+    assert AutoAttack(threat, "rand").components(10) == {
+        "apgd-ce": APGD(threat, steps=100, objective="ce", eot=20),
+        "apgd-dlr": APGD(threat, steps=100, objective="dlr", eot=20),
+    }

@@ -1,0 +1,350 @@
+"""Transfer, L2-SP and BSS: losses against restatements, what is frozen, where encoders come from, label sets, bad input."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.evaluation.cache import images_of
+from robustlib.methods import make_method
+from robustlib.models import build_model
+from robustlib.runs import Run, write_json
+from robustlib.workbook.experiments import read_study
+from robustlib.workbook.experiments.studies import arm_name
+from tests.methods.test_rep_spectral import true_norms
+from tests.training_fixtures import at, broken_off, built, train
+
+ROWS = ("transfer", "l2_sp", "bss")
+SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
+
+
+def made(name, **settings):
+    return make_method(name, "digits", **{**SMALL, **settings})
+
+
+def first_loss(method, digits):
+    """The loss of a penalised step of a model whose encoder has moved since fine-tuning began, the model and the start."""
+    model = built(method, digits)
+    stages = method.stages(digits, model)
+    tuning = [stage for stage in stages if not stage.name.startswith("pretraining")]
+    tuning[0].begin()
+    start = copy.deepcopy(model.encoder)
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    if len(tuning) > 1:
+        tuning[-1].begin()
+    batch = next(digits.train.batches(16))
+    twin = copy.deepcopy(model)
+    ((_, loss),) = tuning[-1].passes[0].updates(batch, at())
+    ce = F.cross_entropy(twin(batch.x), batch.y).item()
+    assert loss.parts["ce"].item() == pytest.approx(ce, rel=1e-5)
+    assert loss.total.item() == pytest.approx(ce + loss.parts["penalty"].item(), rel=1e-5)
+    return loss, twin, start, batch
+
+
+@pytest.fixture(scope="module")
+def runs(few, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {name: train(made(name), few, root) for name in ROWS}
+
+
+# ---- the loss of a step
+
+
+@pytest.mark.parametrize("arch", ["mlp_512", "small_cnn"])
+def test_l2_sp_pulls_towards_the_start(digits, arch):
+    loss, model, start, _ = first_loss(made("l2_sp", arch=arch, alpha=0.3, beta=0.02), digits)
+    wanted = 0.0
+    theirs = dict(start.named_parameters())
+    for name, p in model.encoder.named_parameters():
+        difference = (p - theirs[name]).detach().double().numpy().ravel()
+        wanted += 0.3 * sum(float(d) ** 2 for d in difference)
+    wanted += 0.02 * sum(float((p.detach().double() ** 2).sum()) for p in (model.head.weight, model.head.bias))
+    assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_bss_shrinks_the_smallest_directions_of_the_batch(digits, k):
+    loss, model, _, batch = first_loss(made("bss", strength=0.5, k=k), digits)
+    values = np.linalg.svd(model.features(batch.x).detach().double().numpy(), compute_uv=False)
+    assert loss.parts["penalty"].item() == pytest.approx(0.5 * float((values[-k:] ** 2).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("readout", [False, True])
+def test_rep_spectral_and_ll_spectral_in_fine_tuning(digits, readout):
+    method = made("transfer", strength=0.3, include_readout=readout, epochs=5)
+    loss, model, _, _ = first_loss(method, digits)
+    norms = true_norms(model, digits.image_shape)
+    wanted = sum(value for name, value in norms.items() if readout or name != "head")
+    assert loss.parts["penalty"].item() == pytest.approx(0.3 * wanted, rel=1e-5)
+
+
+def test_pre_training_is_rep_spectral_on_the_source(digits):
+    method = made("transfer", pretrain_epochs=10, epochs=5, strength=0.1, source=(1, 7), pretrain_strength=0.2)
+    model = built(method, digits)
+    stages = method.stages(digits, model)
+    assert [(stage.name, stage.epochs) for stage in stages] == [
+        ("pretraining-burn-in", 6),
+        ("pretraining-regularised", 4),
+        ("burn-in", 3),
+        ("regularised", 2),
+    ]
+    assert method.all_epochs == 15
+    for stage in stages[:2]:
+        assert set(stage.dataset.train.labels.tolist()) == set(stage.dataset.val.labels.tolist()) == {1, 7}
+    assert [stage.dataset for stage in stages[2:]] == [None, None]
+    assert set(made("transfer").stages(digits, model)[0].dataset.train.labels.tolist()) == set(range(5))
+    twin = make_method("rep_spectral", "digits", epochs=10, lr=0.05, strength=0.2, burn_in=0.6)
+    batch = next(stages[0].dataset.train.batches(8))
+    for ours, theirs in zip(stages, twin.stages(digits, model), strict=False):
+        losses = []
+        for stage in (ours, theirs):
+            if stage.begin:
+                stage.begin()
+            ((_, loss),) = stage.passes[0].updates(batch, at())
+            losses.append(loss.total.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_arms_share_their_pre_training(runs, few, tmp_path):
+    runs = {**runs, "none": train(made("transfer", pretrain_strength=0.0), few, tmp_path)}
+    rows = {
+        name: run.metrics().query("stage.str.startswith('pretraining')").drop(columns="seconds")
+        for name, run in runs.items()
+    }
+    said = {name: frame["ce"].dropna().to_list() for name, frame in rows.items()}
+    assert said["none"] == said["l2_sp"] == said["bss"]
+    assert len(said["none"]) == 2
+    assert said["none"][0] == said["transfer"][0], "the burn-in"
+    assert said["none"][1] != said["transfer"][1]
+    assert rows["transfer"]["penalty"].iloc[-1] > 0 == rows["l2_sp"]["penalty"].iloc[-1]
+
+
+# ---- what is frozen
+
+
+@pytest.mark.parametrize("arch", ["mlp_512", "small_cnn"])
+def test_a_frozen_encoder_stays_bit_identical(few, tmp_path, arch):
+    weights = {}
+    settings = {"arch": arch, "augment": "none", "pretrain_strength": 0.0}
+    for freeze in (True, False):
+        run = train(made("transfer", freeze=freeze, **settings), few, tmp_path)
+        weights[freeze] = run.model("last")
+        assert run.metrics()["clean_val"].notna().all()
+    base = train(made("transfer", freeze=True, **{**settings, "epochs": 1, "lr": 0.0}), few, tmp_path).model("last")
+    frozen, free = (
+        {k: torch.equal(v, weights[f].state_dict()[k]) for k, v in base.state_dict().items()} for f in (True, False)
+    )
+    assert {k for k, same in frozen.items() if not same} == {"head.weight", "head.bias"}
+    assert not all(same for k, same in free.items() if k.startswith("encoder."))
+
+
+def test_a_new_head_is_fine_tuned(digits):
+    method = made("transfer")
+    model = built(method, digits)
+    before = model.head.weight.clone()
+    first = next(stage for stage in method.stages(digits, model) if not stage.name.startswith("pretraining"))
+    first.begin()
+    assert not torch.equal(model.head.weight, before)
+
+
+# ---- trainings
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_trains_and_tells_all_classes(runs, few, name):
+    rows = runs[name].metrics()
+    assert rows["stage"].nunique() >= 2
+    half = rows[rows.stage.str.startswith("pretraining")]
+    assert half["clean_val"].iloc[-1] > 0.8, "judged on the classes that it sees"
+    assert rows["clean_val"].iloc[-1] > 0.6
+    assert runs[name].model()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert len(images_of(runs[name], few, 20)) == 20
+
+
+@pytest.mark.parametrize(("name", "stop"), [("l2_sp", 2), ("l2_sp", 3), ("l2_sp", 4), ("bss", 3), ("transfer", 2)])
+def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypatch, name, stop):
+    broken_off(made(name), few, tmp_path, monkeypatch, stop)
+    torn, whole = train(made(name), few, tmp_path), runs[name]
+    theirs = torn.model("last").state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in whole.model("last").state_dict().items())
+    assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_mixed_precision_trains(few, tmp_path, name):
+    run = train(made(name, arch="small_cnn", epochs=1), few, tmp_path, precision="bf16-mixed")
+    assert run.finished
+
+
+# ---- an encoder of another run
+
+
+@pytest.fixture(scope="module")
+def low(few, tmp_path_factory):
+    """A run on the digits 0 to 4 alone."""
+    method = make_method("rep_spectral", "digits", epochs=2, train_examples=150, batch_size=64)
+    return train(method, load_dataset("digits-0-4"), tmp_path_factory.mktemp("low"))
+
+
+def test_from_one_label_set_to_another(low, tmp_path):
+    assert low.model().num_classes == 5
+    high = load_dataset("digits-5-9")
+    method = made("transfer", pretrained=str(low.path), freeze=True, train_examples=200, epochs=5, lr=0.1)
+    assert method.all_epochs == 5
+    run = train(method, high, tmp_path)
+    assert list(run.metrics().stage.unique()) == ["burn-in", "regularised"]
+    mine, theirs = run.model("last").encoder.state_dict(), low.model("last").encoder.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    assert run.metrics()["clean_val"].iloc[-1] > 0.6
+    assert run.params()["dataset"] == "digits-5-9"
+
+
+def test_a_self_supervised_encoder_and_its_statistics(digits, few, tmp_path):
+    others = replace(few, mean=(0.1,), std=(2.0,))
+    source = train(make_method("barlow_spectral", "digits", epochs=1, train_examples=100), others, tmp_path)
+    run = train(made("l2_sp", pretrained=str(source.path), lr=0.0, epochs=1), few, tmp_path)
+    mine, theirs, x = run.model("last"), source.model("last"), torch.rand(3, 1, 8, 8)
+    assert torch.equal(mine.features(x), theirs.features(x))
+    assert torch.equal(mine.mean, theirs.mean)
+
+
+def unfit(root, **changes):
+    """A directory that looks like a finished run but for what is changed."""
+    from robustlib.training.fit import run_params
+
+    settings = {"arch": "mlp_512", **changes.pop("settings", {})}
+    method = make_method(changes.pop("method", "rep_spectral"), "digits", **settings)
+    dataset = changes.pop("dataset", None) or load_dataset("digits")
+    run = Run(root / "some")
+    write_json(run.path / "params.json", run_params(method, dataset, method.arch, 0, "32-true"))
+    write_json(run.path / "status.json", {"state": changes.pop("state", "done")})
+    from robustlib.runs import save_weights
+
+    save_weights(build_model(method.arch, dataset, **method.model_options()), run.path / "last.safetensors")
+    return str(run.path)
+
+
+def wide(digits):
+    def splits(split):
+        return replace(split, images=F.pad(split.images, (0, 4, 0, 4)))
+
+    return replace(digits, train=splits(digits.train), val=splits(digits.val), test=splits(digits.test))
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "says"),
+    [
+        (
+            "mlp_512",
+            {"state": "failed"},
+            "is rep_spectral · mlp_512 · seed 0, failed: give the directory of a finished run",
+        ),
+        ("small_cnn", {}, "is a 'mlp_512', whose encoder does not fit: give --set arch=mlp_512"),
+        ("small_cnn", {"settings": {"arch": "small_cnn"}, "method": "standard"}, "pad otherwise than circularly"),
+        ("mlp_512", {"dataset": "wide"}, r"images of shape \(1, 12, 12\), not \(1, 8, 8\)"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, changes, says):
+    if changes.get("dataset"):
+        changes = {"dataset": wide(digits)}
+    method = made("transfer", arch=arch, pretrained=unfit(tmp_path, **changes))
+    with pytest.raises(InputError, match=says):
+        method.stages(digits, built(method, digits))[0].begin()
+
+
+def test_no_run_at_all(digits, tmp_path):
+    method = made("bss", pretrained=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="is no run: give the directory of a finished run"):
+        method.stages(digits, built(method, digits))[0].begin()
+
+
+# ---- label sets
+
+
+def test_a_label_set_is_the_same_images_with_other_numbers(digits):
+    high = load_dataset("digits-5-9")
+    assert (high.name, high.class_names, high.num_classes) == ("digits-5-9", tuple("56789"), 5)
+    assert (high.mean, high.std, high.threat) == (digits.mean, digits.std, digits.threat)
+    for part in ("train", "val", "test"):
+        mine, whole = getattr(high, part), getattr(digits, part)
+        kept = whole.select(whole.labels >= 5)
+        assert torch.equal(mine.images, kept.images)
+        assert torch.equal(mine.indices, kept.indices)
+        assert torch.equal(mine.labels + 5, kept.labels)
+    odd = digits.only((7, 1, 3, 3))
+    assert odd.class_names == digits.class_names
+    assert set(odd.test.labels.tolist()) == {1, 3, 7}
+    assert digits.only((7, 3), relabel=True).class_names == ("3", "7")
+    assert digits.only((7, 3), relabel=True).train.labels[0] == (digits.only((7, 3)).train.labels[0] == 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda d: d.only((3, 12)), r"digits has no classes \(3, 12\): give labels of 0 to 9"),
+        (lambda d: d.only((-1, 3)), r"digits has no classes \(-1, 3\)"),
+        (lambda d: d.only(()), r"No training image of digits shows any of the classes \(\)"),
+        (lambda d: d.only((1, 2)).only((3, 4)), r"shows any of the classes \(3, 4\)"),
+        (lambda d: load_dataset("digits-5-12"), "give labels of 0 to 9"),
+        (lambda d: load_dataset("digitz-0-4"), "Unknown dataset 'digitz'"),
+        (lambda d: made("transfer", source=(11, 12)).stages(d, built(made("transfer"), d)), "no classes"),
+        (lambda d: made("transfer", source=(3, 3)), "at least two labels"),
+        (lambda d: made("transfer", source=(3, 4), pretrained="x"), "pretrained skips it"),
+        (lambda d: made("transfer", freeze=True, strength=0.1), "strength=0.1 penalises an encoder that freeze holds"),
+        (lambda d: made("l2_sp", freeze=True), "set strength to 0"),
+        (lambda d: made("transfer", pretrain_strength=-1.0), r"transfer, its pre-training \(pretrain_...\): .*strength=-1.0"),
+        (lambda d: made("transfer", pretrain_burn_in=1.0), "burn_in=1.0"),
+        (lambda d: made("transfer", pretrain_epochs=0), "pretrain_epochs=0"),
+        (lambda d: made("l2_sp", alpha=-0.1), "alpha=-0.1"),
+        (lambda d: made("l2_sp", beta=float("nan")), "beta=nan"),
+        (lambda d: made("bss", k=0), "k=0"),
+        (lambda d: made("bss", k=65).stages(d, built(made("bss"), d)), "k=65, but the smallest batch has .* images and 512 features"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_sentences(digits, call, says):
+    with pytest.raises(InputError, match=says):
+        call(digits)
+
+
+def test_k_is_compared_with_the_last_batch(digits):
+    few = digits.subset(130)  # 64 + 64 + 2
+    model = built(made("bss"), few)
+    assert made("bss", k=2).stages(few, model)
+    with pytest.raises(InputError, match="k=3, but the smallest batch has 2 images"):
+        made("bss", k=3).stages(few, model)
+
+
+def test_the_papers_own_values():
+    ours = [make_method(name, "cifar10-paper") for name in ROWS]
+    assert [(m.epochs, m.lr, m.schedule, m.weight_decay) for m in ours] == [(50, 0.01, "cosine", 0.0)] * 3
+    transfer, sp, bss = ours
+    assert (transfer.burn_in, transfer.cadence, transfer.strength, transfer.pretrain_strength) == (0.6, 15, 0.0, 0.01)
+    assert (sp.alpha, sp.beta, sp.strength, sp.burn_in, sp.cadence) == (0.1, 0.01, 1.0, 0.0, 1)
+    assert (bss.strength, bss.k, bss.burn_in, bss.cadence) == (0.001, 1, 0.0, 1)
+
+
+def test_pre_training_follows_the_released_schedule(digits):
+    """train_reg_transfer.py: one epoch of warm-up, MultiStepLR at 60, 120 and 160 by 0.2."""
+    method = replace(make_method("transfer"), arch="mlp_512")
+    stages = method.stages(digits, built(method, digits))
+    before, after = (stages[k].optimisers["model"].schedule for k in (0, 1))
+    for epoch, factor in ((0, 0), (0.5, 0.5), (1, 1), (59.9, 1), (60, 0.2), (119.9, 0.2), (120, 0.04), (159.9, 0.04)):
+        assert before(epoch) == pytest.approx(factor), epoch
+    assert [stage.epochs for stage in stages[:2]] == [160, 40]
+    assert after(0) == after(39.9) == pytest.approx(0.008)
+    assert stages[0].optimisers["model"].lr == 0.1
+
+
+def test_the_study_has_the_rows_of_both_tables():
+    study = read_study("spectral-transfer")
+    arms = [arm_name(arm, study.preset) for arm in study.arms]
+    assert len(set(arms)) == len(arms) == 13
+    assert {arm.split(" ")[0] for arm in arms} == {"barlow_spectral", "simclr_spectral", *ROWS}
+    assert {"transfer", "transfer pretrain_strength=0.0", "l2_sp", "bss", "barlow_spectral strength=0.0"} <= set(arms)

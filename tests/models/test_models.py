@@ -1,0 +1,286 @@
+"""Architectures by name: published sizes, normalisation, folding hints, padding, and what they refuse."""
+
+import copy
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.models import ARCHITECTURES, Classifier, build_model
+from robustlib.models import backbones as small_cnn
+from robustlib.models import backbones as wide_resnet
+from robustlib.models import reverse_attention as gated
+from robustlib.models.backbones import MLP
+from robustlib.models.classifier import spatial_mean
+
+# CIFAR-10 counts: torchvision's and kuangliu's ResNets with the 3 x 3 stem; He et al. 2016b with its final BatchNorm;
+# Zagoruyko and Komodakis 2016 (36.5 M, 46.2 M with depth 34)
+PUBLISHED = {
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "preact_resnet18": 11_172_170,
+    "wrn28_10": 36_479_194,
+    "wrn34_10": 46_160_474,
+}
+
+
+def spec(shape=(3, 32, 32), classes=10) -> SimpleNamespace:
+    return SimpleNamespace(num_classes=classes, image_shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+
+
+def on_meta(arch, **options) -> Classifier:
+    """Shapes without numbers: the large models cost nothing."""
+    with torch.device("meta"):
+        return build_model(arch, spec(**options))
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("arch", "parameters"), PUBLISHED.items())
+def test_parameter_counts_are_the_published_ones(arch, parameters):
+    assert count(on_meta(arch)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
+)
+def test_imagenet_counts_are_torchvisions(arch, parameters):
+    assert count(on_meta(arch, shape=(3, 224, 224), classes=1000)) == parameters
+
+
+def test_small_cnn_is_small():
+    assert 90_000 < count(on_meta("small_cnn")) < 110_000
+    assert 90_000 < count(on_meta("small_cnn", shape=(1, 8, 8))) < 110_000
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 160, 160)])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_takes_every_data_sets_images(arch, shape):
+    model = on_meta(arch, shape=shape, classes=7)
+    x = torch.empty(2, *shape, device="meta")
+    assert model(x).shape == (2, 7)
+    assert model.features(x).shape == (2, model.head.in_features)
+    assert isinstance(model.head, nn.Linear)
+    assert model.stochastic is False
+    assert model.surrogates() == {}
+
+
+@pytest.mark.parametrize(("size", "first", "last"), [(32, 32, 4), (64, 64, 8), (65, 17, 3), (160, 40, 5)])
+def test_the_resnet_stem_suits_the_image(size, first, last):
+    seen = []
+    model = on_meta("resnet18", shape=(3, size, size))
+    for name in ("layer1", "layer4"):
+        getattr(model.encoder, name).register_forward_hook(lambda module, args, out: seen.append(out.shape[-1]))
+    model(torch.empty(1, 3, size, size, device="meta"))
+    assert seen == [first, last]
+
+
+@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "resnet50", "preact_resnet18"])
+def test_logits_and_input_gradients_are_sane(arch):
+    torch.manual_seed(0)
+    model = build_model(arch, spec((3, 16, 16)))
+    x = torch.rand(4, 3, 16, 16, requires_grad=True)
+    logits = model(x)
+    assert torch.allclose(logits, model.head(model.features(x)), atol=1e-5)
+    assert bool(logits.isfinite().all())
+    assert 1e-3 < logits.detach().std() < 30
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    assert bool((x.grad.flatten(1).norm(dim=1) > 0).all())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "preact_resnet18"])
+def test_one_seed_one_model(arch):
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(build_model(arch, spec((1, 8, 8))).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
+
+
+def test_normalisation_is_inside_and_saved():
+    ds = load_dataset("digits")
+    model = build_model("mlp", ds)
+    x = ds.train.images / 255
+    z = model.normalise(x)
+    assert z.mean() == pytest.approx(0, abs=1e-5)
+    assert z.std() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(model.features(x[:5]), model.encoder(z[:5]))
+    state = model.state_dict()
+    assert state["mean"].flatten().tolist() == pytest.approx(ds.mean)
+    assert state["std"].flatten().tolist() == pytest.approx(ds.std)
+
+
+def test_a_spec_may_come_from_json():
+    plain = json.loads(json.dumps(vars(spec((3, 16, 16)))))
+    model = build_model("small_cnn", SimpleNamespace(**plain))
+    model.load_state_dict(copy.deepcopy(model).state_dict())
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "preact_resnet18", "wrn28_10"])
+def test_declared_folds_are_convolutions_that_feed_their_norm(arch):
+    model = on_meta(arch)
+    produced, consumed, pairs = {}, {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, args, out, name=name: produced.update({name: out}))
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda module, args, out, name=name: consumed.update({name: args[0]}))
+        pairs += [(f"{name}.{conv}", f"{name}.{norm}") for conv, norm in getattr(module, "folds", ())]
+    model(torch.empty(2, 3, 32, 32, device="meta"))
+    assert len(pairs) >= 8
+    for conv, norm in pairs:
+        assert produced[conv] is consumed[norm], (conv, norm)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("mlp")])
+def test_stages_are_named(arch):
+    encoder = on_meta(arch).encoder
+    assert len(encoder.stages) >= 3
+    assert all(isinstance(getattr(encoder, stage), nn.Sequential) for stage in encoder.stages)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("mlp")])
+def test_circular_padding_reaches_every_wide_convolution(arch):
+    with torch.device("meta"):
+        model = build_model(arch, spec(), padding_mode="circular")
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert {module.padding_mode for module in convolutions if max(module.kernel_size) > 1} == {"circular"}
+    assert {module.padding_mode for module in convolutions if max(module.kernel_size) == 1} <= {"zeros"}
+    plain = on_meta(arch)
+    assert all(module.padding_mode == "zeros" for module in plain.modules() if isinstance(module, nn.Conv2d))
+
+
+@pytest.mark.parametrize(("arch", "shift"), [("small_cnn", 4), ("resnet18", 8), ("preact_resnet18", 8)])
+def test_a_circular_network_does_not_see_a_cyclic_shift(arch, shift):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 16, 16)
+    moved = x.roll((shift, -shift), (2, 3))
+    torch.manual_seed(0)
+    circular = build_model(arch, spec((3, 16, 16)), padding_mode="circular").eval()
+    torch.manual_seed(0)
+    zeros = build_model(arch, spec((3, 16, 16))).eval()
+    assert torch.allclose(circular.features(x), circular.features(moved), atol=1e-4)
+    assert not torch.allclose(zeros.features(x), zeros.features(moved), atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "preact_resnet18"])
+def test_circular_networks_take_the_smallest_images(arch):
+    model = build_model(arch, spec((1, 8, 8)), padding_mode="circular").eval()
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_mlp_widths_are_free():
+    encoder = MLP((1, 28, 28), hidden=(2000,))
+    assert encoder.out_features == 2000
+    assert count(encoder) == 784 * 2000 + 2000
+
+
+def test_the_scaled_mlp_is_rep_spectrals_mnist_network():
+    """architectures/MLP.py: GELU(W1 x + b1), then (W2 h + b2) / sqrt(2000); weights and biases from N(0, 0.01^2)."""
+    torch.manual_seed(0)
+    model = build_model("mlp_2000", spec((1, 28, 28))).double()
+    hidden, head = model.encoder.layers[0], model.head
+    assert (hidden.weight.shape, head.weight.shape) == ((2000, 784), (10, 2000))
+    for drawn in (hidden.weight, hidden.bias, head.weight):
+        assert abs(drawn.std().item() / 0.01 - 1) < 0.1
+        assert abs(drawn.mean().item()) < 1e-3
+    x = torch.rand(5, 1, 28, 28, dtype=torch.float64)
+    h = nn.functional.gelu(model.normalise(x).flatten(1) @ hidden.weight.T + hidden.bias)
+    assert torch.allclose(model(x), h @ head.weight.T / 2000**0.5 + head.bias, atol=1e-10)
+    plain = build_model("mlp_512", spec((1, 28, 28)))
+    assert plain.head.weight.abs().max() > 0.03, "others keep torch's own start"
+
+
+def test_torchvision_waits_for_a_resnet():
+    code = """
+import sys
+from types import SimpleNamespace
+from robustlib.models import build_model
+spec = SimpleNamespace(num_classes=10, image_shape=(1, 8, 8), mean=(0.3,), std=(0.4,))
+for arch in ("mlp", "small_cnn", "preact_resnet18"):
+    build_model(arch, spec)
+print("torchvision" in sys.modules)
+build_model("resnet18", spec)
+print("torchvision" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((2, 3, 8, 8), r"images of 1 channel\(s\), but got a batch of 3 channel\(s\) \(shape \(3, 8, 8\), expected"),
+        ((2, 1, 28, 28), r"images of 8x8 pixels, but got a batch of 28x28 pixels"),
+        ((1, 8, 8), r"takes a batch \(B, C, H, W\), not a tensor of shape \(1, 8, 8\)"),
+        ((2, 64), r"takes a batch \(B, C, H, W\), not a tensor of shape \(2, 64\)"),
+    ],
+)
+def test_images_of_another_shape_are_refused(shape, sentence):
+    model = build_model("small_cnn", spec((1, 8, 8)))
+    with pytest.raises(InputError, match=sentence):
+        model(torch.rand(*shape))
+
+
+def test_data_of_another_kind_are_refused():
+    model = build_model("mlp", spec((1, 8, 8)))
+    model.check_data(load_dataset("digits"))
+    with pytest.raises(InputError, match="tells 10 classes apart, the data set has 100"):
+        model.check_data(spec((1, 8, 8), classes=100))
+    with pytest.raises(InputError, match=r"1 channel\(s\), but the data set has images of 3 channel\(s\)"):
+        model.check_data(spec())
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match=r"Unknown architecture 'resnet_18'.*Did you mean 'resnet18'"):
+        build_model("resnet_18", spec())
+    with pytest.raises(InputError, match="Unknown padding mode 'reflect': choose 'zeros' or 'circular'"):
+        build_model("mlp", spec(), padding_mode="reflect")
+
+
+# The global average
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", [(6, 128, 4, 4), (1, 7, 3, 5), (5, 33, 8, 8), (4, 16, 1, 1)])
+def test_the_global_average_is_torchs_bit_for_bit(shape, layout):
+    z = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+    upstream = torch.randn(shape[:2])
+    ours, theirs = spatial_mean(z), z.mean((2, 3))
+    assert torch.equal(ours, theirs)
+    mine, other = (torch.autograd.grad(pooled, z, upstream)[0] for pooled in (ours, theirs))
+    assert torch.equal(mine, other)
+    assert mine.is_contiguous(memory_format=layout), "it lies as the map does"
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("reverse_attention", [False, True])
+@pytest.mark.parametrize("arch", ["small_cnn", "preact_resnet18"])
+def test_networks_learn_and_are_attacked_alike_with_it(arch, reverse_attention, train, monkeypatch):
+    """Gradients by weights and by pixels, bit for bit."""
+    x, y = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    found = []
+    for average in (spatial_mean, lambda z: z.mean((2, 3))):
+        for module in (small_cnn, wide_resnet, gated):
+            monkeypatch.setattr(module, "spatial_mean", average)
+        torch.manual_seed(0)
+        model = build_model(arch, spec((3, 16, 16), 3), reverse_attention=reverse_attention)
+        model = model.to(memory_format=torch.channels_last).train(train)
+        point = x.clone().requires_grad_()
+        seen = (model.attend(point).auxiliary if reverse_attention else ()) + (model(point),)
+        F.cross_entropy(torch.stack(seen).mean(0), y).backward()
+        found.append([point.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

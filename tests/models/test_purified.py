@@ -1,0 +1,377 @@
+"""A frozen classifier behind a purifier: what it computes, its gradients, its randomness, its views, and what it refuses."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.attacks import PGD, Threat
+from robustlib.attacks.fold_batchnorm import replica_of
+from robustlib.errors import InputError
+from robustlib.models import Purified, build_model, build_purifier
+from robustlib.models.purified import RandomTransform
+from robustlib.runs import Run, load_weights, save_weights
+from robustlib.runs.files import write_json
+
+SPEC = SimpleNamespace(num_classes=10, image_shape=(1, 8, 8), mean=[0.3], std=[0.35])
+
+
+def purified(transform="rt2", purifier="gan", deploy=True, arch="small_cnn", **options) -> Purified:
+    """A model whose BatchNorm statistics are not the initial ones, and whose purifier does something."""
+    torch.manual_seed(0)
+    options = {"transform": transform, "purifier": purifier, "grid": 4, "width": 4} | options
+    model = build_model(arch, SPEC, purified=options)
+    assert isinstance(model, Purified)
+    model.train()(torch.rand(32, *SPEC.image_shape))
+    if deploy:
+        model.deploy()
+    return model.eval()
+
+
+def images(n=4, seed=0):
+    return torch.rand(n, *SPEC.image_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(function, *args, seed=3):
+    torch.manual_seed(seed)
+    return function(*args)
+
+
+def bare(model):
+    """The classifier's logits from its parts."""
+    return lambda x: model.head(model.encoder((x - model.mean) / model.std))
+
+
+# ---- what it computes
+
+
+def test_until_it_is_deployed_it_is_the_plain_classifier_of_its_seed():
+    torch.manual_seed(0)
+    plain = build_model("small_cnn", SPEC)
+    torch.manual_seed(0)
+    model, x = build_model("small_cnn", SPEC, purified={"transform": "rt2", "grid": 4}), images()
+    assert isinstance(model, Purified)
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    assert torch.equal(model.purify(x), x)
+    assert not model.stochastic
+    assert model.surrogates() == {}
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert model.train().encoder.training
+    model.deploy()
+    assert model.stochastic
+    model.deploy(False)
+    assert not model.stochastic
+    assert model.head.weight.requires_grad
+    assert model.encoder.training  # it is in train mode, and so is a classifier that can be trained
+
+
+@pytest.mark.parametrize("purifier", ["none", "gan", "mae"])
+@pytest.mark.parametrize("transform", ["none", "rt1", "rt2", "rt3"])
+def test_it_is_the_classifier_after_the_purifier_after_the_transform(purifier, transform):
+    model, x = purified(transform, purifier), images()
+    randomness = model.transform.draw(x, torch.Generator().manual_seed(1))
+    noise = 0 if randomness.noise is None else randomness.noise.numpy()
+    noisy = np.clip(x.numpy() + noise, 0, 1)
+    wanted = np.zeros_like(noisy)
+    for mask in randomness.masks:
+        m = mask.numpy()
+        image = model.purifier(torch.from_numpy((1 - m) * noisy + 0.5 * m), mask).detach().numpy()
+        wanted = wanted + m * image if transform == "rt3" else image
+    pure = model.purify(x, randomness)
+    assert np.allclose(pure.detach().numpy(), wanted, atol=1e-6)
+    assert torch.allclose(model.classify(pure), bare(model)(pure), atol=1e-6)
+    assert torch.allclose(seeded(model, x), bare(model)(seeded(model.purify, x)), atol=1e-6)
+    assert torch.equal(seeded(model, x), model.head(seeded(model.features, x)))
+    outputs = model.outputs(x, randomness)
+    assert [part.shape for part in outputs] == [(len(randomness.masks), *x.shape)] * {"gan": 2}.get(purifier, 1)
+
+
+@pytest.mark.parametrize("transform", ["rt1", "rt2", "rt3"])
+def test_every_pass_and_every_image_has_its_own_randomness(transform):
+    model, x = purified(transform), images(1).expand(4, -1, -1, -1)
+    first, second = model.purify(x), model.purify(x)
+    assert model.stochastic
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(seeded(model.purify, x), seeded(model.purify, x))
+
+
+def test_without_randomness_it_is_deterministic():
+    model, x = purified("none"), images()
+    assert not model.stochastic
+    assert torch.equal(model(x), model(x))
+    assert not torch.allclose(model(x), model.classify(x), atol=1e-3)  # the purifier is there
+
+
+@pytest.mark.parametrize(("purifier", "transform"), [("gan", "rt2"), ("mae", "rt3")])
+def test_gradients_are_those_of_finite_differences(purifier, transform):
+    model, x = purified(transform, purifier, arch="mlp").double().fixed(1), images(1).double().requires_grad_(True)
+    assert torch.autograd.gradcheck(model, x, fast_mode=True)
+    free = purified(transform, purifier, arch="mlp").double()
+    assert torch.autograd.gradcheck(lambda x: seeded(free, x), x, fast_mode=True)
+
+
+# ---- the frozen classifier
+
+
+def test_training_it_changes_the_purifier_alone_and_reaches_all_of_that():
+    model, x = purified(), images(8)
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    assert model.training
+    assert model.purifier.training
+    assert not any(part.training for part in (*model.encoder.modules(), *model.head.modules()))
+    optimiser = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 0.1)
+    x.requires_grad_(True)
+    F.cross_entropy(model(x), torch.arange(8)).backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.purifier.parameters())
+    assert all(weight.grad is None for part in (model.encoder, model.head) for weight in part.parameters())
+    optimiser.step()
+    for name, value in model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved == (name.startswith("purifier.") and name != "purifier.made_for"), name
+
+
+def test_a_classifier_in_train_mode_is_refused():
+    model, x = purified(), images()
+    model.encoder.train()
+    for ask in (model, model.features, model.classify):
+        with pytest.raises(InputError, match=r"put into train mode.*train\(\) or eval\(\) of the whole model"):
+            ask(x)
+    assert torch.isfinite(model.train()(x)).all()
+
+
+def test_stored_weights_know_that_they_are_deployed(tmp_path):
+    for deploy in (True, False):
+        model, x = purified(deploy=deploy), images()
+        save_weights(model, tmp_path / "model.safetensors")
+        again = purified(deploy=not deploy)
+        load_weights(again, tmp_path / "model.safetensors")
+        assert again.stochastic == deploy
+        assert again.head.weight.requires_grad != deploy
+        assert again.train().encoder.training != deploy
+        assert torch.equal(seeded(again.eval(), x), seeded(model, x))
+        assert copy.deepcopy(model).stochastic == deploy
+
+
+def test_a_run_gives_back_its_model(tmp_path):
+    options = {"purifier": "mae", "transform": "rt3", "missing": 0.5, "grid": 2, "width": None, "votes": 2}
+    model, x = purified(**options), images()
+    run = Run(tmp_path)
+    write_json(
+        tmp_path / "params.json",
+        {"arch": "small_cnn", "spec": vars(SPEC), "model": {"purified": options | {"sigma": 0.1}}},
+    )
+    save_weights(model, tmp_path / "model.safetensors")
+    again = run.model()
+    assert isinstance(again, Purified)
+    assert again.stochastic
+    assert again.votes == 2
+    assert again.transform == RandomTransform("rt3", sigma=0.1, missing=0.5, grid=2)
+    assert again(x).shape == (4, 10)
+    save_weights(purified(width=8), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="weights of another model"):
+        run.model()
+
+
+# ---- views
+
+
+@pytest.mark.parametrize("transform", ["rt1", "rt2", "rt3"])
+def test_fixed_randomness_is_the_same_for_every_image_and_every_time(transform):
+    model, x = purified(transform), images(5)
+    fixed = model.fixed(7)
+    assert not fixed.stochastic
+    assert model.stochastic
+    assert torch.equal(fixed(x), fixed(x))
+    assert torch.equal(fixed(x), model.fixed(7)(x))
+    assert not torch.allclose(fixed(x), model.fixed(8)(x), atol=1e-4)
+    alone = torch.cat([fixed(x[i : i + 1]) for i in range(5)])
+    assert torch.allclose(fixed(x), alone, atol=1e-5)
+    same = fixed.draw(x)
+    assert bool((same.masks == same.masks[:, :1]).all())
+    assert fixed(x[:0]).shape == (0, 10)
+    state = torch.get_rng_state()
+    fixed(x)
+    assert torch.equal(torch.get_rng_state(), state)  # it draws from nobody
+
+
+def test_views_share_weights_and_buffers():
+    model, x = purified(), images()
+    fixed = model.fixed(0)
+    before = fixed(x)
+    with torch.no_grad():
+        model.head.bias += 1
+        model.mean += 0.1
+    assert not torch.allclose(fixed(x), before, atol=0.1)
+    model.deploy(False)
+    assert torch.equal(fixed(x), model.classify(x))
+    model.double()
+    assert fixed(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("transform", ["rt1", "rt2", "rt3"])
+def test_votes_are_the_logarithm_of_the_mean_probability(transform):
+    model, x = purified(transform), images()
+    voting = model.voting(3)
+    assert voting.stochastic
+    repeated = x.repeat(3, 1, 1, 1)
+    randomness = seeded(model.transform.draw, repeated)
+    logits = model.classify(model.purify(repeated, randomness)).detach().double().numpy().reshape(3, 4, 10)
+    p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+    assert np.allclose(seeded(voting, x).detach().numpy(), np.log(p.mean(0)), atol=1e-5)
+    fixed = voting.fixed(2)
+    assert torch.equal(fixed(x), fixed(x))
+    assert torch.allclose(fixed(x)[1:2], fixed(x[1:2]), atol=1e-5)
+    once = fixed.draw(x, 3).masks[:, ::4]  # each vote's, of the first image
+    assert not torch.equal(once[:, 0], once[:, 1])
+    assert torch.autograd.grad(voting(x.requires_grad_(True)).sum(), x)[0].abs().sum() > 0
+
+
+def test_bpda_answers_as_the_model_and_feels_the_classifier_at_the_purified_image():
+    model, x = purified(), images().requires_grad_(True)
+    bpda = model.surrogates()["bpda"]
+    assert bpda.stochastic
+    logits = seeded(bpda, x)
+    assert torch.equal(logits, seeded(model, x))
+    upstream = torch.randn(4, 10)
+    (mine,) = torch.autograd.grad(logits, x, upstream)
+    pure = seeded(model.purify, x).detach().requires_grad_(True)
+    (wanted,) = torch.autograd.grad(model.classify(pure), pure, upstream)
+    assert torch.allclose(mine, wanted, atol=1e-6)
+    (exact,) = torch.autograd.grad(seeded(model, x), x, upstream)
+    assert not torch.allclose(mine, exact, atol=1e-3)
+
+
+def test_the_other_surrogates():
+    model, x = purified(sigma=0.6), images().requires_grad_(True)
+    views = model.surrogates()
+    assert list(views) == ["bpda", "classifier", "unclipped"]
+    assert torch.equal(views["classifier"](x), model.classify(x))
+    assert not getattr(views["classifier"], "stochastic", False)
+    randomness = seeded(model.transform.draw, x)
+    assert randomness.noise is not None
+    hidden = (x + randomness.noise) * (1 - randomness.masks[0]) + 0.5 * randomness.masks[0]
+    wanted = model.classify(model.purifier(hidden, randomness.masks[0]))
+    assert torch.allclose(seeded(views["unclipped"], x), wanted, atol=1e-5)
+    assert not torch.allclose(seeded(model, x), wanted, atol=1e-3)
+    assert model.transform.clip
+
+
+def test_only_surrogates_that_differ_are_offered():
+    assert purified("none", "none").surrogates() == {}
+    assert list(purified("none", "gan").surrogates()) == ["bpda", "classifier"]
+    assert list(purified("rt1", "gan").surrogates()) == ["bpda", "classifier"]
+    assert list(purified("rt3", "none").surrogates()) == ["bpda", "classifier", "unclipped"]
+    assert list(purified("rt2", "gan", sigma=0.0).surrogates()) == ["bpda", "classifier"]
+
+
+def test_digests_tell_views_apart():
+    from robustlib.evaluation.cache import _model_digest
+
+    model = purified()
+    views = [model, model.fixed(0), model.fixed(1), model.voting(2), *model.surrogates().values()]
+    assert len({_model_digest(view) for view in views}) == len(views)
+    assert _model_digest(model.fixed(0)) == _model_digest(model.fixed(0))
+
+
+# ---- attacks on it
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_attacks_find_a_folded_twin_of_what_is_deterministic(precision):
+    model, x = purified(), images()
+    fixed, classifier = model.fixed(0), model.surrogates()["classifier"]
+    assert replica_of(model, x, precision) is None
+    for view in (fixed, classifier):
+        for trial in range(2):
+            twin = replica_of(view, x, precision)
+            assert isinstance(twin, nn.Module)
+            assert not [part for name, part in twin.named_modules() if isinstance(part, nn.BatchNorm2d)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                quick = twin(x).float()
+            assert torch.allclose(quick, view(x), atol=1e-4 if precision == "32-true" else 0.05), (view, trial)
+            with torch.no_grad():  # the purifier learns, and the twin is renewed
+                model.purifier.fine.last.bias += 0.5
+    again = replica_of(fixed, x, precision)
+    assert again is not None
+    assert again is replica_of(fixed, x, precision)
+
+
+def test_an_attack_leaves_the_classifier_frozen_and_the_modes_as_found():
+    model, x = purified().train(), images()
+    state = copy.deepcopy(model.state_dict())
+    for view in (model, model.fixed(0), *model.surrogates().values()):
+        adv = PGD(Threat("linf", 0.2), steps=2, eot=2)(view, x, torch.arange(4))
+        assert float((adv - x).abs().max()) <= 0.2 + 1e-6
+    assert model.purifier.training
+    assert not model.encoder.training
+    assert not model.head.weight.requires_grad
+    assert all(weight.requires_grad for weight in model.purifier.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"missing": 1.0}, r"missing=1.0: give the share"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+        ({"transform": "rt9"}, "Unknown kind 'rt9'"),
+        ({"purifier": "vae"}, "Unknown purifier 'vae'"),
+        ({"votes": 0}, "votes=0: give a whole number"),
+        ({"nois": 0.1}, "Unknown option of a purified model 'nois'"),
+    ],
+)
+def test_options_it_cannot_have(options, said):
+    with pytest.raises(InputError, match=said):
+        build_model("small_cnn", SPEC, purified=options)
+
+
+def test_a_finished_classifier_is_put_behind_a_purifier():
+    classifier = build_model("small_cnn", SPEC).train()
+    classifier(images(32))  # statistics that are not the initial ones
+    kept = copy.deepcopy(classifier.eval().state_dict())
+    purifier = purified().purifier
+    model = Purified.around(classifier, purifier, RandomTransform("rt1", grid=4), votes=2)
+    x = images()
+    assert torch.equal(model.classify(x), classifier(x))
+    assert (model.stochastic, model.votes) == (True, 2)
+    assert model.purifier is purifier
+    assert not any(p.requires_grad for p in model.head.parameters())
+    still = Purified.around(classifier, build_purifier("none", (1, 8, 8)), RandomTransform("none"))
+    assert torch.equal(still.eval()(x), classifier(x))
+    assert all(p.requires_grad for p in classifier.parameters()), "its own copy is frozen"
+    model.train()(x)
+    assert all(torch.equal(value, kept[name]) for name, value in classifier.state_dict().items())
+    for other in (purified(), build_model("small_cnn", SPEC, disentangled=True)):
+        with pytest.raises(InputError, match=f"A {type(other).__name__} is more than an encoder and a head"):
+            Purified.around(other, purifier, RandomTransform())
+    with pytest.raises(InputError, match="completes images of shape"):
+        Purified.around(classifier, build_purifier("gan", (1, 9, 8)), RandomTransform())
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(InputError, match=r"or a purifier \(AToP\): choose one"):
+        build_model("small_cnn", SPEC, purified={}, disentangled=True)
+    encoder = build_model("small_cnn", SPEC).encoder
+    with pytest.raises(InputError, match=r"completes images of shape \(1, 9, 8\), the classifier takes \(1, 8, 8\)"):
+        Purified(encoder, SPEC, build_purifier("gan", (1, 9, 8)), RandomTransform())
+    with pytest.raises(InputError, match="votes=0"):
+        purified().voting(0)
+    for seed in (None, "1", True, -1):
+        with pytest.raises(InputError, match=f"Purified seed={seed!r}: give a whole number of at least 0"):
+            purified().fixed(seed)
+    model = purified()
+    with pytest.raises(InputError, match="images of 8x8 pixels, but got a batch of 9x8"):
+        model(torch.rand(2, 1, 9, 8))
+    with pytest.raises(InputError, match="8x8 pixels, but got a batch"):
+        model.voting(2)(torch.rand(2, 1, 9, 8))

@@ -1,0 +1,162 @@
+"""The pull-back metric: of linear maps by algebra, of networks against finite differences; planes through three images."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.models import build_model
+from robustlib.representation import Plane, feature_jacobian_norm, metric_over_plane, pullback_metric
+from tests.conftest import ConvNet, Linear
+
+
+def model_of(arch, dataset) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(arch, dataset).eval()
+
+
+def by_differences(f, x: Tensor, h: float = 1e-5) -> np.ndarray:
+    """df/dx (D, d) at one image (1, C, H, W) of an f in float64, by central differences."""
+    columns = []
+    for k in range(x.numel()):
+        step = torch.zeros(x.numel(), dtype=x.dtype)
+        step[k] = h
+        step = step.view_as(x)
+        columns.append(((f(x + step) - f(x - step)) / (2 * h)).flatten().detach().numpy())
+    return np.stack(columns, 1)
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_a_linear_map_has_one_metric_everywhere(classes):
+    """Fewer outputs than pixels are differentiated backwards, more of them forwards."""
+    model = Linear(classes)
+    top, volume = pullback_metric(model, torch.randn(5, 1, 4, 4), layer="logits")
+    sigma = np.linalg.svd(model.map.weight.detach().double().numpy(), compute_uv=False)
+    assert len(sigma) == min(classes, 16)
+    assert top.tolist() == pytest.approx([sigma[0] ** 2] * 5, rel=1e-5)
+    assert volume.tolist() == pytest.approx([np.log(sigma).sum()] * 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["mlp_8", "mlp_8_8_8"])
+def test_the_metric_of_a_network_is_that_of_its_differences(arch):
+    toy = load_dataset("sinusoid")
+    model = model_of(arch, toy)
+    x = torch.rand(6, 1, 1, 2)
+    top, volume = pullback_metric(model, x)
+    exact = model_of(arch, toy).double()
+    for k in range(len(x)):
+        jacobian = by_differences(exact.features, x[k : k + 1].double())
+        metric = jacobian.T @ jacobian
+        assert top[k].item() == pytest.approx(np.linalg.eigvalsh(metric)[-1], rel=1e-4)
+        assert volume[k].item() == pytest.approx(0.5 * math.log(np.linalg.det(metric)), rel=1e-4)
+
+
+def test_many_pixels_and_few_features_through_convolutions():
+    model = ConvNet().eval()
+    x = torch.rand(3, 3, 8, 8)
+    model(x)
+    top, volume = pullback_metric(model, x, layer="logits")
+    exact = model.double()
+    for k in range(len(x)):
+        sigma = np.linalg.svd(by_differences(exact, x[k : k + 1].double()), compute_uv=False)
+        assert top[k].item() == pytest.approx(sigma[0] ** 2, rel=1e-3)
+        assert volume[k].item() == pytest.approx(np.log(sigma).sum(), rel=1e-3, abs=1e-3)
+
+
+def test_both_ways_agree_and_pieces_change_nothing(digits, monkeypatch):
+    model, x = model_of("mlp_512", digits), digits.test.images[:7].float() / 255
+    whole = pullback_metric(model, x)
+    monkeypatch.setattr("robustlib.representation.pullback.ENTRIES", 1)
+    pieces = pullback_metric(model, x)
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(whole, pieces, strict=True))
+    narrow = pullback_metric(model, x, layer="logits")[0]
+    frobenius = feature_jacobian_norm(model, x, layer="logits", projections=0).square()
+    assert bool((narrow <= frobenius * (1 + 1e-5)).all())
+    assert bool((narrow >= frobenius / 10).all()), "ten outputs: at most ten eigenvalues"
+
+
+def test_the_model_is_left_as_found(digits):
+    model = model_of("small_cnn", digits).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pullback_metric(model, digits.test.images[:2].float() / 255)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_flat_map_has_no_volume():
+    model = Linear(3)
+    with torch.no_grad():
+        model.map.weight[2] = 0
+    top, volume = pullback_metric(model, torch.rand(2, 1, 4, 4), layer="logits")
+    assert bool((top > 0).all())
+    assert volume.tolist() == [-math.inf] * 2
+
+
+def test_a_plane_keeps_its_three_images_and_their_distances():
+    images = torch.rand(3, 1, 8, 8)
+    plane = Plane.through(images)
+    places = plane.of(images)
+    assert torch.allclose(places[0], torch.zeros(2), atol=1e-6)
+    assert places[1, 1].abs().item() < 1e-5
+    assert places[1, 0] > 0
+    assert places[2, 1] > 0
+    assert torch.allclose(plane.at(places), images, atol=1e-5)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert (places[a] - places[b]).norm().item() == pytest.approx((images[a] - images[b]).norm().item(), rel=1e-5)
+    beside = torch.randn(1, 8, 8)  # of an image off the plane, the nearest point: what is left is orthogonal to it
+    foot = plane.at(plane.of(beside[None]))[0]
+    assert abs(((beside - foot) * (images[1] - images[0])).sum().item()) < 1e-4
+
+
+def test_the_plane_of_two_pixels_is_the_data_themselves():
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).view(3, 1, 1, 2)
+    points = torch.rand(20, 1, 1, 2)
+    assert torch.allclose(Plane.through(corners).of(points), points.view(20, 2))
+
+
+def test_the_metric_over_a_plane_is_that_at_its_points(digits):
+    models = {"A": model_of("mlp_512", digits), "B": model_of("small_cnn", digits)}
+    images = digits.test.images[:3].float() / 255
+    plane = Plane.through(images)
+    table = metric_over_plane(models, plane, images, steps=4, margin=0.5)
+    assert table["model"].value_counts().to_dict() == {"A": 16, "B": 16}
+    places = plane.of(images)
+    extent = (places.amax(0) - places.amin(0)).tolist()
+    assert np.ptp(table["across"]) == pytest.approx(2 * extent[0], rel=1e-5)
+    assert np.ptp(table["up"]) == pytest.approx(2 * extent[1], rel=1e-5)
+    for name, model in models.items():
+        rows = table[table["model"] == name]
+        x = plane.at(torch.tensor(rows[["across", "up"]].to_numpy()))
+        top, volume = pullback_metric(model, x)
+        assert np.allclose(rows["top_eigenvalue"], top, rtol=1e-4)
+        assert np.allclose(rows["log_volume"], volume, rtol=1e-4, atol=1e-3)
+        with torch.no_grad():
+            wanted = model(x).numpy()
+        assert np.allclose(rows[[f"logit {k}" for k in range(10)]], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Plane.through(torch.rand(2, 1, 8, 8)), r"three images \(3, C, H, W\), not \(2, 1, 8, 8\)"),
+        (lambda: Plane.through(torch.rand(1, 1, 8, 8).expand(3, 1, 8, 8)), "on one line"),
+        (lambda: Plane.through(torch.tensor([0.0, 0.5, 0.9])[:, None, None, None].expand(3, 1, 8, 8)), "on one line"),
+        (lambda: metric_over_plane({}, Plane.through(torch.rand(3, 1, 2, 2)), torch.rand(3, 1, 2, 2)), "0 models"),
+        (lambda: metric_over_plane({"A": Linear()}, *_plane(), steps=1), "steps=1"),
+        (lambda: metric_over_plane({"A": Linear()}, *_plane(), margin=-1.0), "margin=-1.0"),
+        (lambda: pullback_metric(Linear(), torch.rand(2, 1, 4, 4), layer="maps"), "no layer 'maps'"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def _plane():
+    images = torch.rand(3, 1, 4, 4)
+    return Plane.through(images), images

@@ -1,0 +1,205 @@
+"""What a purifier does to images, features and the clock, against restatements by hand."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib import figures
+from robustlib.attacks import PGD
+from robustlib.errors import InputError
+from robustlib.models import Purified, build_model
+from robustlib.models.purified import RandomTransform
+from robustlib.representation import forward_cost, purification_steps, purified_copies, transform_surface
+from robustlib.workbook import tables
+from robustlib.workbook.experiments import draws_apart, purifier_grid, weak_and_strong
+
+
+def built(digits, deployed: bool = True, **changes) -> Purified:
+    """A purified classifier of digits with random weights."""
+    settings = {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "missing": 0.25, "grid": 4, "width": 4}
+    model = build_model("mlp", digits, purified={**settings, **changes}).eval()
+    assert isinstance(model, Purified)
+    model.deploy(deployed)
+    return model
+
+
+@pytest.fixture
+def pair(digits):
+    x = digits.test.images[:5].float() / 255
+    return x, (x + 0.2 * torch.sign(torch.randn_like(x))).clamp(0, 1)
+
+
+NAMES = ["image", "noise added", "blocks hidden", "holes filled", "purified"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, NAMES),
+        ({"transform": "rt3"}, NAMES),
+        ({"transform": "rt1"}, [name for name in NAMES if name != "noise added"]),
+        ({"missing": 0.0}, ["image", "noise added", "purified"]),
+        ({"transform": "none"}, ["image", "purified"]),
+        ({"deployed": False}, ["image", "purified"]),
+    ],
+)
+def test_only_steps_that_are_taken_are_shown(digits, pair, changes, names):
+    found = purification_steps(built(digits, **changes), *pair)
+    assert list(found.clean) == list(found.adversarial) == names
+    for side in (found.clean, found.adversarial):
+        assert all(x.shape == pair[0].shape and x.min() >= 0 and x.max() <= 1 for x in side.values())
+
+
+def test_steps_follow_each_other(digits, pair):
+    """Both images meet one draw; a hole is the purifier's, what lies around it the noisy image's."""
+    model = built(digits)
+    found = purification_steps(model, *pair, seed=3)
+    drawn = model.transform.draw(pair[0], torch.Generator().manual_seed(3))
+    hidden = drawn.masks[0].expand_as(pair[0]) == 1
+    for side, x in ((found.clean, pair[0]), (found.adversarial, pair[1])):
+        assert torch.equal(side["image"], x)
+        assert torch.equal(side["noise added"], (x + drawn.noise).clamp(0, 1))
+        assert torch.equal(side["blocks hidden"][~hidden], side["noise added"][~hidden])
+        assert (side["blocks hidden"][hidden] == 0.5).all()
+        with torch.no_grad():
+            pure = model.purify(x, drawn)
+            said = model.classify(pure).argmax(1)
+        assert torch.equal(side["purified"], pure)
+        assert torch.equal(side["holes filled"][hidden], pure[hidden])
+        assert torch.equal(side["holes filled"][~hidden], side["noise added"][~hidden])
+        k = 0 if side is found.clean else 1
+        assert torch.equal(found.answers["purified"][k], said)
+        assert torch.equal(found.answers["image"][k], model.classify(x).argmax(1))
+    again = purification_steps(model, *pair, seed=3)
+    assert all(torch.equal(again.clean[name], found.clean[name]) for name in NAMES)
+    with pytest.raises(InputError, match="must be the same images"):
+        purification_steps(model, pair[0], pair[1][:2])
+
+
+def test_masks_shrink_the_attack_and_mixing_averages_the_noise(digits):
+    """Analytic: |T(x') - T(x)| is (1 - rate) eps without clipping, |T(x) - x| is sigma sqrt(2 / pi n) without masks."""
+    x = torch.full((64, 1, 8, 8), 0.45)
+    transform = RandomTransform("rt2", sigma=0.04, grid=4, missing=0.5)
+    table = transform_surface(transform, x, x + 0.1, rates=(0.0, 0.25, 0.5), mixes=(4, 1)).set_index(
+        ["missing", "mixes"]
+    )
+    assert len(table) == 6
+    for rate, mixes in table.index:
+        assert table.loc[(rate, mixes), "apart"] == pytest.approx(0.1 * (1 - rate), abs=1e-6)
+    for mixes in (1, 4):
+        expected = 0.04 * math.sqrt(2 / math.pi / mixes)
+        assert table.loc[(0.0, mixes), "changed"] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_surface_is_that_of_a_loop():
+    """Against NumPy, image by image, draw by draw, for masks of several copies."""
+    generator = torch.Generator().manual_seed(1)
+    x, other = torch.rand(2, 3, 3, 8, 8, generator=generator)
+    transform = RandomTransform("rt1", grid=4)
+    found = transform_surface(transform, x, other, rates=(0.25,), mixes=(1, 3), seed=5).set_index("mixes")
+    fresh = torch.Generator().manual_seed(5)
+    masks = [transform.draw(x, fresh).masks[0].numpy() for _ in range(3)]
+    for mixes in (1, 3):
+        apart, changed = [], []
+        for k in range(len(x)):
+            copies = [[np.where(m[k] == 1, 0.5, v[k].numpy()) for m in masks[:mixes]] for v in (x, other)]
+            one, two = (sum(side) / mixes for side in copies)
+            apart.append(np.abs(two - one).mean())
+            changed.append(np.abs(two - other[k].numpy()).mean())
+        assert found.loc[mixes, "apart"] == pytest.approx(np.mean(apart), rel=1e-5)
+        assert found.loc[mixes, "changed"] == pytest.approx(np.mean(changed), rel=1e-5)
+
+
+def test_rates_are_those_that_a_grid_can_have():
+    x = torch.rand(2, 1, 8, 8)
+    transforms = {grid: RandomTransform("rt1", grid=grid, missing=0.25) for grid in (2, 4)}
+    rates = {grid: set(transform_surface(each, x, x)["missing"]) for grid, each in transforms.items()}
+    assert rates[2] == {0.0, 0.25, 0.5, 0.75}
+    assert rates[4] == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75}
+    with pytest.raises(InputError, match=r"mixes=\(0, 1\)"):
+        transform_surface(RandomTransform("rt2"), x, x, mixes=(0, 1))
+
+
+def test_features_with_and_without_the_purifier(digits):
+    model, split = built(digits), digits.test.sample(20)
+    found = purified_copies(model, split, PGD(digits.threat, steps=2, eot=2))
+    assert list(found) == ["clean", "purified", "attacked", "attacked, purified"]
+    x = split.images.float() / 255
+    with torch.no_grad():
+        bare = model.encoder(model.normalise(x))
+        assert torch.allclose(found["clean"]["features"], bare, atol=1e-6)
+        assert torch.equal(found["clean"].predictions, model.classify(x).argmax(1))
+        torch.manual_seed(0)
+        assert torch.allclose(found["purified"]["features"], model.features(x), atol=1e-6)
+    assert (found["attacked"]["features"] - bare).abs().max() > 1e-3
+    assert not model.training
+    assert bool(model.purifying)
+
+
+def test_a_purifier_costs_more_than_none(digits):
+    model = built(digits, purifier="gan", width=12)
+    table = forward_cost(model, torch.rand(8, 1, 8, 8), rounds=3).set_index("pass")
+    assert list(table.index) == ["forward", "forward and gradient"]
+    assert (table["ratio"] > 1).all()
+    assert table["ratio"].tolist() == pytest.approx((table["purified"] / table["classifier"]).tolist())
+    assert table.loc["forward and gradient", "purified"] > table.loc["forward", "purified"] > 0
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(InputError, match="rounds=0"):
+        forward_cost(model, torch.rand(1, 1, 8, 8), rounds=0)
+
+
+def run(least: float = 0.4, *, method: str = "atop", random: bool = True, changed: str = "", **values) -> Any:
+    """An evaluated run as the grid sees it; `least` is left by the strong attack."""
+    left = {"clean": 0.95, "pgd_eot" if random else "pgd50x10": least, "pgd20@classifier": 0.7, "worst": least - 0.1}
+    rows = [{"attack": name, "accuracy": x, "low": x - 0.05, "high": x + 0.05} for name, x in left.items()]
+    values = {"purifier": "gan", "transform": "rt2", "fine_tune": True, **values}
+    facts = {"method": method, "changed": changed, "hyperparameters": values}
+    return SimpleNamespace(params=lambda: facts, results=lambda: {"n": 128, "rows": rows})
+
+
+def test_the_grid_sets_the_weak_attack_beside_the_strong_one():
+    runs = [run(), run(0.5), run(0.1, transform="none", random=False, changed="transform=none, cls_weight=2.0")]
+    runs += [run(0.3, fine_tune=False, changed="fine_tune=False"), run(purifier="none", fine_tune=False)]
+    grid = purifier_grid([run(method="pgd_at"), *runs])
+    tuned = "GAN, no transform, fine-tuned, cls_weight=2.0"
+    assert grid["row"].tolist() == ["no purifier, RT2", "GAN, RT2", "GAN, RT2, fine-tuned", tuned]
+    mean = grid.set_index("row").loc["GAN, RT2, fine-tuned"]
+    assert (mean["seeds"], mean["strong"]) == (2, pytest.approx(0.45))
+    half = 12.7062 * np.std([0.4, 0.5], ddof=1) / math.sqrt(2)
+    assert mean["strong_low"] == pytest.approx(max(0.45 - half, 0), abs=1e-4)
+    assert grid.set_index("row").loc[tuned, "strong_high"] == pytest.approx(0.15)
+    table = tables.inflation(grid).set_index("model")
+    assert table.loc["GAN, RT2", "weak less strong"] == "+40.0 points"
+    assert table.loc[tuned, "strong"] == "10.0 % (5.0–15.0)"
+    drawn = figures.accuracy_dots(weak_and_strong(grid), "Weak and strong")
+    assert len(drawn.data) == 8
+    assert "GAN, RT2: weak: gradients of the bare classifier 70.0 %, strong" in drawn.alt
+
+
+def test_rows_on_more_images_than_the_others_say_so():
+    alone = run(0.1, transform="none", random=False)
+    found = {**alone.results(), "n": 500}
+    alone.results = lambda: found
+    drawn = weak_and_strong(purifier_grid([run(), alone]))
+    assert drawn["row"].unique().tolist() == ["GAN, no transform, fine-tuned\n(500 images)", "GAN, RT2, fine-tuned"]
+
+
+def test_a_grid_of_nothing_is_empty():
+    assert purifier_grid([run(method="pgd_at")]).empty
+    unfinished = run()
+    unfinished.results = dict
+    assert purifier_grid([unfinished]).empty
+
+
+def test_draws_are_told_apart_with_their_control():
+    share = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 8, "correct": 4}
+    both = {"expected": share, "single": share, "worst": {**share, "accuracy": 0.3}}
+    fixed = [{"seed": 0, "clean": share, "attacked": {**share, "accuracy": 0.2}}]
+    table = draws_apart({"draws": 10, "clean": both, "attacked": both, "fixed": fixed}).set_index(["row", "series"])
+    assert table.loc[("worst of 10 draws", "clean"), "accuracy"] == 0.3
+    assert table.loc[("draw fixed by seed 0,\nknown to the attacker", "attacked"), "accuracy"] == 0.2
+    assert len(table) == 8

@@ -1,0 +1,364 @@
+"""Reports in a real browser (Debian's headless Chromium): they sort and filter, load nothing, turn dark, and can be read by all."""
+
+import os
+import sys
+import urllib.parse
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+from robustlib import figures
+from robustlib.workbook.report import render, write_index
+from tests import ROOT
+from tests.fixtures import compared, incomplete, leaderboard, notebook, write_made_up_atlas
+
+pytestmark = pytest.mark.browser
+GRAVE = ("serious", "critical")  # of axe's impacts
+KINDS = ("index", "run", "comparison", "atlas")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sys.path.append(str(ROOT / "benchmarks"))
+    import lab
+
+    if lab.chromium() is None:
+        reason = "chromium not found: install Debian's chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with lab.browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """One page of each kind, as they lie on disk."""
+    folder = tmp_path_factory.mktemp("reports")
+    rows = leaderboard()
+    rows.loc[0, ["worst", "worst_low", "worst_high"]] = float("nan")
+    png = figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]))
+    nbformat.write(notebook(png=png, failed=True), folder / "run.ipynb")
+    nbformat.write(compared(png), folder / "compare.ipynb")
+    address = {name: folder / f"{name}.html" for name in KINDS}
+    render(folder / "run.ipynb", address["run"], title="TRADES", index="index.html")
+    render(folder / "compare.ipynb", address["comparison"], title="Comparison", index="index.html")
+    write_made_up_atlas(address["atlas"])
+    links = [("Comparison", "comparison.html"), ("Map", "atlas.html")]
+    views = {"digits": folder / "compare.ipynb"}
+    write_index(folder, rows, {rows["path"][2]: "run.html"}, compare=links, incomplete=incomplete(), views=views)
+    return address
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh page that remembers what it asked for and what it complained about."""
+    with browser.new_context(accept_downloads=True) as context:
+        made = context.new_page()
+        made.asked, made.complaints = [], []
+        made.on("request", lambda request: made.asked.append(urllib.parse.unquote(request.url)))
+        made.on("console", lambda message: made.complaints.append(message.text))
+        made.on("pageerror", lambda error: made.complaints.append(str(error)))
+        yield made
+
+
+def opened(page: Page, path: Path) -> Page:
+    page.goto(path.as_uri())
+    return page
+
+
+def head(page: Page, label: str):
+    return page.locator(".leaderboard thead th").filter(has_text=label).first
+
+
+def column(page: Page, label: str) -> list[str]:
+    """What the visible rows of the leaderboard say in a column."""
+    place = page.locator(".leaderboard thead th").all_inner_texts().index(label) + 1
+    cells = page.locator(f".leaderboard tbody tr > :nth-child({place}):visible")
+    return [text.splitlines()[0] for text in cells.all_inner_texts()]
+
+
+def sorting(page: Page) -> dict[str, str]:
+    heads = page.locator(".leaderboard thead th:not([aria-sort=none])").all()
+    return {th.inner_text(): th.get_attribute("aria-sort") for th in heads}
+
+
+def test_a_click_sorts_numbers_as_numbers_and_a_second_one_turns_them(page, pages):
+    opened(page, pages["index"])
+    assert sorting(page) == {"Worst case": "descending"}
+    assert column(page, "Worst case") == ["72.0 %", "10.5 %", "9.5 %", "–"]
+    head(page, "Worst case").click()
+    assert column(page, "Worst case") == ["9.5 %", "10.5 %", "72.0 %", "–"], "what is missing stays last"
+    assert sorting(page) == {"Worst case": "ascending"}
+    head(page, "Worst case").click()
+    assert column(page, "Worst case") == ["72.0 %", "10.5 %", "9.5 %", "–"]
+    head(page, "Minutes").click()
+    assert column(page, "Minutes") == ["1.5", "1.5", "11.5", "11.5"]
+    assert sorting(page) == {"Minutes": "ascending"}
+
+
+def test_words_sort_too_and_the_keyboard_is_enough(page, pages):
+    opened(page, pages["index"])
+    button = head(page, "Method").locator("button")
+    button.press("Enter")
+    assert [name.split()[0] for name in column(page, "Method")] == ["STANDARD", "STANDARD", "TRADES", "TRADES"]
+    button.press("Space")
+    assert sorting(page) == {"Method": "descending"}
+    assert "Sorted by Method, descending" in page.locator(".leaderboard [role=status]").text_content()
+
+
+def test_audits_sort_by_gravity(page, pages):
+    opened(page, pages["index"])
+    head(page, "Audit").click()
+    assert column(page, "Audit") == ["✕ headline", "▲ headline", "– not audited", "✓ headline"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_badges_can_be_read(page, pages, scheme):
+    page.emulate_media(color_scheme=scheme)
+    opened(page, pages["index"])
+    for kind in ("pass", "amber", "red"):
+        badge = page.locator(f"td .badge.{kind}").first
+        ink, paper = (style(badge, name) for name in ("color", "backgroundColor"))
+        assert contrast(ink, paper) >= 4.5, kind
+
+
+def style(node, name: str) -> str:
+    return node.evaluate(f"node => getComputedStyle(node).{name}")
+
+
+def contrast(*colours: str) -> float:
+    """The contrast ratio of two CSS colours (WCAG 2.1)."""
+    lights = []
+    for colour in colours:
+        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_links_lead_to_the_run_and_back(page, pages):
+    opened(page, pages["index"])
+    page.locator("tbody a").first.click()
+    assert page.url == pages["run"].as_uri()
+    page.get_by_role("link", name="All runs").click()
+    assert page.url == pages["index"].as_uri()
+
+
+# ---- filters
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """An index of two presets and three threats."""
+    other = leaderboard().assign(preset="cifar10-short", dataset="cifar10", threat="Linf 0.0314")
+    rows = leaderboard().assign(threat=["Linf 0.2", "Linf 0.2", "L2 1", "L2 1"])
+    return write_index(tmp_path_factory.mktemp("several"), pd.concat([rows, other]), {}, incomplete=incomplete())
+
+
+def test_filters_hide_runs_and_say_how_many_are_left(page, several):
+    opened(page, several)
+    status = page.locator(".filters [role=status]")
+    assert status.inner_text() == "8 of 8 runs shown."
+    page.get_by_label("Data set").select_option("digits")
+    assert (status.inner_text(), page.locator(".board:visible h2").all_inner_texts()) == (
+        "4 of 8 runs shown.",
+        ["digits"],
+    )
+    assert page.locator(".contents li:visible").all_inner_texts() == ["digits", "Incomplete runs"]
+    page.get_by_label("Threat").select_option("L2 1")
+    assert status.inner_text() == "2 of 8 runs shown."
+    assert [name.split()[0] for name in column(page, "Method")] == ["TRADES", "TRADES"]
+    assert page.locator(".cards li:visible h3").all_inner_texts() == ["TRADES"]
+    page.get_by_label("Threat").select_option("Linf 0.0314")
+    assert (status.inner_text(), page.locator(".board:visible").count()) == ("0 of 8 runs shown.", 0)
+    assert page.get_by_role("heading", name="Incomplete runs").is_visible(), "never dropped silently"
+
+
+def test_filters_work_by_keyboard(page, several):
+    opened(page, several)
+    page.locator(".filters select").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    assert page.locator(".board:visible h2").all_inner_texts() == ["cifar10-short (cifar10)"]
+    assert page.evaluate("document.activeElement.name") == "threat"
+
+
+def test_without_scripts_everything_is_shown_and_no_filter(browser, several):
+    with browser.new_context(java_script_enabled=False) as context:
+        page = opened(context.new_page(), several)
+        assert page.locator(".leaderboard tbody tr:visible").count() == 8
+        assert not page.locator(".filters").is_visible()
+
+
+def test_one_data_set_and_one_threat_need_no_filter(page, pages):
+    assert not opened(page, pages["index"]).locator(".filters").count()
+
+
+# ---- the atlas
+
+
+def test_the_atlas_shows_a_pair_and_follows_the_keyboard(page, pages):
+    opened(page, pages["atlas"])
+    title, slider = page.locator("#example"), page.get_by_label("Example", exact=True)
+    assert title.inner_text() == "Example 2 of 40, labelled one", "it begins with an image that the attack turned"
+    slider.press("ArrowRight")
+    assert title.inner_text() == "Example 3 of 40, labelled two"
+    assert (
+        slider.get_attribute("aria-valuetext") == "3 of 40, labelled two: clean called two ✓, adversarial called two ✓"
+    )
+    page.get_by_label("Class").select_option("one")
+    assert title.inner_text() == "Example 1 of 10, labelled one"
+    assert page.locator(".pair .wrong").inner_text().split() == ["adversarial", "called", "two", "✕"]
+    assert "50.0\u00a0% after this attack" in page.locator("#summary").inner_text()
+    page.get_by_label("Network").select_option("Standard · seed 1")
+    assert "Standard · seed 1: of 10 images" in page.locator("#summary").inner_text()
+    assert title.inner_text() == "Example 1 of 10, labelled one", "the same image of another network"
+
+
+def test_pointing_at_the_map_shows_the_image_there(page, pages):
+    opened(page, pages["atlas"])
+    map_ = page.locator("canvas.map")
+    map_.scroll_into_view_if_needed()
+    box = map_.bounding_box()
+    half = min(box["width"], box["height"]) / 2 - 18  # the first example stands in the lower left corner of a square
+    page.mouse.move(box["x"] + box["width"] / 2 - half, box["y"] + box["height"] / 2 + half)
+    assert page.locator("#example").inner_text() == "Example 1 of 40, labelled zero"
+
+
+def test_the_images_are_those_of_the_run(page, pages):
+    """What the canvases show: the clean image, and exactly the adversarial one."""
+    opened(page, pages["atlas"])
+    page.get_by_label("Example", exact=True).press("Home")
+    seen = [
+        page.locator(".pair canvas")
+        .nth(k)
+        .evaluate("node => [...node.getContext('2d').getImageData(0, 0, node.width, node.height).data]")
+        for k in (0, 2)
+    ]
+    images = write_made_up_atlas(None)
+    for side, image in zip(seen, images, strict=True):
+        assert [side[k::4] for k in range(3)] == [image[0].flatten().tolist()] * 3
+
+
+# ---- every page
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 1400), ("light", 400), ("dark", 400)])
+def test_axe_finds_no_serious_fault(page, pages, kind, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    opened(page, pages[kind])
+    for fold in page.locator("summary").all():
+        fold.click()
+    found = Axe().run(page).response["violations"]
+    grave = [fault for fault in found if fault["impact"] in GRAVE]
+    assert not grave, [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in grave]
+
+
+def test_axe_would_notice_a_fault(page, tmp_path):
+    (tmp_path / "bad.html").write_text("<img src='data:,'><p style='color: #ccc; background: #ddd'>pale</p>")
+    found = Axe().run(opened(page, tmp_path / "bad.html")).response["violations"]
+    assert {"image-alt", "color-contrast"} <= {fault["id"] for fault in found if fault["impact"] in GRAVE}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_request_leaves_the_page_and_the_console_is_silent(page, pages, kind):
+    opened(page, pages[kind])
+    for fold in page.locator("summary").all():
+        fold.click()
+    mine = urllib.parse.unquote(pages[kind].as_uri())
+    assert mine in page.asked
+    assert not [url for url in page.asked if not url.startswith("data:") and url != mine]
+    assert page.complaints == []
+
+
+def test_a_request_would_be_noticed_and_the_page_forbids_it(page, pages, tmp_path):
+    (tmp_path / "leak.html").write_text("<img src='http://127.0.0.1:9/leak.png'>")
+    opened(page, tmp_path / "leak.html")
+    assert "http://127.0.0.1:9/leak.png" in page.asked
+    opened(page, pages["run"])
+    page.complaints.clear()
+    page.evaluate("const i = new Image(); i.src = 'http://127.0.0.1:9/leak.png'; document.body.append(i)")
+    page.wait_for_timeout(200)
+    assert "Content Security Policy" in " ".join(page.complaints)
+
+
+def test_pictures_have_words_and_are_drawn(page, pages):
+    opened(page, pages["run"])
+    images = page.locator("img").all()
+    assert images
+    assert all(image.get_attribute("alt") for image in images)
+    assert all(image.evaluate("node => node.naturalWidth") > 100 for image in images)
+    equations = page.locator(".equation math").all()
+    assert all(math.bounding_box()["height"] > 15 for math in equations), "MathML is drawn, not dropped"
+
+
+@pytest.mark.parametrize("kind", ["index", "comparison"])
+def test_the_numbers_of_a_figure_can_be_saved(page, pages, kind):
+    opened(page, pages[kind])
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Data (CSV) of figure 1").click()
+    assert saved.value.suggested_filename == f"{kind}-figure-1.csv"
+    assert Path(saved.value.path()).read_text() == "method,clean\nTRADES é,0.98\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dark_and_light_follow_the_reader(page, pages, kind):
+    light = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        opened(page, pages[kind])
+        for what in ("backgroundColor", "color"):
+            colour = style(page.locator("body"), what)
+            light[scheme, what] = sum(int(part) for part in colour[4:-1].split(",")) / 3
+    assert light["light", "backgroundColor"] > 240
+    assert light["dark", "backgroundColor"] < 40
+    assert light["light", "color"] < 80
+    assert light["dark", "color"] > 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_telephone_needs_no_sideways_scrolling(page, pages, kind):
+    page.set_viewport_size({"width": 360, "height": 800})
+    opened(page, pages[kind])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_can_be_used_can_be_reached_by_keyboard(page, pages, kind):
+    opened(page, pages[kind])
+    usable = page.locator("a, button, select, input, summary, [tabindex='0']").locator("visible=true").count()
+    reached = set()
+    for _ in range(usable + 2):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+    assert len(reached - {-1}) >= usable
+
+
+def test_figures_stand_two_abreast_on_a_wide_screen_only(page, pages):
+    opened(page, pages["index"])
+    places = {}
+    for width in (1400, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        boxes = [image.bounding_box() for image in page.locator(".view.half img").all()]
+        places[width] = [round(boxes[1][side] - boxes[0][side]) for side in ("x", "y")]
+    assert (places[1400][0] > 400, places[1400][1]) == (True, 0)
+    assert (places[400][0], places[400][1] > 100) == (0, True)
+
+
+def test_paper_shows_no_code_and_every_message(page, pages):
+    page.emulate_media(media="print")
+    opened(page, pages["run"])
+    assert not [fold for fold in page.locator("details.code").all() if fold.is_visible()]
+    assert page.locator("details.warned pre").bounding_box()["height"] > 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paper_has_no_controls(page, pages, kind):
+    page.emulate_media(media="print")
+    opened(page, pages[kind])
+    assert not page.locator("select:visible, [download]:visible, input:visible").count()

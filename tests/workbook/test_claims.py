@@ -1,0 +1,504 @@
+"""Claims: intervals that hold what they promise, verdicts that wait for their seeds, runs that are never dropped silently."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy import stats
+
+from robustlib import figures
+from robustlib.attacks import PGD, Threat
+from robustlib.errors import InputError
+from robustlib.runs import Run, find_runs, parameter_hash, read_json, write_json
+from robustlib.workbook import tables
+from robustlib.workbook.claims import (
+    Claim,
+    gather,
+    holm,
+    judge,
+    measure_of,
+    minimal_detectable,
+    p_value,
+    paired_interval,
+    read_claims,
+)
+from robustlib.workbook.cli.console import verdicts
+from robustlib.workbook.experiments import read_study, studies
+
+SEEDS = range(8)
+SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
+GROWS = {"measure": "growth/probe/h/relative_l2", "than": ""}
+PAPER = {"text": "A beats B.", "source": "A et al. 2020", "measure": "worst", "arm": "trades", "than": "pgd_at"}
+
+
+def claim(**changes: object) -> Claim:
+    return Claim(**{"name": "robust", **PAPER, **changes})  # type: ignore[arg-type]
+
+
+def made_up_run(root: Path, arm: str, seed: int, accuracy: float | dict[str, float], **results: object) -> Run:
+    """A finished, evaluated run of "method changes"."""
+    method, _, changed = arm.partition(" ")
+    params = {"method": method, "changed": changed, "dataset": "digits", "arch": "mlp", "seed": seed}
+    run = Run(root / "digits" / method / f"mlp-seed{seed}-{parameter_hash({**params, 'c': changed})}")
+    write_json(run.path / "params.json", params)
+    write_json(run.path / "status.json", {"state": "done"})
+    named = accuracy if isinstance(accuracy, dict) else {"worst": accuracy}
+    rows = [{"attack": name, "accuracy": value} for name, value in {"autoattack": 0.5, **named}.items()]
+    content = {
+        "n": 500,
+        "split": "test",
+        "checkpoint": "best",
+        "threat": "Linf 0.2",
+        "seed": 0,
+        "numerics": {"attacks/pgd": 1},
+    }
+    write_json(run.path / "results.json", {**content, "rows": rows, **results})
+    return run
+
+
+def looked_at(run: Run, gap: float, attack: str = "PGD") -> None:
+    """Adds what `measure_runs` stores of a run's feature space."""
+    measures = {"conv1": {"relative_l2": gap / 2}, "features": {"relative_l2": gap}}
+    file = run.path / "representation.json"
+    stored = read_json(file)
+    write_json(file, {**stored, str(len(stored)): {"attack": attack, "n": 500, "seed": 0, "measures": measures}})
+
+
+def made_up_study(root: Path, effect: float, noise: float = 1.0, measure: str = "worst") -> list[Run]:
+    """Eight seeds of two arms whose paired difference is `effect` on average; the seeds differ more than the arms."""
+    runs = []
+    for seed in SEEDS:
+        base = 0.6 + 0.02 * seed
+        runs.append(made_up_run(root, "trades", seed, {measure: base + effect + noise * SPREAD[seed]}))
+        runs.append(made_up_run(root, "pgd_at", seed, {measure: base}))
+    return runs
+
+
+# ---- statistics
+
+
+def covered(differences: NDArray[np.float64], truth: float) -> float:
+    """How often the interval of a study (a row of seeds) holds the true effect."""
+    intervals = [paired_interval(row) for row in differences.tolist()]
+    return float(np.mean([part.low <= truth <= part.high for part in intervals]))
+
+
+def test_the_interval_covers_as_it_promises() -> None:
+    draws = np.random.default_rng(1).normal(0.02, 0.015, (1000, 8))
+    assert abs(covered(draws, 0.02) - 0.95) <= 0.015
+
+
+def test_the_interval_covers_on_accuracies_of_shared_images() -> None:
+    """Two arms, 8 seeds, 500 images: each training gets an image right with a chance that the image and the arm make."""
+    generator = np.random.default_rng(2)
+    chances = np.clip(generator.beta(2, 0.8, 500) + np.array([[0.0], [0.02]]), 0, 1)  # (arms, images)
+    right = (generator.random((1000, 8, 2, 500), dtype=np.float32) < chances).mean(-1)
+    truth = float(chances[1].mean() - chances[0].mean())
+    assert abs(covered(right[..., 1] - right[..., 0], truth) - 0.95) <= 0.015
+
+
+def test_the_unpaired_interval_would_be_wider() -> None:
+    seeds = np.random.default_rng(3).normal(0.7, 0.05, 8)
+    differences = [0.01 + part for part in SPREAD]
+    interval = paired_interval(differences)
+    assert interval.effect == pytest.approx(0.01)
+    assert interval.high - interval.low < 0.2 * 2 * 2.3 * seeds.std() * math.sqrt(2 / 8)
+    assert interval.low == pytest.approx(0.01 - stats.t.ppf(0.975, 7) * np.std(SPREAD, ddof=1) / math.sqrt(8))
+
+
+def test_p_values_agree_with_the_interval_and_with_scipy() -> None:
+    generator = np.random.default_rng(4)
+    for values in generator.normal(0.01, 0.01, (50, 5)).tolist():
+        interval = paired_interval(values)
+        assert (p_value(values) <= 0.05) == (not interval.low <= 0 <= interval.high)
+        assert p_value(values, 0.01) == pytest.approx(stats.ttest_1samp(values, 0.01).pvalue)
+
+
+def test_degenerate_differences() -> None:
+    assert paired_interval([0.01])[1:3] == (-math.inf, math.inf)
+    assert p_value([0.01]) == 1.0
+    assert paired_interval([0.012] * 8)[1:3] == pytest.approx((0.012, 0.012))
+    assert p_value([0.1, 0.1, 0.1]) == 0.0  # 0.1 + 0.1 + 0.1 is not 0.3: rounding is no deviation
+    assert p_value([0.0] * 8) == 1.0
+    assert paired_interval([0.012] * 8, step=0.002).sd == pytest.approx(0.002 / math.sqrt(12)), (
+        "rounding hides the rest"
+    )
+    assert paired_interval([0.0, 0.1], step=0.002) == paired_interval([0.0, 0.1])
+    assert p_value([0.002] * 2, step=0.002) > 0.05 > p_value([0.002] * 2)
+    for values in ([], [0.1, math.nan]):
+        with pytest.raises(InputError, match="at least one number"):
+            paired_interval(values)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_minimal_detectable_effect_is_found_in_four_of_five_studies() -> None:
+    sd, seeds, level = 0.02, 8, 0.05 / 4
+    effect = minimal_detectable(sd, seeds, level=level)
+    draws = np.random.default_rng(5).normal(effect, sd, (4000, seeds))
+    found = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue <= level)
+    assert found == pytest.approx(0.8, abs=0.02)
+    assert minimal_detectable(sd, 1) == math.inf
+    assert minimal_detectable(sd, 2, level=level) > minimal_detectable(sd, 3, level=level) > effect
+
+
+def test_a_study_of_false_claims_supports_one_in_twenty_times_at_most() -> None:
+    draws = np.random.default_rng(6).normal(0, 0.01, (400, 10, 8))
+    wrong = [min(holm([p_value(row) for row in study.tolist()])) <= 0.05 for study in draws]
+    assert 0.02 <= np.mean(wrong) <= 0.08
+    naive = [min(p_value(row) for row in study.tolist()) <= 0.05 for study in draws]
+    assert np.mean(naive) > 0.3, "what Holm is for"
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize(
+    ("effect", "noise", "words"),
+    [
+        (0.03, 1.0, "supported"),
+        (0.005, 0.5, "supported: but by less than 1 points"),
+        (0.001, 1.0, "not supported"),
+        (-0.02, 1.0, "not supported: the opposite holds"),
+        (0.01, 6.0, "undecided: effects below"),
+        (0.006, 3.0, "undecided: effects below"),
+    ],
+)
+def test_verdicts(tmp_path: Path, effect: float, noise: float, words: str) -> None:
+    (finding,) = judge([claim()], made_up_study(tmp_path, effect, noise), SEEDS)
+    assert finding.words.startswith(words)
+    assert finding.interval.effect == pytest.approx(effect)
+    turned = claim(arm="pgd_at", than="trades", direction="lower")
+    (mirrored,) = judge([turned], find_runs(tmp_path), SEEDS)
+    assert mirrored.words == finding.words, "B is lower than A says the same"
+    assert mirrored.interval.effect == pytest.approx(-effect), "effects are shown as they are measured"
+
+
+def test_a_claim_of_less_is_drawn_in_its_own_direction(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, -0.05, 0.2)
+    (less,) = judge([claim(direction="lower")], runs, SEEDS)
+    row = less.in_direction()
+    assert less.verdict == row["verdict"] == "supported"
+    assert 0 < row["low"] < row["effect"] < row["high"]  # type: ignore[operator]
+    assert figures.claim_effects([row]).alt
+
+
+def test_verdicts_wait_for_all_seeds(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, 0.05)
+    assert judge([claim()], runs[:2], SEEDS)[0].words == "undecided: 1 of 8 seeds"
+    assert judge([claim()], [], SEEDS)[0].words == "undecided: 0 of 8 seeds"
+    almost = judge([claim()], runs[:14], SEEDS)[0]
+    assert almost.words == "undecided: 7 of 8 seeds"
+    assert almost.interval.low > 0.04, "what is there is shown"
+    assert judge([claim()], runs, SEEDS)[0].verdict == "supported"
+    assert judge([claim()], runs, range(7))[0].evidence.wanted == 7, "seeds that the study did not ask for do not count"
+
+
+def test_claims_without_runs_count_in_the_correction(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, 0.003)
+    alone = judge([claim()], runs, SEEDS)[0]
+    many = judge([claim(), *(claim(name=str(k), arm="standard") for k in range(9))], runs, SEEDS)[0]
+    assert alone.verdict == "supported"
+    assert many.p == pytest.approx(10 * alone.p)
+    assert many.verdict != "supported"
+    assert many.detectable > alone.detectable
+
+
+def test_what_is_not_decided_yet_makes_nothing_else_significant(tmp_path: Path) -> None:
+    """Seven seeds of a huge effect: were their p-value counted, the other claim would pass Holm's last, easiest step."""
+    runs = made_up_study(tmp_path / "small", 0.003)
+    huge = [made_up_run(tmp_path / "huge", "trades beta=1.0", seed, 0.9 + SPREAD[seed]) for seed in range(7)]
+    alone = judge([claim()], runs, SEEDS)[0]
+    small, incomplete = judge([claim(), claim(name="b", arm="trades beta=1.0")], [*runs, *huge], SEEDS)
+    assert incomplete.words == "undecided: 7 of 8 seeds"
+    assert incomplete.p == 1.0
+    assert small.p == pytest.approx(2 * alone.p)
+
+
+def test_equal_differences_are_no_certainty(tmp_path: Path) -> None:
+    (finding,) = judge([claim()], made_up_study(tmp_path, 0.012, noise=0), SEEDS)
+    assert finding.verdict == "supported"
+    assert finding.evidence.step == 1 / 500
+    assert finding.interval.low < 0.012 < finding.interval.high
+    assert 0 < finding.detectable < 0.002
+
+
+# ---- evidence
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    made_up_study(tmp_path, 0.02)
+    runs = {(run.params()["method"], run.params()["seed"]): run for run in find_runs(tmp_path)}
+    (runs["trades", 1].path / "params.json").unlink()
+    (runs["trades", 2].path / "results.json").unlink()
+    write_json(runs["pgd_at", 3].path / "status.json", {"state": "failed"})
+    changes = {("pgd_at", 4): {"n": 200}, ("trades", 5): {"rows": [{"attack": "autoattack", "accuracy": 0.1}]}}
+    for key, change in changes.items():
+        write_json(runs[key].path / "results.json", runs[key].results() | change)
+    evidence = gather(claim(), find_runs(tmp_path, finished=False), SEEDS)
+    assert sorted(evidence.differences) == [0, 6, 7]
+    told = " ".join(evidence.missing)
+    assert "seed 1: no run of trades" in told
+    assert "seed 2: trades is not evaluated" in told
+    assert "seed 3: pgd_at is failed" in told
+    assert "seed 4: pgd_at was judged otherwise (images 200 and not 500)" in told
+    assert "seed 5: trades has no worst" in told
+
+
+def test_other_attacks_make_no_pair(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, 0.02)
+    weak = [row for row in runs[0].results()["rows"] if row["attack"] != "autoattack"]
+    write_json(runs[0].path / "results.json", runs[0].results() | {"rows": weak})
+    (told,) = gather(claim(), runs, SEEDS).missing
+    assert told == "seed 0: trades was judged otherwise (met AutoAttack False and not True)"
+
+
+def test_arms_are_told_by_their_changes(tmp_path: Path) -> None:
+    runs = [made_up_run(tmp_path, arm, 0, value) for arm, value in {"trades": 0.7, "trades beta=1.0": 0.6}.items()]
+    compared = gather(claim(than="trades beta=1.0"), runs, [0])
+    assert compared.differences == {0: pytest.approx(0.1)}
+    runs.append(made_up_run(tmp_path / "gpu", "trades compiled", 0, 0.9))
+    assert gather(claim(than="trades beta=1.0"), runs[::-1], [0]).differences == {0: pytest.approx(0.3)}
+
+
+def test_relative_differences_and_all_kinds_of_measures(tmp_path: Path) -> None:
+    shared = {"last": {"rows": [{"attack": "pgd20", "accuracy": 0.7}]}}
+    accuracies = {"pgd20": 0.75, "worst": 0.6}
+    run = made_up_run(tmp_path, "trades", 0, accuracies, **shared)
+    than = made_up_run(tmp_path, "pgd_at", 0, accuracies, numerics={"attacks/pgd": 2}, **shared)
+    looked_at(run, 0.9, attack="an older look")
+    looked_at(run, 0.3)
+    looked_at(than, 0.4)
+    measures = {
+        "pgd20": 0.75,
+        "last/pgd20": 0.7,
+        "overfitting/pgd20": 0.05,
+        "overstated/pgd20": 0.15,
+        "representation/relative_l2": 0.3,
+        "representation/conv1/relative_l2": 0.15,
+    }
+    assert {name: measure_of(run, name) for name in measures} == pytest.approx(measures)
+    for name in ("clean", "last/worst", "representation/cka", "overfitting/worst", "what/ever"):
+        with pytest.raises(InputError, match=f"no measure '{name}': it has autoattack, pgd20, worst, last/pgd20"):
+            measure_of(run, name)
+    gap = claim(measure="representation/relative_l2", relative=True, direction="lower")
+    evidence = gather(gap, [run, than], [0])
+    assert evidence.differences == {0: pytest.approx(-0.25)}
+    assert evidence.notes == ("evaluated by 2 versions of attacks or measures",)
+    assert (gap.interest, gap.unit, claim().interest, claim().unit) == (0.05, "%", 0.01, "points")
+    looked_at(than, 0.0)
+    assert "nothing is a share of it" in gather(gap, [run, than], [0]).missing[0]
+    looked_at(than, 0.4, attack="FGSM")
+    assert "features of attack" in gather(gap, [run, than], [0]).missing[0], "gaps under two attacks make no pair"
+
+
+def test_an_audit_that_disbelieves_is_told(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, 0.02)
+    write_json(runs[0].path / "audit.json", {"badges": {"headline": {"verdict": "red", "text": "7. black-box"}}})
+    assert gather(claim(), runs, SEEDS).notes == ("the audit believes 1 of 16 headlines not",)
+
+
+def test_the_table_of_claims(tmp_path: Path) -> None:
+    runs = made_up_study(tmp_path, 0.03, measure="pgd20")
+    claims = [claim(measure="pgd20"), claim(name="b", measure="overfitting/pgd20")]
+    table = tables.claims(judge(claims, runs, SEEDS))
+    first = table.iloc[0]
+    assert first["compared"] == "trades − pgd_at: PGD-20"
+    assert first["effect"] == "+3.0 points (+2.8 to +3.2)"
+    assert first["verdict"] == "✓ supported"
+    assert first["p (Holm)"] == "< 0.001"
+    second = table.iloc[1]
+    assert second["compared"].endswith("PGD-20, best less last epoch")
+    assert (second["effect"], second["detectable"]) == ("–", "–")
+    assert second["verdict"] == "– undecided: 0 of 8 seeds"
+    lone = tables.claims(judge(claims[:1], runs[:2], SEEDS)).iloc[0]
+    assert lone["effect"] == "+3.4 points (one seed)"
+    assert lone["notes"] == "seeds 1, 2, 3, 4, 5, 6, 7: no run of trades, no run of pgd_at"
+    assert len(tables.claims([])) == 0
+
+
+# ---- what a training left in its metrics, and claims about one arm
+
+
+def trained_run(root: Path, arm: str, seed: int, column: list[float], name: str = "probe/h/relative_l2") -> Run:
+    """A finished run of two stages, never evaluated; `column` over the last one, from the model before it on."""
+    method, _, changed = arm.partition(" ")
+    run = Run(root / "digits" / method / f"seed{seed}-{parameter_hash({'c': changed})}")
+    params = {"method": method, "changed": changed, "dataset": "digits", "seed": seed}
+    write_json(run.path / "params.json", {**params, "threat": {"norm": "linf", "eps": 0.2}})
+    write_json(run.path / "status.json", {"state": "done"})
+    rows: list[dict[str, object]] = [{"stage": "natural", "epoch": k, "warnings": [], name: 9.0} for k in range(4)]
+    rows += [{"stage": arm, "epoch": k, "warnings": [], name: value} for k, value in enumerate(column)]
+    (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return run
+
+
+def test_a_look_under_another_threat_is_passed_over(tmp_path: Path) -> None:
+    """A notebook of a run with another eps may have looked at this one, later."""
+    run = made_up_run(tmp_path, "trades", 0, 0.6)
+    write_json(run.path / "params.json", run.params() | {"threat": {"norm": "linf", "eps": 0.2}})
+    looked_at(run, 0.3, attack=repr(PGD(Threat("linf", 0.2))))
+    looked_at(run, 0.9, attack=repr(PGD(Threat("linf", 0.1))))
+    assert measure_of(run, "representation/relative_l2") == 0.3
+    looked_at(run, 0.4, attack=repr(PGD(Threat("linf", 0.2), steps=20)))
+    assert measure_of(run, "representation/relative_l2") == 0.4, "the last of its own"
+
+
+def test_growth_is_the_slope_over_the_last_stage_from_epoch_two_on(tmp_path: Path) -> None:
+    """On a line a + b e over the epochs 2..6 it is 5 b / (a + 4 b), whatever happened at epochs 0 and 1."""
+    a, b = 0.3, 0.05
+    run = trained_run(tmp_path, "vaft", 0, [7.0, 5.0, *(a + b * e for e in range(2, 7))])
+    assert measure_of(run, "growth/probe/h/relative_l2") == pytest.approx(4 * b / (a + 4 * b))
+    assert measure_of(run, "metrics/probe/h/relative_l2") == pytest.approx(a + 6 * b)
+    noisy = np.array([0.31, 0.4, 0.38, 0.47, 0.5])
+    epochs = np.arange(2, 7)
+    slope = ((epochs - 4) * (noisy - noisy.mean())).sum() / ((epochs - 4) ** 2).sum()
+    run = trained_run(tmp_path, "vaft", 1, [7.0, 5.0, *noisy])
+    assert measure_of(run, "growth/probe/h/relative_l2") == pytest.approx(4 * slope / noisy.mean())
+
+
+def test_a_column_is_looked_for_in_the_last_stage_that_has_it(tmp_path: Path) -> None:
+    """The last stage of a contrastive training is a mere head: what was watched before it is told all the same."""
+    run = trained_run(tmp_path, "claf", 0, [0.9, 0.5, 0.6, 0.7], "probe/head_end/clean")
+    head = [{"stage": "slf", "epoch": epoch, "loss": 0.1 * epoch} for epoch in range(3)]
+    lines = [*(run.path / "metrics.jsonl").read_text().splitlines(), *map(json.dumps, head)]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    assert measure_of(run, "metrics/probe/head_end/clean") == pytest.approx(0.7)
+    assert measure_of(run, "growth/probe/head_end/clean") == pytest.approx(0.1 / 0.65)
+    assert measure_of(run, "metrics/loss") == pytest.approx(0.2)
+    with pytest.raises(InputError, match="of its last stage it has metrics/epoch, metrics/loss"):
+        measure_of(run, "metrics/probe/f1")
+
+
+@pytest.mark.parametrize(
+    ("column", "measure", "sentence"),
+    [
+        (
+            [1, 2, 3, 4],
+            "growth/probe/f1",
+            "no measure 'growth/probe/f1': of its last stage it has growth/epoch, growth/gap",
+        ),
+        ([1, 2, 3, 4], "metrics/warnings", "no measure 'metrics/warnings'"),
+        ([1, 2, math.nan, 4], "metrics/gap", "no measure 'metrics/gap'"),
+        ([1, 2, 3], "growth/gap", r"1 epoch\(s\) from 2 on, and growth needs two: train at least 3 epochs"),
+        ([1, 2, -3, -4], "growth/gap", "is -3.5 on average, and nothing grows as a share of it"),
+    ],
+)
+def test_what_metrics_do_not_hold_is_a_sentence(
+    tmp_path: Path, column: list[float], measure: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        measure_of(trained_run(tmp_path, "vaft", 0, column, "gap"), measure)
+
+
+def test_a_run_without_epochs_has_no_metrics(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of its last stage it has no finished epoch"):
+        measure_of(Run(tmp_path), "growth/gap")
+
+
+def test_a_claim_about_one_arm_needs_only_its_trainings(tmp_path: Path) -> None:
+    """The gap of one arm grows by b (k - 1) / mean: that value itself is the evidence, against zero."""
+    runs = [trained_run(tmp_path, "vaft", s, [1, 1, *(1 + (0.1 + SPREAD[s]) * e for e in range(4))]) for s in SEEDS]
+    grows = claim(arm="vaft", **GROWS)
+    (found,) = judge([grows], runs, SEEDS)
+    assert found.evidence.differences[0] == pytest.approx(3 * 0.104 / (1 + 1.5 * 0.104))
+    assert (found.words, grows.unit, grows.interest, found.evidence.step) == ("supported", "%", 0.05, 0.0)
+    assert (
+        judge([claim(arm="vaft", direction="lower", **GROWS)], runs, SEEDS)[0].words
+        == "not supported: the opposite holds"
+    )
+    assert gather(grows, runs[:7], SEEDS).missing == ("seed 7: no run of vaft",)
+    row = tables.claims([found]).iloc[0]
+    assert row["compared"] == "vaft − zero: relative L2 feature gap of h, growth over the epochs from 2 on"
+    assert row["effect"].startswith("+26.1 % (")
+    assert "26.1 %, interval" in figures.claim_effects([found.in_direction()]).alt
+    console = Console(width=200, file=io.StringIO())
+    console.print(verdicts([grows], runs, SEEDS))
+    assert "✓ supported" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_trainings_are_paired_where_their_threats_agree(tmp_path: Path) -> None:
+    less = claim(arm="afd", than="vaft", measure="metrics/probe/h/relative_l2", relative=True, direction="lower")
+    runs = [trained_run(tmp_path, arm, 0, [1, 1, last]) for arm, last in (("afd", 0.3), ("vaft", 0.4))]
+    assert gather(less, runs, [0]).differences == {0: pytest.approx(-0.25)}
+    write_json(runs[0].path / "params.json", runs[0].params() | {"threat": {"norm": "linf", "eps": 0.1}})
+    assert "threat linf 0.2 and not linf 0.1" in gather(less, runs, [0]).missing[0]
+
+
+def test_a_study_may_claim_something_of_one_arm(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    own = {name: text for name, text in PAPER.items() if name != "than"} | {"measure": "overfitting/pgd20"}
+    file.write_text(json.dumps({"methods": ["trades"], "claims": [{"name": "x", **own}]}))
+    assert read_study(file).claims[0].arms == ("trades",)
+    file.write_text(json.dumps({"methods": ["pgd_at"], "claims": [{"name": "x", **own}]}))
+    with pytest.raises(InputError, match="'trades'"):
+        read_study(file)
+
+
+# ---- claims as data
+
+
+def test_the_built_in_study() -> None:
+    assert "digits-claims" in studies()
+    study = read_study("digits-claims")
+    assert len(study.seeds) >= 8
+    assert study.examples == 500
+    trained = {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
+    spectral = {"rep_spectral", "ll_spectral", "barlow_spectral", "transfer"}
+    assert {name for name, _ in study.arms} >= trained | spectral
+    accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
+    spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
+    others = {"growth/probe/h/relative_l2", "metrics/probe/head_end/clean", "distance/mean"}
+    others |= {"growth/probe/head_end/clean"}
+    others |= {f"unseen/{name}" for name in ("price", "known", "l2", "stadv", "loss/l2", "loss/stadv")}
+    assert {part.measure for part in study.claims} == accuracies | spaces | others
+    assert {part.name for part in study.claims if not part.than} == {"afd-growth", "claf-drift", "atop-price"}
+    scaleless = ("representation/", "distance/")
+    assert all(part.relative == part.measure.startswith(scaleless) for part in study.claims)
+    assert all(part.source and part.text.endswith(".") for part in study.claims)
+
+
+def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    content = {"methods": {"pgd_at": None, "trades": {"beta": [1, 6]}}, "claims": [{"name": "x", **PAPER}]}
+    file.write_text(json.dumps(content))
+    assert read_study(file).claims == [claim(name="x")]
+    content["claims"] = [{"name": "x", **PAPER, "arm": "trades beta=1.0"}]
+    file.write_text(json.dumps(content))
+    assert read_study(file).claims[0].arm == "trades beta=1.0"
+    content["claims"] = [{"name": "x", **PAPER, "arm": "trades beta=2.0"}]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"arm of the claim 'x'.*'trades beta=2.0'. Did you mean 'trades beta=1.0'"):
+        read_study(file)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("worst", "a list of mappings with name, text, source, measure, arm"),
+        ([{"name": "x", **PAPER, "direktion": "lower"}], "Did you mean 'direction'?"),
+        ([{"name": "x", **PAPER, "direction": "less"}], "Unknown direction 'less'"),
+        ([{"name": "x", **PAPER, "than": "trades"}], "compares 'trades' with itself"),
+        ([{"name": "x", **PAPER, "than": ""}], "compares 'worst', which is never below zero, with zero: give the arm"),
+        ([{"name": "x", **PAPER, **GROWS, "relative": True}], "compares differences as shares with zero"),
+        ([{"name": "x", **PAPER, "than": None}], "than=None"),
+        ([{"name": "x", **PAPER, "smallest": 0}], "smallest=0: give an effect above 0"),
+        ([{"name": "x", **PAPER, "smallest": "1 %"}], "smallest='1 %'"),
+        ([{"name": "x", **PAPER, "relative": 1}], "relative=1"),
+        ([{"name": "x", "text": "A beats B."}], "the claim 'x' has no 'source'"),
+        ([{"name": 3, **PAPER}], "name=3"),
+        ([{"name": "x", **PAPER}] * 2, "two claims called 'x'"),
+    ],
+)
+def test_bad_claims_are_a_sentence(rows: object, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        read_claims(rows, "study.yaml")

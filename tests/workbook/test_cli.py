@@ -1,0 +1,323 @@
+"""The command line: plans, runs, reports; and says what is wrong in a sentence, with exit code 2."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from robustlib.errors import InputError
+from robustlib.runs import Run, find_runs, read_json, write_atomic
+from robustlib.workbook import cli
+from robustlib.workbook import engines as workbook
+from robustlib.workbook.cli import main
+from robustlib.workbook.experiments import parse_seeds, read_study, studies
+from robustlib.workbook.experiments.studies import arm_name
+
+DONE = {"state": "done"}
+COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
+STUDY = """
+preset: digits
+methods: [standard]
+parameters: {epochs: 1, train_examples: 256, lr: [0.1, 1.0e+20]}
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Calls the command line in an empty directory; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROBUSTLIB_DATA", raising=False)
+    monkeypatch.setattr(cli.out, "width", 250)  # no line breaks inside what is searched
+    return lambda *arguments: outcome(capsys, *arguments)
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `robustlib <arguments>`."""
+    capsys.readouterr()
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def not_compared(patch: pytest.MonkeyPatch) -> None:
+    """Leaves the comparison out, which `test_study_report_list_evaluate` waits for once."""
+    real = workbook.execute
+    patch.setattr(
+        workbook, "execute", lambda task, **how: DONE if task.notebook.stem == "compare" else real(task, **how)
+    )
+
+
+# ---- help
+
+
+def test_help_is_light_and_fits_100_columns() -> None:
+    script = "import sys, robustlib.workbook.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    environment = os.environ | {"COLUMNS": "100"}
+    for words in [["--help"], *([name, "--help"] for name in COMMANDS)]:
+        answer = subprocess.run([sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True)
+        shown, modules = answer.stdout.rsplit("\n[", 1)
+        assert not [heavy for heavy in ("torch", "pandas", "papermill", "numpy") if f"'{heavy}'" in modules]
+        assert max(map(len, shown.splitlines())) <= 100
+        assert not answer.stderr
+        if words == ["--help"]:
+            assert all(f"│ {name} " in shown for name in COMMANDS)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run tradez", "Unknown method 'tradez'. Did you mean 'trades'?"),
+        ("run --preset digit", "Unknown preset 'digit'. Did you mean 'digits'?"),
+        ("run --dataset mnst", "Unknown dataset 'mnst'. Did you mean 'mnist'?"),
+        ("run trades --set bta=1", "Unknown hyper-parameter of trades 'bta'. Did you mean 'beta'?"),
+        ("run trades --set beta", "'beta' sets nothing: write name=value"),
+        ("run trades --set beta=much", "beta='much' should be of type float"),
+        ("run trades --set arch=small_cn", "Did you mean 'small_cnn'?"),
+        ("run trades --set eps=-0.1", "eps=-0.1"),
+        ("run trades --set eps=8", "8/255"),
+        ("run trades --set attack_steps=0", "attack_steps=0"),
+        ("run --seeds one", "Seeds 'one' are no whole numbers"),
+        ("run --seeds 1.5", "Seeds '1.5' are no whole numbers"),
+        ("run --device gpu", "Unknown device 'gpu'"),
+        ("run --device cuda:99", "this machine has no such device"),
+        ("run --precision half", "Unknown precision 'half'"),
+        ("run --jobs 0", "at least 1"),
+        ("run --engine rays", "Unknown engine 'rays'. Did you mean 'ray'?"),
+        ("run --preset cifar10-short", "No data root for 'cifar10'"),
+        ("run --preset cifar10-short --data-root nowhere", "'nowhere' is not a directory"),
+        ("run --preset cifar10-short --data-root .", "cifar10"),
+        ("run --examples -1", "examples"),
+        ("run --sed 1", "No such option: --sed"),
+        ("study nowhere.yaml", "Cannot read the study nowhere.yaml"),
+        ("evaluate nowhere", "nowhere holds no run"),
+        ("evaluate nowhere --suite refrence", "Unknown suite 'refrence'. Did you mean 'reference'?"),
+        ("report", "There are no finished runs in runs"),
+        ("rum", "Did you mean 'run'"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(call, tmp_path: Path, arguments: str, sentence: str) -> None:
+    code, out, err = call(*arguments.split())
+    assert code == 2
+    assert sentence in err
+    assert not out
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_places(call, tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("a file, not a directory")
+    code, _, err = call("run", "standard", "--set", "epochs=1")
+    assert code == 2
+    assert "Cannot write to reports/digits" in err
+
+
+def test_a_truncated_checkpoint_is_bad_input_and_stays(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    not_compared(monkeypatch)
+    run = Run(tmp_path / "runs/digits/standard" / _dry_run_directory(call))
+    write_atomic(run.path / "checkpoint.pt", b"PK truncated")
+    code, _, said = call("run", "standard", "--set", "epochs=1")
+    assert code == 2
+    assert "truncated" in said
+    assert (run.path / "checkpoint.pt").read_bytes() == b"PK truncated"
+
+
+def _dry_run_directory(call) -> str:
+    _, shown, _ = call("run", "standard", "--set", "epochs=1", "--dry-run")
+    return next(word.split("/")[-1] for word in shown.split() if word.startswith("runs/"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,3,5", [0, 3, 5]), ("4, 1-2,4", [4, 1, 2])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2-1", "1-", "a", "1.5", "0;1"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(InputError, match="write 0-2 or 0,3,5"):
+        parse_seeds(text)
+
+
+# ---- studies
+
+
+def test_a_study_is_a_grid(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "methods: {pgd_at: , trades: {beta: [1, 6]}}\nparameters: {epochs: [1, 2], milestones: [[3, 5]]}\nseeds: 1-2"
+    )
+    study = read_study(file)
+    assert (study.preset, study.seeds, study.examples, study.claims) == ("digits", [1, 2], 0, [])
+    assert [(name, c["epochs"], c.get("beta")) for name, c in study.arms] == [
+        *(("pgd_at", 1, None), ("pgd_at", 2, None)),
+        *(("trades", 1, 1), ("trades", 1, 6), ("trades", 2, 1), ("trades", 2, 6)),
+    ]
+    assert all(changes["milestones"] == [3, 5] for _, changes in study.arms)
+
+
+def test_arms_that_are_no_grid_are_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("methods: {trades: [{}, {beta: [1, 3]}, {epochs: 2, beta: 1}], pgd_at: }\nparameters: {lr: 0.1}")
+    assert read_study(file).arms == [
+        *(("trades", {"lr": 0.1}), ("trades", {"lr": 0.1, "beta": 1}), ("trades", {"lr": 0.1, "beta": 3})),
+        *(("trades", {"lr": 0.1, "epochs": 2, "beta": 1}), ("pgd_at", {"lr": 0.1})),
+    ]
+
+
+@pytest.mark.parametrize("name", studies())
+def test_built_in_studies_can_be_planned(call, name: str) -> None:
+    code, out, _ = call("study", name, "--dry-run")
+    study = read_study(name)
+    assert code == 0
+    assert out.count("· seed") == len({arm_name(arm, study.preset) for arm in study.arms}) * len(study.seeds)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("method: [trades]", "Did you mean 'methods'?"),
+        ("seeds: [a]", "Seeds 'a'"),
+        ("parameters: [beta]", "write methods as a list"),
+        ("- trades", "should hold keys such as preset"),
+        ("examples: many", "examples='many'"),
+        ("claims: [trades]", "write claims as a list of mappings"),
+        ("{", "is no YAML"),
+        ("methods: [trades]\nparameters: {bta: 1}", "Did you mean 'beta'?"),
+    ],
+)
+def test_bad_studies(call, tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "study.yaml").write_text(content)
+    code, _, err = call("study", "study.yaml")
+    assert code == 2
+    assert sentence in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_built_in_study_of_claims(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("study", "digits-claims", "--dry-run")
+    assert code == 0
+    assert out.count("trades · seed") == out.count("pgd_at · seed") == 8
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "robustlib.workbook.engines.run_all",
+        lambda tasks, *_, **__: [asked.append(t.parameters) or DONE for t in tasks],
+    )
+    monkeypatch.setattr("robustlib.workbook.experiments.publish", lambda *_: (Path("index.html"), []))
+    code, out, _ = call("study", "digits-claims")
+    assert code == 0
+    assert {parameters["test_examples"] for parameters in asked} == {500}  # type: ignore[index]
+    assert out.count("undecided: 0 of 8 seeds") == len(read_study("digits-claims").claims)
+    code, _, err = call("study", "digit-claims")
+    assert code == 2
+    assert "or digits-claims" in err
+
+
+# ---- the real thing
+
+
+def test_dry_run_makes_nothing(call, tmp_path: Path) -> None:
+    code, out, _ = call("run", "trades", "pgd_at", "--seeds", "0-2", "--set", "epochs=3", "--dry-run")
+    assert code == 0
+    assert out.count("epochs=3") == 6
+    assert out.count("train") >= 6
+    assert not list(tmp_path.iterdir())
+    assert "standard · seed 0" in call("run", "--dry-run")[1]
+    code, _, told = call("run", "rep_spectral", "pgd_at", "--set", "arch=mlp_8", "--set", "lr=0.3", "--dry-run")
+    assert code == 0
+    assert told.count("Warning: ") == 2
+    assert "rep_spectral: batch_size=64" in told
+    assert "strength=0.1" in told
+    assert "lr" not in told
+
+
+def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    command = ["study", "study.yaml", "--examples", "12", "--jobs", "2"]
+    code, out, err = call(*command)
+    # one of the two arms diverges: its sentence is printed, the other one goes on and is reported
+    assert code == 1
+    assert "lr=1e+20 · seed 0 failed: FloatingPointError: The loss became NaN" in err
+    assert "Traceback" not in err
+    assert "Report: reports/index.html" in out
+    assert "worst case" in out
+    (run,) = find_runs("runs")
+    page = Path(f"reports/digits/standard-{run.path.name}.html")
+    index = Path("reports/index.html").read_text()
+    assert page.exists()
+    assert f"digits/{page.name}" in index
+    assert "digits/compare.html" in index
+
+    # the same call again would execute the failed one only
+    code, out, _ = call(*command, "--dry-run")
+    assert "nothing: finished" in out
+    again: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "robustlib.workbook.engines.run_all",
+            lambda tasks, *_, **__: [again.append(t.output.name) or DONE for t in tasks],
+        )
+        patch.setattr("robustlib.workbook.experiments.publish", lambda *_: (Path("index.html"), []))
+        assert call(*command)[0] == 0
+    assert len(again) == 1
+    assert again[0] != page.with_suffix(".ipynb").name
+
+    assert "done" in call("list")[1]
+    assert "failed" in call("list")[1]
+    code, out, _ = call("evaluate", run.path)
+    assert code == 0
+    assert "12 test images" in out
+    page.unlink()
+    not_compared(monkeypatch)
+    assert call("report")[0] == 0
+    assert page.exists()
+
+    params = run.path / "params.json"
+    params.write_text(params.read_text()[:40])
+    code, _, err = call("evaluate", run.path)
+    assert code == 2
+    assert "is not readable JSON" in err
+
+
+def test_ctrl_c_stops_all_and_the_same_call_resumes(call, tmp_path: Path) -> None:
+    options = ["run", "standard", "--set", "epochs=200", "--examples", "32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robustlib.workbook.cli", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not any(len(run.metrics()) > 3 for run in find_runs("runs", finished=False)):
+        assert time.monotonic() < end, "it did not start to train"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on" in err
+    assert "Traceback" not in err
+    (status,) = Path("reports/digits").glob("*.status.json")
+    assert read_json(status)["state"] == "interrupted"
+    (run,) = find_runs("runs", finished=False)
+    assert run.status()["state"] == "interrupted"
+    assert "resume" in call(*options, "--dry-run")[1]
+
+
+def test_lab_opens_the_notebooks_with_kernels_here(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, words: seen.extend(words))
+    assert call("lab", "--", "--port", "9999")[0] == 0
+    assert f"--MappingKernelManager.root_dir={tmp_path}" in seen
+    assert seen[-2:] == ["--port", "9999"]

@@ -1,0 +1,251 @@
+"""Executing notebooks: kernels really die, clocks really run out, interrupts are really sent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+
+from robustlib.errors import InputError
+from robustlib.workbook import engines as workbook
+from robustlib.workbook.engines import execute, run_all
+from robustlib.workbook.task import Task, check
+
+Notebook = Callable[..., Task]
+PARAMETERS = (
+    'word: str = "a"  # a text\nseed: int = 0  # a number\nrate: float = 0.5  # a rate\nitems: list = []  # a list'
+)
+WAIT = "import time, pathlib\npathlib.Path(word).write_text('here')\ntime.sleep(60)"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Notebook:
+    """A task over a notebook with the given code cells after its parameters."""
+
+    def notebook(*cells: str, name: str = "note", **parameters: Any) -> Task:
+        first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+        nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(nb, path)
+        return Task(path, parameters, tmp_path / "out" / f"{name}.ipynb")
+
+    return notebook
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Whether the process ends within `seconds`."""
+    for _ in range(int(seconds * 10)):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def soon(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Waits until `condition()`; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def outputs(task: Task) -> str:
+    """All that the executed notebook printed."""
+    cells = nbformat.read(task.output, as_version=4).cells
+    return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
+
+
+def test_done_with_parameters_in_one_thread(make: Notebook) -> None:
+    cell = "import os; print(type(seed).__name__, seed + 1, word, items, rate, os.environ['OMP_NUM_THREADS'])"
+    status = execute(make(cell, seed=np.int64(3), word=Path("/x"), items=("a", 1), rate=np.float32(0.5)))
+    assert (status["state"], status["reason"]) == ("done", "")
+    assert outputs(make(cell)) == "int 4 /x ['a', 1] 0.5 1\n"
+    assert status["seconds"] > 0
+    assert status["started"].endswith("+00:00")
+    assert status["parameters"] == {"seed": 3, "word": "/x", "items": ["a", 1], "rate": 0.5}
+    assert gone(status["kernel"])
+
+
+def test_failed_names_the_exception(make: Notebook) -> None:
+    task = make("from robustlib.errors import InputError\nraise InputError('Unknown method: say trades.')", "print(1)")
+    status = execute(task)
+    assert status["state"] == "failed"
+    assert status["exception"] == "InputError"
+    assert status["reason"] == "InputError: Unknown method: say trades."
+    assert json.loads(task.status_path.read_text()) == status
+
+
+@pytest.mark.parametrize("death", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
+def test_dead_kernel_is_killed_not_done(make: Notebook, death: str) -> None:
+    status = execute(make("import os", death, "print(1)"))
+    assert status["state"] == "killed"
+    assert "The kernel died in cell 3 of 4" in status["reason"]
+
+
+def test_timeout_is_told_and_leaves_no_process(make: Notebook, tmp_path: Path) -> None:
+    status = execute(make(WAIT, word=tmp_path / "mark"), timeout=8)
+    assert status["state"] == "timeout"
+    assert "8 s" in status["reason"]
+    assert all(gone(status[who]) for who in ("kernel", "worker") if who in status)
+
+
+def test_stop_interrupts_the_cell(make: Notebook, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
+    stop = threading.Event()
+    threading.Thread(target=lambda: (soon(mark.exists), stop.set())).start()
+    status = execute(task, stop=stop)
+    assert status["state"] == "interrupted"
+    assert "tidied up" in outputs(task)
+    assert gone(status["kernel"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_worker_is_an_interrupt(make: Notebook, tmp_path: Path, number: int) -> None:
+    mark = tmp_path / "mark"
+    task = make(WAIT, word=mark)
+    threading.Thread(target=lambda: (soon(mark.exists), os.kill(task.status()["worker"], number))).start()
+    assert execute(task)["state"] == "interrupted"
+
+
+def test_killed_worker_is_killed_and_takes_its_kernel_along(make: Notebook, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    task = make(WAIT, word=mark)
+    threading.Thread(target=lambda: (soon(mark.exists), os.kill(task.status()["worker"], signal.SIGKILL))).start()
+    status = execute(task)
+    assert status["state"] == "killed"
+    assert "SIGKILL" in status["reason"]
+    assert gone(status["kernel"])
+
+
+def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbook, "GRACE", 1.0)
+    mark, stop = tmp_path / "mark", threading.Event()
+    task = make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark)
+    threading.Thread(target=lambda: (soon(mark.exists), stop.set())).start()
+    status = execute(task, stop=stop)
+    assert status["state"] == "interrupted"
+    assert gone(status["kernel"])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from robustlib.workbook import Task, run_all
+tasks = [Task(Path(sys.argv[1]), {"word": sys.argv[2] + str(n)}, Path(sys.argv[2] + f"{n}.ipynb")) for n in range(3)]
+run_all(tasks, jobs=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, tmp_path: Path, number: int) -> None:
+    mark = f"{tmp_path}/mark"
+    caller = subprocess.Popen([sys.executable, "-c", SCRIPT, make(WAIT).notebook, mark], stderr=subprocess.DEVNULL)
+    soon(lambda: Path(f"{mark}0").exists() and Path(f"{mark}1").exists())
+    caller.send_signal(number)
+    assert caller.wait(30) != 0
+    tasks = [Task(Path(), {}, Path(f"{mark}{n}.ipynb")) for n in range(3)]
+    soon(lambda: [task.status()["state"] for task in tasks[:2]] == ["interrupted"] * 2)
+    assert tasks[2].status()["state"] == ("interrupted" if number == signal.SIGINT else "queued")
+    assert all(gone(task.status()["kernel"]) for task in tasks[:2])
+
+
+def test_kernel_that_fails_to_start_is_tried_once_more(make: Notebook, tmp_path: Path) -> None:
+    task = make("print('well')")
+    (tmp_path / "ipython" / "profile_default" / "startup").mkdir(parents=True)
+    flaky = f"import os, pathlib\nmark = pathlib.Path({str(tmp_path / 'tried')!r})\n"
+    flaky += "if not mark.exists():\n    mark.touch()\n    os._exit(1)\n"
+    (tmp_path / "ipython" / "profile_default" / "startup" / "0.py").write_text(flaky)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+        assert execute(task)["state"] == "done"
+        (tmp_path / "ipython" / "profile_default" / "startup" / "0.py").write_text("import os\nos._exit(1)\n")
+        status = execute(task)
+    assert status["state"] == "killed"
+    assert "did not start" in status["reason"]
+
+
+def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_path: Path) -> None:
+    meet = "import time, pathlib\npathlib.Path(word).touch()\nend = time.time() + 60\n"
+    meet += "while not pathlib.Path(items[0]).exists():\n    time.sleep(.05)\n    assert time.time() < end"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    tasks = [
+        make("1 / 0", name="bad"),
+        make(meet, name="one", word=a, items=[b]),
+        make(meet, name="two", word=b, items=[a]),
+    ]
+    seen: list[list[str]] = []
+    statuses = run_all(tasks, 2, lambda all_: seen.append([status["state"] for status in all_]))
+    assert [status["state"] for status in statuses] == ["failed", "done", "done"]
+    assert statuses[0]["reason"] == "ZeroDivisionError: division by zero"
+    assert ["queued"] in [states[2:] for states in seen]
+    assert seen[-1] == ["failed", "done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"sed": 1}, "Did you mean 'seed'"),
+        ({"seed": "one"}, "should be int"),
+        ({"seed": True}, "should be int"),
+        ({"seed": 1.5}, "should be int"),
+        ({"items": np.zeros(3)}, "holds a ndarray"),
+        ({"word": object()}, "holds a object"),
+        ({"items": [{1: 2}]}, "holds a dict"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_runs(make: Notebook, parameters: dict, sentence: str) -> None:
+    task = make("1", **parameters)
+    with pytest.raises(InputError, match=sentence):
+        execute(task)
+    assert not task.output.parent.exists()
+
+
+def test_bad_tasks(make: Notebook, tmp_path: Path) -> None:
+    good = make("1")
+    (tmp_path / "text.ipynb").write_text("not a notebook")
+    (tmp_path / "json.ipynb").write_text("{}")
+    for name, sentence in [("none", "no notebook"), ("text", "not a readable"), ("json", "not a readable")]:
+        with pytest.raises(InputError, match=sentence):
+            check(Task(tmp_path / f"{name}.ipynb", {}, good.output))
+    with pytest.raises(InputError, match=r"end in \.ipynb"):
+        check(Task(good.notebook, {}, tmp_path / "out.html"))
+    with pytest.raises(InputError, match="Two tasks would write"):
+        run_all([good, good])
+    with pytest.raises(InputError, match="at least 1"):
+        run_all([good], 0)
+    with pytest.raises(InputError, match="Did you mean 'local'"):
+        run_all([good], engine="locale")
+    assert run_all([]) == []
+
+
+@pytest.mark.filterwarnings("default")  # Ray's own, at its start
+def test_ray_gives_the_same_statuses(make: Notebook) -> None:
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        statuses = run_all([make("print(seed)", name="good", seed=3), make("1 / 0", name="bad")], 2, engine="ray")
+    finally:
+        ray.shutdown()
+    assert [status["state"] for status in statuses] == ["done", "failed"]
+
+
+def test_ray_that_is_absent_is_a_sentence(make: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="needs ray"):
+        run_all([make("1")], engine="ray")

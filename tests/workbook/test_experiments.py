@@ -1,0 +1,315 @@
+"""What a comparison asks of finished runs: curves, arms told apart, and verdicts of runs and of committed results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustlib.errors import InputError
+from robustlib.evaluation import aggregate, leaderboard
+from robustlib.methods import make_method
+from robustlib.representation import probe_attack
+from robustlib.runs import Run, find_runs, read_json, write_json
+from robustlib.threat import Threat
+from robustlib.workbook import experiments as batch
+from robustlib.workbook import tables
+from robustlib.workbook.claims import arm_of
+from robustlib.workbook.experiments import alike, beside, metrics_of, study_runs, sweep_table, with_passes
+from robustlib.workbook.experiments.studies import REFERENCE
+
+STUDY = batch.preset_study("digits")
+
+
+def made(
+    root: Path,
+    method: str,
+    seed: int,
+    changed: str = "",
+    arch: str = "small_cnn",
+    threat: str = "Linf 0.2",
+    **params: Any,
+) -> Run:
+    """A run directory with the facts that comparisons read."""
+    run = Run(root / "digits" / method / f"{arch}-seed{seed}-{changed}")
+    run.path.mkdir(parents=True)
+    params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed, "arch": arch}
+    rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
+    results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)], "rows": rows}
+    results |= {"last": {"rows": rows}, "n": 500, "checkpoint": "best"}
+    params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+    contents = {"params": {**params, "dataset": "digits", "preset": "digits"}, "status": {"state": "done"}}
+    for name, content in (contents | {"results": results}).items():
+        (run.path / f"{name}.json").write_text(json.dumps(content))
+    return run
+
+
+def representation(run: Run) -> list[dict[str, Any]]:
+    """What was measured of a run's feature space."""
+    return list(read_json(run.path / "representation.json").values())
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    """Two seeds of two arms of TRADES, and one of PGD-AT."""
+    arms = (("trades", 1, ""), ("trades", 0, ""), ("trades", 2, "beta=3.0"), ("pgd_at", 0, ""))
+    return [made(tmp_path, *arm) for arm in arms]
+
+
+def test_arms_are_told_apart(runs: list[Run]) -> None:
+    assert {title: run.params()["seed"] for title, run in batch.one_each(runs).items()} == {
+        "PGD_AT": 0,
+        "TRADES": 0,
+        "TRADES · beta=3.0": 2,
+    }
+    assert list(batch.one_each(runs, most=2)) == ["PGD_AT", "TRADES"], "arms without changes come first"
+
+
+def test_networks_are_named_where_there_are_several(tmp_path: Path) -> None:
+    pair = [made(tmp_path, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
+    assert list(batch.one_each(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
+
+
+def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs: list[Run]) -> None:
+    made(tmp_path, "trades", 7, "norm=l2", threat="L2 0.5")
+    params = read_json(runs[0].path / "params.json") | {"dataset": "mnist"}
+    other = tmp_path / "mnist" / "trades" / "x"
+    other.mkdir(parents=True)
+    (other / "params.json").write_text(json.dumps(params))
+    compared = batch.compare_runs(tmp_path, "digits")
+    assert (len(compared.shown), len(compared.every), compared.threat) == (4, 5, "Linf 0.2")
+    assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.words
+    assert compared.usable == [], "no run here has weights"
+    assert len(batch.compare_runs(tmp_path, "digits", threat="L2 0.5").shown) == 1
+
+
+def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, runs: list[Run]) -> None:
+    (runs[0].path / "results.json").write_text('{"rows": [')
+    (runs[1].path / "audit.json").write_text("")
+    (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
+    assert [run.path for run in batch.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
+    assert "robustlib run --preset digits" in batch.compare_runs(tmp_path / "none", "digits").words
+
+
+def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
+    table = batch.curves(runs)
+    assert len(table) == 8
+    assert table.groupby(["title", "changed"]).seed.nunique().to_dict() == {
+        ("PGD_AT", ""): 1,
+        ("TRADES", ""): 2,
+        ("TRADES", "beta=3.0"): 1,
+    }
+    assert batch.curves([]).empty
+
+
+def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustlib.methods import METHODS
+
+    class Foreign(METHODS["pgd_at"]):  # type: ignore[misc]
+        name = "foreign"
+
+    class Own(Foreign):
+        name, notebook = "own", "own"
+
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name in ("baselines", "own"):
+        (folder / f"{name}.ipynb").write_bytes(batch.notebook("baselines").read_bytes())
+    for method in (Foreign, Own):
+        monkeypatch.setitem(METHODS, method.name, method)
+    monkeypatch.setattr("robustlib.__file__", str(tmp_path / "robustlib" / "__init__.py"))
+    options = batch.Options(preset="digits", runs=tmp_path / "runs", reports=tmp_path / "reports")
+    arms = [(name, {}) for name in ("pgd_at", "foreign", "own")]
+    planned = batch.plan(arms, [0], options)
+    assert [job.task.notebook.name for job in planned] == ["baselines.ipynb", "baselines.ipynb", "own.ipynb"]
+    (folder / "own.ipynb").unlink()
+    with pytest.raises(InputError, match=r"There is no .*own\.ipynb"):
+        batch.plan(arms, [0], options)
+
+
+def test_a_preset_without_claims_has_no_study() -> None:
+    assert STUDY is not None
+    assert STUDY.name == "digits-claims"
+    assert batch.preset_study("cifar10-paper") is None
+
+
+def test_verdicts_wait_for_all_seeds(runs: list[Run]) -> None:
+    assert STUDY is not None
+    assert {found.verdict for found in batch.verdicts(STUDY, runs)} == {"undecided"}
+
+
+def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert STUDY is not None
+    committed = batch.reference_verdicts(STUDY)
+    assert [found.claim.name for found in committed] == [claim.name for claim in STUDY.claims]
+    there = {arm_of(run) for run in find_runs(REFERENCE, dataset="digits")} | {""}
+    decided = [found for found in committed if {found.claim.arm, found.claim.than} <= there]
+    assert len(decided) >= 6
+    assert all(found.evidence.differences for found in decided), "study and export"
+    looks = [look for run in find_runs(REFERENCE, dataset="digits") for look in representation(run)]
+    assert {look["attack"] for look in looks} == {repr(probe_attack(Threat("linf", 0.2)))}
+    monkeypatch.setattr("robustlib.workbook.experiments.studies.REFERENCE", tmp_path)
+    assert batch.reference_verdicts(STUDY) == []
+    assert find_runs(tmp_path) == []
+
+
+# ---- the runs of a study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text("methods: {trades: {beta: [1.0, 3.0, 6.0]}, pgd_at: {}}\nseeds: 0-1")
+    return file
+
+
+def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
+    root = tmp_path / "runs"
+    for method, changed, seed in (
+        ("pgd_at", "", 1),
+        ("trades", "", 0),
+        ("trades", "beta=1.0", 0),
+        ("trades", "beta=9.0", 0),
+        ("trades", "", 5),
+    ):
+        made(root, method, seed, changed=changed)
+    found = study_runs(str(study), root)
+    assert [(r.params()["method"], r.params()["changed"], r.params()["seed"]) for r in found.runs] == [
+        *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
+    ]
+    assert found.words.startswith("3 of the 8 runs")
+    assert f"robustlib study {study}" in found.words
+
+
+def test_a_complete_study_asks_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("methods: [pgd_at]\nseeds: 1")
+    made(tmp_path / "runs", "pgd_at", 1)
+    words = f"1 of the 1 runs of the study **{file}** (preset digits) are here, judged under Linf 0.2 on 500 images."
+    assert study_runs(str(file), tmp_path / "runs").words == words
+
+
+def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("methods: [pgd_at]\nseeds: 0-3\nexamples: 200")
+    runs = [made(tmp_path / "runs", "pgd_at", seed) for seed in range(3)]
+    other = made(tmp_path / "runs", "pgd_at", 3)
+    write_json(other.path / "results.json", other.results() | {"n": 200})
+    (tmp_path / "runs" / "aaa").mkdir()
+    (tmp_path / "runs" / "digits" / "pgd_at").rename(tmp_path / "runs" / "aaa" / "pgd_at")
+    assert study_runs(str(file), tmp_path / "runs").runs == []
+    (tmp_path / "runs" / "aaa" / "pgd_at").rename(tmp_path / "runs" / "digits" / "pgd_at")
+    found = study_runs(str(file), tmp_path / "runs")
+    assert [run.path for run in found.runs] == [other.path], "the study's own number of images"
+    assert found.words.endswith("Left out: 3 that were judged otherwise.")
+    (other.path / "results.json").unlink()
+    assert [run.path for run in study_runs(str(file), tmp_path / "runs").runs] == [run.path for run in runs]
+
+
+def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path, study: Path) -> None:
+    for seed in (0, 1):
+        made(tmp_path / "runs", "pgd_at", seed)
+    assert len(study_runs(str(study), tmp_path / "runs", "digits").runs) == 2
+    found = study_runs(str(study), tmp_path / "runs", "mnist")
+    assert found.runs == []
+    assert found.words == (
+        f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
+    )
+    other = made(tmp_path / "runs", "pgd_at", 1, changed="x")  # the study asked for with --dataset mnist
+    write_json(other.path / "params.json", other.params() | {"changed": "", "dataset": "mnist"})
+    (tmp_path / "runs" / "mnist" / "pgd_at").mkdir(parents=True)
+    other.path.rename(tmp_path / "runs" / "mnist" / "pgd_at" / "one")
+    found = study_runs(str(study), tmp_path / "runs", "mnist")
+    assert [run.params()["dataset"] for run in found.runs] == ["mnist"]
+    assert found.words.startswith("1 of the 8 runs")
+
+
+def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")
+    fixed, random = (made(tmp_path / "runs", method, 0) for method in ("standard", "atop"))
+    for images, found in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
+        write_json(random.path / "results.json", random.results() | {"n": 128, "budget": {"images": images}})
+        study = study_runs(str(file), tmp_path / "runs")
+        assert [run.path for run in study.runs] == [run.path for run in found]
+        assert ("random on 128" in study.words) == (len(found) == 2)
+        assert ("Left out: 1" in study.words) == (len(found) == 1)
+
+
+def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
+    threat = {"threat": {"norm": "linf", "eps": 0.2}}
+    others = [made(tmp_path, "trades", seed, **threat) for seed in (0, 1)]
+    others += [made(tmp_path, "ancra", 0, **threat), made(tmp_path, "pgd_at", 0, **threat)]
+    others += [made(tmp_path, "mart", 1, arch="mlp", **threat)]
+    run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
+    found = {title: (one.params()["seed"], one.path == run.path) for title, one in beside(run, [*others, run]).items()}
+    assert found == {"ANCRA · base=mart": (1, True), "ANCRA": (0, False), "PGD_AT": (0, False), "TRADES": (1, False)}
+    assert next(iter(found)) == "ANCRA · base=mart"
+    same = alike(run, tmp_path, ["ancra", "trades"])
+    assert same[0] == run
+    assert {(one.params()["method"], one.params()["seed"]) for one in same[1:]} == {
+        ("ancra", 0),
+        ("trades", 0),
+        ("trades", 1),
+    }
+    other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
+    made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
+    varied = alike(run, tmp_path, ["trades"], vary=["beta"])
+    assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
+    assert varied[-1].path == other.path
+
+
+def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:
+    runs = [made(tmp_path, "trades", seed, changed=changed) for seed, changed in ((0, ""), (1, ""), (0, "beta=1.0"))]
+    found = metrics_of([*runs, runs[0]])
+    assert {title: len(tables) for title, tables in found.items()} == {"TRADES": 2, "TRADES · beta=1.0": 1}
+
+
+def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
+    runs = [made(tmp_path, "claf", 0), made(tmp_path, "supcon", 0)]
+    for run, stages in zip(runs, (("augmented", "adversarial", "slf"), ("contrastive", "slf")), strict=True):
+        rows = [{"stage": stage, "epoch": epoch} for stage in stages for epoch in (0, 1)]
+        (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (title, (table,)) = next(iter(metrics_of(runs, "adversarial").items()))
+    assert (title, list(table["stage"]), list(table["epoch"])) == ("CLAF", ["adversarial"] * 2, [0, 1])
+    assert list(metrics_of(runs, "adversarial")) == ["CLAF"]
+    assert list(metrics_of(runs)) == ["CLAF", "SUPCON"]
+
+
+def test_attack_passes_stand_beside_results(tmp_path: Path) -> None:
+    runs = []
+    for method, settings in (("claf", {}), ("claf", {"final": "aff"}), ("pgd_at", {"epochs": 25}), ("supcon", {})):
+        recipe = make_method(method, "digits", **settings)
+        changed = ", ".join(f"{key}={value}" for key, value in settings.items())
+        runs.append(made(tmp_path, method, 0, changed, hyperparameters=recipe.hyperparameters()))
+    board = with_passes(leaderboard(runs), runs)
+    found = dict(zip(zip(board["method"], board["changed"], strict=True), board["attack passes"], strict=True))
+    assert found == {("claf", ""): 250, ("claf", "final=aff"): 450, ("pgd_at", "epochs=25"): 250, ("supcon", ""): 0}
+    shown = tables.over_seeds(with_passes(aggregate(leaderboard(runs).assign(precision="32-true")), runs))
+    assert list(shown.columns[:4]) == ["method", "changed", "attack passes", "seeds"]
+
+
+def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
+    passes = make_method("claf", "digits").attack_passes
+    for study in ("digits-claims", "claf-comparison"):
+        arms = [make_method(name, "digits", **changes) for name, changes in batch.read_study(study).arms]
+        equal = {arm.name for arm in arms if arm.attack_passes == passes}
+        assert equal == {"claf", "pgd_at"} | ({"trades"} if study == "claf-comparison" else set())
+    assert STUDY is not None
+    rivals = {part.than for part in STUDY.claims if part.name.startswith("claf") and part.than}
+    assert rivals == {"pgd_at epochs=25", "rocl", "acl", "claf refresh=never"}
+
+
+def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
+    def run(changed: str, **values: float) -> Run:
+        return made(tmp_path, "afd", 0, changed=changed, hyperparameters={"alpha": 0.05, "beta": 0.25} | values)
+
+    runs = [run(""), run("alpha=0.2", alpha=0.2), run("alpha=0.2, beta=1.0", alpha=0.2, beta=1.0), run("lr=1", lr=1)]
+    table = sweep_table(runs, ["alpha", "beta"])
+    assert list(zip(table["parameter"], table["value"], strict=True)) == [
+        ("alpha", 0.05),
+        ("beta", 0.25),
+        ("alpha", 0.2),
+    ]
+    assert set(table["clean"]) == {0.9}
+    assert set(table["robust"]) == {0.6}

@@ -1,0 +1,437 @@
+"""The explorer without a browser: what is computed once, what its controls do, and what it says when it cannot."""
+
+import asyncio
+import re
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.evaluation import accuracy
+from robustlib.methods import make_method
+from robustlib.models import Classifier
+from robustlib.representation import runs as stored
+from robustlib.runs import find_runs, read_json, write_json
+from robustlib.training import fit
+from robustlib.workbook.engines import execute
+from robustlib.workbook.explorer import (
+    Explorer,
+    explore,
+    explorer_attacks,
+    make_grid,
+)
+from robustlib.workbook.explorer import (
+    app as session,
+)
+from robustlib.workbook.explorer import (
+    app as start,
+)
+from robustlib.workbook.explorer import (
+    board as cloud,
+)
+from robustlib.workbook.task import Task
+from tests import ROOT
+
+N = 40
+NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, digits):
+    """Two tiny trainings, which tests may look at and fill with features."""
+    place = tmp_path_factory.mktemp("explored")
+    for name in ("standard", "pgd_at"):
+        method = make_method(name, "digits", epochs=2, train_examples=300)
+        fit(method, digits, root=place, progress=False, threads=1)
+    return place
+
+
+@pytest.fixture(scope="module")
+def grid(root, digits):
+    return make_grid(find_runs(root)[1], digits, "FGSM", n=N)
+
+
+@pytest.fixture
+def explorer(root, digits):
+    made = Explorer(digits, find_runs(root), examples=N, neighbours=5)
+    made.board.attack.value = "FGSM"  # loads, since FGSM was not chosen before
+    return made
+
+
+# What is computed once
+
+
+def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
+    assert np.allclose(grid.radii, np.arange(9) * 0.05)
+    assert len(grid.steps) == 9
+    moved = [(step.images.int() - grid.clean.images.int()).abs().amax() / 255 for step in grid.steps]
+    assert all(m <= eps + 0.003 for m, eps in zip(moved, grid.radii, strict=True))
+    assert moved[0] == 0 < moved[1]
+    assert grid.clean.images.equal(digits.test.sample(N).images)
+
+
+def test_curve_counts_the_images_that_are_still_right(grid):
+    every = torch.ones(N, dtype=torch.bool)
+    table = grid.curve(every)
+    step = grid.steps[4]
+    assert table.correct[4] == int((step.predictions == step.labels).sum())
+    assert table.loc[4, ["low", "high"]].tolist() == [accuracy(table.correct[4], N)[side] for side in ("low", "high")]
+    of_class = grid.curve(grid.clean.labels == 3)
+    assert of_class.n.tolist() == [int((grid.clean.labels == 3).sum())] * 9
+    assert grid.fooled(0).sum() == 0
+
+
+def test_neighbours_are_the_nearest_by_cosine_and_never_the_image_itself(grid):
+    unit = [torch.nn.functional.normalize(step["features"], dim=1) for step in (grid.clean, grid.steps[5])]
+    likeness = unit[1][7] @ unit[0].T
+    likeness[7] = -2
+    assert grid.neighbours("features", 7, 5, 6).tolist() == likeness.argsort(descending=True)[:6].tolist()
+    assert 7 not in grid.neighbours("features", 7, 0, N - 1).tolist()
+    with pytest.raises(InputError, match=f"{N} neighbours among {N - 1} examples"):
+        grid.neighbours("features", 7, 5, N)
+
+
+def test_probabilities_are_those_of_the_logits(grid):
+    p = grid.probabilities(3, 4)
+    assert float(p.sum()) == pytest.approx(1)
+    assert int(p.argmax()) == int(grid.steps[4].predictions[3])
+    assert grid.gap("features", 3, 0) == 0 < grid.gap("features", 3, 4)
+
+
+def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
+    monkeypatch.setattr(stored, "features", None)
+    calls = []
+    again = make_grid(find_runs(root)[1], digits, "FGSM", n=N, report=lambda *told: calls.append(told))
+    assert again.steps[8]["features"].equal(grid.steps[8]["features"])
+    assert [(done, total) for done, total, _ in calls] == [(k, 8) for k in range(8)]
+    with pytest.raises(InputError, match="Unknown attack of the explorer 'PGD-30'"):
+        make_grid(find_runs(root)[1], digits, "PGD-30", n=N)
+
+
+def test_attacks_average_over_draws_of_a_stochastic_model(digits):
+    assert {attack.eot for attack in explorer_attacks(digits.threat, stochastic=True).values()} == {8}
+    assert {attack.eot for attack in explorer_attacks(digits.threat).values()} == {1}
+
+
+# What the controls do
+
+
+def shown(explorer: Explorer) -> dict[str, object]:
+    board = explorer.board
+    panels = {name: getattr(board, name).value for name in ("pictures", "bars", "near", "curve", "note")}
+    return panels | {"moving": board.cloud.scatter.moving, "still": board.cloud.scatter.still}
+
+
+def changed(explorer: Explorer, before: dict[str, object]) -> set[str]:
+    return {name for name, value in shown(explorer).items() if value != before[name]}
+
+
+def test_a_slider_move_asks_no_model_and_moves_what_depends_on_eps(explorer, monkeypatch):
+    def forward(*_):
+        raise AssertionError("a model was asked")
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    monkeypatch.setattr(session, "make_grid", forward)
+    before = shown(explorer)
+    explorer.board.eps.value = 8
+    assert changed(explorer, before) == {"pictures", "bars", "near", "curve", "moving"}
+    assert "eps 0.4" in explorer.board.pictures.value
+    for control, value in {"image": 5, "layer": "encoder.stage1", "label": 2}.items():
+        before = shown(explorer)
+        getattr(explorer.board, control).value = value
+        assert changed(explorer, before), control
+
+
+def test_the_slider_opens_at_the_eps_of_the_threat_model(explorer):
+    board = explorer.board
+    assert explorer.grid.radii[board.eps.value] == 0.2
+    assert board.eps.options[board.eps.value] == "0.2 (threat model)"
+    assert "trained for" not in board.curve.value
+    moving = board.cloud.scatter.moving
+    assert len(moving["path"]) == 5
+    assert len(moving["crosses"]) == N
+
+
+def test_a_click_on_the_map_chooses_the_image(explorer):
+    board = explorer.board
+    other = next(k for k in range(N) if int(explorer.split.labels[k]) != 0)
+    board.label.value = 0
+    assert [int(explorer.split.labels[place]) for _, place in board.image.options] == [0] * len(board.image.options)
+    board.cloud.scatter.clicked = [other, 1]
+    assert (board.image.value, board.label.value) == (other, -1)
+    assert f"Image {other}:" in board.pictures.value
+
+
+def test_buttons_walk_through_the_images(explorer):
+    board = explorer.board
+    board.eps.value, board.image.value = 8, 0
+    board.back.click()
+    assert board.image.value == N - 1
+    board.forth.click()
+    assert board.image.value == 0
+    fooled = explorer.grid.fooled(8).nonzero().flatten().tolist()
+    board.fooled.click()
+    assert board.image.value == next(place for place in fooled if place > 0)
+    board.eps.value = 0
+    board.fooled.click()
+    assert "No image of any class is fooled at eps 0: take a larger eps" in board.status.said
+
+
+def test_another_run_shows_the_same_image(explorer, root):
+    board = explorer.board
+    board.image.value, before = 9, explorer.grid
+    titles = [title for title, _ in board.run.options]
+    assert titles[0].startswith("PGD adversarial training · small_cnn · seed 0 · epochs=2")
+    board.run.value = board.run.options[1][1]
+    assert explorer.grid is not before
+    assert board.image.value == 9
+    assert board.status.doing == ""
+
+
+def test_umap_is_made_on_request_and_once(explorer, monkeypatch):
+    calls = []
+
+    def view(grid, layer, seed):
+        calls.append(layer)
+        return session.View(np.zeros((9, N, 2)), "a map")
+
+    monkeypatch.setattr(session, "umap_view", view)
+    board = explorer.board
+    assert "PCA of clean" in board.note.value
+    board.view.value = "UMAP"
+    assert "a map" in board.note.value
+    board.view.value = "PCA"
+    board.view.value = "UMAP"
+    assert calls == ["features"]
+    board.layer.value = "logits"
+    assert calls == ["features", "logits"]
+
+
+def test_a_failed_umap_is_told_and_pca_stays(explorer, monkeypatch):
+    def view(*_):
+        raise InputError("30 neighbours among 9 examples: give more.")
+
+    monkeypatch.setattr(session, "umap_view", view)
+    board = explorer.board
+    board.view.value = "UMAP"
+    assert "30 neighbours among 9 examples" in board.status.said
+    assert "PCA of clean" in board.note.value
+
+
+def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, monkeypatch):
+    """In a running loop, where the map is made in a task that nobody awaits."""
+    calls, board = [], explorer.board
+
+    def view(grid, layer, seed):
+        calls.append(layer)
+        raise MemoryError("<no> room")
+
+    async def session_of_a_notebook():
+        unheard = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        board.view.value = "UMAP"
+        await explorer._task
+        told = board.status.said
+        board.image.value, board.eps.value = 3, 8
+        assert explorer._task.done()
+        assert "MemoryError: &lt;no&gt; room" in board.note.value
+        assert len(calls) == 1
+        board.view.value = "PCA"
+        assert "room" not in board.note.value
+        board.view.value = "UMAP"  # asked for again
+        await explorer._task
+        del explorer._task
+        return told, unheard
+
+    monkeypatch.setattr(session, "umap_view", view)
+    told, unheard = asyncio.run(session_of_a_notebook())
+    assert told.endswith("MemoryError: <no> room")
+    assert (len(calls), unheard, board.status.doing) == (2, [], "")
+
+
+def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, monkeypatch):
+    go, board = threading.Event(), explorer.board
+
+    def view(grid, layer, seed):
+        go.wait(30)
+        return session.View(np.zeros((9, N, 2)), "a map")
+
+    async def session_of_a_notebook():
+        board.view.value = "UMAP"
+        await asyncio.sleep(0.1)
+        assert board.status.doing.startswith("UMAP, 0 s")
+        board.view.value, board.image.value = "PCA", 7
+        go.set()
+        await explorer._task
+        return board.status.said
+
+    monkeypatch.setattr(session, "umap_view", view)
+    assert asyncio.run(session_of_a_notebook()).startswith("Image 7, class")
+    assert board.status.doing == ""
+
+
+# What fails
+
+
+@pytest.fixture
+def damaged(root, tmp_path):
+    """Two runs, the second with half of its weights."""
+    shutil.copytree(root, tmp_path / "runs")
+    runs = find_runs(tmp_path / "runs")
+    weights = runs[1].path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    return runs
+
+
+def test_a_run_that_cannot_be_loaded_leaves_everything_as_it_was(damaged, digits):
+    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
+    explorer.load()
+    before, board = shown(explorer), explorer.board
+    board.run.set_state({"index": 1})  # as from the browser
+    assert "model.safetensors" in board.status.said or "SafetensorError" in board.status.said
+    assert (board.run.value, explorer.grid.run) == (damaged[0], damaged[0])
+    assert changed(explorer, before) == set()
+    board.eps.value = 8
+    assert {key[0] for key in explorer._views} == {str(damaged[0].path)}
+
+
+def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(explorer, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(session, "make_grid", broken)
+    explorer.board.attack.value = "APGD-CE"
+    assert explorer.board.status.said == "RuntimeError: out of memory"
+    assert explorer.board.attack.value == "FGSM"
+
+
+def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
+    runs = find_runs(root)
+    explorer = Explorer(digits, runs, examples=N, neighbours=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "make_grid", None)
+        with pytest.raises(TypeError):
+            explorer.load()
+    board = explorer.board
+    board.fooled.click()
+    assert board.status.said == "Nothing is loaded: choose another run or attack."
+    board.run.value = runs[1]
+    assert board.status.said.startswith("Image 0, class")
+
+
+def test_a_run_deleted_meanwhile(damaged, digits):
+    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
+    explorer.load()
+    for run in damaged:
+        shutil.rmtree(run.path)
+    board = explorer.board
+    board.eps.value = 7  # what is loaded needs no file
+    assert "at eps 0.35" in board.status.said
+    board.run.value = damaged[1]
+    assert f"There is no finished run in {damaged[1].path} any more" in board.status.said
+    assert board.run.value == damaged[0]
+    cloud.umap_view(explorer.grid, "logits", 0)
+    assert not damaged[0].path.exists()
+
+
+def test_everything_that_is_drawn_has_words(explorer):
+    html = "".join(value for value in shown(explorer).values() if isinstance(value, str))
+    images = re.findall(r"<img [^>]*>", html)
+    assert len(images) == 3 + 5
+    assert all(re.search(r'alt="[^"]{8,}"', image) for image in images)
+    assert 'aria-label="Accuracy of 40 images under FGSM alone: ' in html
+    assert "http" not in html
+    assert "Chosen: image 0, eps 0.2" in explorer.board.cloud.scatter.moving["alt"]
+
+
+# What it says when it cannot
+
+
+def test_a_class_without_survivors_is_told(explorer):
+    board = explorer.board
+    survivors = [explorer.grid.steps[8].correct[explorer.split.labels == k].sum() for k in range(10)]
+    board.label.value = int(np.argmin(survivors))
+    assert min(survivors) == 0
+    board.eps.value = 8
+    assert re.search(
+        r"None of the \d images of class \d survives</b> FGSM at eps 0.4: take a smaller eps", board.curve.value
+    )
+
+
+def test_only_classes_with_images_are_offered(root, digits):
+    few = Explorer(digits, find_runs(root), examples=8, neighbours=3)
+    offered = [label for _, label in few.board.label.options]
+    assert offered == [-1, *sorted(set(few.split.labels.tolist()))]
+    assert len(offered) < 11
+
+
+def test_names_and_messages_are_words_and_never_tags(root, digits):
+    odd = replace(digits, class_names=tuple(f"<b>{k}</b>&" for k in range(10)))
+    explorer = Explorer(odd, find_runs(root), examples=N, neighbours=5)
+    board = explorer.board
+    board.attack.value, board.eps.value = "FGSM", 8
+    for label in range(10):
+        board.label.value = label
+        html = "".join(value for value in shown(explorer).values() if isinstance(value, str))
+        assert not re.search(r"<b>\d</b>&", html)
+    assert "images of class &lt;b&gt;9&lt;/b&gt;&amp;" in board.curve.value
+    assert "class <b>9</b>&" in board.status.said  # plain text, as its widget shows it
+
+
+@pytest.mark.parametrize(("classes", "colours", "words"), [(10, 10, "in the colour of the class"), (11, 1, "(blue)")])
+def test_the_legend_says_what_the_colours_mean(classes, colours, words):
+    made = cloud.Cloud(np.arange(classes), [str(k) for k in range(classes)], print)
+    assert len(set(made.colours[0])) == colours
+    assert words in made.legend
+
+
+def test_what_cannot_be_looked_at_is_said_at_once(root, digits):
+    runs = find_runs(root)
+    with pytest.raises(InputError, match=r"Unknown layer 'stage9'.*features, logits, stage1, stage2, stage3"):
+        Explorer(digits, runs, layer="stage9", examples=N)
+    with pytest.raises(InputError, match="10 neighbours among 7 examples"):
+        Explorer(digits, runs, examples=8)
+    with pytest.raises(InputError, match="There are no runs"):
+        Explorer(digits, [])
+
+
+def test_no_runs_and_none_wanted(tmp_path):
+    with pytest.raises(InputError, match=r"no finished runs in .*robustlib run.*train_missing"):
+        explore(tmp_path, train_missing=False)
+    with pytest.raises(InputError, match="no finished runs of mnist"):
+        explore(tmp_path, dataset="mnist")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_two_data_sets(root, tmp_path):
+    shutil.copytree(root / "digits", tmp_path / "digits")
+    shutil.copytree(root / "digits", tmp_path / "mnist")
+    for file in (tmp_path / "mnist").rglob("params.json"):
+        write_json(file, read_json(file) | {"dataset": "mnist"})
+    with pytest.raises(InputError, match=r"runs of digits and mnist.*dataset='digits'"):
+        explore(tmp_path)
+    assert len(start.finished_runs(tmp_path, "digits")) == 2
+
+
+def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "SMALL", {"standard": 1, "pgd_at": 1})
+    made = explore(tmp_path, examples=12, neighbours=3, layer="logits")
+    told = capsys.readouterr().out
+    assert told.startswith("There are no finished runs in")
+    assert [run.params()["changed"] for run in find_runs(tmp_path)] == ["epochs=1"] * 2
+    assert made.board.layer.value == "logits"
+    assert len(list(made.board.run.value.path.glob("features/*"))) == 8
+    assert load_dataset("digits").name == made.dataset.name
+
+
+def test_the_notebook_runs_by_papermill(root, tmp_path):
+    parameters = {"runs": root, "examples": N, "neighbours": 5}
+    task = Task(NOTEBOOK, parameters, tmp_path / "explore.ipynb")
+    status = execute(task)
+    assert status["state"] == "done", status
+    assert "application/vnd.jupyter.widget-view+json" in task.output.read_text()

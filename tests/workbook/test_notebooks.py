@@ -1,0 +1,421 @@
+"""The notebooks: thin, clean and inspectable; and they run, two of them by papermill as the README says."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
+from robustlib.audit import audit as judged
+from robustlib.data import Dataset, Split, load_dataset
+from robustlib.evaluation import Budget, measure_distances
+from robustlib.methods import METHODS, load_preset, make_method
+from robustlib.models import Classifier
+from robustlib.runs import Run, find_runs, read_json, write_json
+from robustlib.training import fit
+from robustlib.training.fit import run_params
+from robustlib.workbook.engines import execute
+from robustlib.workbook.task import Task, inspect
+from tests import ROOT
+from tests.fixtures import audit
+from tests.notebook import perform
+
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LINES = 12
+
+
+def cells(notebook: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
+    """The notebook's cells of one kind."""
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == kind]
+
+
+def parameters(notebook: Path) -> list[nbformat.NotebookNode]:
+    """The cells tagged "parameters"."""
+    return [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def test_all_are_there() -> None:
+    seeds = {"afd", "ancra", "atop", "claf", "rep_spectral"}
+    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare", "explore"} | seeds
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+class TestStatic:
+    """What can be said without running a notebook."""
+
+    def test_parameters_are_what_papermill_finds(self, notebook: Path) -> None:
+        (cell,) = parameters(notebook)
+        targets = [node.target.id for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+        assert list(inspect(notebook)) == targets
+        assert len(targets) == len(ast.parse(cell.source).body) <= 15
+
+    def test_parameters_are_flat_literals_with_help(self, notebook: Path) -> None:
+        (cell,) = parameters(notebook)
+        for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+            assert isinstance(node, ast.AnnAssign)
+            assert isinstance(node.annotation, ast.Name)  # no unions
+            assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+            assert re.search(r"  # [^=]+$", line), line
+
+    def test_first_cell_imports_and_no_other_does(self, notebook: Path) -> None:
+        imports = [
+            {
+                isinstance(node, ast.Import | ast.ImportFrom)
+                for node in ast.walk(ast.parse(cell.source))
+                if hasattr(node, "lineno") and isinstance(node, ast.stmt)
+            }
+            for cell in cells(notebook)
+        ]
+        assert imports[0] == {True}
+        assert not any(True in kinds for kinds in imports[1:])
+
+    def test_cells_are_thin(self, notebook: Path) -> None:
+        for cell in cells(notebook):
+            assert len(cell.source.splitlines()) <= LINES
+            kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+            assert not kinds & {ast.ClassDef, ast.FunctionDef, ast.For, ast.While}
+            assert "plt." not in cell.source
+            assert "matplotlib" not in cell.source
+
+    def test_clean_for_git(self, notebook: Path) -> None:
+        raw = nbformat.read(notebook, as_version=4)
+        assert raw.metadata.kernelspec.name == "python3"
+        assert all(not cell.outputs and cell.execution_count is None for cell in cells(notebook))
+        assert not re.search(r"[\"' ]/(home|root|tmp|work|Users|mnt)/", notebook.read_text())
+        assert subprocess.run([sys.executable, "-m", "nbstripout", "--verify", notebook]).returncode == 0
+
+    def test_prose_leads(self, notebook: Path) -> None:
+        first, *rest = nbformat.read(notebook, as_version=4).cells
+        assert first.cell_type == "markdown"
+        assert first.source.startswith("# ")
+        assert not any(re.search(r"^# ", cell.source, re.MULTILINE) for cell in rest if cell.cell_type == "markdown")
+
+
+def text(executed: Path) -> str:
+    """All that an executed notebook shows as text."""
+    outputs = [output for cell in cells(executed) for output in cell.outputs]
+    return "\n".join(
+        output.get("text", "")
+        + "".join(output.get("data", {}).get(kind, "") for kind in ("text/markdown", "text/plain"))
+        for output in outputs
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with baselines.ipynb executed by papermill's own command (out.ipynb) and its runs."""
+    place = tmp_path_factory.mktemp("trained")
+    options = [
+        "-p",
+        "method",
+        "trades",
+        "-p",
+        "seed",
+        "1",
+        "-p",
+        "test_examples",
+        "12",
+        "-p",
+        "runs",
+        str(place / "runs"),
+    ]
+    changes = ["-y", 'overrides: ["epochs=1", "train_examples=256", "attack_steps=2"]']
+    command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options, *changes]
+    subprocess.run([*command, "--no-progress-bar"], check=True, timeout=300)
+    return place
+
+
+def test_baselines_by_papermill(trained: Path) -> None:
+    (run,) = find_runs(trained / "runs", method="trades", preset="digits")
+    assert run.finished
+    assert run.params()["seed"] == 1
+    assert run.results()["n"] == 12
+    shown = text(trained / "out.ipynb")
+    for sign in (
+        "TRADES",
+        "beta",
+        "epoch 1/1",
+        "worst case",
+        "PGD(",
+        "robustlib run trades",
+        "overfitting was detected",
+        "apgd-t",
+        "headline: ",
+        "protocol: ",
+        "15. ",
+    ):
+        assert sign in shown, sign
+    images = [o for c in cells(trained / "out.ipynb") for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 10
+    assert all(len(image.metadata["image/png"]["alt"]) > 40 for image in images)
+    assert all("\n" in image.metadata["image/png"]["csv"] for image in images)
+    assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
+
+
+def test_compare_shows_the_runs(trained: Path) -> None:
+    task = Task(FOLDER / "compare.ipynb", {"runs": trained / "runs"}, trained / "compare.ipynb")
+    assert execute(task)["state"] == "done"
+    shown = text(task.output)
+    assert "1 runs" in shown
+    assert "trades" in shown
+    for sign in ("worst case", "AutoAttack", "headline", "protocol"):
+        assert sign in shown, sign
+    assert "not audited" not in shown
+    assert "TRADES · epochs=1, train_examples=256, attack_steps=2" in shown
+    assert "undecided: 0 of 8 seeds" in shown
+    lifted = [c for c in cells(task.output) if "index" in c.metadata.get("tags", [])]
+    assert sum("image/png" in o.get("data", {}) for c in lifted for o in c.outputs) >= 5
+    assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
+
+
+@pytest.fixture
+def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short attacks, few validation images and no UMAP: that they are shown counts here, not how good they are."""
+    monkeypatch.setattr(
+        "robustlib.data.load_dataset", lambda name, **how: few if name == "digits" else load_dataset(name, **how)
+    )
+    tiny = Budget(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
+    for room in ("run_results", "run_randomness", "run_unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: tiny)
+    for room in ("suites", "unseen"):
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.AutoAttack", partial(AutoAttack, steps=5, queries=40))
+    for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
+        monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
+    monkeypatch.setattr("robustlib.audit.audit.audit", partial(judged, queries=20, noise=20, readouts=8))
+    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(
+    ("method", "changes", "signs", "figures"),
+    [
+        (
+            "ancra",
+            [],
+            ("head 1", "bpda gate 0.1", "adaptive minimum", "overstated by", "transferred", "ancra-ablation"),
+            6,
+        ),
+        (
+            "afd",
+            ["pretrain_epochs=1"],
+            ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "undecided: 0 of 8 seeds"),
+            6,
+        ),
+        ("afd", ["pretrain_epochs=1", "disentangle=false", "classify=latent"], ("h: relative L2 distance",), 4),
+        (
+            "acl",
+            ["head_epochs=1", "norm=l2", "eps=0.6"],
+            (
+                "is one of Linf; this run's",
+                "attacked: changed images lie",
+                "Attack passes for each image: 4.",
+                "0 of the 33",
+            ),
+            4,
+        ),
+    ],
+)
+def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list, signs: tuple, figures: int) -> None:
+    overrides = ["epochs=1", "train_examples=200", "attack_steps=2", *changes]
+    parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
+    shown, drawn = page_of(Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == figures
+    for sign in signs:
+        assert sign in shown, sign
+
+
+def page_of(task: Task) -> tuple[str, int]:
+    """All that a notebook says, performed here, its figures' alternative texts included; and how many figures it shows."""
+    perform(task)
+    outputs = [output for cell in cells(task.output) for output in cell.outputs]
+    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return text(task.output) + "".join(image["alt"] for image in images), len(images)
+
+
+def planted(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float = 0.6, **changes: Any) -> Run:
+    """A finished run of an arm of the preset digits with made-up results, never trained: no weights, no metrics."""
+    method = make_method(name, "digits", **changes)
+    run = Run.of(params := run_params(method, dataset, method.arch, seed, "32-true"), root)
+    rows = [{"attack": attack, "accuracy": a, "low": a, "high": a} for attack, a in (("clean", 0.9), ("worst", worst))]
+    results = {"threat": str(method.threat(dataset)), "rows": rows, "last": {"rows": rows}, "curve": []}
+    contents = {"params": params, "status": {"state": "done"}, "results": results | {"n": 500, "checkpoint": "best"}}
+    for file, content in contents.items():
+        write_json(run.path / f"{file}.json", content)
+    return run
+
+
+def far(run: Run, distance: float) -> None:
+    """Makes up stored distances of four test images, the last one wrong; FAB's are shorter by a tenth."""
+    columns = {"index": [1, 2, 3, 4], "correct": [True, True, True, False], "split": "test"}
+    looks = {
+        name: columns | {"attack": f"{name}()", "distance": [share * distance] * 3 + [0.0]}
+        for name, share in (("Tangent", 1.0), ("FAB", 0.9))
+    }
+    write_json(run.path / "distances.json", looks)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -> None:
+    for refresh, level in (("never", 0.5), ("reinit", 0.75)):
+        run = planted(tmp_path / "runs", few, "claf", worst=level, refresh=refresh)
+        probes = {f"probe/head_{end}/{kind}": level for end in ("start", "end") for kind in ("clean", "attacked")}
+        rows = [{"stage": "adversarial", "epoch": e, "epoch_total": e, "warnings": [], **probes} for e in (1, 2)]
+        (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for seed, worst in ((0, 0.3), (1, 0.5)):
+        planted(tmp_path / "runs", few, "pgd_at", seed, worst, epochs=25, augment="weak")
+    planted(tmp_path / "runs", few, "claf", final="alf")
+    overrides = ["train_examples=200", "attack_steps=2", "epochs=2", "aug_epochs=1", "head_epochs=1"]
+    parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
+    shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 5
+    for sign in ("✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds"):
+        assert sign in shown, sign
+    assert "3 of the 33 runs of the study **claf-ablation**" in shown
+    assert "3 of the 60 runs of the study **claf-comparison**" in shown
+    for level, refresh in ((0.5, "never"), (0.75, "reinit")):
+        assert f"CLAF · refresh={refresh} (1 seed) {level:g} at epoch 1" in shown
+        assert re.search(rf"claf +refresh={refresh} +\d+ +1 +90\.0 % +{100 * level:.1f} %", shown)
+    assert re.search(r"pgd_at +epochs=25, augment=weak +250 +2 +90\.0 ± 0\.0 % +40\.0 ± 14\.1 %", shown)
+    assert re.search(r"claf +final=alf +450 +1 ", shown)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(tmp_path: Path, few: Dataset) -> None:
+    for seed, study in ((0, {"strength": 0.0}), (1, {"arch": "small_cnn"})):
+        far(planted(tmp_path / "runs", few, "rep_spectral", seed, **study), 0.5)
+    overrides = ["epochs=3", "train_examples=200"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8, "dataset": "digits-0-4"}
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 6
+    told = ("σ of head", "Quartiles", "FAB (white box)", "Fewer than three runs", "No seed has measured", "worst case")
+    for sign in (*told, "undecided: 0 of 8 seeds"):
+        assert sign in shown, sign
+    for study in ("grid", "cnn", "transfer"):
+        words = f"The runs of the study **spectral-{study}** are of digits, not of this page's data set, digits-0-4"
+        assert words in shown
+    (run,) = find_runs(tmp_path / "runs", dataset="digits-0-4")
+    assert run.distances()["n"] == 8
+    assert run.distances("val") == {}, "of a recipe of its own: no part of the grid"
+    assert (tmp_path / "runs" / "toys" / run.path.name).is_dir()  # of its own: two pages train at once with --jobs 2
+
+
+def at_inverse_slope(model: Classifier, split: Split, attack: MinimumNorm, **_: Any) -> pd.DataFrame:
+    """In place of an attack: distances that go with the inverse of sigma_max^2 of the one hidden layer, a tenth less by FAB."""
+    sigma = float(torch.linalg.matrix_norm(model.get_submodule("encoder.layers.0").weight.detach(), 2))
+    distance = (0.9 if isinstance(attack, FAB) else 1.0) / sigma**2 * (1 + torch.arange(len(split)) / 100)
+    frame = {"index": split.indices, "label": split.labels, "distance": distance}
+    return pd.DataFrame({name: column.numpy() for name, column in frame.items()}).assign(correct=True, queries=1)
+
+
+@pytest.fixture
+def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a grid of three trained and measured runs, a CNN of two strengths and two seeds, and two transfers.
+
+    Attacks that measure, and audits, are made up: what the page makes of runs counts here.
+    """
+    monkeypatch.setattr("robustlib.audit.audit_run", lambda *_, **__: audit())
+    monkeypatch.setattr("robustlib.evaluation.distances.adversarial_distances", at_inverse_slope)
+    for method in ("rep_spectral", "ll_spectral"):
+        monkeypatch.setitem(load_preset("digits")[method], "epochs", 3)
+    root = tmp_path / "runs"
+    for name, changes in (
+        ("rep_spectral", {"strength": 0.0}),
+        ("rep_spectral", {"strength": 0.03}),
+        ("ll_spectral", {}),
+    ):
+        run = fit(make_method(name, "digits", **changes), few, root=root, device="cpu", progress=False)
+        measure_distances({"it": run}, few, n=8)
+        measure_distances({"it": run}, few, FAB(Threat("l2", 0.5)), n=8)
+        measure_distances({"it": run}, few, n=8, split="val")
+        made = planted(root, few, name, **changes)
+        assert made.path == run.path
+    for seed in (0, 1):
+        for strength, distance in ((0.001, 0.5), (0.0, 0.3)):
+            far(planted(root, few, "rep_spectral", seed, arch="small_cnn", strength=strength), distance + seed / 100)
+    for name, distance in (("barlow_spectral", 0.7), ("bss", 0.4)):
+        far(planted(root, few, name), distance)
+    return root
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, family: Path) -> None:
+    parameters = {"runs": family, "test_examples": 8}
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 7
+    for words in ("3 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs"):
+        assert words in shown, words
+    assert re.search(r"this run +100\.0 %", shown), "its own distances on validation images"
+    for row in (r"none +0 +1 +100\.0 % +\d", r"Rep-spectral +0\.03 +1 +100\.0 % .*✓ chosen, the only one of the grid"):
+        assert re.search(row, shown), row
+    assert re.search(r"over the representation's layers +−1\.00 +4 +4 +8\n", shown), "three of the grid, and the page's"
+    rows = (
+        r"rep_spectral +arch=small_cnn, strength=0\.001 +2 +90\.0 ± 0\.0 %",
+        r"Rep-spectral · arch=small_cnn, strength=0\.001 +2 +0\.505 \(0\.441–0\.569\) +0\.455 \(0\.397–0\.512\) +3\n",
+        r"Rep-spectral · arch=small_cnn, strength=0\.0 +2 +0\.305 ",
+        r"Barlow Twins, spectral +1 +0\.700 \(0\.700–0\.700\) +0\.630 ",
+        r"BSS +1 +0\.400 ",
+    )
+    for row in rows:
+        assert re.search(row, shown), row
+    own = next(run for run in find_runs(family, method="rep_spectral") if not run.params()["changed"])
+    assert own.distances("val")["n"] == 8
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_notebook_of_atop(tmp_path: Path) -> None:
+    short = ["epochs=2", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
+    overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
+    parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
+    task = Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb")
+    perform(task)
+    outputs = [output for cell in cells(task.output) for output in cell.outputs]
+    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = text(task.output) + "".join(image["alt"] for image in images)
+    assert len(images) == 8
+    told = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
+    for sign in (*told, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case"):
+        assert sign in shown, sign
+    (run,) = find_runs(tmp_path / "runs", method="atop")
+    assert run.results()["n"] == 8
+    assert run.audit()["n"] == 8
+    assert list(read_json(run.path / "unseen.json").values())[-1]["n"] == 8
+    assert read_json(run.path / "randomness.json")["draws"] == 10
+
+
+def test_compare_without_data_compares_the_rest(trained: Path) -> None:
+    parameters = {"runs": trained / "runs", "look_inside": False}
+    task = Task(FOLDER / "compare.ipynb", parameters, trained / "outside.ipynb")
+    perform(task)
+    images = [o for c in cells(task.output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 3
+
+
+def test_runs_of_other_data_are_named_not_mixed(trained: Path) -> None:
+    parameters = {"runs": trained / "runs", "dataset": "mnist"}
+    task = Task(FOLDER / "compare.ipynb", parameters, trained / "other.ipynb")
+    perform(task)
+    assert "Runs on digits are left out" in text(task.output)
+
+
+def test_compare_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
+    task = Task(FOLDER / "compare.ipynb", {"preset": "cifar10-short", "runs": tmp_path}, tmp_path / "compare.ipynb")
+    perform(task)
+    assert "robustlib run --preset cifar10-short" in text(task.output)
+
+
+def test_bad_parameter_is_a_sentence_in_the_status(tmp_path: Path) -> None:
+    parameters = {"method": "tradez", "runs": tmp_path / "runs"}
+    status = execute(Task(FOLDER / "baselines.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert status["state"] == "failed"
+    assert status["reason"].startswith("InputError: Unknown method 'tradez'. Did you mean 'trades'?")
+    assert not (tmp_path / "runs").exists()

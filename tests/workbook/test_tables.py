@@ -1,0 +1,278 @@
+"""Tables: every number with its interval, every hyper-parameter with its meaning."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+
+from robustlib.workbook import tables
+from robustlib.workbook.claims import Claim, Evidence, Finding, Interval
+from tests import fixtures
+
+RESULTS = {
+    "rows": [
+        {"attack": "clean", "accuracy": 0.99, "low": 0.98, "high": 0.995, "n": 500, "protocol": "no attack"},
+        {"attack": "worst", "accuracy": 0.735, "low": 0.69, "high": 0.77, "n": 500, "protocol": "PGD(steps=20)"},
+    ],
+    "last": {"rows": [{"attack": "clean", "accuracy": 1.0, "low": 0.99, "high": 1.0, "n": 500}]},
+}
+
+
+@dataclass
+class Base:
+    """A method."""
+
+    epochs: int = 110
+    lr: float = 0.1  # peak learning rate
+
+
+@dataclass
+class Special(Base):
+    """With a default of its own."""
+
+    epochs: int = 30  # fewer = cheaper
+    points: tuple[int, ...] = ()  # none
+
+
+def board(**columns: object) -> pd.DataFrame:
+    """Two runs of a leaderboard."""
+    both = {"method": ["trades", "pgd_at"], "arch": ["mlp", "mlp"], "seed": [0, 1], "minutes": [1.25, 2.0]}
+    numbers = {"clean": [0.9, 0.8], "clean_low": [0.88, 0.7], "clean_high": [0.92, 0.9], "worst": [0.5, float("nan")]}
+    return pd.DataFrame(both | numbers | columns)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [((0.5,), "50.0 %"), ((0.752, 0.713, 0.788), "75.2 % (71.3–78.8)"), ((float("nan"),), "–"), ((None,), "–")],
+)
+def test_percent(numbers: tuple[float, ...], text: str) -> None:
+    assert tables.percent(*numbers) == text
+
+
+def test_hyperparameters_carry_their_comments() -> None:
+    table = tables.hyperparameters(Special(lr=0.2))
+    assert table.loc["lr"].tolist() == ["0.2", "0.1", "peak learning rate"]
+    assert table.loc["epochs"].tolist() == ["30", "30", "fewer = cheaper"]
+    assert table.loc["points", "value"] == "–"
+
+
+def test_accuracies_best_beside_last() -> None:
+    table = tables.accuracies(RESULTS)
+    assert table.loc["worst case", "best epoch"] == "73.5 % (69.0–77.0)"
+    assert table.loc["clean", "last epoch"] == "100.0 % (99.0–100.0)"
+    assert table.loc["worst case", "protocol"] == "PGD(steps=20)"
+
+
+def test_accuracies_of_a_stochastic_model() -> None:
+    noisy = {"attack": "pgd20", "accuracy": 0.5, "single": 0.25, "low": 0.4, "high": 0.6, "n": 500}
+    table = tables.accuracies({"rows": [*RESULTS["rows"], noisy]})
+    assert table.loc["PGD-20", "one draw"] == "25.0 %"
+    assert table.loc["PGD-20", "best epoch"] == "50.0 % (40.0–60.0)"
+    assert "one draw" not in tables.accuracies(RESULTS)
+
+
+def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    results, sent = fixtures.adaptive(), []
+    assert list(tables.accuracies(results).index) == ["clean", "PGD-20", "CW-50", "AutoAttack", "worst case"]
+    table = tables.adaptive(results)
+    assert list(table.columns) == ["PGD-20", "CW-50", "AutoAttack", "everything so far"]
+    assert table.loc["the deployed logits"].tolist() == ["82.0 %", "81.5 %", "81.0 % (78.0–84.0)", "–"]
+    assert table.loc["head 1"].tolist() == ["60.0 %", "55.0 %", "–", "–"]
+    assert table.loc["gate of each class"].tolist() == ["–", "50.0 %", "–", "–"]
+    assert table.loc["PGD-100×5 on surrogates", "everything so far"] == "45.0 %", "what was left after the last"
+    assert table.index[-1] == "adaptive minimum"
+    assert table.iloc[-1].tolist() == ["–", "–", "–", "43.5 % (40.5–46.5)"]
+    assert tables.adaptive_words(results) == (
+        "The paper's protocol (AutoAttack on the deployed logits) leaves 81.0 %, the adaptive minimum 43.5 %: overstated by "
+        "37.5 points."
+    )
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.append(data["text/plain"]))
+    tables.show_adaptive(RESULTS)
+    assert sent == [], "a plain model has nothing to show"
+    tables.show_adaptive(results)
+    assert len(sent) == 2
+    assert "overstated by" in sent[0]
+    assert tables.adaptive(RESULTS).empty
+    assert tables.adaptive_words(RESULTS) == ""
+
+
+def test_what_a_view_of_a_stochastic_model_met_in_full_is_not_called_everything_so_far() -> None:
+    left = {"pgd20": 0.3, "aa_standard": 0.4, "autoattack": 0.31, "aa_standard@classifier": 0.38, "worst": 0.23}
+    rows = [{"attack": name, "accuracy": share, "low": share, "high": share} for name, share in left.items()]
+    table = tables.adaptive({"rows": rows})
+    standard = table["AutoAttack, standard version"]
+    assert (standard["the deployed logits"], standard["classifier"]) == ("40.0 %", "38.0 %")
+    assert table["everything so far"].tolist() == ["–", "–", "23.0 % (23.0–23.0)"]
+
+
+def test_cascade_says_what_each_step_took() -> None:
+    table = tables.cascade(fixtures.cascade())
+    assert table["attack"].unique().tolist() == ["AutoAttack", "AutoAttack on denoiser"]
+    assert "attack" not in tables.cascade(fixtures.cascade()[:4]), "one cascade needs no name"
+    first = table.iloc[:3]
+    assert first["images attacked"].tolist() == ["–", 490, 380]
+    assert first["broken"].tolist() == ["10", "110", "30"]
+    assert first["accuracy after it"].tolist() == ["98.0 %", "76.0 %", "70.0 %"]
+
+
+def test_checks_carry_value_threshold_and_meaning() -> None:
+    table = tables.checks(fixtures.audit()).set_index("check")
+    assert table.loc["3. more steps", ["verdict", "value", "threshold"]].tolist() == [
+        "▲ amber",
+        "4.1 points",
+        "3 points",
+    ]
+    assert table.loc["9. gradients", "value"] == "0.78"
+    assert table.loc["14. published window", ["verdict", "value"]].tolist() == ["– n/a", "–"]
+    assert tables.checks({}).empty
+
+
+def test_badges_are_signs_words_and_sentences() -> None:
+    said = tables.badges(fixtures.audit())
+    assert '<span class="badge red">headline: ✕ red</span>' in said
+    assert '<span class="badge amber">protocol: ▲ amber</span> The paper&#x27;s protocol overstates by 4.2' in said
+    assert "&lt;could&gt;" in said, "what a check says is text, not markup"
+    assert "robustlib audit runs/x" in tables.badges({}, "runs/x")
+
+
+def test_badges_are_shown_as_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    sent: dict[str, str] = {}
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: sent.update(data))
+    tables.show_badges(fixtures.audit())
+    assert sent["text/html"].startswith('<p><span class="badge red">')
+    assert sent["text/plain"].splitlines()[1] == "protocol: ▲ amber The paper's protocol overstates by 4.2 points."
+
+
+def test_every_verdict_is_told_without_colour() -> None:
+    signs = [tables.verdict(word).split()[0] for word in ("pass", "amber", "red", "")]
+    assert len(set(signs)) == 4
+    assert tables.gravest(["pass", "amber", "red"]) == "red"
+    assert tables.gravest(["pass", "", "n/a"]) == "", "who was not examined has not passed"
+    assert tables.verdict(float("nan")) == "– not audited"
+
+
+def test_badges_stand_beside_the_worst_case() -> None:
+    rows = fixtures.leaderboard()
+    table = tables.leaderboard(rows)
+    assert list(table)[2:6] == ["clean", "worst case", "headline", "protocol"]
+    assert table["headline"].tolist() == ["– not audited", "✓ pass", "▲ amber", "✕ red"]
+    assert "CW-50" not in table, "nothing was measured"
+    assert "AutoAttack" in table
+    said = tables.objections(rows)
+    assert (
+        "- **trades, protocol**: ▲ amber, seed 0: The paper's protocol overstates by 4.2 points. ✕ red, seed 1:" in said
+    )
+    assert "1 of 4 runs are not audited" in said
+    assert "no check objects" in tables.objections(rows[1:2])
+
+
+def test_over_seeds_shows_the_gravest_badge() -> None:
+    rows = fixtures.leaderboard()
+    means = pd.DataFrame({"method": ["standard", "trades"], "seeds": 2, "clean_mean": 0.9, "worst_mean": 0.5})
+    table = tables.over_seeds(means.assign(worst_std=0.1, arch="small_cnn"), rows)
+    assert table["headline"].tolist() == ["– not audited", "✕ red"]
+    assert "headline" not in tables.over_seeds(means)
+
+
+def test_an_attack_that_the_last_epoch_did_not_meet_is_a_dash() -> None:
+    assert tables.accuracies(RESULTS).loc["worst case", "last epoch"] == "–"
+
+
+def test_leaderboard_leaves_out_what_is_alike() -> None:
+    table = tables.leaderboard(board(stale=[False, False], warnings=[[], []]))
+    assert list(table) == ["method", "seed", "clean", "worst case", "minutes"]
+    assert table["clean"].tolist() == ["90.0 % (88.0–92.0)", "80.0 % (70.0–90.0)"]
+    noted = tables.leaderboard(
+        board(stale=[True, False], warnings=[["robust overfitting"], []], arch=["mlp", "resnet18"])
+    )
+    assert noted["notes"].tolist() == ["stale; robust overfitting", ""]
+    assert "arch" in noted
+
+
+def test_over_seeds_says_when_there_is_one() -> None:
+    numbers = {"clean_mean": [0.9, 0.8], "clean_std": [0.012, float("nan")], "seeds": [3, 1]}
+    table = tables.over_seeds(pd.DataFrame({"method": ["a", "b"], "arch": ["mlp", "mlp"], **numbers}))
+    assert table["clean"].tolist() == ["90.0 ± 1.2 %", "80.0 %"]
+
+
+def test_over_seeds_has_a_dash_for_an_attack_that_a_method_did_not_meet() -> None:
+    numbers = {"clean_mean": [0.9, 0.8], "pgd_eot_mean": [float("nan"), 0.2], "seeds": [3, 3]}
+    table = tables.over_seeds(pd.DataFrame({"method": ["a", "b"], "arch": ["mlp", "mlp"], **numbers}))
+    assert table["PGD+EOT"].tolist() == ["–", "20.0 %"]
+
+
+def test_warnings() -> None:
+    quiet = pd.DataFrame({"epoch_total": [0, 1], "warnings": [[], []]})
+    assert "No catastrophic or robust overfitting" in tables.warnings(quiet)
+    assert "- epoch 7: robust overfitting" in tables.warnings(
+        pd.DataFrame({"epoch_total": [7], "warnings": [["robust overfitting"]]})
+    )
+
+
+def test_provenance_repeats_the_command() -> None:
+    card = tables.provenance({"command": "robustlib run trades", "wall_seconds": 90, "threads": 1}, "runs/x")
+    assert card.loc["repeat it with", "this run"] == "robustlib run trades"
+    assert card.loc["training time", "this run"] == "1.5 minutes"
+
+
+def test_show_does_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show(pd.DataFrame({"protocol": ["x" * 200]}))
+    assert "x" * 200 in capsys.readouterr().out
+
+
+def measured(**columns: object) -> pd.DataFrame:
+    """Measures of two seeds of TRADES and one of standard training."""
+    who = {"method": ["trades", "trades", "standard"], "title": ["TRADES", "TRADES", "Standard training"]}
+    numbers = {
+        "relative_l2": [0.2, 0.4, 0.9],
+        "margin": [-0.1, -0.3, float("nan")],
+        "effective_rank": [9.0, 10.0, 11.0],
+    }
+    return pd.DataFrame(who | {"seed": [0, 1, 0], "changed": "", "layer": "features"} | numbers | columns)
+
+
+def test_geometry_has_means_over_seeds_then_each_run() -> None:
+    table = tables.geometry(measured())
+    assert list(table) == ["method", "seed", "relative L2 gap", "exclusion margin, clean", "effective rank, clean"]
+    assert table["method"].tolist() == ["TRADES", "TRADES", "TRADES", "Standard training"]
+    assert table["seed"].tolist() == ["mean of 2", "0", "1", "0"]
+    assert table["relative L2 gap"].tolist() == ["0.300 ± 0.141", "0.200", "0.400", "0.900"]
+    assert table["exclusion margin, clean"].tolist() == ["−0.200 ± 0.141", "−0.100", "−0.300", "–"]
+    assert table["effective rank, clean"].tolist()[:2] == ["9.5 ± 0.7", "9.0"]
+
+
+def test_geometry_keeps_arms_and_layers_apart() -> None:
+    table = tables.geometry(measured(changed=["beta=1.0", "", ""], layer=["features", "features", "stem"]))
+    assert list(table)[:4] == ["method", "changed", "layer", "seed"]
+    assert "mean" not in "".join(table["seed"]), "no two runs are of one kind"
+    assert list(tables.geometry(measured().drop(columns=["title", "changed", "layer"])))[:2] == ["method", "seed"]
+
+
+def test_incomplete_runs_are_told() -> None:
+    lacking = {
+        "run": ["a", "b"],
+        "preset": "digits",
+        "dataset": "digits",
+        "path": "x",
+        "missing": "not evaluated: do it",
+    }
+    table = tables.incomplete(pd.DataFrame(lacking))
+    assert table.to_dict("records")[0] == {"run": "a", "what is missing": "not evaluated: do it"}
+    assert "preset" in tables.incomplete(pd.DataFrame(lacking | {"preset": ["digits", "cifar10-short"]}))
+    assert tables.incomplete(pd.DataFrame(columns=list(lacking))).empty
+
+
+def test_claims_stand_beside_their_reference() -> None:
+    def finding(name: str, verdict: str) -> Finding:
+        claim = Claim(name=name, text="More.", source="paper", measure="worst", arm="trades", than="pgd_at")
+        interval = Interval(0.02, 0.01, 0.03, 0.01)
+        return Finding(claim, Evidence({0: 0.02, 1: 0.02}, 2), interval, 0.01, 0.02, verdict)  # type: ignore[arg-type]
+
+    mine = [finding("a", "undecided"), finding("b", "supported")]
+    table = tables.claims(mine, [finding("a", "supported")])
+    assert table["reference"].tolist() == ["✓ supported", "–"]
+    assert table["verdict"].tolist() == ["– undecided", "✓ supported"]
+    assert "reference" not in tables.claims(mine)
+    assert "reference" not in tables.claims(mine, []), "nothing is committed"

@@ -23,7 +23,7 @@ from robustlib.attacks.base import Points, searching
 from robustlib.data import load_dataset
 from robustlib.methods import make_method
 from robustlib.models import build_model
-from robustlib.training import At
+from robustlib.training import StepContext
 
 DRAWS = 20
 GAIN, COST, SHARE = (
@@ -46,11 +46,14 @@ def tuning(side: int, batch_size: int, device: torch.device) -> tuple[nn.Module,
         module.to(device)
     optimisers = {name: optim.build() for name, optim in stage.optimisers.items()}
     model.deploy()
-    batch, at = next(dataset.train.to(device).batches(batch_size)), At(0, 0, 0.0, torch.Generator(device), "32-true")
+    batch, context = (
+        next(dataset.train.to(device).batches(batch_size)),
+        StepContext(0, 0, 0.0, torch.Generator(device), "32-true"),
+    )
 
     def work() -> None:
         model.train()
-        for name, loss in stage.passes[0].updates(batch, at):
+        for name, loss in stage.passes[0].updates(batch, context):
             for optimiser in optimisers.values():
                 optimiser.zero_grad()
             loss.total.backward()

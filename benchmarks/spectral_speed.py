@@ -20,7 +20,7 @@ from training_steps import made_up_dataset
 
 from robustlib.methods import make_method
 from robustlib.methods.rep_spectral import LayerNorms, input_sizes
-from robustlib.training import At
+from robustlib.training import StepContext
 
 SHAPE = (3, 32, 32)
 CADENCE = 24  # the paper's
@@ -60,11 +60,11 @@ def training_step(model: nn.Module, batch_size: int, device: torch.device) -> Ca
     dataset = made_up_dataset(batch_size)
     stage = make_method("rep_spectral", "cifar10-paper", strength=0.0).stages(dataset, model)[-1]
     optimiser, batch = stage.optimisers["model"].build(), next(dataset.train.to(device).batches(batch_size))
-    at = At(0, 0, 0.0, torch.Generator(device), "32-true")
+    context = StepContext(0, 0, 0.0, torch.Generator(device), "32-true")
 
     def work() -> None:
         model.train()
-        for _, loss in stage.passes[0].updates(batch, at):
+        for _, loss in stage.passes[0].updates(batch, context):
             optimiser.zero_grad()
             loss.total.backward()
             optimiser.step()

@@ -18,7 +18,7 @@ from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.loop import Training
-from robustlib.training.stages import EMA, At
+from robustlib.training.stages import EMA, StepContext
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time
@@ -61,7 +61,7 @@ def our_step(name: str, precision: str, batch_size: int, device: torch.device) -
     part, batch = stage.passes[-1], next(dataset.train.to(device).batches(batch_size))
     generator = torch.Generator(device).manual_seed(0)
     training.model.train()
-    return lambda: training._step(part, batch, At(0, 0, 0.0, generator, PRECISIONS[precision]))
+    return lambda: training._step(part, batch, StepContext(0, 0, 0.0, generator, PRECISIONS[precision]))
 
 
 def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustlib.models import build_model
-from robustlib.training import At, fit
+from robustlib.training import StepContext, fit
 from robustlib.training.loop import Training
 
 
@@ -14,9 +14,9 @@ def built(method, dataset):
     return build_model(method.arch, dataset, **method.model_options()).train()
 
 
-def at(epoch=0, step=0):
+def step_context(epoch=0, step=0):
     """A place in a training, always with the same random numbers."""
-    return At(epoch, step, 0.0, torch.Generator().manual_seed(5), "32-true")
+    return StepContext(epoch, step, 0.0, torch.Generator().manual_seed(5), "32-true")
 
 
 def train(method, dataset, root, **options):

@@ -29,7 +29,7 @@ from robustlib.models import Classifier, Disentangled
 from robustlib.models.disentangled import IntrinsicBranch
 from robustlib.representation import gap_probe, probe_attack
 from robustlib.rng import Draws, uniform_point
-from robustlib.training import At, Loss, Optim, Pass, Stage, Updates
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
 # 0.025 for ten epochs, then 0.02, 0.01, 0.005, 0.0025 and 0.00125 for two epochs each (AFD's released tl+sl.py)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -102,9 +102,11 @@ class FineTuning(AdversarialMethod):
         """
         raise NotImplementedError
 
-    def shown(self, attack: PGD, victim: Any, batch: Batch, at: At, natural: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def shown(
+        self, attack: PGD, victim: Any, batch: Batch, context: StepContext, natural: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """What the student trains on, (B, C, H, W), and what the metrics shall say of it."""
-        return self.attacked(attack, victim, batch, at), {}
+        return self.attacked(attack, victim, batch, context), {}
 
     def victim(self, model: Any) -> nn.Module:
         """What the inner attack attacks; made once, when the stage is."""
@@ -114,7 +116,7 @@ class FineTuning(AdversarialMethod):
         """The layers whose feature gap is watched, by their name in the metrics."""
         return {"h": "encoder"}
 
-    def optimisers(self, model: Any) -> dict[str, Optim]:
+    def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
         """The optimisers of fine-tuning by name."""
         return {"model": self.optim(model.parameters())}
 
@@ -130,11 +132,11 @@ class FineTuning(AdversarialMethod):
                 start_from(self.name, self.pretrained, model, dataset)
             teacher.load_state_dict(model.state_dict())
 
-        def updates(batch: Batch, at: At) -> Updates:
+        def updates(batch: Batch, context: StepContext) -> Updates:
             with torch.no_grad():
                 natural = encoded(teacher, batch.x)
-            x_adv, said = self.shown(attack, victim, batch, at, natural)
-            with self.raised(model, at, lambda: self.losses(model, batch, x_adv, natural)["model"].total):
+            x_adv, said = self.shown(attack, victim, batch, context, natural)
+            with self.raised(model, context, lambda: self.losses(model, batch, x_adv, natural)["model"].total):
                 for name, loss in self.losses(model, batch, x_adv, natural).items():
                     yield name, replace(loss, parts={**loss.parts, **said}) if name == "model" else loss
 
@@ -216,7 +218,7 @@ class AFD(FineTuning):
         """z1, whatever is deployed."""
         return model if self.classify == "intrinsic" else IntrinsicBranch(model)
 
-    def optimisers(self, model: Any) -> dict[str, Optim]:
+    def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
         """One of D2, if it learns, and one of all else."""
         rest = [*model.encoder.parameters(), *model.intrinsic.parameters(), *model.head.parameters()]
         main = {"model": replace(self.optim(rest), weight_decay=self._times * self.weight_decay)}
@@ -313,11 +315,13 @@ class ARREST(AFKD):
         if not 0 <= self.replay <= 1:
             raise InputError(f"arrest: replay={self.replay!r}: give a share of the epochs, 0 <= replay <= 1.")
 
-    def shown(self, attack: PGD, victim: Any, batch: Batch, at: At, natural: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def shown(
+        self, attack: PGD, victim: Any, batch: Batch, context: StepContext, natural: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
-        if at.progress >= self.replay or not self._strayed(victim, batch.x, natural):
-            return super().shown(attack, victim, batch, at, natural)[0], {"replayed": 0.0}
-        draws = Draws.from_generator(at.generator, len(batch.x), batch.x.device).fork(0)
+        if context.progress >= self.replay or not self._strayed(victim, batch.x, natural):
+            return super().shown(attack, victim, batch, context, natural)[0], {"replayed": 0.0}
+        draws = Draws.from_generator(context.generator, len(batch.x), batch.x.device).fork(0)
         return uniform_point(attack.threat, batch.x, draws), {"replayed": 1.0}
 
     def _strayed(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:

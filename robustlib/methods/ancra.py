@@ -18,7 +18,7 @@ from robustlib.losses.contrastive import STRATEGIES, Strategy
 from robustlib.methods.base import AdversarialMethod
 from robustlib.models import ReverseAttention
 from robustlib.models.reverse_attention import AUXILIARY_WEIGHT, Joint
-from robustlib.training import At, Loss, Stage
+from robustlib.training import Loss, Stage, StepContext
 
 Base = Literal["trades", "pgd_at", "mart"]
 Heads = Callable[
@@ -112,28 +112,32 @@ class ANCRA(AdversarialMethod):
         attack = PGD(self.threat(dataset), **settings)
         pull, told = replace(attack, targeted=True), False
 
-        def search(batch: Batch, at: At) -> tuple[Tensor, Negatives | None]:
+        def search(batch: Batch, context: StepContext) -> tuple[Tensor, Negatives | None]:
             nonlocal told
-            negatives = self._negatives(model, view, pull, batch, at) if self.negative_contrast else None
+            negatives = self._negatives(model, view, pull, batch, context) if self.negative_contrast else None
             if self.negative_contrast and negatives is None and not told:
                 warnings.warn(ALONE, UserWarning, stacklevel=2)
                 told = True
-            return self.attacked(attack, view, batch, at), negatives
+            return self.attacked(attack, view, batch, context), negatives
 
         return self.searching_stage(model, search, lambda batch, found: self._loss(heads, batch, *found))
 
-    def _negatives(self, model: nn.Module, view: nn.Module, pull: PGD, batch: Batch, at: At) -> Negatives | None:
+    def _negatives(
+        self, model: nn.Module, view: nn.Module, pull: PGD, batch: Batch, context: StepContext
+    ) -> Negatives | None:
         """One example of another class for each anchor; None in a batch of one class."""
-        mined, logits = at.epoch >= self.mining_from and self.negatives != "random", None
+        mined, logits = context.epoch >= self.mining_from and self.negatives != "random", None
         if mined:
             with borrowed(model), torch.no_grad():
                 logits = model(batch.x)
-        picked = pick_negatives(batch.y, self.negatives if mined else "random", logits=logits, generator=at.generator)
+        picked = pick_negatives(
+            batch.y, self.negatives if mined else "random", logits=logits, generator=context.generator
+        )
         if picked is None:
             return None
         x, y = batch.x[picked], batch.y[picked]
         if self.attack_negatives:
-            x = replace(pull, precision=at.precision)(view, x, y, generator=at.generator, target=batch.y)
+            x = replace(pull, precision=context.precision)(view, x, y, generator=context.generator, target=batch.y)
         return x, y
 
     def _loss(self, heads: Heads, batch: Batch, x_adv: Tensor, negatives: Negatives | None) -> Loss:

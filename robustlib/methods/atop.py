@@ -18,9 +18,9 @@ from robustlib.methods.base import AdversarialMethod
 from robustlib.methods.baselines import cross_entropy, natural_stage, start_from
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
 from robustlib.models.build import default_width
-from robustlib.models.purified import Bare
+from robustlib.models.purified import BareClassifier
 from robustlib.models.purifier import HEADS
-from robustlib.training import At, Loss, Optim, Pass, Stage, Updates
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
 MEDIAN_OF = 256  # training images whose median is the constant image
 
@@ -253,8 +253,8 @@ class AToP(AdversarialMethod):
                 start_from(self.name, self.pretrained, model, dataset)
             model.deploy()
 
-        def updates(batch: Batch, at: At) -> Updates:
-            randomness = model.transform.draw(batch.x, at.generator)
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            randomness = model.transform.draw(batch.x, context.generator)
             outputs = model.outputs(batch.x, randomness)
             yield from purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, self.gan_weight, {})
 
@@ -266,7 +266,7 @@ class AToP(AdversarialMethod):
             self._gate(l1_share(deployed, batch, median), l1_share(deployed, batch, median, hidden=True))
 
         part = Pass(updates, repeats=self.repeats, augment=self.augment)
-        optimisers = {"model": Optim(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
+        optimisers = {"model": OptimizerSpec(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
         optimisers |= self._optimisers(shared)
         probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
         if self.transform != "none":
@@ -278,16 +278,16 @@ class AToP(AdversarialMethod):
     def _tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
         """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
         attack = self.inner_attack(dataset)
-        victim = Bare(model) if self.attack_through == "classifier" else Pipeline(model)
+        victim = BareClassifier(model) if self.attack_through == "classifier" else Pipeline(model)
 
-        def updates(batch: Batch, at: At) -> Updates:
+        def updates(batch: Batch, context: StepContext) -> Updates:
             if isinstance(victim, Pipeline):
-                victim.generator = at.generator
-            x_adv = self.attacked(attack, victim, batch, at)
-            randomness = model.transform.draw(x_adv, at.generator)
+                victim.generator = context.generator
+            x_adv = self.attacked(attack, victim, batch, context)
+            randomness = model.transform.draw(x_adv, context.generator)
             seen = model.outputs(x_adv, randomness)
             ce = cross_entropy(model.classify(model.combined(seen[-1], randomness)), batch.y)
-            weight = self.cls_weight if at.epoch >= self.warm_up else 0.0
+            weight = self.cls_weight if context.epoch >= self.warm_up else 0.0
             clean = self.recon_target == "clean"
             target, outputs = (batch.x, model.outputs(batch.x, randomness)) if clean else (x_adv, seen)
             yield from purifier_steps(
@@ -295,13 +295,16 @@ class AToP(AdversarialMethod):
             )
 
         part = Pass(updates, repeats=self.repeats, augment=self.augment)
-        weights = Optim(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
+        weights = OptimizerSpec(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
         optimisers = {"model": weights, **self._optimisers(shared)}
         return Stage("tuning", self.epochs, optimisers, (part,), adversarial=True, ema=self.ema, modules=shared)
 
-    def _optimisers(self, shared: Mapping[str, nn.Module]) -> dict[str, Optim]:
+    def _optimisers(self, shared: Mapping[str, nn.Module]) -> dict[str, OptimizerSpec]:
         """The discriminator's, where there is one."""
-        return {name: Optim(part.parameters(), self.purifier_lr, "adam", betas=BETAS) for name, part in shared.items()}
+        return {
+            name: OptimizerSpec(part.parameters(), self.purifier_lr, "adam", betas=BETAS)
+            for name, part in shared.items()
+        }
 
     def _gate(self, share: float, hidden: float) -> None:
         """Raises InputError for a purifier that is no better than a constant image, over all pixels or over hidden ones: of rt1, which

@@ -23,12 +23,12 @@ from robustlib.models import ARCHITECTURES
 from robustlib.threat import NORMS, Norm, Threat
 from robustlib.training import (
     SCHEDULES,
-    At,
     Loss,
-    Optim,
+    OptimizerSpec,
     Pass,
     Schedule,
     Stage,
+    StepContext,
     Updates,
     constant,
     cosine,
@@ -137,7 +137,7 @@ class Method:
         raise NotImplementedError
 
     def single_stage(
-        self, model: nn.Module, updates: Callable[[Batch, At], Updates], *, adversarial: bool
+        self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
     ) -> list[Stage]:
         """The one stage of a method that trains the whole model in one way: `updates` yields ("model", loss)."""
         optimisers = {"model": self.optim(model.parameters())}
@@ -152,10 +152,12 @@ class Method:
         """What this training defends against: the data set's threat, with this method's norm and eps where given."""
         return Threat(self.norm or dataset.threat.norm, dataset.threat.eps if self.eps is None else self.eps)
 
-    def optim(self, params: Iterable[nn.Parameter]) -> Optim:
+    def optim(self, params: Iterable[nn.Parameter]) -> OptimizerSpec:
         """The recipe's optimiser and schedule over `params`."""
         kind: Any = self.optimiser
-        return Optim(params, self.lr, kind, self.momentum, weight_decay=self.weight_decay, schedule=self.lr_schedule())
+        return OptimizerSpec(
+            params, self.lr, kind, self.momentum, weight_decay=self.weight_decay, schedule=self.lr_schedule()
+        )
 
     def lr_schedule(self) -> Schedule:
         """The recipe's learning-rate schedule over `epochs`."""
@@ -316,16 +318,18 @@ class AdversarialMethod(Method):
         """Keyword arguments of the inner `PGD`."""
         return {"steps": self.attack_steps, "step_size": self.attack_step_size, "batchnorm": self.attack_batchnorm}
 
-    def attacked(self, attack: PGD, model: nn.Module, batch: Batch, at: At) -> Tensor:
+    def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
         """The batch under `attack`, searched in the training's own precision."""
-        return replace(attack, precision=at.precision)(model, batch.x, batch.y, generator=at.generator)
+        return replace(attack, precision=context.precision)(model, batch.x, batch.y, generator=context.generator)
 
-    def raised(self, model: nn.Module, at: At, loss: Callable[[], Tensor]) -> AbstractContextManager[None]:
+    def raised(
+        self, model: nn.Module, context: StepContext, loss: Callable[[], Tensor]
+    ) -> AbstractContextManager[None]:
         """Within, the weights stand where they raise `loss()` (see `perturbed`), from the epoch `awp_warmup` on."""
-        return perturbed(model, loss, self.awp_gamma if at.epoch + 1 >= self.awp_warmup else 0.0)
+        return perturbed(model, loss, self.awp_gamma if context.epoch + 1 >= self.awp_warmup else 0.0)
 
     def single_stage(
-        self, model: nn.Module, updates: Callable[[Batch, At], Updates], *, adversarial: bool
+        self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
     ) -> list[Stage]:
         """As in Method; it knows no loss whose gradient could perturb the weights.
 
@@ -351,19 +355,19 @@ class AdversarialMethod(Method):
 
     def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
         """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W)."""
-        return self.searching_stage(model, lambda batch, at: self.attacked(attack, model, batch, at), loss)
+        return self.searching_stage(model, lambda batch, context: self.attacked(attack, model, batch, context), loss)
 
     def searching_stage(
-        self, model: nn.Module, search: Callable[[Batch, At], Found], loss: Callable[[Batch, Found], Loss]
+        self, model: nn.Module, search: Callable[[Batch, StepContext], Found], loss: Callable[[Batch, Found], Loss]
     ) -> list[Stage]:
         """The one stage of a method that takes one step a batch, on loss(batch, what `search` found for it).
 
         With `awp_gamma` the step is taken where the weights raise that loss (Wu et al. 2020); the search comes before.
         """
 
-        def updates(batch: Batch, at: At) -> Updates:
-            found = search(batch, at)
-            with self.raised(model, at, lambda: loss(batch, found).total):
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            found = search(batch, context)
+            with self.raised(model, context, lambda: loss(batch, found).total):
                 yield "model", loss(batch, found)
 
         return super().single_stage(model, updates, adversarial=True)

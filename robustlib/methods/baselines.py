@@ -27,7 +27,7 @@ from robustlib.models import Classifier
 from robustlib.rng import Draws
 from robustlib.runs import Run
 from robustlib.threat import Threat
-from robustlib.training import At, Loss, Pass, Stage, Updates, cosine
+from robustlib.training import Loss, Pass, Stage, StepContext, Updates, cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Standard(Method):
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One stage on clean images."""
 
-        def updates(batch: Batch, at: At) -> Updates:
+        def updates(batch: Batch, context: StepContext) -> Updates:
             yield "model", Loss(F.cross_entropy(model(batch.x).float(), batch.y))
 
         return self.single_stage(model, updates, adversarial=False)
@@ -65,7 +65,7 @@ def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr:
         lr: peak learning rate; a cosine takes it to 0.
     """
 
-    def updates(batch: Batch, at: At) -> Updates:
+    def updates(batch: Batch, context: StepContext) -> Updates:
         yield "model", Loss(cross_entropy(model(batch.x), batch.y))
 
     weights = method.optim([*model.encoder.parameters(), *model.head.parameters()])
@@ -264,10 +264,10 @@ class NFGSM(FGSMRS):
         attack = super().inner_attack(dataset)
         return replace(attack, threat=attack.threat.scaled(self.noise + self.step_factor))
 
-    def attacked(self, attack: PGD, model: nn.Module, batch: Batch, at: At) -> Tensor:
+    def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
         """One step from the noisy batch."""
-        x, draws = batch.x, Draws.from_generator(at.generator, len(batch.x), batch.x.device)
+        x, draws = batch.x, Draws.from_generator(context.generator, len(batch.x), batch.x.device)
         around = Threat(attack.threat.norm, attack.length / self.step_factor).scaled(self.noise)
         normal = draws.fork(0).normal(*x.shape[1:]) if around.norm == "l2" else None
         start = around.random_start(x, draws.uniform(*x.shape[1:]), normal)
-        return replace(attack, precision=at.precision)(model, x, batch.y, draws=draws, start=start)
+        return replace(attack, precision=context.precision)(model, x, batch.y, draws=draws, start=start)

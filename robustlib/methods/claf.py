@@ -15,7 +15,7 @@ from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.losses import supcon_loss
 from robustlib.methods.contrastive import Contrastive, body, projected
 from robustlib.models import Projected
-from robustlib.training import At, Loss, Optim, Pass, Schedule, Stage, Updates, cosine
+from robustlib.training import Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates, cosine
 
 REFRESHES = ("full", "clean", "reinit", "never")
 
@@ -94,9 +94,9 @@ class CLAF(Contrastive):
         part = Pass(partial(self._contrast, model, None), augment=self.augment)
         stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
         if self.refresh == "never":
-            fit = replace(self._refreshing(model, attack), repeats=1, fresh=())
+            fit = replace(self._refreshing(model, attack), repeats=1, reset_optimizers=())
             optimisers = {"head": self._head_optim(model)}
-            stages.append(Stage("first-head", self.head_epochs, optimisers, (fit,), adversarial=True, watched=False))
+            stages.append(Stage("first-head", self.head_epochs, optimisers, (fit,), adversarial=True, monitored=False))
         return [*stages, self._adversarial(model, attack, weights)]
 
     def seen_before(self) -> list[str]:
@@ -108,7 +108,7 @@ class CLAF(Contrastive):
         if self.new_head:
             super().begin_head(model)
 
-    def _adversarial(self, model: Projected, attack: PGD, weights: Optim) -> Stage:
+    def _adversarial(self, model: Projected, attack: PGD, weights: OptimizerSpec) -> Stage:
         """Stage 2; the learning rate goes on where stage 1 left it."""
         optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
         contrast = Pass(
@@ -121,10 +121,10 @@ class CLAF(Contrastive):
             optimisers["head"], passes = self._head_optim(model), (self._refreshing(model, attack), contrast)
         probes = {"head_end": head_probe("head_end", attack)}
         epochs = self.epochs - self.aug_epochs
-        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, watched=False, probes=probes)
+        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, monitored=False, probes=probes)
 
-    def _head_optim(self, model: Projected) -> Optim:
-        return Optim(model.head.parameters(), self.refresh_lr, "adam")
+    def _head_optim(self, model: Projected) -> OptimizerSpec:
+        return OptimizerSpec(model.head.parameters(), self.refresh_lr, "adam")
 
     def _refreshing(self, model: Projected, attack: PGD) -> Pass:
         """The head's passes: the encoder stands still, the optimiser is new, the head is not, unless it shall be."""
@@ -132,11 +132,13 @@ class CLAF(Contrastive):
         begin = model.head.reset_parameters if self.refresh == "reinit" else None
         return Pass(updates, "refresh", self.refresh_passes, ("head",), self.augment, begin)
 
-    def _contrast(self, model: Projected, attack: PGD | None, batch: Batch, at: At) -> Updates:
+    def _contrast(self, model: Projected, attack: PGD | None, batch: Batch, context: StepContext) -> Updates:
         """SupCon over the augmented views and, with an attack, the adversarial ones; the head takes no part in it."""
         views = [*self.two_views(batch)]
         if attack is not None:
-            views += [self.attacked(attack, model, replace(batch), at) for _ in range(self.adv_views)]  # each a new x
+            views += [
+                self.attacked(attack, model, replace(batch), context) for _ in range(self.adv_views)
+            ]  # each a new x
         yield "encoder", Loss(supcon_loss(projected(model, views), batch.y, self.temperature))
 
 

@@ -27,7 +27,7 @@ from robustlib.models import Projected
 from robustlib.models.projected import clean_statistics
 from robustlib.runs import Run
 from robustlib.threat import Threat
-from robustlib.training import At, Loss, Pass, Stage, Updates
+from robustlib.training import Loss, Pass, Stage, StepContext, Updates
 
 # fields that pre-training mostly does not see (see `seen_before`); the architecture is that of the weights
 AFTERWARDS = {"preset", "arch", "pretrained", *WithHead.__annotations__}
@@ -100,13 +100,13 @@ class Contrastive(WithHead):
         """The stages before the head: `contrast` minimised over encoder and projector."""
         threat = self.threat(dataset)
 
-        def updates(batch: Batch, at: At) -> Updates:
-            yield "encoder", self.contrast(model, threat, batch, at)
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            yield "encoder", self.contrast(model, threat, batch, context)
 
         optimisers = {"encoder": self.optim(body(model))}
         return [Stage("contrastive", self.epochs, optimisers, (Pass(updates, augment=self.augment),))]
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """The contrastive loss of a batch; `model` is in train mode."""
         raise NotImplementedError
 
@@ -188,7 +188,7 @@ class SupCon(Contrastive):
     batch_size: int = 1024
     temperature: float = 0.1  # t of the contrastive loss
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """SupCon of two views."""
         return Loss(supcon_loss(projected(model, self.two_views(batch)), batch.y, self.temperature))
 
@@ -208,7 +208,7 @@ class SimCLR(Contrastive):
 
     batch_size: int = 1024
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """NT-Xent of two views."""
         a, b = projected(model, self.two_views(batch))
         return Loss(nt_xent(a, b, self.temperature))
@@ -242,7 +242,7 @@ class RoCL(Contrastive):
         if not self.regulariser > 0:
             raise InputError(f"rocl: regulariser={self.regulariser!r}: give a positive number; inf drops the term.")
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """The three views' loss and its regulariser."""
         x1, x2 = self.two_views(batch)
         with borrowed(model), torch.no_grad():
@@ -252,7 +252,7 @@ class RoCL(Contrastive):
             return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
 
         attack = Ascent(threat, self.attack_steps, self.attack_step_size)
-        x_adv = attack(model, x1, apart, generator=at.generator, precision=at.precision)
+        x_adv = attack(model, x1, apart, generator=context.generator, precision=context.precision)
         pair = supcon_loss(projected(model, (x_adv, x2)), None, self.temperature, one_sided=True)
         three = 2 * supcon_loss(projected(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
         return Loss(three + pair / self.regulariser, {"views": three, "pair": pair})
@@ -282,7 +282,7 @@ class ACL(Contrastive):
         """A projection head with BatchNorm, and dual BatchNorm everywhere."""
         return {**super().model_options(), "projection_batchnorm": True, "dual_batchnorm": True}
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, at: At) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """The mean of the clean and the attacked stream."""
         both = torch.cat(self.two_views(batch))
 
@@ -293,5 +293,5 @@ class ACL(Contrastive):
         with clean_statistics(model):
             clean = stream(model, both)
         attack = Ascent(threat, self.attack_steps, self.attack_step_size)
-        attacked = stream(model, attack(model, both, stream, generator=at.generator, precision=at.precision))
+        attacked = stream(model, attack(model, both, stream, generator=context.generator, precision=context.precision))
         return Loss((clean + attacked) / 2, {"clean": clean, "attacked": attacked})

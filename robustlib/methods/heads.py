@@ -20,7 +20,7 @@ from robustlib.methods.base import AdversarialMethod
 from robustlib.models import Classifier, SelfSupervised
 from robustlib.models.classifier import full_float32
 from robustlib.threat import Threat
-from robustlib.training import At, Loss, Optim, Pass, Stage, Updates, step
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates, step
 
 BATCH = 500
 
@@ -118,20 +118,20 @@ class WithHead(AdversarialMethod):
             return self._tuning(threat, model, begin)
         attack = PGD(threat, **self._final_attack()) if self.final == "alf" else None
         part = Pass(self.head_updates(model, attack), augment=self.augment)
-        optimisers = {"head": Optim(model.head.parameters(), self.head_lr, "adam")}
+        optimisers = {"head": OptimizerSpec(model.head.parameters(), self.head_lr, "adam")}
         return Stage(self.final, self.head_epochs, optimisers, (part,), adversarial=attack is not None, begin=begin)
 
     def head_updates(
         self, model: Classifier, attack: PGD | None, batchnorm: Literal["eval", "train"] = "eval"
-    ) -> Callable[[Batch, At], Updates]:
+    ) -> Callable[[Batch, StepContext], Updates]:
         """CE of the head on frozen features, of images under `attack` where one is given: yields ("head", loss).
 
         Args:
             batchnorm: "train" takes features by the batch's statistics and moves the encoder's running ones, though no weight.
         """
 
-        def updates(batch: Batch, at: At) -> Updates:
-            x = batch.x if attack is None else self.attacked(attack, model, batch, at)
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            x = batch.x if attack is None else self.attacked(attack, model, batch, context)
             model.encoder.train(batchnorm == "train")  # the loop has put all of it in train mode
             with torch.no_grad():
                 features = model.features(x)
@@ -148,12 +148,12 @@ class WithHead(AdversarialMethod):
         """TRADES on the whole network but what it does not deploy."""
         attack = PGD(threat, objective="kl", start="gaussian", **self._final_attack())
 
-        def updates(batch: Batch, at: At) -> Updates:
-            x_adv: Tensor = self.attacked(attack, model, batch, at)
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            x_adv: Tensor = self.attacked(attack, model, batch, context)
             yield "model", self.trades_forward(model, batch, x_adv, self.beta)
 
         schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
-        weights = Optim([*model.encoder.parameters(), *model.head.parameters()], self.tuning_lr)
+        weights = OptimizerSpec([*model.encoder.parameters(), *model.head.parameters()], self.tuning_lr)
         optimisers = {"model": replace(weights, weight_decay=2e-4, schedule=schedule)}
         part = Pass(updates, augment=self.augment)
         return Stage("aff", self.tuning_epochs, optimisers, (part,), adversarial=True, ema=self.ema, begin=begin)

@@ -31,7 +31,7 @@ from robustlib.losses import (
 from robustlib.methods.base import Method
 from robustlib.models import SelfSupervised
 from robustlib.models.classifier import full_float32
-from robustlib.training import At, Loss, Pass, Stage, Updates
+from robustlib.training import Loss, Pass, Stage, StepContext, Updates
 
 Operator = Literal["exact", "power", "reshaped"]
 Size = tuple[int, int] | None  # (H, W) of what a convolution sees; None for a dense layer
@@ -236,7 +236,7 @@ class Regularised(Method):
         ce = F.cross_entropy(logits, batch.y)
         return Loss(ce, {"ce": ce}), logits
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """What is added to the loss with weight `strength`, a scalar.
 
         Args:
@@ -244,7 +244,7 @@ class Regularised(Method):
             model: in train mode.
             x: the batch (B, C, H, W), requiring gradients.
             outputs: of `task`, with their graph.
-            at: where in the stage.
+            context: where in the stage.
         """
         raise NotImplementedError
 
@@ -280,11 +280,11 @@ class Regularised(Method):
     def _updates(self, model: nn.Module, kept: nn.Module | None, penalised: bool) -> Any:
         """The heart of both stages. "penalty" is what it adds to the loss, so its mean over an epoch counts the steps without."""
 
-        def updates(batch: Batch, at: At) -> Updates:
-            now = penalised and self.strength > 0 and at.step % self.cadence == 0
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            now = penalised and self.strength > 0 and context.step % self.cadence == 0
             x = batch.x.detach().requires_grad_(now)
             loss, outputs = self.task(model, x, batch)
-            added = self.strength * self.penalty(kept, model, x, outputs, at) if now else loss.total.new_zeros(())
+            added = self.strength * self.penalty(kept, model, x, outputs, context) if now else loss.total.new_zeros(())
             yield "model", Loss(loss.total + added, {**loss.parts, "penalty": added})
 
         return updates
@@ -329,7 +329,7 @@ class RepSpectral(Regularised):
             fold_batchnorm=self.fold_batchnorm,
         )
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """sum_l sigma_max(W_l)^2."""
         return torch.stack(list(kept(model).values())).sum()
 
@@ -375,6 +375,6 @@ class CrossLipschitz(Regularised):
                 f"{self.name}: projections={self.projections!r}: give a number of random directions, or 0 for exact."
             )
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """The penalty on this batch's images."""
-        return cross_lipschitz(outputs.softmax(1), x, projections=self.projections, generator=at.generator)
+        return cross_lipschitz(outputs.softmax(1), x, projections=self.projections, generator=context.generator)

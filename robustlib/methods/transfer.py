@@ -21,7 +21,7 @@ from robustlib.losses import batch_spectral_shrinkage, l2_sp
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier
 from robustlib.runs import Run
-from robustlib.training import At, Loss, Stage
+from robustlib.training import Loss, Stage, StepContext
 
 # Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -231,7 +231,7 @@ class BSS(Transfer):
             )
         return super().stages(dataset, model)
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """BSS of the features of `task`."""
         return batch_spectral_shrinkage(outputs, self.k)
 
@@ -271,7 +271,7 @@ class L2SP(Transfer):
         assert kept is not None
         kept.load_state_dict(model.encoder.state_dict())
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, at: At) -> Tensor:
+    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """L2-SP."""
         encoder, head = model.encoder.parameters(), model.head.parameters()
         return l2_sp(encoder, kept.parameters(), head, self.alpha, self.beta)

@@ -327,7 +327,7 @@ class Purified(Classifier):
         """
         if not bool(self.purifying) or (type(self.purifier) is Purifier and not self.transform.random):
             return {}
-        views: dict[str, nn.Module] = {"bpda": self._view(straight_through=True), "classifier": Bare(self)}
+        views: dict[str, nn.Module] = {"bpda": self._view(straight_through=True), "classifier": BareClassifier(self)}
         if self.transform.noisy and self.transform.clip:
             views["unclipped"] = self._view(transform=replace(self.transform, clip=False))
         return views
@@ -361,7 +361,7 @@ class Purified(Classifier):
         self._settle()
 
 
-class Bare(nn.Module):
+class BareClassifier(nn.Module):
     """The classifier of a `Purified` by itself; it shares its weights and its mode."""
 
     def __init__(self, model: Purified) -> None:

@@ -3,12 +3,12 @@
 from robustlib.training.fit import fit
 from robustlib.training.stages import (
     SCHEDULES,
-    At,
     Loss,
-    Optim,
+    OptimizerSpec,
     Pass,
     Schedule,
     Stage,
+    StepContext,
     Updates,
     constant,
     cosine,

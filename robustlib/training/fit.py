@@ -67,9 +67,9 @@ def fit(
         params |= {"compile": True, "changed": ", ".join(filter(None, [params["changed"], "compiled"]))}
     run = Run.of(params, root)
     if run.finished and not rerun:
-        return _told_anew(run, params)
+        return refresh_params(run, params)
     with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        _make_way(run, rerun)
+        clear_stale(run, rerun)
         write_json(run.path / "params.json", params)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
@@ -134,7 +134,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
     }
 
 
-def _told_anew(run: Run, params: Mapping[str, Any]) -> Run:
+def refresh_params(run: Run, params: Mapping[str, Any]) -> Run:
     """The finished run, saying what it changed from its preset as it is today: the preset's own value may have moved since."""
     stored = run.params()
     if stored.get("changed") != params["changed"]:
@@ -142,7 +142,7 @@ def _told_anew(run: Run, params: Mapping[str, Any]) -> Run:
     return run
 
 
-def _make_way(run: Run, rerun: bool) -> None:
+def clear_stale(run: Run, rerun: bool) -> None:
     """Removes what an earlier training left if it cannot be gone on with; never silently what cost hours.
 
     Raises:

@@ -16,7 +16,7 @@ from robustlib.errors import InputError
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, save_weights
 from robustlib.training import checkpoint
-from robustlib.training.stages import EMA, At, Loss, Pass, Probe, Stage, Trainable, Updates
+from robustlib.training.stages import EMA, Loss, Pass, Probe, Stage, StepContext, Trainable, Updates
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 ACCURACIES = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where a model does not predict yet
@@ -155,7 +155,7 @@ class Training:
             if part.begin is not None:
                 part.begin()
             row |= self._probed(part.probes)
-            self.optimisers |= {name: self.stage.optimisers[name].build() for name in part.fresh}
+            self.optimisers |= {name: self.stage.optimisers[name].build() for name in part.reset_optimizers}
             for repeat in range(part.repeats):
                 sums = self._pass(part, epoch, repeat)
             means = {name: float(value) for name, value in sums.items()}
@@ -189,14 +189,14 @@ class Training:
                 spec = self.stage.optimisers[name]
                 for group in optimiser.param_groups:
                     group["lr"] = spec.lr * spec.schedule(now)
-            at = At(epoch, step, now / self.stage.epochs, draws, self.precision)
-            _accumulate(sums, self._step(part, batch, at), len(batch.y) / len(self.train))
+            context = StepContext(epoch, step, now / self.stage.epochs, draws, self.precision)
+            _accumulate(sums, self._step(part, batch, context), len(batch.y) / len(self.train))
         return sums
 
-    def _step(self, part: Pass, batch: Batch, at: At) -> dict[str, Tensor]:
+    def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Drives one update generator: whatever it yields is differentiated and stepped before it goes on."""
         means: dict[str, Tensor] = {}
-        updates = part.updates(batch, at)
+        updates = part.updates(batch, context)
         try:
             for name, loss in self._yields(updates):
                 for optimiser in self.optimisers.values():
@@ -237,7 +237,7 @@ class Training:
             save_weights(self._shown, self.run.path / "snapshots" / f"{self.stage.name}-{row['epoch']}.safetensors")
         mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
-        if self.stage.adversarial and self.stage.watched and row["epoch"]:
+        if self.stage.adversarial and self.stage.monitored and row["epoch"]:
             row["warnings"] = overfitting(mine, self.state.best_robust, result.robust)
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0

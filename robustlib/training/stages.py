@@ -93,7 +93,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class At:
+class StepContext:
     """Where in its stage an update happens."""
 
     epoch: int  # 0-based, within the stage
@@ -110,7 +110,7 @@ Probe = Callable[[nn.Module, Batch], float | Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimizerSpec:
     """An optimiser to be: parameters, settings and learning-rate schedule."""
 
     params: Iterable[nn.Parameter]
@@ -142,16 +142,16 @@ class Pass:
         updates: the heart of a method: yields (optimiser name, Loss) and finds the step done when it goes on.
         name: shown in the metrics.
         repeats: how often the data are gone through in each epoch.
-        fresh: names of optimisers that start anew with the pass.
+        reset_optimizers: names of optimisers that start anew with the pass.
         augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
-        begin: called in each epoch before the pass, and before its fresh optimisers are made.
+        begin: called in each epoch before the pass, and before its optimisers are reset.
         probes: as those of a stage, but measured in each epoch right before the pass (and after `begin`).
     """
 
-    updates: Callable[[Batch, At], Updates]
+    updates: Callable[[Batch, StepContext], Updates]
     name: str = "train"
     repeats: int = 1
-    fresh: tuple[str, ...] = ()
+    reset_optimizers: tuple[str, ...] = ()
     augment: str = "weak"
     begin: Callable[[], None] | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
@@ -167,8 +167,8 @@ class Stage:
         optimisers: by the names that updates yield.
         passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
         adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
-            overfitting is watched for; otherwise it is that of the highest clean validation accuracy.
-        watched: false where what is validated is not what will be deployed, such as a head that a later stage replaces: then
+            overfitting is monitored; otherwise it is that of the highest clean validation accuracy.
+        monitored: false where what is validated is not what will be deployed, such as a head that a later stage replaces: then
             nothing is warned of.
         keep: which weights count as the run's best: "best", of the best epoch, or "last", of the last one, for methods whose
             papers choose none.
@@ -184,10 +184,10 @@ class Stage:
 
     name: str
     epochs: int
-    optimisers: Mapping[str, Optim]
+    optimisers: Mapping[str, OptimizerSpec]
     passes: tuple[Pass, ...]
     adversarial: bool = False
-    watched: bool = True
+    monitored: bool = True
     keep: Literal["best", "last"] = "best"
     ema: float = 0.0
     begin: Callable[[], None] | None = None

@@ -9,7 +9,7 @@ from robustlib.attacks import Ascent
 from robustlib.attacks.base import Search
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
-from robustlib.training import At
+from robustlib.training import StepContext
 
 # Small numbers that differ from each other, so that a mistaken factor shows.
 SMALL = {"attack_steps": 2, "final_steps": 3, "tuning_epochs": 2, "head_epochs": 4, "epochs": 5, "pretrain_epochs": 1}
@@ -61,7 +61,7 @@ def test_a_method_says_how_often_it_attacks(digits, counted, name, changes):
             stage.begin()
         for part in stage.passes:
             counted[0] = 0
-            list(part.updates(batch, At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")))
+            list(part.updates(batch, StepContext(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")))
             passes += stage.epochs * part.repeats * counted[0] / len(batch)
     assert method.attack_passes == passes
 

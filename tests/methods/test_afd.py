@@ -16,7 +16,7 @@ from robustlib.methods import load_preset, make_method, preset_names
 from robustlib.models import Disentangled, build_model
 from robustlib.runs import Run
 from robustlib.training import fit, loop
-from tests.training_fixtures import at
+from tests.training_fixtures import step_context
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -57,7 +57,7 @@ def drive(stage, batches):
     """What the loop does with a stage: each yield is differentiated and stepped by its optimiser alone."""
     optimisers = {name: spec.build() for name, spec in stage.optimisers.items()}
     for batch in batches:
-        for name, loss in stage.passes[0].updates(batch, at()):
+        for name, loss in stage.passes[0].updates(batch, step_context()):
             for optimiser in optimisers.values():
                 optimiser.zero_grad()
             loss.total.backward()
@@ -146,7 +146,7 @@ def losses(digits, **settings):
     model = shaken(digits)
     stage = tuned(digits, model, **settings)
     (batch,) = batches(digits, 1)
-    updates = list(stage.passes[0].updates(batch, at()))
+    updates = list(stage.passes[0].updates(batch, step_context()))
     assert [name for name, _ in updates] == list(stage.optimisers)
     return model, stage.modules["teacher"], batch, dict(updates)
 
@@ -173,7 +173,7 @@ def in_numpy(model, teacher, batch, x_adv):
 @pytest.mark.parametrize(("mode", "times", "leak"), [("repo", 2, 2), ("paper", 1, 0)])
 def test_losses_equal_their_formula(digits, mode, times, leak):
     model, teacher, batch, found = losses(digits, mode=mode, eps=0.2, attack_steps=3)
-    x_adv = PGD(Threat("linf", 0.2), steps=3)(model, batch.x, batch.y, generator=at().generator)
+    x_adv = PGD(Threat("linf", 0.2), steps=3)(model, batch.x, batch.y, generator=step_context().generator)
     ce, neg, gap, alike, agreement = in_numpy(model, teacher, batch, x_adv)
     assert np.isclose(found["confused"].total.item(), 0.7 * neg, rtol=1e-5)
     assert np.isclose(found["confused"].parts["agreement"].item(), agreement)
@@ -206,7 +206,7 @@ def test_switches_drop_their_terms_and_nothing_else(digits, mode, disentangle, a
     model = shaken(digits)
     stage = tuned(digits, model, mode=mode, disentangle=disentangle, align=align, weight_decay=DECAY)
     (batch,) = batches(digits, 1)
-    found = dict(stage.passes[0].updates(batch, at()))
+    found = dict(stage.passes[0].updates(batch, step_context()))
     ce, neg, gap, alike, _ = in_numpy(model, stage.modules["teacher"], batch, batch.x)
     times, leak = (2, 2) if mode == "repo" else (1, 0)
     total = ce + align * 2 * gap + disentangle * (times * 0.5 * alike + leak * 0.7 * neg)
@@ -224,8 +224,8 @@ def test_without_its_terms_it_is_adversarial_training(digits):
     plain = model.folded()
     (batch,) = batches(digits, 1)
     stage = make_method("afd", "digits", disentangle=False, align=False).stages(digits, model)[-1]
-    found = dict(stage.passes[0].updates(batch, at()))
-    ((_, base),) = make_method("pgd_at", "digits").stages(digits, plain)[0].passes[0].updates(batch, at())
+    found = dict(stage.passes[0].updates(batch, step_context()))
+    ((_, base),) = make_method("pgd_at", "digits").stages(digits, plain)[0].passes[0].updates(batch, step_context())
     assert torch.equal(found["model"].total, base.total)
 
 

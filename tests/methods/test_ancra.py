@@ -16,7 +16,7 @@ from robustlib.models import ReverseAttention, build_model
 from robustlib.models.reverse_attention import Joint
 from robustlib.runs import save_weights
 from robustlib.training import fit
-from tests.training_fixtures import at
+from tests.training_fixtures import step_context
 
 OFF = {"reverse_attention": False, "negative_contrast": False}
 
@@ -29,7 +29,7 @@ def built(digits, seed=0, **settings):
 
 
 def first_loss(method, model, digits, batch, epoch=0):
-    ((name, loss),) = list(method.stages(digits, model)[0].passes[0].updates(batch, at(epoch)))
+    ((name, loss),) = list(method.stages(digits, model)[0].passes[0].updates(batch, step_context(epoch)))
     assert name == "model"
     assert model.training
     return loss
@@ -162,7 +162,7 @@ def test_both_switches_off_and_base_mart_are_the_method_mart(digits, awp_gamma):
         torch.manual_seed(0)
         model = build_model("small_cnn", digits).train()
         stage = method.stages(digits, model)[0]
-        optimiser, now = stage.optimisers["model"].build(), at()
+        optimiser, now = stage.optimisers["model"].build(), step_context()
         for _, batch in zip(range(3), digits.train.batches(24, augment="none"), strict=False):
             for _, loss in stage.passes[0].updates(batch, now):
                 optimiser.zero_grad()
@@ -183,7 +183,7 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
         for w, g in zip(weights, torch.autograd.grad(first.total, weights), strict=True)
     ]
 
-    now, fresh = at(), built(digits, base=base)[1]
+    now, fresh = step_context(), built(digits, base=base)[1]
     negatives = calm._negatives(
         fresh, Joint(fresh), replace(joint_pgd(calm, digits), targeted=True), batch, now
     )  # on unmoved weights, and before the images' own attack
@@ -199,7 +199,7 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
 
     expected = calm._loss(heads, batch, x_adv, negatives).total
     before = copy.deepcopy(model.state_dict())
-    updates = method.stages(digits, model)[0].passes[0].updates(batch, at())
+    updates = method.stages(digits, model)[0].passes[0].updates(batch, step_context())
     _, loss = next(updates)
     assert torch.isclose(loss.total, expected, rtol=1e-4)
     assert loss.total > first.total
@@ -235,7 +235,7 @@ def test_negatives_are_pulled_to_the_anchors_class(digits, batch):
         for _ in range(3):
             model(batch.x)
         pull = PGD(digits.threat, objective="nll", targeted=True, start="gaussian", **method.attack_settings())
-        x_o, y_o = method._negatives(model, Joint(model), pull, batch, at())
+        x_o, y_o = method._negatives(model, Joint(model), pull, batch, step_context())
         assert bool((y_o != batch.y).all())
         values[attacked] = Joint(model.eval())(x_o)[range(24), batch.y]
         picked = pick_negatives(batch.y, generator=torch.Generator().manual_seed(5))
@@ -250,7 +250,7 @@ def test_negatives_are_mined_after_the_first_epochs(digits, batch):
     for _ in range(3):
         model(batch.x)
     pull = PGD(digits.threat, objective="nll", targeted=True)
-    before, after = (method._negatives(model, Joint(model), pull, batch, at(epoch)) for epoch in (1, 2))
+    before, after = (method._negatives(model, Joint(model), pull, batch, step_context(epoch)) for epoch in (1, 2))
     assert model.training
     logits = model.eval()(batch.x)
     generators = (torch.Generator().manual_seed(5) for _ in range(2))
@@ -265,9 +265,9 @@ def test_a_batch_of_one_class_is_trained_on_without_negatives(digits):
     for training in range(2):  # said once in each
         updates = method.stages(digits, model)[0].passes[0].updates
         with pytest.warns(UserWarning, match=r"a batch of one class has no negatives.*negative_contrast=false"):
-            ((_, loss),) = updates(batch, at(training))
+            ((_, loss),) = updates(batch, step_context(training))
         assert set(loss.parts) == {"ce", "kl"}
-        ((_, loss),) = updates(batch, at(training))  # another warning would be an error
+        ((_, loss),) = updates(batch, step_context(training))  # another warning would be an error
         assert set(loss.parts) == {"ce", "kl"}
 
 

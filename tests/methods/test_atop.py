@@ -15,7 +15,7 @@ from robustlib.methods import atop, load_preset, make_method
 from robustlib.methods.atop import l1_share, median_image, purifier_steps
 from robustlib.models import Randomness, RandomTransform, build_model
 from robustlib.runs import Run
-from robustlib.training import At, fit
+from robustlib.training import StepContext, fit
 from robustlib.training.validation import probe_batch
 
 TINY = {
@@ -37,8 +37,8 @@ ROWS = {
 }
 
 
-def at(epoch=1, seed=5):
-    return At(epoch, 0, 0.5, torch.Generator().manual_seed(seed), "32-true")
+def step_context(epoch=1, seed=5):
+    return StepContext(epoch, 0, 0.5, torch.Generator().manual_seed(seed), "32-true")
 
 
 def first_batch(digits, size=12):
@@ -57,7 +57,7 @@ def made(digits, stage=-1, **settings):
 
 def updated(stage, batch, now=None):
     """The losses of one update, in order, without a step between them."""
-    return dict(stage.passes[0].updates(batch, now or at()))
+    return dict(stage.passes[0].updates(batch, now or step_context()))
 
 
 def test_the_purifier_that_is_judged_is_the_one_that_is_kept_and_tuned(digits):
@@ -160,7 +160,7 @@ def test_lambda_waits_for_its_warm_up(digits):
     _, _, stage = made(digits, epochs=4, warm_up=2, cls_weight=3.0, gan_weight=0.0)
     batch = first_batch(digits)
     for epoch, weight in ((0, 0.0), (1, 0.0), (2, 3.0)):
-        loss = updated(stage, batch, at(epoch))["model"]
+        loss = updated(stage, batch, step_context(epoch))["model"]
         assert 2 * (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_lambda_waits_for_its_warm_up(digits):
 def test_what_the_attack_sees_and_draws(digits, monkeypatch, through, draws):
     """Through the pipeline the look at one image and every gradient are of draws of their own; all come from the update's generator."""
     _, model, stage = made(digits, attack_through=through, attack_steps=3)
-    batch, now, seen, real = first_batch(digits), at(), [], RandomTransform.draw
+    batch, now, seen, real = first_batch(digits), step_context(), [], RandomTransform.draw
 
     def draw(self, x, generator=None):
         seen.append((generator is now.generator, real(self, x, generator)))

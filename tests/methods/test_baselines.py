@@ -15,7 +15,7 @@ from robustlib.losses import mart_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.methods.base import perturbed
 from robustlib.models import build_model
-from robustlib.training import At, Loss, fit
+from robustlib.training import Loss, StepContext, fit
 
 SEED, EPS, BATCH = 5, 0.2, 16  # of the update's generator; of digits; images
 LR, DECAY = 0.05, 0.01
@@ -34,8 +34,8 @@ def updated(name, dataset, epoch=0, **settings):
     model, batch = fresh(dataset)
     stage = make_method(name, "digits", lr=LR, weight_decay=DECAY, **settings).stages(dataset, model)[0]
     optimiser = stage.optimisers["model"].build()
-    at = At(epoch, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
-    for _, loss in stage.passes[0].updates(batch, at):
+    context = StepContext(epoch, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
+    for _, loss in stage.passes[0].updates(batch, context):
         optimiser.zero_grad()
         loss.total.backward()
         optimiser.step()
@@ -197,8 +197,8 @@ def test_an_n_fgsm_update_is_the_one_written_out_without_projection(digits, k, m
 def test_fast_attacks_reach_as_far_as_they_should(digits, name, least, most, norm, eps):
     model, batch = fresh(digits)
     method = make_method(name, "digits", norm=norm, eps=eps)
-    at = At(0, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
-    x_adv = method.attacked(method.inner_attack(digits), model, batch, at)
+    context = StepContext(0, 0, 0.0, torch.Generator().manual_seed(SEED), "32-true")
+    x_adv = method.attacked(method.inner_attack(digits), model, batch, context)
     reached = method.threat(digits).distance(x_adv, batch.x)
     assert (reached <= most * eps + 1e-9).all()
     assert reached.max() >= least * eps
@@ -317,7 +317,7 @@ def test_a_generator_closed_early_puts_the_weights_back(digits):
     model, batch = fresh(digits)
     before = copy.deepcopy(model.state_dict())
     stage = make_method("pgd_at", "digits", awp_gamma=0.1).stages(digits, model)[0]
-    updates = stage.passes[0].updates(batch, At(0, 0, 0.0, torch.Generator(), "32-true"))
+    updates = stage.passes[0].updates(batch, StepContext(0, 0, 0.0, torch.Generator(), "32-true"))
     next(updates)
     assert not torch.allclose(model.head.weight, before["head.weight"])
     updates.close()
@@ -359,7 +359,7 @@ def test_awp_is_never_ignored_in_silence(digits):
         name = "mixed"
 
         def stages(self, dataset, model):
-            def updates(batch, at):
+            def updates(batch, context):
                 yield "model", Loss(F.cross_entropy(model(batch.x), batch.y))
 
             return self.single_stage(model, updates, adversarial=True)

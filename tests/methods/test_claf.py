@@ -18,7 +18,7 @@ from robustlib.models.projected import clean_statistics
 from robustlib.runs import Run
 from robustlib.training.validation import probe_batch
 from tests.losses.test_contrastive import restated
-from tests.training_fixtures import at, train
+from tests.training_fixtures import step_context, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
 SMALL = {"attack_steps": 2, "train_examples": 130, "epochs": 2, "batch_size": 64, "head_epochs": 1, "tuning_epochs": 1}
@@ -51,7 +51,7 @@ def stepped(model, stage, part, batch):
     """Runs one update as the loop does, and says what moved: the names of parameters and of buffers."""
     before = copy.deepcopy(model.state_dict())
     model.train()
-    for key, loss in part.updates(batch, at()):
+    for key, loss in part.updates(batch, step_context()):
         optimiser = stage.optimisers[key].build()
         for spec in stage.optimisers.values():
             spec.build().zero_grad()
@@ -69,7 +69,7 @@ def test_supcon_and_simclr_contrast_two_views(digits):
     for name, temperature in (("supcon", 0.1), ("simclr", 0.5)):
         _, model, stages = made(digits, name)
         batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-        ((_, loss),) = stages[0].passes[0].updates(batch, at())
+        ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
         other = fresh(batch)
         views = [other.view("simclr"), other.view("simclr")]
         assert not torch.equal(*views)
@@ -81,7 +81,7 @@ def test_supcon_and_simclr_contrast_two_views(digits):
 def test_rocl_is_its_formula(digits):
     _, model, stages = made(digits, "rocl", regulariser=8.0)
     batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[0].passes[0].updates(batch, at())
+    ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
     other = fresh(batch)
     x1, x2 = other.view("simclr"), other.view("simclr")
 
@@ -91,7 +91,7 @@ def test_rocl_is_its_formula(digits):
         s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)
         return F.cross_entropy(s, torch.arange(32).roll(16))
 
-    x_adv = Ascent(digits.threat, 2)(twin, x1, pair, generator=at().generator)
+    x_adv = Ascent(digits.threat, 2)(twin, x1, pair, generator=step_context().generator)
     assert pair(twin, x_adv) > pair(twin, x1)
     parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
     short, long = (restated(z, None, 0.5) for z in parts)
@@ -102,7 +102,7 @@ def test_rocl_is_its_formula(digits):
 def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     _, model, stages = made(digits, "acl")
     batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[0].passes[0].updates(batch, at())
+    ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
     other = fresh(batch)
     views = torch.cat((other.view("simclr"), other.view("simclr")))
     with clean_statistics(twin):
@@ -112,7 +112,7 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
         u = F.normalize(seen.project(x), dim=1)
         return F.cross_entropy((u @ u.t() / 0.5).fill_diagonal_(-torch.inf), torch.arange(32).roll(16))
 
-    x_adv = Ascent(digits.threat, 2)(twin, views, stream, generator=at().generator)
+    x_adv = Ascent(digits.threat, 2)(twin, views, stream, generator=step_context().generator)
     assert (x_adv - views).flatten(1).abs().amax(1).min() > 0, "both views are perturbed"
     attacked = restated(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
     assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)
@@ -128,15 +128,15 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
 def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
     _, model, stages = made(digits, "claf", adv_views=adv_views)
     batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[1].passes[-1].updates(batch, at())
-    other, now = fresh(batch), at()
+    ((_, loss),) = stages[1].passes[-1].updates(batch, step_context())
+    other, now = fresh(batch), step_context()
     views = [other.view("simclr"), other.view("simclr")]
     attack = PGD(digits.threat, steps=2)
     for _ in range(adv_views):
         views.append(attack(twin, batch.images.float() / 255, batch.y, generator=now.generator))
     z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
     assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-3)
-    ((_, plain),) = stages[0].passes[0].updates(fresh(batch), at())
+    ((_, plain),) = stages[0].passes[0].updates(fresh(batch), step_context())
     assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
 
@@ -153,8 +153,8 @@ def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, a
     contrast = stages[1].passes[-1]
     assert contrast.augment == "weak"
     batch, twin = replace(fresh(first_batch(digits)), augment=contrast.augment), copy.deepcopy(model)
-    ((_, loss),) = contrast.updates(batch, at())
-    other, now = fresh(batch), at()
+    ((_, loss),) = contrast.updates(batch, step_context())
+    other, now = fresh(batch), step_context()
     views = [other.view("simclr"), other.view("simclr")]
     weak = [shifted(batch.images, other.generator) for _ in range(adv_views)]
     plain = batch.images.float() / 255
@@ -184,8 +184,8 @@ def test_claf_freezes_what_the_paper_freezes(digits):
 def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacked):
     _, model, stages = made(digits, "claf", refresh=refresh)
     batch, twin = fresh(first_batch(digits)), copy.deepcopy(model).eval()
-    ((key, loss),) = stages[1].passes[0].updates(batch, at())
-    x = PGD(digits.threat, steps=2)(twin, batch.x, batch.y, generator=at().generator) if attacked else batch.x
+    ((key, loss),) = stages[1].passes[0].updates(batch, step_context())
+    x = PGD(digits.threat, steps=2)(twin, batch.x, batch.y, generator=step_context().generator) if attacked else batch.x
     assert key == "head"
     assert torch.isclose(loss.total, F.cross_entropy(twin(x), batch.y), rtol=1e-4)
     assert loss.parts["accuracy"] == (twin(x).argmax(1) == batch.y).float().mean()
@@ -194,13 +194,13 @@ def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacke
 def test_the_stages_of_claf(digits):
     settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
     _, model, (augmented, adversarial, final) = made(digits, "claf", **settings)
-    assert [(s.name, s.epochs, s.adversarial, s.watched) for s in (augmented, adversarial)] == [
+    assert [(s.name, s.epochs, s.adversarial, s.monitored) for s in (augmented, adversarial)] == [
         ("augmented", 2, False, True),
         ("adversarial", 4, True, False),
     ]
     refresh, contrast = adversarial.passes
-    assert (refresh.repeats, refresh.fresh, refresh.begin) == (3, ("head",), None)
-    assert (contrast.repeats, contrast.fresh, contrast.augment) == (1, (), "none")
+    assert (refresh.repeats, refresh.reset_optimizers, refresh.begin) == (3, ("head",), None)
+    assert (contrast.repeats, contrast.reset_optimizers, contrast.augment) == (1, (), "none")
     assert (final.name, final.adversarial) == ("slf", False)
     rates = [augmented.optimisers["encoder"].schedule(e) for e in (0, 1, 2)]
     rates += [adversarial.optimisers["encoder"].schedule(e) for e in (0, 1, 4)]
@@ -211,7 +211,7 @@ def test_the_stages_of_claf(digits):
     method, model, stages = made(digits, "claf", refresh="never", aug_epochs=0, head_epochs=7)
     assert [(stage.name, stage.epochs) for stage in stages] == [("first-head", 7), ("adversarial", 2), ("slf", 7)]
     assert method.all_epochs == 16
-    assert (stages[0].passes[0].repeats, stages[0].passes[0].fresh) == (1, ())
+    assert (stages[0].passes[0].repeats, stages[0].passes[0].reset_optimizers) == (1, ())
     assert stepped(model, stages[0], stages[0].passes[0], first_batch(digits)) == ({"head"}, set())
     assert len(stages[1].passes) == 1
     assert set(stages[1].optimisers) == {"encoder"}
@@ -250,14 +250,14 @@ def test_alf_is_fitted_on_attacked_images_and_aff_by_trades(digits):
     batch = first_batch(digits)
     _, model, stages = made(digits, "supcon", final="alf", final_steps=3)
     twin = copy.deepcopy(model).eval()
-    ((_, loss),) = stages[-1].passes[0].updates(batch, at())
-    x_adv = PGD(digits.threat, steps=3)(twin, batch.x, batch.y, generator=at().generator)
+    ((_, loss),) = stages[-1].passes[0].updates(batch, step_context())
+    x_adv = PGD(digits.threat, steps=3)(twin, batch.x, batch.y, generator=step_context().generator)
     assert torch.isclose(loss.total, F.cross_entropy(twin(x_adv), batch.y), rtol=1e-4)
     _, model, stages = made(digits, "supcon", final="aff", beta=2.0, final_steps=3)
     twin = copy.deepcopy(model)
-    ((_, loss),) = stages[-1].passes[0].updates(batch, at())
+    ((_, loss),) = stages[-1].passes[0].updates(batch, step_context())
     attack = PGD(digits.threat, steps=3, objective="kl", start="gaussian")
-    x_adv = attack(twin, batch.x, batch.y, generator=at().generator)
+    x_adv = attack(twin, batch.x, batch.y, generator=step_context().generator)
     p, q = twin(batch.x).log_softmax(1), twin(x_adv).log_softmax(1)
     expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
     assert torch.isclose(loss.total, expected, rtol=1e-3)

@@ -14,7 +14,7 @@ from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.representation import feature_gap, features, gap_probe, probe_attack
-from robustlib.training import At, fit
+from robustlib.training import StepContext, fit
 from robustlib.training.validation import probe_batch
 
 FAMILY = ("vaft", "afkd", "arrest", "afd")
@@ -33,8 +33,8 @@ def tuned(digits, name, arch="small_cnn", seed=0, **settings):
     return model, teacher, stage
 
 
-def at(epoch=0, epochs=40):
-    return At(epoch, 0, (epoch + 0.5) / epochs, torch.Generator().manual_seed(5), "32-true")
+def step_context(epoch=0, epochs=40):
+    return StepContext(epoch, 0, (epoch + 0.5) / epochs, torch.Generator().manual_seed(5), "32-true")
 
 
 def first_batch(digits, size=24):
@@ -43,7 +43,7 @@ def first_batch(digits, size=24):
 
 def updated(stage, batch, now=None):
     """The losses of one update."""
-    return dict(stage.passes[0].updates(batch, now or at()))
+    return dict(stage.passes[0].updates(batch, now or step_context()))
 
 
 def in_numpy(model, teacher, batch, x_adv):
@@ -63,7 +63,7 @@ def in_numpy(model, teacher, batch, x_adv):
 def test_losses_equal_their_formula(digits, name, weight):
     model, teacher, stage = tuned(digits, name, **({"replay": 0.0} if name == "arrest" else {}))
     batch = first_batch(digits)
-    x_adv = PGD(digits.threat, steps=3)(model, batch.x, batch.y, generator=at().generator)
+    x_adv = PGD(digits.threat, steps=3)(model, batch.x, batch.y, generator=step_context().generator)
     loss = updated(stage, batch)["model"]
     ce, gap = in_numpy(model, teacher, batch, x_adv)
     assert np.isclose(loss.total.item(), ce + weight * gap, rtol=1e-4)
@@ -104,11 +104,11 @@ def test_noise_is_replayed_where_clean_features_strayed(digits, norm):
         assert model.encoder.stage1[1].num_batches_tracked == 1  # neither the distance nor the attack leaves a trace
         threat = Threat(norm, digits.threat.eps)
         if noisy:  # where the attack would have started
-            draws = Draws.from_generator(at().generator, len(batch.x), batch.x.device)
+            draws = Draws.from_generator(step_context().generator, len(batch.x), batch.x.device)
             shape = batch.x.shape[1:]
             x = threat.random_start(batch.x, draws.fork(0).uniform(*shape), draws.fork(0).fork(0).normal(*shape))
         else:
-            x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=at().generator)
+            x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=step_context().generator)
         ce, gap = in_numpy(model, teacher, batch, x)
         assert np.isclose(loss.total.item(), ce + 50 * gap, rtol=1e-4)
 
@@ -117,7 +117,7 @@ def test_noise_is_replayed_in_the_first_half_only(digits):
     batch = first_batch(digits)
     for epochs, last in ((20, 9), (40, 19)):  # published: epochs 1 to 10 of 20
         _, _, stage = tuned(digits, "arrest", angle=0.0, epochs=epochs)
-        found = [updated(stage, batch, at(e, epochs))["model"].parts["replayed"] for e in (0, last, last + 1)]
+        found = [updated(stage, batch, step_context(e, epochs))["model"].parts["replayed"] for e in (0, last, last + 1)]
         assert found == [1.0, 1.0, 0.0]
     _, _, stage = tuned(digits, "arrest", angle=180.0)
     assert updated(stage, batch)["model"].parts["replayed"] == 0.0
@@ -153,7 +153,7 @@ def test_awp_takes_the_step_at_the_perturbed_weights(digits, name):
 
     model, _, stage = tuned(digits, name, awp_gamma=0.02, **settings)
     seen = {}
-    for key, loss in stage.passes[0].updates(batch, at()):
+    for key, loss in stage.passes[0].updates(batch, step_context()):
         seen[key] = loss.total.item()
         for n, w in model.named_parameters():
             assert torch.allclose(w, moved.get_parameter(n), atol=1e-6), n

@@ -25,7 +25,7 @@ from robustlib.methods import (
     preset_names,
 )
 from robustlib.models import build_model
-from robustlib.training import At
+from robustlib.training import StepContext
 from robustlib.workbook import tables
 from robustlib.workbook.experiments import Options, plan
 
@@ -37,8 +37,8 @@ def first_update(name, dataset, seed=0, **settings):
     stage = make_method(name, preset="digits", **settings).stages(dataset, model)[0]
     batch = next(dataset.train.batches(16, augment="none"))
     before = copy.deepcopy(model)
-    at = At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
-    (_, loss), *rest = list(stage.passes[0].updates(batch, at))
+    context = StepContext(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
+    (_, loss), *rest = list(stage.passes[0].updates(batch, context))
     assert rest == []
     assert model.training
     assert model.encoder.stage1[1].num_batches_tracked == (3 if name == "trades" else 1)  # attacks leave no trace
@@ -161,7 +161,7 @@ def test_every_stage_of_a_paper_preset_takes_a_step(preset, name, preset_data):
     batch = next(dataset.train.batches(4, augment=method.augment))
     for stage in method.stages(dataset, model):
         for part in stage.passes:
-            for key, loss in part.updates(batch, At(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")):
+            for key, loss in part.updates(batch, StepContext(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")):
                 optimiser = stage.optimisers[key].build()
                 optimiser.zero_grad()
                 loss.total.backward()

@@ -17,7 +17,7 @@ from robustlib.methods.rep_spectral import LayerNorms, Regularised, input_sizes
 from robustlib.models import build_model
 from robustlib.training import fit, loop
 from tests.losses.test_spectral import class_jacobians, dense_operator, squared_norm
-from tests.training_fixtures import at, broken_off, built, train
+from tests.training_fixtures import broken_off, built, step_context, train
 
 ARMS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
@@ -32,7 +32,7 @@ def loss_of(method, dataset, model, step=0, n=16):
     stage = method.stages(dataset, model)[-1]
     stage.begin()
     batch = next(dataset.train.batches(n, augment="none"))
-    ((name, loss),) = stage.passes[0].updates(batch, at(step=step))
+    ((name, loss),) = stage.passes[0].updates(batch, step_context(step=step))
     assert name == "model"
     return batch, loss
 
@@ -164,7 +164,9 @@ def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name
     assert (first.name, first.epochs, last.name, last.epochs) == ("burn-in", 6, "regularised", 4)
     batch = next(digits.train.batches(8, augment="none"))
     penalised = {
-        stage.name: [bool(next(stage.passes[0].updates(batch, at(step=k)))[1].parts["penalty"] > 0) for k in range(7)]
+        stage.name: [
+            bool(next(stage.passes[0].updates(batch, step_context(step=k)))[1].parts["penalty"] > 0) for k in range(7)
+        ]
         for stage in (first, last)
     }
     assert penalised == {"burn-in": [False] * 7, "regularised": [k % 3 == 0 for k in range(7)]}

@@ -24,7 +24,7 @@ from robustlib.workbook.cli.console import _now
 from tests.losses.test_contrastive import restated as nt_xent_restated
 from tests.losses.test_transfer import restated as barlow_restated
 from tests.methods.test_rep_spectral import true_norms
-from tests.training_fixtures import at, broken_off, built, train
+from tests.training_fixtures import broken_off, built, step_context, train
 
 ROWS = ("barlow_spectral", "simclr_spectral")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "lr": 0.05, "batch_size": 64, "readout_iterations": 20_000}
@@ -53,7 +53,7 @@ def test_a_step_is_the_loss_of_two_views_and_the_encoders_norms(digits, name, ar
     norms = {layer: value for layer, value in _norms(model, digits).items() if layer.startswith("encoder.")}
     assert norms
     twin, batch = copy.deepcopy(model), next(digits.train.batches(16, generator=torch.Generator().manual_seed(7)))
-    ((key, loss),) = stage.passes[0].updates(batch, at())
+    ((key, loss),) = stage.passes[0].updates(batch, step_context())
     other = replace(batch, generator=torch.Generator().manual_seed(7))
     views = [other.view("simclr"), other.view("simclr")]
     assert not torch.equal(*views)
@@ -85,7 +85,9 @@ def test_stages_share_what_rep_spectral_has(digits):
     assert method.all_epochs == 11
     assert (readout.passes, dict(readout.optimisers)) == ((), {})
     batch = next(digits.train.batches(8))
-    penalised = [bool(next(last.passes[0].updates(batch, at(step=k)))[1].parts["penalty"] > 0) for k in range(6)]
+    penalised = [
+        bool(next(last.passes[0].updates(batch, step_context(step=k)))[1].parts["penalty"] > 0) for k in range(6)
+    ]
     assert penalised == [k % 3 == 0 for k in range(6)]
     head = {id(p) for p in model.head.parameters()}
     assert not head & {id(p) for p in first.optimisers["model"].params}

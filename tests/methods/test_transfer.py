@@ -17,7 +17,7 @@ from robustlib.runs import Run, write_json
 from robustlib.workbook.experiments import read_study
 from robustlib.workbook.experiments.studies import arm_name
 from tests.methods.test_rep_spectral import true_norms
-from tests.training_fixtures import at, broken_off, built, train
+from tests.training_fixtures import broken_off, built, step_context, train
 
 ROWS = ("transfer", "l2_sp", "bss")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
@@ -41,7 +41,7 @@ def first_loss(method, digits):
         tuning[-1].begin()
     batch = next(digits.train.batches(16))
     twin = copy.deepcopy(model)
-    ((_, loss),) = tuning[-1].passes[0].updates(batch, at())
+    ((_, loss),) = tuning[-1].passes[0].updates(batch, step_context())
     ce = F.cross_entropy(twin(batch.x), batch.y).item()
     assert loss.parts["ce"].item() == pytest.approx(ce, rel=1e-5)
     assert loss.total.item() == pytest.approx(ce + loss.parts["penalty"].item(), rel=1e-5)
@@ -107,7 +107,7 @@ def test_pre_training_is_rep_spectral_on_the_source(digits):
         for stage in (ours, theirs):
             if stage.begin:
                 stage.begin()
-            ((_, loss),) = stage.passes[0].updates(batch, at())
+            ((_, loss),) = stage.passes[0].updates(batch, step_context())
             losses.append(loss.total.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

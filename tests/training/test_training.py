@@ -18,7 +18,7 @@ from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json
 from robustlib.threat import Threat
-from robustlib.training import Loss, Optim, Pass, Stage, cosine, fit, one_cycle, piecewise, step
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.fit import resolve_device, run_params
 from robustlib.training.stages import EMA
 from robustlib.training.validation import drawn_from, gradient_alignment, overfitting, validate
@@ -224,11 +224,11 @@ class Scripted:
     def stages(self, dataset, model):
         head, body = list(model.head.parameters()), list(model.encoder.parameters())
 
-        def head_only(batch, at):
-            self.log.append(("head", at.epoch, at.step, id(batch.x)))
+        def head_only(batch, context):
+            self.log.append(("head", context.epoch, context.step, id(batch.x)))
             yield "head", Loss(F.cross_entropy(model(batch.x), batch.y), {"half": 0.5})
 
-        def both(batch, at):
+        def both(batch, context):
             frozen = [p.clone() for p in body]
             try:
                 yield "head", Loss(F.cross_entropy(model(batch.x), batch.y))
@@ -236,24 +236,24 @@ class Scripted:
                 yield "body", Loss(F.cross_entropy(model(batch.x), batch.y))
                 assert not torch.equal(frozen[0], body[0])
             finally:
-                self.log.append(("closed", at.epoch, at.step, round(at.progress, 3)))
+                self.log.append(("closed", context.epoch, context.step, round(context.progress, 3)))
 
         optimisers = {
-            "head": Optim(head, 0.1, "adam", schedule=cosine(2)),
-            "body": Optim(body, 0.1, momentum=0.0, schedule=step((1,), 0.5)),
+            "head": OptimizerSpec(head, 0.1, "adam", schedule=cosine(2)),
+            "body": OptimizerSpec(body, 0.1, momentum=0.0, schedule=step((1,), 0.5)),
         }
-        passes = (Pass(head_only, "refresh", repeats=2, fresh=("head",)), Pass(both, augment="none"))
+        passes = (Pass(head_only, "refresh", repeats=2, reset_optimizers=("head",)), Pass(both, augment="none"))
 
         def begin():
             self.log.append(("begin",))
 
-        def body_only(batch, at):
+        def body_only(batch, context):
             yield "body", Loss(F.cross_entropy(model(batch.x), batch.y))
 
         probes = {"norm": lambda model, batch: model(batch.x).norm()}
         return [
             Stage("first", 2, optimisers, passes, begin=begin, snapshots=(1,), probes=probes),
-            Stage("second", 1, {"body": Optim(body, 0.01)}, (Pass(body_only),)),
+            Stage("second", 1, {"body": OptimizerSpec(body, 0.01)}, (Pass(body_only),)),
         ]
 
 
@@ -280,7 +280,7 @@ def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, few):
                 return lambda *_: (log.append(what), float(torch.rand(())))[1]
 
             def learn(name):
-                def updates(batch, at):
+                def updates(batch, context):
                     log.append(name)
                     yield "all", Loss(F.cross_entropy(model(batch.x), batch.y))
 
@@ -288,7 +288,7 @@ def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, few):
 
             one = Pass(learn("one"), "one", repeats=2, begin=note("begin one"))
             two = Pass(learn("two"), "two", begin=note("begin two"), probes={"start": note("start")})
-            optimisers = {"all": Optim(model.parameters(), 0.0)}
+            optimisers = {"all": OptimizerSpec(model.parameters(), 0.0)}
             return [Stage("only", 2, optimisers, (one, two), probes={"end": note("end")})]
 
     rows = train(Begun([]), few, tmp_path).metrics()
@@ -309,13 +309,13 @@ class TwoStages(Scripted):
     def stages(self, dataset, model):
         teacher = torch.nn.Linear(10, 10)
 
-        def learn(batch, at):
+        def learn(batch, context):
             yield "all", Loss(F.cross_entropy(teacher(model(batch.x)), batch.y))
 
         def begin():
             torch.nn.init.normal_(model.head.weight)
 
-        both = Optim([*model.parameters(), *teacher.parameters()], 0.1)
+        both = OptimizerSpec([*model.parameters(), *teacher.parameters()], 0.1)
         make = {"optimisers": {"all": both}, "passes": (Pass(learn),), "modules": {"teacher": teacher}}
         return [Stage("first", 1, **make), Stage("second", 2, **make, begin=begin)]
 
@@ -347,7 +347,7 @@ class Ending(Scripted):
     """Each stage looks at what it leaves; the second one is not content."""
 
     def stages(self, dataset, model):
-        def learn(batch, at):
+        def learn(batch, context):
             yield "all", Loss(F.cross_entropy(model(batch.x), batch.y))
 
         def end(which):
@@ -358,7 +358,7 @@ class Ending(Scripted):
 
             return look
 
-        optimisers = {"all": Optim(model.parameters(), 0.1)}
+        optimisers = {"all": OptimizerSpec(model.parameters(), 0.1)}
         return [Stage(name, 2, optimisers, (Pass(learn),), end=end(name)) for name in ("first", "second")]
 
 
@@ -377,7 +377,7 @@ def test_a_stage_can_fail_at_its_end(tmp_path, digits):
 
 
 def test_optimisers_can_be_built_more_than_once():
-    optim = Optim(torch.nn.Linear(2, 2).parameters(), 0.1)
+    optim = OptimizerSpec(torch.nn.Linear(2, 2).parameters(), 0.1)
     assert len(optim.build().param_groups[0]["params"]) == len(optim.build().param_groups[0]["params"]) == 2
 
 

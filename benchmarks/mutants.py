@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant("methods/atop.py", "weight / 2 * loss", "weight * loss", "AToP's L1 on [0, 1]", "methods/atop"),
     Mutant(
         "methods/rep_spectral.py",
-        "at.step % self.cadence == 0",
-        "at.step % self.cadence == 1",
+        "context.step % self.cadence == 0",
+        "context.step % self.cadence == 1",
         "the penalty comes a step late",
         "methods/rep_spectral",
     ),

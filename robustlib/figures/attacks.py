@@ -14,12 +14,12 @@ from robustlib.figures.canvas import (
     Figure,
     axes,
     legend_below,
-    looks,
-    needs,
-    pc,
     percent,
+    percent_axis,
+    require_columns,
     same_length,
     style,
+    styles,
     whiskers,
 )
 
@@ -55,7 +55,7 @@ def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     """
     import pandas as pd
 
-    every = needs("accuracy", pd.DataFrame(rows), ["attack", "accuracy"])
+    every = require_columns("accuracy", pd.DataFrame(rows), ["attack", "accuracy"])
     frame = every[~every["attack"].str.contains("@", regex=False)].reset_index(drop=True)
     names = NAMES if len(frame) == len(every) else {**NAMES, "worst": "adaptive minimum"}
     labels = [names.get(str(name), str(name)) for name in frame["attack"]]
@@ -68,11 +68,11 @@ def accuracy_bars(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
         )
         tops = frame["high"] if "high" in frame else frame["accuracy"]
         for place, (value, top) in enumerate(zip(frame["accuracy"], tops.fillna(frame["accuracy"]), strict=True)):
-            axis.text(max(value, top) + 0.012, place, pc(value), va="center", fontsize=9.5)
+            axis.text(max(value, top) + 0.012, place, percent(value), va="center", fontsize=9.5)
         _bars_downwards(axis, 1.1)
         axis.set_title("Accuracy under each attack")
         axis.set_xlabel("accuracy, with 95 % interval")
-    said = ", ".join(f"{label} {pc(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
+    said = ", ".join(f"{label} {percent(value)}" for label, value in zip(labels, frame["accuracy"], strict=True))
     numbers = frame[[name for name in ("accuracy", "low", "high") if name in frame]]
     return Figure(fig, f"Accuracy on the test images: {said}.", numbers.assign(attack=labels)[["attack", *numbers]])
 
@@ -87,7 +87,7 @@ def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     """
     import pandas as pd
 
-    frame = needs("cascade", pd.DataFrame(rows), ["component", "accuracy"])
+    frame = require_columns("cascade", pd.DataFrame(rows), ["component", "accuracy"])
     for column in ("attack", "surrogate"):
         frame = frame[frame[column] == frame[column].iloc[0]] if column in frame else frame
     labels, left = [str(name) for name in frame["component"]], [float(value) for value in frame["accuracy"]]
@@ -97,14 +97,14 @@ def cascade(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
         axis.barh(labels, left, color=[CLEAN] + [LEFT] * (len(labels) - 1), height=0.62)
         axis.barh(labels, taken, left=left, color="white", edgecolor=TAKEN, hatch="////", height=0.62, lw=0)
         for place, (value, loss) in enumerate(zip(left, taken, strict=True)):
-            end = axis.text(value + loss + 0.012, place, pc(value), va="center", fontsize=9.5)
+            end = axis.text(value + loss + 0.012, place, percent(value), va="center", fontsize=9.5)
             if loss > 0:
                 words = f"−{100 * loss:.1f}"
                 axis.annotate(words, (1.08, 0.5), xycoords=end, color=MUTED, va="center", fontsize=9.5)
         _bars_downwards(axis, 1.2)
         axis.set_title("AutoAttack, step by step")
         axis.set_xlabel("accuracy left (hatched: taken by this step)")
-    said = [f"{name} {pc(value)}" for name, value in zip(labels, left, strict=True)]
+    said = [f"{name} {percent(value)}" for name, value in zip(labels, left, strict=True)]
     numbers = pd.DataFrame({"step": labels, "accuracy": left, "taken": taken})
     return Figure(fig, f"Accuracy left after each step of AutoAttack: {', '.join(said)}.", numbers)
 
@@ -119,8 +119,8 @@ def accuracy_dots(table: "DataFrame", title: str) -> Figure:
     Raises:
         InputError: a column is missing or empty.
     """
-    given = needs("accuracy-dots", table, ["row", "series", "accuracy"]).reset_index(drop=True)
-    names, every = list(dict.fromkeys(given["row"])), looks(dict.fromkeys(map(str, given["series"])))
+    given = require_columns("accuracy-dots", table, ["row", "series", "accuracy"]).reset_index(drop=True)
+    names, every = list(dict.fromkeys(given["row"])), styles(dict.fromkeys(map(str, given["series"])))
     step = LANE * (len(every) + 0.7)
     with style():
         fig, (axis,) = axes(height=1.3 + step * len(names))
@@ -133,12 +133,12 @@ def accuracy_dots(table: "DataFrame", title: str) -> Figure:
         axis.set_ylim(step * (len(names) - 1) + LANE * len(every), -LANE)
         axis.set_xlim(-0.01, 1.1)
         axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        percent(axis, "x")
+        percent_axis(axis, "x")
         axis.grid(visible=False, axis="y")
         axis.set_xlabel("accuracy, with 95 % interval")
         axis.set_title(title)
         legend_below(fig, axis)
-    told = [f"{row['series']} {pc(row['accuracy'])}" for row in given.to_dict("records")]
+    told = [f"{row['series']} {percent(row['accuracy'])}" for row in given.to_dict("records")]
     said = "; ".join(
         f"{name}: {', '.join(told[k] for k in part.index)}" for name, part in given.groupby("row", sort=False)
     )
@@ -154,14 +154,14 @@ def _dots(axis: "Axes", mine: "DataFrame", heights: Sequence[float], name: str, 
     dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ls": "none"}
     axis.plot(mine["accuracy"], heights, ms=7, mec="white", mew=0.8, label=name, **dot)
     for value, end, height in zip(mine["accuracy"], ends, heights, strict=True):
-        axis.text(max(value, end) + 0.015, height, pc(value), va="center", fontsize=9)
+        axis.text(max(value, end) + 0.015, height, percent(value), va="center", fontsize=9)
 
 
 def _bars_downwards(axis: "Axes", end: float) -> None:
     """Horizontal bars of accuracies, the first on top, with room for their numbers up to `end`."""
     axis.set_xlim(0, end)
     axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    percent(axis, "x")
+    percent_axis(axis, "x")
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
 

@@ -156,7 +156,7 @@ def same_length(what: str, **arrays: Any) -> None:
         raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {told}.")
 
 
-def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each name; the same set of names always gets the same ones."""
     ordered = enumerate(dict.fromkeys(names))
     return {
@@ -165,7 +165,7 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def percent(axis: "Axes", which: str = "y") -> None:
+def percent_axis(axis: "Axes", which: str = "y") -> None:
     """Write the fractions of an axis ("x" or "y") as percentages."""
     from matplotlib.ticker import FuncFormatter
 
@@ -173,12 +173,12 @@ def percent(axis: "Axes", which: str = "y") -> None:
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−")))
 
 
-def pc(value: float) -> str:
+def percent(value: float) -> str:
     """A fraction in words: 0.5 is "50.0 %"."""
     return f"{100 * value:.1f} %"
 
 
-def needs(what: str, frame: "DataFrame", columns: Sequence[str]) -> "DataFrame":
+def require_columns(what: str, frame: "DataFrame", columns: Sequence[str]) -> "DataFrame":
     """The rows of `frame` that have numbers in all of `columns`; at least one, or an InputError that says so."""
     missing = [name for name in columns if name not in frame]
     if missing:

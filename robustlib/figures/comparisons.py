@@ -17,11 +17,11 @@ from robustlib.figures.canvas import (
     Figure,
     axes,
     legend_below,
-    looks,
-    needs,
-    pc,
     percent,
+    percent_axis,
+    require_columns,
     style,
+    styles,
     title_of,
     whiskers,
 )
@@ -42,11 +42,11 @@ def trade_off(leaderboard: "DataFrame") -> Figure:
         leaderboard: one row a run: `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the
             intervals `clean_low`, `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, told in the legend.
     """
-    rows = _titled(needs("trade-off", leaderboard, ["clean", "worst"]))
+    rows = _titled(require_columns("trade-off", leaderboard, ["clean", "worst"]))
     with style():
         fig, (axis,) = axes(height=4.4)
         _dots(axis, rows, "clean", xerr=whiskers(rows, "clean"))
-        percent(axis, "x")
+        percent_axis(axis, "x")
         axis.set_xlabel("clean accuracy")
         axis.set_title("Accuracy and robustness of each run")
         legend_below(fig, axis)
@@ -60,7 +60,7 @@ def cost(leaderboard: "DataFrame") -> Figure:
     Args:
         leaderboard: as for `trade_off`, with `minutes` instead of `clean`.
     """
-    rows = _titled(needs("cost", leaderboard, ["minutes", "worst"]))
+    rows = _titled(require_columns("cost", leaderboard, ["minutes", "worst"]))
     with style():
         fig, (axis,) = axes(height=4.4)
         _dots(axis, rows, "minutes")
@@ -86,7 +86,7 @@ def _numbers(rows: "DataFrame") -> "DataFrame":
 def _dots(axis: "Axes", rows: "DataFrame", x: str, xerr: Any = None) -> None:
     """Scatter `x` against worst-case accuracy, a colour and marker for each method."""
     yerr = whiskers(rows, "worst")
-    for title, look in looks(sorted(rows["method"].unique())).items():
+    for title, look in styles(sorted(rows["method"].unique())).items():
         mine = (rows["method"] == title).to_numpy()
         dot: dict[str, Any] = {
             "marker": look["marker"],
@@ -100,7 +100,7 @@ def _dots(axis: "Axes", rows: "DataFrame", x: str, xerr: Any = None) -> None:
             dot[name] = None if ends is None else ends[:, mine]
         label = title + (f", {_minutes(rows['minutes'][mine].mean())}" if x == "clean" and "minutes" in rows else "")
         axis.errorbar(rows[x][mine], rows["worst"][mine], label=label, elinewidth=1.1, **dot)
-    percent(axis)
+    percent_axis(axis)
     axis.set_ylabel("worst-case robust accuracy")
     axis.margins(0.12)
     axis.set_ylim(bottom=max(axis.get_ylim()[0], -0.02))  # accuracies below zero are no place for a reader's eye
@@ -111,13 +111,11 @@ def _minutes(minutes: float) -> str:
 
 
 def _say_methods(rows: "DataFrame", x: str) -> str:
-    unit = pc if x == "clean" else _minutes
+    unit = percent if x == "clean" else _minutes
     said = []
     for title, mine in rows.groupby("method"):
         runs = f"mean of {len(mine)} runs: " if len(mine) > 1 else ""
-        text = (
-            f"{title}: {runs}{unit(mine[x].mean())}{' clean' * (x == 'clean')}, {pc(mine['worst'].mean())} worst case"
-        )
+        text = f"{title}: {runs}{unit(mine[x].mean())}{' clean' * (x == 'clean')}, {percent(mine['worst'].mean())} worst case"
         said.append(text + (f", {_minutes(mine['minutes'].mean())}" if x == "clean" and "minutes" in mine else ""))
     return "; ".join(said) + "."
 
@@ -139,7 +137,7 @@ def claim_effects(rows: "DataFrame | Sequence[Mapping[str, Any]]") -> Figure:
     """
     import pandas as pd
 
-    frame = needs("claims", pd.DataFrame(rows), ["claim", "smallest", "verdict"]).reset_index(drop=True)
+    frame = require_columns("claims", pd.DataFrame(rows), ["claim", "smallest", "verdict"]).reset_index(drop=True)
     every = [row | {"lines": wrap(str(row["claim"]), LETTERS)} for row in frame.to_dict("records")]
     heights = [0.85 + 0.18 * (len(row["lines"]) - 1) for row in every]  # inches
     with style():
@@ -208,13 +206,13 @@ def distance_distributions(distances: "Mapping[str, ArrayLike]") -> Figure:
     share = np.arange(1, max(lengths) + 1) / max(lengths)
     with style():
         fig, (axis,) = axes(height=3.9)
-        for name, look in looks(sorted_).items():
+        for name, look in styles(sorted_).items():
             values, middle = sorted_[name], float(np.median(sorted_[name]))
             axis.step([0, *values], [0, *share], where="post", color=look["color"], ls=look["ls"])
             axis.plot([middle], [0.5], ms=8, mec="white", label=f"{name}, median {middle:.3f}", **look)
         axis.set_xlim(left=0)
         axis.set_ylim(0, 1)
-        percent(axis)
+        percent_axis(axis)
         axis.set_xlabel("L2 adversarial distance, in pixels of [0, 1]; marks: medians")
         axis.set_ylabel("images with an adversarial\nimage within it")
         axis.set_title(f"How far away adversarial images are, on the same {max(lengths)} images")
@@ -240,20 +238,20 @@ def accuracy_distance(grid: "DataFrame", slack: float = 0.01) -> Figure:
         InputError: a column is missing or empty, or there is no row of strength 0.
     """
     columns = ["arm", "strength", "accuracy", "distance", "chosen"]
-    rows = needs("accuracy-distance", grid, columns).reset_index(drop=True)
+    rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)
     if not (rows["strength"] == 0).any():
         raise InputError("The accuracy-distance figure needs the unregularised arm: a row of strength 0.")
     base = rows[rows["strength"] == 0].iloc[0]
     with style():
         fig, (axis,) = axes(height=4.4)
-        for arm, look in looks(rows["arm"].unique()).items():
+        for arm, look in styles(rows["arm"].unique()).items():
             _path(axis, str(arm), rows[rows["arm"] == arm].sort_values("strength"), look)
         axis.margins(0.12)
         least, most = axis.get_xlim()
         axis.set_xlim(left := min(least, base["accuracy"] - 2 * slack), most)
         axis.axvspan(left, base["accuracy"] - slack, color=SLACK, zorder=0)
         axis.axhline(base["distance"], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-        percent(axis, "x")
+        percent_axis(axis, "x")
         axis.set_xlabel(f"accuracy (shaded: more than {100 * slack:g} point below no penalty)")
         axis.set_ylabel("mean L2 adversarial distance")
         axis.set_title("What each strength costs and buys; a ring: chosen")
@@ -281,4 +279,4 @@ def _path(axis: "Axes", arm: str, mine: "DataFrame", look: dict[str, Any]) -> No
 
 def _say(row: Mapping[Any, Any]) -> str:
     at = f" at strength {row['strength']:g}, chosen" if row["strength"] else ""
-    return f"{row['arm']}{at}: accuracy {pc(row['accuracy'])}, distance {row['distance']:.3f}"
+    return f"{row['arm']}{at}: accuracy {percent(row['accuracy'])}, distance {row['distance']:.3f}"

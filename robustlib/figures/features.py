@@ -12,12 +12,12 @@ from robustlib.figures.canvas import (
     Figure,
     axes,
     legend_below,
-    looks,
-    needs,
     panels,
-    pc,
+    percent,
+    require_columns,
     same_length,
     style,
+    styles,
     title_of,
 )
 
@@ -55,7 +55,7 @@ def pair_distances(distances: "Mapping[str, Mapping[str, ArrayLike]]") -> Figure
     if not found or not all(len(values) for pairs in found.values() for values in pairs.values()):
         raise InputError("The pair-distance figure needs distances for each kind of pair of at least one method.")
     numbers = _histograms(found)
-    kinds = looks(numbers["pair"])
+    kinds = styles(numbers["pair"])
     with style():
         fig, every = panels(list(found), height=3.4 if len(found) < 4 else 2.6)
         for axis, method in zip(every, found, strict=True):
@@ -127,12 +127,12 @@ def alignment_exclusion(table: "DataFrame", exclusion: str = "margin") -> Figure
             f"exclusion={exclusion!r}: choose among {', '.join(EXCLUSIONS)}, or adversarial_ before these."
         )
     whose = "adversarial" if kind != exclusion else "clean"
-    rows = needs("alignment-exclusion", table, ["method", "alignment", exclusion])
+    rows = require_columns("alignment-exclusion", table, ["method", "alignment", exclusion])
     rows = rows.assign(method=[title_of(row) for row in rows.to_dict("records")])
     said = []
     with style():
         fig, (axis,) = axes(height=4.4)
-        for title, look in looks(sorted(rows["method"].unique())).items():
+        for title, look in styles(sorted(rows["method"].unique())).items():
             mine = rows[rows["method"] == title]
             dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ls": "none"}
             axis.plot(mine["alignment"], mine[exclusion], ms=7.5, mec="white", mew=0.6, label=title, **dot)
@@ -186,7 +186,7 @@ def confusion_flow(clean: "ArrayLike", adversarial: "ArrayLike", class_names: Se
         fig, (axis,) = axes(height=_inches(len(classes)))
         _flows(axis, share, names)
         axis.set_axis_off()
-        axis.set_title(f"What the attack makes of each class: {pc(changed)} of the answers change")
+        axis.set_title(f"What the attack makes of each class: {percent(changed)} of the answers change")
     moves = [(names[a], names[b], share[a, b]) for a, b in zip(*np.nonzero(share), strict=True)]
     data = pd.DataFrame(moves, columns=["clean answer", "adversarial answer", "share"])
     return Figure(fig, _say(share, names, changed), data)
@@ -222,7 +222,7 @@ def _flows(axis: "Axes", share: "NDArray[Any]", names: Sequence[str]) -> None:
 
     left, right = (_starts(totals) for totals in (share.sum(1), share.sum(0)))
     offsets = [left[:, None] + np.cumsum(share, 1) - share, right[None, :] + np.cumsum(share, 0) - share]
-    look = looks([str(k) for k in range(10)])
+    look = styles([str(k) for k in range(10)])
     moves = [(a, b) for a in range(len(names)) for b in range(len(names)) if share[a, b] > 0]
     for a, b in sorted(moves, key=lambda move: move[0] != move[1]):
         colour = STAYED if a == b else look[str(a % 10)]["color"]
@@ -282,6 +282,6 @@ def _band(axis: "Axes", start: float, end: float, width: float, colour: str, alp
 
 def _say(share: "NDArray[Any]", names: Sequence[str], changed: float) -> str:
     moves = [(share[a, b], a, b) for a in range(len(names)) for b in range(len(names)) if a != b and share[a, b] > 0]
-    largest = [f"{names[a]} to {names[b]} {pc(part)}" for part, a, b in sorted(moves, reverse=True)[:5]]
-    text = f"Answers to clean and to adversarial images: {pc(changed)} change."
+    largest = [f"{names[a]} to {names[b]} {percent(part)}" for part, a, b in sorted(moves, reverse=True)[:5]]
+    text = f"Answers to clean and to adversarial images: {percent(changed)} change."
     return text + (f" The most frequent changes, of all images: {', '.join(largest)}." if largest else "")

@@ -14,12 +14,12 @@ from robustlib.figures.canvas import (
     MUTED,
     Figure,
     legend_below,
-    looks,
-    needs,
     panels,
-    pc,
+    percent,
+    require_columns,
     same_length,
     style,
+    styles,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _map(
 
     classes = np.unique(labels)
     size = scale * float(np.clip(5000 / len(labels), 3, 14))
-    for label, look in zip(classes, looks(map(str, classes)).values(), strict=True):
+    for label, look in zip(classes, styles(map(str, classes)).values(), strict=True):
         mine, (light, dark) = labels == label, (look["color"],) * 2 if len(classes) <= FEW else MANY
         x, y = clean[mine].T
         axis.scatter(x, y, s=2 * size, color=light, alpha=0.35, lw=0, rasterized=True)
@@ -242,8 +242,8 @@ def metric_plane(
     Raises:
         InputError: a column is missing or empty, fewer than 2 classes, or no full grid.
     """
-    rows = needs("plane", table, ["model", "across", "up", "top_eigenvalue", "logit 0", "logit 1"])
-    points = None if points is None else needs("plane", points, ["across", "up", "label"])
+    rows = require_columns("plane", table, ["model", "across", "up", "top_eigenvalue", "logit 0", "logit 1"])
+    points = None if points is None else require_columns("plane", points, ["across", "up", "label"])
     logits = [str(name) for name in rows if str(name).startswith("logit ")]
     rows = rows.assign(prediction=rows[logits].to_numpy().argmax(1)).reset_index(drop=True)
     grids = {str(name): _grid(str(name), part, logits) for name, part in rows.groupby("model", sort=False)}
@@ -284,7 +284,7 @@ def _grid(name: str, rows: "DataFrame", logits: Sequence[str]) -> Grid:
 
 
 def _height(grids: Mapping[str, Grid]) -> float:
-    """Of a row of panels, in inches: what the first plane needs, within limits."""
+    """Of a row of panels, in inches: what the first plane require_columns, within limits."""
     left, right, low, high = next(iter(grids.values())).ends
     width = 5.0 if len(grids) == 1 else 6.0 / (2 if len(grids) in (2, 4) else 3)
     return float(min(5.0, max(2.0, width * (high - low) / (right - left)))) + 1.1
@@ -338,5 +338,5 @@ def _say(name: str, rows: "DataFrame", class_names: Sequence[str]) -> str:
     """What a panel shows, in words."""
     heat, shares = rows["top_eigenvalue"], rows["prediction"].value_counts(normalize=True)
     every = zip(shares.index.tolist(), shares.tolist(), strict=True)
-    regions = ", ".join(f"{_name(label, class_names)} on {pc(share)}" for label, share in every)
+    regions = ", ".join(f"{_name(label, class_names)} on {percent(share)}" for label, share in every)
     return f"{name} median {heat.median():.3g}, at most {heat.max():.3g}; {regions}"

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from robustlib.errors import InputError
 from robustlib.figures.attacks import answer, magnified, name_of, picture
-from robustlib.figures.canvas import INK, MUTED, Figure, axes, legend_below, looks, needs, panels, pc, percent, style
+from robustlib.figures.canvas import (
+    INK,
+    MUTED,
+    Figure,
+    axes,
+    legend_below,
+    panels,
+    percent,
+    percent_axis,
+    require_columns,
+    style,
+    styles,
+)
 from robustlib.figures.runs import GAPS, over_seeds
 
 if TYPE_CHECKING:
@@ -46,7 +58,7 @@ def probe_curves(
     table = pd.concat([_last_stage(*part, first) for part in metrics.items()], ignore_index=True)
     curves = {column: over_seeds(table, "epoch", column, "probes") for column in columns}
     titles = {column: (labels or {}).get(column) or _title(column) for column in columns}
-    every = looks(sorted({name for part in curves.values() for name in part}))
+    every = styles(sorted({name for part in curves.values() for name in part}))
     with style():
         fig, axes = panels(list(titles.values()), height=3.3)
         for axis, part in zip(axes, curves.values(), strict=True):
@@ -64,7 +76,7 @@ def _last_stage(name: str, given: "DataFrame | Sequence[DataFrame]", first: int)
     import pandas as pd
 
     frames = [given] if isinstance(given, pd.DataFrame) else list(given)
-    kept = [needs("probes", frame, ["epoch"]).assign(method=name, seed=k) for k, frame in enumerate(frames)]
+    kept = [require_columns("probes", frame, ["epoch"]).assign(method=name, seed=k) for k, frame in enumerate(frames)]
     last = [rows[rows["stage"] == rows["stage"].iloc[-1]] if "stage" in rows else rows for rows in kept]
     return pd.concat([rows[rows["epoch"] >= first] for rows in last]) if last else pd.DataFrame()
 
@@ -131,12 +143,12 @@ def sweep(
     """
     import pandas as pd
 
-    rows = needs("sweep", table, ["method", "parameter", "value", "clean", "robust"])
+    rows = require_columns("sweep", table, ["method", "parameter", "value", "clean", "robust"])
     rows = rows.assign(seed=rows.get("seed", 0))
     words = {"clean": "clean", "robust": "robust", **(names or {})}
     parts = {str(name): part for name, part in rows.groupby("parameter", sort=False)}
     curves = {name: _accuracies(part, words) for name, part in parts.items()}
-    every = looks(sorted({line for part in curves.values() for line in part}))
+    every = styles(sorted({line for part in curves.values() for line in part}))
     with style():
         fig, axes = panels(list(curves), height=3.3)
         for axis, (name, part) in zip(axes, curves.items(), strict=True):
@@ -173,14 +185,14 @@ def _over_values(axis: "Axes", curves: Curves, every: Mapping[str, dict[str, obj
         axis.axvline(values.index(usual), color=MUTED, lw=1.2, ls=(0, (2, 2)), zorder=1)
     axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axis.set_xlabel("value" + (" (dashed: usual)" if usual in values else ""))
-    percent(axis)
+    percent_axis(axis)
 
 
 def _span(curves: Curves) -> str:
     """Between which values and accuracies each curve runs."""
     said = []
     for name, frame in curves.items():
-        ends = [f"{pc(row['accuracy'])} at {row['value']:g}" for _, row in frame.iloc[[0, -1]].iterrows()]
+        ends = [f"{percent(row['accuracy'])} at {row['value']:g}" for _, row in frame.iloc[[0, -1]].iterrows()]
         said.append(f"{name} {', '.join(ends)}")
     return "; ".join(said)
 
@@ -319,7 +331,7 @@ def transform_surface(table: "DataFrame") -> Figure:
     """
     import numpy as np
 
-    rows = needs("transform", table, ["missing", "mixes", *SURFACES]).sort_values(["mixes", "missing"])
+    rows = require_columns("transform", table, ["missing", "mixes", *SURFACES]).sort_values(["mixes", "missing"])
     rates, mixes = (np.unique(rows[name]) for name in ("missing", "mixes"))
     if len(rows) != len(rates) * len(mixes) or rows.duplicated(["missing", "mixes"]).any():
         raise InputError(
@@ -341,7 +353,7 @@ def transform_surface(table: "DataFrame") -> Figure:
     ends = [(k, n) for k in (0, -1) for n in (0, -1)]
     said = "; ".join(
         f"{SURFACES[name][0].lower()} "
-        + ", ".join(f"{grid[k, n]:.3g} at {mixes[k]:g} copies and {pc(rates[n])} missing" for k, n in ends)
+        + ", ".join(f"{grid[k, n]:.3g} at {mixes[k]:g} copies and {percent(rates[n])} missing" for k, n in ends)
         for name, grid in grids.items()
     )
     alt = f"Mean absolute difference of a pixel in grey levels of {GREYS}: {said}."

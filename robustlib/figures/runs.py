@@ -14,11 +14,11 @@ from robustlib.figures.canvas import (
     axes,
     legend_below,
     legends_below,
-    looks,
-    needs,
-    pc,
     percent,
+    percent_axis,
+    require_columns,
     style,
+    styles,
     title_of,
 )
 
@@ -48,7 +48,7 @@ def training_curves(metrics: "DataFrame") -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     clock = "epoch_total" if "epoch_total" in metrics else "epoch"
-    rows = needs("training", metrics, [clock]).reset_index(drop=True)
+    rows = require_columns("training", metrics, [clock]).reset_index(drop=True)
     epochs = rows[clock]
     parts = _parts(rows)
     heads = [name for name in parts if name.endswith(ACCURACY)]
@@ -60,7 +60,7 @@ def training_curves(metrics: "DataFrame") -> Figure:
         _lines(left, epochs, rows, {name: _words(name) for name in losses})
         _lines(right, epochs, rows, curves)
         right.set_ylim(-0.02, 1.02)
-        percent(right)
+        percent_axis(right)
         stages = _stages(epochs, rows)
         for axis, title in ((left, "Training loss"), (right, "Accuracy")):
             axis.set_title(title, pad=24 if stages else None)
@@ -96,7 +96,7 @@ def _words(name: str) -> str:
 
 def _lines(axis: "Axes", x: "Series", rows: "DataFrame", labels: Mapping[str, str]) -> None:
     every = max(1, len(rows) // 12)  # markers tell lines apart; one on each of 200 epochs would hide them
-    for name, look in looks(labels).items():
+    for name, look in styles(labels).items():
         axis.plot(x, rows[name], label=labels[name], markevery=every, **look)
 
 
@@ -131,12 +131,12 @@ def _say_training(
     for name in losses[:1]:
         loss = rows[name].dropna()
         text += f" The {_words(name)} goes from {loss.iloc[0]:.3g} to {loss.iloc[-1]:.3g}."
-    ends = [f"{words} {pc(rows[name].dropna().iloc[-1])}" for name, words in curves.items()]
+    ends = [f"{words} {percent(rows[name].dropna().iloc[-1])}" for name, words in curves.items()]
     text += f" Accuracy at the end: {', '.join(ends)}." if ends else ""
     if "robust_val" in curves:
         best = rows.loc[[rows["robust_val"].idxmax()]]
         text += f" Robust validation accuracy is best at epoch {epochs[best.index].iloc[0]:g}:"
-        text += f" {pc(best['robust_val'].iloc[0])}."
+        text += f" {percent(best['robust_val'].iloc[0])}."
     return text + (f" Warnings: {'; '.join(warned)}." if warned else "")
 
 
@@ -154,14 +154,16 @@ def robustness_curves(curves: Mapping[str, "DataFrame"], x: str = "eps", threat_
         raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
     if not curves:
         raise InputError("The robustness figure needs at least one curve; none given.")
-    frames = {name: needs("robustness", frame, [x, "accuracy"]).sort_values(x) for name, frame in curves.items()}
+    frames = {
+        name: require_columns("robustness", frame, [x, "accuracy"]).sort_values(x) for name, frame in curves.items()
+    }
     with style():
         fig, (axis,) = axes(height=4.0)
-        for name, look in looks(frames).items():
+        for name, look in styles(frames).items():
             _curve(axis, frames[name], x, name, look)
         _strength_axis(axis, frames, x, threat_eps)
         axis.set_ylim(-0.02, 1.02)
-        percent(axis)
+        percent_axis(axis)
         axis.set_title("Accuracy under attack")
         legend_below(fig, axis)
     numbers = pd.concat([frame.assign(curve=name) for name, frame in frames.items()], ignore_index=True)
@@ -198,10 +200,10 @@ def _radius(eps: float) -> str:
 def _say_robustness(frames: Mapping[str, "DataFrame"], x: str, threat_eps: float | None) -> str:
     said = []
     for name, frame in frames.items():
-        ends = [f"{pc(row['accuracy'])} at {x} {row[x]:.3g}" for _, row in frame.iloc[[0, -1]].iterrows()]
+        ends = [f"{percent(row['accuracy'])} at {x} {row[x]:.3g}" for _, row in frame.iloc[[0, -1]].iterrows()]
         if x == "eps" and threat_eps is not None:
             nearest = frame.iloc[int((frame[x] - threat_eps).abs().to_numpy().argmin())]
-            ends.insert(1, f"{pc(nearest['accuracy'])} at the threat model's eps {_radius(nearest[x])}")
+            ends.insert(1, f"{percent(nearest['accuracy'])} at the threat model's eps {_radius(nearest[x])}")
         said.append(f"{name} goes from {', to '.join(ends)}")
     kind = "its radius" if x == "eps" else "its number of steps"
     return f"Accuracy under attack against {kind}: {'; '.join(said)}."
@@ -236,7 +238,7 @@ def over_seeds(table: "DataFrame", x: str, value: str, what: str = "curves") -> 
     """
     from scipy.stats import t
 
-    rows = needs(what, table, ["method", "seed", x, value])
+    rows = require_columns(what, table, ["method", "seed", x, value])
     rows = rows.assign(_title=[title_of(row) for row in rows.to_dict("records")])
     curves = {}
     for title, mine in sorted(rows.groupby("_title"), key=lambda group: str(group[0])):
@@ -294,7 +296,7 @@ def feature_gap_curves(
     for measure in measures:
         if measure not in GAPS:
             raise InputError(f"{measure!r} is no feature gap: choose among {', '.join(GAPS)}.")
-    rows = needs("feature-gap", table, [x, *measures])
+    rows = require_columns("feature-gap", table, [x, *measures])
     for other in MIXED:
         if (
             other != x
@@ -330,7 +332,7 @@ def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) ->
         words = [str(name).removeprefix("encoder.") for name in places]
         turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, words)) > 36 else {}
         axis.set_xticks(range(len(places)), words, **turn)
-    for name, look in looks(curves).items():
+    for name, look in styles(curves).items():
         frame = curves[name] if x == "layer" else curves[name].sort_values(x)
         at = [places.index(layer) for layer in frame[x]] if x == "layer" else frame[x]
         axis.plot(at, frame[measure], label=name, markevery=max(1, len(frame) // 10), **look)

@@ -11,12 +11,12 @@ from robustlib.representation.measures import (
     alignment,
     class_alignment,
     consistency,
+    displacement,
     exclusion,
     feature_gap,
     feature_jacobian_norm,
     image_copies,
     local_lipschitz,
-    moved,
     uniformity,
 )
 from robustlib.representation.pairs import Pairs, attacked_pairs

@@ -63,10 +63,10 @@ def feature_gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure = "relat
 def _gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure) -> Tensor:
     if measure == "cosine":
         return _squared_chord(clean, adversarial) / 2  # more exact for small angles than 1 - cos
-    moved = adversarial - clean
+    shift = adversarial - clean
     if measure == "relative_l2":
-        return moved.norm(dim=1) / clean.norm(dim=1).clamp_min(TINY)
-    return moved.norm(p={"l1": 1.0, "l2": 2.0, "linf": torch.inf}[measure], dim=1)
+        return shift.norm(dim=1) / clean.norm(dim=1).clamp_min(TINY)
+    return shift.norm(p={"l1": 1.0, "l2": 2.0, "linf": torch.inf}[measure], dim=1)
 
 
 def _squared_chord(first: Tensor, second: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def image_copies(
     }
 
 
-def moved(copies: Mapping[str, Features]) -> dict[str, Tensor]:
+def displacement(copies: Mapping[str, Features]) -> dict[str, Tensor]:
     """By kind of copy 1 - cos of each image's features to its clean ones, (N,) in [0, 2]; for `figures.pair_distances`.
 
     Args:

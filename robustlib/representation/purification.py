@@ -140,7 +140,7 @@ def purified_copies(model: Purified, split: Split, attack: Attack, *, seed: int 
     """Penultimate features of the same images with and without the purifier before the classifier, N each in one order.
 
     "clean" and "attacked" are what the bare classifier makes of the images, "purified" and "attacked, purified" what it makes of them
-    behind the purifier, by one draw. For `consistency`, `moved` and `embed_path`.
+    behind the purifier, by one draw. For `consistency`, `displacement` and `embed_path`.
 
     Args:
         model: left as found.

@@ -9,7 +9,7 @@ from robustlib import figures
 from robustlib.attacks import PGD
 from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.representation import consistency, image_copies, moved
+from robustlib.representation import consistency, displacement, image_copies
 from robustlib.workbook import tables
 
 
@@ -39,7 +39,7 @@ def test_a_model_blind_to_its_input_is_consistent_and_one_of_pixels_is_not(digit
 
     blind, seeing = image_copies(Pixels(0.0), few, attack), image_copies(Pixels(1.0), few, attack)
     assert list(seeing) == ["clean", "augmented", "attacked"]
-    assert all(value.max() == 0 for value in moved(blind).values())
+    assert all(value.max() == 0 for value in displacement(blind).values())
     pixels = few.images.flatten(1).float() / 255 + 1
     assert torch.allclose(seeing["clean"]["features"], pixels, atol=1e-6)
     inside = (seeing["attacked"]["features"] - pixels).abs()
@@ -55,7 +55,7 @@ def test_a_model_blind_to_its_input_is_consistent_and_one_of_pixels_is_not(digit
             (F.normalize(a) - F.normalize(b)).square().sum(1).mean().item(), rel=1e-4
         )
         assert row["relative_l2"] == pytest.approx(((b - a).norm(dim=1) / a.norm(dim=1)).mean().item(), rel=1e-4)
-        assert moved(seeing)[kind].numpy() == pytest.approx(1 - F.cosine_similarity(a, b).numpy(), abs=1e-5)
+        assert displacement(seeing)[kind].numpy() == pytest.approx(1 - F.cosine_similarity(a, b).numpy(), abs=1e-5)
     same = (seeing["attacked"].predictions == seeing["clean"].predictions).float().mean()
     assert table.loc[("seeing", "attacked"), "same answer"] == pytest.approx(same.item())
 
@@ -72,7 +72,7 @@ def test_copies_repeat_and_views_are_those_asked_for(digits, few, attack):
     with pytest.raises(InputError, match="Did you mean 'simclr'"):
         image_copies(model, few, attack, augment="simcl")
     with pytest.raises(InputError, match="no clean features among attacked: take those of image_copies"):
-        moved({"attacked": first["attacked"]})
+        displacement({"attacked": first["attacked"]})
 
 
 def test_they_are_shown(digits, few, attack):
@@ -81,4 +81,4 @@ def test_they_are_shown(digits, few, attack):
     assert list(table.columns) == ["model", "copy", "relative L2 gap", "alignment with the image", "same answer"]
     assert list(table["copy"]) == ["augmented", "attacked"]
     assert table["same answer"].str.endswith(" %").all()
-    assert set(figures.pair_distances({"MLP": moved(copies)}).data["pair"]) == {"augmented", "attacked"}
+    assert set(figures.pair_distances({"MLP": displacement(copies)}).data["pair"]) == {"augmented", "attacked"}

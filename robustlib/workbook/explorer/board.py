@@ -17,7 +17,7 @@ import traitlets
 
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.figures.canvas import looks
+from robustlib.figures.canvas import styles
 from robustlib.representation import embed_path, principal_components
 from robustlib.representation.measures import unit
 from robustlib.runs import Run
@@ -82,7 +82,7 @@ class Status(anywidget.AnyWidget):
 
 FEW = 10  # classes that colours and names can still tell apart
 MANY = ("#0173b2", "#d55e00")  # clean and adversarial images where they are more
-COLOURS = [str(look["color"]) for look in looks(map(str, range(FEW))).values()]
+COLOURS = [str(style["color"]) for style in styles(map(str, range(FEW))).values()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustlib.figures.canvas import looks
+from robustlib.figures.canvas import styles
 from robustlib.runs import write_atomic
 from robustlib.workbook.report.index import fill
 
@@ -126,7 +126,7 @@ def _values(
 ) -> dict[str, Any]:
     """What the template shows of the examples at `places`."""
     classes = list(dataset.class_names)
-    colours = [look["color"] for look in looks(classes).values()] if len(classes) <= FEW else []
+    colours = [style["color"] for style in styles(classes).values()] if len(classes) <= FEW else []
     data = {"shape": list(dataset.image_shape), "columns": COLUMNS, "scale": SCALE, "classes": classes}
     data |= {"colours": colours, "labels": labels[places].tolist(), "runs": [_chosen(one, places) for one in found]}
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

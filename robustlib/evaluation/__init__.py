@@ -12,7 +12,7 @@ from robustlib.evaluation.distances import (
 )
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
-from robustlib.evaluation.metrics import accuracy, cascade, summarise, valid, wilson
+from robustlib.evaluation.metrics import accuracy, cascade, summarise, t_interval, valid, wilson
 from robustlib.evaluation.protocols import Budget, adaptive_attacks, budget_of, standard_attacks
 from robustlib.evaluation.published_protocol import Legacy, legacy_claf_eval
 from robustlib.evaluation.reference import compare_with_reference

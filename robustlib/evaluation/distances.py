@@ -7,7 +7,6 @@ Which strength of a regulariser to take: the one that moves adversarial images f
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from math import sqrt
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.metrics import valid
+from robustlib.evaluation.metrics import t_interval, valid
 from robustlib.models.classifier import full_float32
 from robustlib.rng import Draws
 from robustlib.runs import Run, attack_names, merge_json, read_json, versions
@@ -368,15 +367,8 @@ def _over_seeds(parts: "Sequence[np.ndarray]") -> dict[str, Any]:
 def _interval(parts: "Sequence[np.ndarray]") -> tuple[float, float]:
     """The 95 % interval of the mean of the seeds' means: Student's t over seeds; of one seed, bootstrap over its images."""
     import numpy as np
-    from scipy.stats import t
 
-    if len(parts) == 1:
-        return bootstrap(np.mean, parts[0])
-    means, seeds = _means(parts), len(parts)
-    middle = _mean(means)
-    spread = sqrt(sum((mean - middle) ** 2 for mean in means) / (seeds - 1))
-    half = float(t.ppf(0.975, seeds - 1)) * spread / sqrt(seeds)
-    return middle - half, middle + half
+    return t_interval(_means(parts)) if len(parts) > 1 else bootstrap(np.mean, parts[0])
 
 
 def _means(parts: "Sequence[np.ndarray]") -> list[float]:

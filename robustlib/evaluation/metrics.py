@@ -4,6 +4,7 @@ From records to numbers: accuracies with intervals, the per-example worst case, 
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -195,6 +196,15 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
     low, high = ((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))
     return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent values (at least two); NaN where one of them is."""
+    from scipy.stats import sem, t
+
+    mean = sum(values) / len(values)
+    half = float(t.ppf((1 + level) / 2, len(values) - 1) * sem(values))
+    return mean - half, mean + half
 
 
 def accuracy(correct: float, n: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, Draws, Square, Threat, View
 from robustlib.attacks.objectives import margin_of
@@ -28,6 +29,7 @@ from robustlib.evaluation import (
     standard_attacks,
     suited,
     summarise,
+    t_interval,
     wilson,
 )
 from robustlib.evaluation.metrics import withstood
@@ -800,3 +802,12 @@ def test_stochastic_models_meet_both_versions_of_autoattack_and_square():
     assert attacks["square"].votes > 1
     assert (attacks["pgd_eot"].steps, attacks["pgd_eot"].eot, attacks["pgd_eot"].start) == (200, 20, "zero")
     assert all(attacks[name].eot > 1 for name in ("fgsm", "pgd20", "cw50"))
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_t_interval_equals_scipys(level):
+    values = [0.1, 0.4, 0.35]
+    expected = stats.t.interval(level, 2, np.mean(values), stats.sem(values))
+    assert t_interval(values, level) == pytest.approx(expected, abs=1e-12)
+    assert t_interval([0.2, 0.2]) == (0.2, 0.2)
+    assert np.isnan(t_interval([0.2, float("nan")])).all()

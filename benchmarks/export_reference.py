@@ -3,17 +3,16 @@
     python benchmarks/export_reference.py                          # runs/ -> reports/reference/digits/
     python benchmarks/export_reference.py --preset cifar10-short
 
-Numbers, parameters and provenance are copied, weights and per-example records are not. Runs with changed hyper-parameters are
-left out unless a study that comes with robustlib asks for them, and so are stale ones unless --stale is given. What was
-exported before is replaced. Afterwards:
+Numbers, parameters and provenance are copied into one archive a method, weights and per-example records are not. Runs with changed
+hyper-parameters are left out unless a study that comes with robustlib asks for them, and so are stale ones unless --stale is given. A run
+that was exported before stays until it is made again. Afterwards:
 
     python benchmarks/readme_figure.py && python benchmarks/readme_tables.py
 """
 
 import argparse
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,7 @@ from side_by_side import markdown
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
-from robustlib.runs import Run, find_runs, read_json, write_atomic
+from robustlib.runs import Run, find_runs, read_bytes, read_json, write_archive, write_atomic
 from robustlib.workbook.claims import Finding, arm_of
 from robustlib.workbook.experiments import Study, claim_studies, read_study, studies, verdicts
 from robustlib.workbook.experiments.studies import arm_name
@@ -42,7 +41,9 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
         InputError: there is no finished, evaluated run to export.
     """
     arms = {arm for study in preset_studies(preset) for arm, _ in wanted(study)}
-    chosen = [run for run in find_runs(runs, preset=preset) if run.results()]
+    # A run that is made again replaces its older self; those that are nowhere else stay.
+    found = {run.path.parts[-2:]: run for root in (out.parent, runs) for run in find_runs(root, preset=preset)}
+    chosen = [found[place] for place in sorted(found) if found[place].results()]
     chosen = [run for run in chosen if not run.params()["changed"] or arm_of(run) in arms]
     chosen = [run for run in chosen if stale or not run.stale]
     if not chosen:
@@ -50,7 +51,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
             f"{runs} has no finished run of preset {preset!r} to export: make some with "
             f"`robustlib run --preset {preset}`, or add --stale if their numbers may be those of other versions."
         )
-    copies = _copy(chosen, out)
+    copies = _archive(chosen, out)
     board = leaderboard(copies).sort_values(["method", "arch", "changed", "seed"], ignore_index=True)
     board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
     board["warnings"] = board["warnings"].map("; ".join)
@@ -63,18 +64,26 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     return board
 
 
-def _copy(runs: Sequence[Run], out: Path) -> list[Run]:
-    for old in list(out.glob("*/*/params.json")):
-        shutil.rmtree(old.parent)
+def _archive(runs: Sequence[Run], out: Path) -> list[Run]:
+    """Writes one archive a method below `out`; the runs as they stand there."""
+    methods = sorted({run.path.parent.name for run in runs})
+    archives = {
+        method: {f"{r.path.name}/{n}": d for r in runs if r.path.parent.name == method for n, d in _files(r)}
+        for method in methods
+    }
+    for old in out.glob("*.zip"):
+        old.unlink()
     (out / "claims.csv").unlink(missing_ok=True)
-    copies = []
-    for run in runs:
-        copy = Run(out / run.path.parent.name / run.path.name)
-        for name in FILES:
-            if (run.path / name).is_file():  # a run need not be audited or looked into
-                write_atomic(copy.path / name, (run.path / name).read_bytes())
-        copies.append(copy)
-    return copies
+    for method, files in archives.items():
+        write_archive(out / f"{method}.zip", files)
+    return [Run(out / run.path.parent.name / run.path.name) for run in runs]
+
+
+def _files(run: Run) -> Iterator[tuple[str, bytes]]:
+    """The files of a run that are kept; it need not be audited or looked into."""
+    for name in FILES:
+        if (data := read_bytes(run.path / name)) is not None:
+            yield name, data
 
 
 def _differences(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -124,7 +133,8 @@ What the audits say against these numbers (*headline*: of the worst case; *proto
 {_claims(judged)}The same attacks hit every run:
 
 {markdown(protocols)}
-{_looks(copies)}Each run's directory holds `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
+{_looks(copies)}`<method>.zip` holds the runs of a method; `robustlib list --runs reports/reference` lists them, and Python reads them like any others
+(`robustlib.runs.find_runs("reports/reference")`). Each run has `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
 line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
 `audit.json` (each check with its value and threshold), `representation.json` (measures of the feature space) and, where they were
 measured, `distances.json` (adversarial distances, image by image), `unseen.json` (accuracy under unseen attacks) and
@@ -199,7 +209,7 @@ def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
             "worst of FGSM, PGD-20, CW-50, last epoch": percent(row["last_worst"]),
             "minutes": f"{row['minutes']:.1f}",
         }
-        who = {"method": f"[{row['method']}]({row['path']}/)", "changed": row["changed"] or "–"}
+        who = {"method": f"[{row['method']}]({row['path'].partition('/')[0]}.zip)", "changed": row["changed"] or "–"}
         who |= {"arch": row["arch"], "seed": row["seed"]}
         rows.append({**who, **cells, **last, "warnings": row["warnings"]})
     return rows

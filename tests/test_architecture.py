@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from robustlib.runs.files import read_archive
 from tests import ROOT
 
 PACKAGE = ROOT / "robustlib"
@@ -174,7 +175,9 @@ def test_nothing_of_one_machine_is_committed():
     for file in committed():
         if file.suffix in (".png", ".parquet"):
             continue
-        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
-            if any(host in line for host in HOSTS) or MACHINE.search(line):
-                found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+        parts = read_archive(file).items() if file.suffix == ".zip" else [("", file.read_bytes())]
+        for name, data in parts:
+            for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+                if any(host in line for host in HOSTS) or MACHINE.search(line):
+                    found.append(f"{file.relative_to(ROOT)} {name}:{number}: {line.strip()[:100]}")
     assert not found, "\n".join(found)

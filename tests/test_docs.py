@@ -234,16 +234,23 @@ def exported(tmp_path) -> Path:
 
 
 def test_export_takes_the_right_runs_and_no_weights(exported):
+    from robustlib.runs import Run
+    from robustlib.runs.files import read_archive
+
     board = pd.read_csv(exported / "digits" / "leaderboard.csv")
     assert list(zip(board.method, board.seed, strict=True)) == [("standard", 0), *(("trades", k) for k in range(3))]
-    assert all((exported / "digits" / path / "results.json").is_file() for path in board.path)
-    assert not list(exported.rglob("*.safetensors"))
-    assert len(list(exported.rglob("params.json"))) == 4
+    assert all(Run(exported / "digits" / path).results() for path in board.path)
+    archives = sorted((exported / "digits").glob("*.zip"))
+    assert [archive.stem for archive in archives] == ["standard", "trades"]
+    kept = [name.partition("/")[2] for archive in archives for name in read_archive(archive)]
+    assert "model.safetensors" not in kept
+    assert kept.count("params.json") == 4
+    assert kept.count("audit.json") == 3
     words = (exported / "digits" / "README.md").read_text()
     assert "robustlib run standard --preset digits --seeds 0 --examples 500\nrobustlib run trades" in words
     assert "robustlib run trades --preset digits --seeds 0,1,2 --examples 500\n" in words
     assert "70.0 % (65.8–73.9)" in words
-    assert len(list(exported.rglob("audit.json"))) == 3
+    assert "[trades](trades.zip)" in words
     assert "| ✓ pass | ▲ amber |" in words
     assert "- **trades, protocol**: ▲ amber, seed 1: The paper" in words
     assert "1 of 4 runs are not audited" in words
@@ -408,6 +415,20 @@ def test_an_attack_that_a_method_did_not_meet_is_a_gap_under_its_name(exported, 
     assert all(row["PGD+EOT"] == "–" for row in table if row is not trades)
     with pytest.raises(ValueError, match="other columns"):
         markdown([{"a": 1, "b": 2}, {"b": 2, "a": 1}])
+
+
+def test_a_method_that_is_made_again_changes_its_archive_only(exported, tmp_path):
+    from export_reference import export
+
+    before = {file.name: file.read_bytes() for file in (exported / "digits").glob("*.zip")}
+    made_up_run(tmp_path / "again", "trades", 1, 300)
+    export(tmp_path / "again", "digits", exported / "digits")
+    after = {file.name: file.read_bytes() for file in (exported / "digits").glob("*.zip")}
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"trades.zip"}
+    worst = pd.read_csv(exported / "digits" / "leaderboard.csv").set_index(["method", "seed"])["worst"]
+    assert worst["trades", 1] < worst["trades", 0], "made again"
+    assert len(worst) == 4, "what was not made again stays"
 
 
 def test_export_without_runs_says_what_to_do(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,15 @@
 """The run directory: files that are old or new, never half, and what they say of a training."""
 
-from robustlib.runs.files import load_weights, merge_json, read_json, save_weights, write_atomic, write_json
+from robustlib.runs.files import (
+    load_weights,
+    merge_json,
+    read_bytes,
+    read_json,
+    save_weights,
+    write_archive,
+    write_atomic,
+    write_json,
+)
 from robustlib.runs.provenance import NUMERICS, attack_names, moved, versions
 from robustlib.runs.run import Run, find_runs, parameter_hash, trained_with, transfer_sources
 from robustlib.runs.store import digest, measured

@@ -1,10 +1,13 @@
 """Writing and reading the files of a run, so that every file is old or new, never half."""
 
 import fcntl
+import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -74,16 +77,51 @@ def merge_json(path: Path, key: str, value: object, *, indent: int | None = None
         write_atomic(path, json.dumps({**others, key: value}, indent=indent) + "\n")
 
 
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes the files of a method's runs, by `<run>/<file>`, as one archive; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_archive(path: Path) -> Mapping[str, bytes]:
+    """The files in an archive by `<run>/<file>`; empty where there is none.
+
+    Raises:
+        InputError: the file is no archive.
+    """
+    try:
+        return _unpacked(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is not readable ({error}): delete it or restore it.") from error
+
+
+@lru_cache(maxsize=64)
+def _unpacked(path: Path, changed: int) -> Mapping[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a run's file: of <method>/<run>/<file>, or else of <run>/<file> in <method>.zip; None where neither is."""
+    if path.exists():
+        return path.read_bytes()
+    method = path.parent.parent
+    return read_archive(method.parent / f"{method.name}.zip").get(f"{path.parent.name}/{path.name}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is none.
+    """The object in a JSON file of a run's directory or archive; {} if there is none.
 
     Raises:
         InputError: the file is no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
+        if (data := read_bytes(path)) is None:
+            return {}
+        content = json.loads(data)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
     if not isinstance(content, dict):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustlib.errors import InputError
-from robustlib.runs.files import load_weights, read_json, write_atomic
+from robustlib.runs.files import load_weights, read_archive, read_bytes, read_json, write_atomic
 from robustlib.runs.provenance import moved
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ class Run:
         """One row for each finished epoch of each stage; row 0 is the model before training."""
         import pandas as pd
 
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = (read_bytes(self.path / "metrics.jsonl") or b"").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines])
 
     def records(self, which: Literal["best", "last"] = "best") -> "pd.DataFrame":
@@ -211,13 +210,14 @@ def find_runs(
     preset: str | None = None,
     finished: bool = True,
 ) -> list[Run]:
-    """The runs below `root`, by path; only finished ones unless told otherwise."""
-    found = []
-    for file in sorted(Path(root).glob(f"{dataset or '*'}/{method or '*'}/*/params.json")):
-        run = Run(file.parent)
-        if (preset is None or run.params().get("preset") == preset) and (run.finished or not finished):
-            found.append(run)
-    return found
+    """The runs below `root`, in directories or archives, by path; only finished ones unless told otherwise."""
+    folder, methods = Path(root), f"{dataset or '*'}/{method or '*'}"
+    paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
+    for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
+        paths |= {archive.with_suffix("") / name.partition("/")[0] for name in read_archive(archive)}
+    runs = [Run(path) for path in sorted(paths)]
+    runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
+    return [run for run in runs if run.finished or not finished]
 
 
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 
 import pytest
@@ -62,6 +63,29 @@ def test_runs_are_found_by_what_they_are(tmp_path):
     assert find_runs(tmp_path, method="trades") == find_runs(tmp_path, preset="cifar10-short") == []
     assert run.name == "pgd_at · mlp · seed 3"
     assert (run.metrics().empty, run.records().empty, run.results()) == (True, True, {})
+
+
+def test_runs_in_an_archive_are_runs(tmp_path):
+    run, lines = Run.of(PARAMS, tmp_path), b'{"epoch": 0, "clean": 0.5}\n{"epoch": 1, "clean": 0.9}\n'
+    files = {"params.json": json.dumps(PARAMS).encode(), "status.json": b'{"state": "done"}', "metrics.jsonl": lines}
+    archive = run.path.parent.with_suffix(".zip")
+    for _ in range(2):
+        runs.write_archive(archive, {f"{run.path.name}/{name}": data for name, data in files.items()})
+        written = archive.read_bytes()
+    assert find_runs(tmp_path) == find_runs(tmp_path, method="pgd_at", preset="digits") == [run]
+    assert find_runs(tmp_path, method="trades") == []
+    assert run.params() == PARAMS
+    assert run.metrics()["clean"].tolist() == [0.5, 0.9]
+    assert run.results() == {}
+    runs.write_json(run.path / "params.json", {**PARAMS, "title": "nearer"})
+    assert find_runs(tmp_path) == [run], "not twice"
+    assert run.params()["title"] == "nearer"
+    later = dict(reversed(list(files.items())))
+    runs.write_archive(archive, {f"{run.path.name}/{name}": data for name, data in later.items()})
+    assert archive.read_bytes() == written, "the same files, the same bytes"
+    archive.write_bytes(written[:100])
+    with pytest.raises(InputError, match=r"not readable.*restore"):
+        find_runs(tmp_path)
 
 
 def test_models_come_back_and_foreign_weights_do_not(tmp_path):

@@ -1,6 +1,7 @@
 """What a comparison asks of finished runs: curves, arms told apart, and verdicts of runs and of committed results."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pyt
     assert all(found.evidence.differences for found in decided), "study and export"
     looks = [look for run in find_runs(REFERENCE, dataset="digits") for look in representation(run)]
     assert {look["attack"] for look in looks} == {repr(probe_attack(Threat("linf", 0.2)))}
-    monkeypatch.setattr("robustlib.workbook.experiments.studies.REFERENCE", tmp_path)
+    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path)
     assert batch.reference_verdicts(STUDY) == []
     assert find_runs(tmp_path) == []
 

@@ -1,111 +1,30 @@
-"""The index of the reports: for each preset its leaderboard, and what its comparison shows of it.
+"""The index of the reports: for each preset its headlines, its leaderboard, and what its comparison shows of it."""
 
-What the index shows of an executed notebook: the outputs of its cells tagged "index", under their headings.
-
-The boards of the index: each preset's cards and leaderboard, as the template shows them.
-"""
-
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
-from robustlib.errors import InputError
+import pandas as pd
+from bs4 import Tag
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
 from robustlib.runs import write_atomic
-from robustlib.workbook.report.page import DISPLAYED, TEMPLATES, offer_data, read, to_soup, to_text
+from robustlib.workbook.report.page import DISPLAYED, fill_template, offer_data, read, to_soup
 from robustlib.workbook.tables import VERDICTS, gravest
-
-if TYPE_CHECKING:
-    from bs4 import Tag
-    from pandas import DataFrame
-
-
-TAG = "index"
-HEADING = re.compile(r"^#{1,6} +(.+?)[ #]*$", re.MULTILINE)
-SHOWN = DISPLAYED[: DISPLAYED.index("text/plain")]
-
-
-class Section(NamedTuple):
-    """A part of the index: HTML that begins with its <h3>, and its room: "half" a row, "wide" (words beside a figure), "full"."""
-
-    html: str
-    kind: str
-
-
-def lift(notebook: Path, page: str, first: int = 1) -> tuple[list[Section], int]:
-    """The outputs of the cells tagged "index": pictures, tables and markdown, under the heading that stands before them.
-
-    A section is the nearest heading, its first paragraph, and the outputs of all tagged cells below it; one without any
-    output is left out.
-
-    Args:
-        notebook: the executed .ipynb.
-        page: the name of the page that shows them, for the files of the figures' data.
-        first: number of the first figure.
-
-    Returns:
-        The sections, and the number of the next figure.
-
-    Raises:
-        InputError: as `robustlib.workbook.report.render`.
-    """
-    nb = read(notebook)
-    nb.cells = list(_cells(nb))
-    soup, equations = to_soup(nb, notebook, {"title": "", "index": "", "failure": "", "facts": {}})
-    groups: list[list[Tag]] = []
-    for part in soup.select("main > *"):
-        groups = [*groups, [part]] if part.name == "section" else [*groups[:-1], [*groups[-1], part]]
-    sections = []
-    for group in groups:
-        for part in group:
-            first = offer_data(part, page, first)
-        words, *outputs = (to_text(part, equations) for part in group)
-        sections.append(Section(f'{words}<div class="outputs">{"".join(outputs)}</div>', _kind(group)))
-    return _fill_rows(sections), first
-
-
-def _cells(nb: Any) -> Iterator[Any]:
-    """A cell of words for each section, then its cells of outputs, without their code."""
-    from nbformat.v4 import new_code_cell, new_markdown_cell
-
-    words, told = "", None
-    for cell in nb.cells:
-        if cell.cell_type == "markdown" and (headings := list(HEADING.finditer(cell.source))):
-            paragraph = cell.source[headings[-1].end() :].strip().split("\n\n")[0]
-            words = f"### {headings[-1][1]}\n\n{paragraph}"
-        outputs = [o for o in cell.get("outputs", []) if _shown(o)] if TAG in cell.metadata.get("tags", []) else []
-        if outputs:
-            if words != told:
-                yield new_markdown_cell(words)
-            told = words
-            yield new_code_cell("", outputs=outputs)
-
-
-def _shown(output: Any) -> bool:
-    data = output.get("data", {})
-    return any(str(data.get(kind, "")).strip() for kind in SHOWN)
-
-
-def _kind(group: "list[Tag]") -> str:
-    figures = sum(len(part.find_all("figure")) for part in group)
-    return "half" if figures == 1 and not any(part.find("table") for part in group) else "full"
-
-
-def _fill_rows(sections: list[Section]) -> list[Section]:
-    """Of neighbours that take half a row each, the last gets a whole one where their number is odd."""
-    filled, halves = list(sections), 0
-    for place, section in enumerate(sections):
-        halves = halves + 1 if section.kind == "half" else 0
-        last = place + 1 == len(sections) or sections[place + 1].kind != "half"
-        if halves % 2 and last:
-            filled[place] = section._replace(kind="wide")
-    return filled
-
 
 AUDITED = ("headline", "protocol")
 UNAUDITED = "no checks were made; robustlib audit makes them"
 STALE = "its method, an attack or a measure gives other numbers today; robustlib run --rerun renews it"
+COMMAND = re.compile(r"(robustlib .+?)(?= makes them anew|$)")
+
+TAG = "index"  # of the cells whose outputs the index shows
+HEADING = re.compile(r"^#{1,6} +(.+?)[ #]*$", re.MULTILINE)
+FORMS = DISPLAYED[: DISPLAYED.index("text/plain")]  # of outputs that the index shows
+
+Record = Mapping[str, Any]  # a row of the leaderboard without its missing values
 
 
 class Column(NamedTuple):
@@ -113,123 +32,164 @@ class Column(NamedTuple):
 
     key: str
     label: str
-    kind: str  # "number" or "text"
+    kind: str = "number"  # or "text"
     help: str = ""
     sort: str = "none"  # how the page arrives
 
 
 PERCENTAGES = (  # what matters most comes first, so that a telephone shows it
-    Column("clean", "Clean", "number", "accuracy on untouched test images"),
+    Column("clean", "Clean", help="accuracy on untouched test images"),
     Column(
-        "worst", "Worst case", "number", "right under every attack, on the model and on its surrogates", "descending"
+        "worst", "Worst case", help="right under every attack, on the model and on its surrogates", sort="descending"
     ),
-    Column("fgsm", "FGSM", "number", "one gradient step"),
-    Column("pgd20", "PGD-20", "number", "20 steps of projected gradient ascent"),
-    Column("pgd50x10", "PGD-50×10", "number", "50 steps, the worst of 10 random starts"),
-    Column("cw50", "CW-50", "number", "50 steps on the margin loss of Carlini and Wagner"),
-    Column("pgd_eot", "PGD+EOT", "number", "steps along the mean gradient of several draws of a randomised model"),
-    Column("autoattack", "AutoAttack", "number", "APGD, targeted APGD, targeted FAB and Square in turn"),
+    Column("fgsm", "FGSM", help="one gradient step"),
+    Column("pgd20", "PGD-20", help="20 steps of projected gradient ascent"),
+    Column("pgd50x10", "PGD-50×10", help="50 steps, the worst of 10 random starts"),
+    Column("cw50", "CW-50", help="50 steps on the margin loss of Carlini and Wagner"),
+    Column("pgd_eot", "PGD+EOT", help="steps along the mean gradient of several draws of a randomised model"),
+    Column("autoattack", "AutoAttack", help="APGD, targeted APGD, targeted FAB and Square in turn"),
 )
 COLUMNS = (
     Column("title", "Method", "text"),
     Column("arch", "Network", "text"),
     Column("threat", "Threat", "text"),
-    Column("seed", "Seed", "number"),
+    Column("seed", "Seed"),
     *PERCENTAGES[:2],
-    Column("audit", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"),
+    Column(
+        "headline_badge", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"
+    ),
     *PERCENTAGES[2:],
-    Column("minutes", "Minutes", "number", "time of training"),
-    Column("epochs", "Epochs", "number"),
+    Column("minutes", "Minutes", help="time of training"),
+    Column("epochs", "Epochs"),
 )
 
 
-def boards(records: list[dict[str, Any]], pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One board for each preset and data set, in the order of their first rows.
+def write_index(
+    reports_dir: Path,
+    rows: pd.DataFrame,
+    pages: Mapping[str, str],
+    *,
+    compare: Sequence[tuple[str, str]] = (),
+    incomplete: pd.DataFrame | None = None,
+    views: Mapping[str, Path] | None = None,
+) -> Path:
+    """Writes `reports_dir`/index.html and returns its path.
 
     Args:
-        records: the rows of `robustlib.evaluation.leaderboard`.
-        pages: path of a run -> address of its page.
-
-    Returns:
-        Dicts of preset, dataset, name, facts (a line on what all rows share), cards, columns and rows.
+        reports_dir: where the reports are.
+        rows: the frame of `robustlib.evaluation.leaderboard`; an empty one gives a page that says which command makes runs.
+        pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
+        compare: (title, address) of the pages that put runs side by side; those below a preset's directory stand with it.
+        incomplete: the frame of `robustlib.evaluation.incomplete`: runs that are listed with what they lack.
+        views: preset -> its executed compare.ipynb, whose cells tagged "index" are shown below its leaderboard.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    boards = _leaderboards(_records(rows), pages)
+    elsewhere = _attach(boards, compare, views or {})
+    lacking = [] if incomplete is None else _records(incomplete)
+    choices = {"dataset": _choice(board["dataset"] for board in boards)}
+    choices["threat"] = _choice(row["threat"] for board in boards for row in board["rows"])
+    page = fill_template(
+        "index.html.j2",
+        title="What holds under attack",
+        leaderboards=boards,
+        compare=elsewhere,
+        runs=len(rows),
+        incomplete=[row | {"missing": COMMAND.split(row["missing"])} for row in lacking],  # every second is a command
+        choices=choices,
+    )
+    target = Path(reports_dir) / "index.html"
+    write_atomic(target, page)
+    return target
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, each without its missing values."""
+    rows = frame.to_dict("records")
+    return [{str(k): v for k, v in row.items() if isinstance(v, list | tuple) or pd.notna(v)} for row in rows]
+
+
+def _choice(values: Iterable[str]) -> list[str]:
+    """What a filter offers; nothing where there is no choice."""
+    found = sorted(set(filter(None, values)))
+    return found if len(found) > 1 else []
+
+
+def _attach(
+    boards: list[dict[str, Any]], compare: Sequence[tuple[str, str]], views: Mapping[str, Path]
+) -> list[tuple[str, str]]:
+    """Gives each preset's first board the preset's links and views; returns the links that belong to none."""
+    left, number, seen = list(compare), 1, set()
+    for board in boards:
+        preset, board["sections"] = board["preset"], []
+        board["links"] = [link for link in left if link[1].startswith(f"{preset}/")]
+        left = [link for link in left if link not in board["links"]]
+        if preset in views and preset not in seen:
+            board["sections"], number = extract_sections(views[preset], number)
+        seen.add(preset)
+    return left
+
+
+# ---- the leaderboard of a preset
+
+
+def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows."""
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         preset = str(record.get("preset") or record.get("dataset") or "runs")
         groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(record)
-    return [
-        {
-            "preset": preset,
-            "dataset": dataset,
-            "name": preset if preset == dataset else f"{preset} ({dataset})",
-            "facts": _facts(rows),
-            "cards": _cards(rows),
-            "columns": (columns := [column for column in COLUMNS if _tells(column, rows)]),
-            "rows": [
-                {"threat": _threat(row), "cells": [_cell(row, column, pages) for column in columns]}
-                for row in sorted(rows, key=_robustness)
-            ],
-        }
-        for (preset, dataset), rows in groups.items()
-    ]
+    boards = []
+    for (preset, dataset), rows in groups.items():
+        columns = [column for column in COLUMNS if _tells(column, rows)]
+        boards.append(
+            {
+                "preset": preset,
+                "dataset": dataset,
+                "name": preset if preset == dataset else f"{preset} ({dataset})",
+                "facts": _facts(rows),
+                "cards": _cards(rows),
+                "columns": columns,
+                "rows": [
+                    {"threat": row.get("threat", ""), "cells": [_cell(row, column, pages) for column in columns]}
+                    for row in sorted(rows, key=lambda row: -row.get("worst", -1))
+                ],
+            }
+        )
+    return boards
 
 
-def _tells(column: Column, rows: list[dict[str, Any]]) -> bool:
+def _tells(column: Column, rows: Sequence[Record]) -> bool:
     """Whether a column says anything: a known value, and of networks and threats more than one."""
-    alike = column.key in ("arch", "threat") and len({str(row.get(column.key)) for row in rows}) == 1
-    return not alike and any(_known(row, column.key) for row in rows)
+    alike = column.key in ("arch", "threat") and len({row.get(column.key) for row in rows}) == 1
+    return column.key == "title" or (not alike and any(column.key in row for row in rows))
 
 
-def _facts(rows: list[dict[str, Any]]) -> str:
-    """What all runs of a board share."""
-    counts = sorted({int(row["n"]) for row in rows if _known(row, "n")})
-    facts = ["1 run" if len(rows) == 1 else f"{len(rows)} runs"]
-    facts += [" and ".join(sorted(filter(None, {_threat(row) for row in rows})))]
-    facts += [f"{' or '.join(map(str, counts))} test images" if counts else ""]
+def _facts(rows: Sequence[Record]) -> str:
+    """What all runs of a leaderboard share."""
+    counts = sorted({int(row["n"]) for row in rows if "n" in row})
+    threats = sorted({row["threat"] for row in rows if "threat" in row})
+    facts = ["1 run" if len(rows) == 1 else f"{len(rows)} runs", " and ".join(threats)]
+    facts += [f"{' or '.join(map(str, counts))} test images"] if counts else []
     return " · ".join(filter(None, facts))
 
 
-def _threat(row: Mapping[str, Any]) -> str:
-    return str(row["threat"]) if _known(row, "threat") else ""
+def _title(row: Record) -> str:
+    return str(row.get("title") or row["method"])
 
 
-def _robustness(row: Mapping[str, Any]) -> float:
-    return -float(row["worst"]) if _known(row, "worst") else math.inf
-
-
-def _known(row: Mapping[str, Any], key: str) -> bool:
-    if key == "audit":
-        return "headline_badge" in row
-    value = row.get(key)
-    return key == "title" or not (value is None or (isinstance(value, float) and math.isnan(value)))
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    return str(row["title"]) if isinstance(row.get("title"), str) and row["title"] else str(row["method"])
-
-
-def _cell(row: Mapping[str, Any], column: Column, pages: Mapping[str, str]) -> dict[str, Any]:
-    """What a cell shows (`text`, `interval`) and what it sorts by (`value`, "" if missing)."""
-    if column.key == "title":
-        href = pages.get(str(row["path"]), "")
-        text = {"text": _title(row), "changed": str(row.get("changed") or "")}
-        return {"value": _title(row), **text, "href": href, "badges": _badges(row)}
-    if column.key == "audit":
-        grave = gravest(row.get(f"{kind}_badge", "") for kind in AUDITED)
+def _cell(row: Record, column: Column, pages: Mapping[str, str]) -> dict[str, Any]:
+    """What a cell shows (text, interval, badges) and what it sorts by (value, "" if missing)."""
+    key = column.key
+    if key == "title":
+        cell = {"value": _title(row), "text": _title(row), "changed": row.get("changed", "")}
+        return cell | {"href": pages.get(str(row["path"]), ""), "badges": _badges(row)}
+    if key == "headline_badge":
+        grave = gravest(row.get(f"{name}_badge", "") for name in AUDITED)
         return {"value": str(list(VERDICTS).index(grave)), "badges": _audit_badges([row]), "classes": "audit"}
-    cell: dict[str, Any] = {
-        "value": "",
-        "text": "–",
-        "interval": "",
-        "badges": [],
-        "classes": "num" if column.kind == "number" else "",
-    }
-    if _known(row, column.key):
-        cell |= {"value": str(row[column.key]), "text": _text(column, row[column.key])}
-        if column in PERCENTAGES:
-            cell["interval"] = _interval(row, column.key)
-    if column.key == "worst":
-        cell["classes"] += " worst"
+    classes = [*(["num"] if column.kind == "number" else []), *(["worst"] if key == "worst" else [])]
+    cell = {"value": "", "text": "–", "interval": "", "badges": [], "classes": " ".join(classes)}
+    if key in row:
+        cell |= {"value": str(row[key]), "text": _text(column, row[key]), "interval": _interval(row, key)}
     return cell
 
 
@@ -241,60 +201,63 @@ def _text(column: Column, value: Any) -> str:
     return f"{value:g}" if column.kind == "number" else str(value)
 
 
-def _interval(row: Mapping[str, Any], key: str) -> str:
-    low, high = f"{key}_low", f"{key}_high"
-    return f"{100 * row[low]:.1f}–{100 * row[high]:.1f}" if _known(row, low) and _known(row, high) else ""
+def _interval(row: Record, key: str) -> str:
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}"
 
 
-def _badges(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    badges = [{"kind": "", "text": "stale", "title": STALE}] if row.get("stale") in (True, 1) else []
-    warnings = row.get("warnings")
-    said = [str(text) for text in warnings] if isinstance(warnings, list | tuple) else []
-    if said:
+def _badges(row: Record) -> list[dict[str, str]]:
+    """What there is to know of a run beside its numbers."""
+    badges = [{"kind": "", "text": "stale", "title": STALE}] if row.get("stale") else []
+    if said := [str(text) for text in row.get("warnings", ())]:
         text = "1 warning" if len(said) == 1 else f"{len(said)} warnings"
         badges.append({"kind": "warn", "text": text, "title": "; ".join(said)})
     return badges
 
 
-def _audit_badges(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _audit_badges(rows: Sequence[Record]) -> list[dict[str, str]]:
     """The headline's and the protocol's badge; of several runs the gravest of each."""
     badges = []
     for name in AUDITED:
-        found = [str(row.get(f"{name}_badge") or "") for row in rows]
-        word, texts = gravest(found), [str(row.get(f"{name}_text") or UNAUDITED) for row in rows]
-        sign = VERDICTS[word].split()[0]
-        several = f"{found.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
-        text = f"{several}{word or 'not audited'}: {texts[found.index(word)]}" if word in found else UNAUDITED
-        badges.append({"kind": word.replace("/", "") or "none", "text": f"{sign} {name}", "title": text})
+        verdicts = [str(row.get(f"{name}_badge", "")) for row in rows]
+        word = gravest(verdicts)
+        several = f"{verdicts.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
+        text = UNAUDITED
+        if word in verdicts:
+            reason = rows[verdicts.index(word)].get(f"{name}_text") or UNAUDITED
+            text = f"{several}{word or 'not audited'}: {reason}"
+        kind, sign = word.replace("/", "") or "none", VERDICTS[word].split()[0]
+        badges.append({"kind": kind, "text": f"{sign} {name}", "title": text})
     silent = all(badge["kind"] == "none" for badge in badges)
     return [{"kind": "none", "text": VERDICTS[""], "title": UNAUDITED}] if silent else badges
 
 
-def _cards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
     """The headline of each method: means over its runs, best worst case first."""
-    import statistics
-
-    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
-        if _known(row, "worst") and _known(row, "clean"):
-            key = (_title(row), str(row.get("arch", "")), str(row.get("changed") or ""), _threat(row))
+        if "worst" in row and "clean" in row:
+            key = (_title(row), *(row.get(name, "") for name in ("arch", "changed", "threat")))
             groups.setdefault(key, []).append(row)
     several = len({arch for _, arch, *_ in groups}) > 1
-    cards: list[dict[str, Any]] = []
-    for (title, arch, changed, threat), mine in groups.items():
-        worst = [100 * row["worst"] for row in mine]
-        minutes = [row["minutes"] for row in mine if _known(row, "minutes")]
-        name = " · ".join([title, *([arch] if several else []), *([changed] if changed else [])])
-        card: dict[str, Any] = {"title": name, "threat": threat, "worst": f"{statistics.fmean(worst):.1f}"}
-        card["spread"] = f"{statistics.stdev(worst):.1f}" if len(worst) > 1 else ""
-        card["interval"] = _interval(mine[0], "worst") if len(mine) == 1 else ""
-        card["clean"] = f"{100 * statistics.fmean(row['clean'] for row in mine):.1f}"
-        seeds = len({row["seed"] for row in mine})
-        several_runs = f"{len(mine)} runs of " if len(mine) > seeds else ""
-        card["runs"] = f"mean ± sd of {several_runs}{seeds} seed{'s' * (seeds > 1)}" if len(mine) > 1 else "1 seed"
-        card["time"] = _time(statistics.fmean(minutes)) if minutes else ""
-        card["badges"] = _audit_badges(mine) if _known(mine[0], "audit") else []
-        cards.append(card)
+    cards = []
+    for (title, arch, changed, threat), runs in groups.items():
+        worst, seeds = [100 * row["worst"] for row in runs], len({row["seed"] for row in runs})
+        minutes = [row["minutes"] for row in runs if "minutes" in row]
+        several_runs = f"{len(runs)} runs of " if len(runs) > seeds else ""
+        cards.append(
+            {
+                "title": " · ".join(filter(None, [title, arch if several else "", changed])),
+                "threat": threat,
+                "worst": f"{fmean(worst):.1f}",
+                "spread": f"{stdev(worst):.1f}" if len(runs) > 1 else "",
+                "interval": _interval(runs[0], "worst") if len(runs) == 1 else "",
+                "clean": f"{100 * fmean(row['clean'] for row in runs):.1f}",
+                "runs": f"mean ± sd of {several_runs}{seeds} seed{'s' * (seeds > 1)}" if len(runs) > 1 else "1 seed",
+                "time": _time(fmean(minutes)) if minutes else "",
+                "badges": _audit_badges(runs) if "headline_badge" in runs[0] else [],
+            }
+        )
     return sorted(cards, key=lambda card: -float(card["worst"]))
 
 
@@ -302,81 +265,58 @@ def _time(minutes: float) -> str:
     return f"{minutes:.1f} min each" if minutes >= 1 else f"{60 * minutes:.0f} s each"
 
 
-TITLE = "What holds under attack"
-COMMAND = re.compile(r"(robustlib .+?)(?= makes them anew|$)")
+# ---- the sections of a comparison
 
 
-def write_index(
-    reports_dir: Path,
-    rows: "DataFrame",
-    pages: Mapping[str, str],
-    *,
-    compare: Sequence[tuple[str, str]] = (),
-    incomplete: "DataFrame | None" = None,
-    views: Mapping[str, Path] | None = None,
-) -> Path:
-    """Writes `reports_dir`/index.html and returns its path.
+class Section(NamedTuple):
+    """A part of the index: HTML that begins with its <h3>, and its width: "half" a row, "wide" (words beside a figure), "full"."""
 
-    Args:
-        reports_dir: where the reports are.
-        rows: the frame of `robustlib.evaluation.leaderboard`, one row a run; an empty one gives a page that says which
-            command makes runs.
-        pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
-        compare: (title, address) of the pages that put runs side by side; those below a preset's directory stand with it.
-        incomplete: the frame of `robustlib.evaluation.incomplete`: runs that are listed with what they lack.
-        views: preset -> its executed compare.ipynb, whose cells tagged "index" are shown below its leaderboard.
+    html: str
+    kind: str
 
-    Raises:
-        InputError: a column is missing, a view cannot be drawn, or the page cannot be written.
+
+def extract_sections(notebook: Path, first: int = 1) -> tuple[list[Section], int]:
+    """The outputs of an executed notebook's cells tagged "index", under the heading that stands before them.
+
+    A section is the nearest heading, its first paragraph, and the outputs of all tagged cells below it; one without any
+    output is left out. Figures are numbered from `first`; also returns the number of the next one.
     """
-    missing = [name for name in ("method", "seed", "clean", "worst", "path") if len(rows) and name not in rows]
-    if missing:
-        raise InputError(f"The leaderboard has no column {missing[0]!r}: give what evaluation.leaderboard returns.")
-    records = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
-    made = boards(records, pages)
-    elsewhere = _attach(made, compare, views or {})
-    lacking = [] if incomplete is None else _incomplete(incomplete)
-    choices = {"dataset": _choice(board["dataset"] for board in made)}
-    choices["threat"] = _choice(row["threat"] for board in made for row in board["rows"])
-    target = Path(reports_dir) / "index.html"
-    page = fill("index.html.j2", boards=made, compare=elsewhere, runs=len(records), incomplete=lacking, choices=choices)
-    write_atomic(target, page)
-    return target
+    nb = read(notebook)
+    nb.cells = list(_tagged_cells(nb))
+    groups: list[list[Tag]] = []
+    for part in to_soup(nb, notebook).select("main > *"):
+        groups = [*groups, [part]] if part.name == "section" else [*groups[:-1], [*groups[-1], part]]
+    sections = []
+    for words, *outputs in groups:
+        for part in outputs:
+            first = offer_data(part, "index", first)
+        figures = sum(len(part.find_all("figure")) for part in outputs)
+        kind = "half" if figures == 1 and not any(part.find("table") for part in outputs) else "full"
+        sections.append(Section(f'{words}<div class="outputs">{"".join(map(str, outputs))}</div>', kind))
+    return _fill_rows(sections), first
 
 
-def fill(template: str, **values: Any) -> str:
-    """A page from one of the templates, which knows the version and the index's title besides `values`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from robustlib import __version__
-
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template(template).render(**{"title": TITLE, "version": __version__} | values)
-
-
-def _attach(
-    made: list[dict[str, Any]], compare: Sequence[tuple[str, str]], views: Mapping[str, Path]
-) -> list[tuple[str, str]]:
-    """Gives each preset's first board the preset's links and views; returns the links that belong to none."""
-    left, number = list(compare), 1
-    for board in made:
-        board["links"] = [link for link in left if link[1].startswith(f"{board['preset']}/")]
-        left = [link for link in left if link not in board["links"]]
-        first = next(other for other in made if other["preset"] == board["preset"]) is board
-        sections: list[Section] = []
-        if first and board["preset"] in views:
-            sections, number = lift(views[board["preset"]], "index", number)
-        board["sections"] = sections
-    return left
+def _tagged_cells(nb: Any) -> Iterator[Any]:
+    """A cell of words for each section, then its tagged cells without their code."""
+    words, last = "", None
+    for cell in nb.cells:
+        if cell.cell_type == "markdown" and (headings := list(HEADING.finditer(cell.source))):
+            paragraph = cell.source[headings[-1].end() :].strip().split("\n\n")[0]
+            words = f"### {headings[-1][1]}\n\n{paragraph}"
+        outputs = [o for o in cell.get("outputs", []) if any(str(o.get("data", {}).get(f, "")).strip() for f in FORMS)]
+        if outputs and TAG in cell.metadata.get("tags", []):
+            if words != last:
+                yield new_markdown_cell(words)
+            last = words
+            yield new_code_cell("", outputs=outputs)
 
 
-def _choice(values: Any) -> list[str]:
-    """What a filter offers; nothing where there is no choice."""
-    found = sorted({value for value in values if value})
-    return found if len(found) > 1 else []
-
-
-def _incomplete(frame: "DataFrame") -> list[dict[str, Any]]:
-    """Runs that lack something; `missing` in pieces, of which every second is a command."""
-    rows = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-    return [row | {"missing": COMMAND.split(str(row["missing"]))} for row in rows]
+def _fill_rows(sections: Sequence[Section]) -> list[Section]:
+    """Of neighbours that take half a row each, the last gets a whole one where their number is odd."""
+    filled: list[Section] = []
+    for kind, group in groupby(sections, key=lambda section: section.kind):
+        neighbours = list(group)
+        if kind == "half" and len(neighbours) % 2:
+            neighbours[-1] = neighbours[-1]._replace(kind="wide")
+        filled += neighbours
+    return filled

@@ -6,19 +6,18 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from robustlib.attacks import Attack
+from robustlib.data import Dataset
 from robustlib.figures.canvas import styles
-from robustlib.runs import write_atomic
-from robustlib.workbook.report.index import fill
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from robustlib.attacks import Attack
-    from robustlib.data import Dataset
-    from robustlib.runs import Run
-
+from robustlib.representation import embed_runs, run_features
+from robustlib.representation.runs import check_runs
+from robustlib.runs import Run, write_atomic
+from robustlib.workbook.report.page import fill_template
 
 LIMIT = 2_900_000  # bytes of a page, which is to stay below 3 MB
 COLUMNS = 25  # images in a row of the sprite
@@ -28,13 +27,12 @@ SCALE = 9999  # coordinates are whole numbers in [0, SCALE]
 
 def write_atlas(
     target: Path,
-    runs: "Sequence[Run]",
-    dataset: "Dataset",
-    attack: "Attack",
+    runs: Sequence[Run],
+    dataset: Dataset,
+    attack: Attack,
     *,
     title: str,
     index: str = "",
-    layer: str | None = None,
     n: int = 500,
     seed: int = 0,
 ) -> Path:
@@ -51,31 +49,23 @@ def write_atlas(
         attack: on each run's own model.
         title: its <h1>.
         index: relative address of the index page; "" for no link.
-        layer: see `embed_runs`; None = the penultimate features.
-        n: so many test images, a stratified choice; 0 for all.
+        n: number of test images, a stratified choice; 0 for all.
         seed: of the attack and of UMAP.
-
-    Raises:
-        InputError: as `embed_runs`; the page cannot be written.
     """
-    import numpy as np
-
-    from robustlib.representation.runs import check_runs
-
     check_runs(runs, dataset)
     split = dataset.test.sample(n)
-    maps = [_map(run, dataset, attack, layer, n, seed) for run in runs]
-    images = np.stack([split.images.numpy(), *(shown for _, shown in maps)])
-    found = [about | {"name": name} for (about, _), name in zip(maps, _names(runs), strict=True)]
+    maps = [_map(run, dataset, attack, n, seed) for run in runs]
+    images = np.stack([split.images.numpy(), *(adversarial for _, adversarial in maps)])
+    shown = [facts | {"name": name} for (facts, _), name in zip(maps, _names(runs), strict=True)]
     facts = {
         "Attack": repr(attack),
         "Images": f"{len(split)} test images of {dataset.name}, the same for every network",
-        "Features": layer or "penultimate",
+        "Features": "penultimate",
     }
     places = np.arange(len(split))
     for _ in range(5):
-        values = _values(dataset, split.labels.numpy(), found, images, places)
-        page = fill("atlas.html.j2", title=title, index=index, facts=facts, **values)
+        values = _values(dataset, split.labels.numpy(), shown, images, places)
+        page = fill_template("atlas.html.j2", title=title, index=index, facts=facts, **values)
         if len(page) <= LIMIT:
             break
         fewer = max(1, int(0.95 * len(places) * LIMIT / len(page)))
@@ -84,73 +74,67 @@ def write_atlas(
     return Path(target)
 
 
-def _map(
-    run: "Run", dataset: "Dataset", attack: "Attack", layer: str | None, n: int, seed: int
-) -> "tuple[dict[str, Any], NDArray[Any]]":
+def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """What the page knows of one run, for all examples, and its adversarial images."""
-    from robustlib.representation import embed_runs, run_features
-
-    (made,) = embed_runs([run], dataset, attack, layer=layer, n=n, seed=seed)
-    clean, adversarial = run_features(run, dataset, attack, layers=layer, n=n, seed=seed)
-    if adversarial.images is None:
-        raise AssertionError("run_features keeps the adversarial images.")
-    sides = [clean.predictions.numpy(), adversarial.predictions.numpy()]
-    flat = {"UMAP": _whole(made.clean, made.adversarial), "PCA": _whole(made.pca_clean, made.pca_adversarial)}
-    return {"answers": sides, "maps": flat, "note": str(made)}, adversarial.images.numpy()
+    (made,) = embed_runs([run], dataset, attack, n=n, seed=seed)
+    clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
+    assert adversarial.images is not None
+    answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
+    maps = {"UMAP": _whole(made.clean, made.adversarial), "PCA": _whole(made.pca_clean, made.pca_adversarial)}
+    return {"answers": answers, "maps": maps, "note": str(made)}, adversarial.images.numpy()
 
 
-def _whole(clean: "NDArray[Any]", adversarial: "NDArray[Any]") -> "NDArray[Any]":
+def _whole(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
     """Coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape."""
-    import numpy as np
-
     both = np.stack([clean, adversarial], axis=1)
     low, high = both.min((0, 1)), both.max((0, 1))
     centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
     return ((centred + 0.5) * SCALE).round().astype(int).reshape(len(clean), 4)
 
 
-def _names(runs: "Sequence[Run]") -> list[str]:
+def _names(runs: Sequence[Run]) -> list[str]:
     """Name of each run; the network is named where there are several."""
     params = [run.params() for run in runs]
-    several = len({str(one.get("arch")) for one in params}) > 1
-    told = [(one.get("title") or one["method"], one.get("changed"), several and one["arch"]) for one in params]
-    return [" · ".join([*filter(None, parts), f"seed {one['seed']}"]) for parts, one in zip(told, params, strict=True)]
+    several = len({one.get("arch") for one in params}) > 1
+    parts = [
+        (one.get("title") or one["method"], one.get("changed"), one["arch"] if several else "", f"seed {one['seed']}")
+        for one in params
+    ]
+    return [" · ".join(filter(None, one)) for one in parts]
 
 
 def _values(
-    dataset: "Dataset",
-    labels: "NDArray[Any]",
-    found: list[dict[str, Any]],
-    images: "NDArray[Any]",
-    places: "NDArray[Any]",
+    dataset: Dataset, labels: np.ndarray, shown: list[dict[str, Any]], images: np.ndarray, places: np.ndarray
 ) -> dict[str, Any]:
     """What the template shows of the examples at `places`."""
     classes = list(dataset.class_names)
-    colours = [style["color"] for style in styles(classes).values()] if len(classes) <= FEW else []
-    data = {"shape": list(dataset.image_shape), "columns": COLUMNS, "scale": SCALE, "classes": classes}
-    data |= {"colours": colours, "labels": labels[places].tolist(), "runs": [_chosen(one, places) for one in found]}
+    data = {
+        "shape": list(dataset.image_shape),
+        "columns": COLUMNS,
+        "scale": SCALE,
+        "classes": classes,
+        "colours": [style["color"] for style in styles(classes).values()] if len(classes) <= FEW else [],
+        "labels": labels[places].tolist(),
+        "runs": [
+            one
+            | {"maps": {name: table[places].ravel().tolist() for name, table in one["maps"].items()}}
+            | {"answers": [side[places].tolist() for side in one["answers"]]}
+            for one in shown
+        ],
+    }
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return {"data": text, "sprite": _sprite(images[:, places]), "shown": len(places), "found": len(labels)}
 
 
-def _chosen(found: dict[str, Any], places: "NDArray[Any]") -> dict[str, Any]:
-    maps = {name: table[places].ravel().tolist() for name, table in found["maps"].items()}
-    return found | {"maps": maps, "answers": [side[places].tolist() for side in found["answers"]]}
-
-
-def _sprite(images: "NDArray[Any]") -> str:
+def _sprite(images: np.ndarray) -> str:
     """Clean images and what each run's attack added, uint8 (1 + runs, N, C, H, W), as one PNG in base64."""
-    import numpy as np
-    from PIL import Image
-
     blocks, count, channels, height, width = images.shape
-    packed = np.concatenate([images[:1], images[1:] - images[:1]])  # uint8 wraps around, and back again
     rows = -(-count // COLUMNS)
     sheet = np.zeros((blocks, rows * COLUMNS, channels, height, width), dtype=np.uint8)
-    sheet[:, :count] = packed
+    sheet[0, :count], sheet[1:, :count] = images[0], images[1:] - images[:1]  # uint8 wraps around, and back again
     tiled = sheet.reshape(blocks * rows, COLUMNS, channels, height, width).transpose(0, 3, 1, 4, 2)
     drawn = tiled.reshape(blocks * rows * height, COLUMNS * width, channels)
     stream = io.BytesIO()
-    sheet_image = Image.fromarray(drawn.squeeze(2) if channels == 1 else drawn)
-    sheet_image.save(stream, format="PNG", compress_type=zlib.Z_HUFFMAN_ONLY)  # noise does not repeat itself
+    picture = Image.fromarray(drawn.squeeze(2) if channels == 1 else drawn)
+    picture.save(stream, format="PNG", compress_type=zlib.Z_HUFFMAN_ONLY)  # noise does not repeat itself
     return base64.b64encode(stream.getvalue()).decode()

@@ -1,23 +1,14 @@
-"""LaTeX to MathML: what lets a report draw its equations in any browser, offline and without a script."""
+"""LaTeX to MathML, which every browser draws offline and without a script."""
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
 from itertools import groupby
+
+from latex2mathml.converter import convert
 
 from robustlib.errors import InputError
 
-ENVIRONMENTS = r"align\*?|aligned|split|equation\*?|gather\*?"
-SYNTAX = re.compile(
-    r"(?P<fence>^ *(?P<tick>```+|~~~+)[^\n]*\n.*?(?:^ *(?P=tick)[^\n]*$|\Z))"
-    r"|(?P<span>(?<!`)(?P<run>`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)(?P=run)(?!`))"
-    r"|(?P<escaped>\\\$)"
-    r"|\$\$(?P<display>.+?)\$\$"
-    rf"|(?P<environment>\\begin\{{(?P<name>{ENVIRONMENTS})\}}.*?\\end\{{(?P=name)\}})"
-    r"|(?<!\$)\$(?P<inline>(?![\s$])(?:\\.|[^$`\\\n]|\n(?!\s*\n))+?)(?<!\s)\$(?![\d$])",  # "$5 and $10" is money
-    re.DOTALL | re.MULTILINE,
-)
-KNOWN_ENVIRONMENTS = re.compile(rf"(?:{ENVIRONMENTS}|cases|array|small(?=matrix)|[pbvBV]?matrix|smallmatrix)$")
+ENVIRONMENTS = re.compile(r"align\*?|aligned|split|equation\*?|gather\*?|cases|array|[pbvBV]?matrix|smallmatrix")
 REWRITES = {  # spellings latex2mathml does not know -> ones that mean the same
     r"\\(begin|end)\{(?:aligned|align|gather\*?)\}": r"\\\1{align*}",
     r"\\arg(?![a-z])": r"\\operatorname{arg}",
@@ -42,13 +33,7 @@ VARIANTS = {  # browsers draw only mathvariant="normal"; the others are told in 
 
 
 def to_mathml(formula: str, *, display: bool = False) -> str:
-    """The `<math>` element of a LaTeX `formula` (without its dollar signs); `display` sets it on a line of its own.
-
-    Raises:
-        InputError: the formula is not LaTeX that can be drawn, with the formula and what is wrong in it.
-    """
-    from latex2mathml.converter import convert
-
+    """The `<math>` element of a LaTeX `formula` (without its dollar signs); `display` sets it on a line of its own."""
     source = formula.strip()
     _check_source(source)
     for pattern, spelling in REWRITES.items():
@@ -67,33 +52,12 @@ def to_mathml(formula: str, *, display: bool = False) -> str:
     return ET.tostring(tree, encoding="unicode")
 
 
-def formulas(markdown: str) -> list[tuple[str, bool]]:
-    """Every formula of a markdown text as (LaTeX, is it displayed?); code spans and fences hold none."""
-    return [(formula, display) for _, formula, display in _find(markdown)]
-
-
-def replace_formulas(markdown: str, replacement: Callable[[str, bool], str]) -> str:
-    """`markdown` with every formula replaced by `replacement(LaTeX, is it displayed?)`; all else is left as it is."""
-    parts, end = [], 0
-    for match, formula, display in _find(markdown):
-        parts += [markdown[end : match.start()], replacement(formula, display)]
-        end = match.end()
-    return "".join([*parts, markdown[end:]])
-
-
-def _find(markdown: str) -> Iterator[tuple[re.Match[str], str, bool]]:
-    for match in SYNTAX.finditer(markdown):
-        display = match["display"] or match["environment"]
-        if display or match["inline"]:
-            yield match, display or match["inline"], bool(display)
-
-
 def _unreadable(formula: str, reason: str) -> InputError:
     return InputError(f"The formula {formula.strip()!r} cannot be drawn: {reason}. Correct its LaTeX in the notebook.")
 
 
 def _check_source(formula: str) -> None:
-    """Faults that latex2mathml passes over in silence: braces without a partner, environments it does not know."""
+    """Refuses what latex2mathml passes over in silence: braces without a partner, unknown environments."""
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", formula.replace(r"\\", "  ")):
         depth += 1 if brace == "{" else -1
@@ -102,7 +66,7 @@ def _check_source(formula: str) -> None:
     if depth or not formula:
         raise _unreadable(formula, "a '{' has no '}'" if depth else "it is empty")
     for name in re.findall(r"\\begin\{(.*?)\}", formula):
-        if not KNOWN_ENVIRONMENTS.match(name):
+        if not ENVIRONMENTS.fullmatch(name):
             raise _unreadable(formula, f"the environment {name!r} is not known")
 
 
@@ -115,7 +79,11 @@ def _check_tree(tree: ET.Element, formula: str) -> None:
 
 
 def _repair(tree: ET.Element) -> None:
-    """Turn what latex2mathml writes into what browsers draw (MathML Core), in place."""
+    """Turns latex2mathml's output into what browsers draw, in place.
+
+    Ours since no library does it: latex2mathml writes MathML 3 (mathvariant, columnalign, operators as identifiers), but
+    browsers draw MathML Core, which has dropped most of that.
+    """
     for node in tree.iter():
         node.tag = node.tag.rpartition("}")[2]  # HTML knows <math> without its namespace
         if node.tag == "mo" and len(node):  # \mathop{...}: an operator may only hold text
@@ -138,7 +106,7 @@ def _repair(tree: ET.Element) -> None:
 
 
 def _join_letters(node: ET.Element) -> None:
-    r"""One upright word instead of single letters, for \mathrm{argmax}."""
+    r"""Makes one upright word of single letters, for \mathrm{argmax}."""
     joined = []
     for variant, run in groupby(list(node), lambda child: child.get("mathvariant") if child.tag == "mi" else None):
         letters = list(run)
@@ -150,7 +118,7 @@ def _join_letters(node: ET.Element) -> None:
 
 
 def _set_limits(node: ET.Element) -> None:
-    r"""Put the limits of \max, \sum ... under them where a formula is displayed (not inside fractions or indices)."""
+    r"""Puts the limits of \max, \sum ... under them in a displayed formula, but not inside fractions or indices."""
     base = "".join(node[0].itertext()) if len(node) else ""
     if node.tag in ("msub", "msubsup") and base in LIMITS:
         node.tag = node.tag.replace("msub", "munder").replace("sup", "over")

@@ -11,6 +11,7 @@ that was exported before stays until it is made again. Afterwards:
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, read_bytes, read_json, write_archive, write_atomic
 from robustlib.workbook.claims import Finding, arm_of
-from robustlib.workbook.experiments import Study, claim_studies, read_study, studies, verdicts
+from robustlib.workbook.experiments import Study, claim_studies, read_study, study_names, verdicts
 from robustlib.workbook.experiments.studies import arm_name
 from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict
 
@@ -44,7 +45,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     # A run that is made again replaces its older self; those that are nowhere else stay.
     found = {run.path.parts[-2:]: run for root in (out.parent, runs) for run in find_runs(root, preset=preset)}
     chosen = [found[place] for place in sorted(found) if found[place].results()]
-    chosen = [run for run in chosen if not run.params()["changed"] or arm_of(run) in arms]
+    chosen = [run for run in chosen if not run.changed or arm_of(run) in arms]
     chosen = [run for run in chosen if stale or not run.stale]
     if not chosen:
         raise InputError(
@@ -144,7 +145,7 @@ measured, `distances.json` (adversarial distances, image by image), `unseen.json
 
 def preset_studies(preset: str) -> list[Study]:
     """The studies of a preset that come with robustlib."""
-    return [study for study in map(read_study, studies()) if study.preset == preset]
+    return [study for study in map(read_study, study_names()) if study.preset == preset]
 
 
 def wanted(study: Study) -> set[tuple[str, int]]:
@@ -164,7 +165,7 @@ def _commands(copies: Sequence[Run], preset: str) -> str:
     for arm in dict.fromkeys(arm for arm, _ in sorted(rest)):
         seeds = sorted(seed for name, seed in rest if name == arm)
         facts = made[arm, seeds[0]]
-        options = [f"--set {change}" for change in facts.params()["changed"].split(", ") if change]
+        options = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in facts.changes().items()]
         n = facts.results()["n"]
         options += [f"--examples {n}"] if n != load_preset(preset)["test_examples"] else []
         call = ["robustlib run", facts.params()["method"], f"--preset {preset}", f"--seeds {','.join(map(str, seeds))}"]

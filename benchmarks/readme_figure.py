@@ -24,7 +24,7 @@ GAP = 30  # pixels between the figures
 def reference_runs(preset: str, reference: Path = REFERENCE) -> list[Run]:
     """The exported runs of a preset without changes to it, of the methods that it reports, by title, then seed: all would be too many."""
     shown = load_preset(preset)["report"]
-    runs = [run for run in find_runs(reference, preset=preset) if not run.params()["changed"]]
+    runs = [run for run in find_runs(reference, preset=preset) if not run.changed]
     runs = [run for run in runs if run.params()["method"] in shown]
     return sorted(runs, key=lambda run: (run.params()["title"], run.params()["seed"]))
 

@@ -184,7 +184,8 @@ def write_made_up_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
     attacked = (clean.int() + change).clamp(0, 255).to(torch.uint8)
     facts = {"method": "standard", "title": "Standard", "arch": "small_cnn", "dataset": "made-up"}
     made: list[Any] = [
-        SimpleNamespace(params=lambda k=k: facts | {"seed": k}, finished=True, path="runs/x") for k in range(runs)
+        SimpleNamespace(params=lambda k=k: facts | {"seed": k}, changed="", finished=True, path="runs/x")
+        for k in range(runs)
     ]
     with patch("robustlib.workbook.report.maps._map", lambda *_: (found, attacked.numpy())):
         if target is not None:

@@ -199,7 +199,7 @@ def audit_run(
     model = run.model().to(resolve_device(device))
     settings: Any = {"n": most, "seed": seed, "progress": progress}
     checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
-    checks += [check_published(params, results), check_selection(run, results)]
+    checks += [check_published(params | {"changed": run.changed}, results), check_selection(run, results)]
     found: dict[str, Any] = {
         **asked,
         "seconds": time.perf_counter() - started,

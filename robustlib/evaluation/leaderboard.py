@@ -47,6 +47,7 @@ def _row(run: Run) -> dict[str, Any]:
     said = [text for place in (0, -1) for text in metrics["warnings"].iloc[place]] if len(metrics) else []
     return {
         **{name: params.get(name) for name in FACTS},
+        "changed": run.changed,
         "threat": results["threat"],
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
         **bounds,

@@ -102,9 +102,8 @@ def title_of(row: "Mapping[Any, Any] | Series") -> str:
     """What a row calls its method: its title, or the name if it has none, and what was changed of it."""
     title, changed = row.get("title"), row.get("changed")
     name = str(title) if isinstance(title, str) and title else str(row["method"])
-    changes = changed.split(", ") if isinstance(changed, str) else []
-    new = [part for part in changes if part not in ("", "compiled") and part not in name]  # compiled: no other method
-    return " · ".join([name, *new])
+    changes = changed.removesuffix("compiled").removesuffix(", ") if isinstance(changed, str) else ""
+    return " · ".join(filter(None, (name, changes)))  # a compiled model is no other method
 
 
 def legend_below(fig: "Canvas", axis: "Axes") -> None:

@@ -349,7 +349,8 @@ def _facts(run: Run, snapshot: str) -> dict[str, Any]:
     params, (stage, _, epoch) = run.params(), snapshot.rpartition("-")
     facts = (
         {"run": run.name}
-        | {name: params.get(name) for name in ("method", "title", "changed", "seed")}
+        | {name: params.get(name) for name in ("method", "title", "seed")}
+        | {"changed": run.changed}
         | {"snapshot": snapshot}
     )
     return facts | {"stage": stage, "epoch": int(epoch) if epoch else None}

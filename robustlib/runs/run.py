@@ -1,9 +1,11 @@
 """The run directory: what a training leaves behind."""
 
+import ast
 import fcntl
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from robustlib.models import Classifier
 
 
-UNHASHED = ("preset", "title", "changed")  # facts of a run that change no number
+UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:
@@ -55,6 +57,21 @@ class Run:
     def params(self) -> dict[str, Any]:
         """What was asked for: method, hyperparameters, dataset, arch, seed, precision, image and class counts."""
         return read_json(self.path / "params.json")
+
+    def changes(self) -> dict[str, Any]:
+        """The hyper-parameters in which it differs from its preset, architecture included, by name."""
+        params = self.params()
+        if "changes" in params:
+            return {name: _tuples(value) for name, value in params["changes"].items()}
+        # Runs of version 0.1 hold text: "beta=3.0, milestones=(20, 30), compiled".
+        parts = re.split(r", (?=\w+=|compiled$)", params.get("changed") or "")
+        return {name: _literal(text) for name, sign, text in (part.partition("=") for part in parts) if sign}
+
+    @property
+    def changed(self) -> str:
+        """For people: `changes`, and whether the model was compiled, as in "beta=3.0, compiled"."""
+        parts = (changes_text(self.changes()), "compiled" if self.params().get("compile") else "")
+        return ", ".join(filter(None, parts))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""
@@ -195,6 +212,22 @@ class Run:
         write_atomic(self.path / name, buffer.getvalue())
 
 
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """Changed hyper-parameters for people: "beta=3.0, milestones=(20, 30)"."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def trained_with(run: Run) -> dict[str, int]:
     """The versions of what made the run's training; {} before it. Before versions were recorded they were 1."""
     facts = run.provenance()
@@ -229,11 +262,12 @@ def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
         twins = [r for r in twins if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
         twins = [r for r in twins if (r.path / "model.safetensors").exists()]
         if twins:
-            found[method] = min(twins, key=lambda twin: _unlike(twin.params(), params))
+            found[method] = min(twins, key=lambda twin: _unlike(twin, params))
     return found
 
 
-def _unlike(twin: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[bool, ...]:
+def _unlike(twin: Run, params: Mapping[str, Any]) -> tuple[bool, ...]:
     """How a run differs from what a transfer would best come from, the gravest difference first; all False: in nothing."""
-    other = {name: twin.get(name) != params.get(name) for name in ("arch", "preset", "seed")}
-    return other["arch"], other["preset"], bool(twin.get("changed")), other["seed"]
+    theirs = twin.params()
+    other = {name: theirs.get(name) != params.get(name) for name in ("arch", "preset", "seed")}
+    return other["arch"], other["preset"], bool(twin.changed), other["seed"]

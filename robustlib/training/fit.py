@@ -64,7 +64,7 @@ def fit(
     arch = arch or method.arch
     params = run_params(method, dataset, arch, seed, precision)
     if compile:
-        params |= {"compile": True, "changed": ", ".join(filter(None, [params["changed"], "compiled"]))}
+        params["compile"] = True
     run = Run.of(params, root)
     if run.finished and not rerun:
         return refresh_params(run, params)
@@ -130,15 +130,15 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "spec": spec,
         "preset": method.preset,
         "title": method.title,
-        "changed": ", ".join(f"{name}={value}" for name, value in method.changes(arch).items()),
+        "changes": method.changes(arch),
     }
 
 
 def refresh_params(run: Run, params: Mapping[str, Any]) -> Run:
-    """The finished run, saying what it changed from its preset as it is today: the preset's own value may have moved since."""
-    stored = run.params()
-    if stored.get("changed") != params["changed"]:
-        write_json(run.path / "params.json", {**stored, "changed": params["changed"]})
+    """The finished run, with its changes from the preset as it is today: the preset's own value may have moved since."""
+    if run.changes() != params["changes"]:
+        others = {name: value for name, value in run.params().items() if name != "changed"}
+        write_json(run.path / "params.json", {**others, "changes": params["changes"]})
     return run
 
 

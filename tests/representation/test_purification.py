@@ -152,18 +152,20 @@ def test_a_purifier_costs_more_than_none(digits):
         forward_cost(model, torch.rand(1, 1, 8, 8), rounds=0)
 
 
-def run(least: float = 0.4, *, method: str = "atop", random: bool = True, changed: str = "", **values) -> Any:
+def run(least: float = 0.4, *, method: str = "atop", random: bool = True, changes: Any = None, **values) -> Any:
     """An evaluated run as the grid sees it; `least` is left by the strong attack."""
     left = {"clean": 0.95, "pgd_eot" if random else "pgd50x10": least, "pgd20@classifier": 0.7, "worst": least - 0.1}
     rows = [{"attack": name, "accuracy": x, "low": x - 0.05, "high": x + 0.05} for name, x in left.items()]
     values = {"purifier": "gan", "transform": "rt2", "fine_tune": True, **values}
-    facts = {"method": method, "changed": changed, "hyperparameters": values}
-    return SimpleNamespace(params=lambda: facts, results=lambda: {"n": 128, "rows": rows})
+    facts = {"method": method, "hyperparameters": values}
+    return SimpleNamespace(
+        params=lambda: facts, changes=lambda: changes or {}, results=lambda: {"n": 128, "rows": rows}
+    )
 
 
 def test_the_grid_sets_the_weak_attack_beside_the_strong_one():
-    runs = [run(), run(0.5), run(0.1, transform="none", random=False, changed="transform=none, cls_weight=2.0")]
-    runs += [run(0.3, fine_tune=False, changed="fine_tune=False"), run(purifier="none", fine_tune=False)]
+    runs = [run(), run(0.5), run(0.1, transform="none", random=False, changes={"transform": "none", "cls_weight": 2.0})]
+    runs += [run(0.3, fine_tune=False, changes={"fine_tune": False}), run(purifier="none", fine_tune=False)]
     grid = purifier_grid([run(method="pgd_at"), *runs])
     tuned = "GAN, no transform, fine-tuned, cls_weight=2.0"
     assert grid["row"].tolist() == ["no purifier, RT2", "GAN, RT2", "GAN, RT2, fine-tuned", tuned]

@@ -10,6 +10,7 @@ from robustlib import runs
 from robustlib.errors import InputError, unknown
 from robustlib.models import build_model
 from robustlib.runs import Run, find_runs, load_weights, parameter_hash, save_weights, write_atomic
+from tests import ROOT
 
 PARAMS = {
     "method": "pgd_at",
@@ -117,3 +118,25 @@ def test_a_directory_without_a_run_says_so(tmp_path):
 def test_unknown_names_the_nearest():
     assert "Did you mean 'cifar10'?" in str(unknown("dataset", "cifar-10", ["cifar10", "mnist"]))
     assert "Did you mean 'pgd_at'?" in str(unknown("method", "PGD-AT", ["pgd_at", "trades"]))
+
+
+def test_changes_from_the_preset_are_a_mapping(tmp_path):
+    changes = {"milestones": (20, 30), "points": ((0, 0.5), (5, 1.0)), "augment": "none", "eps": None, "beta": 1.0}
+    text = "milestones=(20, 30), points=((0, 0.5), (5, 1.0)), augment=none, eps=None, beta=1.0"
+    for stored in ({"changes": changes}, {"changed": text}):  # version 0.1 wrote text
+        run = Run(tmp_path / next(iter(stored)))
+        runs.write_json(run.path / "params.json", {**PARAMS, **stored})
+        assert (run.changes(), run.changed) == (changes, text)
+        assert parameter_hash(run.params()) == parameter_hash(PARAMS)
+    old = Run(tmp_path / "compiled")
+    runs.write_json(old.path / "params.json", {**PARAMS, "compile": True, "changed": "lr=0.2, compiled"})
+    assert (old.changes(), old.changed) == ({"lr": 0.2}, "lr=0.2, compiled")
+
+
+def test_committed_runs_of_version_0_1_are_read_as_they_were_written():
+    for run in find_runs(ROOT / "reports" / "reference"):
+        params = run.params()
+        assert run.changed == params.get("changed", run.changed)
+        assert run.path.name == Run.of(params, "runs").path.name
+        fields = run.params()["hyperparameters"]
+        assert all(fields[name] == value for name, value in run.changes().items())

@@ -132,9 +132,12 @@ def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(tmp_path, fe
 def test_a_finished_run_tells_what_it_changed_from_the_preset_of_today(tmp_path, digits):
     run = train(small("standard", epochs=1), digits, tmp_path)
     told = run.params()
-    assert told["changed"]
-    write_json(run.path / "params.json", {**told, "changed": "as the preset was then"})
-    assert train(small("standard", epochs=1), digits, tmp_path).params() == told
+    assert told["changes"] == run.changes() != {}
+    old = {name: value for name, value in told.items() if name != "changes"}  # as version 0.1 wrote them
+    for stale in ({**told, "changes": {"lr": 3}}, {**old, "changed": "milestones=(1, 2), lr=3"}):
+        write_json(run.path / "params.json", stale)
+        assert run.changes()["lr"] == 3
+        assert train(small("standard", epochs=1), digits, tmp_path).params() == told
 
 
 def test_other_numbers_make_a_run_stale_and_an_unfinished_one_is_not_gone_on_with(tmp_path, few):

@@ -28,7 +28,7 @@ from robustlib.workbook.claims import (
     read_claims,
 )
 from robustlib.workbook.cli.console import verdicts
-from robustlib.workbook.experiments import read_study, studies
+from robustlib.workbook.experiments import read_study, study_names
 
 SEEDS = range(8)
 SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
@@ -448,7 +448,7 @@ def test_a_study_may_claim_something_of_one_arm(tmp_path: Path) -> None:
 
 
 def test_the_built_in_study() -> None:
-    assert "digits-claims" in studies()
+    assert "digits-claims" in study_names()
     study = read_study("digits-claims")
     assert len(study.seeds) >= 8
     assert study.examples == 500

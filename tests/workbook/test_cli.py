@@ -14,7 +14,7 @@ from robustlib.runs import Run, find_runs, read_json, write_atomic
 from robustlib.workbook import cli
 from robustlib.workbook import engines as workbook
 from robustlib.workbook.cli import main
-from robustlib.workbook.experiments import parse_seeds, read_study, studies
+from robustlib.workbook.experiments import parse_seeds, read_study, study_names
 from robustlib.workbook.experiments.studies import arm_name
 
 DONE = {"state": "done"}
@@ -176,7 +176,7 @@ def test_arms_that_are_no_grid_are_a_list(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", studies())
+@pytest.mark.parametrize("name", study_names())
 def test_built_in_studies_can_be_planned(call, name: str) -> None:
     code, out, _ = call("study", name, "--dry-run")
     study = read_study(name)

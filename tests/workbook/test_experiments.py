@@ -175,7 +175,7 @@ def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: P
     ):
         made(root, method, seed, changed=changed)
     found = study_runs(str(study), root)
-    assert [(r.params()["method"], r.params()["changed"], r.params()["seed"]) for r in found.runs] == [
+    assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in found.runs] == [
         *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
     ]
     assert found.words.startswith("3 of the 8 runs")

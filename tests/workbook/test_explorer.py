@@ -423,7 +423,7 @@ def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeyp
     made = explore(tmp_path, examples=12, neighbours=3, layer="logits")
     told = capsys.readouterr().out
     assert told.startswith("There are no finished runs in")
-    assert [run.params()["changed"] for run in find_runs(tmp_path)] == ["epochs=1"] * 2
+    assert [run.changes() for run in find_runs(tmp_path)] == [{"epochs": 1}] * 2
     assert made.board.layer.value == "logits"
     assert len(list(made.board.run.value.path.glob("features/*"))) == 8
     assert load_dataset("digits").name == made.dataset.name

@@ -367,7 +367,7 @@ def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, 
     )
     for row in rows:
         assert re.search(row, shown), row
-    own = next(run for run in find_runs(family, method="rep_spectral") if not run.params()["changed"])
+    own = next(run for run in find_runs(family, method="rep_spectral") if not run.changes())
     assert own.distances("val")["n"] == 8
 
 

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from robustlib.errors import InputError, check_choices, unknown
-from robustlib.runs import Run
+from robustlib.runs import Run, changes_text
 
 POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
 SIGNED = (
@@ -109,6 +109,4 @@ def _claim(row: Mapping[str, Any], place: str) -> Claim:
 
 def arm_of(run: Run) -> str:
     """The arm of a study that a run belongs to: its method and what was changed from its preset."""
-    params = run.params()
-    changes = [part for part in str(params.get("changed") or "").split(", ") if part != "compiled"]  # no other method
-    return f"{params.get('method', '?')} {', '.join(changes)}".strip()
+    return f"{run.params().get('method', '?')} {changes_text(run.changes())}".strip()

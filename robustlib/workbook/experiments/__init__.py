@@ -21,7 +21,7 @@ from robustlib.workbook.experiments.studies import (
     preset_study,
     read_study,
     reference_verdicts,
-    studies,
+    study_names,
     verdicts,
 )
 from robustlib.workbook.experiments.variants import (

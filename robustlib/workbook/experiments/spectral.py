@@ -13,7 +13,6 @@ from robustlib.methods.rep_spectral import LayerNorms
 from robustlib.representation import feature_jacobian_norm
 from robustlib.runs import Run
 from robustlib.workbook.experiments.studies import Study, title_of
-from robustlib.workbook.experiments.variants import changed_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +36,7 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
     for run, frame in _stored(runs, "val"):
         params = run.params()
         strength = float(params["hyperparameters"]["strength"])
-        if set(changed_fields(run)) <= {"arch", "strength"}:
+        if set(run.changes()) <= {"arch", "strength"}:
             cell = (params["title"], strength) if strength else NONE
             cells.setdefault(cell, {}).setdefault(params["seed"], frame)
     none = cells.pop(NONE, {})
@@ -49,7 +48,7 @@ def belongs(run: Run, study: Study) -> bool:
     """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
     params = run.params()
     kinds = [(study.preset, method) for method, _ in study.arms]
-    return (params.get("preset"), params["method"]) in kinds and set(changed_fields(run)) <= {"strength"}
+    return (params.get("preset"), params["method"]) in kinds and set(run.changes()) <= {"strength"}
 
 
 def arm_distances(runs: Iterable[Run]) -> "pd.DataFrame":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import robustlib
 from robustlib.errors import InputError, unknown
 from robustlib.methods import preset_dataset
-from robustlib.runs import Run, find_runs
+from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import Finding, arm_of, judge
 from robustlib.workbook.experiments.plan import Arm, preset_methods
 
@@ -64,7 +64,7 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def studies() -> list[str]:
+def study_names() -> list[str]:
     """The studies that come with robustlib."""
     return sorted(file.stem for file in BUILT_IN.glob("*.yaml"))
 
@@ -79,7 +79,7 @@ def read_study(file: Path | str) -> Study:
         InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about an arm
             that the study does not train.
     """
-    file = BUILT_IN / f"{file}.yaml" if str(file) in studies() and not Path(file).is_file() else Path(file)
+    file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
     content = _yaml(file)
     for key in content:
         if key not in STUDY:
@@ -134,8 +134,7 @@ def arm_name(arm: Arm, preset: str) -> str:
 
     name, changes = arm
     method = make_method(name, preset, **changes)
-    changed = ", ".join(f"{key}={value}" for key, value in method.changes(method.arch).items())
-    return f"{name} {changed}".strip()
+    return f"{name} {changes_text(method.changes(method.arch))}".strip()
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def _yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
         raise InputError(
-            f"Cannot read the study {file} ({error.strerror}): give the path of a YAML file, or {' or '.join(studies())}."
+            f"Cannot read the study {file} ({error.strerror}): give the path of a YAML file, or {' or '.join(study_names())}."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
@@ -241,8 +240,8 @@ def curves(runs: Sequence[Run], which: str = "curve") -> "pd.DataFrame":
 
     tables = []
     for run in runs:
-        facts = {name: run.params()[name] for name in ("method", "title", "changed", "seed")}
-        tables.append(pd.DataFrame(run.results()[which]).assign(**facts))
+        facts = {name: run.params()[name] for name in ("method", "title", "seed")}
+        tables.append(pd.DataFrame(run.results()[which]).assign(**facts, changed=run.changed))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -258,13 +257,13 @@ def one_each(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
     named = {}
     for (_, arch), run in sorted(chosen.items()):
         named[title_of(run, arch if several else "")] = run
-    ordered = sorted(named, key=lambda title: bool(named[title].params().get("changed")))
+    ordered = sorted(named, key=lambda title: bool(named[title].changed))
     return {title: named[title] for title in ordered[:most]}
 
 
 def title_of(run: Run, arch: str = "") -> str:
     """What people call an arm: the method's title, its changes from the preset and, where it matters, the architecture."""
-    return " · ".join(filter(None, (run.params()["title"], run.params().get("changed"), arch)))
+    return " · ".join(filter(None, (run.params()["title"], run.changed, arch)))
 
 
 def preset_study(preset: str) -> Study | None:
@@ -274,7 +273,7 @@ def preset_study(preset: str) -> Study | None:
 
 def claim_studies(preset: str) -> list[Study]:
     """The studies of a preset that come with robustlib and have claims, by name."""
-    return [study for study in map(read_study, studies()) if study.preset == preset and study.claims]
+    return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
 
 
 def verdicts(study: Study, runs: Sequence[Run]) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustlib.evaluation import leaderboard
 from robustlib.methods import make_method, preset_dataset
-from robustlib.runs import Run, find_runs
+from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import arm_of
 from robustlib.workbook.experiments.studies import PANELS, Study, arm_name, one_each, read_study, readable, title_of
 
@@ -99,13 +99,8 @@ def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str
         vary: hyper-parameters in which the others may differ from the preset.
     """
     others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
-    fit = [other for other in _fitting(run, others) if set(changed_fields(other)) <= set(vary)]
+    fit = [other for other in _fitting(run, others) if set(other.changes()) <= set(vary)]
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
-
-
-def changed_fields(run: Run) -> list[str]:
-    """The hyper-parameters in which a run differs from its preset."""
-    return [part.partition("=")[0] for part in str(run.params().get("changed") or "").split(", ") if part]
 
 
 def beside(run: Run, others: Iterable[Run]) -> dict[str, Run]:
@@ -149,7 +144,7 @@ def with_passes(table: "pd.DataFrame", runs: Iterable[Run]) -> "pd.DataFrame":
     for run in runs:
         values = dict(run.params()["hyperparameters"])
         method = make_method(run.params()["method"], values.pop("preset") or None, **values)
-        found[method.name, run.params().get("changed")] = method.attack_passes
+        found[method.name, run.changed] = method.attack_passes
     return table.assign(**{PASSES: [found[key] for key in zip(table["method"], table["changed"], strict=True)]})
 
 
@@ -168,7 +163,7 @@ def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> "pd.DataFrame
     rows = []
     for run in runs:
         facts, (board,) = run.params(), leaderboard([run]).to_dict("records")
-        changed = changed_fields(run)
+        changed = list(run.changes())
         numbers = {"seed": facts["seed"], "clean": board["clean"], "robust": board["worst"]}
         if len(changed) <= 1 and set(changed) <= set(parameters):
             values = facts["hyperparameters"]
@@ -224,8 +219,7 @@ def _row(run: Run) -> dict[str, Any]:
     if len(picked) < len(ATTACKS):
         return {}
     values = facts["hyperparameters"]
-    changes = [part for part in str(facts.get("changed") or "").split(", ") if part]
-    other = ", ".join(part for part in changes if part.partition("=")[0] not in OWN)
+    other = changes_text({name: value for name, value in run.changes().items() if name not in OWN})
     names = {"purifier": PURIFIERS[values["purifier"]], "transform": TRANSFORMS[values["transform"]]}
     tuned = bool(values["fine_tune"])
     called = ", ".join(filter(None, (*names.values(), "fine-tuned" if tuned else "", other)))

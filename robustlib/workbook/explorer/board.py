@@ -267,7 +267,7 @@ def _titles(runs: Sequence[Run]) -> list[tuple[str, Run]]:
             params.get("title") or params["method"],
             params["arch"],
             f"seed {params['seed']}",
-            params.get("changed"),
+            run.changed,
         ]
         found.append((" · ".join(filter(None, words)), run))
     names = [name for name, _ in found]

@@ -97,8 +97,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
     params = [run.params() for run in runs]
     several = len({one.get("arch") for one in params}) > 1
     parts = [
-        (one.get("title") or one["method"], one.get("changed"), one["arch"] if several else "", f"seed {one['seed']}")
-        for one in params
+        (one.get("title") or one["method"], run.changed, one["arch"] if several else "", f"seed {one['seed']}")
+        for run, one in zip(runs, params, strict=True)
     ]
     return [" · ".join(filter(None, one)) for one in parts]
 

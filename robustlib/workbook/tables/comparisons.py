@@ -115,7 +115,7 @@ def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
                 "clean": by_attack.get("clean", "–"),
                 "worst case": by_attack.get("worst", "–"),
                 "headline": verdict(run.audit().get("badges", {}).get("headline", {}).get("verdict", "")),
-                "notes": ", ".join(filter(None, [params.get("changed", ""), "stale" if run.stale else ""])),
+                "notes": ", ".join(filter(None, [run.changed, "stale" if run.stale else ""])),
                 "run directory": run.path,
             }
         )

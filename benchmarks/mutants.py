@@ -89,7 +89,7 @@ MUTANTS = (
         "attacks/autoattack methods/trajectories",
     ),
     Mutant(
-        *("attacks/apgd.py", "classes[hunt.here, round_ // self.restarts]", "classes[hunt.here, 0]"),
+        *("attacks/apgd.py", "classes[active.here, round_ // self.restarts]", "classes[active.here, 0]"),
         *("APGD-T always aims at one class", "methods/trajectories"),
     ),
     Mutant(

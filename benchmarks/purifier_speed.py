@@ -19,7 +19,7 @@ from side_by_side import alternate, markdown, publish, timed_options
 from torch import nn
 from training_steps import made_up_dataset, peak_mb
 
-from robustlib.attacks.base import Points, searching
+from robustlib.attacks.base import AttackBatch, attack_context
 from robustlib.data import load_dataset
 from robustlib.methods import make_method
 from robustlib.models import build_model
@@ -77,16 +77,16 @@ def gradients(
     model = build_model(MODELS[name], dataset, **method.model_options()).to(device)
     model.deploy()
     batch = next(dataset.train.to(device).batches(batch_size, augment="none"))
-    goal = Points(batch.x, batch.y).goal("margin")
+    goal = AttackBatch(batch.x, batch.y).objective("margin")
 
     def work() -> None:
-        with searching(model, batch.x, (batch.y,)) as search:
+        with attack_context(model, batch.x, (batch.y,)) as oracle:
             if whole:
-                search.room.size = sys.maxsize
+                oracle.batcher.size = sys.maxsize
             if free:
                 leave(free, device)
             for _ in range(times):
-                search.gradient(batch.x, goal, draws)
+                oracle.gradient(batch.x, goal, draws)
 
     return work
 

@@ -22,8 +22,8 @@ import torch
 from side_by_side import alternate, markdown, publish
 from torch import Tensor, nn
 
-from robustlib.attacks import FAB, Draws, Tangent, Threat
-from robustlib.attacks.active_set import Nearest
+from robustlib.attacks import FAB, ExampleRNG, Tangent, Threat
+from robustlib.attacks.active_set import MinNormResult
 from robustlib.attacks.tangent import LEAST
 from robustlib.data import Split, load_dataset
 from robustlib.evaluation import bootstrap
@@ -56,12 +56,12 @@ class Counted(nn.Module):
 def starting_points(model: nn.Module, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """Images, their labels and adversarial noise around them: those that the model has right and that such noise fools."""
     x, y = split.images.float() / 255, split.labels
-    draws, starts = Draws.for_examples(0, split.indices), x.clone()
+    rng, starts = ExampleRNG.for_examples(0, split.indices), x.clone()
     found = torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():
         right = model(x).argmax(1) == y
         for attempt in range(100):
-            noise = (x + SPREAD * draws.fork(attempt).normal(*x.shape[1:])).clamp(0, 1)
+            noise = (x + SPREAD * rng.fold_in(attempt).normal(*x.shape[1:])).clamp(0, 1)
             hit = (model(noise).argmax(1) != y) & ~found
             starts[hit], found = noise[hit], found | hit
     return x[right & found], y[right & found], starts[right & found]
@@ -86,7 +86,7 @@ def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(ours.mean() / theirs.mean())
 
 
-def thrifty(attack: Tangent, search: Callable[[Tangent], Nearest], mean: float) -> Tangent:
+def thrifty(attack: Tangent, search: Callable[[Tangent], MinNormResult], mean: float) -> Tangent:
     """The attack with the fewest queries of a doubling row by which every image has a perturbation and their mean is `mean` or less."""
     queries = LEAST
     while queries < attack.queries and not search(replace(attack, queries=queries)).distance.mean() <= mean:
@@ -101,14 +101,14 @@ def duel(arch: str, model: Classifier, options: argparse.Namespace) -> tuple[dic
     counted = Counted(model, len(x)).eval()
     found = hop_skip_jump(counted, x, y, starts)
     theirs, budget = length(found, x), int(counted.queries.min())
-    attack, draws = Tangent(L2, queries=budget), Draws.for_examples(0, torch.arange(len(x)))
+    attack, rng = Tangent(L2, queries=budget), ExampleRNG.for_examples(0, torch.arange(len(x)))
 
-    def search(attack: Tangent, most: int = len(x)) -> Nearest:
-        return attack.nearest(model, x[:most], y[:most], starts=starts[:most], draws=draws[:most])
+    def search(attack: Tangent, most: int = len(x)) -> MinNormResult:
+        return attack.nearest(model, x[:most], y[:most], starts=starts[:most], rng=rng[:most])
 
     mine, four = search(attack), search(replace(attack, restarts=4))
     less = thrifty(attack, search, theirs.mean())
-    white = FAB(L2).nearest(model, x, y, draws=draws)
+    white = FAB(L2).nearest(model, x, y, rng=rng)
     ours, often, seen = (each.distance.double().numpy() for each in (mine, four, white))
     images = {"HopSkipJump": found, "ours": mine.x_adv, "ours, 4 walks": four.x_adv, "FAB": white.x_adv}
     for name, x_adv in images.items():

@@ -38,7 +38,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class ExampleRNG:
     """One stream of random numbers for each example.
 
     Args:
@@ -48,23 +48,23 @@ class Draws:
     seeds: Tensor
 
     @classmethod
-    def from_generator(cls, generator: torch.Generator | None, size: int, device: torch.device) -> "Draws":
+    def from_generator(cls, generator: torch.Generator | None, size: int, device: torch.device) -> "ExampleRNG":
         """Seeds for `size` examples, taken in order from `generator` (torch's global one if None)."""
         source = generator.device if generator is not None else torch.device("cpu")
         return cls(torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator, device=source).to(device))
 
     @classmethod
-    def for_examples(cls, seed: int, indices: Tensor) -> "Draws":
+    def for_examples(cls, seed: int, indices: Tensor) -> "ExampleRNG":
         """Seeds that depend only on `seed` and each example's own index (B,) in its data set."""
         return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
 
-    def __getitem__(self, chosen: Tensor | slice) -> "Draws":
+    def __getitem__(self, chosen: Tensor | slice) -> "ExampleRNG":
         """The streams of some examples: a boolean mask, indices or a slice."""
-        return Draws(self.seeds[chosen])
+        return ExampleRNG(self.seeds[chosen])
 
-    def fork(self, tag: int) -> "Draws":
+    def fold_in(self, tag: int) -> "ExampleRNG":
         """Independent streams for another purpose (a restart, a step), one for each non-negative `tag`."""
-        return Draws(_mix(self.seeds + _signed((tag + 1) * FIRST % 2**64)))
+        return ExampleRNG(_mix(self.seeds + _signed((tag + 1) * FIRST % 2**64)))
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         counter = torch.arange(1, prod(shape) + 1, device=self.seeds.device) * GOLDEN
@@ -87,10 +87,10 @@ class Draws:
         return uniform.erfinv_().mul_(sqrt(2)).view(-1, *shape)
 
 
-def uniform_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+def uniform_point(threat: Threat, x: Tensor, rng: ExampleRNG) -> Tensor:
     """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
-    normal = draws.fork(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
-    return threat.random_start(x, draws.uniform(*x.shape[1:]), normal)
+    normal = rng.fold_in(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
+    return threat.random_start(x, rng.uniform(*x.shape[1:]), normal)
 
 
 def derive_seed(*parts: object) -> int:

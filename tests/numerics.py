@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from robustlib.attacks import APGD, FAB, PGD, Ascent, AutoAttack, Draws, Square, StAdv, Tangent, Threat
+from robustlib.attacks import APGD, FAB, PGD, AutoAttack, BatchPGD, ExampleRNG, Square, StAdv, Tangent, Threat
 from robustlib.audit import audit
 from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import adversarial_distances, evaluate, summarise
@@ -135,7 +135,7 @@ def attack(one: Any) -> list[float]:
     model, generator = Curved().eval(), torch.Generator().manual_seed(1)
     x = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
     y = model(x).argmax(1)
-    x_adv = one(model, x, y, draws=Draws.for_examples(0, torch.arange(12)))
+    x_adv = one(model, x, y, rng=ExampleRNG.for_examples(0, torch.arange(12)))
     logits = model(x_adv).detach()
     place = torch.randn(x[0].numel(), generator=generator, dtype=torch.float64)
     return [*_sizes(x_adv - x), *_sizes(logits), *((x_adv - x).flatten(1) @ place)[:4].tolist()]
@@ -145,7 +145,7 @@ def ascent() -> list[float]:
     """What an ascent of a loss over the whole batch ends in."""
     model, generator = Curved().eval(), torch.Generator().manual_seed(1)
     x = torch.rand(8, 1, 8, 8, generator=generator, dtype=torch.float64)
-    found = Ascent(LINF, steps=4)(
+    found = BatchPGD(LINF, steps=4)(
         model, x, lambda net, at: net(at).logsumexp(1).mean(), generator=torch.Generator().manual_seed(2)
     )
     return [*_sizes(found - x), *_sizes(model(found).detach())]

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import Points, Precision, Search, check_inputs, searching
-from robustlib.attacks.objectives import fooled, margin
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs
+from robustlib.attacks.objectives import is_adversarial, margin
 from robustlib.errors import InputError
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
 VOTES = 8  # draws of a stochastic model by which two of its adversarial examples are compared
 
 
-class Hunt:
+class ActiveSet:
     """Rounds of an attack on a batch. An example leaves at its first success, judged by the deciding model.
 
     Of a stochastic model nobody leaves, since one draw proves nothing, and each example keeps the image with the largest mean
@@ -27,31 +27,31 @@ class Hunt:
         search: the borrowed model.
         x: images (B, C, H, W).
         y: labels (B,).
-        draws: one stream of random numbers an example.
+        rng: one stream of random numbers an example.
         eps: radius of the threat; nobody is hunted at 0.
     """
 
-    def __init__(self, search: Search, x: Tensor, y: Tensor, draws: Draws, eps: float) -> None:
-        self.search, self.all, self.found, self._draws = search, Points(x, y), x.clone(), draws
+    def __init__(self, oracle: GradientOracle, x: Tensor, y: Tensor, rng: ExampleRNG, eps: float) -> None:
+        self.oracle, self.all, self.found, self._rng = oracle, AttackBatch(x, y), x.clone(), rng
         self.here = torch.arange(len(x) if eps > 0 else 0, device=x.device)
         self._score = torch.full((len(x),), -torch.inf, device=x.device)
         if len(self.here):
-            self.offer(x)
+            self.update(x)
 
     def __bool__(self) -> bool:
         """Whether anyone still stands."""
         return len(self.here) > 0
 
     @property
-    def points(self) -> Points:
+    def points(self) -> AttackBatch:
         """Images and labels of those who still stand."""
         return self.all[self.here]
 
-    def draws(self, round_: int) -> Draws:
+    def rng(self, round_: int) -> ExampleRNG:
         """Fresh streams of random numbers for those who still stand, the same in every batching."""
-        return self._draws[self.here].fork(round_)
+        return self._rng[self.here].fold_in(round_)
 
-    def offer(self, x_adv: Tensor) -> None:
+    def update(self, x_adv: Tensor) -> None:
         """Takes what a round found for those who still stand (S, C, H, W): keeps what is better, lets the broken leave."""
         score, gone = self._judge(x_adv, self.points.y)
         better = score > self._score[self.here]
@@ -59,16 +59,16 @@ class Hunt:
         self.here = self.here[~gone]
 
     def _judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if self.search.stochastic:
-            right = self.search.verdicts(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
+        if self.oracle.stochastic:
+            right = self.oracle.target_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
             return 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        logits = self.search.logits(x_adv)
-        gone = fooled(logits, y)
+        logits = self.oracle.logits(x_adv)
+        gone = is_adversarial(logits, y)
         return torch.where(gone, torch.inf, margin(logits, y)).float(), gone
 
 
-class Hunter:
-    """What the attacks of AutoAttack, and AutoAttack itself, have in common: a call is one hunt."""
+class IterativeAttack:
+    """What the attacks of AutoAttack, and AutoAttack itself, have in common: a call is one active."""
 
     threat: Threat
     precision: Precision
@@ -80,25 +80,25 @@ class Hunter:
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
-        draws: Draws | None = None,
+        rng: ExampleRNG | None = None,
     ) -> Tensor:
         """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
         check_inputs(x, y)
         if not len(x):
             return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            hunt = Hunt(search, x, y, draws, self.threat.eps)
-            self._hunt(hunt, model)
-        return hunt.found
+        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
+        with attack_context(model, x, (y,), self.precision) as oracle:
+            active = ActiveSet(oracle, x, y, rng, self.threat.eps)
+            self._run(active, model)
+        return active.found
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        """Rounds of `hunt.offer` until nobody stands or nothing is left to try."""
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
+        """Rounds of `active.offer` until nobody stands or nothing is left to try."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Nearest:
+class MinNormResult:
     """The nearest adversarial images that were found: their distances are upper bounds of the true ones.
 
     Args:
@@ -113,7 +113,7 @@ class Nearest:
     queries: Tensor
 
 
-class MinimumNorm(Hunter):
+class MinimumNorm(IterativeAttack):
     """What attacks that can also say how near the nearest adversarial image is have in common: `nearest`."""
 
     def nearest(
@@ -124,19 +124,19 @@ class MinimumNorm(Hunter):
         *,
         starts: Tensor | None = None,
         generator: torch.Generator | None = None,
-        draws: Draws | None = None,
-    ) -> Nearest:
+        rng: ExampleRNG | None = None,
+    ) -> MinNormResult:
         """The nearest adversarial image that was found for each of a batch; the threat's norm measures, its radius has no part.
 
         The deployed model judges, in float32, what is found.
 
         Args:
-            model: x -> logits (B, K), or a View.
+            model: x -> logits (B, K), or a SurrogateModel.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
             starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own
                 way, which Tangent also takes where a start is not adversarial.
-            generator, draws: of random numbers; see `Attack`.
+            generator, rng: of random numbers; see `Attack`.
 
         Raises:
             InputError: images or starts outside [0, 1], labels that are no class of the model, or a stochastic model.
@@ -147,26 +147,28 @@ class MinimumNorm(Hunter):
         found, distance = x.clone(), x.new_zeros(len(x))
         queries = torch.zeros_like(y)
         if not len(x):
-            return Nearest(found, distance, queries)
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            check_decided(search)
-            here = (~fooled(search.logits(x), y)).nonzero()[:, 0]
+            return MinNormResult(found, distance, queries)
+        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
+        with attack_context(model, x, (y,), self.precision) as oracle:
+            check_decided(oracle)
+            here = (~is_adversarial(oracle.logits(x), y)).nonzero()[:, 0]
             if len(here):
                 first = None if starts is None else starts[here]
-                found[here], queries[here] = self._nearest(search, Points(x[here], y[here]), draws[here], first)
-                won = fooled(search.logits(found[here]), y[here])
+                found[here], queries[here] = self._nearest(oracle, AttackBatch(x[here], y[here]), rng[here], first)
+                won = is_adversarial(oracle.logits(found[here]), y[here])
                 distance[here] = torch.where(won, self.threat.distance(found[here], x[here]), torch.nan)
-        return Nearest(found, distance, queries)
+        return MinNormResult(found, distance, queries)
 
-    def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _nearest(
+        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The points (B, ...) that the search of images which the model has right ends at, and the queries (B,) spent."""
         raise NotImplementedError
 
 
-def check_decided(search: Search) -> None:
+def check_decided(oracle: GradientOracle) -> None:
     """Raises InputError for a stochastic model."""
-    if search.stochastic:
+    if oracle.stochastic:
         raise InputError(
             "A stochastic model answers the same image differently each time, so there is no boundary between its decisions "
             "to measure a distance to: attack it with PGDEOT, APGD or Square, which average its answers."

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.active_set import Hunt, Hunter
-from robustlib.attacks.base import PRECISIONS, Goal, Points, Precision, Search
+from robustlib.attacks.active_set import ActiveSet, IterativeAttack
+from robustlib.attacks.base import PRECISIONS, AttackBatch, Goal, GradientOracle, Precision
 from robustlib.errors import check_choices, check_counts
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
 
 MOMENTUM = 0.75  # alpha of eq. 3, the share of the new step
@@ -21,7 +21,7 @@ FIRST, SHRINK, SHORTEST = (
 
 
 @dataclass(frozen=True)
-class APGD(Hunter):
+class APGD(IterativeAttack):
     """Auto-PGD (Croce and Hein 2020, algorithm 1).
 
     The step starts at 2 eps and is halved at checkpoints where the objective rose too rarely or not at all; the example then
@@ -57,35 +57,35 @@ class APGD(Hunter):
         check_counts(self, "targets", least=0)
         check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        classes = ranked_classes(hunt.search, hunt.all, self.targets, self.eot)
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
+        classes = ranked_classes(active.oracle, active.all, self.targets, self.eot)
         for round_ in range(max(1, classes.shape[1]) * self.restarts):
-            if not hunt:
+            if not active:
                 break
-            points = hunt.points
+            points = active.points
             if self.targets:
-                points = replace(points, target=classes[hunt.here, round_ // self.restarts])
-            hunt.offer(self._climb(hunt.search, points, surface_point(self.threat, points.x, hunt.draws(round_))))
+                points = replace(points, target=classes[active.here, round_ // self.restarts])
+            active.update(self._climb(active.oracle, points, surface_point(self.threat, points.x, active.rng(round_))))
 
-    def _climb(self, search: Search, points: Points, start: Tensor) -> Tensor:
+    def _climb(self, oracle: GradientOracle, points: AttackBatch, start: Tensor) -> Tensor:
         """One run: for each example the first point that fools the model, else the one of the largest objective."""
         found, here = start.clone(), torch.arange(len(start), device=start.device)
-        gradient, logits = search.gradient(start, points.goal(self.objective), self.eot)
-        climb = Climb.begin(start, gradient, _value(points.goal(self.objective), logits), 2 * self.threat.eps)
+        gradient, logits = oracle.gradient(start, points.objective(self.objective), self.eot)
+        climb = APGDState.begin(start, gradient, _value(points.objective(self.objective), logits), 2 * self.threat.eps)
         check, period = checkpoints(self.steps), 0
         for step in range(self.steps + 1):
-            gone = search.broken(climb.x, logits, points.y)  # success is any wrong class, also for targeted runs
+            gone = oracle.success_mask(climb.x, logits, points.y)  # success is any wrong class, also for targeted runs
             if bool(gone.any()):
                 found[here[gone]] = climb.x[gone]
                 here, points, climb, logits = here[~gone], points[~gone], climb[~gone], logits[~gone]
             if step == self.steps or not len(here):
                 break
             x = self._step(climb, points.x, MOMENTUM if step else 1.0)
-            goal = points.goal(self.objective)
+            goal = points.objective(self.objective)
             if step + 1 < self.steps:
-                gradient, logits = search.gradient(x, goal, self.eot)
+                gradient, logits = oracle.gradient(x, goal, self.eot)
             else:  # nobody steps from the last point
-                gradient, logits = climb.gradient, search.fast_logits(x, self.eot)
+                gradient, logits = climb.gradient, oracle.fast_logits(x, self.eot)
             climb.advance(x, gradient, _value(goal, logits))
             period += 1
             if step + 1 in check:
@@ -94,7 +94,7 @@ class APGD(Hunter):
         found[here] = climb.best
         return found
 
-    def _step(self, climb: "Climb", x: Tensor, momentum: float) -> Tensor:
+    def _step(self, climb: "APGDState", x: Tensor, momentum: float) -> Tensor:
         """Equation 3: a projected step, mixed with the direction of the last one."""
         step = climb.step.view(-1, *[1] * (x.ndim - 1))
         ahead = self.threat.project(climb.x + step * self.threat.steepest_step(climb.gradient, 1.0), x)
@@ -103,7 +103,7 @@ class APGD(Hunter):
 
 
 @dataclass
-class Climb:
+class APGDState:
     """Where each example stands in a run, (B, ...): its last points, its best, and what the step size depends on."""
 
     x: Tensor
@@ -119,14 +119,14 @@ class Climb:
     halved: Tensor  # whether the step was halved there
 
     @classmethod
-    def begin(cls, x: Tensor, gradient: Tensor, value: Tensor, step: float) -> "Climb":
+    def begin(cls, x: Tensor, gradient: Tensor, value: Tensor, step: float) -> "APGDState":
         """Before the first step, from points `x` of this gradient and value."""
         none = torch.zeros_like(value)
         # The first checkpoint cannot halve for want of progress: nothing came before it to compare with.
         return cls(x, x, gradient, value, x, gradient, value, (none + step).to(x.dtype), none, value, none == 0)
 
-    def __getitem__(self, keep: Tensor) -> "Climb":
-        return Climb(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def __getitem__(self, keep: Tensor) -> "APGDState":
+        return APGDState(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def advance(self, x: Tensor, gradient: Tensor, value: Tensor) -> None:
         """The next points, with gradient and value there."""
@@ -146,10 +146,10 @@ class Climb:
         self.rises, self.checked, self.halved = torch.zeros_like(self.rises), self.best_value, halve
 
 
-def surface_point(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+def surface_point(threat: Threat, x: Tensor, rng: ExampleRNG) -> Tensor:
     """A random point on the ball's surface: uniform noise scaled until it touches for linf, a direction for l2."""
     shape = x.shape[1:]
-    noise = (2 * draws.uniform(*shape) - 1 if threat.norm == "linf" else draws.normal(*shape)).to(x.dtype)
+    noise = (2 * rng.uniform(*shape) - 1 if threat.norm == "linf" else rng.normal(*shape)).to(x.dtype)
     return (x + threat.eps * noise / norms(noise, threat.norm)).clamp(0, 1)
 
 
@@ -165,11 +165,11 @@ def checkpoints(steps: int) -> set[int]:
     return found
 
 
-def ranked_classes(search: Search, points: Points, targets: int, draws: int) -> Tensor:
+def ranked_classes(oracle: GradientOracle, points: AttackBatch, targets: int, samples: int) -> Tensor:
     """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image."""
     if not targets:
         return points.y[:, None][:, :0]
-    logits = search.fast_logits(points.x, draws).scatter(1, points.y[:, None], -torch.inf)
+    logits = oracle.fast_logits(points.x, samples).scatter(1, points.y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from robustlib.attacks.active_set import Hunt, Hunter
+from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.apgd import APGD
 from robustlib.attacks.base import PRECISIONS, Attack, Precision
 from robustlib.attacks.fab import FAB
@@ -15,9 +15,9 @@ from robustlib.threat import Threat
 
 
 @dataclass(frozen=True)
-class AutoAttack(Hunter):
+class AutoAttack(IterativeAttack):
     """Standard: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square. Rand, for stochastic models: APGD on
-    cross-entropy and on DLR, with gradients averaged over `eot` draws.
+    cross-entropy and on DLR, with gradients averaged over `eot` rng.
 
     Any number of classes: targets are the min(9, K - 1) likeliest wrong classes, and below 4 classes, where the (targeted) DLR
     loss does not exist, the margin takes its place.
@@ -74,10 +74,10 @@ class AutoAttack(Hunter):
             "square": Square(self.threat, self.queries, precision=self.precision),
         }
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        classes = hunt.search.classes
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
+        classes = active.oracle.classes
         for number, attack in enumerate(self.components(classes).values()):
-            if hunt:
-                points = hunt.points
-                x_adv = attack(model, points.x, points.y, draws=hunt.draws(number))
-                hunt.offer(self.threat.project(x_adv, points.x))  # a custom component may not know the ball
+            if active:
+                points = active.points
+                x_adv = attack(model, points.x, points.y, rng=active.rng(number))
+                active.update(self.threat.project(x_adv, points.x))  # a custom component may not know the ball

@@ -15,11 +15,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.eot import Room, repeated
-from robustlib.attacks.fold_batchnorm import replica_of
-from robustlib.attacks.objectives import OBJECTIVES, fooled, kl_from
+from robustlib.attacks.eot import EOTBatcher, repeated
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl_from
 from robustlib.errors import InputError
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 
 
 def check_inputs(x: Tensor, y: Tensor) -> None:
@@ -71,12 +71,12 @@ class Attack(Protocol):
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
-        draws: Draws | None = None,
+        rng: ExampleRNG | None = None,
     ) -> Tensor: ...
 
 
 @contextmanager
-def borrowed(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
+def frozen_eval(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
     """Lends the model to an attack: no weight gradients, eval mode, and everything afterwards as it was found.
 
     With `batchnorm="train"` every module keeps its mode and the statistics that the attack's forward passes move are put back.
@@ -100,37 +100,37 @@ def borrowed(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> 
                 buffer.copy_(value)
 
 
-class View(nn.Module):
+class SurrogateModel(nn.Module):
     """A surrogate to search on, beside the deployed model that decides what is a success.
 
     Args:
-        view: x -> logits (B, K), differentiable.
-        judge: the model whose prediction counts.
+        surrogate: x -> logits (B, K), differentiable.
+        target: the model whose prediction counts.
     """
 
-    def __init__(self, view: nn.Module, judge: nn.Module) -> None:
+    def __init__(self, surrogate: nn.Module, target: nn.Module) -> None:
         super().__init__()
-        self.view, self.judge = view, judge
-        self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (view, judge))
+        self.surrogate, self.target = surrogate, target
+        self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (surrogate, target))
 
     def forward(self, x: Tensor) -> Tensor:
         """The surrogate's logits (B, K)."""
-        return self.view(x)
+        return self.surrogate(x)
 
 
-def attacked_view(model: nn.Module) -> nn.Module:
-    """What a quick attack on `model` is called with: a View of its `attack_view()`, judged by the model, where the two differ.
+def validation_view(model: nn.Module) -> nn.Module:
+    """What a quick attack on `model` is called with: a SurrogateModel of its `attack_view()`, judged by the model, where the two differ.
 
     Args:
         model: x -> logits (B, K); any module, without the method it is its own view. Keep what you get: attacks keep a faster
             twin of each view as long as it lives.
     """
     view: nn.Module = getattr(model, "attack_view", lambda: model)()
-    return model if view is model else View(view, model)
+    return model if view is model else SurrogateModel(view, model)
 
 
 @dataclass(frozen=True)
-class Search:
+class GradientOracle:
     """A borrowed model in the two views an attack needs: a fast one to search with, the exact one to decide with."""
 
     model: nn.Module
@@ -139,17 +139,19 @@ class Search:
     classes: int
     stochastic: bool = False
     piece: int = 0  # images in one go; 0 for all
-    room: Room = field(default_factory=Room)
-    viewed: bool = False  # on a View: whatever class a search aims at, any wrong answer of the judge is a success
+    batcher: EOTBatcher = field(default_factory=EOTBatcher)
+    viewed: bool = (
+        False  # on a SurrogateModel: whatever class a search aims at, any wrong answer of the judge is a success
+    )
 
-    def verdicts(self, x: Tensor, draws: int = 1) -> Tensor:
+    def target_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self._each(self.model, x, draws)
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """The mean of the verdicts over `draws`, (B, K)."""
-        return _mean(self.verdicts(x, draws))
+        return _mean(self.target_logits(x, draws))
 
     def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (B, K) of the fast view, without gradients: good enough to steer by; their mean over `draws`."""
@@ -166,24 +168,24 @@ class Search:
         gradient, logits = (torch.cat(part) for part in zip(*parts, strict=True))
         return gradient.nan_to_num(0.0, 0.0, 0.0), logits  # an infinite step would leave the ball as NaN
 
-    def broken(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    def success_mask(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
         """(B,) bool: where the fast view's `logits` claim a success that the deciding model confirms.
 
         Never for a stochastic model: one lucky draw is no success.
         """
         target = None if self.viewed else target
-        gone = fooled(logits, y, target) & (not self.stochastic)
+        gone = is_adversarial(logits, y, target) & (not self.stochastic)
         exact = self.fast is self.model and self.precision == "32-true"
         if not exact and bool(gone.any()):
             verdict = self.logits(x_adv[gone])
-            gone[gone.clone()] = fooled(verdict, y[gone], None if target is None else target[gone])
+            gone[gone.clone()] = is_adversarial(verdict, y[gone], None if target is None else target[gone])
         return gone
 
     def _gradient(self, x: Tensor, rows: slice, goal: Goal, samples: int) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         gradient, mean = torch.zeros_like(x), torch.zeros(())
         scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
-        looks = self.room.shares(self.fast, len(x), samples, lambda n: self._look(x, rows, goal, n))
+        looks = self.batcher.chunks(self.fast, len(x), samples, lambda n: self._look(x, rows, goal, n))
         for logits, largest, part in looks:
             before, scale = scale, torch.maximum(scale, largest)
             gradient *= _as_factor(_ratio(before, scale), x)
@@ -216,7 +218,7 @@ class Search:
         return torch.cat([self._draws_of(model, x[rows], draws) for rows in self._rows(x)], 1)
 
     def _draws_of(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
-        looks = self.room.shares(model, len(x), draws, lambda n: _exact(model(repeated(x, n))).view(n, len(x), -1))
+        looks = self.batcher.chunks(model, len(x), draws, lambda n: _exact(model(repeated(x, n))).view(n, len(x), -1))
         return torch.cat(list(looks))
 
 
@@ -253,28 +255,28 @@ def _upstream(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @contextmanager
-def searching(
+def attack_context(
     model: nn.Module,
     x: Tensor,
     labels: Sequence[Tensor],
     precision: Precision = "32-true",
     batchnorm: Literal["eval", "train"] = "eval",
-) -> Iterator[Search]:
+) -> Iterator[GradientOracle]:
     """Lends the model for a search from the batch `x`; in eval mode with BatchNorm folded where that changes nothing.
 
     Args:
-        model: x -> logits, or a View.
+        model: x -> logits, or a SurrogateModel.
         x: images (B, C, H, W) in [0, 1], at least one.
         labels: the (B,) class numbers that the attack will use.
 
     Raises:
         InputError: the model tells fewer than 2 classes apart, or a label is none of them.
     """
-    view, judge = (model.view, model.judge) if isinstance(model, View) else (model, model)
+    view, target = (model.surrogate, model.target) if isinstance(model, SurrogateModel) else (model, model)
     piece = PIECE * (2 if precision == "bf16-mixed" else 1) // x[0].numel()
     whole = x.device.type != "cpu" or batchnorm == "train"  # there, examples see each other
-    with borrowed(model, batchnorm), torch.autocast(x.device.type, enabled=False):
-        fast = replica_of(view, x, precision) if batchnorm == "eval" else None
+    with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
+        fast = fold_batchnorm(view, x, precision) if batchnorm == "eval" else None
         stochastic = bool(getattr(model, "stochastic", False))
         with torch.no_grad():
             first = view(x[:1]).float()
@@ -282,14 +284,21 @@ def searching(
         for y in labels:
             check_labels(y, first.shape[1])
         piece = 0 if whole else max(8, piece)
-        room = Room(piece or sys.maxsize, repeats=batchnorm == "eval")
-        yield Search(
-            judge, view if fast is None else fast, precision, first.shape[1], stochastic, piece, room, view is not judge
+        batcher = EOTBatcher(piece or sys.maxsize, repeats=batchnorm == "eval")
+        yield GradientOracle(
+            target,
+            view if fast is None else fast,
+            precision,
+            first.shape[1],
+            stochastic,
+            piece,
+            batcher,
+            view is not target,
         )
 
 
 @dataclass(frozen=True)
-class Points:
+class AttackBatch:
     """Images x (B, C, H, W) with labels y (B,) and, for targeted attacks, the classes to reach (B,); indexing keeps some."""
 
     x: Tensor
@@ -297,11 +306,11 @@ class Points:
     target: Tensor | None = None
     reference: Tensor | None = None  # logits at x, for the kl objective
 
-    def __getitem__(self, keep: Tensor | slice) -> "Points":
+    def __getitem__(self, keep: Tensor | slice) -> "AttackBatch":
         parts = (self.x, self.y, self.target, self.reference)
-        return Points(*(None if part is None else part[keep] for part in parts))  # type: ignore[arg-type]
+        return AttackBatch(*(None if part is None else part[keep] for part in parts))  # type: ignore[arg-type]
 
-    def goal(self, name: str) -> Goal:
+    def objective(self, name: str) -> Goal:
         """The objective of that name on these examples: logits (B, K) of some rows, and which -> (rows,)."""
 
         def climb(logits: Tensor, rows: slice | Tensor) -> Tensor:

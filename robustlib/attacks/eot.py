@@ -15,7 +15,7 @@ Look = TypeVar("Look")
 
 
 @dataclass
-class Room:
+class EOTBatcher:
     """How many images a model looks at in one go; it shrinks when memory runs out, and says so the first time.
 
     Args:
@@ -27,7 +27,7 @@ class Room:
     repeats: bool = True
     shrunk: bool = False
 
-    def shares(self, model: nn.Module, images: int, draws: int, look: Callable[[int], Look]) -> Iterator[Look]:
+    def chunks(self, model: nn.Module, images: int, draws: int, look: Callable[[int], Look]) -> Iterator[Look]:
         """look(n) for n draws of so many images at a time, as even as they come, until there are `draws` of them.
 
         One draw at a time of a model that does not say `draws_by_example`: in a repeated batch all its draws could be the same.

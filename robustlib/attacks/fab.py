@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.active_set import Hunt, MinimumNorm
+from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
-from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
-from robustlib.attacks.objectives import fooled
+from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
+from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import check_choices, check_counts
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Norm, Threat, norms
 
 
@@ -51,48 +51,50 @@ class FAB(MinimumNorm):
         check_counts(self, "steps", "targets", "restarts", "eot")
         check_choices(self, precision=PRECISIONS)
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
-        classes = ranked_classes(hunt.search, hunt.all, self.targets, self.eot)
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
+        classes = ranked_classes(active.oracle, active.all, self.targets, self.eot)
         for round_ in range(classes.shape[1] * self.restarts):
-            if not hunt:
+            if not active:
                 break
-            points = replace(hunt.points, target=classes[hunt.here, round_ // self.restarts])
-            hunt.offer(self._descend(hunt.search, points, self._start(round_, points, hunt.draws(round_))))
+            points = replace(active.points, target=classes[active.here, round_ // self.restarts])
+            active.update(self._descend(active.oracle, points, self._start(round_, points, active.rng(round_))))
 
-    def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        classes = ranked_classes(search, points, self.targets, self.eot)
+    def _nearest(
+        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        classes = ranked_classes(oracle, points, self.targets, self.eot)
         best, least = points.x.clone(), points.x.new_full((len(points.x),), torch.inf)
         rounds = classes.shape[1] * self.restarts
         for round_ in range(rounds):
             aimed = replace(points, target=classes[:, round_ // self.restarts])
-            start = self._start(round_, aimed, draws.fork(round_))
+            start = self._start(round_, aimed, rng.fold_in(round_))
             if starts is not None and round_ % self.restarts == 0:
                 start = starts
-            found = self._descend(search, aimed, start, anywhere=True)
+            found = self._descend(oracle, aimed, start, anywhere=True)
             distance = self.threat.distance(found, points.x)
-            closer = fooled(search.logits(found), points.y) & (distance < least)
+            closer = is_adversarial(oracle.logits(found), points.y) & (distance < least)
             best[closer], least[closer] = found[closer], distance[closer]
         asked = 2 * self.eot * self.steps * rounds  # a gradient and an answer at each step
         return best, torch.full_like(points.y, asked)
 
-    def _start(self, round_: int, points: Points, draws: Draws) -> Tensor:
+    def _start(self, round_: int, points: AttackBatch, rng: ExampleRNG) -> Tensor:
         """Where a run starts: from the images, or from a random point within eps / 2."""
         if round_ % self.restarts == 0:
             return points.x
-        return surface_point(self.threat.scaled(0.5), points.x, draws)
+        return surface_point(self.threat.scaled(0.5), points.x, rng)
 
-    def _descend(self, search: Search, points: Points, start: Tensor, anywhere: bool = False) -> Tensor:
+    def _descend(self, oracle: GradientOracle, points: AttackBatch, start: Tensor, anywhere: bool = False) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it;
         `anywhere`, the nearest of all steps, wherever it lies."""
         found, here, x = start.clone(), torch.arange(len(start), device=start.device), start
         nearest = start.new_full((len(start),), torch.inf)
         for _ in range(self.steps):
-            x = self._step(search, points, x)
-            logits, distance = search.fast_logits(x, self.eot), self.threat.distance(x, points.x)
-            wrong = fooled(logits, points.y)
+            x = self._step(oracle, points, x)
+            logits, distance = oracle.fast_logits(x, self.eot), self.threat.distance(x, points.x)
+            wrong = is_adversarial(logits, points.y)
             inside = x if anywhere else self.threat.project(x, points.x)
             gone = wrong & (distance <= self.threat.eps) & (not anywhere)
-            gone[gone.clone()] = search.broken(inside[gone], logits[gone], points.y[gone])
+            gone[gone.clone()] = oracle.success_mask(inside[gone], logits[gone], points.y[gone])
             closer = wrong & (distance < nearest[here])
             nearest[here[closer]] = distance[closer]
             best = gone | closer | nearest[here].isinf()  # before the first crossing, the last point
@@ -103,9 +105,9 @@ class FAB(MinimumNorm):
                 break
         return found
 
-    def _step(self, search: Search, points: Points, x: Tensor) -> Tensor:
+    def _step(self, oracle: GradientOracle, points: AttackBatch, x: Tensor) -> Tensor:
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
-        slope, gap = self._boundary(search, points, x)
+        slope, gap = self._boundary(oracle, points, x)
         offset = (slope * x).flatten(1).sum(1) - gap  # the hyperplane {z: slope . z = offset}
         mine = to_hyperplane(x, slope, offset, self.threat.norm)
         clean = to_hyperplane(points.x, slope, offset, self.threat.norm)
@@ -113,7 +115,7 @@ class FAB(MinimumNorm):
         alpha = (lengths[0] / (lengths[0] + lengths[1])).clamp_max(self.alpha_max)
         return ((1 - alpha) * (x + self.eta * mine) + alpha * (points.x + self.eta * clean)).clamp(0, 1)
 
-    def _boundary(self, search: Search, points: Points, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _boundary(self, oracle: GradientOracle, points: AttackBatch, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (B, ...) and value (B,) of z_target - z_y at x."""
         assert points.target is not None
         target = points.target
@@ -121,7 +123,7 @@ class FAB(MinimumNorm):
         def gap(logits: Tensor, rows: slice | Tensor) -> Tensor:
             return (logits.gather(1, target[rows][:, None]) - logits.gather(1, points.y[rows][:, None]))[:, 0]
 
-        slope, logits = search.gradient(x, gap, self.eot)
+        slope, logits = oracle.gradient(x, gap, self.eot)
         return slope, gap(logits, slice(None)).nan_to_num(0.0)
 
 

@@ -18,10 +18,10 @@ from robustlib.models.classifier import full_float32
 
 TOLERANCE = 1e-3  # of the largest logit: above it, folding is taken to have changed the function
 
-_twins: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, Twin | None]]]" = WeakKeyDictionary()
+_twins: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, FoldedModel | None]]]" = WeakKeyDictionary()
 
 
-def replica_of(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
+def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
     """The model's twin with today's weights, or None where a twin is impossible or its logits at `x` differ."""
     if getattr(model, "stochastic", False) or not len(x):
         return None
@@ -34,7 +34,7 @@ def replica_of(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
         twins[precision] = now, twin
     if twin is None:
         return None
-    twin.renew(model)
+    twin.sync(model)
     return twin.module
 
 
@@ -56,7 +56,7 @@ def _signature(model: nn.Module, device: torch.device) -> int:
     return hash(tuple(facts))
 
 
-def _build(model: nn.Module, x: Tensor, precision: str) -> "Twin | None":
+def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
     """A checked twin; None if the model cannot be copied, folding changes its logits, or there is nothing to make faster.
 
     The check is made on a copy with random BatchNorm statistics: those of a fresh model hide a wrong order.
@@ -65,19 +65,19 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "Twin | None":
         module, trial = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
     except Exception:  # any object may refuse to be copied, and the attack can do without
         return None
-    _shake(trial)
+    randomise_batchnorm(trial)
     folds = _fold(module)
     plain = precision == "32-true" and not any(isinstance(part, nn.Conv2d) for part in module.modules())
     if plain and not folds:
         return None  # it would compute the same as the model, no faster
-    exact, twin = Twin(module, folds, torch.float32), Twin(module, folds, _dtype(precision))
-    exact.renew(trial)
+    exact, twin = FoldedModel(module, folds, torch.float32), FoldedModel(module, folds, _dtype(precision))
+    exact.sync(trial)
     with torch.no_grad(), full_float32():
         wanted, got = trial(x[:4]), module(x[:4])
     return twin if bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)) else None
 
 
-def _shake(model: nn.Module) -> None:
+def randomise_batchnorm(model: nn.Module) -> None:
     """Moves every BatchNorm's statistics and affine weights by up to a half, with numbers of its own."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
@@ -135,7 +135,7 @@ def _foldable(conv: Any, norm: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Twin:
+class FoldedModel:
     """The folded copy, which convolution swallowed which BatchNorm, and the dtype of its convolutions and matrices."""
 
     module: nn.Module
@@ -143,7 +143,7 @@ class Twin:
     dtype: torch.dtype
 
     @torch.no_grad()
-    def renew(self, model: nn.Module) -> None:
+    def sync(self, model: nn.Module) -> None:
         """Takes over the model's weights and statistics; unchanged tensors are shared, not copied."""
         source = dict(model.named_modules())
         for name, mine in self.module.named_modules():

@@ -81,7 +81,7 @@ OBJECTIVES: dict[str, Objective | None] = {
 }
 
 
-def fooled(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+def is_adversarial(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """(B,) bool: the prediction is wrong (targeted: is the target). Logits that are not finite count as wrong."""
     prediction = logits.argmax(1)
     reached = prediction != y if target is None else prediction == target

@@ -10,11 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import PRECISIONS, Points, Precision, Search, borrowed, check_inputs, searching
-from robustlib.attacks.fold_batchnorm import replica_of
-from robustlib.attacks.objectives import OBJECTIVES, fooled
+from robustlib.attacks.base import (
+    PRECISIONS,
+    AttackBatch,
+    GradientOracle,
+    Precision,
+    attack_context,
+    check_inputs,
+    frozen_eval,
+)
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.attacks.objectives import OBJECTIVES, is_adversarial
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.rng import Draws, uniform_point
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 STARTS = ("uniform", "gaussian", "zero")
@@ -77,7 +85,7 @@ class PGD:
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
-        draws: Draws | None = None,
+        rng: ExampleRNG | None = None,
         target: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
@@ -87,7 +95,7 @@ class PGD:
             model: x -> logits (B, K).
             x: images (B, C, H, W) in [0, 1].
             y: true labels (B,).
-            generator: source of the random starts; `draws` gives each example its own stream instead.
+            generator: source of the random starts; `rng` gives each example its own stream instead.
             target: (B,) classes to reach; targeted attacks only.
             start: first iterate (B, C, H, W) of the first restart, projected first; overrides the random start.
         """
@@ -96,41 +104,41 @@ class PGD:
             raise InputError("Give `target` classes to a targeted PGD, and none to an untargeted one.")
         if not len(x):
             return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
+        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         labels = (y,) if target is None else (y, target)
-        with searching(model, x, labels, self.precision, self.batchnorm) as search:
-            return self._attack(search, x, y, draws, target, start)
+        with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
+            return self._attack(oracle, x, y, rng, target, start)
 
     def _attack(
-        self, search: Search, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None, start: Tensor | None
+        self, oracle: GradientOracle, x: Tensor, y: Tensor, rng: ExampleRNG, target: Tensor | None, start: Tensor | None
     ) -> Tensor:
         """All restarts on some examples."""
-        reference = search.fast_logits(x).double() if self.objective == "kl" else None
-        points = Points(x, y, target, reference)
-        best = self._climb(search, points, self._first(points, draws.fork(0), start))
+        reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
+        points = AttackBatch(x, y, target, reference)
+        best = self._climb(oracle, points, self._first(points, rng.fold_in(0), start))
         for restart in range(1, self.restarts):
-            again = self._climb(search, points, self._start(x, draws.fork(restart)))
-            best = self._stronger(search, points, best, again)
+            again = self._climb(oracle, points, self._start(x, rng.fold_in(restart)))
+            best = self._stronger(oracle, points, best, again)
         return best
 
-    def _first(self, points: Points, draws: Draws, start: Tensor | None) -> Tensor:
-        return self._start(points.x, draws) if start is None else self.threat.project(start.to(points.x), points.x)
+    def _first(self, points: AttackBatch, rng: ExampleRNG, start: Tensor | None) -> Tensor:
+        return self._start(points.x, rng) if start is None else self.threat.project(start.to(points.x), points.x)
 
-    def _start(self, x: Tensor, draws: Draws) -> Tensor:
+    def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:
         if self.start == "zero":
             return x
         if self.start == "gaussian":
-            return self.threat.project(x + GAUSSIAN_SCALE * draws.normal(*x.shape[1:]).to(x.dtype), x)
-        return uniform_point(self.threat, x, draws).to(x.dtype)
+            return self.threat.project(x + GAUSSIAN_SCALE * rng.normal(*x.shape[1:]).to(x.dtype), x)
+        return uniform_point(self.threat, x, rng).to(x.dtype)
 
-    def _climb(self, search: Search, points: Points, start: Tensor) -> Tensor:
+    def _climb(self, oracle: GradientOracle, points: AttackBatch, start: Tensor) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first one that fools the model."""
         found, here = start.clone(), torch.arange(len(start), device=start.device)
         x_adv = start
         for _ in range(self.steps):
-            gradient, logits = search.gradient(x_adv, points.goal(self.objective), self.eot)
+            gradient, logits = oracle.gradient(x_adv, points.objective(self.objective), self.eot)
             if self.early_stop:
-                gone = search.broken(x_adv, logits, points.y, points.target)
+                gone = oracle.success_mask(x_adv, logits, points.y, points.target)
                 found[here[gone]] = x_adv[gone]
                 here, x_adv, gradient, points = here[~gone], x_adv[~gone], gradient[~gone], points[~gone]
                 if not len(here):
@@ -139,13 +147,13 @@ class PGD:
         found[here] = x_adv
         return found
 
-    def _stronger(self, search: Search, points: Points, best: Tensor, again: Tensor) -> Tensor:
+    def _stronger(self, oracle: GradientOracle, points: AttackBatch, best: Tensor, again: Tensor) -> Tensor:
         """For each example the iterate that fools the float32 model, and of two alike the one with the larger objective."""
         scores = []
         for x_adv in (best, again):
-            logits = search.logits(x_adv, draws=self.eot)
-            value = points.goal(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
-            lucky = fooled(logits, points.y, points.target) & (not search.stochastic)
+            logits = oracle.logits(x_adv, draws=self.eot)
+            value = points.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
+            lucky = is_adversarial(logits, points.y, points.target) & (not oracle.stochastic)
             scores.append(torch.where(lucky, torch.inf, value))
         better = (scores[1] > scores[0]).view(-1, *[1] * (best.ndim - 1))
         return torch.where(better, again, best)
@@ -157,7 +165,7 @@ def FGSM(threat: Threat, **settings: Any) -> PGD:
 
 
 def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> PGD:
-    """PGD with expectation over transformation at the full strength of Lee and Kim (2023): 200 steps of `eot` draws.
+    """PGD with expectation over transformation at the full strength of Lee and Kim (2023): 200 steps of `eot` rng.
 
     Against purification it is stronger than AutoAttack. It starts from the image itself, as their code does; steps of 0.007 at
     8/255 there, eps / 4 here.
@@ -166,7 +174,7 @@ def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> 
 
 
 @dataclass(frozen=True)
-class Ascent:
+class BatchPGD:
     """x_0 = a random point of the ball; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the loss at x_k)).
 
     For training without labels. Evaluation attacks logits, with `PGD` and the others.
@@ -187,7 +195,7 @@ class Ascent:
     def __post_init__(self) -> None:
         check_counts(self, "steps")
         if self.step_size is not None and not self.step_size > 0:
-            raise InputError(f"Ascent step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
+            raise InputError(f"BatchPGD step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
 
     def __call__(
         self,
@@ -208,9 +216,9 @@ class Ascent:
             precision: of the forward and backward passes.
         """
         length = self.threat.eps / 4 if self.step_size is None else self.step_size
-        x_adv = uniform_point(self.threat, x, Draws.from_generator(generator, len(x), x.device))
-        with borrowed(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
-            fast = replica_of(model, x, precision) or model
+        x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
+        with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
+            fast = fold_batchnorm(model, x, precision) or model
             for _ in range(self.steps):
                 x_adv = x_adv.detach().requires_grad_(True)
                 cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -6,11 +6,11 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.active_set import Hunt, Hunter
-from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
+from robustlib.attacks.active_set import ActiveSet, IterativeAttack
+from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import margin
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of changed pixels is halved
@@ -18,7 +18,7 @@ TILES = 5  # along the shorter side, of the l2 attack's first perturbation
 
 
 @dataclass(frozen=True)
-class Square(Hunter):
+class Square(IterativeAttack):
     """Square Attack on the margin loss (algorithms 1 to 3): a random square at a random place is kept if the loss rises.
 
     An example leaves at its first success.
@@ -29,7 +29,7 @@ class Square(Hunter):
         p_init: share of the pixels that the first squares change, in (0, 1]; it is halved after 10, 50, 200, 500, 1000, 2000,
             4000, 6000 and 8000 queries.
         restarts: independent searches, >= 1.
-        votes: draws of a stochastic model whose mean decides a query, >= 1.
+        votes: rng of a stochastic model whose mean decides a query, >= 1.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
 
     Raises:
@@ -50,43 +50,43 @@ class Square(Hunter):
         if not 0 < self.p_init <= 1:
             raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
         for restart in range(self.restarts):
-            if hunt:
-                hunt.offer(self._search(hunt.search, hunt.points, hunt.draws(restart)))
+            if active:
+                active.update(self._search(active.oracle, active.points, active.rng(restart)))
 
-    def _search(self, search: Search, points: Points, draws: Draws) -> Tensor:
+    def _search(self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG) -> Tensor:
         """One random search: for each example the first point that fools the model, else the one of the largest loss."""
         linf = self.threat.norm == "linf"
-        best = (_stripes if linf else _tiles)(points.x, self.threat.eps, draws.fork(0))
+        best = (_stripes if linf else _tiles)(points.x, self.threat.eps, rng.fold_in(0))
         found, here = best.clone(), torch.arange(len(best), device=best.device)
         loss = best.new_full((len(best),), -torch.inf)
         for query in range(self.queries):
-            tried = best if query == 0 else self._propose(points.x, best, query, draws.fork(query))
-            new = (tried != best).flatten(1).any(1) | (query == 0) | search.stochastic
+            tried = best if query == 0 else self._propose(points.x, best, query, rng.fold_in(query))
+            new = (tried != best).flatten(1).any(1) | (query == 0) | oracle.stochastic
             rows = new.nonzero()[:, 0]  # a small square often lands where it changes nothing: no need to ask again
             if not len(rows):
                 continue
             tried, y = tried[rows], points.y[rows]
-            logits = search.fast_logits(tried, self.votes)
+            logits = oracle.fast_logits(tried, self.votes)
             value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
             better = value > loss[rows]
             best[rows[better]], loss[rows[better]] = tried[better], value[better]
-            gone = search.broken(tried, logits, y)
+            gone = oracle.success_mask(tried, logits, y)
             if bool(gone.any()):
                 found[here[rows[gone]]] = tried[gone]
                 stay = torch.ones_like(new).index_fill(0, rows[gone], False)
                 here, best, loss = here[stay], best[stay], loss[stay]
-                points, draws = points[stay], draws[stay]
+                points, rng = points[stay], rng[stay]
                 if not len(here):
                     return found
         found[here] = best
         return found
 
-    def _propose(self, x: Tensor, best: Tensor, query: int, draws: Draws) -> Tensor:
+    def _propose(self, x: Tensor, best: Tensor, query: int, rng: ExampleRNG) -> Tensor:
         share = square_share(query, self.p_init)
         step = _linf_step if self.threat.norm == "linf" else _l2_step
-        return step(x, best, self.threat.eps, share, draws)
+        return step(x, best, self.threat.eps, share, rng)
 
 
 def square_share(query: int, p_init: float) -> float:
@@ -103,9 +103,9 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
-def _corner(draws: Draws, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _corner(rng: ExampleRNG, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Row and column numbers (B, side) of a square at a random place of each image."""
-    place = draws.uniform(2) * torch.tensor([height - side + 1, width - side + 1], device=draws.seeds.device)
+    place = rng.uniform(2) * torch.tensor([height - side + 1, width - side + 1], device=rng.seeds.device)
     rows, columns = place.long()[:, :, None].unbind(1)
     steps = torch.arange(side, device=place.device)
     return rows + steps, columns + steps
@@ -117,31 +117,31 @@ def _window(images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]
     return b[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
 
 
-def _stripes(x: Tensor, eps: float, draws: Draws) -> Tensor:
+def _stripes(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
     """Vertical stripes of -eps and eps, a sign for each channel and column (section 4.1)."""
     channels, width = x.shape[1], x.shape[3]
-    return (x + eps * _signs(draws.uniform(channels, 1, width)).to(x.dtype)).clamp(0, 1)
+    return (x + eps * _signs(rng.uniform(channels, 1, width)).to(x.dtype)).clamp(0, 1)
 
 
-def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """A square whose every channel goes to a random corner of the ball (algorithm 2)."""
     _, channels, height, width = x.shape
     side = square_side(share, height, width)
-    at = _window(x, *_corner(draws.fork(0), side, height, width))
+    at = _window(x, *_corner(rng.fold_in(0), side, height, width))
     tried = best.clone()
     # From any point of the ball a step of 2 eps, clipped, ends on its surface.
-    tried[at] = (best[at] + 2 * eps * _signs(draws.fork(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
+    tried[at] = (best[at] + 2 * eps * _signs(rng.fold_in(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
     tried[at] = tried[at].clamp(x[at] - eps, x[at] + eps)
     return tried
 
 
-def _tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
+def _tiles(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
     """The l2 attack's start: a grid of 5 x 5 two-sided bumps with random signs, of length eps together (section 4.2)."""
     batch, channels, height, width = x.shape
     tile = max(min(height, width) // TILES, 1)
     down, across = height // tile, width // tile
-    signs = _signs(draws.fork(0).uniform(channels, down, across)).to(x.dtype)
-    bumps = _two_sided(tile, draws.fork(1), down * across).to(x).view(batch, down, across, tile, tile)
+    signs = _signs(rng.fold_in(0).uniform(channels, down, across)).to(x.dtype)
+    bumps = _two_sided(tile, rng.fold_in(1), down * across).to(x).view(batch, down, across, tile, tile)
     grid = torch.einsum("bcij,bijhw->bcihjw", signs, bumps).reshape(batch, channels, down * tile, across * tile)
     delta = torch.zeros_like(x)
     top, left = (height - down * tile) // 2, (width - across * tile) // 2
@@ -149,7 +149,7 @@ def _tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
     return (x + eps * delta / norms(delta, "l2")).clamp(0, 1)
 
 
-def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) -> Tensor:
+def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """Takes the budget of one window and puts it, as a two-sided bump, into another (algorithm 3)."""
     _, channels, height, width = x.shape
     side = square_side(share, height, width, least=3)
@@ -157,12 +157,12 @@ def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, draws: Draws) ->
     side += side % 2 == 0  # a bump has a middle
     delta = best - x
     unused = (eps**2 - norms(delta, "l2") ** 2).clamp_min(0)
-    to, source = (_window(x, *_corner(draws.fork(k), side, height, width)) for k in (0, 1))
+    to, source = (_window(x, *_corner(rng.fold_in(k), side, height, width)) for k in (0, 1))
     budget = delta[to].square().sum((2, 3), keepdim=True)
     cleared = delta.clone()
     cleared[to] = 0
     budget = budget + cleared[source].square().sum((2, 3), keepdim=True)  # of the union of the two windows
-    bumps = _two_sided(side, draws.fork(2)).to(x) * _signs(draws.fork(3).uniform(channels, 1, 1)).to(x.dtype)
+    bumps = _two_sided(side, rng.fold_in(2)).to(x) * _signs(rng.fold_in(3).uniform(channels, 1, 1)).to(x.dtype)
     mixed = bumps + _unit(delta[to])
     delta[source] = 0
     delta[to] = _unit(mixed) * (budget + unused / channels).sqrt()
@@ -184,11 +184,11 @@ def _bump(height: int, width: int) -> Tensor:
     return terms.sum(0)
 
 
-def _two_sided(side: int, draws: Draws, count: int = 1) -> Tensor:
+def _two_sided(side: int, rng: ExampleRNG, count: int = 1) -> Tensor:
     """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, count, side, side)."""
     left = side // 2
     bumps = torch.cat([_bump(side, left), -_bump(side, side - left)], 1)
     bumps = bumps / bumps.norm()
-    turned = draws.uniform(count, 1, 1) < 0.5
+    turned = rng.uniform(count, 1, 1) < 0.5
     bumps = bumps.to(turned.device)
     return torch.where(turned, bumps.T, bumps)

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import PRECISIONS, Points, Precision, Search, check_inputs, searching
+from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision, attack_context, check_inputs
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 
 BOUND = 0.8  # pixels: 0.05 of a grid from -1 to 1 over 32 pixels (Nie et al. 2022), where one pixel is 2/32
 SMOOTH, TAU = 0.0025, 0.05  # weights of the total variation: over the bound there, and without one in the paper
@@ -30,7 +30,7 @@ class StAdv:
         steps: of Adam, >= 1.
         lr: length of a step in pixels, > 0; None = bound / 5, or 0.16 without a bound.
         weight: of the total variation, in units of the objective per pixel, >= 0; None = 0.0025 / bound, or 0.05 without a
-            bound. Objectives other than differences of logits are scaled first (see `Search.gradient`).
+            bound. Objectives other than differences of logits are scaled first (see `GradientOracle.gradient`).
         eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
         objective: "margin" (the paper's, from C&W), "ce", "nll" (of outputs that are sums of log-probabilities) or "dlr".
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
@@ -77,29 +77,29 @@ class StAdv:
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
-        draws: Draws | None = None,
+        rng: ExampleRNG | None = None,
     ) -> Tensor:
         """x_adv (B, C, H, W) in [0, 1]; see `Attack`."""
         check_inputs(x, y)
         if not len(x):
             return x.clone()
-        draws = draws or Draws.from_generator(generator, len(x), x.device)
-        with searching(model, x, (y,), self.precision) as search:
-            return self._climb(search, Points(x, y), draws)
+        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
+        with attack_context(model, x, (y,), self.precision) as oracle:
+            return self._climb(oracle, AttackBatch(x, y), rng)
 
-    def _climb(self, search: Search, points: Points, draws: Draws) -> Tensor:
+    def _climb(self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first image that fools the model, else the one after the last step."""
         found, here = points.x.clone(), torch.arange(len(points.x), device=points.x.device)
-        start = 2 * draws.uniform(2, *points.x.shape[2:]) - 1
+        start = 2 * rng.uniform(2, *points.x.shape[2:]) - 1
         flow = (start * START * self.length).to(points.x.dtype)
         adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb nobody
         for _ in range(self.steps):
             mine = flow[here].requires_grad_(True)
             with torch.enable_grad():
                 image, roughness = move(points.x, mine), total_variation(mine)
-            gradient, logits = search.gradient(image, points.goal(self.objective), self.eot)
+            gradient, logits = oracle.gradient(image, points.objective(self.objective), self.eot)
             (slope,) = torch.autograd.grad((image, roughness), mine, (-gradient, self.smoothness + 0 * roughness))
-            gone = search.broken(image.detach(), logits, points.y)
+            gone = oracle.success_mask(image.detach(), logits, points.y)
             found[here[gone]] = image.detach()[gone]
             flow.grad = torch.zeros_like(flow).index_copy(0, here, slope.nan_to_num(0.0, 0.0, 0.0))
             here, points = here[~gone], points[~gone]

@@ -9,11 +9,11 @@ from math import ceil, log, sqrt
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.active_set import Hunt, MinimumNorm, check_decided
-from robustlib.attacks.base import PRECISIONS, Points, Precision, Search
-from robustlib.attacks.objectives import fooled
+from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_decided
+from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
+from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
 SPREAD, TRIES = 0.5, 100  # standard deviation of the noise that a start is looked for in, and how often
@@ -26,13 +26,13 @@ FIRST = 0.1  # how far the first probes go, in pixels
 BLOCK = 2**14  # numbers drawn at a time for each example: the share of a small batch stays in a CPU's cache
 
 
-class Walk:
+class TangentState:
     """A batch on its way along the decision boundary.
 
     Args:
         search: the borrowed model.
         points: images (B, C, H, W), which the model has right, and labels (B,).
-        draws: one stream of random numbers an example.
+        rng: one stream of random numbers an example.
         queries, probes, gamma: as of `Tangent`; all queries are for this walk.
         starts: (B, C, H, W) to start from, where adversarial.
 
@@ -42,16 +42,16 @@ class Walk:
 
     def __init__(
         self,
-        search: Search,
-        points: Points,
-        draws: Draws,
+        oracle: GradientOracle,
+        points: AttackBatch,
+        rng: ExampleRNG,
         queries: int,
         probes: int,
         gamma: float,
         starts: Tensor | None = None,
     ) -> None:
-        check_decided(search)
-        self.search, self.x, self.y, self.draws = search, points.x, points.y, draws
+        check_decided(oracle)
+        self.oracle, self.x, self.y, self.rng = oracle, points.x, points.y, rng
         self.queries, self.probes, self.gamma = queries, probes, gamma
         self.now = points.x.clone()
         self.spent = torch.zeros(len(points.x), dtype=torch.int64, device=points.x.device)
@@ -68,7 +68,7 @@ class Walk:
             self.here = self.here[far & (self.spent[self.here] + cost <= self.queries)]
             if len(self.here):
                 self._step(step)
-        self._draw_out(begun)
+        self._push_across(begun)
         return self.now
 
     def _begin(self, starts: Tensor | None) -> Tensor:
@@ -81,7 +81,7 @@ class Walk:
             if attempt < 0 and starts is not None:
                 tried = starts[standing]
             else:
-                noise = self.draws[standing].fork(0).fork(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
+                noise = self.rng[standing].fold_in(0).fold_in(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
                 tried = (self.x[standing] + SPREAD * noise).clamp(0, 1)
             hit = self._adversarial(tried, standing)
             self.now[standing[hit]] = tried[hit]
@@ -97,7 +97,7 @@ class Walk:
         rows, x, now = self.here, self.x[self.here], self.now[self.here]
         distance = self._distance(rows)
         reach = self.gamma * distance / x[0].numel() if step > 1 else torch.full_like(distance, FIRST)
-        normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.draws[rows].fork(step))
+        normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.rng[rows].fold_in(step))
         radius, moved = distance / sqrt(step), now.clone()
         todo = torch.arange(len(rows), device=rows.device)
         halved = 0.5 ** torch.arange(RADII, device=rows.device)
@@ -118,7 +118,7 @@ class Walk:
             closer = norms(moved - x, "l2") < norms(now - x, "l2")
             self.now[rows] = torch.where(closer, moved, now)
 
-    def _normal_at(self, rows: Tensor, now: Tensor, reach: Tensor, count: int, draws: Draws) -> Tensor:
+    def _normal_at(self, rows: Tensor, now: Tensor, reach: Tensor, count: int, rng: ExampleRNG) -> Tensor:
         """The estimated direction (S, ...) of length 1 into the adversarial region: the mean of the probes, each weighted by
         what the model decides there, +1 or -1, less the mean decision."""
         size, block = now[0].numel(), max(1, BLOCK // now[0].numel())
@@ -126,11 +126,11 @@ class Walk:
         balance = torch.zeros(len(rows), 1, dtype=torch.float64, device=now.device)
         for start in range(0, count, block):
             n = min(block, count - start)
-            probes = draws.fork(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
+            probes = rng.fold_in(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
             base = now.flatten(1)[:, None]
             tried = probes.add_(base).clamp_(0, 1)
-            logits = self.search.fast_logits(tried.view(-1, *now.shape[1:]))
-            sign = 2.0 * fooled(logits, self.y[rows].repeat_interleave(n)).view(-1, n).to(now.dtype) - 1
+            logits = self.oracle.fast_logits(tried.view(-1, *now.shape[1:]))
+            sign = 2.0 * is_adversarial(logits, self.y[rows].repeat_interleave(n)).view(-1, n).to(now.dtype) - 1
             moves = tried.sub_(base)  # clipped
             signed += (sign[:, None] @ moves)[:, 0]
             plain += moves.sum(1)
@@ -155,7 +155,7 @@ class Walk:
             low = low + width * before[:, None]
         return torch.lerp(x, outside, (low + width).view(shape).expand_as(x))
 
-    def _draw_out(self, rows: Tensor) -> None:
+    def _push_across(self, rows: Tensor) -> None:
         """Moves the points beyond the boundary by the tolerance, lest rounding in another batch undoes them."""
         if len(rows):
             x, now = self.x[rows], self.now[rows]
@@ -166,7 +166,7 @@ class Walk:
     def _adversarial(self, tried: Tensor, rows: Tensor) -> Tensor:
         """(S,) bool: what the model decides of `tried` (S, ...), a success verified by the deployed one; a query each."""
         self.spent.index_add_(0, rows, torch.ones_like(rows))
-        return self.search.broken(tried, self.search.fast_logits(tried), self.y[rows])
+        return self.oracle.success_mask(tried, self.oracle.fast_logits(tried), self.y[rows])
 
     def _distance(self, rows: Tensor) -> Tensor:
         return norms(self.now[rows] - self.x[rows], "l2").flatten()
@@ -237,18 +237,20 @@ class Tangent(MinimumNorm):
         if self.threat.norm != "l2":
             raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
 
-    def _hunt(self, hunt: Hunt, model: nn.Module) -> None:
+    def _run(self, active: ActiveSet, model: nn.Module) -> None:
         for restart in range(self.restarts):
-            if hunt:
-                points = hunt.points
-                walk = self._walk(hunt.search, points, hunt.draws(restart))
-                hunt.offer(self.threat.project(walk.run(self.threat.eps), points.x))
+            if active:
+                points = active.points
+                walk = self._walk(active.oracle, points, active.rng(restart))
+                active.update(self.threat.project(walk.run(self.threat.eps), points.x))
 
-    def _nearest(self, search: Search, points: Points, draws: Draws, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _nearest(
+        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         best, spent = points.x.clone(), torch.zeros_like(points.y)
         least = points.x.new_full((len(points.x),), torch.inf)
         for restart in range(self.restarts):
-            walk = self._walk(search, points, draws.fork(restart), None if restart else starts)
+            walk = self._walk(oracle, points, rng.fold_in(restart), None if restart else starts)
             found = walk.run()
             distance = self.threat.distance(found, points.x)
             closer = (distance > 0) & (distance < least)  # 0 where no start was found
@@ -256,5 +258,7 @@ class Tangent(MinimumNorm):
             spent += walk.spent
         return best, spent
 
-    def _walk(self, search: Search, points: Points, draws: Draws, starts: Tensor | None = None) -> Walk:
-        return Walk(search, points, draws, self.queries // self.restarts, self.probes, self.gamma, starts)
+    def _walk(
+        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None
+    ) -> TangentState:
+        return TangentState(oracle, points, rng, self.queries // self.restarts, self.probes, self.gamma, starts)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, FGSM, PGD, Attack, Square
-from robustlib.attacks.base import View
+from robustlib.attacks.base import SurrogateModel
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import suited, valid
-from robustlib.rng import Draws, uniform_point
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
@@ -154,11 +154,13 @@ class Evidence:
         self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
         self.stochastic = self.model.stochastic
         batch = next(iter(split.batches(len(split))))
-        self.x, self.y, self.index, self.draws = batch.x, batch.y, batch.index, Draws.for_examples(seed, batch.index)
+        self.x, self.y, self.index, self.rng = batch.x, batch.y, batch.index, ExampleRNG.for_examples(seed, batch.index)
         every = surrogates_of(model, self.x[:BATCH])
         others, self.aimed = apart({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
-        self.views: list[nn.Module] = [self.model, *(View(other, self.model) for other in others.values())]
-        self.scaled = {f: [View(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS}
+        self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
+        self.scaled = {
+            f: [SurrogateModel(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS
+        }
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)
         self.classes = self.logits.shape[1]
@@ -231,9 +233,9 @@ class Evidence:
             if bool(here.any()):
                 extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
                 extra |= {} if target is None else {"target": target[here]}
-                draws = self.draws.fork(tag + VIEWS * i)[here]
-                fitting = suited(attack, getattr(view, "view", view))
-                x_adv[here] = fitting(view, self.x[here], self.y[here], draws=draws, **extra).to(x_adv.dtype)
+                rng = self.rng.fold_in(tag + VIEWS * i)[here]
+                fitting = suited(attack, getattr(view, "surrogate", view))
+                x_adv[here] = fitting(view, self.x[here], self.y[here], rng=rng, **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
             results.append(self.right(x_adv))
@@ -306,7 +308,10 @@ class Evidence:
     def white(self) -> Tensor:
         """All gradient attacks together; views that are aimed at a class each meet a targeted PGD only, on what still stands."""
         aim, y = self.pgd(objective="margin", targeted=True), self.y
-        trials = [(aim, 100 + label, torch.full_like(y, label), View(view, self.model)) for label, view in self.aimed]
+        trials = [
+            (aim, 100 + label, torch.full_like(y, label), SurrogateModel(view, self.model))
+            for label, view in self.aimed
+        ]
         return self._each([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd], trials)
 
     @cached_property
@@ -320,17 +325,17 @@ class Evidence:
         found = {}
         for k, (name, other) in enumerate(self.transfer.items()):
             attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
-            found[name] = self.right(attack(other, self.x, self.y, draws=self.draws.fork(70 + k)))
+            found[name] = self.right(attack(other, self.x, self.y, rng=self.rng.fold_in(70 + k)))
         return found
 
     @cached_property
     def random(self) -> Tensor:
         """Of `noise` uniform points of the ball, the one of least margin; where gradient attacks fail, no others matter."""
         here = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
-        x, y, draws = self.x[here], self.y[here], self.draws[here].fork(80)
+        x, y, rng = self.x[here], self.y[here], self.rng[here].fold_in(80)
         best, least = x.clone(), torch.full(y.shape, torch.inf, device=x.device)
         for k in range(self.noise if len(x) else 0):
-            point = uniform_point(self.threat, x, draws.fork(k))
+            point = uniform_point(self.threat, x, rng.fold_in(k))
             margin = margin_of(self.forward(point), y).nan_to_num(-torch.inf)
             better = margin < least
             best[better], least = point[better], torch.minimum(least, margin)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.audit.attacks import Evidence, sources_of
 from robustlib.audit.checks import (
     check_binarised,
@@ -123,7 +123,7 @@ def _alone(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
         torch.manual_seed(seed)
-        with borrowed(model), full_float32():
+        with frozen_eval(model), full_float32():
             yield
 
 

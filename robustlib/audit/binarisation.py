@@ -102,10 +102,10 @@ def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
 def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
     """The readout of one example; None where no linear readout separates its points."""
     model, threat = evidence.model.model, evidence.threat
-    x, draws = evidence.x[i : i + 1], evidence.draws[i : i + 1].fork(90)
+    x, rng = evidence.x[i : i + 1], evidence.rng[i : i + 1].fold_in(90)
     width = output(x).shape[1]
     count = min(INNER, max(width - 2, 2))
-    points = [uniform_point(threat.scaled(INNER_RADIUS), x, draws.fork(k)) for k in range(1, count)]
+    points = [uniform_point(threat.scaled(INNER_RADIUS), x, rng.fold_in(k)) for k in range(1, count)]
     points = [x, *points, _surface_point(evidence, x, i)]
     with torch.no_grad():
         draws_of = FITTED if evidence.stochastic else 1
@@ -131,19 +131,19 @@ def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
 
 def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
     """A random point of the ball's surface: a corner for linf, a random direction for l2; clipped to [0, 1]."""
-    draws = evidence.draws[i : i + 1].fork(91)
-    step = 2 * draws.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else draws.normal(*x.shape[1:])
+    rng = evidence.rng[i : i + 1].fold_in(91)
+    step = 2 * rng.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else rng.normal(*x.shape[1:])
     return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
 
 
 def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
     """(N,) bool: which readouts PGD leads to "adversarial", each from its own one of the images (N,)."""
     images = images.to(evidence.x.device)
-    x, own, draws = evidence.x[images], torch.arange(len(images), device=images.device), evidence.draws[images].fork(92)
+    x, own, rng = evidence.x[images], torch.arange(len(images), device=images.device), evidence.rng[images].fold_in(92)
     found, start = torch.zeros_like(own, dtype=torch.bool), None
     for steps in STOCHASTIC_LOOKS if evidence.stochastic else LOOKS:
         attack = PGD(evidence.threat, steps=steps, objective="nll", eot=evidence.eot)
-        start = attack(readouts, x, own, draws=draws, start=start)
+        start = attack(readouts, x, own, rng=rng, start=start)
         found |= _outside(evidence, readouts, start)
     return found
 

@@ -271,7 +271,7 @@ def check_noise(e: Evidence) -> Check:
 
 def check_gradients(e: Evidence) -> Check:
     """9: the margin has a gradient, and nearly the same one a little further on."""
-    clean, there = e.x, uniform_point(e.threat, e.x, e.draws.fork(81))
+    clean, there = e.x, uniform_point(e.threat, e.x, e.rng.fold_in(81))
     views = [_gradients(view, e, clean, there) for view in e.views]
     gone, cosine = min(views, key=lambda view: (float(view[0].double().mean()), -view[1]))
     count = int(gone.sum())

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import MinimumNorm, Nearest, Tangent
-from robustlib.attacks.base import borrowed
+from robustlib.attacks import MinimumNorm, MinNormResult, Tangent
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.metrics import t_interval, valid
 from robustlib.models.classifier import full_float32
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.runs import Run, attack_names, merge_json, read_json, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -46,7 +46,7 @@ def adversarial_distances(
         split: the examples, all of them.
         attack: Tangent, or FAB as a white-box cross-check; its threat's norm measures.
         batch_size: examples at a time; it changes no random draw.
-        seed: of all random draws.
+        seed: of all random numbers.
 
     Returns:
         Columns index (in the original file), label, correct (without attack), distance (in pixel units of [0, 1]; 0 where not
@@ -60,17 +60,17 @@ def adversarial_distances(
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
     split = split.to(device_of(model, split))
-    x, draws = split.images.float() / 255, Draws.for_examples(seed, split.indices)
+    x, rng = split.images.float() / 255, ExampleRNG.for_examples(seed, split.indices)
     parts = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
     distance, queries = x.new_zeros(len(x)), torch.zeros_like(split.labels)
 
     def measure(rows: Tensor | slice, starts: Tensor | None = None) -> None:
         y = split.labels[rows]
-        found = attack.nearest(model, x[rows], y, starts=starts, draws=draws[rows])
+        found = attack.nearest(model, x[rows], y, starts=starts, rng=rng[rows])
         distance[rows] = _verified(model, found, x[rows], y, attack)
         queries[rows] += found.queries
 
-    with borrowed(model), full_float32():
+    with frozen_eval(model), full_float32():
         for rows in parts:
             measure(rows)
         said = torch.cat([_prediction(model, x[rows]) for rows in parts]) if parts else split.labels
@@ -91,7 +91,7 @@ def _prediction(model: nn.Module, x: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
-def _verified(model: nn.Module, found: Nearest, x: Tensor, y: Tensor, attack: MinimumNorm) -> Tensor:
+def _verified(model: nn.Module, found: MinNormResult, x: Tensor, y: Tensor, attack: MinimumNorm) -> Tensor:
     """The distances (B,) of what was found; NaN where the model is right about it, or it is no image."""
     fine = (_prediction(model, found.x_adv) != y) & valid(found.x_adv, x, None)
     return torch.where(fine, attack.threat.distance(found.x_adv.double(), x.double()).to(x.dtype), torch.nan)

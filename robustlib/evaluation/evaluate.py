@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import State, facts
@@ -95,7 +95,7 @@ def evaluate(
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
         store = State.open(state, facts(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
     job = Evaluation(model, split, seed, draws, min(batch_size, store.limit or batch_size), store, progress)
-    with borrowed(model), full_float32():
+    with frozen_eval(model), full_float32():
         rounds = Rounds(job, stochastic, _classes(model, split) if len(split) else 0)
         rounds.begin()
         rounds.deployed(attacks)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import accuracy
@@ -78,7 +78,7 @@ def legacy_claf_eval(
     split = split.to(model.mean.device)
     generator = torch.Generator(model.mean.device).manual_seed(seed)
     right, clamped, moved = [], [], []
-    with borrowed(model):
+    with frozen_eval(model):
         for batch in split.batches(BATCH):
             z = model.normalise(batch.x)
             start = z + eps * (2 * torch.rand(z.shape, generator=generator, device=z.device) - 1)

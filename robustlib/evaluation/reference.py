@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import images_of
@@ -114,7 +114,7 @@ def reference_verdicts(
     split = split.to(device)
     x, y = split.images.float() / 255, split.labels
     norm: Any = {"linf": "Linf", "l2": "L2"}[threat.norm]
-    with borrowed(model), full_float32(), warnings.catch_warnings(), torch.random.fork_rng():
+    with frozen_eval(model), full_float32(), warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         authors = Authors(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device=device)
         authors.verbose, authors.attacks_to_run = False, list(attacks) or authors.attacks_to_run

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
-from robustlib.attacks.base import View
+from robustlib.attacks.base import SurrogateModel
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError, out_of_memory
 from robustlib.evaluation.cache import State
 from robustlib.evaluation.metrics import COLUMNS, judge, labelled, valid, withstood
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ class Step:
         """x_adv of a batch (B, C, H, W)."""
         if self.attack is None or self.view is None:
             return batch.x
-        draws = Draws.for_examples(seed, batch.index)
+        rng = ExampleRNG.for_examples(seed, batch.index)
         aim: dict[str, Any] = {} if self.target is None else {"target": torch.full_like(batch.y, self.target)}
-        mine = draws if self.fork is None else draws.fork(self.fork)
-        return self.attack(self.view, batch.x, batch.y, draws=mine, **aim)
+        mine = rng if self.fork is None else rng.fold_in(self.fork)
+        return self.attack(self.view, batch.x, batch.y, rng=mine, **aim)
 
 
 @dataclass
@@ -312,7 +312,10 @@ class Rounds:
         threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
         steps: list[Step] = []
         for member, module in door.views.items():
-            view, target = View(module, self.job.model) if door.name else module, getattr(module, "target", None)
+            view, target = (
+                SurrogateModel(module, self.job.model) if door.name else module,
+                getattr(module, "target", None),
+            )
             whole = not hasattr(attack, "components")
             parts = {member: attack} if whole else components(attack, module, self.classes)
             for component, part in parts.items():

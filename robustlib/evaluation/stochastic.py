@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, PGD, PGDEOT, Attack
-from robustlib.attacks.base import searching
+from robustlib.attacks.base import attack_context
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, check_counts
 from robustlib.evaluation.cache import images_of, state_key
@@ -211,8 +211,8 @@ class Vote(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
-        with searching(self.model, x, ()) as search:
-            return search.logits(x, self.draws)
+        with attack_context(self.model, x, ()) as oracle:
+            return oracle.logits(x, self.draws)
 
 
 def vote(

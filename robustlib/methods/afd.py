@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, check_choices
 from robustlib.losses import confusion_labels, mean_cosine
@@ -28,7 +28,7 @@ from robustlib.methods.baselines import cross_entropy, natural_stage, start_from
 from robustlib.models import Classifier, Disentangled
 from robustlib.models.disentangled import IntrinsicBranch
 from robustlib.representation import gap_probe, probe_attack
-from robustlib.rng import Draws, uniform_point
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
 # 0.025 for ten epochs, then 0.02, 0.01, 0.005, 0.0025 and 0.00125 for two epochs each (AFD's released tl+sl.py)
@@ -321,10 +321,10 @@ class ARREST(AFKD):
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
         if context.progress >= self.replay or not self._strayed(victim, batch.x, natural):
             return super().shown(attack, victim, batch, context, natural)[0], {"replayed": 0.0}
-        draws = Draws.from_generator(context.generator, len(batch.x), batch.x.device).fork(0)
-        return uniform_point(attack.threat, batch.x, draws), {"replayed": 1.0}
+        rng = ExampleRNG.from_generator(context.generator, len(batch.x), batch.x.device).fold_in(0)
+        return uniform_point(attack.threat, batch.x, rng), {"replayed": 1.0}
 
     def _strayed(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:
-        with borrowed(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             gap = 1 - mean_cosine(natural, model.features(x))
         return bool(gap >= 1 - math.cos(math.radians(self.angle)))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, unknown
 from robustlib.losses import mart_loss, negative_contrast, pick_negatives, trades_loss
@@ -128,7 +128,7 @@ class ANCRA(AdversarialMethod):
         """One example of another class for each anchor; None in a batch of one class."""
         mined, logits = context.epoch >= self.mining_from and self.negatives != "random", None
         if mined:
-            with borrowed(model), torch.no_grad():
+            with frozen_eval(model), torch.no_grad():
                 logits = model(batch.x)
         picked = pick_negatives(
             batch.y, self.negatives if mined else "random", logits=logits, generator=context.generator

@@ -24,7 +24,7 @@ from robustlib.errors import InputError
 from robustlib.losses import mart_loss
 from robustlib.methods.base import AdversarialMethod, Method
 from robustlib.models import Classifier
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import Loss, Pass, Stage, StepContext, Updates, cosine
@@ -266,8 +266,8 @@ class NFGSM(FGSMRS):
 
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
         """One step from the noisy batch."""
-        x, draws = batch.x, Draws.from_generator(context.generator, len(batch.x), batch.x.device)
+        x, rng = batch.x, ExampleRNG.from_generator(context.generator, len(batch.x), batch.x.device)
         around = Threat(attack.threat.norm, attack.length / self.step_factor).scaled(self.noise)
-        normal = draws.fork(0).normal(*x.shape[1:]) if around.norm == "l2" else None
-        start = around.random_start(x, draws.uniform(*x.shape[1:]), normal)
-        return replace(attack, precision=context.precision)(model, x, batch.y, draws=draws, start=start)
+        normal = rng.fold_in(0).normal(*x.shape[1:]) if around.norm == "l2" else None
+        start = around.random_start(x, rng.uniform(*x.shape[1:]), normal)
+        return replace(attack, precision=context.precision)(model, x, batch.y, rng=rng, start=start)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.losses import supcon_loss
@@ -148,7 +148,7 @@ def head_probe(name: str, attack: PGD) -> Callable[[nn.Module, Batch], dict[str,
     def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
         generator = torch.Generator(batch.x.device).manual_seed(0)
         x_adv = attack(model, batch.x, batch.y, generator=generator)
-        with borrowed(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             right = {key: model(x).argmax(1) == batch.y for key, x in (("clean", batch.x), ("attacked", x_adv))}
         return {f"{name}/{key}": float(value.float().mean()) for key, value in right.items()}
 

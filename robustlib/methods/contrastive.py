@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import Ascent
-from robustlib.attacks.base import borrowed
+from robustlib.attacks import BatchPGD
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
 from robustlib.losses import nt_xent, supcon_loss
@@ -245,13 +245,13 @@ class RoCL(Contrastive):
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """The three views' loss and its regulariser."""
         x1, x2 = self.two_views(batch)
-        with borrowed(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             fixed = model.project(x2)
 
         def apart(seen: Any, x: Tensor) -> Tensor:
             return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
 
-        attack = Ascent(threat, self.attack_steps, self.attack_step_size)
+        attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
         x_adv = attack(model, x1, apart, generator=context.generator, precision=context.precision)
         pair = supcon_loss(projected(model, (x_adv, x2)), None, self.temperature, one_sided=True)
         three = 2 * supcon_loss(projected(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
@@ -292,6 +292,6 @@ class ACL(Contrastive):
 
         with clean_statistics(model):
             clean = stream(model, both)
-        attack = Ascent(threat, self.attack_steps, self.attack_step_size)
+        attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
         attacked = stream(model, attack(model, both, stream, generator=context.generator, precision=context.precision))
         return Loss((clean + attacked) / 2, {"clean": clean, "attacked": attacked})

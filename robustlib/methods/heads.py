@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.methods.base import AdversarialMethod
@@ -38,7 +38,7 @@ def fit_readout(model: SelfSupervised, split: Split, c: float = 1.0, iterations:
 def features_of(model: Classifier, split: Split) -> Tensor:
     """Features (N, D) of the plain images of `split`, in eval mode and float32, on the model's device."""
     device = next(model.parameters()).device
-    with borrowed(model), torch.no_grad(), full_float32():
+    with frozen_eval(model), torch.no_grad(), full_float32():
         return torch.cat([model.features(batch.x.to(device)) for batch in split.batches(BATCH)])
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.attacks.fold_batchnorm import batchnorm_after
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError, unknown
@@ -138,7 +138,7 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Size]
     hooks = [m.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args[0])) for name, m in weighty]
     device = next(model.parameters()).device
     try:
-        with borrowed(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             forward = model if not isinstance(model, SelfSupervised) or model.predicts else model.features
             forward(torch.zeros(1, *image_shape, device=device))
     finally:

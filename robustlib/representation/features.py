@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.base import attacked_view, borrowed
+from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError, unknown
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 
 Pool = Literal["mean", "flat"]
 POOLS = ("mean", "flat")
@@ -275,10 +275,10 @@ def features(
     weights = next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)
     device, kept = split.labels.device, {}
-    generator, view = torch.Generator(device).manual_seed(seed), attacked_view(model)
+    generator, view = torch.Generator(device).manual_seed(seed), validation_view(model)
     predictions, start = torch.empty(len(split), dtype=torch.int64), 0
     images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
-    with borrowed(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with frozen_eval(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in split.batches(batch_size, augment=augment, generator=generator):
             x = _shown(view, batch, attack, seed)
@@ -299,7 +299,7 @@ def _shown(view: nn.Module, batch: Batch, attack: Attack | None, seed: int) -> T
     """What the model is shown of a batch, float32 (B, C, H, W) in [0, 1]."""
     if attack is None:
         return batch.x
-    return attack(view, batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+    return attack(view, batch.x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:

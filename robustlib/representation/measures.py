@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustlib.attacks import Attack
-from robustlib.attacks.base import borrowed, check_inputs
+from robustlib.attacks.base import check_inputs, frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError, unknown
 from robustlib.representation.features import (
@@ -29,7 +29,7 @@ from robustlib.representation.features import (
     pieces,
     rows_at_once,
 )
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -292,10 +292,10 @@ def local_lipschitz(
             f"eps={threat.eps:g} and steps={steps!r}: a slope needs a ball of eps > 0 and at least 1 step."
         )
     f = layer_function(model, layer)
-    draws = Draws.for_examples(seed, torch.arange(len(x), device=x.device))
-    point = threat.random_start(x, draws.uniform(*x.shape[1:]), draws.fork(0).normal(*x.shape[1:]))
+    rng = ExampleRNG.for_examples(seed, torch.arange(len(x), device=x.device))
+    point = threat.random_start(x, rng.uniform(*x.shape[1:]), rng.fold_in(0).normal(*x.shape[1:]))
     best = torch.zeros(len(x), device=x.device)
-    with borrowed(model):
+    with frozen_eval(model):
         with torch.no_grad():
             origin = f(x)
         for step in range(steps + 1):
@@ -343,7 +343,7 @@ def feature_jacobian_norm(
     if projections < 0:
         raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
     f, x = layer_function(model, layer), x.detach().requires_grad_(True)
-    with borrowed(model), torch.enable_grad():
+    with frozen_eval(model), torch.enable_grad():
         answer = f(x)
         outputs = answer.shape[1]
         exact = not 0 < projections < outputs

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import attacked_view, borrowed
+from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.losses import pick_negatives
 from robustlib.representation.features import BATCH
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
 POSITIVE, NEGATIVE = "attacked copy", "another class, pulled"
@@ -72,13 +72,13 @@ def attacked_pairs(
     if chosen is None:
         raise InputError(f"All {len(split)} images are of class {int(split.labels[0])}: negatives need a second class.")
     look: Callable[[Tensor], Tensor] = embed or model.features  # type: ignore[assignment]
-    view, found = attacked_view(model), []
+    view, found = validation_view(model), []
     pull = PGD(threat, steps=steps, targeted=True)
-    with borrowed(model):
+    with frozen_eval(model):
         for mine, other in zip(split.batches(BATCH), split.select(chosen).batches(BATCH), strict=True):
-            draws = Draws.for_examples(seed, mine.index)
-            copies = PGD(threat, steps=steps)(view, mine.x, mine.y, draws=draws)
-            pulled = pull(view, other.x, other.y, draws=draws.fork(1), target=mine.y)
+            rng = ExampleRNG.for_examples(seed, mine.index)
+            copies = PGD(threat, steps=steps)(view, mine.x, mine.y, rng=rng)
+            pulled = pull(view, other.x, other.y, rng=rng.fold_in(1), target=mine.y)
             with torch.no_grad():
                 found.append([look(images).float().cpu() for images in (mine.x, copies, pulled)])
     return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.base import attacked_view, borrowed
+from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Batch
 from robustlib.errors import InputError, unknown
 from robustlib.representation.features import activations, as_features, as_labels, resolve_layers, rows_at_once
 from robustlib.representation.measures import GapMeasure, alignment, exclusion, feature_gap, unit
 from robustlib.representation.spectrum import effective_rank
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -214,7 +214,7 @@ def _both(
     model: nn.Module, batch: Batch, attack: Attack, names: Sequence[str], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the layers `names` answer to the batch and to its adversarial examples, in eval mode."""
-    with borrowed(model):
-        x_adv = attack(attacked_view(model), batch.x, batch.y, draws=Draws.for_examples(seed, batch.index))
+    with frozen_eval(model):
+        x_adv = attack(validation_view(model), batch.x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
         with torch.no_grad():
             return activations(model, batch.x, names), activations(model, x_adv, names)

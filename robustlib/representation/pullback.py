@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.errors import InputError
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
@@ -37,7 +37,7 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
         InputError: no such layer.
     """
     f = layer_function(model, layer)
-    with borrowed(model):
+    with frozen_eval(model):
         with torch.no_grad():
             features = f(x[:1]).shape[1]
         piece = max(1, ENTRIES // (features * x[0].numel()))
@@ -150,7 +150,7 @@ def metric_over_plane(
     x, parts = plane.at(grid), []
     for name, model in models.items():
         top, volume = pullback_metric(model, x, layer=layer)
-        with borrowed(model), torch.no_grad():
+        with frozen_eval(model), torch.no_grad():
             logits = torch.cat([model(part) for part in x.split(512)])
         columns = {"across": grid[:, 0], "up": grid[:, 1], "top_eigenvalue": top, "log_volume": volume}
         columns |= {f"logit {k}": column for k, column in enumerate(logits.T)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack
-from robustlib.attacks.base import borrowed
+from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.models import Purified
@@ -60,7 +60,7 @@ def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, s
         raise InputError(
             f"Clean images {tuple(clean.shape)} and attacked ones {tuple(adversarial.shape)} must be the same images."
         )
-    with borrowed(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         pair = [x.to(model.mean.device) for x in (clean, adversarial)]
         randomness = model.transform.draw(pair[0], torch.Generator().manual_seed(seed))
         sides = [_steps(model, x, randomness) for x in pair]
@@ -200,7 +200,7 @@ def forward_cost(model: Purified, x: Tensor, *, rounds: int = ROUNDS) -> "pd.Dat
         raise InputError(f"rounds={rounds!r}: a time needs at least 1 round.")
     sides: dict[str, Callable[[Tensor], Tensor]] = {"classifier": model.classify, "purified": model}
     rows, x = [], x.to(model.mean.device)
-    with borrowed(model):
+    with frozen_eval(model):
         for name, backwards in (("forward", False), ("forward and gradient", True)):
             times: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(rounds + 1):  # the first warms up

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks.base import Precision, attacked_view, borrowed
+from robustlib.attacks.base import Precision, frozen_eval, validation_view
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
-from robustlib.rng import Draws, uniform_point
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 BATCH = 500
@@ -43,15 +43,15 @@ def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: i
     """
     if not getattr(model, "predicts", True):
         return Validation({}, torch.zeros(0, dtype=torch.bool))
-    pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), attacked_view(model)
+    pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
-    with borrowed(model):
+    with frozen_eval(model):
         logits = _logits(model, view, val, None, seed)
         attacked = _logits(model, view, val, pgd, seed)
         fgsm = _logits(model, view, val, FGSM(threat, precision=precision), seed)
         trained = _logits(model, view, few, pgd, seed)
         batch = probe_batch(val)
-        cosine = gradient_alignment(view, batch.x, batch.y, threat, Draws.for_examples(seed, batch.index))
+        cosine = gradient_alignment(view, batch.x, batch.y, threat, ExampleRNG.for_examples(seed, batch.index))
     robust = attacked.argmax(1) == val.labels
     numbers = {
         "clean_val": _accuracy(logits, val),
@@ -68,8 +68,8 @@ def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None,
     """The model's logits (N, K) on the images, or on what `attack` finds on `view`."""
     outputs = []
     for batch in split.batches(BATCH):
-        draws = Draws.for_examples(seed, batch.index)
-        x = batch.x if attack is None else attack(view, batch.x, batch.y, draws=draws)
+        rng = ExampleRNG.for_examples(seed, batch.index)
+        x = batch.x if attack is None else attack(view, batch.x, batch.y, rng=rng)
         with torch.no_grad(), drawn_from(seed, x.device):
             outputs.append(model(x).float())
     return torch.cat(outputs)
@@ -87,14 +87,14 @@ def _accuracy(logits: Tensor, split: Split) -> float:
     return float((logits.argmax(1) == split.labels).float().mean())
 
 
-def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws) -> float:
+def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRNG) -> float:
     """Mean cosine of the loss gradients at x and at a random point of the ball; near 0 after catastrophic overfitting.
 
     In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5). Of a stochastic model both
     gradients are of the same draw.
     """
     gradients = []
-    for point in (x, uniform_point(threat, x, draws)):
+    for point in (x, uniform_point(threat, x, rng)):
         with drawn_from(0, x.device):
             gradients.append(_loss_gradient(model, point, y))
     here, there = gradients

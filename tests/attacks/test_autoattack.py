@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-from robustlib.attacks import APGD, FAB, PGD, PGDEOT, AutoAttack, Draws, Square, Threat, View
+from robustlib.attacks import APGD, FAB, PGD, PGDEOT, AutoAttack, ExampleRNG, Square, SurrogateModel, Threat
 from robustlib.attacks.apgd import checkpoints
 from robustlib.attacks.fab import to_hyperplane
 from robustlib.attacks.objectives import dlr
@@ -138,11 +138,11 @@ def test_stays_in_the_ball_and_leaves_the_model_alone(attack, conv_net):
 def test_draws_belong_to_examples(attack, conv_net):
     x, y = batch(n=17)
     y = conv_net(x).argmax(1)
-    draws = Draws.for_examples(3, torch.arange(17))
-    whole = attack(conv_net, x, y, draws=draws)
-    parts = [attack(conv_net, x[i : i + 5], y[i : i + 5], draws=draws[i : i + 5]) for i in range(0, 17, 5)]
+    rng = ExampleRNG.for_examples(3, torch.arange(17))
+    whole = attack(conv_net, x, y, rng=rng)
+    parts = [attack(conv_net, x[i : i + 5], y[i : i + 5], rng=rng[i : i + 5]) for i in range(0, 17, 5)]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
-    again = attack(conv_net, x, y, draws=Draws.for_examples(4, torch.arange(17)))
+    again = attack(conv_net, x, y, rng=ExampleRNG.for_examples(4, torch.arange(17)))
     assert isinstance(attack, FAB) or not torch.equal(whole, again)
 
 
@@ -256,12 +256,14 @@ def test_a_view_is_searched_and_the_deployed_model_judges(attack):
     def left(model):
         return int((deployed(attack(model, x, y, generator=generator())).argmax(1) == y).sum())
 
-    assert left(View(inner, deployed)) <= left(deployed)
+    assert left(SurrogateModel(inner, deployed)) <= left(deployed)
     if not isinstance(attack, Square):  # which needs no gradient
-        assert left(View(inner, deployed)) < left(deployed)
+        assert left(SurrogateModel(inner, deployed)) < left(deployed)
 
     other = Linear(5, (3, 8, 8))  # fooling this one proves nothing about the deployed model
-    x_adv = attack(View(Linear(5, (3, 8, 8), scale=100.0), other), x, other(x).argmax(1), generator=generator())
+    x_adv = attack(
+        SurrogateModel(Linear(5, (3, 8, 8), scale=100.0), other), x, other(x).argmax(1), generator=generator()
+    )
     assert attack.threat.distance(x_adv, x).max() > 0
 
 
@@ -333,7 +335,7 @@ def test_the_cascade_attacks_only_what_stands():
         def __init__(self, flip):
             self.flip = flip
 
-        def __call__(self, model, x, y, *, generator=None, draws=None):
+        def __call__(self, model, x, y, *, generator=None, rng=None):
             given.append(len(x))
             x_adv = x.clone()
             x_adv[: self.flip] = 1 - x[: self.flip]
@@ -427,7 +429,7 @@ def test_more_restarts_lose_no_success(attack, conv_net):
 def test_a_cascade_never_leaves_its_ball():
     @dataclass(frozen=True)
     class Far:
-        def __call__(self, model, x, y, *, generator=None, draws=None):
+        def __call__(self, model, x, y, *, generator=None, rng=None):
             return 1 - x
 
     model, (x, _) = Linear(5, (3, 8, 8), scale=20.0), batch()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustlib.attacks import APGD, PGD, StAdv, Threat
-from robustlib.attacks.base import Points, searching
+from robustlib.attacks.base import AttackBatch, attack_context
 
 LINF = Threat("linf", 0.1)
 
@@ -39,9 +39,9 @@ def images(n: int = 5):
 
 def look(model, x, y, samples, batchnorm="eval", objective="ce"):
     """Gradient and logits of `samples` draws; what was drawn before it is forgotten."""
-    with searching(model, x, (y,), batchnorm=batchnorm) as search:
+    with attack_context(model, x, (y,), batchnorm=batchnorm) as oracle:
         model.sizes, model.drawn = [], []
-        return search.gradient(x, Points(x, y).goal(objective), samples)
+        return oracle.gradient(x, AttackBatch(x, y).objective(objective), samples)
 
 
 def restated(model, x, y):
@@ -80,12 +80,12 @@ def test_draws_in_one_batch_or_in_what_memory_holds(fits, sizes):
 
 def test_what_fits_is_remembered():
     model, (x, y) = Recorded(20), images()
-    with searching(model, x, (y,)) as search:
+    with attack_context(model, x, (y,)) as oracle:
         with pytest.warns(UserWarning, match="Out of memory"):
-            search.gradient(x, Points(x, y).goal("ce"), 8)
+            oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
         model.sizes = []
-        search.gradient(x, Points(x, y).goal("ce"), 8)
-        assert search.verdicts(x, 8).shape == (8, 5, 4)
+        oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
+        assert oracle.target_logits(x, 8).shape == (8, 5, 4)
     assert model.sizes == [20] * 4
 
 
@@ -99,14 +99,14 @@ def test_a_piece_of_the_cache_holds_draws_too(monkeypatch):
 
 def test_every_draw_of_every_image_is_its_own():
     model, (x, y) = Recorded(), images()
-    with searching(model, x, (y,)) as search:
-        verdicts = search.verdicts(x, 6)
+    with attack_context(model, x, (y,)) as oracle:
+        verdicts = oracle.target_logits(x, 6)
         assert verdicts.shape == (6, 5, 4)
         assert len(verdicts.flatten(0, 1).unique(dim=0)) == 30
         torch.manual_seed(3)
-        every = search.verdicts(x, 6)
+        every = oracle.target_logits(x, 6)
         torch.manual_seed(3)
-        assert torch.allclose(search.logits(x, 6), every.mean(0))
+        assert torch.allclose(oracle.logits(x, 6), every.mean(0))
 
 
 def test_a_model_that_does_not_draw_by_example_is_asked_draw_by_draw():

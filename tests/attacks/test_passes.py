@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustlib.attacks import Ascent
-from robustlib.attacks.base import Search
+from robustlib.attacks import BatchPGD
+from robustlib.attacks.base import GradientOracle
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
 from robustlib.training import StepContext
@@ -34,7 +34,7 @@ ARMS: list[tuple[str, dict[str, Any]]] = [
 def counted(monkeypatch):
     """How many images' gradients attacks have taken."""
     count = [0]
-    gradient, climb = Search.gradient, Ascent.__call__
+    gradient, climb = GradientOracle.gradient, BatchPGD.__call__
 
     def counting(self, x, *args, **kwargs):
         count[0] += len(x)
@@ -44,8 +44,8 @@ def counted(monkeypatch):
         count[0] += self.steps * len(x)
         return climb(self, model, x, *args, **kwargs)
 
-    monkeypatch.setattr(Search, "gradient", counting)
-    monkeypatch.setattr(Ascent, "__call__", climbing)
+    monkeypatch.setattr(GradientOracle, "gradient", counting)
+    monkeypatch.setattr(BatchPGD, "__call__", climbing)
     return count
 
 

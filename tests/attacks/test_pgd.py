@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from scipy.stats import entropy
 from torch import nn
 
-from robustlib.attacks import FGSM, PGD, Draws, Threat
-from robustlib.attacks.fold_batchnorm import replica_of
+from robustlib.attacks import FGSM, PGD, ExampleRNG, Threat
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import dlr, kl_from, margin
 from robustlib.errors import InputError
 from tests.conftest import ConvNet, Linear
@@ -212,22 +212,22 @@ def test_same_predictions_as_foolbox(norm):
 
 def test_draws_belong_to_examples_not_to_batches():
     model, x, y = trained_net()
-    attack, draws = PGD(LINF, restarts=2, early_stop=True), Draws.for_examples(7, torch.arange(35))
-    whole = attack(model, x[:35], y[:35], draws=draws)
-    parts = [attack(model, x[i : i + 7], y[i : i + 7], draws=draws[torch.arange(i, i + 7)]) for i in range(0, 35, 7)]
+    attack, rng = PGD(LINF, restarts=2, early_stop=True), ExampleRNG.for_examples(7, torch.arange(35))
+    whole = attack(model, x[:35], y[:35], rng=rng)
+    parts = [attack(model, x[i : i + 7], y[i : i + 7], rng=rng[torch.arange(i, i + 7)]) for i in range(0, 35, 7)]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
 
 
 def test_draws_are_uniform_and_normal_and_differ():
-    draws = Draws.for_examples(0, torch.arange(200))
-    u, z = draws.uniform(50), draws.fork(1).normal(50)
+    rng = ExampleRNG.for_examples(0, torch.arange(200))
+    u, z = rng.uniform(50), rng.fold_in(1).normal(50)
     assert abs(float(u.mean()) - 0.5) < 0.01
     assert abs(float(u.std()) - 12**-0.5) < 0.01
     assert abs(float(z.mean())) < 0.03
     assert abs(float(z.std()) - 1) < 0.03
     assert len(u.unique()) > 9900
     assert abs(float(torch.corrcoef(u[:2])[0, 1])) < 0.5
-    assert not torch.equal(u, Draws.for_examples(1, torch.arange(200)).uniform(50))
+    assert not torch.equal(u, ExampleRNG.for_examples(1, torch.arange(200)).uniform(50))
 
 
 def test_generator_seeds_the_attack():
@@ -239,14 +239,14 @@ def test_generator_seeds_the_attack():
 
 def test_restarts_and_early_stop_never_lose_a_success():
     model, x, y = trained_net()
-    threat, draws = Threat("linf", 0.02), Draws.for_examples(0, torch.arange(300))
+    threat, rng = Threat("linf", 0.02), ExampleRNG.for_examples(0, torch.arange(300))
     broken = {}
     for name, attack in {
         "last iterate": PGD(threat, steps=5),
         "any iterate": PGD(threat, steps=5, early_stop=True),
         "restarts": PGD(threat, steps=5, restarts=4, early_stop=True),
     }.items():
-        broken[name] = model(attack(model, x, y, draws=draws)).argmax(1) != y
+        broken[name] = model(attack(model, x, y, rng=rng)).argmax(1) != y
     assert bool((broken["last iterate"] <= broken["any iterate"]).all())
     assert bool((broken["any iterate"] <= broken["restarts"]).all())
     assert broken["restarts"].sum() > 0
@@ -288,12 +288,12 @@ def test_eot_averages_what_a_noisy_model_shows():
 def test_folded_replica_equals_the_model_and_follows_its_weights(conv_net):
     x = torch.rand(8, 3, 8, 8)
     with torch.no_grad():
-        twin = replica_of(conv_net, x, "32-true")
+        twin = fold_batchnorm(conv_net, x, "32-true")
         assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
         assert torch.allclose(twin(x), conv_net(x), atol=1e-5)
         conv_net[0].weight.mul_(1.3)
         conv_net[1].running_var.mul_(2)
-        again = replica_of(conv_net, x, "32-true")
+        again = fold_batchnorm(conv_net, x, "32-true")
         assert again is twin
         assert torch.allclose(twin(x), conv_net(x), atol=1e-5)
 
@@ -306,7 +306,7 @@ def test_replica_falls_back_where_folding_changes_the_function(conv_net):
     model = Lies(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
     for _ in range(3):
         model(torch.rand(32, 8, 8, 8) * 3)
-    assert replica_of(model.eval(), torch.rand(4, 8, 8, 8), "32-true") is None
+    assert fold_batchnorm(model.eval(), torch.rand(4, 8, 8, 8), "32-true") is None
 
 
 @pytest.mark.parametrize("change", ["setting", "tensor", "hook"])
@@ -323,14 +323,14 @@ def test_replica_notices_whatever_changes_the_function(change):
     model.eval()
     model.gain = torch.ones(())
     with torch.no_grad():
-        assert torch.allclose(replica_of(model, x, "32-true")(x), model(x), atol=1e-5)
+        assert torch.allclose(fold_batchnorm(model, x, "32-true")(x), model(x), atol=1e-5)
         if change == "setting":
             model.flipped = True
         elif change == "tensor":
             model.gain.mul_(3)
         else:
             model.register_forward_hook(lambda module, inputs, output: 2 * output)
-        assert torch.allclose(replica_of(model, x, "32-true")(x), model(x), atol=1e-5)
+        assert torch.allclose(fold_batchnorm(model, x, "32-true")(x), model(x), atol=1e-5)
 
 
 def test_a_fresh_model_hides_no_wrong_fold():
@@ -339,7 +339,7 @@ def test_a_fresh_model_hides_no_wrong_fold():
             return self[4](self[3](self[2](self[0](self[1](x)))))
 
     model = Lies(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)).eval()
-    assert replica_of(model, torch.rand(4, 8, 8, 8), "32-true") is None
+    assert fold_batchnorm(model, torch.rand(4, 8, 8, 8), "32-true") is None
 
 
 @pytest.mark.parametrize("threat", [Threat("linf", 0.02), Threat("l2", 0.15)], ids=str)

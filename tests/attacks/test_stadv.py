@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib.attacks import PGD, Draws, StAdv, Threat, View
+from robustlib.attacks import PGD, ExampleRNG, StAdv, SurrogateModel, Threat
 from robustlib.attacks.stadv import move, total_variation
 from robustlib.data import Split
 from robustlib.errors import InputError
@@ -163,19 +163,19 @@ def test_invariants(conv_net, bound, precision):
 
 def test_flows_belong_to_examples_not_to_batches(conv_net):
     x, y = torch.rand(20, 3, 8, 8), torch.randint(0, 5, (20,))
-    attack, draws = StAdv(0.3, 6), Draws.for_examples(7, torch.arange(20))
-    whole = attack(conv_net, x, y, draws=draws)
-    parts = [attack(conv_net, x[i : i + 7], y[i : i + 7], draws=draws[i : i + 7]) for i in range(0, 20, 7)]
+    attack, rng = StAdv(0.3, 6), ExampleRNG.for_examples(7, torch.arange(20))
+    whole = attack(conv_net, x, y, rng=rng)
+    parts = [attack(conv_net, x[i : i + 7], y[i : i + 7], rng=rng[i : i + 7]) for i in range(0, 20, 7)]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
 
 def test_a_success_stays_where_it_is_and_more_steps_lose_none(conv_net):
     x = torch.rand(40, 3, 8, 8)
-    y, draws = conv_net(x).argmax(1), Draws.for_examples(0, torch.arange(40))
-    found = [StAdv(0.2, steps)(conv_net, x, y, draws=draws) for steps in (3, 12)]
+    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(0, torch.arange(40))
+    found = [StAdv(0.2, steps)(conv_net, x, y, rng=rng) for steps in (3, 12)]
     broken = [conv_net(x_adv).argmax(1) != y for x_adv in found]
     assert 0 < broken[0][:].sum() < broken[1].sum()
-    seen = [StAdv(0.2, steps)(conv_net, x, y, draws=draws) for steps in (2, 3)]
+    seen = [StAdv(0.2, steps)(conv_net, x, y, rng=rng) for steps in (2, 3)]
     early = conv_net(seen[0]).argmax(1) != y
     assert torch.equal(seen[0][early], seen[1][early])
 
@@ -183,7 +183,7 @@ def test_a_success_stays_where_it_is_and_more_steps_lose_none(conv_net):
 def test_the_judge_decides_what_is_a_success():
     x, y = edge(3), torch.ones(3, dtype=torch.int64)
     never = LooksAtTheMean()
-    through = StAdv(0.8, 40)(View(LooksAtTheEdge(), never), x, y)
+    through = StAdv(0.8, 40)(SurrogateModel(LooksAtTheEdge(), never), x, y)
     assert (LooksAtTheEdge()(through).argmax(1) == 0).all()
     itself = StAdv(0.8, 40)(LooksAtTheEdge(), x, y)
     middle = SIDE // 2

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import kstest, norm
 from torch import nn
 
-from robustlib.attacks import FAB, Draws, Square, Tangent, Threat, View
-from robustlib.attacks.base import Points, searching
-from robustlib.attacks.tangent import Walk, tangent_point
+from robustlib.attacks import FAB, ExampleRNG, Square, SurrogateModel, Tangent, Threat
+from robustlib.attacks.base import AttackBatch, attack_context
+from robustlib.attacks.tangent import TangentState, tangent_point
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from tests.conftest import ConvNet, Linear
@@ -81,20 +81,20 @@ def test_the_tangent_point_solves_its_equations(dims):
 
 def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
     model, x = Linear(3, (1, 2, 2), scale=5.0), torch.rand(4, 1, 2, 2)
-    y, draws = model(x).argmax(1), Draws.for_examples(1, torch.arange(4))
+    y, rng = model(x).argmax(1), ExampleRNG.for_examples(1, torch.arange(4))
     reach, count = (
         torch.tensor([0.1, 0.3, 0.6, 1e-4]),
         5000,
     )  # more than a block; some are clipped, of the last all agree
-    with searching(model, x, (y,)) as search:
-        walk = Walk(search, Points(x, y), draws, 1500, 100, 1.0)
+    with attack_context(model, x, (y,)) as oracle:
+        walk = TangentState(oracle, AttackBatch(x, y), rng, 1500, 100, 1.0)
         spent = walk.spent.clone()
-        found = walk._normal_at(torch.arange(4), x, reach, count, draws)
+        found = walk._normal_at(torch.arange(4), x, reach, count, rng)
         assert (walk.spent - spent == count).all()
     block = 2**14 // 4
     for i in range(4):
         starts = range(0, count, block)
-        probes = torch.cat([draws.fork(s).quick_normal(min(block, count - s), 4)[i] for s in starts]).double().numpy()
+        probes = torch.cat([rng.fold_in(s).quick_normal(min(block, count - s), 4)[i] for s in starts]).double().numpy()
         tried = np.clip(x[i].flatten().numpy() + np.float32(reach[i]) * probes, 0, 1)
         with torch.no_grad():
             decisions = model(torch.from_numpy(tried).float().view(-1, 1, 2, 2)).argmax(1).numpy()
@@ -105,12 +105,12 @@ def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
 
 
 def test_quick_normal_numbers_are_the_hash_in_two_halves():
-    numbers = Draws.for_examples(0, torch.arange(20)).quick_normal(3, 1667)  # an odd number
+    numbers = ExampleRNG.for_examples(0, torch.arange(20)).quick_normal(3, 1667)  # an odd number
     assert numbers.shape == (20, 3, 1667)
     assert numbers.isfinite().all()
     assert numbers.mean().abs() < 0.01
     assert kstest(numbers.flatten().numpy(), "norm").pvalue > 0.001
-    seed = int(Draws.for_examples(0, torch.arange(20)).seeds[7]) % 2**64
+    seed = int(ExampleRNG.for_examples(0, torch.arange(20)).seeds[7]) % 2**64
     for j in range(4):
         z = (seed + (j + 1) * 0x9E3779B97F4A7C15) % 2**64
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -203,25 +203,25 @@ def test_more_queries_come_nearer(conv_net):
 
 def test_restarts_share_the_queries_and_the_nearest_counts(conv_net):
     x = torch.rand(10, 3, 8, 8)
-    y, draws = conv_net(x).argmax(1), Draws.for_examples(0, torch.arange(10))
-    four = Tangent(L2, 4000, restarts=4).nearest(conv_net, x, y, draws=draws)
-    first = Tangent(L2, 1000).nearest(conv_net, x, y, draws=draws)
+    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(0, torch.arange(10))
+    four = Tangent(L2, 4000, restarts=4).nearest(conv_net, x, y, rng=rng)
+    first = Tangent(L2, 1000).nearest(conv_net, x, y, rng=rng)
     assert (four.distance <= first.distance).all()
     assert (four.distance < first.distance).any()
     assert (four.queries <= 4000).all()
     assert (four.queries > 3 * first.queries).all()
-    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(conv_net, x, y, draws=draws)
+    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(conv_net, x, y, rng=rng)
     assert (conv_net(within).argmax(1) != y).sum() >= 5
 
 
 @pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
 def test_draws_belong_to_examples(attack, conv_net):
     x = torch.rand(7, 3, 8, 8)
-    y, draws = conv_net(x).argmax(1), Draws.for_examples(3, torch.arange(7))
-    whole = attack.nearest(conv_net, x, y, draws=draws)
-    parts = [attack.nearest(conv_net, x[i : i + 3], y[i : i + 3], draws=draws[i : i + 3]) for i in range(0, 7, 3)]
+    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(3, torch.arange(7))
+    whole = attack.nearest(conv_net, x, y, rng=rng)
+    parts = [attack.nearest(conv_net, x[i : i + 3], y[i : i + 3], rng=rng[i : i + 3]) for i in range(0, 7, 3)]
     assert torch.allclose(whole.distance, torch.cat([part.distance for part in parts]), rtol=0.02)
-    again = attack.nearest(conv_net, x, y, draws=Draws.for_examples(4, torch.arange(7)))
+    again = attack.nearest(conv_net, x, y, rng=ExampleRNG.for_examples(4, torch.arange(7)))
     assert isinstance(attack, FAB) or not torch.equal(whole.x_adv, again.x_adv)
 
 
@@ -269,8 +269,8 @@ def test_within_a_threat_it_is_an_attack_like_any_other(digits):
     model, few = Linear(10, (1, 8, 8), scale=10.0), digits.test.sample(40)
     x = few.images.float() / 255
     few = replace(few, labels=model(x).argmax(1))
-    draws = Draws.for_examples(0, few.indices)
-    distance = QUICK.nearest(model, x, few.labels, draws=draws).distance
+    rng = ExampleRNG.for_examples(0, few.indices)
+    distance = QUICK.nearest(model, x, few.labels, rng=rng).distance
     attack = replace(QUICK, threat=Threat("l2", float(distance.median())))
     records = evaluate(model, few, {"tangent": attack, "square": Square(attack.threat, queries=300)})
     mine = records[records.attack == "tangent"]
@@ -294,10 +294,10 @@ def test_a_view_is_walked_and_the_deployed_model_judges():
                 return nn.functional.one_hot(inner(x).argmax(1), 2).float() * 9
 
     blind = Blind()
-    plain, seen = (QUICK.nearest(m, x, y, generator=generator()) for m in (inner, View(inner, blind)))
+    plain, seen = (QUICK.nearest(m, x, y, generator=generator()) for m in (inner, SurrogateModel(inner, blind)))
     assert torch.equal(plain.x_adv, seen.x_adv)
     right = other(x).argmax(1)
-    found = QUICK.nearest(View(inner, other), x, right, generator=generator())
+    found = QUICK.nearest(SurrogateModel(inner, other), x, right, generator=generator())
     hit = found.distance.isfinite()
     assert (other(found.x_adv[hit]).argmax(1) != right[hit]).all()
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.attacks import FGSM, PGD, Draws
-from robustlib.attacks.base import View
+from robustlib.attacks import FGSM, PGD, ExampleRNG
+from robustlib.attacks.base import SurrogateModel
 from robustlib.audit import Check, audit, audit_run
 from robustlib.audit.attacks import HEAD, Anchored, Evidence, Head, Scaled, sources_of, surrogates_of
 from robustlib.audit.audit import _most, check_published, check_selection, headline, protocol
@@ -72,7 +72,7 @@ def pgd20(model: nn.Module, dataset, **settings) -> float:
 def under(attack: PGD, model: nn.Module, dataset) -> float:
     batch = next(iter(dataset.test.sample(N).batches(N)))
     model = Anchored(model)
-    x_adv = attack(model, batch.x, batch.y, draws=Draws.for_examples(0, batch.index))
+    x_adv = attack(model, batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
     with torch.no_grad():
         return 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
 
@@ -215,10 +215,10 @@ def test_planted_fakes_are_caught(digits, honest, fake, red):
 
 def test_a_self_confirming_head_is_caught(digits, honest):
     model = SelfConfirming(honest).eval()
-    open_view = View(honest, model)  # searched on the plain head, judged by the deployed model
+    open_view = SurrogateModel(honest, model)  # searched on the plain head, judged by the deployed model
     batch = next(iter(digits.test.sample(N).batches(N)))
     attack = PGD(digits.threat, steps=20, early_stop=True)
-    x_adv = attack(open_view, batch.x, batch.y, draws=Draws.for_examples(0, batch.index))
+    x_adv = attack(open_view, batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
     with torch.no_grad():
         least = 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
     assert pgd20(model, digits) > least + 10, "this fake fools nobody"
@@ -406,9 +406,9 @@ def test_a_family_of_views_is_aimed_at_what_still_stands(digits, honest):
     assert (len(e.views), len(e.aimed)) == (1, 10)
     blind, white = e.accuracy(e.trajectory[100][0], e.apgd), e.accuracy(e.white)
     assert white.mean() < blind.mean() - 0.05, "only the family shows a way"
-    views = {label: View(Aimed(honest, label).eval(), honest) for label in range(10)}
+    views = {label: SurrogateModel(Aimed(honest, label).eval(), honest) for label in range(10)}
     aim = PGD(digits.threat, steps=20, early_stop=True, objective="margin", targeted=True)
-    found = torch.stack([aim(v, e.x, e.y, draws=e.draws, target=torch.full_like(e.y, t)) for t, v in views.items()])
+    found = torch.stack([aim(v, e.x, e.y, rng=e.rng, target=torch.full_like(e.y, t)) for t, v in views.items()])
     with torch.no_grad():
         open_ = torch.stack([honest(x).argmax(1) == e.y for x in found]).all(0)
     assert (white - open_.double()).abs().mean() < 0.1, "as good as that attack without the seal"
@@ -485,7 +485,9 @@ def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
     found = evidence(honest, digits.test, digits.threat, n=8)
     x, outer = found.x[3:4], None
     readout = _readout(found, outputs(honest)["features"], 3)
-    inner = uniform_point(digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), Draws.for_examples(1, torch.arange(50)))
+    inner = uniform_point(
+        digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), ExampleRNG.for_examples(1, torch.arange(50))
+    )
     outer = _surface_point(found, x, 3)
     assert float(digits.threat.distance(outer, x)) <= digits.threat.eps + 1e-6
     with torch.no_grad():

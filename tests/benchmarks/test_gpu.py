@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustlib.attacks import PGD, AutoAttack, Draws, Threat
+from robustlib.attacks import PGD, AutoAttack, ExampleRNG, Threat
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
@@ -18,7 +18,7 @@ pytestmark = [
 
 def test_draws_are_the_same_numbers_on_both_devices():
     seeds = torch.arange(100)
-    here, there = Draws.for_examples(3, seeds), Draws.for_examples(3, seeds.cuda())
+    here, there = ExampleRNG.for_examples(3, seeds), ExampleRNG.for_examples(3, seeds.cuda())
     assert torch.equal(here.uniform(3, 8, 8), there.uniform(3, 8, 8).cpu())
     assert torch.allclose(here.normal(3, 8, 8), there.normal(3, 8, 8).cpu(), atol=1e-5)
 

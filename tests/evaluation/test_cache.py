@@ -40,9 +40,9 @@ class Shaky:
     threat: Threat
     seconds: float = 0.0
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         time.sleep(self.seconds)
-        start = self.threat.random_start(x, draws.uniform(*x.shape[1:]))
+        start = self.threat.random_start(x, rng.uniform(*x.shape[1:]))
         return self.threat.project(start + 0.01 * torch.randn_like(x), x)
 
 
@@ -56,7 +56,7 @@ class Pair:
     def components(self, classes: int):
         return {"shaky": Shaky(self.threat, self.seconds), "pgd": PGD(self.threat, steps=2)}
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         raise AssertionError("a cascade is called component by component")
 
 
@@ -152,7 +152,7 @@ def test_damaged_and_orphaned_states(tmp_path: Path) -> None:
 
 def test_a_new_memory_address_is_no_new_attack(tmp_path: Path) -> None:
     class Plain:
-        def __call__(self, model, x, y, *, generator=None, draws=None):
+        def __call__(self, model, x, y, *, generator=None, rng=None):
             return x
 
     model, split = case()
@@ -168,10 +168,10 @@ class Hungry:
     fits: int
     error: Callable[[], BaseException]
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         if len(x) > self.fits:
             raise self.error()
-        return self.threat.random_start(x, draws.uniform(*x.shape[1:]))
+        return self.threat.random_start(x, rng.uniform(*x.shape[1:]))
 
 
 ERRORS = {

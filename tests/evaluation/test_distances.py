@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from robustlib.attacks import FAB, Nearest, Tangent, Threat
+from robustlib.attacks import FAB, MinNormResult, Tangent, Threat
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import adversarial_distances, bootstrap, compare_distances, shared_distances
@@ -99,8 +99,8 @@ class Liar:
     threat: Threat = L2
     beyond: float = 0.0
 
-    def nearest(self, model, x, y, *, starts=None, generator=None, draws=None):
-        return Nearest(x + self.beyond, torch.full((len(x),), 9.0), torch.ones_like(y))
+    def nearest(self, model, x, y, *, starts=None, generator=None, rng=None):
+        return MinNormResult(x + self.beyond, torch.full((len(x),), 9.0), torch.ones_like(y))
 
 
 @pytest.mark.parametrize("beyond", [0.0, 5.0])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, Draws, Square, Threat, View
+from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, ExampleRNG, Square, SurrogateModel, Threat
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
@@ -89,7 +89,7 @@ class Cheat:
     threat: Threat
     value: float
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         return torch.full_like(x, self.value)
 
 
@@ -108,7 +108,7 @@ class Notes:
     threat: Threat
     given: list
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         self.given.append(x)
         return x
 
@@ -143,7 +143,7 @@ def test_a_cascade_is_autoattack_called_directly(split):
     weak = (("random", PGD(threat, steps=1, step_size=1e-9)), ("square", Square(threat, queries=20)))
     attack = AutoAttack(threat, version="custom", attacks=(*weak, ("apgd-t", APGD(threat, 10, "dlr", targets=3))))
     records = evaluate(model, split, {"aa": attack}, batch_size=50)
-    x_adv = attack(model, split.images / 255, labels, draws=Draws.for_examples(0, split.indices))
+    x_adv = attack(model, split.images / 255, labels, rng=ExampleRNG.for_examples(0, split.indices))
     with torch.no_grad():
         logits = model(x_adv)
     last = records[records.attack == "aa"].groupby("index").last()
@@ -220,14 +220,14 @@ class ManyDoors(Linear):
 
 def brute_force(model, split, attacks, adaptive, sources=None):
     """Which examples withstand every attack on every view that it is made on, each of them in full."""
-    x, y, draws = split.images / 255, split.labels, Draws.for_examples(0, split.indices)
+    x, y, rng = split.images / 255, split.labels, ExampleRNG.for_examples(0, split.indices)
     left = model(x).argmax(1) == y
 
     def tried(attack, view, **aim):
         parts = attack.components(4) if hasattr(attack, "components") else {"": attack}
         for k, part in enumerate(parts.values()):
-            mine = draws.fork(k) if len(parts) > 1 or aim else draws
-            yield model(part(View(view, model), x, y, draws=mine, **aim)).argmax(1) == y
+            mine = rng.fold_in(k) if len(parts) > 1 or aim else rng
+            yield model(part(SurrogateModel(view, model), x, y, rng=mine, **aim)).argmax(1) == y
 
     for attack in attacks.values():
         left &= torch.stack(list(tried(attack, model))).all(0)
@@ -237,8 +237,10 @@ def brute_force(model, split, attacks, adaptive, sources=None):
                 left &= torch.stack(list(tried(attack, view))).all(0)
     for t in range(4):
         aim = replace(adaptive["margin"], targeted=True)
-        fork = draws.fork(t)
-        x_adv = aim(View(model.surrogates()[f"gate {t}"], model), x, y, draws=fork, target=torch.full_like(y, t))
+        fork = rng.fold_in(t)
+        x_adv = aim(
+            SurrogateModel(model.surrogates()[f"gate {t}"], model), x, y, rng=fork, target=torch.full_like(y, t)
+        )
         left &= (model(x_adv).argmax(1) == y) | (y == t)
     return left
 
@@ -377,7 +379,7 @@ def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
         Threat("linf", 0.25), steps=20, step_size=0.05, start="zero", early_stop=True, objective="margin", targeted=True
     )
     judge, view, target = Judge(), Judge(), torch.full((3,), 2)
-    assert judge(aim(View(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
+    assert judge(aim(SurrogateModel(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
 
 
 def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, few, monkeypatch):
@@ -435,7 +437,7 @@ class Darken:
     threat: Threat
     remainder: int
 
-    def __call__(self, model, x, y, *, generator=None, draws=None):
+    def __call__(self, model, x, y, *, generator=None, rng=None):
         chosen = (torch.arange(len(x)) % 2 == self.remainder).float().view(-1, 1, 1, 1)
         return x - self.threat.eps * chosen
 
@@ -784,7 +786,7 @@ def test_a_summary_of_nothing_has_its_columns(model, split):
 
 def test_a_cascade_is_held_to_its_own_threat(model, split):
     class Far:
-        def __call__(self, model, x, y, *, generator=None, draws=None):
+        def __call__(self, model, x, y, *, generator=None, rng=None):
             return 1 - x
 
     records = evaluate(model, split, {"aa": AutoAttack(THREAT, "custom", (("far", Far()),))})

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
 
-from robustlib.attacks import Draws
+from robustlib.attacks import ExampleRNG
 from robustlib.errors import InputError
 from robustlib.losses import mart_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
@@ -68,9 +68,9 @@ def attacked(model, batch, start, steps, length, radius, mode):
 
 
 def noise(kind, forked=True):
-    draws = Draws.from_generator(torch.Generator().manual_seed(SEED), BATCH, torch.device("cpu"))
-    draws = draws.fork(0) if forked else draws
-    return (2 * draws.uniform(1, 8, 8) - 1 if kind == "uniform" else draws.normal(1, 8, 8)).double()
+    rng = ExampleRNG.from_generator(torch.Generator().manual_seed(SEED), BATCH, torch.device("cpu"))
+    rng = rng.fold_in(0) if forked else rng
+    return (2 * rng.uniform(1, 8, 8) - 1 if kind == "uniform" else rng.normal(1, 8, 8)).double()
 
 
 def same(a, b):

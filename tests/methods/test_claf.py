@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustlib.attacks import PGD, Ascent
+from robustlib.attacks import PGD, BatchPGD
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.methods.claf import head_probe
@@ -91,7 +91,7 @@ def test_rocl_is_its_formula(digits):
         s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)
         return F.cross_entropy(s, torch.arange(32).roll(16))
 
-    x_adv = Ascent(digits.threat, 2)(twin, x1, pair, generator=step_context().generator)
+    x_adv = BatchPGD(digits.threat, 2)(twin, x1, pair, generator=step_context().generator)
     assert pair(twin, x_adv) > pair(twin, x1)
     parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
     short, long = (restated(z, None, 0.5) for z in parts)
@@ -112,7 +112,7 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
         u = F.normalize(seen.project(x), dim=1)
         return F.cross_entropy((u @ u.t() / 0.5).fill_diagonal_(-torch.inf), torch.arange(32).roll(16))
 
-    x_adv = Ascent(digits.threat, 2)(twin, views, stream, generator=step_context().generator)
+    x_adv = BatchPGD(digits.threat, 2)(twin, views, stream, generator=step_context().generator)
     assert (x_adv - views).flatten(1).abs().amax(1).min() > 0, "both views are perturbed"
     attacked = restated(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
     assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)

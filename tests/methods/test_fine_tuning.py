@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustlib.attacks import PGD, Draws, Threat
+from robustlib.attacks import PGD, ExampleRNG, Threat
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
@@ -104,9 +104,9 @@ def test_noise_is_replayed_where_clean_features_strayed(digits, norm):
         assert model.encoder.stage1[1].num_batches_tracked == 1  # neither the distance nor the attack leaves a trace
         threat = Threat(norm, digits.threat.eps)
         if noisy:  # where the attack would have started
-            draws = Draws.from_generator(step_context().generator, len(batch.x), batch.x.device)
+            rng = ExampleRNG.from_generator(step_context().generator, len(batch.x), batch.x.device)
             shape = batch.x.shape[1:]
-            x = threat.random_start(batch.x, draws.fork(0).uniform(*shape), draws.fork(0).fork(0).normal(*shape))
+            x = threat.random_start(batch.x, rng.fold_in(0).uniform(*shape), rng.fold_in(0).fold_in(0).normal(*shape))
         else:
             x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=step_context().generator)
         ce, gap = in_numpy(model, teacher, batch, x)

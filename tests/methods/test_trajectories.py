@@ -7,7 +7,7 @@ from pyautoattack import autopgd_base, fab_pt
 from torch import nn
 
 from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd, square
-from robustlib.rng import Draws
+from robustlib.rng import ExampleRNG
 
 THREATS = [Threat("linf", 0.06), Threat("l2", 0.4)]
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -81,8 +81,8 @@ class AuthorsTargeted(FirstStep, autopgd_base.APGDAttack_targeted):
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatch):
-    (x, y), draws = images, Draws.for_examples(0, torch.arange(N))
-    start = apgd.surface_point(threat, x, draws)
+    (x, y), rng = images, ExampleRNG.for_examples(0, torch.arange(N))
+    start = apgd.surface_point(threat, x, rng)
     theirs = Authors(wavy, n_iter=STEPS, norm=NORMS[threat.norm], eps=threat.eps, loss=loss)
     theirs.init_hyperparam(x)
     z = wavy(start).detach()
@@ -91,7 +91,7 @@ def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatc
     best, right, _, _ = theirs.attack_single_run(x, y, x_init=start)
     expected = walked(wavy, start)
     assert right.all(), "no example may leave, or the paths could not be compared"
-    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, draws: start)
+    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, rng: start)
     found = APGD(threat, STEPS, objective=loss)(wavy, x, y)
     path = walked(wavy, start)
     assert len(path) >= len(expected) == STEPS + 1
@@ -102,8 +102,8 @@ def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatc
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeypatch):
     """Each of the likeliest wrong classes in turn, as ranked on the clean image, from the same start."""
-    (x, y), draws = images, Draws.for_examples(0, torch.arange(N))
-    start = apgd.surface_point(threat, x, draws)
+    (x, y), rng = images, ExampleRNG.for_examples(0, torch.arange(N))
+    start = apgd.surface_point(threat, x, rng)
     ranked = wavy(x).sort(dim=1).indices
     expected = []
     for place in range(2, 5):
@@ -114,7 +114,7 @@ def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeyp
         wavy.shown = []
         assert theirs.attack_single_run(x, y, x_init=start)[1].all()
         expected.append(walked(wavy, start)[: STEPS + 1])
-    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, draws: start)
+    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, rng: start)
     APGD(threat, STEPS, objective="dlr", targets=3)(wavy, x, y)
     path = walked(wavy, start)
     starts = [i for i, points in enumerate(path) if torch.equal(points, start)]
@@ -146,7 +146,7 @@ def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
     """Algorithms 2 and 3: every query of the linf attack is a corner of the ball, and one of the l2 attack uses all of its length."""
     x, y = 0.3 + 0.4 * images[0], images[1]
     wavy.shown = []
-    Square(threat, queries=60)(wavy, x, y, draws=Draws.for_examples(0, torch.arange(N)))
+    Square(threat, queries=60)(wavy, x, y, rng=ExampleRNG.for_examples(0, torch.arange(N)))
     asked = [seen for seen in wavy.shown if len(seen) == N and not torch.equal(seen, x)]
     assert len(asked) > 20
     for seen in asked:
@@ -161,7 +161,7 @@ def test_square_spends_what_is_unused_in_its_window():
     x = torch.full((4, 3, 12, 12), 0.5, dtype=torch.float64)
     best = x + 0.02 * torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     threat = Threat("l2", 2 * float(Threat("l2", 1).distance(best, x).max()))
-    tried = square._l2_step(x, best, threat.eps, 9 / 144, Draws.for_examples(0, torch.arange(4)))
+    tried = square._l2_step(x, best, threat.eps, 9 / 144, ExampleRNG.for_examples(0, torch.arange(4)))
     assert torch.allclose(threat.distance(tried, x), torch.full((4,), threat.eps, dtype=x.dtype))
     moved = ((tried - best).abs() > 1e-9).any(1).flatten(1).sum(1)
     assert ((moved > 0) & (moved <= 2 * 3 * 3)).all()

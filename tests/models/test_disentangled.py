@@ -113,12 +113,12 @@ def test_folding_keeps_its_dtype_and_its_mean(digits):
 
 
 def test_attacks_find_a_folded_twin(digits):
-    from robustlib.attacks.fold_batchnorm import replica_of
+    from robustlib.attacks.fold_batchnorm import fold_batchnorm
 
     model, x = shaken("small_cnn", digits), images(digits)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    twin = replica_of(model, x, "32-true")
+    twin = fold_batchnorm(model, x, "32-true")
     assert twin is not None
     assert torch.allclose(twin(x), model(x), rtol=1e-3, atol=1e-3)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD, Ascent, Draws, Threat
-from robustlib.attacks.fold_batchnorm import batchnorm_after, replica_of
+from robustlib.attacks import PGD, BatchPGD, ExampleRNG, Threat
+from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.losses import nt_xent
 from robustlib.models import Projected, build_model
@@ -106,14 +106,14 @@ def test_the_ascent_is_the_loop_written_out(digits, norm):
     model.project(x)
     before = copy.deepcopy(model.state_dict())
     threat, fixed = Threat(norm, 0.1), torch.randn(12, 8)
-    attack = Ascent(threat, 4, 0.03)
+    attack = BatchPGD(threat, 4, 0.03)
     x_adv = attack(model, x, lambda m, v: nt_xent(m.project(v), fixed), generator=torch.Generator().manual_seed(5))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     model.eval()
-    draws = Draws.from_generator(torch.Generator().manual_seed(5), 12, x.device)
-    at = uniform_point(threat, x, draws)
+    rng = ExampleRNG.from_generator(torch.Generator().manual_seed(5), 12, x.device)
+    at = uniform_point(threat, x, rng)
     values = []
     for _ in range(4):
         at = at.detach().requires_grad_(True)
@@ -132,14 +132,14 @@ def test_the_ascent_is_the_loop_written_out(digits, norm):
 
 def test_the_ascent_ends_in_the_corner_of_a_linear_loss():
     x, w = torch.rand(3, 1, 4, 4), torch.randn(1, 4, 4)
-    x_adv = Ascent(Threat("linf", 0.1), 9)(nn.Identity(), x, lambda m, v: (m(v) * w).sum())
+    x_adv = BatchPGD(Threat("linf", 0.1), 9)(nn.Identity(), x, lambda m, v: (m(v) * w).sum())
     assert torch.allclose(x_adv, (x + 0.1 * w.sign()).clamp(0, 1), atol=1e-6)
 
 
 def test_bad_settings_of_the_ascent_are_sentences():
-    for wrong, says in (({"steps": 0}, "Ascent steps=0"), ({"step_size": -1.0}, "step_size=-1.0: give a positive")):
+    for wrong, says in (({"steps": 0}, "BatchPGD steps=0"), ({"step_size": -1.0}, "step_size=-1.0: give a positive")):
         with pytest.raises(InputError, match=says):
-            Ascent(Threat("linf", 0.1), **wrong)
+            BatchPGD(Threat("linf", 0.1), **wrong)
 
 
 @pytest.mark.parametrize("dual", [False, True])
@@ -147,7 +147,7 @@ def test_the_twin_of_an_ascent_projects_as_its_model_does(digits, dual):
     model = build_model("small_cnn", digits, **(DUAL if dual else {"projection": (16, 8)})).train()
     model.project(2 * images())
     model.eval()
-    twin = replica_of(model, images(), "32-true")
+    twin = fold_batchnorm(model, images(), "32-true")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules()) or dual
     assert len(batchnorm_after(model)) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
     assert torch.allclose(twin.project(images()), model.project(images()), atol=1e-4)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustlib.attacks import PGD, Threat
-from robustlib.attacks.fold_batchnorm import replica_of
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.models import Purified, build_model, build_purifier
 from robustlib.models.purified import RandomTransform
@@ -288,10 +288,10 @@ def test_digests_tell_views_apart():
 def test_attacks_find_a_folded_twin_of_what_is_deterministic(precision):
     model, x = purified(), images()
     fixed, classifier = model.fixed(0), model.surrogates()["classifier"]
-    assert replica_of(model, x, precision) is None
+    assert fold_batchnorm(model, x, precision) is None
     for view in (fixed, classifier):
         for trial in range(2):
-            twin = replica_of(view, x, precision)
+            twin = fold_batchnorm(view, x, precision)
             assert isinstance(twin, nn.Module)
             assert not [part for name, part in twin.named_modules() if isinstance(part, nn.BatchNorm2d)]
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -299,9 +299,9 @@ def test_attacks_find_a_folded_twin_of_what_is_deterministic(precision):
             assert torch.allclose(quick, view(x), atol=1e-4 if precision == "32-true" else 0.05), (view, trial)
             with torch.no_grad():  # the purifier learns, and the twin is renewed
                 model.purifier.fine.last.bias += 0.5
-    again = replica_of(fixed, x, precision)
+    again = fold_batchnorm(fixed, x, precision)
     assert again is not None
-    assert again is replica_of(fixed, x, precision)
+    assert again is fold_batchnorm(fixed, x, precision)
 
 
 def test_an_attack_leaves_the_classifier_frozen_and_the_modes_as_found():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD, Draws
-from robustlib.attacks.base import View, attacked_view
-from robustlib.attacks.fold_batchnorm import replica_of
+from robustlib.attacks import PGD, ExampleRNG
+from robustlib.attacks.base import SurrogateModel, validation_view
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.losses import trades_loss
@@ -219,9 +219,9 @@ def test_a_bpda_gate_feels_the_soft_mask(temperature):
 @pytest.mark.parametrize("arch", SMALL)
 def test_a_quick_attack_looks_at_the_last_auxiliary_head_behind_soft_gates(arch):
     model, x = attentive(arch), torch.rand(4, 3, 16, 16)
-    quick = attacked_view(model)
-    assert isinstance(quick, View)
-    assert quick.judge is model
+    quick = validation_view(model)
+    assert isinstance(quick, SurrogateModel)
+    assert quick.target is model
     weight = model.head.weight
     soft = model.gated(x, lambda logits: (logits / 0.3).softmax(1) @ weight)
     assert torch.equal(quick(x), soft.auxiliary[-1])
@@ -229,8 +229,8 @@ def test_a_quick_attack_looks_at_the_last_auxiliary_head_behind_soft_gates(arch)
         assert not torch.allclose(quick(x), model.attend(x).auxiliary[-1])
         assert torch.equal(model.surrogates()["soft head 0.3"](x), quick(x))
     plain, bare = build_model(arch, spec((3, 16, 16))), nn.Flatten()
-    assert plain.attack_view() is attacked_view(plain) is plain
-    assert attacked_view(bare) is bare
+    assert plain.attack_view() is validation_view(plain) is plain
+    assert validation_view(bare) is bare
 
 
 def test_each_surrogate_equals_its_formula():
@@ -266,7 +266,7 @@ def test_every_surrogate_has_gradients_and_a_folded_twin(arch):
         x_in = x.clone().requires_grad_(True)
         nn.functional.cross_entropy(view(x_in), y).backward()
         assert bool((x_in.grad.flatten(1).norm(dim=1) > 0).all()), name
-        twin = replica_of(view.eval(), x, "32-true")
+        twin = fold_batchnorm(view.eval(), x, "32-true")
         assert twin is not None, name
         with torch.no_grad():
             assert torch.allclose(twin(x), view(x), rtol=1e-3, atol=1e-3), name
@@ -311,8 +311,8 @@ def test_surrogates_break_what_the_papers_protocol_calls_robust(digits):
     attack = PGD(digits.threat, steps=20)
     left = {}
     for name, view in {"": model, **model.surrogates()}.items():
-        draws = Draws.for_examples(0, batch.index)
-        x_adv = attack(View(view, model) if name else model, batch.x, batch.y, draws=draws)
+        rng = ExampleRNG.for_examples(0, batch.index)
+        x_adv = attack(SurrogateModel(view, model) if name else model, batch.x, batch.y, rng=rng)
         with torch.no_grad():
             left[name] = model(x_adv).argmax(1) == batch.y
     with torch.no_grad():

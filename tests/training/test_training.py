@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustlib.attacks import Draws
+from robustlib.attacks import ExampleRNG
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.models import build_model
@@ -500,8 +500,8 @@ def test_a_stochastic_model_is_scored_on_the_same_draws_each_time(digits):
 def test_both_gradients_of_an_alignment_are_of_one_draw(digits):
     """For a linear model behind noise the gradients' direction depends on the draw and hardly on a point of a tiny ball."""
     batch = next(digits.val.batches(30))
-    model, draws = Noisy(build_model("mlp", digits)), Draws.for_examples(0, batch.index)
-    assert gradient_alignment(model, batch.x, batch.y, Threat("linf", 1e-6), draws) > 0.999
+    model, rng = Noisy(build_model("mlp", digits)), ExampleRNG.for_examples(0, batch.index)
+    assert gradient_alignment(model, batch.x, batch.y, Threat("linf", 1e-6), rng) > 0.999
 
 
 # ---- overfitting

@@ -217,8 +217,8 @@ GAPS = {
     "l2": "L2 distance (raw)",
     "linf": "L∞ distance (raw)",
 }
-MIXED = ("layer", "eps", "class", "stage", "snapshot")
-DEPTHS = {"epoch": "epoch", "eps": "radius of the attack, eps", "layer": "layer, from input to output"}
+MIXED = ("layer", "eps", "class")
+DEPTHS = {"eps": "radius of the attack, eps", "layer": "layer, from input to output"}
 
 
 def over_seeds(table: "DataFrame", x: str, value: str, what: str = "curves") -> dict[str, "DataFrame"]:
@@ -275,19 +275,17 @@ def robustness_over_seeds(table: "DataFrame", x: str = "eps", threat_eps: float 
     return Figure(fig, f"{alt} Bands are {bands}.", numbers)
 
 
-def feature_gap_curves(
-    table: "DataFrame", x: str = "epoch", measures: Sequence[str] = ("relative_l2", "cosine")
-) -> Figure:
-    """How far clean and adversarial features of an image lie apart, over training, radius or depth.
+def feature_gap_curves(table: "DataFrame", x: str, measures: Sequence[str] = ("relative_l2", "cosine")) -> Figure:
+    """How far clean and adversarial features of an image lie apart, over radius or depth.
 
     Args:
         table: of `robustlib.representation.gap_table`, or any with `method`, `seed`, `x`, the measures, and optionally `title`.
-        x: "epoch", "eps" or "layer" (in the order of the table).
+        x: "eps" or "layer" (in the order of the table).
         measures: a panel for each; L1, L2 and L∞ are raw: they grow with the scale of the features.
 
     Raises:
-        InputError: an unknown x or measure, a column that is missing or empty, or a table that mixes layers, radii, classes
-            or stages, whose mean would mean nothing.
+        InputError: an unknown x or measure, a column that is missing or empty, or a table that mixes layers, radii or
+            classes, whose mean would mean nothing.
     """
     import pandas as pd
 
@@ -298,12 +296,7 @@ def feature_gap_curves(
             raise InputError(f"{measure!r} is no feature gap: choose among {', '.join(GAPS)}.")
     rows = require_columns("feature-gap", table, [x, *measures])
     for other in MIXED:
-        if (
-            other != x
-            and other in rows
-            and rows[other].nunique(dropna=False) > 1
-            and (x, other) != ("epoch", "snapshot")
-        ):
+        if other != x and other in rows and rows[other].nunique(dropna=False) > 1:
             there = ", ".join(map(repr, rows[other].unique()))
             raise InputError(f"The feature-gap figure over {x} needs one {other}, the table has {there}: choose one.")
     said, numbers = [], []
@@ -325,8 +318,6 @@ def feature_gap_curves(
 
 
 def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if x == "layer":
         places = list(dict.fromkeys(name for frame in curves.values() for name in frame[x]))
         words = [str(name).removeprefix("encoder.") for name in places]
@@ -337,8 +328,6 @@ def _draw(axis: "Axes", curves: "dict[str, DataFrame]", x: str, measure: str) ->
         at = [places.index(layer) for layer in frame[x]] if x == "layer" else frame[x]
         axis.plot(at, frame[measure], label=name, markevery=max(1, len(frame) // 10), **look)
         axis.fill_between(at, frame["low"].clip(lower=0), frame["high"], color=look["color"], alpha=0.15, lw=0)
-    if x == "epoch":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axis.set_ylim(bottom=0)
     axis.set_xlabel(DEPTHS[x])
     axis.set_title(GAPS[measure][0].upper() + GAPS[measure][1:])

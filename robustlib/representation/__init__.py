@@ -21,13 +21,11 @@ from robustlib.representation.measures import (
 )
 from robustlib.representation.pairs import Pairs, attacked_pairs
 from robustlib.representation.probes import (
-    MEASURES,
     KNNProbe,
     LinearProbe,
     gap_probe,
     knn_probe,
     linear_probe,
-    training_probe,
 )
 from robustlib.representation.pullback import Plane, metric_over_plane, pullback_metric
 from robustlib.representation.purification import forward_cost, purification_steps, purified_copies, transform_surface
@@ -40,6 +38,5 @@ from robustlib.representation.runs import (
     measures,
     probe_attack,
     run_features,
-    snapshots,
 )
 from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components

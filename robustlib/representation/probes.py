@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from robustlib.attacks import Attack
 from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Batch
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError
 from robustlib.representation.features import activations, as_features, as_labels, resolve_layers, rows_at_once
-from robustlib.representation.measures import GapMeasure, alignment, exclusion, feature_gap, unit
-from robustlib.representation.spectrum import effective_rank
+from robustlib.representation.measures import GapMeasure, feature_gap, unit
 from robustlib.rng import ExampleRNG
 
 if TYPE_CHECKING:
@@ -123,55 +122,6 @@ def _share(predictions: Tensor, labels: Tensor) -> float:
     return float((predictions.to(labels.device) == labels).float().mean())
 
 
-Numbers = Callable[[Tensor, Tensor, Tensor], float]  # clean features, adversarial ones, labels -> number
-
-
-def _gap(measure: GapMeasure) -> Numbers:
-    return lambda clean, adversarial, y: float(feature_gap(clean, adversarial, measure).mean())
-
-
-MEASURES: dict[str, Numbers] = {
-    "relative_l2": _gap("relative_l2"),
-    "cosine": _gap("cosine"),
-    "l1": _gap("l1"),
-    "l2": _gap("l2"),
-    "linf": _gap("linf"),
-    "alignment": lambda clean, adversarial, y: float(alignment(clean, adversarial).mean()),
-    "exclusion": lambda clean, adversarial, y: float(exclusion(adversarial, y, clean).nearest.mean()),
-    "margin": lambda clean, adversarial, y: float(exclusion(adversarial, y, clean).margin.nanmean()),
-    "effective_rank": lambda clean, adversarial, y: effective_rank(clean),
-}
-
-
-def training_probe(
-    measure: str, attack: Attack, *, layer: str | None = None, seed: int = 0
-) -> Callable[[nn.Module, Batch], float]:
-    """A measure to watch during training: an entry of `Stage.probes`, called with the model and a validation batch.
-
-    `Stage(..., probes={"feature_gap": training_probe("relative_l2", PGD(threat))})` writes it into the metrics as
-    "probe/feature_gap" before the first and after every epoch. The model is left as found.
-
-    Args:
-        measure: a key of MEASURES: the mean of a feature gap, alignment (clean to adversarial), exclusion and margin (of
-            adversarial examples among clean ones), effective rank (of clean features).
-        attack: finds the adversarial examples, on the model's `attack_view` where it has one, judged by the model itself.
-        layer: see `layers`; None = the penultimate features.
-        seed: of the attack, one stream an example, the same in every epoch.
-
-    Raises:
-        InputError: unknown measure; when called, no such layer.
-    """
-    if measure not in MEASURES:
-        raise unknown("measure", measure, MEASURES)
-
-    def probe(model: nn.Module, batch: Batch) -> float:
-        (name,) = resolve_layers(model, layer)
-        clean, adversarial = _both(model, batch, attack, (name,), seed)
-        return MEASURES[measure](clean[name], adversarial[name], batch.y)
-
-    return probe
-
-
 def gap_probe(
     attack: Attack,
     layers: Mapping[str, str],
@@ -200,7 +150,10 @@ def gap_probe(
         names = resolve_layers(model, tuple(layers.values()))
         spread = torch.arange(0, len(batch), max(1, len(batch) // images), device=batch.y.device)[:images]
         few = replace(batch, images=batch.images[spread], y=batch.y[spread], index=batch.index[spread])
-        clean, adversarial = _both(model, few, attack, names, seed)
+        with frozen_eval(model):
+            x_adv = attack(validation_view(model), few.x, few.y, rng=ExampleRNG.for_examples(seed, few.index))
+            with torch.no_grad():
+                clean, adversarial = activations(model, few.x, names), activations(model, x_adv, names)
         return {
             f"{said}/{measure}": float(feature_gap(clean[name], adversarial[name], measure).mean())
             for said, name in zip(layers, names, strict=True)
@@ -208,13 +161,3 @@ def gap_probe(
         }
 
     return probe
-
-
-def _both(
-    model: nn.Module, batch: Batch, attack: Attack, names: Sequence[str], seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the layers `names` answer to the batch and to its adversarial examples, in eval mode."""
-    with frozen_eval(model):
-        x_adv = attack(validation_view(model), batch.x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
-        with torch.no_grad():
-            return activations(model, batch.x, names), activations(model, x_adv, names)

@@ -3,7 +3,6 @@
 Finished runs side by side: the same images, the same attack, each model's feature space in numbers and maps.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD, Attack
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, unknown
-from robustlib.models import Classifier
 from robustlib.representation.embedding import Embedding, embed
 from robustlib.representation.features import FEATURES, Features, at_eps, features, resolve_layers
 from robustlib.representation.measures import (
@@ -29,7 +27,7 @@ from robustlib.representation.measures import (
     uniformity,
 )
 from robustlib.representation.spectrum import cka, effective_rank, neural_collapse
-from robustlib.runs import Run, attack_names, load_weights, merge_json, read_json, versions, write_atomic
+from robustlib.runs import Run, attack_names, digest, merge_json, read_json, versions, write_atomic
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -60,7 +58,6 @@ def run_features(
     layers: str | Sequence[str] | None = None,
     n: int = EXAMPLES,
     seed: int = 0,
-    snapshot: str = "",
     device: str = "auto",
 ) -> Pair:
     """Clean and adversarial features of a finished run on `n` test images, the same for all runs; kept in the run.
@@ -75,14 +72,13 @@ def run_features(
         layers: see `robustlib.representation.features`; None = the penultimate features.
         n: a stratified choice of so many test images, always the same; 0 for all.
         seed: of the attack.
-        snapshot: name of kept weights of an epoch, such as "train-5"; "" for the best.
         device: where they are made, if they are not kept yet: "cpu", "cuda" or "auto".
 
     Raises:
-        InputError: an unfinished run, another data set, no such layer, snapshot or device.
+        InputError: an unfinished run, another data set, no such layer or device.
     """
     check_runs([run], dataset)
-    model, weights = load_model(run, snapshot)
+    model, weights = run.model(), run.path / "model.safetensors"
     names, split = resolve_layers(model, layers), dataset.test.sample(n)
     asked: dict[str, object] = {
         "weights": digest(weights.read_bytes()),
@@ -90,7 +86,7 @@ def run_features(
     }
     asked |= {"attack": repr(attack), "layers": names, "seed": seed}
     asked["numerics"] = versions("measures/representation", *attack_names([attack]))
-    file = run.path / "features" / f"{digest(repr(asked).encode())}.npz"
+    file = run.path / "features" / f"{digest(repr(asked))}.npz"
     stored = _load(file, names, split)
     if stored is None:
         model = model.to(resolve_device(device))
@@ -111,29 +107,6 @@ def check_runs(runs: Sequence[Run], dataset: Dataset) -> None:
             )
         if not run.finished:
             raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first, or leave it out.")
-
-
-def snapshots(run: Run) -> tuple[str, ...]:
-    """Names of the epochs whose weights the run kept, "<stage>-<epoch>", by stage and epoch."""
-    names = [file.stem for file in run.path.glob("snapshots/*.safetensors")]
-    return tuple(sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2]))))
-
-
-def load_model(run: Run, snapshot: str = "") -> tuple[Classifier, Path]:
-    """The model with the best weights or those of a snapshot, and the file that holds them."""
-    model = run.model()
-    if not snapshot:
-        return model, run.path / "model.safetensors"
-    if snapshot not in (there := snapshots(run)):
-        raise InputError(f"{run.path} kept no weights {snapshot!r}, only: {', '.join(there) or 'none'}.")
-    weights = run.path / "snapshots" / f"{snapshot}.safetensors"
-    load_weights(model, weights)
-    return model, weights
-
-
-def digest(content: bytes) -> str:
-    """Sixteen characters that name some bytes."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _bytes(pair: Pair) -> bytes:
@@ -178,24 +151,21 @@ def gap_table(
     layers: str | Sequence[str] | None = None,
     eps: Sequence[float] | None = None,
     classes: bool = False,
-    epochs: bool = False,
     only: str = "all",
     n: int = EXAMPLES,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """The mean feature gap of runs per layer, eps, epoch and class, on the same images.
+    """The mean feature gap of runs per layer, eps and class, on the same images.
 
     Args:
         runs, dataset, attack, layers, n, seed: see `run_features`.
         eps: radii to attack with; None = the attack's own.
         classes: a row for each class besides the one for all.
-        epochs: the kept snapshots too (`Stage.snapshots`).
         only: "all" images, "survivors" of the attack or those it "fooled" (and that were right before).
 
     Returns:
-        Columns run, method, title (for people), seed, snapshot ("" = best weights), stage, epoch (of a snapshot; else missing),
-        layer, eps, class (a name; "" = all), n and the measures of `feature_gap`: relative_l2 and cosine are comparable, l1,
-        l2, linf are raw.
+        Columns run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and the measures of
+        `feature_gap`: relative_l2 and cosine are comparable, l1, l2, linf are raw.
 
     Raises:
         InputError: as `run_features`, and a class without adversarial survivors or without any image fooled.
@@ -208,11 +178,10 @@ def gap_table(
     attacks = [attack] if eps is None else [at_eps(attack, radius) for radius in eps]
     rows = []
     for run in runs:
-        for snapshot in ("", *(snapshots(run) if epochs else ())):
-            for one in attacks:
-                pair = run_features(run, dataset, one, layers=layers, n=n, seed=seed, snapshot=snapshot)
-                facts = _facts(run, snapshot) | {"eps": getattr(getattr(one, "threat", None), "eps", None)}
-                rows += [facts | row for row in gap_rows(*pair, dataset.class_names if classes else (), only)]
+        for one in attacks:
+            pair = run_features(run, dataset, one, layers=layers, n=n, seed=seed)
+            facts = _facts(run) | {"eps": getattr(getattr(one, "threat", None), "eps", None)}
+            rows += [facts | row for row in gap_rows(*pair, dataset.class_names if classes else (), only)]
     return pd.DataFrame(rows)
 
 
@@ -278,7 +247,7 @@ def measure_runs(
         runs, dataset, attack, layers, n, seed: see `run_features`.
 
     Returns:
-        One row a run and layer: run, method, title, seed, snapshot, stage, epoch, layer, then the measures.
+        One row a run and layer: run, method, title, seed, layer, then the measures.
 
     Raises:
         InputError: as `run_features`.
@@ -289,21 +258,21 @@ def measure_runs(
     rows = []
     for run in runs:
         for layer, numbers in _measured(run, dataset, attack, layers, n, seed).items():
-            rows.append(_facts(run, "") | {"layer": layer} | numbers)
+            rows.append(_facts(run) | {"layer": layer} | numbers)
     return pd.DataFrame(rows)
 
 
 def _measured(
     run: Run, dataset: Dataset, attack: Attack, layers: str | Sequence[str] | None, n: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    model, weights = load_model(run)
+    model, weights = run.model(), run.path / "model.safetensors"
     asked = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
     asked |= {
         "weights": digest(weights.read_bytes()),
         "numerics": versions("measures/representation", *attack_names([attack])),
     }
     file = run.path / "representation.json"
-    key = digest(json.dumps(asked).encode())
+    key = digest(json.dumps(asked))
     look = read_json(file).get(key)
     if look is None:
         pair = run_features(run, dataset, attack, layers=layers, n=n, seed=seed)
@@ -345,12 +314,6 @@ def embed_runs(
     return maps
 
 
-def _facts(run: Run, snapshot: str) -> dict[str, Any]:
-    params, (stage, _, epoch) = run.params(), snapshot.rpartition("-")
-    facts = (
-        {"run": run.name}
-        | {name: params.get(name) for name in ("method", "title", "seed")}
-        | {"changed": run.changed}
-        | {"snapshot": snapshot}
-    )
-    return facts | {"stage": stage, "epoch": int(epoch) if epoch else None}
+def _facts(run: Run) -> dict[str, Any]:
+    params = run.params()
+    return {"run": run.name, **{name: params.get(name) for name in ("method", "title", "seed")}, "changed": run.changed}

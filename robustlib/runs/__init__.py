@@ -1,6 +1,7 @@
 """The run directory: files that are old or new, never half, and what they say of a training."""
 
 from robustlib.runs.files import (
+    digest,
     load_weights,
     merge_json,
     read_bytes,
@@ -12,4 +13,4 @@ from robustlib.runs.files import (
 )
 from robustlib.runs.provenance import NUMERICS, attack_names, moved, versions
 from robustlib.runs.run import Run, changes_text, find_runs, parameter_hash, trained_with, transfer_sources
-from robustlib.runs.store import digest, measured
+from robustlib.runs.store import measured

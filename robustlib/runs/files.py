@@ -1,6 +1,7 @@
 """Writing and reading the files of a run, so that every file is old or new, never half."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,14 @@ from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def digest(*parts: str | bytes, length: int = 16) -> str:
+    """The first `length` hexadecimal characters of the SHA-256 of the parts, one after another."""
+    content = hashlib.sha256()
+    for part in parts:
+        content.update(part.encode() if isinstance(part, str) else part)
+    return content.hexdigest()[:length]
 
 
 def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import fcntl
-import hashlib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustlib.errors import InputError
-from robustlib.runs.files import load_weights, read_archive, read_bytes, read_json, write_atomic
+from robustlib.runs.files import digest, load_weights, read_archive, read_bytes, read_json, write_atomic
 from robustlib.runs.provenance import moved
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
     """Eight characters that name a set of parameters; presets and places do not enter."""
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
     kept["hyperparameters"] = {k: v for k, v in params.get("hyperparameters", {}).items() if k not in UNHASHED}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return digest(json.dumps(kept, sort_keys=True, default=str), length=8)
 
 
 FILES = (

@@ -1,6 +1,5 @@
 """Measurements of a run, each kept in a JSON file of its directory with the facts that decide its numbers."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,8 +27,3 @@ def measured(
     else:
         write_json(file, found)
     return found
-
-
-def digest(content: bytes) -> str:
-    """Sixteen characters that name some bytes, such as those of images or weights."""
-    return hashlib.sha256(content).hexdigest()[:16]

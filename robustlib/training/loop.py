@@ -233,8 +233,6 @@ class Training:
         if row["epoch"] and score > least:
             self.state.score, self.state.best_robust = score, result.robust
             save_weights(self._shown, self.run.path / "model.safetensors", {"epoch": str(row["epoch"])})
-        if row["epoch"] in self.stage.snapshots:
-            save_weights(self._shown, self.run.path / "snapshots" / f"{self.stage.name}-{row['epoch']}.safetensors")
         mine = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]] + [row]
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
         if self.stage.adversarial and self.stage.monitored and row["epoch"]:

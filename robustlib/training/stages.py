@@ -178,7 +178,6 @@ class Stage:
         modules: trained or copied beside the model; checkpointed with it.
         probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
             "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
-        snapshots: epochs (1-based, of this stage) whose weights are kept.
         dataset: whose training and validation images the stage sees; None for the run's.
     """
 
@@ -194,7 +193,6 @@ class Stage:
     end: Callable[[nn.Module, Batch], None] | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    snapshots: tuple[int, ...] = ()
     dataset: Dataset | None = None
 
 

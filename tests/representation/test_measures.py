@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from robustlib.attacks import FGSM, PGD, Threat
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.methods import METHODS, make_method
-from robustlib.methods.baselines import Standard
+from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.representation import (
     Features,
@@ -33,6 +32,7 @@ from robustlib.representation import (
     feature_gap,
     feature_jacobian_norm,
     features,
+    gap_probe,
     gap_rows,
     gap_table,
     knn_probe,
@@ -43,8 +43,6 @@ from robustlib.representation import (
     neural_collapse,
     principal_components,
     run_features,
-    snapshots,
-    training_probe,
     trustworthiness,
     uniformity,
 )
@@ -410,9 +408,10 @@ def test_attacks_look_at_the_attack_view(net):
     assert not hidden.images.equal(plain.images)
     assert known.predictions.equal(plain.predictions)
     batch = next(iter(split.batches(40)))
-    watched = training_probe("relative_l2", attack, layer="encoder.stage3")(net, batch)
-    inside = training_probe("relative_l2", attack, layer="model.encoder.stage3")
-    assert inside(Hidden(net, open=True), batch) == watched > inside(Hidden(net, open=False), batch)
+    outside = gap_probe(attack, {"h": "encoder.stage3"})(net, batch)["h/relative_l2"]
+    inside = gap_probe(attack, {"h": "model.encoder.stage3"})
+    with_view, without = (inside(Hidden(net, open=seen), batch)["h/relative_l2"] for seen in (True, False))
+    assert with_view == outside > without
 
 
 def test_images_are_kept_when_asked(net):
@@ -644,51 +643,24 @@ def test_features_of_one_dimension_have_a_map(no_umap):
 # Runs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watched(Standard):
-    """Standard training that watches its feature space and keeps an epoch."""
-
-    name = "watched"
-
-    def stages(self, dataset, model):
-        attack = PGD(dataset.threat, steps=2)
-        probes = {m: training_probe(m, attack) for m in ("relative_l2", "margin", "effective_rank")}
-        return [replace(stage, probes=probes, snapshots=(1,)) for stage in super().stages(dataset, model)]
-
-
 SMALL = {"epochs": 2, "train_examples": 200}
 
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    METHODS["watched"] = Watched
-    try:
-        kinds = [make_method(name, "digits", **SMALL) for name in ("watched", "standard")]
-        yield [fit(method, digits, root=root, progress=False, threads=1) for method in kinds]
-    finally:
-        del METHODS["watched"]
+    kinds = [make_method(name, "digits", **SMALL) for name in ("n_fgsm", "standard")]
+    return [fit(method, digits, root=root, progress=False, threads=1) for method in kinds]
 
 
 ATTACK = PGD(Threat("linf", 0.2), steps=3)
 
 
-def test_probes_watch_a_training(runs):
-    metrics = runs[0].metrics()
-    assert metrics[["probe/relative_l2", "probe/margin", "probe/effective_rank"]].notna().all().all()
-    assert len(metrics) == 3
-    assert metrics["probe/relative_l2"].nunique() == 3
-    with pytest.raises(InputError, match="Unknown measure 'gap'"):
-        training_probe("gap", ATTACK)
-
-
-def test_gap_table_per_layer_eps_epoch_and_class(runs, digits):
-    found = gap_table(runs, digits, ATTACK, layers=["stage1", "features"], eps=[0.0, 0.1, 0.2], epochs=True, n=60)
-    assert snapshots(runs[0])
-    assert len(found) == (2 + 1) * 2 * 3
+def test_gap_table_per_layer_eps_and_class(runs, digits):
+    found = gap_table(runs, digits, ATTACK, layers=["stage1", "features"], eps=[0.0, 0.1, 0.2], n=60)
+    assert len(found) == 2 * 2 * 3
     curve = found[(found.run == runs[1].name) & (found.layer == "features")].relative_l2.tolist()
     assert curve[0] < 1e-5 < curve[1] < curve[2]
-    assert found[found.snapshot != ""].epoch.tolist() == [1] * 6
     by_class = gap_table(runs[1:], digits, ATTACK, classes=True, n=60)
     assert by_class["class"].tolist() == ["", *digits.class_names]
     assert by_class.n.tolist()[0] == 60
@@ -749,5 +721,3 @@ def test_runs_that_cannot_be_compared(runs, digits):
         measure_runs([], digits, ATTACK)
     with pytest.raises(InputError, match="compare runs of one data set"):
         gap_table(runs, replace(digits, name="mnist"), ATTACK)
-    with pytest.raises(InputError, match="kept no weights 'train-9'"):
-        run_features(runs[1], digits, ATTACK, snapshot="train-9")

@@ -255,7 +255,7 @@ class Scripted:
 
         probes = {"norm": lambda model, batch: model(batch.x).norm()}
         return [
-            Stage("first", 2, optimisers, passes, begin=begin, snapshots=(1,), probes=probes),
+            Stage("first", 2, optimisers, passes, begin=begin, probes=probes),
             Stage("second", 1, {"body": OptimizerSpec(body, 0.01)}, (Pass(body_only),)),
         ]
 
@@ -271,7 +271,6 @@ def test_stages_passes_and_generators_run_as_told(tmp_path, few):
     assert list(rows.epoch_total) == [0, 1, 2, 2, 3]
     assert rows["probe/norm"].notna().tolist() == [True] * 3 + [False] * 2
     assert rows["refresh/head/half"].iloc[1] == 0.5
-    assert (run.path / "snapshots" / "first-1.safetensors").exists()
 
 
 def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, few):

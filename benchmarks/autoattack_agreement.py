@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from robustlib.attacks import APGD, Attack, AutoAttack, Threat
 from robustlib.data import Split, load_dataset
 from robustlib.evaluation import evaluate
-from robustlib.evaluation.metrics import withstood
-from robustlib.evaluation.reference import reference_verdicts
+from robustlib.evaluation.metrics import robust_correct
+from robustlib.evaluation.reference import reference_correct
 from robustlib.methods import METHODS, make_method
 from robustlib.training import fit
 from robustlib.workbook.experiments import parse_seeds
@@ -75,9 +75,9 @@ def duel(name: str, threat: Threat, model: nn.Module, split: Split, method: str,
     times = [time.perf_counter()]
     records = evaluate(model, split, {name: our_attack(name, threat)}, seed=seed)
     times.append(time.perf_counter())
-    theirs = reference_verdicts(model, split, threat, seed=seed, attacks=() if name == WHOLE else (name,))
+    theirs = reference_correct(model, split, threat, seed=seed, attacks=() if name == WHOLE else (name,))
     times.append(time.perf_counter())
-    right = withstood(records).groupby([records["attack"], records["index"]]).min()
+    right = robust_correct(records).groupby([records["attack"], records["index"]]).min()
     clean, ours = (torch.tensor(right[which].loc[split.indices.tolist()].to_list()) for which in ("clean", name))
     return Duel(threat.norm, method, seed, name, clean, ours, theirs, (times[1] - times[0], times[2] - times[1]))
 

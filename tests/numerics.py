@@ -27,7 +27,7 @@ from robustlib.attacks import APGD, FAB, PGD, AutoAttack, BatchPGD, ExampleRNG, 
 from robustlib.audit import audit
 from robustlib.data import Dataset, load_dataset
 from robustlib.evaluation import adversarial_distances, evaluate, summarise
-from robustlib.evaluation.stochastic import luck
+from robustlib.evaluation.stochastic import draw_statistics
 from robustlib.methods import METHODS, make_method
 from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
@@ -197,7 +197,7 @@ def randomness(dataset: Dataset) -> list[float]:
     records = evaluate(
         Shaken(small_model(dataset)), dataset.test.sample(40), {"pgd": PGD(Threat("linf", 0.03), 3, eot=2)}
     )
-    found = luck(records)
+    found = draw_statistics(records)
     return [
         *(float(v) for v in found.values() if isinstance(v, (int, float))),
         *summarise(records)["accuracy"].tolist(),

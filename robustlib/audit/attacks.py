@@ -15,7 +15,7 @@ from robustlib.attacks import APGD, FGSM, PGD, Attack, Square
 from robustlib.attacks.base import SurrogateModel
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
-from robustlib.evaluation import suited, valid
+from robustlib.evaluation import adapt, valid
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
@@ -29,7 +29,7 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     the plain head on the same features decides and has honest ones.
     """
     declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
-    plain = Anchored(Head(model))
+    plain = Differentiable(Head(model))
     return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
 
 
@@ -66,7 +66,7 @@ def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:
     return deployed.shape == ours.shape and not torch.allclose(deployed, ours, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-class Around(nn.Module):
+class Wrapper(nn.Module):
     """What answers by way of a model, and is as random as it is."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,7 +75,7 @@ class Around(nn.Module):
         self.draws_by_example = bool(getattr(model, "draws_by_example", False))
 
 
-class Head(Around):
+class Head(Wrapper):
     """head(features(x)) of a model, whatever else its forward does."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Head(Around):
         return self.model.head(self.model.features(x))  # type: ignore[operator]
 
 
-class Scaled(Around):
+class TemperatureScaled(Wrapper):
     """A model whose logits are multiplied by `factor`: the same predictions, other gradients of the cross-entropy."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
@@ -95,7 +95,7 @@ class Scaled(Around):
         return self.factor * self.model(x)
 
 
-class Anchored(Around):
+class Differentiable(Wrapper):
     """A model that can always be differentiated: where its output does not depend on x for autograd, the gradient is zero.
 
     Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they go on and find nothing,
@@ -117,7 +117,7 @@ FACTORS = (0.1, 10)  # by which logits are scaled
 VIEWS = 1000  # tags of the random streams: one block for each view
 
 
-class Evidence:
+class AuditAttacks:
     """A model, some images, and which of them withstand what.
 
     Results are bool (V, N, K): right or not, for each candidate image V found for an example N, in each of K draws of the
@@ -150,7 +150,7 @@ class Evidence:
         eot: int,
         transfer: Mapping[str, nn.Module],
     ) -> None:
-        self.model, self.threat, self.transfer = Anchored(model), threat, transfer
+        self.model, self.threat, self.transfer = Differentiable(model), threat, transfer
         self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
         self.stochastic = self.model.stochastic
         batch = next(iter(split.batches(len(split))))
@@ -159,7 +159,8 @@ class Evidence:
         others, self.aimed = apart({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
         self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
         self.scaled = {
-            f: [SurrogateModel(Scaled(v, f), self.model) for v in (self.model, *others.values())] for f in FACTORS
+            f: [SurrogateModel(TemperatureScaled(v, f), self.model) for v in (self.model, *others.values())]
+            for f in FACTORS
         }
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)
@@ -205,7 +206,7 @@ class Evidence:
 
     # ---- attacks
 
-    def tried(
+    def run(
         self,
         attack: Attack,
         tag: int,
@@ -234,8 +235,8 @@ class Evidence:
                 extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
                 extra |= {} if target is None else {"target": target[here]}
                 rng = self.rng.fold_in(tag + VIEWS * i)[here]
-                fitting = suited(attack, getattr(view, "surrogate", view))
-                x_adv[here] = fitting(view, self.x[here], self.y[here], rng=rng, **extra).to(x_adv.dtype)
+                adapted = adapt(attack, getattr(view, "surrogate", view))
+                x_adv[here] = adapted(view, self.x[here], self.y[here], rng=rng, **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
             results.append(self.right(x_adv))
@@ -251,7 +252,7 @@ class Evidence:
     @cached_property
     def fgsm(self) -> Tensor:
         """One step, on all examples: the wrong ones too, since a model that reads the label off the attack gets them right."""
-        return self.tried(FGSM(self.threat, eot=self.eot), 0, among=torch.ones_like(self.standing))[0]
+        return self.run(FGSM(self.threat, eot=self.eot), 0, among=torch.ones_like(self.standing))[0]
 
     @cached_property
     def trajectory(self) -> Mapping[int, tuple[Tensor, list[Tensor]]]:
@@ -259,7 +260,7 @@ class Evidence:
         found: dict[int, tuple[Tensor, list[Tensor]]] = {}
         start, done = None, 0
         for steps in STEPS:
-            found[steps] = self.tried(self.pgd(steps - done), 1, start=start)
+            found[steps] = self.run(self.pgd(steps - done), 1, start=start)
             start, done = found[steps][1], steps
         return found
 
@@ -280,17 +281,17 @@ class Evidence:
             left = self.standing
             for result in results:
                 left = left & (result.all(2).all(0) | self.stochastic)
-            results = [*results, self.tried(attack, tag, among=left, target=target, views=views)[0]]
+            results = [*results, self.run(attack, tag, among=left, target=target, views=views)[0]]
         return torch.cat(results)
 
     @cached_property
     def losses(self) -> Mapping[str, Tensor]:
         """PGD-20 on other objectives and with logits scaled, by name."""
-        found = {"margin": self.tried(self.pgd(objective="margin"), 1)[0]}
+        found = {"margin": self.run(self.pgd(objective="margin"), 1)[0]}
         if self.classes > 2:
-            found["DLR"] = self.tried(self.pgd(objective="dlr"), 1)[0]
+            found["DLR"] = self.run(self.pgd(objective="dlr"), 1)[0]
         for factor, views in self.scaled.items():
-            found[f"logits x {factor:g}"] = self.tried(self.pgd(), 1, views=views)[0]
+            found[f"logits x {factor:g}"] = self.run(self.pgd(), 1, views=views)[0]
         wrong = self.logits.nan_to_num(-torch.inf).scatter(1, self.y[:, None], -torch.inf)
         likeliest = wrong.argsort(1, descending=True)
         aim = self.pgd(objective="margin", targeted=True)
@@ -317,7 +318,7 @@ class Evidence:
     @cached_property
     def square(self) -> Tensor:
         """Square on every standing example: needs no gradient."""
-        return self.tried(Square(self.threat, queries=self.queries, votes=self.eot), 60)[0]
+        return self.run(Square(self.threat, queries=self.queries, votes=self.eot), 60)[0]
 
     @cached_property
     def transferred(self) -> Mapping[str, Tensor]:
@@ -345,4 +346,4 @@ class Evidence:
 
     def radius(self, eps: float, steps: int = 20) -> Tensor:
         """PGD within another radius; the threat's own is `pgd20`."""
-        return self.tried(self.pgd(steps, threat=Threat(self.threat.norm, eps)), 1)[0]
+        return self.run(self.pgd(steps, threat=Threat(self.threat.norm, eps)), 1)[0]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustlib.attacks.base import frozen_eval
-from robustlib.audit.attacks import Evidence, sources_of
+from robustlib.audit.attacks import AuditAttacks, sources_of
 from robustlib.audit.checks import (
     check_binarised,
     check_black_box,
@@ -31,10 +31,10 @@ from robustlib.audit.checks import (
     check_steps,
     modes,
 )
-from robustlib.audit.verdicts import VERDICTS, Check, Part, Verdict, fitting, judge, missing
+from robustlib.audit.verdicts import VERDICTS, Check, Part, Verdict, judge, matching, not_applicable
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation.protocols import budget_of
+from robustlib.evaluation.protocols import stochastic_protocol
 from robustlib.figures.labels import ATTACKS
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run, transfer_sources, versions, write_json
@@ -49,7 +49,7 @@ EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
 QUERIES, STOCHASTIC_QUERIES = 1000, 300
 DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
 
-CHECKS: tuple[Callable[[Evidence], Check], ...] = (
+CHECKS: tuple[Callable[[AuditAttacks], Check], ...] = (
     *(check_iterations, check_radii, check_steps, check_restarts, check_losses),
     *(check_black_box, check_noise, check_gradients, check_randomness),
 )
@@ -106,13 +106,13 @@ def audit(
     settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
     others = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
     with _alone(model, device, seed):
-        evidence = Evidence(model, some, threat, transfer=others, **settings)
+        evidence = AuditAttacks(model, some, threat, transfer=others, **settings)
         checks = []
         for check in CHECKS:
             tell(check.__name__.removeprefix("check_").replace("_", " "))
             checks.append(check(evidence))
         tell("binarisation")
-        checks += [check_gap(evidence, fitting(records, split, threat)), check_binarised(evidence, readouts)]
+        checks += [check_gap(evidence, matching(records, split, threat)), check_binarised(evidence, readouts)]
         checks += [check_sanity(evidence), check_bookkeeping(evidence, before, modes(model), records, split)]
     return sorted(checks, key=lambda check: check.number)
 
@@ -213,7 +213,7 @@ def audit_run(
 def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
     """How many images an audit has."""
     asked = n or min(EXAMPLES, evaluated)
-    return min(asked, STOCHASTIC_EXAMPLES, budget_of(preset).curve) if stochastic else asked
+    return min(asked, STOCHASTIC_EXAMPLES, stochastic_protocol(preset).curve) if stochastic else asked
 
 
 def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Check:
@@ -221,7 +221,9 @@ def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Ch
     name = "published results"
     windows = PUBLISHED.get((params["dataset"], params["arch"], params["method"]), {})
     if not windows or params.get("preset") != "cifar10-paper" or params.get("changed"):
-        return missing(14, name, "No published result has this architecture, data set, budget and hyper-parameters.")
+        return not_applicable(
+            14, name, "No published result has this architecture, data set, budget and hyper-parameters."
+        )
     parts = []
     for row in results["rows"]:
         if row["attack"] in windows:
@@ -229,7 +231,11 @@ def check_published(params: Mapping[str, Any], results: Mapping[str, Any]) -> Ch
             off = max(least - 100 * row["high"], 100 * row["low"] - most)  # of the interval's nearer end
             said = f"{row['attack']} {100 * row['accuracy']:.1f} % where {least:g} to {most:g} % were published"
             parts.append(Part(off, OUTSIDE, off > OUTSIDE, said, "", "find out why before reporting", "amber"))
-    return judge(14, name, parts) if parts else missing(14, name, "The evaluation has none of the published attacks.")
+    return (
+        judge(14, name, parts)
+        if parts
+        else not_applicable(14, name, "The evaluation has none of the published attacks.")
+    )
 
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.audit.attacks import Around, Evidence
+from robustlib.audit.attacks import AuditAttacks, Wrapper
 from robustlib.rng import uniform_point
 
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
@@ -21,7 +21,7 @@ STOCHASTIC_LOOKS = (40,)  # once: by chance, more looks find more
 FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
 
 
-class Readout(Around):
+class Readout(Wrapper):
     """Two logits from a linear function of some output of a model: 0 "inside", 1 "adversarial"."""
 
     weight: Tensor
@@ -40,7 +40,7 @@ class Readout(Around):
         return torch.cat([-score, score], 1)
 
 
-class Readouts(Around):
+class Readouts(Wrapper):
     """Several readouts of one output, to be attacked together, each by an image of its own: logit i is high where readout i
     says "inside"; the last one is 0.
     """
@@ -78,7 +78,7 @@ class Binarised:
     found: Tensor
 
 
-def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
+def binarised(evidence: AuditAttacks, images: int) -> dict[str, Binarised]:
     """Attacks readouts of each output of the model for each of the first `images` examples (Zimmermann et al. 2022, section 3).
 
     Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
@@ -99,7 +99,7 @@ def binarised(evidence: Evidence, images: int) -> dict[str, Binarised]:
     return tests
 
 
-def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
+def _readout(evidence: AuditAttacks, output: Output, i: int) -> Readout | None:
     """The readout of one example; None where no linear readout separates its points."""
     model, threat = evidence.model.model, evidence.threat
     x, rng = evidence.x[i : i + 1], evidence.rng[i : i + 1].fold_in(90)
@@ -129,14 +129,14 @@ def _readout(evidence: Evidence, output: Output, i: int) -> Readout | None:
     return readout if not evidence.stochastic or bool(_outside(evidence, Readouts([readout]), points[-1])) else None
 
 
-def _surface_point(evidence: Evidence, x: Tensor, i: int) -> Tensor:
+def _surface_point(evidence: AuditAttacks, x: Tensor, i: int) -> Tensor:
     """A random point of the ball's surface: a corner for linf, a random direction for l2; clipped to [0, 1]."""
     rng = evidence.rng[i : i + 1].fold_in(91)
     step = 2 * rng.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else rng.normal(*x.shape[1:])
     return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
 
 
-def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
+def _broken(evidence: AuditAttacks, readouts: Readouts, images: Tensor) -> Tensor:
     """(N,) bool: which readouts PGD leads to "adversarial", each from its own one of the images (N,)."""
     images = images.to(evidence.x.device)
     x, own, rng = evidence.x[images], torch.arange(len(images), device=images.device), evidence.rng[images].fold_in(92)
@@ -148,7 +148,7 @@ def _broken(evidence: Evidence, readouts: Readouts, images: Tensor) -> Tensor:
     return found
 
 
-def _outside(evidence: Evidence, readouts: Readouts, points: Tensor) -> Tensor:
+def _outside(evidence: AuditAttacks, readouts: Readouts, points: Tensor) -> Tensor:
     """(N,) bool: whether each readout calls its own one of the points (N, C, H, W) "adversarial", by the majority of draws."""
     with torch.no_grad():
         votes = torch.stack([readouts(points).diagonal() < 0 for _ in range(evidence.k)])

@@ -13,21 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks.objectives import ce, margin_of
-from robustlib.audit.attacks import BATCH, RESTARTS, Evidence
+from robustlib.audit.attacks import BATCH, RESTARTS, AuditAttacks
 from robustlib.audit.binarisation import binarised
 from robustlib.audit.verdicts import (
     Check,
     Part,
     Verdict,
     accuracies,
+    align,
     effect,
+    inconsistent,
     judge,
     minimum,
-    missing,
+    mismatched,
+    not_applicable,
     percent,
-    strange,
-    together,
-    unfair,
 )
 from robustlib.data import Split
 from robustlib.evaluation import wilson
@@ -48,7 +48,7 @@ NEWLY = 1.0
 IMAGES = 5  # an effect of fewer images is never taken for one
 
 
-def check_iterations(e: Evidence) -> Check:
+def check_iterations(e: AuditAttacks) -> Check:
     """1: many small steps find what one large step finds and not much more, and no attack improves a model."""
     clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
     worse, leak, n = effect(pgd, torch.minimum(once, clean)), effect(once, clean), len(e.x)
@@ -71,7 +71,7 @@ def check_iterations(e: Evidence) -> Check:
     )
 
 
-def check_radii(e: Evidence) -> Check:
+def check_radii(e: AuditAttacks) -> Check:
     """2: accuracy falls with the radius, to chance at large ones and to nothing without bound."""
     eps, linf = e.threat.eps, e.threat.norm == "linf"
     whole = 1.0 if linf else float(e.x[0].numel() ** 0.5)
@@ -103,7 +103,7 @@ def _rest(left: Tensor, most: float, where: str) -> Part:
     return Part(rest.value, most, rest.low > most, said, fine, bad, images=len(left))
 
 
-def check_steps(e: Evidence) -> Check:
+def check_steps(e: AuditAttacks) -> Check:
     """3: PGD has converged: doubling its steps once more changes little."""
     curve = {steps: e.accuracy(found) for steps, (found, _) in e.trajectory.items()}
     last, before = curve[100], curve[50]
@@ -117,7 +117,7 @@ def check_steps(e: Evidence) -> Check:
     return judge(3, "steps", [Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=len(last))])
 
 
-def check_restarts(e: Evidence) -> Check:
+def check_restarts(e: AuditAttacks) -> Check:
     """4: the result does not hang on the random start."""
     one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
     gain = effect(one, many)
@@ -128,7 +128,7 @@ def check_restarts(e: Evidence) -> Check:
     )
 
 
-def check_losses(e: Evidence) -> Check:
+def check_losses(e: AuditAttacks) -> Check:
     """5: other objectives and other scales of the logits find no more than the cross-entropy does."""
     ce = e.accuracy(e.pgd20)
     gains = {name: effect(ce, e.accuracy(result)) for name, result in e.losses.items()}
@@ -142,11 +142,11 @@ def check_losses(e: Evidence) -> Check:
     return judge(5, "losses", parts)
 
 
-def check_gap(e: Evidence, records: "pd.DataFrame | None") -> Check:
+def check_gap(e: AuditAttacks, records: "pd.DataFrame | None") -> Check:
     """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
     pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
-        pgd, auto = together(accuracies(records, "pgd20"), accuracies(records, "autoattack"))
+        pgd, auto = align(accuracies(records, "pgd20"), accuracies(records, "autoattack"))
         whose = "AutoAttack"
     said = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}"
     parts = _apart(pgd, auto, said, "a gap as healthy models have it", "a PGD number says little here")
@@ -160,7 +160,7 @@ def _apart(weaker: Tensor, stronger: Tensor, said: str, fine: str, bad: str) -> 
     return [Part(gap.value, most, gap.low > most, said, fine, bad, grave, images=len(weaker)) for most, grave in limits]
 
 
-def _hidden(e: Evidence, records: "pd.DataFrame | None") -> list[Part]:
+def _hidden(e: AuditAttacks, records: "pd.DataFrame | None") -> list[Part]:
     """That nothing is hidden from those who attack what the evaluation attacks: the model and its declared surrogates."""
     parts, fine = [], "nothing is hidden"
     if e.declared < len(e.views):
@@ -170,13 +170,13 @@ def _hidden(e: Evidence, records: "pd.DataFrame | None") -> list[Part]:
         parts += _apart(pgd, every, said, fine, bad)
     if records is not None:
         found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
-        reported, ours = together(minimum(records), found)
+        reported, ours = align(minimum(records), found)
         said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"
         parts += _apart(reported, ours, said, fine, "the evaluation missed adversarial examples")
     return parts
 
 
-def check_black_box(e: Evidence) -> Check:
+def check_black_box(e: AuditAttacks) -> Check:
     """7: attacks without this model's gradients find no more than those with them."""
     white = e.accuracy(e.white)
     sources = {"Square": e.square} | {f"transfer from {name}": found for name, found in e.transferred.items()}
@@ -203,7 +203,7 @@ def modes(model: nn.Module) -> list[str]:
     return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, MOVING) and m.training]
 
 
-def check_randomness(e: Evidence) -> Check:
+def check_randomness(e: AuditAttacks) -> Check:
     """12: a model that answers at random says so."""
     answers = torch.stack([e.forward(e.x) for _ in range(ASKED)])
     unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
@@ -225,14 +225,14 @@ def check_randomness(e: Evidence) -> Check:
     return judge(12, "randomness", [Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)])
 
 
-def _strongest(e: Evidence) -> Tensor:
+def _strongest(e: AuditAttacks) -> Tensor:
     """For each example the image (N, C, H, W) of PGD-100 on any view that fewest draws withstood; to be scored afresh."""
     results, found = e.trajectory[100]
     return torch.stack(found)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
 
 
 def check_bookkeeping(
-    e: Evidence,
+    e: AuditAttacks,
     before: list[str],
     during: list[str],
     records: "pd.DataFrame | None",
@@ -241,7 +241,9 @@ def check_bookkeeping(
     """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split."""
     problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
     problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
-    problems += [] if records is None or records.empty else [*strange(records, split, e.threat), *unfair(records)]
+    problems += (
+        [] if records is None or records.empty else [*mismatched(records, split, e.threat), *inconsistent(records)]
+    )
     fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
     bad = "; ".join(problems)
     said = "The number was not counted fairly" if problems else fine
@@ -255,13 +257,13 @@ FOUND = 75.0  # % of the known adversarial examples
 FEWEST = 8  # readouts that say something
 
 
-def check_noise(e: Evidence) -> Check:
+def check_noise(e: AuditAttacks) -> Check:
     """8: random points of the ball break nothing that gradient attacks leave standing."""
     white = e.accuracy(e.white)
     both = e.accuracy(e.white, e.random)
     robust = torch.ones_like(white, dtype=torch.bool) if e.stochastic else white > 0
     if not bool(robust.any()):
-        return missing(8, "noise", "Nothing withstands the gradient attacks, so noise has nothing to break.")
+        return not_applicable(8, "noise", "Nothing withstands the gradient attacks, so noise has nothing to break.")
     newly = effect(white[robust], both[robust])
     said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
     bad, n = "these attacks cannot search", int(robust.sum())
@@ -269,7 +271,7 @@ def check_noise(e: Evidence) -> Check:
     return judge(8, "noise", [part])
 
 
-def check_gradients(e: Evidence) -> Check:
+def check_gradients(e: AuditAttacks) -> Check:
     """9: the margin has a gradient, and nearly the same one a little further on."""
     clean, there = e.x, uniform_point(e.threat, e.x, e.rng.fold_in(81))
     views = [_gradients(view, e, clean, there) for view in e.views]
@@ -289,7 +291,7 @@ def check_gradients(e: Evidence) -> Check:
     )
 
 
-def _gradients(view: nn.Module, e: Evidence, x: Tensor, there: Tensor) -> tuple[Tensor, float]:
+def _gradients(view: nn.Module, e: AuditAttacks, x: Tensor, there: Tensor) -> tuple[Tensor, float]:
     """(N,) bool whether the gradient is gone at x, and the upper 95 % bound of the mean cosine to the one at `there`."""
     here, other = (_margin_gradient(view, point, e.y, e.eot) for point in (x, there))
     gone = ~here.isfinite().all(1) | (here.norm(dim=1) < VANISHED)
@@ -313,7 +315,7 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
     return torch.cat(parts)
 
 
-def check_sanity(e: Evidence) -> Check:
+def check_sanity(e: AuditAttacks) -> Check:
     """10: all adversarial images lie in the ball and in [0, 1], and attacking raises the loss."""
     before, after = (_loss(e, x) for x in (e.x, e.trajectory[20][1][0]))
     attacked = e.standing
@@ -333,12 +335,12 @@ def check_sanity(e: Evidence) -> Check:
     )
 
 
-def _loss(e: Evidence, x: Tensor) -> Tensor:
+def _loss(e: AuditAttacks, x: Tensor) -> Tensor:
     """Cross-entropy (N,) in float64, the mean over draws."""
     return torch.stack([ce(e.forward(x).double(), e.y) for _ in range(e.k)]).mean(0)
 
 
-def check_binarised(e: Evidence, images: int) -> Check:
+def check_binarised(e: AuditAttacks, images: int) -> Check:
     """11: PGD finds adversarial examples that are known to be there, for readouts of the features and of the logits."""
     parts = []
     for name, test in binarised(e, images).items():
@@ -349,7 +351,7 @@ def check_binarised(e: Evidence, images: int) -> Check:
             broken, bad = high < FOUND, "it misses many"
             parts.append(Part(share, FOUND, broken, said, "", bad, "amber", "%", images=n, least=True))
     if not parts:
-        return missing(
+        return not_applicable(
             11, "binarisation", f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
         )
     return judge(11, "binarisation", sorted(parts, key=lambda part: part.value))

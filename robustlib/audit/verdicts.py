@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustlib.data import Split
-from robustlib.evaluation.metrics import headline, withstood
+from robustlib.evaluation.metrics import headline, robust_correct
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def judge(number: int, name: str, parts: Sequence[Part]) -> Check:
     return Check(name, verdict, round(value, 4), threshold, part.meaning, number, part.unit, part.doubtful)
 
 
-def missing(number: int, name: str, why: str) -> Check:
+def not_applicable(number: int, name: str, why: str) -> Check:
     """A check that has nothing to compare with."""
     return Check(name, "n/a", None, None, why, number)
 
@@ -131,7 +131,7 @@ def percent(share: Tensor) -> str:
 CLOSE = 1e-6  # of eps, relative
 
 
-def strange(records: "pd.DataFrame", split: Split, threat: Threat) -> list[str]:
+def mismatched(records: "pd.DataFrame", split: Split, threat: Threat) -> list[str]:
     """Why these records are not of these images under this threat; nothing else can be read off them then."""
     labels = dict(zip(split.indices.tolist(), split.labels.tolist(), strict=True))
     met = records[["index", "label"]].drop_duplicates()
@@ -142,12 +142,12 @@ def strange(records: "pd.DataFrame", split: Split, threat: Threat) -> list[str]:
     return problems + [f"the records are of eps {eps:g} and not {threat.eps:g}" for eps in other_radii[:1]]
 
 
-def fitting(records: "pd.DataFrame | None", split: Split, threat: Threat) -> "pd.DataFrame | None":
+def matching(records: "pd.DataFrame | None", split: Split, threat: Threat) -> "pd.DataFrame | None":
     """The records if there are some, of these images under this threat; else None."""
-    return None if records is None or records.empty or strange(records, split, threat) else records
+    return None if records is None or records.empty or mismatched(records, split, threat) else records
 
 
-def unfair(records: "pd.DataFrame") -> list[str]:
+def inconsistent(records: "pd.DataFrame") -> list[str]:
     """What is wrong with how the records of `evaluate` were counted."""
     attacks, right = records["attack"], records["prediction"] == records["label"]
     met = {frozenset(some) for _, some in records["index"].groupby(attacks)}
@@ -168,11 +168,11 @@ def accuracies(records: "pd.DataFrame", attack: str) -> dict[int, float]:
 def minimum(records: "pd.DataFrame") -> dict[int, float]:
     """Whether each example withstands everything, by index; of a stochastic model the share of draws that make its headline."""
     random = records["draw"].max() > 0
-    least = headline(records).mean(axis=1) if random else withstood(records).groupby(records["index"]).min()
+    least = headline(records).mean(axis=1) if random else robust_correct(records).groupby(records["index"]).min()
     return dict(zip(least.index.tolist(), map(float, least), strict=True))
 
 
-def together(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[Tensor, Tensor]:
+def align(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[Tensor, Tensor]:
     """Both (N,) on the images that both have, in the same order."""
     both = sorted(set(one) & set(other))
     first, second = (torch.tensor([some[i] for i in both], dtype=torch.float64) for some in (one, other))

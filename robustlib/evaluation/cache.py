@@ -122,8 +122,8 @@ def facts(
     """
     suites = {"attack": attacks, "adaptive attack": adaptive}
     return {
-        "model": _model_digest(model),
-        **{f"surrogate {name}": f"{_model_digest(other)} {_wishes(other)}" for name, other in others.items()},
+        "model": model_digest(model),
+        **{f"surrogate {name}": f"{model_digest(other)} {attack_hints(other)}" for name, other in others.items()},
         "split": _digest(split.images, split.labels, split.indices),
         **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
         ORDER: [list(suite) for suite in suites.values()],
@@ -134,14 +134,14 @@ def facts(
     }
 
 
-def _model_digest(model: nn.Module) -> str:
+def model_digest(model: nn.Module) -> str:
     weights = model.state_dict()
     words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
     unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
     return _digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
 
 
-def _wishes(view: nn.Module) -> str:
+def attack_hints(view: nn.Module) -> str:
     """How a view asks to be attacked."""
     return f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}"
 

@@ -11,7 +11,7 @@ from robustlib.attacks import PGD
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of, evaluate
-from robustlib.evaluation.metrics import accuracy, summarise, withstood
+from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def robustness_curve(
             records = evaluate(model, split.select(standing), attacks, **settings, minimum=True)
             correct = float(summarise(records)["correct"].iloc[-1])
         if len(standing) and not stochastic:
-            ok = withstood(records).groupby(records["index"], sort=False).min().to_numpy(copy=True)
+            ok = robust_correct(records).groupby(records["index"], sort=False).min().to_numpy(copy=True)
             standing = standing[torch.from_numpy(ok).to(standing.device)]
         rows.append({name: value, **accuracy(correct, len(split))})
     return pd.DataFrame(rows)

@@ -279,7 +279,7 @@ Cell = tuple[str, float]  # an arm and its strength
 Name = TypeVar("Name", bound=Hashable)
 
 
-def choose_strengths(
+def select_strength(
     none: "Mapping[int, pd.DataFrame]",
     cells: "Mapping[Cell, Mapping[int, pd.DataFrame]]",
     *,
@@ -336,7 +336,7 @@ def distances_over_seeds(arms: "Mapping[str, Mapping[int, pd.DataFrame]]") -> "p
         arms: by name and seed, frames of `measure_distances`, all of the same images.
 
     Returns:
-        A row each: arm, seeds, n (images that count, the least of a seed), distance, low, high as of `choose_strengths`. No row
+        A row each: arm, seeds, n (images that count, the least of a seed), distance, low, high as of `select_strength`. No row
         where no seed has all arms.
 
     Raises:

@@ -14,7 +14,7 @@ restarts in place of cascades, and the others cascades in place of restarts (all
 the deployed logits with softer gates, meets only the parts of a cascade that are APGD, to save time.
 
 Of a stochastic model every example meets everything that its view does: a random view what averages gradients over draws, a
-deterministic view or source what does not (see `meant_for`).
+deterministic view or source what does not (see `compatible_attacks`).
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ from robustlib.models.classifier import full_float32
 if TYPE_CHECKING:
     import pandas as pd
 
-from robustlib.evaluation.schedule import Evaluation, Progress, Rounds, joined
+from robustlib.evaluation.schedule import AttackSchedule, Evaluation, Progress, joined
 
 BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example
@@ -96,7 +96,7 @@ def evaluate(
         store = State.open(state, facts(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
     job = Evaluation(model, split, seed, draws, min(batch_size, store.limit or batch_size), store, progress)
     with frozen_eval(model), full_float32():
-        rounds = Rounds(job, stochastic, _classes(model, split) if len(split) else 0)
+        rounds = AttackSchedule(job, stochastic, _classes(model, split) if len(split) else 0)
         rounds.begin()
         rounds.deployed(attacks)
         rounds.others(adaptive, surrogates, sources, minimum)

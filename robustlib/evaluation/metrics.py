@@ -74,7 +74,7 @@ def labelled(
     return frame[list(COLUMNS)]
 
 
-def withstood(records: "pd.DataFrame") -> "pd.Series":
+def robust_correct(records: "pd.DataFrame") -> "pd.Series":
     """Whether each record is a right answer to a valid image; a broken attack is never robustness."""
     return (records["prediction"] == records["label"]) & records["valid"]
 
@@ -109,7 +109,7 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
 
 
 def headline(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
+    """Whether each example of a stochastic model robust_correct, in each draw, what makes the row "worst" of `summarise`: the strongest
     of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""
     table = verdicts(records)
     found = [_held(group) for group in (table, *(group for _, group in by_attack(table)))]
@@ -149,7 +149,7 @@ def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
 def verdicts(records: "pd.DataFrame") -> "pd.DataFrame":
     """The records with their verdicts; those of version 0.1 knew neither surrogates nor components."""
     missing = {name: "" for name in ("surrogate", "component") if name not in records}
-    return records.assign(**missing, correct=withstood(records))
+    return records.assign(**missing, correct=robust_correct(records))
 
 
 def _row(group: "pd.DataFrame") -> dict[str, float]:

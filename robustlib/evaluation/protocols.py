@@ -30,7 +30,7 @@ PAIRS = ("pgd_eot", "autoattack", "stadv", "full", "bpda")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class StochasticProtocol:
     """The attacks on randomised models; pairs are (steps, gradient samples of each). The defaults are the published ones.
 
     Lee and Kim (2023) for PGD+EOT and the number of images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv,
@@ -56,7 +56,9 @@ class Budget:
         for name in PAIRS:
             pair = getattr(self, name)
             if len(pair) != 2 or not all(isinstance(part, int) and part >= 1 for part in pair):
-                raise InputError(f"Budget {name}={pair!r}: give steps and gradient samples (EOT), each at least 1.")
+                raise InputError(
+                    f"StochasticProtocol {name}={pair!r}: give steps and gradient samples (EOT), each at least 1."
+                )
 
     def facts(self) -> dict[str, Any]:
         """What results.json keeps of it."""
@@ -64,15 +66,15 @@ class Budget:
 
 
 @lru_cache
-def budget_of(preset: str | None) -> Budget:
+def stochastic_protocol(preset: str | None) -> StochasticProtocol:
     """The budget in a preset's section `randomised`; the published one where there is no such section, or no such preset.
 
     Raises:
         InputError: the section has a key that no budget knows, or a value out of range.
     """
-    section = section_of(preset, "randomised", [field.name for field in fields(Budget)])
+    section = section_of(preset, "randomised", [field.name for field in fields(StochasticProtocol)])
     values: dict[str, Any] = {name: tuple(value) if name in PAIRS else value for name, value in section.items()}
-    return Budget(**values)
+    return StochasticProtocol(**values)
 
 
 def section_of(preset: str | None, name: str, known: Sequence[str]) -> Mapping[str, Any]:
@@ -93,10 +95,12 @@ def section_of(preset: str | None, name: str, known: Sequence[str]) -> Mapping[s
 
 
 EOT = 8  # gradient samples of the single attacks against a stochastic model
-PUBLISHED = Budget()
+PUBLISHED = StochasticProtocol()
 
 
-def standard_attacks(threat: Threat, stochastic: bool = False, budget: Budget = PUBLISHED) -> dict[str, Attack]:
+def standard_attacks(
+    threat: Threat, stochastic: bool = False, budget: StochasticProtocol = PUBLISHED
+) -> dict[str, Attack]:
     """The common protocol, the weakest attack first: gradient attacks with steps of eps / 4, then AutoAttack.
 
     FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
@@ -145,7 +149,7 @@ def adaptive_attacks(threat: Threat) -> dict[str, Attack]:
     return {**searches, **costly}
 
 
-def randomised_views(threat: Threat, budget: Budget = PUBLISHED) -> dict[str, Attack]:
+def randomised_views(threat: Threat, budget: StochasticProtocol = PUBLISHED) -> dict[str, Attack]:
     """What the surrogates of a stochastic model meet; `evaluate` tells from the gradient samples of an attack which.
 
     Random ones (BPDA, no clipping) meet PGD+EOT: the model's own gradients are exact, and these are for comparison. The
@@ -159,12 +163,12 @@ def randomised_views(threat: Threat, budget: Budget = PUBLISHED) -> dict[str, At
     }
 
 
-def _short(budget: Budget) -> dict[str, Any]:
+def _short(budget: StochasticProtocol) -> dict[str, Any]:
     steps, samples = budget.autoattack
     return {"steps": steps, "eot": samples, "queries": budget.queries}
 
 
-TWINS = ("pgd_at", "trades")  # methods whose adversarial examples are tried on models with surrogates
+TRANSFER_METHODS = ("pgd_at", "trades")  # methods whose adversarial examples are tried on models with surrogates
 TRANSFER = "transfer from "  # begins the surrogate's name of what was found on them
 
 
@@ -176,7 +180,7 @@ class Suite:
         model: what is attacked.
         attacks: on the model itself.
         adaptive: on its surrogates.
-        twins: finished runs by method, of those in TWINS that are tried.
+        twins: finished runs by method, of those in TRANSFER_METHODS that are tried.
     """
 
     model: Classifier
@@ -191,7 +195,7 @@ class Suite:
         threat: Threat,
         twins: Mapping[str, Run],
         only: Iterable[str] = (),
-        budget: Budget = PUBLISHED,
+        budget: StochasticProtocol = PUBLISHED,
     ) -> "Suite":
         """The standard attacks, and what surrogates meet; `only` these of both, if there are some. The budget is for a
         stochastic model."""
@@ -217,7 +221,7 @@ class Suite:
         return self._worst() if attack == "worst" else repr(self.attacks[attack])
 
     def _worst(self) -> str:
-        said, missing = "per-example worst case over the attacks above", set(TWINS) - set(self.twins)
+        said, missing = "per-example worst case over the attacks above", set(TRANSFER_METHODS) - set(self.twins)
         if self.model.stochastic:
             said = f"{said}, or the lowest of them where that is lower,"
         if not self.model.surrogates():
@@ -270,7 +274,7 @@ def unseen_of(preset: str | None) -> Unseen:
     return Unseen(**section_of(preset, "unseen", [field.name for field in fields(Unseen)]))
 
 
-def unseen_attacks(unseen: Unseen, stochastic: bool, budget: Budget) -> dict[str, dict[str, Attack]]:
+def unseen_attacks(unseen: Unseen, stochastic: bool, budget: StochasticProtocol) -> dict[str, dict[str, Attack]]:
     """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if the model is stochastic) and
     "stadv".
 

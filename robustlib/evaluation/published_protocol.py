@@ -21,8 +21,8 @@ INVALID = (
 
 
 @dataclass(frozen=True)
-class Legacy:
-    """What `legacy_claf_eval` finds; `said` must stand wherever `accuracy` does.
+class PublishedProtocol:
+    """What `claf_published_protocol` finds; `said` must stand wherever `accuracy` does.
 
     Args:
         accuracy: on the clamped images, in [0, 1].
@@ -47,7 +47,7 @@ class Legacy:
         return [{"attack": name, **accuracy(round(v * self.n), self.n), "valid": False} for name, v in found.items()]
 
 
-def legacy_claf_eval(
+def claf_published_protocol(
     model: Classifier,
     split: Split,
     *,
@@ -55,7 +55,7 @@ def legacy_claf_eval(
     step_size: float = 2 / 255,
     steps: int = 10,
     seed: int = 0,
-) -> Legacy:
+) -> PublishedProtocol:
     """PGD in the space of normalised images, clamped to [0, 1] there (AdirRahamim/CLAF's main.py with torchattacks 3.0).
 
     There z = (x - mean) / std is taken for an image: z_0 = clamp(z + U(-eps, eps)), then steps of step_size * sign(gradient of the
@@ -88,16 +88,16 @@ def legacy_claf_eval(
                 clamped.append(_logits(model, z.clamp(0, 1)).argmax(1) == batch.y)
             moved.append(((found - z) * model.std).flatten(1).abs().amax(1))
     accuracy, still, far = (float(torch.cat(parts).float().mean()) for parts in (right, clamped, moved))
-    return Legacy(accuracy, still, float((eps * model.std).mean()), far, len(split))
+    return PublishedProtocol(accuracy, still, float((eps * model.std).mean()), far, len(split))
 
 
 def _check(eps: float, step_size: float, steps: int) -> None:
     if not 0 <= eps < float("inf"):
-        raise InputError(f"legacy_claf_eval: eps={eps!r}: give a number of at least 0, e.g. 8 / 255.")
+        raise InputError(f"claf_published_protocol: eps={eps!r}: give a number of at least 0, e.g. 8 / 255.")
     if not 0 < step_size < float("inf"):
-        raise InputError(f"legacy_claf_eval: step_size={step_size!r}: give a positive number, e.g. 2 / 255.")
+        raise InputError(f"claf_published_protocol: step_size={step_size!r}: give a positive number, e.g. 2 / 255.")
     if steps < 1:
-        raise InputError(f"legacy_claf_eval: steps={steps!r}: give a whole number of at least 1, e.g. 10.")
+        raise InputError(f"claf_published_protocol: steps={steps!r}: give a whole number of at least 1, e.g. 10.")
 
 
 def _climb(model: Classifier, z: Tensor, at: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:

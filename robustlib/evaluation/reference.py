@@ -14,7 +14,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.metrics import accuracy, valid, withstood
+from robustlib.evaluation.metrics import accuracy, robust_correct, valid
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run
 from robustlib.threat import Threat
@@ -71,7 +71,7 @@ def compare_with_reference(
     if model.stochastic or model.num_classes < 4:
         raise InputError("The authors' standard AutoAttack judges deterministic models of at least 4 classes only.")
     began = time.monotonic()
-    theirs = reference_verdicts(model.to(resolve_device(device)), split, threat, seed=seed).numpy()
+    theirs = reference_correct(model.to(resolve_device(device)), split, threat, seed=seed).numpy()
     mine = ours.to_numpy(dtype=bool)
     return Comparison(
         accuracy(int(mine.sum()), len(split)),
@@ -85,10 +85,10 @@ def compare_with_reference(
 def _our_verdicts(records: "pd.DataFrame", split: Split) -> "pd.Series":
     """Which images withstood our AutoAttack on the deployed model, in the split's order; NaN where it was not tried."""
     ours = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
-    return withstood(ours).groupby(ours["index"]).min().reindex(split.indices.tolist())
+    return robust_correct(ours).groupby(ours["index"]).min().reindex(split.indices.tolist())
 
 
-def reference_verdicts(
+def reference_correct(
     model: nn.Module,
     split: Split,
     threat: Threat,

@@ -19,7 +19,15 @@ from robustlib.evaluation.cache import images_of, state_key
 from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.metrics import cascade, summarise
-from robustlib.evaluation.protocols import EOT, TRANSFER, TWINS, Suite, budget_of, unseen_attacks, unseen_of
+from robustlib.evaluation.protocols import (
+    EOT,
+    TRANSFER,
+    TRANSFER_METHODS,
+    Suite,
+    stochastic_protocol,
+    unseen_attacks,
+    unseen_of,
+)
 from robustlib.evaluation.schedule import Progress
 from robustlib.evaluation.stochastic import measure_randomness
 from robustlib.runs import Run, attack_names, merge_json, read_json, transfer_sources, versions, write_json
@@ -49,8 +57,8 @@ def evaluate_run(
 
     The best weights meet all `standard_attacks`, those of the last epoch only the quick ones (see LAST): enough to see
     whether the training overfitted, which is a question of PGD against PGD. Of a model with `surrogates()` these meet the
-    `adaptive_attacks` (see `evaluate`), and examples found on finished runs of TWINS beside it are tried as well. A stochastic
-    model meets what the preset's budget for such models allows (see `Budget`), and `measure_randomness` follows.
+    `adaptive_attacks` (see `evaluate`), and examples found on finished runs of TRANSFER_METHODS beside it are tried as well. A stochastic
+    model meets what the preset's budget for such models allows (see `StochasticProtocol`), and `measure_randomness` follows.
 
     Args:
         run: finished, of the same data set.
@@ -65,14 +73,14 @@ def evaluate_run(
         The content of results.json: n, split, checkpoint, threat, seed, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade`; of the deployed model), last
         (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the twins by
-        method), of a stochastic one budget. It is evaluated again when a method of TWINS has a finished run that had none.
+        method), of a stochastic one budget. It is evaluated again when a method of TRANSFER_METHODS has a finished run that had none.
 
     Raises:
         InputError: the run is not finished, or of another data set or other images or classes.
     """
     split, asked = _asked(run, dataset, n, seed)
     stored, random = run.results(), "budget" in asked
-    if stored and all(stored.get(k) == v for k, v in asked.items()) and not has_new_twins(run):
+    if stored and all(stored.get(k) == v for k, v in asked.items()) and not has_new_sources(run):
         results = stored
     else:
         run.model().check_data(dataset)
@@ -89,7 +97,12 @@ def evaluate_run(
 
 def _asked(run: Run, dataset: Dataset, n: int | None, seed: int) -> tuple[Split, dict[str, Any]]:
     """The images, and the facts by which a stored evaluation is known again."""
-    split, facts, model, budget = images_of(run, dataset, n), {}, run.model(), budget_of(run.params().get("preset"))
+    split, facts, model, budget = (
+        images_of(run, dataset, n),
+        {},
+        run.model(),
+        stochastic_protocol(run.params().get("preset")),
+    )
     threat = Threat(**run.params()["threat"])
     if model.stochastic:
         split, facts = images_of(run, dataset, min(len(split), budget.images)), {"budget": budget.facts()}
@@ -109,8 +122,8 @@ def _attacked(
 ) -> "tuple[dict[str, Any], list[pd.DataFrame]]":
     """What results.json shall hold, and the records of best and last weights."""
     threat, tables, frames = Threat(**run.params()["threat"]), {}, []
-    budget, seed = budget_of(run.params().get("preset")), asked["seed"]
-    twins = transfer_sources(run, TWINS) if run.model().surrogates() else {}
+    budget, seed = stochastic_protocol(run.params().get("preset")), asked["seed"]
+    twins = transfer_sources(run, TRANSFER_METHODS) if run.model().surrogates() else {}
     if run.model().surrogates():
         asked["transfer"] = {method: twin.place for method, twin in twins.items()}
     quick = LAST[:2] if "budget" in asked else LAST
@@ -130,12 +143,12 @@ def _attacked(
     return {**asked, "rows": tables["best"], "cascade": steps, "last": {"rows": tables["last"]}, **curves}, frames
 
 
-def has_new_twins(run: Run) -> bool:
+def has_new_sources(run: Run) -> bool:
     """Whether an evaluated model with surrogates would now be attacked by way of other runs than it was: more, or fitter ones."""
     stored = run.results()
     if "transfer" not in stored:
         return False
-    now = {method: twin.place for method, twin in transfer_sources(run, TWINS).items()}
+    now = {method: twin.place for method, twin in transfer_sources(run, TRANSFER_METHODS).items()}
     return bool(now) and now != stored["transfer"]
 
 
@@ -190,7 +203,10 @@ def measure_unseen(
         raise InputError(f"The runs are of the presets {sorted(map(str, presets))}: compare runs of one preset.")
     (preset,) = presets
     asked = {"split": "test", "seed": seed, "strengths": asdict(unseen_of(preset))}
-    most, rows = n or min([budget_of(preset).images, *(run.results().get("n", 1) for run in runs.values())]), []
+    most, rows = (
+        n or min([stochastic_protocol(preset).images, *(run.results().get("n", 1) for run in runs.values())]),
+        [],
+    )
     for name, run in runs.items():
         images = images_of(run, dataset, most)
         run.model().check_data(dataset)
@@ -207,7 +223,9 @@ def measure_unseen(
 def _measured(run: Run, images: Split, asked: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What unseen.json holds of this protocol, measured if it is not there."""
     known, stochastic = _known(run, images), run.model().stochastic
-    suites = unseen_attacks(unseen_of(run.params().get("preset")), stochastic, budget_of(run.params().get("preset")))
+    suites = unseen_attacks(
+        unseen_of(run.params().get("preset")), stochastic, stochastic_protocol(run.params().get("preset"))
+    )
     names = attack_names(attack for suite in suites.values() for attack in suite.values())
     asked = {**asked, "numerics": versions("measures/evaluation", *names)}
     asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes()), "known": known}
@@ -248,7 +266,7 @@ def _attack_unseen(run: Run, images: Split, seed: int, device: str) -> dict[str,
     behind = model.surrogates().get("classifier")
     bare = _numbers(summarise(evaluate(behind, images, {}, seed=seed)).to_dict("records")[0]) if behind else {}
     found: dict[str, dict[str, Any]] = {"bare": bare}
-    for kind, attacks in unseen_attacks(unseen_of(preset), model.stochastic, budget_of(preset)).items():
+    for kind, attacks in unseen_attacks(unseen_of(preset), model.stochastic, stochastic_protocol(preset)).items():
         table = summarise(evaluate(model, images, attacks, seed=seed, adaptive=adaptive, minimum=True)).to_dict(
             "records"
         )

@@ -19,7 +19,7 @@ from robustlib.attacks.base import SurrogateModel
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError, out_of_memory
 from robustlib.evaluation.cache import State
-from robustlib.evaluation.metrics import COLUMNS, judge, labelled, valid, withstood
+from robustlib.evaluation.metrics import COLUMNS, judge, labelled, robust_correct, valid
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
@@ -163,7 +163,7 @@ FAMILY = "of each class"  # how the views that are aimed at one class each are c
 
 
 @dataclass(frozen=True)
-class Door:
+class SurrogateGroup:
     """What records call a surrogate: one view, or a family of views that are aimed at one class each.
 
     Args:
@@ -180,7 +180,7 @@ class Door:
         return "" not in self.views
 
 
-def doors(surrogates: Mapping[str, nn.Module]) -> list[Door]:
+def group_surrogates(surrogates: Mapping[str, nn.Module]) -> list[SurrogateGroup]:
     """The surrogates in their order; those with a `target` that differ by its number only ("gate 0", "gate 1") are a family."""
     found: dict[str, dict[str, nn.Module]] = {}
     for name, view in surrogates.items():
@@ -189,7 +189,7 @@ def doors(surrogates: Mapping[str, nn.Module]) -> list[Door]:
             found[name] = {"": view}
         else:
             found.setdefault(f"{name.removesuffix(str(target)).strip()} {FAMILY}", {})[name] = view
-    return [Door(name, views) for name, views in found.items()]
+    return [SurrogateGroup(name, views) for name, views in found.items()]
 
 
 def is_search(attack: Attack) -> bool:
@@ -197,7 +197,7 @@ def is_search(attack: Attack) -> bool:
     return not hasattr(attack, "components") and getattr(attack, "restarts", 1) == 1
 
 
-def meant_for(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
+def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
     """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws, a
     deterministic one the others; all, where there are none of that kind."""
     fit = {
@@ -213,14 +213,14 @@ def _averages(attack: Attack) -> bool:
     return getattr(attack, "version", "rand") == "rand" and getattr(attack, "eot", 1) > 1
 
 
-def aimed(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
+def targeted_attacks(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
     """The attacks that a family meets: searches on the margin, which reach a class soonest; else all that can be targeted."""
     able = {name: attack for name, attack in attacks.items() if hasattr(attack, "targeted")}
     margin = {n: a for n, a in able.items() if is_search(a) and getattr(a, "objective", "") == "margin"}
     return margin or able
 
 
-def takers(attack: Attack, doors: Sequence[Door]) -> list[Door]:
+def select_groups(attack: Attack, doors: Sequence[SurrogateGroup]) -> list[SurrogateGroup]:
     """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
     single = [door for door in doors if not door.family]
     joint = [door for door in single if getattr(door.views[""], "objective", None)]
@@ -235,7 +235,7 @@ def components(attack: Attack, view: nn.Module, classes: int) -> dict[str, Attac
     return steep if steep and getattr(view, "relaxed", False) else parts
 
 
-def suited(attack: Attack, view: nn.Module) -> Attack:
+def adapt(attack: Attack, view: nn.Module) -> Attack:
     """The attack as a view asks for it: targeted where it has a `target`, with its `objective` in place of "ce"."""
     changes: dict[str, Any] = {}
     if getattr(view, "target", None) is not None:
@@ -252,7 +252,7 @@ CLEAN, BEFORE = (
 
 
 @dataclass
-class Rounds:
+class AttackSchedule:
     """Everything that was found so far.
 
     Args:
@@ -277,7 +277,7 @@ class Rounds:
     def deployed(self, attacks: Mapping[str, Attack]) -> None:
         """Every attack on the model itself, in full."""
         for name, attack in attacks.items() if len(self.job.split) else ():
-            self._meet(self._steps(name, attack, Door("", {"": self.job.model})))
+            self._meet(self._steps(name, attack, SurrogateGroup("", {"": self.job.model})))
 
     def others(
         self,
@@ -288,26 +288,26 @@ class Rounds:
     ) -> None:
         """Searches on every surrogate and source, in full (unless only the `minimum` is asked for); then what is costly, on
         every surrogate, for those examples that withstood everything before."""
-        views, twins = doors(surrogates), doors(sources)
+        views, twins = group_surrogates(surrogates), group_surrogates(sources)
         if not len(self.job.split):
             return
         searches = {name: attack for name, attack in attacks.items() if is_search(attack)}
         for name, attack in searches.items():
             for door in [door for door in (*views, *twins) if not door.family and self._meant(name, attacks, door)]:
                 self._meet(self._steps(name, attack, door), minimum)
-        for name, attack in aimed(attacks).items():
+        for name, attack in targeted_attacks(attacks).items():
             for door in [door for door in views if door.family]:
                 self._meet(self._steps(name, attack, door), minimum)
         for name, attack in attacks.items():
-            for door in takers(attack, views) if name not in searches else ():
+            for door in select_groups(attack, views) if name not in searches else ():
                 if self._meant(name, attacks, door):
                     self._meet(self._steps(name, attack, door), after_all=True)
 
-    def _meant(self, name: str, attacks: Mapping[str, Attack], door: Door) -> bool:
+    def _meant(self, name: str, attacks: Mapping[str, Attack], door: SurrogateGroup) -> bool:
         """Whether a single view of a stochastic model meets an attack; of others, every one does."""
-        return not self.stochastic or name in meant_for(attacks, door.views[""])
+        return not self.stochastic or name in compatible_attacks(attacks, door.views[""])
 
-    def _steps(self, name: str, attack: Attack, door: Door) -> list[Step]:
+    def _steps(self, name: str, attack: Attack, door: SurrogateGroup) -> list[Step]:
         """One step, or one for each view of a family or each component of a cascade."""
         threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
         steps: list[Step] = []
@@ -320,8 +320,8 @@ class Rounds:
             parts = {member: attack} if whole else components(attack, module, self.classes)
             for component, part in parts.items():
                 fork = len(steps) if component else None
-                fitting = suited(part, module) if door.name else part
-                steps.append(Step(name, fitting, view, door.name, component, threat, fork, target))
+                adapted = adapt(part, module) if door.name else part
+                steps.append(Step(name, adapted, view, door.name, component, threat, fork, target))
         return steps
 
     def _meet(self, steps: list[Step], after_all: bool = False) -> None:
@@ -371,4 +371,4 @@ class Rounds:
 
 
 def _right(frame: "pd.DataFrame") -> "np.ndarray":
-    return withstood(frame).to_numpy(dtype=bool, copy=True)
+    return robust_correct(frame).to_numpy(dtype=bool, copy=True)

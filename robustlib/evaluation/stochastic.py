@@ -20,7 +20,7 @@ from robustlib.evaluation.cache import images_of, state_key
 from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.metrics import accuracy, headline, summarise, verdicts
-from robustlib.evaluation.protocols import Budget, budget_of
+from robustlib.evaluation.protocols import StochasticProtocol, stochastic_protocol
 from robustlib.evaluation.schedule import Progress
 from robustlib.runs import Run, read_json, versions, write_json
 from robustlib.threat import Threat
@@ -37,7 +37,7 @@ SLACK = 0.03  # accuracy: what more of an attack may still take and be called no
 BPDA = "bpda"  # the surrogate that is differentiated as if the purified image were the image
 
 
-def luck(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
+def draw_statistics(records: "pd.DataFrame", draws: int = WORST_OF) -> dict[str, Any]:
     """What the same stored draws say of clean and attacked images if they are counted in other ways.
 
     The worst of K draws falls by random failures alone, so it is given for clean images as well. Attacked images are those of
@@ -93,7 +93,7 @@ def fixed_accuracies(
     model: nn.Module,
     split: Split,
     threat: Threat,
-    budget: Budget,
+    budget: StochasticProtocol,
     *,
     seeds: Sequence[int] = SEEDS,
     seed: int = 0,
@@ -219,7 +219,7 @@ def vote(
     model: nn.Module,
     split: Split,
     threat: Threat,
-    budget: Budget,
+    budget: StochasticProtocol,
     *,
     seed: int = 0,
     state: Path | None = None,
@@ -276,7 +276,7 @@ def measure_randomness(
         progress: called before and after each batch.
 
     Returns:
-        The content of randomness.json: facts of the evaluation, then those of `luck`, "fixed" (see `fixed_accuracies`; empty
+        The content of randomness.json: facts of the evaluation, then those of `draw_statistics`, "fixed" (see `fixed_accuracies`; empty
         if the model has no method `fixed`), "eot" (see `eot_curve`; over gradient samples, on the budget's images of curves) and
         "vote" (see `vote`; on the same images).
 
@@ -287,12 +287,12 @@ def measure_randomness(
     stored = read_json(run.path / "randomness.json")
     if stored and {name: stored.get(name) for name in FACTS} == facts:
         return stored
-    where, threat, budget = resolve_device(device), _threat(run), budget_of(run.params().get("preset"))
+    where, threat, budget = resolve_device(device), _threat(run), stochastic_protocol(run.params().get("preset"))
     model, few, pairs = run.model().to(where), images.sample(budget.curve), _samples(budget, SAMPLES)
     unfinished = run.path / "randomness"
     state = unfinished / state_key(facts, where)
     settings: dict[str, Any] = {"seed": results["seed"], "state": state, "progress": progress}
-    found: dict[str, Any] = {**facts, **luck(run.records())}
+    found: dict[str, Any] = {**facts, **draw_statistics(run.records())}
     found["fixed"] = fixed_accuracies(model, images, threat, budget, **settings) if hasattr(model, "fixed") else []
     found["eot"] = eot_curve(model, few, threat, pairs, **settings)
     found["vote"] = vote(model, few, threat, budget, **settings)
@@ -301,7 +301,7 @@ def measure_randomness(
     return found
 
 
-def _samples(budget: Budget, counts: Iterable[int]) -> list[tuple[int, int]]:
+def _samples(budget: StochasticProtocol, counts: Iterable[int]) -> list[tuple[int, int]]:
     """(steps, gradient samples) of PGD+EOT with the budget's steps."""
     return [(budget.pgd_eot[0], count) for count in counts]
 
@@ -330,7 +330,7 @@ def check_plateau(
     results, images, facts = _evaluated(run, dataset)
     if "plateau" in results:
         return results
-    threat, budget, where = _threat(run), budget_of(run.params().get("preset")), resolve_device(device)
+    threat, budget, where = _threat(run), stochastic_protocol(run.params().get("preset")), resolve_device(device)
     attack, model = PGDEOT(threat, *budget.full), run.model().to(where)
     state = run.evaluation / f"plateau-{state_key(facts, where)}"
     settings: dict[str, Any] = {"seed": results["seed"], "state": state, "progress": progress}
@@ -353,7 +353,7 @@ def _grid(
     model: nn.Module,
     images: Split,
     threat: Threat,
-    budget: Budget,
+    budget: StochasticProtocol,
     known: list[dict[str, Any]],
     settings: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:

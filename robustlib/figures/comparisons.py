@@ -230,7 +230,7 @@ def accuracy_distance(grid: "DataFrame", slack: float = 0.01) -> Figure:
     better.
 
     Args:
-        grid: of `robustlib.evaluation.choose_strengths`: `arm`, `strength`, `accuracy` (a fraction), `distance`, `low`, `high`,
+        grid: of `robustlib.evaluation.select_strength`: `arm`, `strength`, `accuracy` (a fraction), `distance`, `low`, `high`,
             `chosen`; the arm of strength 0 is the unregularised one.
         slack: what accuracy may be lost, a fraction; less is shaded.
 

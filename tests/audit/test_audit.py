@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from robustlib.attacks import FGSM, PGD, ExampleRNG
 from robustlib.attacks.base import SurrogateModel
 from robustlib.audit import Check, audit, audit_run
-from robustlib.audit.attacks import HEAD, Anchored, Evidence, Head, Scaled, sources_of, surrogates_of
+from robustlib.audit.attacks import (
+    HEAD,
+    AuditAttacks,
+    Differentiable,
+    Head,
+    TemperatureScaled,
+    sources_of,
+    surrogates_of,
+)
 from robustlib.audit.audit import _most, check_published, check_selection, headline, protocol
 from robustlib.audit.binarisation import Readout, Readouts, _readout, _surface_point, binarised, outputs
 from robustlib.audit.checks import check_gap, modes
-from robustlib.audit.verdicts import Part, effect, judge, unfair
+from robustlib.audit.verdicts import Part, effect, inconsistent, judge
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
@@ -71,7 +79,7 @@ def pgd20(model: nn.Module, dataset, **settings) -> float:
 
 def under(attack: PGD, model: nn.Module, dataset) -> float:
     batch = next(iter(dataset.test.sample(N).batches(N)))
-    model = Anchored(model)
+    model = Differentiable(model)
     x_adv = attack(model, batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
     with torch.no_grad():
         return 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
@@ -332,13 +340,13 @@ def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digi
     assert list(sources_of(model)) == ["bare"]
     assert sources_of(linear) == {}
     given = {}
-    real = Evidence.__init__
+    real = AuditAttacks.__init__
 
-    def noted(self: Evidence, *arguments: object, **settings: object) -> None:
+    def noted(self: AuditAttacks, *arguments: object, **settings: object) -> None:
         given.update(settings)
         real(self, *arguments, **settings)
 
-    monkeypatch.setattr(Evidence, "__init__", noted)
+    monkeypatch.setattr(AuditAttacks, "__init__", noted)
     monkeypatch.setattr("robustlib.audit.audit.EOT", 1)
     monkeypatch.setattr("robustlib.audit.audit.DRAWS", 2)
     tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
@@ -381,9 +389,9 @@ def replace_labels(split: Split, labels: Tensor) -> Split:
 # ---- pieces
 
 
-def evidence(model: nn.Module, split: Split, threat: Threat, n: int = 32, **settings) -> Evidence:
+def evidence(model: nn.Module, split: Split, threat: Threat, n: int = 32, **settings) -> AuditAttacks:
     usual = {"seed": 0, "queries": 5, "noise": 5, "targets": 1, "draws": 1, "eot": 1, "transfer": {}}
-    return Evidence(model.eval(), split.sample(n), threat, **{**usual, **settings})
+    return AuditAttacks(model.eval(), split.sample(n), threat, **{**usual, **settings})
 
 
 def test_a_family_of_views_is_aimed_at_what_still_stands(digits, honest):
@@ -546,12 +554,12 @@ def test_layers_left_in_train_mode_are_named(digits, honest):
 
 def test_unfair_records_are_noticed(digits, honest):
     records = evaluate(honest, digits.test.sample(100), {"fgsm": FGSM(digits.threat)})
-    assert unfair(records) == []
+    assert inconsistent(records) == []
     wrong = records[records.prediction != records.label].index[0]
     assert records.loc[wrong, "attack"] == "clean"
     index = records.loc[wrong, "index"]
     records.loc[(records.attack == "fgsm") & (records["index"] == index), "prediction"] = records.loc[wrong, "label"]
-    assert unfair(records) == ["1 wrong clean images count as robust"]
+    assert inconsistent(records) == ["1 wrong clean images count as robust"]
 
 
 TINY = {"n": 32, "queries": 5, "noise": 5, "targets": 1, "readouts": 8}
@@ -729,10 +737,12 @@ def test_what_stands_around_a_model_is_as_random_and_shares_its_batches() -> Non
     for random, by_example in ((True, True), (True, False), (False, True)):
         plain.stochastic, plain.draws_by_example = random, by_example
         for around in (
-            Anchored(plain),
+            Differentiable(plain),
             Head(plain),
-            Scaled(plain, 2.0),
+            TemperatureScaled(plain, 2.0),
             Readout(plain, plain, torch.ones(2), torch.ones(())),
         ):
             assert (around.stochastic, around.draws_by_example) == (random, by_example)
-    assert not Anchored(nn.Linear(2, 2)).draws_by_example, "a model that does not say so is asked once for each draw"
+    assert not Differentiable(nn.Linear(2, 2)).draws_by_example, (
+        "a model that does not say so is asked once for each draw"
+    )

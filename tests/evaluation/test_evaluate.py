@@ -18,6 +18,7 @@ from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import (
+    adapt,
     aggregate,
     cascade,
     compare_with_reference,
@@ -27,13 +28,12 @@ from robustlib.evaluation import (
     leaderboard,
     robustness_curve,
     standard_attacks,
-    suited,
     summarise,
     t_interval,
     wilson,
 )
-from robustlib.evaluation.metrics import withstood
-from robustlib.evaluation.schedule import doors, takers
+from robustlib.evaluation.metrics import robust_correct
+from robustlib.evaluation.schedule import group_surrogates, select_groups
 from robustlib.methods import make_method
 from robustlib.runs import Run, transfer_sources, write_atomic, write_json
 from robustlib.training import fit
@@ -266,7 +266,7 @@ def test_the_adaptive_minimum_is_that_of_everything_against_everything(doors_cas
     searched = [f"{attack}@{view}" for attack in ("pgd", "margin") for view in ("left", "right")]
     costly = [f"{attack}@{view}" for attack in ("many", "pair") for view in ("left", "right")]
     assert list(table.index) == ["clean", *attacks, *searched, "margin@gate of each class", *costly, "worst"]
-    left = withstood(records).groupby(records["index"]).min().reindex(split.indices.tolist()).to_numpy()
+    left = robust_correct(records).groupby(records["index"]).min().reindex(split.indices.tolist()).to_numpy()
     with torch.no_grad():
         assert np.array_equal(left, brute_force(model, split, attacks, adaptive).numpy())
     assert 0.1 < table["worst"] < min(table[["pgd", "pair", *searched]]), "it takes several views"
@@ -286,7 +286,7 @@ def test_costly_attacks_meet_what_still_stands(doors_case):
     before = records[
         [pair in order[: order.index(("many", "left"))] for pair in zip(records.attack, records.surrogate, strict=True)]
     ]
-    standing = withstood(before).groupby(before["index"]).min()
+    standing = robust_correct(before).groupby(before["index"]).min()
     assert sum(map(len, notes.given)) >= standing.sum() > 0
     assert len(notes.given[0]) == standing.sum() < 100
 
@@ -299,7 +299,7 @@ def test_a_family_is_aimed_and_leaves_its_own_class_alone(doors_case):
     for t in range(4):
         assert (family[family.component == f"gate {t}"].label != t).all()
     assert family[family.component == "clean"].label.eq(0).all(), "the first class keeps its clean rows"
-    broken = family[~withstood(family)]
+    broken = family[~robust_correct(family)]
     assert len(broken) > 5
     assert not broken.duplicated("index").any(), "what one gate broke no other meets"
 
@@ -341,14 +341,17 @@ def test_what_transfers_counts(model, split):
 def test_a_view_has_its_own_objective(linear):
     wish = Through(linear, [0], objective="nll")
     pgd = PGD(THREAT)
-    assert suited(pgd, wish).objective == suited(APGD(THREAT), wish).objective == "nll"
-    assert suited(replace(pgd, objective="margin"), wish).objective == "margin"
-    assert suited(pgd, linear) is pgd
-    assert suited(pgd, Through(linear, [0], target=2)).targeted
+    assert adapt(pgd, wish).objective == adapt(APGD(THREAT), wish).objective == "nll"
+    assert adapt(replace(pgd, objective="margin"), wish).objective == "margin"
+    assert adapt(pgd, linear) is pgd
+    assert adapt(pgd, Through(linear, [0], target=2)).targeted
     views = {"a": linear, "joint": wish, "gate 0": Through(linear, [0], target=0)}
     many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
-    assert [[door.name for door in takers(attack, doors(views))] for attack in (many, cascade)] == [["joint"], ["a"]]
-    assert [door.name for door in takers(many, doors({"a": linear}))] == ["a"]
+    assert [[door.name for door in select_groups(attack, group_surrogates(views))] for attack in (many, cascade)] == [
+        ["joint"],
+        ["a"],
+    ]
+    assert [door.name for door in select_groups(many, group_surrogates({"a": linear}))] == ["a"]
 
 
 def test_the_twin_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
@@ -744,7 +747,7 @@ def test_the_authors_package_is_a_second_opinion(tmp_path, digits, few, monkeypa
     monkeypatch.setitem(sys.modules, "pyautoattack", SimpleNamespace(AutoAttack=Authors))
     compared = compare_with_reference(run, digits, n=20)
     records = run.records()
-    right = withstood(records[records.attack == "clean"]).to_numpy()
+    right = robust_correct(records[records.attack == "clean"]).to_numpy()
     assert compared.theirs["correct"] == right[:5].sum(), "an image outside the ball is no robustness"
     ours = records[records.attack == "autoattack"].groupby("index").last()
     ours = (ours.prediction == ours.label).reindex(digits.test.sample(20).indices.tolist())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from robustlib.errors import InputError
-from robustlib.evaluation import Legacy, accuracy, legacy_claf_eval
+from robustlib.evaluation import PublishedProtocol, accuracy, claf_published_protocol
 from robustlib.models import build_model
 from robustlib.workbook import tables
 
@@ -30,7 +30,7 @@ def model(digits):
 def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
     before = copy.deepcopy(model.state_dict())
     few = digits.test.sample(80)
-    found = legacy_claf_eval(model, few, eps=0.2, step_size=0.05, steps=3, seed=4)
+    found = claf_published_protocol(model, few, eps=0.2, step_size=0.05, steps=3, seed=4)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -55,22 +55,22 @@ def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
 
 
 def test_it_says_what_is_wrong_with_it(digits, model):
-    found = legacy_claf_eval(model, digits.test.sample(80))
+    found = claf_published_protocol(model, digits.test.sample(80))
     assert "Invalid" in found.said
     assert found.budget == pytest.approx(8 / 255 * digits.std[0])
     assert found.budget < 8 / 255 < found.moved, "the attack has a smaller radius, the clamp a far larger one"
-    assert legacy_claf_eval(model, digits.test.sample(80)) == found
+    assert claf_published_protocol(model, digits.test.sample(80)) == found
 
 
 def test_its_table_labels_it_invalid():
-    found = Legacy(0.6, 0.7, 0.01, 0.3, 80)
+    found = PublishedProtocol(0.6, 0.7, 0.01, 0.3, 80)
     published, clamp = found.rows
     assert (published["correct"], published["n"], published["valid"], clamp["accuracy"]) == (48, 80, False, 0.7)
     assert published["low"] < 0.6 < published["high"]
     valid = [
         {"attack": name, **accuracy(k, 50)} for name, k in (("clean", 45), ("pgd20", 20), ("cw50", 19), ("worst", 18))
     ]
-    table = tables.legacy({"n": 50, "rows": valid}, found.rows)
+    table = tables.published_protocol({"n": 50, "rows": valid}, found.rows)
     assert list(table["attack"]) == [
         "clean",
         "PGD-20",
@@ -95,10 +95,10 @@ def test_its_table_labels_it_invalid():
     ],
 )
 def test_bad_settings_are_sentences(digits, model, wrong, says):
-    with pytest.raises(InputError, match=f"legacy_claf_eval: {says}"):
-        legacy_claf_eval(model, digits.test.sample(4), **wrong)
+    with pytest.raises(InputError, match=f"claf_published_protocol: {says}"):
+        claf_published_protocol(model, digits.test.sample(4), **wrong)
 
 
 def test_a_radius_of_zero_is_the_clamp_alone(digits, model):
-    found = legacy_claf_eval(model, digits.test.sample(40), eps=0.0)
+    found = claf_published_protocol(model, digits.test.sample(40), eps=0.0)
     assert (found.accuracy, found.budget) == (found.clamped, 0.0)

@@ -17,21 +17,21 @@ from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation import (
-    Budget,
-    budget_of,
+    StochasticProtocol,
     check_plateau,
+    draw_statistics,
     evaluate,
     evaluate_run,
     fixed_draw,
-    luck,
     measure_randomness,
     measure_unseen,
     standard_attacks,
+    stochastic_protocol,
     summarise,
 )
 from robustlib.evaluation.metrics import judge
 from robustlib.evaluation.protocols import Unseen, randomised_views, unseen_attacks, unseen_of
-from robustlib.evaluation.schedule import meant_for
+from robustlib.evaluation.schedule import compatible_attacks
 from robustlib.evaluation.stochastic import Vote, eot_curve, fixed_accuracies, last_step, vote, with_plateau
 from robustlib.methods import make_method
 from robustlib.models import build_model
@@ -43,7 +43,7 @@ from robustlib.workbook.experiments import Options, measure_claimed
 from tests.workbook.test_cli import outcome
 
 THREAT = Threat("linf", 0.2)
-TINY = Budget(
+TINY = StochasticProtocol(
     images=6,
     pgd_eot=(2, 2),
     autoattack=(1, 2),
@@ -118,7 +118,7 @@ def tossed(p: float, n: int, attacks: Sequence[str]) -> pd.DataFrame:
 
 def test_the_worst_of_ten_draws_of_a_coin_is_p_to_the_tenth_attacked_or_not() -> None:
     n = 4000
-    found = luck(tossed(0.9, n, ("fgsm", "pgd")))
+    found = draw_statistics(tossed(0.9, n, ("fgsm", "pgd")))
     for kind in ("clean", "attacked"):
         for way, p, draws in (("expected", 0.9, 10), ("single", 0.9, 1), ("worst", 0.9**10, 1)):
             numbers, sigma = found[kind][way], sqrt(p * (1 - p) / n / draws)
@@ -158,7 +158,7 @@ def test_draws_are_counted_as_written_out(mixed: bool) -> None:
         for attack in names
         for draw in range(20)
     ]
-    found = luck(pd.DataFrame(rows))
+    found = draw_statistics(pd.DataFrame(rows))
     right = {(r["index"], r["attack"], r["draw"]): r["prediction"] == 0 for r in rows}
     margin = {(r["index"], r["attack"], r["draw"]): r["margin"] for r in rows}
     odd = range(1, 20, 2)
@@ -195,7 +195,7 @@ def test_weak_attacks_do_not_pass_for_strong_ones_by_luck() -> None:
         .assign(prediction=(rng.random(20 * n) > p).astype(int))
         for attack, p in names.items()
     ]
-    found = luck(pd.concat(frames, ignore_index=True))
+    found = draw_statistics(pd.concat(frames, ignore_index=True))
     assert found["attacked"]["expected"]["accuracy"] == pytest.approx(0.3, abs=0.02), (
         "0.41 by the image's own draws alone"
     )
@@ -203,12 +203,12 @@ def test_weak_attacks_do_not_pass_for_strong_ones_by_luck() -> None:
 
 def test_too_few_draws_to_take_the_worst_of() -> None:
     few = evaluate(Coin(0.9), images(5), {}, draws=4)
-    assert luck(few, draws=2)["draws"] == 2
+    assert draw_statistics(few, draws=2)["draws"] == 2
     with pytest.raises(InputError, match="The worst of 10 draws needs 20"):
-        luck(few)
+        draw_statistics(few)
     with pytest.raises(InputError, match="evaluate a stochastic model"):
-        luck(few.iloc[:0])
-    assert luck(evaluate(Coin(1.0), images(5), {}))["repeated"] is None, "nothing failed"
+        draw_statistics(few.iloc[:0])
+    assert draw_statistics(evaluate(Coin(1.0), images(5), {}))["repeated"] is None, "nothing failed"
 
 
 # ---- fixed randomness
@@ -308,13 +308,18 @@ def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves() -> None:
 
 
 def test_a_preset_says_what_randomised_models_meet() -> None:
-    budget = budget_of("digits")
+    budget = stochastic_protocol("digits")
     assert (budget.images, budget.pgd_eot, budget.autoattack) == (128, (40, 8), (20, 8))
     assert (budget.stadv, budget.queries, budget.full) == ((40, 8), 1000, (200, 20))
     assert (budget.bpda, budget.defence) == ((40, 8), 150)
-    assert (Budget().bpda, Budget().defence) == ((50, 15), 150), "Hill et al."
+    assert (StochasticProtocol().bpda, StochasticProtocol().defence) == ((50, 15), 150), "Hill et al."
     assert budget.curve * 2 * budget.defence <= 128 * 150, "clean and attacked images are voted on"
-    assert budget_of("cifar10-paper") == budget_of("") == budget_of(None) == Budget()
+    assert (
+        stochastic_protocol("cifar10-paper")
+        == stochastic_protocol("")
+        == stochastic_protocol(None)
+        == StochasticProtocol()
+    )
     attacks = standard_attacks(THREAT, stochastic=True, budget=budget)
     assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
     assert attacks["autoattack"] == AutoAttack(THREAT, version="rand", steps=20, eot=8, queries=1000)
@@ -330,13 +335,13 @@ def test_a_preset_says_what_randomised_models_meet() -> None:
     ("make", "said"),
     [
         (
-            lambda: Budget(pgd_eot=(40, 0)),
+            lambda: StochasticProtocol(pgd_eot=(40, 0)),
             r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1",
         ),
-        (lambda: Budget(queries=0), "queries=0"),
-        (lambda: Budget(defence=0), "defence=0"),
-        (lambda: Budget(bpda=(0, 1)), r"bpda=\(0, 1\)"),
-        (lambda: Budget(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
+        (lambda: StochasticProtocol(queries=0), "queries=0"),
+        (lambda: StochasticProtocol(defence=0), "defence=0"),
+        (lambda: StochasticProtocol(bpda=(0, 1)), r"bpda=\(0, 1\)"),
+        (lambda: StochasticProtocol(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
         (lambda: Unseen(l2=0.0), "l2=0.0: give a number above 0"),
         (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
         (lambda: AutoAttack(THREAT, version="rand", eot=0), "eot=0"),
@@ -353,17 +358,17 @@ def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("robustlib.evaluation.protocols.PRESETS", tmp_path)
     (tmp_path / "odd.yaml").write_text("randomised: {imags: 3}\nunseen: {l3: 1}\n")
     with pytest.raises(InputError, match=r"Unknown entry of randomised in odd\.yaml 'imags'\. Did you mean 'images'"):
-        budget_of("odd")
+        stochastic_protocol("odd")
     with pytest.raises(InputError, match=r"unseen in odd\.yaml 'l3'"):
         unseen_of("odd")
 
 
 def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
     attacks = randomised_views(THREAT, TINY)
-    assert list(meant_for(attacks, Noisy())) == ["pgd_eot"]
-    assert list(meant_for(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
+    assert list(compatible_attacks(attacks, Noisy())) == ["pgd_eot"]
+    assert list(compatible_attacks(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
     alone = {"pgd": PGD(THREAT)}
-    assert meant_for(alone, Noisy()) == alone, "better than nothing"
+    assert compatible_attacks(alone, Noisy()) == alone, "better than nothing"
 
 
 # ---- the plateau
@@ -442,13 +447,13 @@ def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
     """Both, evaluated within a tiny budget."""
     for room in ("run_results", "run_randomness", "run_unseen"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: TINY)
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.stochastic_protocol", lambda preset: TINY)
     quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
     deterministic = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=2), "cw50": FGSM(digits.threat)}
     deterministic["autoattack"] = quick  # type: ignore[assignment]
     real = standard_attacks
 
-    def attacks(threat: Threat, stochastic: bool, budget: Budget) -> Any:
+    def attacks(threat: Threat, stochastic: bool, budget: StochasticProtocol) -> Any:
         return real(threat, True, budget) if stochastic else deterministic
 
     monkeypatch.setattr("robustlib.evaluation.protocols.standard_attacks", attacks)
@@ -498,7 +503,7 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
         "draw fixed by seed 2, known to the attacker",
     } <= set(table.index)
     assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
-    monkeypatch.setattr("robustlib.evaluation.stochastic.luck", lambda *_: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.stochastic.draw_statistics", lambda *_: 1 / 0)
     assert evaluate_run(run, digits, n=8, device="cpu") == results
     assert measure_randomness(run, digits) == found
     with pytest.raises(InputError, match="answers the same each time"):
@@ -564,7 +569,9 @@ def test_what_was_already_at_full_strength_is_not_attacked_again(
     run = evaluated["pure"]
     kept = run.results()
     write_json(run.path / "results.json", {name: value for name, value in kept.items() if name != "plateau"})
-    monkeypatch.setattr("robustlib.evaluation.protocols.budget_of", lambda _: replace(TINY, full=TINY.pgd_eot))
+    monkeypatch.setattr(
+        "robustlib.evaluation.protocols.stochastic_protocol", lambda _: replace(TINY, full=TINY.pgd_eot)
+    )
     monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("robustlib.evaluation.stochastic._grid", lambda *_: {})
     plateau = check_plateau(run, digits, device="cpu")["plateau"]
@@ -693,7 +700,7 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
         measure_unseen({}, digits)
 
 
-def quick_unseen(unseen: Unseen, stochastic: bool, budget: Budget) -> dict[str, Any]:
+def quick_unseen(unseen: Unseen, stochastic: bool, budget: StochasticProtocol) -> dict[str, Any]:
     """As they are, but without what a deterministic model makes costly."""
     kinds = unseen_attacks(unseen, stochastic, budget)
     return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from robustlib.errors import InputError
-from robustlib.evaluation import choose_strengths, distances_over_seeds
+from robustlib.evaluation import distances_over_seeds, select_strength
 from robustlib.workbook import tables
 
 N = 100
@@ -33,7 +33,7 @@ CELLS = {
 
 
 def test_the_farthest_that_keeps_the_accuracy_is_chosen() -> None:
-    grid = choose_strengths(NONE, CELLS)
+    grid = select_strength(NONE, CELLS)
     assert list(grid["arm"]) == ["none", "rep", "rep", "rep", "ll"]
     assert list(grid["strength"]) == [0.0, 0.001, 0.01, 0.1, 0.01]
     assert grid["accuracy"].tolist() == pytest.approx([0.97, 0.97, 0.96, 0.955, 0.98])
@@ -41,12 +41,12 @@ def test_the_farthest_that_keeps_the_accuracy_is_chosen() -> None:
     assert grid["chosen"].tolist() == [False, False, True, False, True], (
         "of each arm one, also if it is no better than none"
     )
-    stricter = choose_strengths(NONE, CELLS, slack=0.005)
+    stricter = select_strength(NONE, CELLS, slack=0.005)
     assert stricter["chosen"].tolist() == [False, True, False, False, True]
 
 
 def test_distances_are_of_the_images_that_all_allowed_cells_have_right() -> None:
-    grid = choose_strengths(NONE, CELLS).set_index(["arm", "strength"])
+    grid = select_strength(NONE, CELLS).set_index(["arm", "strength"])
     assert grid["n"].tolist() == [95] * 5, "seed 1 loses five; the cell that is not allowed takes none from the others"
     by_hand = []
     for seed, worst in ((0, 3), (1, 5)):
@@ -56,12 +56,12 @@ def test_distances_are_of_the_images_that_all_allowed_cells_have_right() -> None
     assert row["distance"] == pytest.approx(np.mean(by_hand))
     low, high = stats.t.interval(0.95, 1, np.mean(by_hand), stats.sem(by_hand))
     assert (row["low"], row["high"]) == pytest.approx((low, high))
-    far = choose_strengths(NONE, {**CELLS, ("rep", 1.0): seeds((90, 3.0), (90, 3.0))})
+    far = select_strength(NONE, {**CELLS, ("rep", 1.0): seeds((90, 3.0), (90, 3.0))})
     assert far["n"].tolist() == [95] * 4 + [95] + [10]
 
 
 def test_one_seed_has_the_interval_of_its_images() -> None:
-    one = choose_strengths({0: NONE[0]}, {cell: {0: frames[0]} for cell, frames in CELLS.items()})
+    one = select_strength({0: NONE[0]}, {cell: {0: frames[0]} for cell, frames in CELLS.items()})
     row = one.iloc[2]
     half = 1.96 * np.std(CELLS["rep", 0.01][0]["distance"].to_numpy()[3:]) / 97**0.5
     assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.1)
@@ -69,7 +69,7 @@ def test_one_seed_has_the_interval_of_its_images() -> None:
 
 def test_the_gain_is_of_pairs_over_seeds_and_of_one_seed_over_images() -> None:
     several = {("rep", 0.01): seeds((3, 0.58), (5, 0.63))}
-    row = choose_strengths(NONE, several).iloc[1]
+    row = select_strength(NONE, several).iloc[1]
     far = {
         name: [frames[k]["distance"].to_numpy()[5 - 2 * (1 - k) :] for k in (0, 1)]
         for name, frames in (("none", NONE), ("rep", several["rep", 0.01]))
@@ -79,13 +79,13 @@ def test_the_gain_is_of_pairs_over_seeds_and_of_one_seed_over_images() -> None:
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
     rng = np.random.default_rng(0)
     noisy = frame(2, 0.5).assign(distance=lambda rows: np.where(rows["correct"], 0.5 + rng.normal(0.02, 0.1, N), 0.0))
-    row = choose_strengths({0: frame(2, 0.5)}, {("rep", 0.01): {0: noisy}}).iloc[1]
+    row = select_strength({0: frame(2, 0.5)}, {("rep", 0.01): {0: noisy}}).iloc[1]
     gain = (noisy["distance"] - frame(2, 0.5)["distance"])[2:]
     half = 1.96 * gain.std() / 98**0.5
     assert (row["gain_low"], row["gain_high"]) == pytest.approx(
         (gain.mean() - half, gain.mean() + half), abs=0.15 * half
     )
-    grid = choose_strengths(NONE, CELLS)
+    grid = select_strength(NONE, CELLS)
     assert grid["gain_low"].isna().tolist() == [True, False, False, True, False], "none itself, and what costs too much"
 
 
@@ -99,13 +99,13 @@ def test_the_gain_is_of_pairs_over_seeds_and_of_one_seed_over_images() -> None:
 )
 def test_an_edge_of_the_grid_and_a_gain_that_is_none_are_told(strengths: dict[float, float], said: str) -> None:
     cells = {("rep", strength): seeds((2, far), (4, far + 0.02)) for strength, far in strengths.items()}
-    table = tables.strengths(choose_strengths(NONE, cells))
+    table = tables.strength_grid(select_strength(NONE, cells))
     assert [word for word in table[""] if word] == [said]
     unsure = {
         cell: {0: frames[0], 1: frames[1].assign(distance=frames[1]["distance"] * 0.8)}
         for cell, frames in cells.items()
     }
-    (word,) = [word for word in tables.strengths(choose_strengths(NONE, unsure))[""] if word]
+    (word,) = [word for word in tables.strength_grid(select_strength(NONE, unsure))[""] if word]
     assert word.endswith("no different from none")
 
 
@@ -127,7 +127,7 @@ def test_distances_of_arms_are_means_over_the_seeds_that_all_have() -> None:
 
 def test_an_arm_without_a_distance_or_without_accuracy_is_not_chosen() -> None:
     lost = {seed: frame(2, 0.5).assign(distance=np.nan) for seed in NONE}
-    grid = choose_strengths(NONE, {("rep", 0.1): seeds((60, 9.0), (60, 9.0)), ("lost", 0.1): lost})
+    grid = select_strength(NONE, {("rep", 0.1): seeds((60, 9.0), (60, 9.0)), ("lost", 0.1): lost})
     assert not grid["chosen"].any()
     assert grid["n"].tolist() == [0, 0, 0], "a failed search counts for nobody"
     assert grid["distance"].isna().all()
@@ -135,15 +135,15 @@ def test_an_arm_without_a_distance_or_without_accuracy_is_not_chosen() -> None:
 
 def test_unequal_seeds_are_a_sentence() -> None:
     with pytest.raises(InputError, match=r"rep at strength 0.01 has the seeds \[0\], none has \[0, 1\]"):
-        choose_strengths(NONE, {("rep", 0.01): {0: NONE[0]}})
+        select_strength(NONE, {("rep", 0.01): {0: NONE[0]}})
     with pytest.raises(InputError, match=r"none at strength 0 has the seeds \[\]"):
-        choose_strengths({}, {})
+        select_strength({}, {})
     with pytest.raises(InputError, match="measured on different images"):
-        choose_strengths(NONE, {("rep", 0.01): {0: NONE[0], 1: frame(2, 0.5, start=1)}})
+        select_strength(NONE, {("rep", 0.01): {0: NONE[0], 1: frame(2, 0.5, start=1)}})
 
 
 def test_the_table_says_what_is_chosen_and_why_not() -> None:
-    table = tables.strengths(choose_strengths(NONE, CELLS))
+    table = tables.strength_grid(select_strength(NONE, CELLS))
     last = "✓ chosen, the only one of the grid, no different from none"
     assert table[""].tolist() == ["", "", "✓ chosen", "✕ costs too much accuracy", last]
     assert table["strength"].tolist() == ["0", "0.001", "0.01", "0.1", "0.01"]

@@ -273,12 +273,12 @@ def test_only_surrogates_that_differ_are_offered():
 
 
 def test_digests_tell_views_apart():
-    from robustlib.evaluation.cache import _model_digest
+    from robustlib.evaluation.cache import model_digest
 
     model = purified()
     views = [model, model.fixed(0), model.fixed(1), model.voting(2), *model.surrogates().values()]
-    assert len({_model_digest(view) for view in views}) == len(views)
-    assert _model_digest(model.fixed(0)) == _model_digest(model.fixed(0))
+    assert len({model_digest(view) for view in views}) == len(views)
+    assert model_digest(model.fixed(0)) == model_digest(model.fixed(0))
 
 
 # ---- attacks on it

@@ -17,7 +17,7 @@ import torch
 from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
 from robustlib.audit import audit as judged
 from robustlib.data import Dataset, Split, load_dataset
-from robustlib.evaluation import Budget, measure_distances
+from robustlib.evaluation import StochasticProtocol, measure_distances
 from robustlib.methods import METHODS, load_preset, make_method
 from robustlib.models import Classifier
 from robustlib.runs import Run, find_runs, read_json, write_json
@@ -184,9 +184,9 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "robustlib.data.load_dataset", lambda name, **how: few if name == "digits" else load_dataset(name, **how)
     )
-    tiny = Budget(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
+    tiny = StochasticProtocol(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
     for room in ("run_results", "run_randomness", "run_unseen"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.budget_of", lambda preset: tiny)
+        monkeypatch.setattr(f"robustlib.evaluation.{room}.stochastic_protocol", lambda preset: tiny)
     for room in ("suites", "unseen"):
         monkeypatch.setattr(f"robustlib.evaluation.{room}.AutoAttack", partial(AutoAttack, steps=5, queries=40))
     for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves

@@ -63,8 +63,8 @@ def evaluate(
     out.print(console.table(frame.drop(columns=["images", "protocol"]), title))
     if said := tables.adaptive_words(results):
         out.print(console.table(tables.adaptive(results), said))
-    if luck := read_json(run.path / "randomness.json"):
-        out.print(console.table(tables.randomness(results, luck), "What its randomness is worth"))
+    if randomness := read_json(run.path / "randomness.json"):
+        out.print(console.table(tables.randomness(results, randomness), "What its randomness is worth"))
         if words := tables.plateau_words(results):
             out.print(words, highlight=False)
     if far is not None:

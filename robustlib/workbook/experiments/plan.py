@@ -45,7 +45,7 @@ class Job:
     @property
     def current(self) -> bool:
         """Whether its page stands already and would come out the same."""
-        from robustlib.evaluation import has_new_twins
+        from robustlib.evaluation import has_new_sources
 
         status, page = self.task.status(), self.task.output
         asked, had = (_numbers(p) for p in (self.task.parameters, status.get("parameters", {})))
@@ -54,7 +54,7 @@ class Job:
             and self.run.finished
             and "numerics" in self.run.results()
             and not self.run.stale
-            and not has_new_twins(self.run)
+            and not has_new_sources(self.run)
             and page.exists()
             and page.stat().st_mtime > self.task.notebook.stat().st_mtime
         )

@@ -8,7 +8,7 @@ import torch
 
 from robustlib.data import Dataset
 from robustlib.errors import InputError
-from robustlib.evaluation import choose_strengths, distances_over_seeds
+from robustlib.evaluation import distances_over_seeds, select_strength
 from robustlib.methods.rep_spectral import LayerNorms
 from robustlib.representation import feature_jacobian_norm
 from robustlib.runs import Run
@@ -24,7 +24,7 @@ PROJECTIONS = 16
 
 
 def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
-    """`choose_strengths` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
+    """`select_strength` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
 
     Args:
         runs: of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
@@ -41,7 +41,7 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
             cells.setdefault(cell, {}).setdefault(params["seed"], frame)
     none = cells.pop(NONE, {})
     whole = {cell: {seed: f[seed] for seed in none} for cell, f in cells.items() if none and set(none) <= set(f)}
-    return choose_strengths(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
+    return select_strength(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
 
 
 def belongs(run: Run, study: Study) -> bool:

@@ -15,7 +15,7 @@ from robustlib.workbook.tables.comparisons import (
     leaderboard,
     notes,
     over_seeds,
-    strengths,
+    strength_grid,
 )
 from robustlib.workbook.tables.features import consistency, cost, geometry, inflation, plateau_words, randomness, unseen
 from robustlib.workbook.tables.labels import VERDICTS, gravest, percent, show, verdict
@@ -27,9 +27,9 @@ from robustlib.workbook.tables.runs import (
     cascade,
     checks,
     hyperparameters,
-    legacy,
     objections,
     provenance,
+    published_protocol,
     show_adaptive,
     show_badges,
     splits,

@@ -250,14 +250,14 @@ def distances(compared: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def strengths(grid: "pd.DataFrame") -> "pd.DataFrame":
+def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
     """What each strength of each arm costs and buys on validation images, and which is chosen.
 
     It says of the chosen one if the grid ends there, so that a better one may lie beyond, and if its distance cannot be told
     from no penalty's (the interval of their difference holds 0) or is a shorter one.
 
     Args:
-        grid: of `robustlib.evaluation.choose_strengths`.
+        grid: of `robustlib.evaluation.select_strength`.
     """
     import pandas as pd
 

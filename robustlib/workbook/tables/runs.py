@@ -87,12 +87,14 @@ def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
     return table.rename(index=attack_name).rename_axis("attack")
 
 
-def legacy(results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20") -> "pd.DataFrame":
+def published_protocol(
+    results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20"
+) -> "pd.DataFrame":
     """What an invalid protocol says of a run, beside what valid ones say, each labelled.
 
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
-        rows: of the invalid protocol, e.g. `robustlib.evaluation.Legacy.rows`.
+        rows: of the invalid protocol, e.g. `robustlib.evaluation.PublishedProtocol.rows`.
         protocol: the valid attack to show beside clean accuracy and worst case.
     """
     import pandas as pd

@@ -135,6 +135,7 @@ def facts(
 
 
 def model_digest(model: nn.Module) -> str:
+    """Sixteen characters for a model's class, weights, buffers and plain settings."""
     weights = model.state_dict()
     words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
     unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)

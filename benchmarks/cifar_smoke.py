@@ -89,7 +89,7 @@ def smoke(name: str, dataset: Dataset, images: int, device: str, root: str) -> d
 def brief() -> Iterator[None]:
     """What randomised models are asked, for as long as it lasts: an epoch teaches a purifier nothing, and its stage would say so."""
     with (
-        patch.multiple(atop, GATE=float("inf"), GUESSED=float("inf"), HIDDEN=float("inf")),
+        patch.multiple(atop, MAX_L1_SHARE=float("inf"), MAX_L1_SHARE_RT3=float("inf"), MAX_HIDDEN_SHARE=float("inf")),
         patch.object(budgets, "section_of", return_value=BRIEF),
         patch.multiple(checks, DRAWS=2, EOT=1),
         patch.object(binarise, "FITTED", 2),

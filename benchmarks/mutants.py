@@ -193,9 +193,9 @@ MUTANTS = (
     Mutant("methods/baselines.py", "beta: float = 6.0", "beta: float = 5.0", "TRADES' beta", "methods/published"),
     Mutant(
         *(
-            "methods/base.py",
-            "            model(batch.x)\n        return Loss",
-            "            pass\n        return Loss",
+            "methods/baselines.py",
+            "        model(batch.x)\n    return Loss",
+            "        pass\n    return Loss",
         ),
         *("TRADES forwards x once", "methods/baselines"),
     ),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training_steps import made_up_dataset
 
 from robustlib.methods import make_method
-from robustlib.methods.rep_spectral import LayerNorms, input_sizes
+from robustlib.methods.layer_norms import LayerNorms, input_sizes
 from robustlib.training import StepContext
 
 SHAPE = (3, 32, 32)

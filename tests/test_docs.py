@@ -337,7 +337,7 @@ def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypat
 
     from robustlib.losses import mart_loss, trades_loss
     from robustlib.methods import make_method
-    from robustlib.methods.ancra import _heads
+    from robustlib.methods.ancra import head_logits
 
     seen: list[float] = []
     found: list[torch.Tensor] = []
@@ -354,7 +354,7 @@ def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypat
     if name == "ancra":
         other = torch.stack([torch.nonzero(y != label)[0, 0] for label in y])
         pair = found[0], y[other]
-        ours = [method._loss(_heads(model), SimpleNamespace(x=x, y=y), found[1], pair).total]
+        ours = [method.loss(head_logits(model), SimpleNamespace(x=x, y=y), found[1], pair).total]
     elif name == "afd":
         losses = method.losses(model, SimpleNamespace(x=x, y=y), found[0], teacher.latent(x).detach())
         ours = [losses["confused"].total, losses["model"].total]

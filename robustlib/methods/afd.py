@@ -1,17 +1,7 @@
-"""AFD: adversarial fine-tuning by feature disentanglement (Zhou et al. 2025).
-
-Adversarial fine-tuning of a natural model: what AFD and the rows it is compared with have in common.
-
-vAFT: vanilla adversarial fine-tuning, the first row of AFD's comparison (Zhou et al. 2025).
-
-AFKD: fine-tuning that keeps the natural model's clean features (RGKD), a row of AFD's comparison (Zhou et al. 2025).
-
-ARREST: fine-tuning with representation-guided distillation and noisy replay (Suzuki et al. 2023).
-"""
+"""AFD: adversarial fine-tuning by feature disentanglement (Zhou et al. 2025), and the rows of its comparison: vAFT, AFKD, ARREST."""
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,10 +11,10 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError, check_choices
+from robustlib.errors import InputError
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods.base import AdversarialMethod
-from robustlib.methods.baselines import cross_entropy, natural_stage, start_from
+from robustlib.methods.base import AdversarialMethod, Ranges
+from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import Classifier, Disentangled
 from robustlib.models.disentangled import IntrinsicBranch
 from robustlib.representation import gap_probe, probe_attack
@@ -39,16 +29,22 @@ PUBLISHED: tuple[tuple[float, float], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(AdversarialMethod):
-    """A naturally trained model is copied and fine-tuned on attacked images; the frozen original stays beside it as a teacher.
+class VAFT(AdversarialMethod):
+    """min CE(f(x'), y) from a naturally trained model T, which stays beside it as a frozen teacher.
 
-    With `awp_gamma` every loss of a step is taken from one forward pass at the weights that raise the loss of "model".
-    The feature gap of validation images is watched over the epochs of the fine-tuning (Zhou et al. 2025, figure 1a).
+    The gap to the teacher's clean features is monitored, not minimised: over the epochs on validation images (Zhou et al. 2025,
+    figure 1a). As AFD's released ARREST.py without its two flags, but with AFD's averaged weights (`ema=0`: without) and steps of its
+    attack, 0.007 instead of 2/255, so that all rows are trained alike.
     """
 
+    name = "vaft"
+    title = "vAFT"
+    paper = "Zhou et al. 2025, Mitigating Feature Gap for Adversarial Robustness by Feature Disentanglement, AAAI"
+    summary = "Fine-tunes a natural model on attacked images with cross-entropy alone."
     protocol = "pgd20"
     notebook = "afd"
-    network: ClassVar[type[Classifier]] = Classifier  # what it trains
+    network: ClassVar[type[Classifier]] = Classifier  # the kind of model that it trains
+    ranges: ClassVar[Ranges] = {"pretrain_epochs": "[1, inf)", "pretrain_lr": "[0, inf)"}
 
     epochs: int = 20  # of fine-tuning
     lr: float = 0.025  # its peak learning rate
@@ -60,113 +56,79 @@ class FineTuning(AdversarialMethod):
     pretrain_epochs: int = 100  # of natural training, SGD with a cosine to 0 (the recipe is not published)
     pretrain_lr: float = 0.1  # its peak learning rate
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.pretrain_lr < float("inf"):
-            raise InputError(f"{self.name}: pretrain_lr={self.pretrain_lr!r}: give a number of at least 0.")
-
     @property
     def all_epochs(self) -> int:
         """Natural epochs, unless they are done, and those of fine-tuning."""
         return self.epochs + (0 if self.pretrained else self.pretrain_epochs)
 
-    def check_weights(self, switches: Mapping[str, str]) -> None:
-        """Raises InputError for a field in `switches` (name -> setting that drops its term) that is no positive number."""
-        for name, off in switches.items():
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a positive weight, or {off}.")
-
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Natural training, unless a finished run is given, then fine-tuning.
-
-        Raises:
-            InputError: a model of another kind; when fine-tuning begins, a `pretrained` run that does not fit.
-        """
+        """Natural training, unless a finished run is given, then fine-tuning."""
         if type(model) is not self.network:
             options = ", ".join([f"{self.arch!r}, dataset", *(f"{k}={v!r}" for k, v in self.model_options().items())])
             raise InputError(
                 f"{self.name} trains a {self.network.__name__}, not a {type(model).__name__}: build_model({options})."
             )
-        tuning = self._tuning(dataset, model)
         natural = natural_stage(self, model, "natural", self.pretrain_epochs, self.pretrain_lr)
+        tuning = self._fine_tuning(dataset, model)
         return [tuning] if self.pretrained else [natural, tuning]
 
-    def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
-        """The losses of one step by optimiser, in the order of their steps; the last is that of "model".
+    def _fine_tuning(self, dataset: Dataset, model: Classifier) -> Stage:
+        """The student begins as the natural model; with AWP all losses of a step are taken from one forward pass."""
+        threat = self.threat(dataset)
+        attack, target = PGD(threat, **self.attack_settings()), self.attack_target(model)
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
-        Args:
-            model: of the kind `network`, in train mode.
-            batch: clean images and labels.
-            x_adv: what it is trained on, (B, C, H, W).
-            natural: the teacher's features f_T of the clean images, (B, D).
-        """
-        raise NotImplementedError
+        def begin() -> None:
+            if self.pretrained:
+                load_standard_run(self.name, self.pretrained, model, dataset)
+            teacher.load_state_dict(model.state_dict())
 
-    def shown(
-        self, attack: PGD, victim: Any, batch: Batch, context: StepContext, natural: Tensor
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            with torch.no_grad():
+                teacher.check_input(batch.x)
+                natural = teacher.encoder(teacher.normalise(batch.x))
+            x_adv, said = self.training_input(attack, target, batch, context, natural)
+            with self.awp_perturbed(model, context, lambda: self.losses(model, batch, x_adv, natural)["model"].total):
+                for name, loss in self.losses(model, batch, x_adv, natural).items():
+                    yield name, replace(loss, parts={**loss.parts, **said}) if name == "model" else loss
+
+        passes, probes = (
+            (Pass(updates, augment=self.augment),),
+            {"gap": gap_probe(probe_attack(threat), self.monitored())},
+        )
+        rest: dict[str, Any] = {"ema": self.ema, "begin": begin, "modules": {"teacher": teacher}, "probes": probes}
+        return Stage(self.name, self.epochs, self.optimisers(model), passes, adversarial=True, **rest)
+
+    def training_input(
+        self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """What the student trains on, (B, C, H, W), and what the metrics shall say of it."""
-        return self.attacked(attack, victim, batch, context), {}
+        """The images x' (B, C, H, W) on which the student trains, and what the metrics say of them."""
+        return self.attacked(attack, target, batch, context), {}
 
-    def victim(self, model: Any) -> nn.Module:
-        """What the inner attack attacks; made once, when the stage is."""
+    def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
+        """The losses of one step by optimiser, in the order of their steps, that of "model" last.
+
+        `natural` (B, D) are the teacher's features f_T(x) of the clean images, of the encoder alone.
+        """
+        features = model.features(x_adv)
+        ce, gap = cross_entropy(model.head(features), batch.y), 1 - mean_cosine(features, natural)
+        return {"model": Loss(ce, {"ce": ce, "gap": gap})}
+
+    def attack_target(self, model: Any) -> nn.Module:
+        """The model that the inner attack sees."""
         return model
 
-    def watched(self) -> dict[str, str]:
-        """The layers whose feature gap is watched, by their name in the metrics."""
+    def monitored(self) -> dict[str, str]:
+        """The layers whose feature gap is monitored, by their name in the metrics."""
         return {"h": "encoder"}
 
     def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
         """The optimisers of fine-tuning by name."""
         return {"model": self.optim(model.parameters())}
 
-    def _tuning(self, dataset: Dataset, model: Classifier) -> Stage:
-        """The student begins as the natural model."""
-        threat = self.threat(dataset)
-        attack = PGD(threat, **self.attack_settings())
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        victim = self.victim(model)
-
-        def begin() -> None:
-            if self.pretrained:
-                start_from(self.name, self.pretrained, model, dataset)
-            teacher.load_state_dict(model.state_dict())
-
-        def updates(batch: Batch, context: StepContext) -> Updates:
-            with torch.no_grad():
-                natural = encoded(teacher, batch.x)
-            x_adv, said = self.shown(attack, victim, batch, context, natural)
-            with self.raised(model, context, lambda: self.losses(model, batch, x_adv, natural)["model"].total):
-                for name, loss in self.losses(model, batch, x_adv, natural).items():
-                    yield name, replace(loss, parts={**loss.parts, **said}) if name == "model" else loss
-
-        return Stage(
-            self.name,
-            self.epochs,
-            self.optimisers(model),
-            (Pass(updates, augment=self.augment),),
-            adversarial=True,
-            ema=self.ema,
-            begin=begin,
-            modules={"teacher": teacher},
-            probes={"gap": gap_probe(probe_attack(threat), self.watched())},
-        )
-
-
-def encoded(model: Classifier, x: Tensor) -> Tensor:
-    """The encoder's features (B, D) of images x, whatever stands between it and the head."""
-    model.check_input(x)
-    return model.encoder(model.normalise(x))
-
-
-def ce_and_gap(model: Classifier, batch: Batch, x_adv: Tensor, natural: Tensor) -> tuple[Tensor, Tensor]:
-    """CE(f(x'), y) and the mean of 1 - cos(f(x'), f_T(x)) over penultimate features, from one pass of a plain classifier."""
-    features = model.features(x_adv)
-    return cross_entropy(model.head(features), batch.y), 1 - mean_cosine(features, natural)
-
 
 @dataclass(frozen=True, kw_only=True)
-class AFD(FineTuning):
+class AFD(VAFT):
     """min CE(z1, y) + gamma (1 - cos(f1, f_T(x))) + beta cos(f1, f2), with f2 = D2 h taught the strongest wrong class c.
 
     A naturally trained model T is copied and fine-tuned on PGD images x': h = encoder(x'), f1 = D1 h and z1 = W f1 + b; f_T(x)
@@ -182,13 +144,12 @@ class AFD(FineTuning):
     Rows of the ablation: `disentangle=False` drops the losses of D2 and of cos(f1, f2), `align=False` that of the gap; both leave
     all else, weight decay included, as it is. `classify="latent"` trains the same weights, epoch for epoch, and deploys W h + b instead of z1;
     the best epoch is chosen on what is deployed, so the branches are best compared at the last one.
-    With `awp_gamma` both losses are taken at the perturbed weights, from the one forward pass that they share; D2 itself stays
-    where it is, since the loss that chooses the perturbation takes f2 as a constant.
+    With `awp_gamma` both losses are taken at the perturbed weights; D2 itself stays where it is, since the loss that chooses the
+    perturbation takes f2 as a constant.
     """
 
     name = "afd"
     title = "AFD"
-    paper = "Zhou et al. 2025, Mitigating Feature Gap for Adversarial Robustness by Feature Disentanglement, AAAI"
     summary = "Fine-tunes a natural model on attacked images and removes the features that speak for the strongest wrong class."
     network = Disentangled
 
@@ -202,35 +163,16 @@ class AFD(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, mode=("repo", "paper"), classify=("intrinsic", "latent"))
-        on = {"alpha": "disentangle", "beta": "disentangle", "gamma": "align"}
-        self.check_weights({name: f"set {switch}=false" for name, switch in on.items() if getattr(self, switch)})
+        for name, switch in (("alpha", "disentangle"), ("beta", "disentangle"), ("gamma", "align")):
+            if getattr(self, switch):
+                self.check_range(name, "(0, inf)", f"give a positive weight, or set {switch}=false")
 
     def model_options(self) -> dict[str, Any]:
         """The model has the disentangler from the start; natural training leaves it alone."""
         return {"disentangled": True} | ({} if self.classify == "intrinsic" else {"classify": self.classify})
 
-    def watched(self) -> dict[str, str]:
-        """h, and f1 where the deployed model computes it."""
-        return {"h": "encoder"} | ({"f1": "intrinsic"} if self.classify == "intrinsic" else {})
-
-    def victim(self, model: Any) -> nn.Module:
-        """z1, whatever is deployed."""
-        return model if self.classify == "intrinsic" else IntrinsicBranch(model)
-
-    def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
-        """One of D2, if it learns, and one of all else."""
-        rest = [*model.encoder.parameters(), *model.intrinsic.parameters(), *model.head.parameters()]
-        main = {"model": replace(self.optim(rest), weight_decay=self._times * self.weight_decay)}
-        return {"confused": self.optim(model.confused.parameters()), **main} if self.disentangle else main
-
-    @property
-    def _times(self) -> int:
-        """How often the released loop applies what its second optimiser has applied already."""
-        return 2 if self.mode == "repo" else 1
-
     def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
-        """What D2 minimises, if it learns, then what encoder, D1 and head do, to whom f2 is a constant; see FineTuning."""
+        """The loss of D2, if it learns, then that of encoder, D1 and head, to which f2 is a constant."""
         out = model.branches(x_adv)
         ce, gap = cross_entropy(out.logits, batch.y), 1 - mean_cosine(out.intrinsic, natural)
         total, parts = ce + self.gamma * gap if self.align else ce, {"ce": ce, "gap": gap}
@@ -245,28 +187,28 @@ class AFD(FineTuning):
         negative = Loss(self.alpha * cross_entropy(out.confused_logits, wrong), {"agreement": agreement})
         return {"confused": negative, "model": Loss(total, {**parts, "cosine": alike})}
 
+    @property
+    def _times(self) -> int:
+        """How often the released loop applies what its second optimiser has applied already."""
+        return 2 if self.mode == "repo" else 1
+
+    def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
+        """One of D2, if it learns, and one of all else."""
+        rest = [*model.encoder.parameters(), *model.intrinsic.parameters(), *model.head.parameters()]
+        main = {"model": replace(self.optim(rest), weight_decay=self._times * self.weight_decay)}
+        return {"confused": self.optim(model.confused.parameters()), **main} if self.disentangle else main
+
+    def attack_target(self, model: Any) -> nn.Module:
+        """z1, whatever is deployed."""
+        return model if self.classify == "intrinsic" else IntrinsicBranch(model)
+
+    def monitored(self) -> dict[str, str]:
+        """h, and f1 where the deployed model computes it."""
+        return {"h": "encoder"} | ({"f1": "intrinsic"} if self.classify == "intrinsic" else {})
+
 
 @dataclass(frozen=True, kw_only=True)
-class VAFT(FineTuning):
-    """min CE(f(x'), y) from a naturally trained model; the gap to the teacher's clean features is watched, not minimised.
-
-    As AFD's released ARREST.py without its two flags, but with AFD's averaged weights (`ema=0`: without) and steps of its attack,
-    0.007 instead of 2/255, so that all rows are trained alike.
-    """
-
-    name = "vaft"
-    title = "vAFT"
-    paper = "Zhou et al. 2025, Mitigating Feature Gap for Adversarial Robustness by Feature Disentanglement, AAAI"
-    summary = "Fine-tunes a natural model on attacked images with cross-entropy alone."
-
-    def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
-        """Cross-entropy; see FineTuning."""
-        ce, gap = ce_and_gap(model, batch, x_adv, natural)
-        return {"model": Loss(ce, {"ce": ce, "gap": gap})}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AFKD(FineTuning):
+class AFKD(VAFT):
     """min CE(f(x'), y) + weight (1 - cos(f(x'), f_T(x))), f_T the frozen natural model's penultimate features.
 
     Representation-guided knowledge distillation (Suzuki et al. 2023) on adversarial fine-tuning: "AFT + RGKD" in AFD's figure 1a.
@@ -275,24 +217,20 @@ class AFKD(FineTuning):
 
     name = "afkd"
     title = "AFKD"
-    paper = "Zhou et al. 2025, Mitigating Feature Gap for Adversarial Robustness by Feature Disentanglement, AAAI"
     summary = "Fine-tunes a natural model on attacked images and holds its features to the natural model's clean ones."
+    ranges: ClassVar[Ranges] = {"weight": ("(0, inf)", "give a positive weight, or train vaft, which has no such term")}
 
     weight: float = 50.0  # of 1 - cos(f(x'), f_T(x)) (ARREST.py)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_weights({"weight": "train vaft, which has no such term"})
-
     def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
-        """Cross-entropy and distillation; see FineTuning."""
-        ce, gap = ce_and_gap(model, batch, x_adv, natural)
-        return {"model": Loss(ce + self.weight * gap, {"ce": ce, "gap": gap})}
+        """Cross-entropy and distillation."""
+        loss = super().losses(model, batch, x_adv, natural)["model"]
+        return {"model": replace(loss, total=loss.total + self.weight * loss.parts["gap"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ARREST(AFKD):
-    """AFKD's loss, and noisy replay: a batch whose clean features have left the teacher's is shown under noise, not attacked.
+    """AFKD's loss, and noisy replay: a batch whose clean features have left the teacher's is trained on under noise, not attacked.
 
     Where mean (1 - cos(f_T(x), f(x))) >= 1 - cos(angle) in eval mode during the first `replay` of the epochs, x' is a uniformly
     random point of the ball. As AFD's ARREST.py (angle 30 degrees, epochs 1 to 10 of 20), except that the teacher's BatchNorm
@@ -304,27 +242,25 @@ class ARREST(AFKD):
     title = "ARREST"
     paper = "Suzuki et al. 2023, Adversarial Finetuning with Latent Representation Constraint to Mitigate Accuracy-Robustness Tradeoff, ICCV"
     summary = "AFKD that shows noise instead of attacks while clean features are far from the natural model's."
+    ranges: ClassVar[Ranges] = {
+        "angle": ("[0, 180]", "give degrees, 0 <= angle <= 180; published are 30"),
+        "replay": ("[0, 1]", "give a share of the epochs, 0 <= replay <= 1"),
+    }
 
     angle: float = 30.0  # degrees between clean features of student and teacher from which on noise is replayed
     replay: float = 0.5  # share of the fine-tuning in which it may be; published: 10 of 20 epochs
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.angle <= 180:
-            raise InputError(f"arrest: angle={self.angle!r}: give degrees, 0 <= angle <= 180; published are 30.")
-        if not 0 <= self.replay <= 1:
-            raise InputError(f"arrest: replay={self.replay!r}: give a share of the epochs, 0 <= replay <= 1.")
-
-    def shown(
-        self, attack: PGD, victim: Any, batch: Batch, context: StepContext, natural: Tensor
+    def training_input(
+        self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
-        if context.progress >= self.replay or not self._strayed(victim, batch.x, natural):
-            return super().shown(attack, victim, batch, context, natural)[0], {"replayed": 0.0}
+        if context.progress >= self.replay or not self.features_drifted(target, batch.x, natural):
+            return self.attacked(attack, target, batch, context), {"replayed": 0.0}
         rng = ExampleRNG.from_generator(context.generator, len(batch.x), batch.x.device).fold_in(0)
         return uniform_point(attack.threat, batch.x, rng), {"replayed": 1.0}
 
-    def _strayed(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:
+    def features_drifted(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:
+        """Whether the clean features of the student are `angle` or more away from the teacher's."""
         with frozen_eval(model), torch.no_grad():
             gap = 1 - mean_cosine(natural, model.features(x))
         return bool(gap >= 1 - math.cos(math.radians(self.angle)))

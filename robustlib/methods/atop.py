@@ -1,11 +1,8 @@
-"""AToP: a purifier before a frozen classifier, pre-trained on clean images and fine-tuned on attacked ones (Lin et al. 2024).
-
-Parts of AToP's training: the two losses that take turns, an attack's view of the whole model, and what a purifier must beat.
-"""
+"""AToP: a purifier before a frozen classifier, pre-trained on clean images and fine-tuned on attacked ones (Lin et al. 2024)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +10,223 @@ from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD
 from robustlib.data import Batch, Dataset, Split
-from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.methods.base import AdversarialMethod
-from robustlib.methods.baselines import cross_entropy, natural_stage, start_from
+from robustlib.errors import InputError
+from robustlib.methods.base import AdversarialMethod, Ranges
+from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
 from robustlib.models.build import default_width
 from robustlib.models.purified import BareClassifier
 from robustlib.models.purifier import HEADS
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
+BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)
 MEDIAN_OF = 256  # training images whose median is the constant image
+# A pre-trained purifier's L1 error is below this share of the best constant image's
+MAX_L1_SHARE = 0.7
+MAX_L1_SHARE_RT3 = 1.0  # every pixel is guessed: on digits the two purifiers reach 0.96 and 0.92 (one seed)
+MAX_HIDDEN_SHARE = 1.2  # over hidden pixels alone; on digits 0.93 to 0.98, and 2.1 where they are left grey
+
+
+@dataclass(frozen=True, kw_only=True)
+class AToP(AdversarialMethod):
+    """f(g(t(x))): classifier f frozen, random transform t, purifier g; stages "classifier", "purifier" and "tuning".
+
+    Pre-training, x clean: sum_k |x - g_k(t(x))|_1 - gan_weight * D(g(t(x))), mean over pixels of images scaled to [-1, 1], k over the
+    purifier's outputs, with a hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x'
+    (`recon_target` "adversarial", the paper's equation and the released notebooks) or on x ("clean", the author's published log),
+    plus cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
+    One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
+    max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator. `optimiser`, `momentum`
+    and `weight_decay` are those of the classifier alone.
+
+    Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
+    discriminator (the release detaches it), which goes on from pre-training (there fine-tuning starts a new one), images are in [0, 1]
+    before f as well, every image has its own mask, the perturbation is at the data set's own resolution, not at 256 x 256, and the
+    purifier is small and starts from random weights, where the release starts DeepFillv2 from Places2: this is a compact AToP, and
+    its numbers are not the paper's.
+    """
+
+    name = "atop"
+    title = "AToP"
+    paper = "Lin et al. 2024, Adversarial Training on Purification (AToP): Advancing Both Robustness and Generalization, ICLR"
+    summary = "A purifier destroys and completes images before a frozen classifier; adversarial training fine-tunes it."
+    notebook = "atop"
+    ranges: ClassVar[Ranges] = {
+        **dict.fromkeys(("classifier_epochs", "purifier_epochs", "repeats", "width", "embed_dim"), "[1, inf)"),
+        **dict.fromkeys(("classifier_lr", "purifier_lr", "cls_weight", "gan_weight", "warm_up"), "[0, inf)"),
+    }
+
+    purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
+    transform: Literal["none", "rt1", "rt2", "rt3"] = "rt2"  # mask; noise and mask; noise and masks that cover all
+    sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
+    missing: float = 0.25  # share of the blocks that a mask hides
+    grid: int = 8  # blocks a side
+    width: int | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
+    embed_dim: int | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 96, 48 below 16 pixels
+    pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
+    classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
+    classifier_lr: float = 0.1  # its peak learning rate
+    purifier_epochs: int = 100  # of pre-training on clean images; the release starts from Places2 instead
+    purifier_lr: float = 1e-4  # of pre-training, Adam
+    fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
+    batch_size: int = 64  # released: 8, of 256 x 256 pixels
+    epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
+    lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout
+    schedule: str = "constant"  # of fine-tuning
+    repeats: int = 1  # passes over the images in each epoch of the purifier, which is then validated
+    attack_steps: int = 1  # 1 is FGSM, more are PGD
+    attack_step_size: float | None = None  # in pixel units; None: eps for FGSM, eps / 4 for PGD
+    attack_through: Literal["classifier", "pipeline"] = "classifier"  # the bare classifier, or the whole model
+    recon_target: Literal["adversarial", "clean"] = "adversarial"  # what fine-tuning reconstructs, and from what
+    cls_weight: float = 0.05  # lambda, of the cross-entropy in fine-tuning
+    warm_up: int = 0  # epochs of fine-tuning before lambda counts; released: 10 000 images, less than one of CIFAR-10
+    gan_weight: float = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_awp()
+        try:
+            random = RandomTransform(self.transform, self.sigma, self.missing, self.grid).random
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+        alone, unpurified = self.transform == "none", self.purifier == "none"
+        checks = (
+            ((self.embed_dim or 0) % HEADS, f"embed_dim={self.embed_dim}: give a multiple of {HEADS}, its heads."),
+            (
+                not alone and not random,
+                f"transform={self.transform!r} with missing={self.missing:g}, sigma={self.sigma:g} changes nothing: set "
+                "transform=none, or hide something.",
+            ),
+            (unpurified and self.fine_tune, "purifier='none' has nothing to fine-tune: set fine_tune=false."),
+            (
+                unpurified and self.transform == "rt3",
+                "rt3 keeps only what a purifier paints, and without one every image is grey: set transform=rt2, or a purifier.",
+            ),
+            (unpurified and alone, "without transform and purifier the classifier is alone: train standard."),
+            (
+                self.fine_tune and self.warm_up >= self.epochs,
+                f"warm_up={self.warm_up} of epochs={self.epochs} leaves none with the classifier's loss: give fewer, or "
+                "fine_tune=false.",
+            ),
+        )
+        for wrong, sentence in checks:
+            if wrong:
+                raise InputError(f"{self.name}: {sentence}")
+
+    @property
+    def all_epochs(self) -> int:
+        """Of the classifier, unless it is done, of the purifier and of fine-tuning; an epoch of the latter is `repeats` passes."""
+        purifier = 1 if self.purifier == "none" else self.purifier_epochs
+        return (0 if self.pretrained else self.classifier_epochs) + purifier + (self.epochs if self.fine_tune else 0)
+
+    @property
+    def attack_passes(self) -> int:
+        """Each image is attacked once in each pass of fine-tuning; through the classifier alone a pass is a cheaper one."""
+        return self.attack_steps * self.epochs * self.repeats if self.fine_tune else 0
+
+    def model_options(self) -> dict[str, Any]:
+        """The model has a purifier and a random transform before it."""
+        names = ("purifier", "transform", "sigma", "missing", "grid")
+        width = self.embed_dim if self.purifier == "mae" else self.width
+        return {"purified": {**{name: getattr(self, name) for name in names}, "width": width}}
+
+    def inner_attack(self, dataset: Dataset) -> PGD:
+        """FGSM for one step, PGD for more."""
+        settings = {name: value for name, value in self.attack_settings().items() if value is not None}
+        return (FGSM if self.attack_steps == 1 else PGD)(self.threat(dataset), **settings)
+
+    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
+        """The classifier, unless a finished run is given; the purifier; and its fine-tuning, where asked for."""
+        if not isinstance(model, Purified):
+            raise InputError(
+                f"{self.name} trains a Purified, not a {type(model).__name__}: build it with the method's model_options()."
+            )
+        shape = dataset.image_shape
+        model.transform.draw(torch.zeros(1, *shape), torch.Generator())  # refuses a grid too fine before any training
+        shared: dict[str, nn.Module] = {}
+        if self.purifier == "gan" and self.gan_weight:
+            shared["discriminator"] = PatchDiscriminator(shape, self.width or default_width("gan", shape))
+        natural = natural_stage(self, model, "classifier", self.classifier_epochs, self.classifier_lr)
+        stages = [*([] if self.pretrained else [natural]), self._pretraining(dataset, model, shared)]
+        return [*stages, self._fine_tuning(dataset, model, shared)] if self.fine_tune else stages
+
+    def _pretraining(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
+        """Clean images; without a purifier, the one moment in which the transform is put before the classifier."""
+
+        def begin() -> None:
+            if self.pretrained:
+                load_standard_run(self.name, self.pretrained, model, dataset)
+            model.deploy()
+
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            randomness = model.transform.draw(batch.x, context.generator)
+            outputs = model.outputs(batch.x, randomness)
+            yield from purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, self.gan_weight, {})
+
+        if self.purifier == "none":
+            return Stage("purifier", 1, {}, (), begin=begin)
+        median = median_image(dataset.train)
+
+        def end(deployed: nn.Module, batch: Batch) -> None:
+            self.check_learnt(l1_share(deployed, batch, median), l1_share(deployed, batch, median, hidden=True))
+
+        passes = (Pass(updates, repeats=self.repeats, augment=self.augment),)
+        optimisers = {"model": OptimizerSpec(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
+        probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
+        if self.transform != "none":
+            probes["hidden_share"] = lambda deployed, batch: l1_share(deployed, batch, median, hidden=True)
+        # The last weights are those that `end` checks and that fine-tuning starts from.
+        rest: Any = {"begin": begin, "end": end, "keep": "last", "modules": shared, "probes": probes}
+        return Stage("purifier", self.purifier_epochs, optimisers | self._adam(shared), passes, **rest)
+
+    def _fine_tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
+        """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
+        attack = self.inner_attack(dataset)
+        target = BareClassifier(model) if self.attack_through == "classifier" else Pipeline(model)
+
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            if isinstance(target, Pipeline):
+                target.generator = context.generator
+            x_adv = self.attacked(attack, target, batch, context)
+            randomness = model.transform.draw(x_adv, context.generator)
+            purified = model.outputs(x_adv, randomness)
+            ce = cross_entropy(model.classify(model.combined(purified[-1], randomness)), batch.y)
+            weight = self.cls_weight if context.epoch >= self.warm_up else 0.0
+            original, outputs = x_adv, purified
+            if self.recon_target == "clean":
+                original, outputs = batch.x, model.outputs(batch.x, randomness)
+            discriminator, parts = shared.get("discriminator"), {"ce": (weight, ce)}
+            yield from purifier_steps(discriminator, original, outputs, randomness, self.gan_weight, parts)
+
+        passes = (Pass(updates, repeats=self.repeats, augment=self.augment),)
+        weights = OptimizerSpec(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
+        optimisers = {"model": weights, **self._adam(shared)}
+        return Stage("tuning", self.epochs, optimisers, passes, adversarial=True, ema=self.ema, modules=shared)
+
+    def _adam(self, shared: Mapping[str, nn.Module]) -> dict[str, OptimizerSpec]:
+        """The discriminator's optimiser, where there is one."""
+        return {
+            name: OptimizerSpec(part.parameters(), self.purifier_lr, "adam", betas=BETAS)
+            for name, part in shared.items()
+        }
+
+    def check_learnt(self, share: float, hidden: float) -> None:
+        """Raises InputError for a purifier that is no better than a constant image, over all pixels or over hidden ones.
+
+        The latter since one that paints nothing does well over all pixels of rt1, most of which it is shown.
+        """
+        most = MAX_L1_SHARE_RT3 if self.transform == "rt3" else MAX_L1_SHARE
+        if not share < most:  # NaN: it diverged
+            where, error, limit = "all", share, most
+        elif hidden >= MAX_HIDDEN_SHARE:  # NaN: nothing is hidden
+            where, error, limit = "hidden", hidden, MAX_HIDDEN_SHARE
+        else:
+            return
+        raise InputError(
+            f"{self.name}: the purifier has learnt nothing: over {where} pixels its L1 error on validation images is {error:.2f} of that of the "
+            f"best constant image, and {limit:g} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
+            f"({self.purifier_lr:g}) or its size, or lower sigma."
+        )
 
 
 def purifier_steps(
@@ -35,7 +239,7 @@ def purifier_steps(
 ) -> Updates:
     """The discriminator's step on its hinge loss, then the purifier's, which is judged by the discriminator's new weights.
 
-    L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + what is added, with the
+    L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + `parts`, with the
     L1 terms on images scaled to [-1, 1], as released: twice what they are on [0, 1]. Half of L_g is what is minimised, since Adam
     does not feel a common factor; "l1" in the metrics is on [0, 1]. Each of the N images of a transform counts alike.
 
@@ -45,7 +249,7 @@ def purifier_steps(
         outputs: of the purifier, each (N, B, C, H, W), with their graph; D judges the last.
         randomness: that they were made with.
         gan_weight: of the verdict.
-        parts: added to the purifier's loss, name -> weight and loss.
+        parts: of the purifier's loss beside these, name -> weight and loss.
     """
     l1 = torch.stack([(image.float() - target).abs().mean() for image in outputs]).sum()
     said = {"l1": l1, **{name: loss for name, (_, loss) in parts.items()}}
@@ -91,233 +295,3 @@ def l1_share(model: nn.Module, batch: Batch, constant: Tensor, hidden: bool = Fa
     where = randomness.masks.sum(0) if hidden else 1.0
     error, worst = (((image - x).abs() * where).mean() for image in (model.purify(x, randomness), constant.to(x)))
     return float(error / worst)
-
-
-BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)
-GATE = 0.7  # a pre-trained purifier's L1 error is below this share of the best constant image's
-GUESSED = (
-    1.0  # the same of rt3, whose every pixel is guessed: on digits the two purifiers reach 0.96 and 0.92 (one seed)
-)
-HIDDEN = 1.2  # the same over hidden pixels alone; on digits 0.93 to 0.98, and 2.1 where they are left grey
-
-
-@dataclass(frozen=True, kw_only=True)
-class AToP(AdversarialMethod):
-    """f(g(t(x))): classifier f frozen, random transform t, purifier g; stages "classifier", "purifier" and "tuning".
-
-    Pre-training, x clean: sum_k |x - g_k(t(x))|_1 - gan_weight * D(g(t(x))), mean over pixels of images scaled to [-1, 1], k over the
-    purifier's outputs, with a hinge discriminator D that takes its step before. Fine-tuning, x' attacked: the same on x'
-    (`recon_target` "adversarial", the paper's equation and the released notebooks) or on x ("clean", the author's published log),
-    plus cls_weight * CE(f(g(t(x'))), y) from epoch `warm_up` on; both passes share noise and masks, drawn afresh after the attack.
-    One attack step is FGSM, more are PGD. "classifier" attacks f alone, as the released code does; "pipeline" is the equation's
-    max_x' CE(f(g(t(x'))), y), each gradient of another draw. A masked autoencoder has no discriminator. `optimiser`, `momentum`
-    and `weight_decay` are those of the classifier alone.
-
-    Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
-    discriminator (the release detaches it), which goes on from pre-training (there fine-tuning starts a new one), images are in [0, 1]
-    before f as well, every image has its own mask, the perturbation is at the data set's own resolution, not at 256 x 256, and the
-    purifier is small and starts from random weights, where the release starts DeepFillv2 from Places2: this is a compact AToP, and
-    its numbers are not the paper's.
-    """
-
-    name = "atop"
-    title = "AToP"
-    paper = "Lin et al. 2024, Adversarial Training on Purification (AToP): Advancing Both Robustness and Generalization, ICLR"
-    summary = "A purifier destroys and completes images before a frozen classifier; adversarial training fine-tunes it."
-    notebook = "atop"
-
-    purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
-    transform: Literal["none", "rt1", "rt2", "rt3"] = "rt2"  # mask; noise and mask; noise and masks that cover all
-    sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
-    missing: float = 0.25  # share of the blocks that a mask hides
-    grid: int = 8  # blocks a side
-    width: int | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
-    embed_dim: int | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 96, 48 below 16 pixels
-    pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
-    classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
-    classifier_lr: float = 0.1  # its peak learning rate
-    purifier_epochs: int = 100  # of pre-training on clean images; the release starts from Places2 instead
-    purifier_lr: float = 1e-4  # of pre-training, Adam
-    fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
-    batch_size: int = 64  # released: 8, of 256 x 256 pixels
-    epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
-    lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout
-    schedule: str = "constant"  # of fine-tuning
-    repeats: int = 1  # passes over the images in each epoch of the purifier, which is then validated
-    attack_steps: int = 1  # 1 is FGSM, more are PGD
-    attack_step_size: float | None = None  # in pixel units; None: eps for FGSM, eps / 4 for PGD
-    attack_through: Literal["classifier", "pipeline"] = "classifier"  # the bare classifier, or the whole model
-    recon_target: Literal["adversarial", "clean"] = "adversarial"  # what fine-tuning reconstructs, and from what
-    cls_weight: float = 0.05  # lambda, of the cross-entropy in fine-tuning
-    warm_up: int = 0  # epochs of fine-tuning before lambda counts; released: 10 000 images, less than one of CIFAR-10
-    gan_weight: float = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(self, purifier=("none", "gan", "mae"), recon_target=("adversarial", "clean"))
-        check_choices(self, attack_through=("classifier", "pipeline"))
-        check_counts(self, "classifier_epochs", "purifier_epochs", "repeats")
-        check_counts(self, "warm_up", least=0)
-        check_counts(self, *(name for name in ("width", "embed_dim") if getattr(self, name) is not None))
-        if (self.embed_dim or 0) % HEADS:
-            raise InputError(
-                f"{self.name}: embed_dim={self.embed_dim}: give a multiple of {HEADS}, the heads of the autoencoder."
-            )
-        for name in ("classifier_lr", "purifier_lr", "cls_weight", "gan_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
-        try:
-            transform = RandomTransform(self.transform, self.sigma, self.missing, self.grid)
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from None
-        self._check_rows(transform)
-
-    def _check_rows(self, transform: RandomTransform) -> None:
-        """Raises InputError for settings that leave nothing to do."""
-        if self.transform != "none" and not transform.random:
-            raise InputError(
-                f"{self.name}: transform={self.transform!r} with missing={self.missing:g}, sigma={self.sigma:g} changes nothing: set "
-                "transform=none, or hide something."
-            )
-        if self.purifier == "none" and self.fine_tune:
-            raise InputError(f"{self.name}: purifier='none' has nothing to fine-tune: set fine_tune=false.")
-        if self.purifier == "none" and self.transform == "rt3":
-            raise InputError(
-                f"{self.name}: rt3 keeps only what a purifier paints, and without one every image is grey: set transform=rt2, or a "
-                "purifier."
-            )
-        if self.purifier == self.transform == "none":
-            raise InputError(f"{self.name}: without transform and purifier the classifier is alone: train standard.")
-        if self.fine_tune and self.warm_up >= self.epochs:
-            raise InputError(
-                f"{self.name}: warm_up={self.warm_up} of epochs={self.epochs} leaves none with the classifier's loss: give fewer, or "
-                "fine_tune=false."
-            )
-        if self.awp_gamma:
-            raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
-
-    @property
-    def all_epochs(self) -> int:
-        """Of the classifier, unless it is done, of the purifier and of fine-tuning; an epoch of the latter is `repeats` passes."""
-        before = 0 if self.pretrained else self.classifier_epochs
-        return before + self._purifier_epochs + (self.epochs if self.fine_tune else 0)
-
-    @property
-    def attack_passes(self) -> int:
-        """Each image is attacked once in each pass of fine-tuning; through the classifier alone a pass is a cheaper one."""
-        return self.attack_steps * self.epochs * self.repeats if self.fine_tune else 0
-
-    @property
-    def _purifier_epochs(self) -> int:
-        return 1 if self.purifier == "none" else self.purifier_epochs
-
-    def model_options(self) -> dict[str, Any]:
-        """The model has a purifier and a random transform before it."""
-        names = ("purifier", "transform", "sigma", "missing", "grid")
-        width = self.embed_dim if self.purifier == "mae" else self.width
-        return {"purified": {**{name: getattr(self, name) for name in names}, "width": width}}
-
-    def inner_attack(self, dataset: Dataset) -> PGD:
-        """FGSM for one step, PGD for more."""
-        settings = {name: value for name, value in self.attack_settings().items() if value is not None}
-        return (
-            FGSM(self.threat(dataset), **settings) if self.attack_steps == 1 else PGD(self.threat(dataset), **settings)
-        )
-
-    def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """The classifier, unless a finished run is given; the purifier; and its fine-tuning, where asked for.
-
-        Raises:
-            InputError: a model of another kind, a grid finer than the images; when the purifier's stage begins, a `pretrained` run
-                that does not fit; when it ends, a purifier that has learnt nothing.
-        """
-        if not isinstance(model, Purified):
-            raise InputError(
-                f"{self.name} trains a Purified, not a {type(model).__name__}: build it with the method's model_options()."
-            )
-        model.transform.draw(torch.zeros(1, *dataset.image_shape), torch.Generator())  # a grid too fine is said before
-        shared: dict[str, nn.Module] = {}
-        if self.purifier == "gan" and self.gan_weight:
-            shared["discriminator"] = PatchDiscriminator(
-                dataset.image_shape, self.width or default_width("gan", dataset.image_shape)
-            )
-        natural = natural_stage(self, model, "classifier", self.classifier_epochs, self.classifier_lr)
-        stages = [*([] if self.pretrained else [natural]), self._pretraining(dataset, model, shared)]
-        return [*stages, self._tuning(dataset, model, shared)] if self.fine_tune else stages
-
-    def _pretraining(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
-        """Clean images; without a purifier, the one moment in which the transform is put before the classifier."""
-
-        def begin() -> None:
-            if self.pretrained:
-                start_from(self.name, self.pretrained, model, dataset)
-            model.deploy()
-
-        def updates(batch: Batch, context: StepContext) -> Updates:
-            randomness = model.transform.draw(batch.x, context.generator)
-            outputs = model.outputs(batch.x, randomness)
-            yield from purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, self.gan_weight, {})
-
-        if self.purifier == "none":
-            return Stage("purifier", 1, {}, (), begin=begin)
-        median = median_image(dataset.train)
-
-        def end(deployed: nn.Module, batch: Batch) -> None:
-            self._gate(l1_share(deployed, batch, median), l1_share(deployed, batch, median, hidden=True))
-
-        part = Pass(updates, repeats=self.repeats, augment=self.augment)
-        optimisers = {"model": OptimizerSpec(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
-        optimisers |= self._optimisers(shared)
-        probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
-        if self.transform != "none":
-            probes["hidden_share"] = lambda deployed, batch: l1_share(deployed, batch, median, hidden=True)
-        # The last weights are what the gate judges and what fine-tuning starts from.
-        ends: Any = {"begin": begin, "end": end, "keep": "last", "probes": probes}
-        return Stage("purifier", self.purifier_epochs, optimisers, (part,), modules=shared, **ends)
-
-    def _tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
-        """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
-        attack = self.inner_attack(dataset)
-        victim = BareClassifier(model) if self.attack_through == "classifier" else Pipeline(model)
-
-        def updates(batch: Batch, context: StepContext) -> Updates:
-            if isinstance(victim, Pipeline):
-                victim.generator = context.generator
-            x_adv = self.attacked(attack, victim, batch, context)
-            randomness = model.transform.draw(x_adv, context.generator)
-            seen = model.outputs(x_adv, randomness)
-            ce = cross_entropy(model.classify(model.combined(seen[-1], randomness)), batch.y)
-            weight = self.cls_weight if context.epoch >= self.warm_up else 0.0
-            clean = self.recon_target == "clean"
-            target, outputs = (batch.x, model.outputs(batch.x, randomness)) if clean else (x_adv, seen)
-            yield from purifier_steps(
-                shared.get("discriminator"), target, outputs, randomness, self.gan_weight, {"ce": (weight, ce)}
-            )
-
-        part = Pass(updates, repeats=self.repeats, augment=self.augment)
-        weights = OptimizerSpec(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
-        optimisers = {"model": weights, **self._optimisers(shared)}
-        return Stage("tuning", self.epochs, optimisers, (part,), adversarial=True, ema=self.ema, modules=shared)
-
-    def _optimisers(self, shared: Mapping[str, nn.Module]) -> dict[str, OptimizerSpec]:
-        """The discriminator's, where there is one."""
-        return {
-            name: OptimizerSpec(part.parameters(), self.purifier_lr, "adam", betas=BETAS)
-            for name, part in shared.items()
-        }
-
-    def _gate(self, share: float, hidden: float) -> None:
-        """Raises InputError for a purifier that is no better than a constant image, over all pixels or over hidden ones: of rt1, which
-        shows it clean pixels, one that paints nothing does well over all."""
-        most = GUESSED if self.transform == "rt3" else GATE
-        if not share < most:  # NaN: it diverged
-            where, error, limit = "all", share, most
-        elif hidden >= HIDDEN:  # NaN: nothing is hidden
-            where, error, limit = "hidden", hidden, HIDDEN
-        else:
-            return
-        raise InputError(
-            f"{self.name}: the purifier has learnt nothing: over {where} pixels its L1 error on validation images is {error:.2f} of that of the "
-            f"best constant image, and {limit:g} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
-            f"({self.purifier_lr:g}) or its size, or lower sigma."
-        )

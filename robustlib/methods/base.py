@@ -1,15 +1,12 @@
-"""What every method has: a recipe of hyper-parameters, a threat, and stages.
-
-Adversarial weight perturbation (Wu et al. 2020, Adversarial Weight Perturbation Helps Robust Generalization, NeurIPS).
-
-What methods that attack while they train have in common: the inner attack and how it is made.
-"""
+"""What every method has (hyper-parameters, a threat, stages), and what those share that attack while they train."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +14,10 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
-from robustlib.losses import trades_loss
-from robustlib.methods.preset import OTHER_ARCHITECTURES, load_preset, preset_dataset, preset_values, typed
+from robustlib.methods.preset import as_type, options, preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
-from robustlib.threat import NORMS, Norm, Threat
+from robustlib.runs import Run
+from robustlib.threat import Norm, Threat
 from robustlib.training import (
     SCHEDULES,
     Loss,
@@ -37,14 +34,12 @@ from robustlib.training import (
     step,
 )
 
+Ranges = Mapping[str, str | tuple[str, str]]  # field -> the interval of its values, alone or with the error's advice
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
-AT_LEAST = {
-    "epochs": 1,
-    "batch_size": 2,
-    "train_examples": 0,
-    "attack_steps": 1,
-    "pretrain_epochs": 1,
-}  # whole numbers and their least value
+CHOICES: dict[str, Iterable[str]] = {
+    **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
+    **{"augment": VIEWS, "views": VIEWS},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +47,21 @@ class Method:
     """A training method: hyper-parameters as fields, `stages` as what it does with them.
 
     The defaults are the common protocol of the literature (ResNet-18, CIFAR-10; Pang et al. 2021, "Bag of Tricks for AT");
-    a paper's own values stand in its subclass. Presets override them.
-
-    Raises:
-        InputError: at construction, a value outside its range.
+    a subclass has its paper's own values. Presets override them.
     """
 
     name: ClassVar[str] = ""  # in METHODS, on the command line and in paths
     title: ClassVar[str] = ""  # for readers
-    paper: ClassVar[str] = ""  # authors, year, where
+    paper: ClassVar[str] = ""  # authors, year, title, venue
     summary: ClassVar[str] = ""  # one sentence
-    protocol: ClassVar[str] = (
-        "autoattack"  # the standard attack by which its paper reports robust accuracy; "" for none
-    )
-    notebook: ClassVar[str] = "baselines"  # of notebooks/, without its suffix: trains, evaluates and shows a run of it
+    protocol: ClassVar[str] = "autoattack"  # the standard attack with which its paper reports robust accuracy; "": none
+    notebook: ClassVar[str] = "baselines"  # the one in notebooks/ that trains, evaluates and shows it
+    # Of numeric fields, and of each value of a tuple. Subclasses add theirs.
+    ranges: ClassVar[Ranges] = {
+        **{"batch_size": "[2, inf)", "epochs": "[1, inf)", "train_examples": "[0, inf)"},
+        **dict.fromkeys(("lr", "momentum", "weight_decay", "eps"), "[0, inf)"),
+        "ema": ("[0, 1)", "give 0 <= ema < 1, e.g. 0.999"),
+    }
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES
@@ -85,33 +81,43 @@ class Method:
     train_examples: int = 0  # train on a stratified subset of this size; 0 for all
 
     def __post_init__(self) -> None:
-        for name, least in AT_LEAST.items():
-            value = getattr(self, name, least)
-            if value < least:
-                raise InputError(
-                    f"{self.name}: {name}={value!r} is too small, give a whole number of at least {least}."
-                )
-        for name in ("lr", "eps", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"{self.name}: {name}={value!r}: give a number of at least 0.")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"{self.name}: ema={self.ema!r} is no decay: give 0 <= ema < 1, e.g. 0.999.")
-        known: dict[str, Iterable[str]] = {"schedule": SCHEDULES, "optimiser": ("sgd", "adam"), "arch": ARCHITECTURES}
-        known |= {"augment": VIEWS}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise unknown(name if name != "arch" else "architecture", getattr(self, name), choices)
+        for kind in type(self).__mro__:
+            for name, limit in vars(kind).get("ranges", {}).items():
+                self.check_range(name, *([limit] if isinstance(limit, str) else limit))
+        for name, hint in self.types().items():
+            literals = [choice for o in options(hint) if get_origin(o) is Literal for choice in get_args(o)]
+            choices, value = CHOICES.get(name, literals), getattr(self, name, None)
+            if choices and value is not None and value not in choices:
+                raise unknown("architecture" if name == "arch" else name, value, choices)
         if self.schedule == "piecewise" and not self.points:
             raise InputError(f"{self.name}: schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0)).")
-        clocks = {"milestones": self.milestones, "points": [point[0] for point in self.points]}  # a point may jump down
-        for name, epochs in clocks.items():
+        for name, epochs in (("milestones", self.milestones), ("points", tuple(epoch for epoch, _ in self.points))):
             if list(epochs) != sorted(epochs):
                 raise InputError(f"{self.name}: {name}={getattr(self, name)!r} must rise: sort it.")
-        if self.norm is not None and self.norm not in NORMS:
-            raise unknown("norm", self.norm, NORMS)
         if self.eps is not None:
             Threat(self.norm or "linf", self.eps)
+
+    @classmethod
+    @cache
+    def types(cls) -> dict[str, Any]:
+        """The types of the fields by name."""
+        return get_type_hints(cls)
+
+    def check_range(self, name: str, interval: str, advice: str = "") -> None:
+        """Raises InputError for a field with a value outside `interval`, e.g. "[0, 1)"; None is a default that is set elsewhere."""
+        value, whole = getattr(self, name), int in options(self.types()[name])
+        low, high = map(float, interval[1:-1].split(","))
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        inside = all(
+            (v >= low if interval[0] == "[" else v > low)
+            and (v <= high if interval[-1] == "]" else v < high)
+            and (type(v) is int or not whole)
+            for v in values
+        )  # NaN is in no interval
+        if not inside or value == ():
+            least = f"of at least {low:g}" if interval[0] == "[" else f"above {low:g}"
+            advice = advice or f"give a {'whole ' if whole else ''}number {least}"
+            raise InputError(f"{self.name}: {name}={value!r}: {advice}.")
 
     @property
     def all_epochs(self) -> int:
@@ -122,14 +128,14 @@ class Method:
     def attack_passes(self) -> int:
         """Forward-backward passes of the attacks inside the training, for each training image, all epochs together.
 
-        They are most of what an adversarial training costs, so comparisons are fair at equal numbers of them. It is the most
-        there can be: a method may leave out attacks on the way (ARREST), and forward passes alone are not counted.
+        They are most of what an adversarial training costs, so comparisons are fair at equal numbers of them. It is an upper
+        bound: a method may leave out attacks on the way (ARREST), and forward passes alone are not counted.
         """
         return 0
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """What makes its numbers, by the names of `robustlib.runs.NUMERICS`."""
+        """The names in `robustlib.runs.NUMERICS` of what makes its numbers."""
         return (f"methods/{self.name}",)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
@@ -140,8 +146,7 @@ class Method:
         self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
     ) -> list[Stage]:
         """The one stage of a method that trains the whole model in one way: `updates` yields ("model", loss)."""
-        optimisers = {"model": self.optim(model.parameters())}
-        passes = (Pass(updates, augment=self.augment),)
+        optimisers, passes = {"model": self.optim(model.parameters())}, (Pass(updates, augment=self.augment),)
         return [Stage(self.name, self.epochs, optimisers, passes, adversarial=adversarial, ema=self.ema)]
 
     def model_options(self) -> dict[str, Any]:
@@ -161,13 +166,8 @@ class Method:
 
     def lr_schedule(self) -> Schedule:
         """The recipe's learning-rate schedule over `epochs`."""
-        if self.schedule == "step":
-            return step(self.milestones)
-        if self.schedule == "piecewise":
-            return piecewise(self.points)
-        return {"constant": constant(), "cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)}[
-            self.schedule
-        ]
+        schedules = {"step": step(self.milestones), "piecewise": piecewise(self.points), "constant": constant()}
+        return (schedules | {"cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)})[self.schedule]
 
     def hyperparameters(self) -> dict[str, Any]:
         """All fields by name."""
@@ -175,23 +175,20 @@ class Method:
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **overrides: Any) -> Self:
-        """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated.
-
-        Raises:
-            InputError: unknown preset or hyper-parameter (it names the nearest), or a value of the wrong type or range.
-        """
+        """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated."""
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {}
         if preset is not None:
-            common, section = preset_values(preset, cls.name, overrides.get("arch"))
+            common, section, by_architecture = preset_values(preset, cls.name)
             # Not every method has every common field: a standard training attacks nothing.
             values = {name: value for name, value in common.items() if name in known} | section | {"preset": preset}
+            values |= by_architecture.get(overrides.get("arch") or values["arch"], {})
         values |= overrides
         for name in values:
             if name not in known:
                 raise unknown(f"hyper-parameter of {cls.name}", name, known)
-        hints = get_type_hints(cls)
-        return cls(**{name: typed(cls.name, name, value, hints[name]) for name, value in values.items()})
+        hints = cls.types()
+        return cls(**{name: as_type(value, hints[name], f"{cls.name}: {name}") for name, value in values.items()})
 
     def changes(self, arch: str) -> dict[str, Any]:
         """The hyper-parameters (architecture included) in which this method differs from its preset."""
@@ -202,18 +199,18 @@ class Method:
     def advice(self, arch: str) -> list[str]:
         """What a reader of a run on this architecture must know: values of the preset that were chosen for another one.
 
-        Chosen are the values of the method's section, and of the common ones those that are not the paper's; where the preset has
-        values of its own for `arch`, those that it has. What was overridden is not named.
+        These are the values of the method's section and those common ones that are not the paper's; where the preset has values
+        of its own for `arch`, only those. Values that were overridden are not named.
         """
         if not self.preset or arch == (usual := self.from_preset(self.preset)).arch:
             return []
-        paper, (common, section) = self.from_preset(), preset_values(self.preset, self.name)
-        own = (load_preset(self.preset).get(self.name) or {}).get(OTHER_ARCHITECTURES, {}).get(arch)
-        if own is None:
-            differs = [n for n in common if hasattr(self, n) and getattr(usual, n) != getattr(paper, n)]
-            chosen = [name for name in dict.fromkeys([*differs, *section]) if name != "arch"]
+        paper, (common, section, by_architecture) = self.from_preset(), preset_values(self.preset, self.name)
+        if arch in by_architecture:
+            chosen = [name for name, value in by_architecture[arch].items() if value != getattr(usual, name)]
         else:
-            chosen = [name for name in own if own[name] != getattr(usual, name)]
+            differs = [n for n in common if hasattr(self, n) and getattr(usual, n) != getattr(paper, n)]
+            section |= by_architecture.get(usual.arch, {})
+            chosen = [name for name in dict.fromkeys([*differs, *section]) if name != "arch"]
         same = [f"{name}={getattr(self, name)}" for name in chosen if getattr(self, name) == getattr(usual, name)]
         said = f"chosen by the preset {self.preset} for {usual.arch}, not for {arch}. The outcome may be far from this architecture's"
         return [f"{', '.join(same)}: {said} best: choose values on validation images."] if same else []
@@ -229,31 +226,54 @@ class Method:
         return shlex.join([*words, "--precision", precision])
 
 
+def pretrained_run(owner: str, path: str, wanted: str = "", **facts: str) -> Run:
+    """The finished run at `path` with these facts among its parameters; the InputError for any other asks for `wanted`."""
+    run = Run(Path(path))
+    params = run.params()
+    if not run.finished or any(params.get(name) != fact for name, fact in facts.items()):
+        found = f"{run.name} on {params['dataset']}, {run.status()['state']}" if params else "no run"
+        raise InputError(
+            f"{owner}: pretrained={path!r} is {found}: give the directory of a finished run{wanted and ' of '}{wanted}."
+        )
+    return run
+
+
+def copy_weights(owner: str, run: Run, model: nn.Module, source: nn.Module) -> None:
+    """Gives a module the weights of `source`, which is of `run`."""
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        arch = run.params()["arch"]
+        raise InputError(
+            f"{owner}: pretrained={str(run.path)!r} is a {arch!r}, whose weights do not fit: give --set arch={arch}, or another run."
+        ) from error
+
+
 TINY = 1e-20  # as released: a layer without gradient stays where it is
 
 
 @contextmanager
-def perturbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Within, the model's weights stand where they raise the loss most to first order: w + gamma |w| g / |g|.
+def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Within, the model's weights are w + gamma |w| g / |g|, to first order those of the largest loss (AWP; Wu et al. 2020).
 
-    Norms are those of a whole tensor, g is the gradient of `loss`. As released, only tensors of several dimensions named
+    g is the gradient of `loss`, norms are those of a whole tensor. As released, only tensors of several dimensions named
     "weight" move, and BatchNorm keeps no trace of the pass that finds g. Afterwards, also after an exception, gamma |w| g / |g|
-    is taken away again, so what an optimiser did in between stays.
+    is subtracted again, so the step that an optimiser took in between stays.
 
     Args:
-        model: the model, in the mode in which it trains.
+        model: in the mode in which it trains.
         loss: the scalar that the training step will minimise, as a function of the model's present weights.
         gamma: relative size of the perturbation; 0 does nothing at all.
     """
-    shifts = _shifts(model, loss, gamma) if gamma else []
-    _move(shifts, 1)
+    shifts = _adversarial_shifts(model, loss, gamma) if gamma else []
+    _add(shifts, 1)
     try:
         yield
     finally:
-        _move(shifts, -1)
+        _add(shifts, -1)
 
 
-def _shifts(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> list[tuple[Tensor, Tensor]]:
+def _adversarial_shifts(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> list[tuple[Tensor, Tensor]]:
     """(weight, its perturbation) of every layer that the loss depends on."""
     weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -261,15 +281,12 @@ def _shifts(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> list[
     with torch.no_grad():
         for buffer, value in buffers:
             buffer.copy_(value)
-        return [
-            (w, gamma * w.norm() / (g.norm() + TINY) * g)
-            for w, g in zip(weights, gradients, strict=True)
-            if g is not None
-        ]
+        pairs = zip(weights, gradients, strict=True)
+        return [(w, gamma * w.norm() / (g.norm() + TINY) * g) for w, g in pairs if g is not None]
 
 
 @torch.no_grad()
-def _move(shifts: list[tuple[Tensor, Tensor]], sign: int) -> None:
+def _add(shifts: list[tuple[Tensor, Tensor]], sign: int) -> None:
     for weight, shift in shifts:
         weight.add_(shift, alpha=sign)
     if shifts:
@@ -283,26 +300,18 @@ Found = TypeVar("Found")
 class AdversarialMethod(Method):
     """A method with an inner PGD attack, by default in eval-mode BatchNorm (Pang et al. 2021)."""
 
+    ranges: ClassVar[Ranges] = {
+        "attack_steps": "[1, inf)",
+        "attack_step_size": ("(0, inf]", "give a positive length or null"),
+        "awp_gamma": ("[0, 1)", "give a share of the weights, 0 <= awp_gamma < 1"),
+        "awp_warmup": "[0, inf)",
+    }
+
     attack_steps: int = 10  # K; Madry et al. used 7, most later work 10
     attack_step_size: float | None = None  # in pixel units; None = eps / 4, i.e. 2/255 at 8/255
     attack_batchnorm: Literal["eval", "train"] = "eval"  # BatchNorm while attacking; Rice et al. attack in train mode
     awp_gamma: float = 0.0  # relative size of the adversarial weight perturbation; Wu et al. 2020: 0.01, TRADES 0.005
     awp_warmup: int = 0  # epoch, counted from 1, from which on weights are perturbed; Wu et al. 2020: 0, TRADES 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attack_step_size is not None and not self.attack_step_size > 0:
-            raise InputError(
-                f"{self.name}: attack_step_size={self.attack_step_size!r}: give a positive length or null."
-            )
-        if self.attack_batchnorm not in ("eval", "train"):
-            raise unknown("attack_batchnorm", self.attack_batchnorm, ("eval", "train"))
-        if not 0 <= self.awp_gamma < 1:
-            raise InputError(
-                f"{self.name}: awp_gamma={self.awp_gamma!r}: give a share of the weights, 0 <= awp_gamma < 1."
-            )
-        if self.awp_warmup < 0:
-            raise InputError(f"{self.name}: awp_warmup={self.awp_warmup!r}: give an epoch of at least 0.")
 
     @property
     def numerics(self) -> tuple[str, ...]:
@@ -319,55 +328,38 @@ class AdversarialMethod(Method):
         return {"steps": self.attack_steps, "step_size": self.attack_step_size, "batchnorm": self.attack_batchnorm}
 
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
-        """The batch under `attack`, searched in the training's own precision."""
+        """The batch under `attack`, which runs in the training's own precision."""
         return replace(attack, precision=context.precision)(model, batch.x, batch.y, generator=context.generator)
 
-    def raised(
+    def awp_perturbed(
         self, model: nn.Module, context: StepContext, loss: Callable[[], Tensor]
     ) -> AbstractContextManager[None]:
-        """Within, the weights stand where they raise `loss()` (see `perturbed`), from the epoch `awp_warmup` on."""
-        return perturbed(model, loss, self.awp_gamma if context.epoch + 1 >= self.awp_warmup else 0.0)
+        """Within, the weights are perturbed to raise `loss()` (see `perturbed_weights`), from epoch `awp_warmup` on."""
+        return perturbed_weights(model, loss, self.awp_gamma if context.epoch + 1 >= self.awp_warmup else 0.0)
+
+    def refuse_awp(self) -> None:
+        """Raises InputError where `awp_gamma` asks a method that perturbs no weights to do it."""
+        if self.awp_gamma:
+            raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
 
     def single_stage(
         self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
     ) -> list[Stage]:
-        """As in Method; it knows no loss whose gradient could perturb the weights.
-
-        Raises:
-            InputError: awp_gamma was given.
-        """
-        if self.awp_gamma:
-            raise InputError(
-                f"{self.name} does not perturb weights: leave awp_gamma at 0, or write the method with attacking_stage."
-            )
+        """As in Method, without weight perturbation: `adversarial_stage` knows the loss that it raises."""
+        self.refuse_awp()
         return super().single_stage(model, updates, adversarial=adversarial)
 
-    def trades_forward(self, model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
-        """TRADES' loss (see `trades_loss`) from forward passes in the released order x, x', x.
-
-        The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
-        gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once.
-        """
-        logits, logits_adv = model(batch.x), model(x_adv)
-        with torch.no_grad():
-            model(batch.x)
-        return Loss(*trades_loss(logits, logits_adv, batch.y, beta))
-
-    def attacking_stage(self, model: nn.Module, attack: PGD, loss: Callable[[Batch, Tensor], Loss]) -> list[Stage]:
-        """The one stage of a method that attacks a batch and takes one step on loss(batch, x_adv), x_adv (B, C, H, W)."""
-        return self.searching_stage(model, lambda batch, context: self.attacked(attack, model, batch, context), loss)
-
-    def searching_stage(
-        self, model: nn.Module, search: Callable[[Batch, StepContext], Found], loss: Callable[[Batch, Found], Loss]
+    def adversarial_stage(
+        self, model: nn.Module, attack: Callable[[Batch, StepContext], Found], loss: Callable[[Batch, Found], Loss]
     ) -> list[Stage]:
-        """The one stage of a method that takes one step a batch, on loss(batch, what `search` found for it).
+        """The one stage of a method that takes one step a batch, on loss(batch, found) with found = attack(batch, context).
 
-        With `awp_gamma` the step is taken where the weights raise that loss (Wu et al. 2020); the search comes before.
+        With `awp_gamma` that step is taken at the weights that raise this loss (Wu et al. 2020); the attack comes before.
         """
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            found = search(batch, context)
-            with self.raised(model, context, lambda: loss(batch, found).total):
+            found = attack(batch, context)
+            with self.awp_perturbed(model, context, lambda: loss(batch, found).total):
                 yield "model", loss(batch, found)
 
         return super().single_stage(model, updates, adversarial=True)

@@ -1,33 +1,27 @@
-"""Standard training: the undefended baseline.
-
-The naturally trained classifier that other methods begin with: trained in a first stage, or taken from a finished run.
-
-PGD adversarial training (Madry et al. 2018).
-
-TRADES (Zhang et al. 2019).
-
-MART (Wang et al. 2020).
-
-Adversarial training at twice the cost of standard training: one step of the fast gradient sign method from noise.
-"""
+"""The baselines: standard training, PGD-AT, TRADES, MART, and single-step training (FGSM-RS, N-FGSM); stages that others begin with."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
-from robustlib.losses import mart_loss
-from robustlib.methods.base import AdversarialMethod, Method
+from robustlib.losses import mart_loss, trades_loss
+from robustlib.methods.base import AdversarialMethod, Method, Ranges, copy_weights, pretrained_run
 from robustlib.models import Classifier
 from robustlib.rng import ExampleRNG
-from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import Loss, Pass, Stage, StepContext, Updates, cosine
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, also of bf16 logits (B, K)."""
+    return F.cross_entropy(logits.float(), y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +38,13 @@ class Standard(Method):
         """One stage on clean images."""
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            yield "model", Loss(F.cross_entropy(model(batch.x).float(), batch.y))
+            yield "model", Loss(cross_entropy(model(batch.x), batch.y))
 
         return self.single_stage(model, updates, adversarial=False)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, also of bf16 logits (B, K)."""
-    return F.cross_entropy(logits.float(), y)
-
-
 def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr: float) -> Stage:
-    """Cross-entropy on clean images over encoder and head, by the method's optimiser; what stands beside them keeps its weights.
-
-    Args:
-        method: whose optimiser, momentum, weight decay and view of the images it takes.
-        model: what is trained.
-        name: of the stage.
-        epochs: passes over the training images.
-        lr: peak learning rate; a cosine takes it to 0.
-    """
+    """Cross-entropy on clean images over encoder and head, by the method's optimiser from `lr` down a cosine to 0."""
 
     def updates(batch: Batch, context: StepContext) -> Updates:
         yield "model", Loss(cross_entropy(model(batch.x), batch.y))
@@ -73,38 +54,13 @@ def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr:
     return Stage(name, epochs, {"model": weights}, (Pass(updates, augment=method.augment),))
 
 
-def start_from(name: str, path: str, model: Classifier, dataset: Dataset) -> None:
-    """Gives encoder and head the last weights of the finished `standard` run at `path`.
-
-    Args:
-        name: of the method, for messages.
-        path: directory of the run.
-        model: whose encoder and head are filled.
-        dataset: that the model is for.
-
-    Raises:
-        InputError: no such run, not finished, or of another method, data set or architecture.
-    """
-    run = Run(Path(path))
-    params = run.params()
-    if params.get("method") != "standard" or not run.finished:
-        found = f"{run.name}, {run.status()['state']}" if params else "no run"
-        raise InputError(f"{name}: pretrained={path!r} is {found}: give the directory of a finished `standard` run.")
-    if params["dataset"] != dataset.name:
-        raise InputError(
-            f"{name}: pretrained={path!r} was trained on {params['dataset']!r}, not on {dataset.name!r}: "
-            "give a run of the same data set."
-        )
+def load_standard_run(method: str, path: str, model: Classifier, dataset: Dataset) -> None:
+    """Gives encoder and head the last weights of the finished `standard` run at `path`."""
+    run = pretrained_run(method, path, f"standard on {dataset.name}", method="standard", dataset=dataset.name)
     natural = run.model("last")
     natural.check_data(dataset)
-    for mine, theirs in ((model.encoder, natural.encoder), (model.head, natural.head)):
-        try:
-            mine.load_state_dict(theirs.state_dict())
-        except RuntimeError as error:
-            raise InputError(
-                f"{name}: pretrained={path!r} is a {params['arch']!r}, whose weights do not fit the architecture that is "
-                f"to be fine-tuned: give --set arch={params['arch']}, or another run."
-            ) from error
+    copy_weights(method, run, model.encoder, natural.encoder)
+    copy_weights(method, run, model.head, natural.head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +81,16 @@ class PGDAT(AdversarialMethod):
         """One adversarial stage."""
 
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return Loss(F.cross_entropy(model(x_adv).float(), batch.y))
+            return Loss(cross_entropy(model(x_adv), batch.y))
 
-        return self.attacking_stage(model, self.inner_attack(dataset), loss)
+        return self.adversarial_stage(model, partial(self.attacked, self.inner_attack(dataset), model), loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(AdversarialMethod):
     """min E CE(f(x), y) + beta max KL(p(x) || p(x')) over the ball around x (eq. 5).
 
-    The attack climbs the same KL from x + 0.001 N(0, I) in eval mode; the clean side of the KL is not detached. As released,
-    x, x' and x again are forwarded separately in train mode, so BatchNorm's statistics move three times a step. Unlike the
+    The attack ascends the same KL from x + 0.001 N(0, I) in eval mode; the clean side of the KL is not detached. Unlike the
     release, the attack's start is clipped to [0, 1] before its first gradient (there after its first step).
     """
 
@@ -144,29 +99,37 @@ class TRADES(AdversarialMethod):
     paper = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, ICML"
     summary = "Clean cross-entropy plus a weighted KL between clean and attacked predictions."
     protocol = "pgd20"
+    ranges: ClassVar[Ranges] = {"beta": ("[0, inf)", "give a weight of at least 0")}
 
     beta: float = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta >= 0:
-            raise InputError(f"trades: beta={self.beta!r}: give a weight of at least 0.")
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One adversarial stage."""
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
 
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return self.trades_forward(model, batch, x_adv, self.beta)
+            return trades_forward(model, batch, x_adv, self.beta)
 
-        return self.attacking_stage(model, attack, loss)
+        return self.adversarial_stage(model, partial(self.attacked, attack, model), loss)
+
+
+def trades_forward(model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
+    """TRADES' loss from separate forward passes in the released order x, x', x.
+
+    The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
+    gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once.
+    """
+    logits, logits_adv = model(batch.x), model(x_adv)
+    with torch.no_grad():
+        model(batch.x)
+    return Loss(*trades_loss(logits, logits_adv, batch.y, beta))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MART(AdversarialMethod):
     """min E BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) with x' the PGD maximiser of the cross-entropy.
 
-    As released, the attack climbs from x + 0.001 N(0, I) in eval mode, and x and x' are forwarded separately in train mode.
+    As released, the attack starts from x + 0.001 N(0, I) in eval mode, and x and x' are forwarded separately in train mode.
     Unlike the release, that start is clipped to [0, 1] before its first gradient (there after its first step).
     Epochs, learning rate and weight decay are those of the released ResNet-18 script.
     """
@@ -176,6 +139,7 @@ class MART(AdversarialMethod):
     paper = "Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR"
     summary = "Boosted cross-entropy on attacked images plus a KL that weighs misclassified images more."
     protocol = "pgd20"
+    ranges: ClassVar[Ranges] = TRADES.ranges
 
     epochs: int = 120
     lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
@@ -184,11 +148,6 @@ class MART(AdversarialMethod):
     attack_step_size: float | None = 0.007  # at 8/255
     beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta >= 0:
-            raise InputError(f"mart: beta={self.beta!r}: give a weight of at least 0.")
-
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """One adversarial stage."""
         attack = PGD(self.threat(dataset), start="gaussian", **self.attack_settings())
@@ -196,7 +155,7 @@ class MART(AdversarialMethod):
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
             return Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, self.beta))
 
-        return self.attacking_stage(model, attack, loss)
+        return self.adversarial_stage(model, partial(self.attacked, attack, model), loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +171,10 @@ class FGSMRS(PGDAT):
     paper = "Wong et al. 2020, Fast is better than free: Revisiting adversarial training, ICLR"
     summary = "Cross-entropy on images attacked by a single step from a random start."
     protocol = "pgd50x10"
+    ranges: ClassVar[Ranges] = {
+        "attack_steps": ("[1, 1]", "it takes 1; for more train pgd_at"),
+        "step_factor": ("(0, inf)", "give a positive length in units of eps"),
+    }
 
     epochs: int = 30
     lr: float = 0.2
@@ -223,14 +186,10 @@ class FGSMRS(PGDAT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack_steps != 1:
-            raise InputError(f"{self.name}: attack_steps={self.attack_steps!r}: it takes 1; for more train pgd_at.")
         if self.attack_step_size is not None:
             raise InputError(
                 f"{self.name}: attack_step_size={self.attack_step_size!r}: give step_factor, in units of eps, instead."
             )
-        if not 0 < self.step_factor < float("inf"):
-            raise InputError(f"{self.name}: step_factor={self.step_factor!r}: give a positive length in units of eps.")
 
     def inner_attack(self, dataset: Dataset) -> PGD:
         """One step of step_factor * eps from a random point of the ball."""
@@ -250,14 +209,10 @@ class NFGSM(FGSMRS):
     title = "N-FGSM"
     paper = "de Jorge et al. 2022, Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, NeurIPS"
     summary = "Cross-entropy on images with strong noise and a single attack step that is not projected."
+    ranges: ClassVar[Ranges] = {"noise": ("[0, inf)", "give a radius of at least 0 in units of eps")}
 
     step_factor: float = 1.0  # alpha / eps
     noise: float = 2.0  # k: radius of the noise in units of eps; 2 in the released code
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.noise < float("inf"):
-            raise InputError(f"n_fgsm: noise={self.noise!r}: give a radius of at least 0 in units of eps.")
 
     def inner_attack(self, dataset: Dataset) -> PGD:
         """One step in a ball so wide that noise and step together stay inside it."""

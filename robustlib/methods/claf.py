@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -11,13 +11,12 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.errors import InputError
 from robustlib.losses import supcon_loss
-from robustlib.methods.contrastive import Contrastive, body, projected
+from robustlib.methods.base import Ranges
+from robustlib.methods.contrastive import Contrastive, contrasted, project_views
 from robustlib.models import Projected
 from robustlib.training import Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates, cosine
-
-REFRESHES = ("full", "clean", "reinit", "never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,12 @@ class CLAF(Contrastive):
     paper = "Rahamim and Naeh 2022, Robustness through Cognitive Dissociation Mitigation in Contrastive Adversarial Training, arXiv"
     summary = "An attack on a head that is refreshed every epoch makes one more positive view; then a new linear head."
     protocol = "pgd20"  # the release prints PGD-10; this is the nearest of the standard attacks
+    ranges: ClassVar[Ranges] = {
+        "aug_epochs": "[0, inf)",
+        "adv_views": "[0, inf)",
+        "refresh_passes": "[1, inf)",
+        "refresh_lr": "[0, inf)",
+    }
 
     epochs: int = 200  # of contrastive learning, stages 1 and 2 together
     batch_size: int = 256
@@ -56,9 +61,6 @@ class CLAF(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "refresh_passes")
-        check_counts(self, "aug_epochs", "adv_views", least=0)
-        check_choices(self, refresh=REFRESHES, refresh_batchnorm=("eval", "train"))
         if self.aug_epochs >= self.epochs:
             raise InputError(
                 f"claf: aug_epochs={self.aug_epochs!r} of epochs={self.epochs!r} leaves no adversarial stage: give fewer, or train "
@@ -66,18 +68,16 @@ class CLAF(Contrastive):
             )
         if self.pretrained and not self.new_head:
             raise InputError("claf: a pretrained run keeps no refreshed head: leave new_head at true, or pre-train.")
-        if not 0 <= self.refresh_lr < float("inf"):
-            raise InputError(f"claf: refresh_lr={self.refresh_lr!r}: give a number of at least 0.")
 
     @property
     def all_epochs(self) -> int:
         """As in Contrastive, and the first head's where it is never refreshed."""
-        fits = self.refresh == "never" and not self.pretrained
-        return super().all_epochs + (self.head_epochs if fits else 0)
+        first_head = self.refresh == "never" and not self.pretrained
+        return super().all_epochs + (self.head_epochs if first_head else 0)
 
     @property
     def attack_passes(self) -> int:
-        """Of the adversarial views and of the refresh, or of the one fit in its place; then as in WithHead."""
+        """Of the adversarial views and of the refresh, or of the one fit in its place; then as in Contrastive."""
         refreshed = self.refresh_passes if self.refresh in ("full", "reinit") else 0
         fitted = self.head_epochs if self.refresh == "never" else 0
         attacked = (self.epochs - self.aug_epochs) * (self.adv_views + refreshed) + fitted
@@ -90,44 +90,37 @@ class CLAF(Contrastive):
     def pretraining(self, dataset: Dataset, model: Projected) -> list[Stage]:
         """Stage 1 and stage 2; with refresh="never" a stage between them that fits the head, as long as the last one does."""
         attack = PGD(self.threat(dataset), **self.attack_settings())
-        weights = self.optim(body(model))
-        part = Pass(partial(self._contrast, model, None), augment=self.augment)
-        stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (part,))] if self.aug_epochs else []
+        weights = self.optim(contrasted(model))
+        augmented = Pass(partial(self._contrast, model, None), augment=self.augment)
+        stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (augmented,))] if self.aug_epochs else []
+        # The learning rate of stage 2 goes on where stage 1 left it.
+        optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
+        probes = {"head_start": head_probe("head_start", attack)}
+        passes = [Pass(partial(self._contrast, model, attack), augment=self.augment, probes=probes)]
+        head, refresh = (
+            {"head": OptimizerSpec(model.head.parameters(), self.refresh_lr, "adam")},
+            self._refresh(model, attack),
+        )
         if self.refresh == "never":
-            fit = replace(self._refreshing(model, attack), repeats=1, reset_optimizers=())
-            optimisers = {"head": self._head_optim(model)}
-            stages.append(Stage("first-head", self.head_epochs, optimisers, (fit,), adversarial=True, monitored=False))
-        return [*stages, self._adversarial(model, attack, weights)]
+            fit = (replace(refresh, repeats=1, reset_optimizers=()),)
+            stages.append(Stage("first-head", self.head_epochs, head, fit, adversarial=True, monitored=False))
+        else:
+            optimisers, passes = optimisers | head, [refresh, *passes]
+        probes, epochs = {"head_end": head_probe("head_end", attack)}, self.epochs - self.aug_epochs
+        rest: dict[str, Any] = {"adversarial": True, "monitored": False, "probes": probes}
+        return [*stages, Stage("adversarial", epochs, optimisers, tuple(passes), **rest)]
 
-    def seen_before(self) -> list[str]:
+    def pretraining_fields(self) -> list[str]:
         """As in Contrastive; with refresh="never" the first head is fitted for as many epochs as the last one."""
-        return [*super().seen_before(), *(["head_epochs"] if self.refresh == "never" else [])]
+        return [*super().pretraining_fields(), *(["head_epochs"] if self.refresh == "never" else [])]
 
-    def begin_head(self, model: Projected) -> None:
+    def reset_head(self, model: Projected) -> None:
         """The head is drawn anew, unless the refreshed one goes on."""
         if self.new_head:
-            super().begin_head(model)
+            super().reset_head(model)
 
-    def _adversarial(self, model: Projected, attack: PGD, weights: OptimizerSpec) -> Stage:
-        """Stage 2; the learning rate goes on where stage 1 left it."""
-        optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
-        contrast = Pass(
-            partial(self._contrast, model, attack),
-            augment=self.augment,
-            probes={"head_start": head_probe("head_start", attack)},
-        )
-        passes: tuple[Pass, ...] = (contrast,)
-        if self.refresh != "never":
-            optimisers["head"], passes = self._head_optim(model), (self._refreshing(model, attack), contrast)
-        probes = {"head_end": head_probe("head_end", attack)}
-        epochs = self.epochs - self.aug_epochs
-        return Stage("adversarial", epochs, optimisers, passes, adversarial=True, monitored=False, probes=probes)
-
-    def _head_optim(self, model: Projected) -> OptimizerSpec:
-        return OptimizerSpec(model.head.parameters(), self.refresh_lr, "adam")
-
-    def _refreshing(self, model: Projected, attack: PGD) -> Pass:
-        """The head's passes: the encoder stands still, the optimiser is new, the head is not, unless it shall be."""
+    def _refresh(self, model: Projected, attack: PGD) -> Pass:
+        """The head's passes: the encoder is frozen, the optimiser is new, the head is not unless refresh="reinit"."""
         updates = self.head_updates(model, None if self.refresh == "clean" else attack, self.refresh_batchnorm)
         begin = model.head.reset_parameters if self.refresh == "reinit" else None
         return Pass(updates, "refresh", self.refresh_passes, ("head",), self.augment, begin)
@@ -139,7 +132,7 @@ class CLAF(Contrastive):
             views += [
                 self.attacked(attack, model, replace(batch), context) for _ in range(self.adv_views)
             ]  # each a new x
-        yield "encoder", Loss(supcon_loss(projected(model, views), batch.y, self.temperature))
+        yield "encoder", Loss(supcon_loss(project_views(model, views), batch.y, self.temperature))
 
 
 def head_probe(name: str, attack: PGD) -> Callable[[nn.Module, Batch], dict[str, float]]:

@@ -1,47 +1,49 @@
-"""Contrastive pre-training: what CLAF and the rows it is compared with have in common.
+"""Contrastive pre-training and then a head: SupCon, SimCLR, RoCL and ACL, and what CLAF shares with them."""
 
-Supervised contrastive learning (Khosla et al. 2020).
-
-Contrastive learning without labels (Chen et al. 2020).
-
-Robust contrastive learning without labels (Kim, Tack and Hwang 2020).
-
-Adversarial contrastive learning, the dual-stream variant (Jiang et al. 2020).
-"""
-
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import BatchPGD
+from robustlib.attacks import PGD, BatchPGD
 from robustlib.attacks.base import frozen_eval
-from robustlib.data import VIEWS, Batch, Dataset
-from robustlib.errors import InputError, unknown
+from robustlib.data import Batch, Dataset
+from robustlib.errors import InputError
 from robustlib.losses import nt_xent, supcon_loss
-from robustlib.methods.heads import WithHead
+from robustlib.methods.base import AdversarialMethod, Ranges, copy_weights, pretrained_run
+from robustlib.methods.baselines import cross_entropy, trades_forward
 from robustlib.models import Projected
 from robustlib.models.projected import clean_statistics
-from robustlib.runs import Run
 from robustlib.threat import Threat
-from robustlib.training import Loss, Pass, Stage, StepContext, Updates
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates, step
 
-# fields that pre-training mostly does not see (see `seen_before`); the architecture is that of the weights
-AFTERWARDS = {"preset", "arch", "pretrained", *WithHead.__annotations__}
+# The fields on which pre-training does not depend: those of the last stage; and the architecture is that of the weights.
+LAST_STAGE = (
+    *("preset", "arch", "pretrained", "ema", "final", "head_epochs", "head_lr", "tuning_epochs", "tuning_lr"),
+    *("beta", "final_steps"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrastive(WithHead):
-    """An encoder learns by a contrastive loss on projections, then comes a head (`final`): slf, alf or aff.
+class Contrastive(AdversarialMethod):
+    """An encoder learns by a contrastive loss on projections; then a head is added in one of the three usual ways (`final`).
 
-    `augment` is what labelled images undergo, `views` what those of the contrastive loss do. Encoders are trained by SGD, where
-    RoCL, ACL and SimCLR publish LARS. The last epoch of pre-training is what counts: without a head there is nothing to select by.
+    SLF is a linear head on the frozen encoder (eval-mode BatchNorm) trained on clean images, ALF one trained on PGD images, AFF the
+    fine-tuning of the whole network by TRADES (ACL's release, there by batches of 128; here all stages have the method's own).
+    `augment` is the view of labelled images, `views` that of images in the contrastive loss. Encoders are trained by SGD, where
+    RoCL, ACL and SimCLR publish LARS. The last epoch of pre-training is kept: without a head there is nothing to select by.
     """
 
     notebook = "claf"
+    attacks: ClassVar[int] = 0  # views of an image that each epoch of pre-training attacks
+    ranges: ClassVar[Ranges] = {
+        **dict.fromkeys(("head_epochs", "tuning_epochs", "final_steps"), "[1, inf)"),
+        **dict.fromkeys(("head_lr", "tuning_lr", "beta"), "[0, inf)"),
+        "temperature": ("(0, inf)", "give a positive number, e.g. 0.5"),
+        "projection": ("[1, inf)", "give positive widths, e.g. (512, 128)"),
+    }
 
     epochs: int = 1000  # of contrastive pre-training
     batch_size: int = 512
@@ -50,6 +52,14 @@ class Contrastive(WithHead):
     schedule: str = "cosine"
     attack_steps: int = 5  # of the attack inside pre-training, where it has one
     augment: str = "simclr-weak"  # view of labelled images: resized crop and flip; digits: 1-pixel shift
+    ema: float = 0.0  # decay of the averaged weights of the fine-tuning (final="aff") alone; 0 for none
+    final: Literal["slf", "alf", "aff"] = "slf"  # linear on clean images, linear on attacked ones, or all fine-tuned
+    head_epochs: int = 100  # of slf and alf
+    head_lr: float = 1e-3  # of slf and alf: Adam, constant
+    tuning_epochs: int = 25  # of aff
+    tuning_lr: float = 0.1  # of aff, SGD with weight decay 2e-4; to a tenth at 60 % and 80 % of its epochs
+    beta: float = 6.0  # weight of the KL of aff's TRADES
+    final_steps: int = 10  # of the PGD of alf and aff
     views: str = "simclr"  # view of the images that are contrasted
     temperature: float = 0.5  # t of the contrastive loss
     projection: tuple[int, ...] = (512, 128)  # widths of the projection head
@@ -57,41 +67,42 @@ class Contrastive(WithHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views not in VIEWS:
-            raise unknown("view", self.views, VIEWS)
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"{self.name}: temperature={self.temperature!r}: give a positive number, e.g. 0.5.")
-        if not self.projection or min(self.projection) < 1:
-            raise InputError(f"{self.name}: projection={self.projection!r}: give positive widths, e.g. (512, 128).")
-        if self.awp_gamma:
-            raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
+        self.refuse_awp()
+
+    @property
+    def numerics(self) -> tuple[str, ...]:
+        """Its own, and those of fine-tuning."""
+        return (*super().numerics, *(("methods/aff",) if self.final == "aff" else ()))
+
+    @property
+    def last_epochs(self) -> int:
+        """Epochs of the last stage."""
+        return self.tuning_epochs if self.final == "aff" else self.head_epochs
 
     @property
     def all_epochs(self) -> int:
         """Epochs of pre-training, unless it is done, and of the head."""
         return self.last_epochs + (0 if self.pretrained else self.epochs)
 
+    @property
+    def attack_passes(self) -> int:
+        """Those of pre-training, also where another run has done it, and of the last stage."""
+        last = 0 if self.final == "slf" else self.final_steps * self.last_epochs
+        return self.attacks * self.attack_steps * self.epochs + last
+
     def model_options(self) -> dict[str, Any]:
         """The model has a projection head."""
         return {"projection": list(self.projection)}
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Pre-training, unless a finished run is given, then the head.
-
-        Raises:
-            InputError: a model without projection head, a class without training images; when the head begins, a `pretrained` run
-                that does not fit.
-        """
-        if not isinstance(model, Projected):
-            raise InputError(
-                f"{self.name} trains a Projected, not a {type(model).__name__}: build it with the method's model_options()."
-            )
-        check_classes(self.name, dataset)
+        """Pre-training, unless a finished run is given, then the head."""
+        check_projected(self.name, dataset, model, Projected)
+        assert isinstance(model, Projected)
 
         def begin() -> None:
             if self.pretrained:
-                self._take_over(model, dataset)
-            self.begin_head(model)
+                self.load_pretrained(model, dataset)
+            self.reset_head(model)
 
         last = self.last_stage(self.threat(dataset), model, begin)
         return [last] if self.pretrained else [*self.pretraining(dataset, model), last]
@@ -103,7 +114,7 @@ class Contrastive(WithHead):
         def updates(batch: Batch, context: StepContext) -> Updates:
             yield "encoder", self.contrast(model, threat, batch, context)
 
-        optimisers = {"encoder": self.optim(body(model))}
+        optimisers = {"encoder": self.optim(contrasted(model))}
         return [Stage("contrastive", self.epochs, optimisers, (Pass(updates, augment=self.augment),))]
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
@@ -114,62 +125,95 @@ class Contrastive(WithHead):
         """Two independent views of the batch, (B, C, H, W) each."""
         return batch.view(self.views), batch.view(self.views)
 
-    def seen_before(self) -> list[str]:
-        """The fields on which pre-training depends: a `pretrained` run must have them as this one does."""
-        return [f.name for f in fields(self) if f.name not in AFTERWARDS]
+    def last_stage(self, threat: Threat, model: Projected, begin: Callable[[], None]) -> Stage:
+        """ "slf", "alf" or "aff"; `begin` is called first and decides on what the head starts from."""
+        settings = {**self.attack_settings(), "steps": self.final_steps}
+        rest: dict[str, Any] = {"adversarial": self.final != "slf", "begin": begin}
+        if self.final != "aff":
+            attack = PGD(threat, **settings) if self.final == "alf" else None
+            part = Pass(self.head_updates(model, attack), augment=self.augment)
+            optimisers = {"head": OptimizerSpec(model.head.parameters(), self.head_lr, "adam")}
+            return Stage(self.final, self.head_epochs, optimisers, (part,), **rest)
+        attack = PGD(threat, objective="kl", start="gaussian", **settings)
 
-    def begin_head(self, model: Projected) -> None:
-        """What becomes of the head before the last stage: it is drawn anew."""
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            yield "model", trades_forward(model, batch, self.attacked(attack, model, batch, context), self.beta)
+
+        schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
+        weights = [*model.encoder.parameters(), *model.head.parameters()]
+        optimisers = {"model": OptimizerSpec(weights, self.tuning_lr, weight_decay=2e-4, schedule=schedule)}
+        return Stage(
+            "aff", self.tuning_epochs, optimisers, (Pass(updates, augment=self.augment),), ema=self.ema, **rest
+        )
+
+    def head_updates(
+        self, model: Projected, attack: PGD | None, batchnorm: Literal["eval", "train"] = "eval"
+    ) -> Callable[[Batch, StepContext], Updates]:
+        """CE of the head on frozen features, of images under `attack` where one is given: yields ("head", loss).
+
+        With `batchnorm` "train" features have the batch's statistics and move the encoder's running ones, though no weight.
+        """
+
+        def updates(batch: Batch, context: StepContext) -> Updates:
+            x = batch.x if attack is None else self.attacked(attack, model, batch, context)
+            model.encoder.train(batchnorm == "train")  # the loop has put all of it in train mode
+            with torch.no_grad():
+                features = model.features(x)
+            logits = model.head(features).float()
+            right = (logits.argmax(1) == batch.y).float().mean()
+            yield "head", Loss(cross_entropy(logits, batch.y), {"accuracy": right})
+
+        return updates
+
+    def reset_head(self, model: Projected) -> None:
+        """What the last stage does with the head first: it is drawn anew."""
         model.head.reset_parameters()
 
-    def _take_over(self, model: Projected, dataset: Dataset) -> None:
-        """Gives the model the last weights of the run at `pretrained`, whose pre-training this one shares.
+    def pretraining_fields(self) -> list[str]:
+        """The fields on which pre-training depends: a `pretrained` run must have them as this one does."""
+        return [f.name for f in fields(self) if f.name not in LAST_STAGE]
 
-        Raises:
-            InputError: no such run, not finished, fine-tuned, or of another method, data set, pre-training or architecture.
-        """
-        run = Run(Path(self.pretrained))
-        params, where = run.params(), f"{self.name}: pretrained={self.pretrained!r}"
-        if (params.get("method"), params.get("dataset")) != (self.name, dataset.name) or not run.finished:
-            found = f"{run.name} on {params['dataset']}, {run.status()['state']}" if params else "no run"
-            raise InputError(f"{where} is {found}: give a finished run of {self.name} on {dataset.name}.")
-        theirs, mine = params["hyperparameters"], self.hyperparameters()
+    def load_pretrained(self, model: Projected, dataset: Dataset) -> None:
+        """Gives the model the last weights of the run at `pretrained`, whose pre-training must be this one's."""
+        wanted = f"{self.name} on {dataset.name}"
+        run = pretrained_run(self.name, self.pretrained, wanted, method=self.name, dataset=dataset.name)
+        where, theirs = f"{self.name}: pretrained={self.pretrained!r}", run.params()["hyperparameters"]
         if theirs["final"] == "aff":
             raise InputError(f"{where} was fine-tuned as a whole: give a run with final=slf or final=alf.")
-        for name in self.seen_before():
-            if _plain(theirs[name]) != _plain(mine[name]):
+        for name in self.pretraining_fields():
+            if _as_json(theirs[name]) != _as_json(getattr(self, name)):
                 raise InputError(
-                    f"{where} was pre-trained with {name}={theirs[name]!r}, not {mine[name]!r}: give a run of the same "
+                    f"{where} was pre-trained with {name}={theirs[name]!r}, not {getattr(self, name)!r}: give a run of the same "
                     f"pre-training, or set {name} as it has it."
                 )
-        try:
-            model.load_state_dict(run.model("last").state_dict())
-        except RuntimeError as error:
-            raise InputError(f"{where} is a {params['arch']!r}: give --set arch={params['arch']}.") from error
+        copy_weights(self.name, run, model, run.model("last"))
 
 
-def check_classes(method: str, dataset: Dataset) -> None:
-    """Raises InputError, naming the method and the class, if no training image shows a class."""
-    there = set(dataset.train.labels.tolist())
-    absent = [name for label, name in enumerate(dataset.class_names) if label not in there]
+def check_projected(method: str, dataset: Dataset, model: nn.Module, kind: type[Projected]) -> None:
+    """Raises InputError for a model of another kind, and for a class that no training image shows."""
+    if not isinstance(model, kind):
+        raise InputError(
+            f"{method} trains a {kind.__name__}, not a {type(model).__name__}: build it with the method's model_options()."
+        )
+    shown = set(dataset.train.labels.tolist())
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in shown]
     if absent:
         raise InputError(f"{method}: no training image shows the class {absent[0]!r}: train on all classes.")
 
 
-def body(model: Projected) -> list[nn.Parameter]:
-    """What contrastive losses train: encoder and projector."""
+def contrasted(model: Projected) -> list[nn.Parameter]:
+    """The weights that contrastive losses train: encoder and projector."""
     return [*model.encoder.parameters(), *model.projector.parameters()]
 
 
-def projected(model: Projected, views: Iterable[Tensor]) -> Tensor:
+def project_views(model: Projected, views: Iterable[Tensor]) -> Tensor:
     """Projections (V, B, P) of V views (B, C, H, W) of the same images, from one forward pass."""
     stacked = list(views)
     return model.project(torch.cat(stacked)).unflatten(0, (len(stacked), -1))
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
+def _as_json(value: Any) -> Any:
+    return [_as_json(part) for part in value] if isinstance(value, (tuple, list)) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +234,7 @@ class SupCon(Contrastive):
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """SupCon of two views."""
-        return Loss(supcon_loss(projected(model, self.two_views(batch)), batch.y, self.temperature))
+        return Loss(supcon_loss(project_views(model, self.two_views(batch)), batch.y, self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +254,13 @@ class SimCLR(Contrastive):
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """NT-Xent of two views."""
-        a, b = projected(model, self.two_views(batch))
+        a, b = project_views(model, self.two_views(batch))
         return Loss(nt_xent(a, b, self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoCL(Contrastive):
-    """min E NT-Xent(x1, x2, x') + (1 / lambda) NT-Xent(x', x2), where x' climbs NT-Xent(x', x2) in the ball around the view x1.
+    """min E NT-Xent(x1, x2, x') + (1 / lambda) NT-Xent(x', x2), where x' ascends NT-Xent(x', x2) in the ball around the view x1.
 
     As released (Kim-Minseon/RoCL): all three positive pairings count, summed and divided by the 3 B rows, which is twice
     `supcon_loss` without labels; the second term comes from a forward pass of its own; gradients flow through one side of each
@@ -229,6 +273,7 @@ class RoCL(Contrastive):
     summary = "An instance-wise attack away from the other augmentation makes the third view, without labels; then a linear head."
     protocol = "pgd20"
     attacks = 1  # on the first view
+    ranges: ClassVar[Ranges] = {"regulariser": ("(0, inf]", "give a positive number; inf drops the term")}
 
     lr: float = 0.1  # of pre-training, peak
     weight_decay: float = 1e-6  # of pre-training
@@ -237,30 +282,25 @@ class RoCL(Contrastive):
     projection: tuple[int, ...] = (2048, 128)  # widths of the projection head
     regulariser: float = 256.0  # lambda: NT-Xent(x', x2) is divided by it
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.regulariser > 0:
-            raise InputError(f"rocl: regulariser={self.regulariser!r}: give a positive number; inf drops the term.")
-
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         """The three views' loss and its regulariser."""
         x1, x2 = self.two_views(batch)
         with frozen_eval(model), torch.no_grad():
             fixed = model.project(x2)
 
-        def apart(seen: Any, x: Tensor) -> Tensor:
+        def dissimilarity(seen: Any, x: Tensor) -> Tensor:
             return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
 
         attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
-        x_adv = attack(model, x1, apart, generator=context.generator, precision=context.precision)
-        pair = supcon_loss(projected(model, (x_adv, x2)), None, self.temperature, one_sided=True)
-        three = 2 * supcon_loss(projected(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
+        x_adv = attack(model, x1, dissimilarity, generator=context.generator, precision=context.precision)
+        pair = supcon_loss(project_views(model, (x_adv, x2)), None, self.temperature, one_sided=True)
+        three = 2 * supcon_loss(project_views(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
         return Loss(three + pair / self.regulariser, {"views": three, "pair": pair})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ACL(Contrastive):
-    """min E (NT-Xent(x1, x2; BN) + NT-Xent(x1 + d1, x2 + d2; BN')) / 2, where (d1, d2) together climb the second term: ACL(DS).
+    """min E (NT-Xent(x1, x2; BN) + NT-Xent(x1 + d1, x2 + d2; BN')) / 2, where (d1, d2) together ascend the second term: ACL(DS).
 
     BatchNorm is dual: attacked views have statistics and affine weights of their own, BN', and these are deployed. As released
     (VITA-Group/Adversarial-Contrastive-Learning) the attack runs on BN' in eval mode from a random start, and the projector's
@@ -272,7 +312,6 @@ class ACL(Contrastive):
     title = "ACL(DS)"
     paper = "Jiang et al. 2020, Robust Pre-Training by Adversarial Contrastive Learning, NeurIPS"
     summary = "NT-Xent on clean views and on jointly attacked ones, each with BatchNorm statistics of its own; then a linear head."
-
     attacks = 2  # both views
 
     weight_decay: float = 1e-6  # of pre-training

@@ -1,4 +1,4 @@
-"""Presets: one YAML a budget, with what is common and a section for each method."""
+"""Presets: one YAML file a budget, with values common to all methods and a section for each; and values as users write them."""
 
 import ast
 import types
@@ -8,10 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from robustlib.errors import InputError, unknown
 
 PRESETS = Path(__file__).parent / "presets"
-OTHER_ARCHITECTURES = "architectures"  # in a method's section: architecture -> values that were chosen for it
+WORDS = {"null": None, "none": None, "true": True, "false": False}
 
 
 def preset_names() -> list[str]:
@@ -21,17 +23,10 @@ def preset_names() -> list[str]:
 
 @lru_cache
 def load_preset(name: str) -> Mapping[str, Any]:
-    """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}.
-
-    Raises:
-        InputError: no such preset.
-    """
-    import yaml
-
+    """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}."""
     if name not in preset_names():
         raise unknown("preset", name, preset_names())
-    content: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
-    return types.MappingProxyType(content)
+    return types.MappingProxyType(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
 
 
 def preset_dataset(name: str) -> str:
@@ -39,23 +34,16 @@ def preset_dataset(name: str) -> str:
     return str(load_preset(name)["dataset"])
 
 
-def preset_values(preset: str, method: str, arch: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a preset sets: its `common` values, and those of the method's section, which hold over them.
-
-    Those that the section has for the architecture `arch` (None: the preset's own) come last.
-    """
+def preset_values(preset: str, method: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """A preset's common values; those of the method's section, which override them; and by architecture those that override both."""
     content = load_preset(preset)
     section = dict(content.get(method) or {})
-    chosen = section.pop(OTHER_ARCHITECTURES, {})
-    return content["common"], section | chosen.get(arch or section.get("arch", content["common"]["arch"]), {})
+    by_architecture = section.pop("architectures", {})
+    return content["common"], section, by_architecture
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
-    """["beta=3.0", "schedule=cosine"] -> {"beta": 3.0, "schedule": "cosine"}; fractions such as 8/255 are understood.
-
-    Raises:
-        InputError: an item without "=".
-    """
+    """["beta=3.0", "eps=8/255", "schedule=cosine"] -> {"beta": 3.0, "eps": 8 / 255, "schedule": "cosine"}."""
     values = {}
     for item in items:
         name, sign, text = item.partition("=")
@@ -66,8 +54,8 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    if text.lower() in ("null", "none", "true", "false"):
-        return {"null": None, "none": None, "true": True, "false": False}[text.lower()]
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     above, slash, below = text.partition("/")
     try:
         return float(above) / float(below) if slash else ast.literal_eval(text)
@@ -75,24 +63,24 @@ def _literal(text: str) -> Any:
         return text
 
 
-def typed(method: str, name: str, value: Any, hint: Any) -> Any:
-    """`value` as the field's type wants it (8 for a float, lists for tuples), or an error that says what it wants."""
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    if value is None and types.NoneType not in options:
+def options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: (float, NoneType) of `float | None`."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def as_type(value: Any, hint: Any, what: str) -> Any:
+    """`value` as a field of type `hint` takes it (8 for a float, a list for a tuple); `what` names it in the error."""
+    if value is None and types.NoneType not in options(hint):
         value = "none"  # as it was written: a choice such as augment=none
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is typing.Literal or (origin is types.NoneType and value is None):
-            return value  # the method itself names the choices
-        if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    for option in options(hint):
+        kind = typing.get_origin(option) or option
+        if kind is typing.Literal or (kind is types.NoneType and value is None):
+            return value  # the method itself checks its choices
+        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-        if origin is tuple and isinstance(value, (list, tuple)):
+        if kind is tuple and isinstance(value, (list, tuple)):
             return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        if isinstance(origin, type) and isinstance(value, origin) and (origin is bool or not isinstance(value, bool)):
+        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
-    wanted = " or ".join("null" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options)
-    raise InputError(f"{method}: {name}={value!r} should be of type {wanted}.")
+    wanted = " or ".join("null" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options(hint))
+    raise InputError(f"{what}={value!r} should be of type {wanted}.")

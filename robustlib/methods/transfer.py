@@ -1,26 +1,20 @@
-"""Transfer: an encoder pre-trained on other images or classes, fine-tuned with it frozen or free (Yang et al. 2024).
-
-Fine-tuning with batch spectral shrinkage (Chen et al. 2019).
-
-Fine-tuning that stays near its starting point (Li et al. 2018).
-"""
+"""Transfer: fine-tuning an encoder pre-trained on other images or classes (Yang et al. 2024), with L2-SP and BSS as its baselines."""
 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError, check_counts
+from robustlib.errors import InputError
 from robustlib.losses import batch_spectral_shrinkage, l2_sp
+from robustlib.methods.base import Ranges, copy_weights, pretrained_run
+from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier
-from robustlib.runs import Run
 from robustlib.training import Loss, Stage, StepContext
 
 # Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
@@ -45,6 +39,7 @@ class Transfer(RepSpectral):
     title = "Transfer"
     paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv"
     summary = "Fine-tunes an encoder that was pre-trained, with or without rep-spectral's penalty, on other classes or images."
+    ranges: ClassVar[Ranges] = {"pretrain_epochs": "[1, inf)"}
 
     epochs: int = 50  # of fine-tuning, its burn-in included
     batch_size: int = 128
@@ -72,14 +67,13 @@ class Transfer(RepSpectral):
             self.pretraining()
         except InputError as error:
             raise InputError(f"{self.name}, its pre-training (pretrain_...): {error}") from None
-        if self.source and len(set(self.source)) < 2:
-            raise InputError(
-                f"{self.name}: source={self.source!r} leaves nothing to tell apart: give at least two labels."
-            )
-        if self.source and self.pretrained:
-            raise InputError(
-                f"{self.name}: source={self.source!r} is of a pre-training, and pretrained skips it: give one."
-            )
+        checks = (
+            (self.source and len(set(self.source)) < 2, "leaves nothing to tell apart: give at least two labels."),
+            (self.source and self.pretrained, "is of a pre-training, and pretrained skips it: give one."),
+        )
+        for wrong, sentence in checks:
+            if wrong:
+                raise InputError(f"{self.name}: source={self.source!r} {sentence}")
         if self.freeze and self.strength:
             raise InputError(
                 f"{self.name}: strength={self.strength!r} penalises an encoder that freeze holds: set strength to 0, or free it."
@@ -105,39 +99,33 @@ class Transfer(RepSpectral):
         return model.head.parameters() if self.freeze else model.parameters()
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Pre-training, unless a finished run is given, then fine-tuning from a new head.
-
-        Raises:
-            InputError: classes of `source` that the data set lacks, or shows too few of; when fine-tuning begins, a `pretrained`
-                run that does not fit.
-        """
+        """Pre-training, unless a finished run is given, then fine-tuning from a new head."""
         assert isinstance(model, Classifier)
         first, *rest = super().stages(dataset, model)
-        kept = first.modules.get("kept")
 
         def begin() -> None:
             if self.pretrained:
-                self._take_over(model)
+                self.load_pretrained(model)
             model.head.reset_parameters()
-            self.start(kept, model)
+            self.begin_penalty(first.modules.get("kept"), model)
             if first.begin is not None:
                 first.begin()
 
         tuning = [replace(first, begin=begin), *rest]
-        return tuning if self.pretrained else [*self._before(dataset, model), *tuning]
+        return tuning if self.pretrained else [*self._pretraining_stages(dataset, model), *tuning]
 
-    def start(self, kept: nn.Module | None, model: Any) -> None:
-        """Called when fine-tuning begins, with what the penalty keeps; the encoder is the pre-trained one."""
+    def begin_penalty(self, state: nn.Module | None, model: Any) -> None:
+        """Called when fine-tuning begins, with the penalty's state; the encoder is the pre-trained one."""
 
     def task(self, model: Any, x: Tensor, batch: Batch) -> tuple[Loss, Tensor]:
         """CE, and the features (B, D) that it is taken from."""
         with torch.set_grad_enabled(not self.freeze):
             model.encoder.train(not self.freeze)  # the loop has put all of it in train mode
             features = model.features(x)
-        ce = F.cross_entropy(model.head(features).float(), batch.y)
+        ce = cross_entropy(model.head(features), batch.y)
         return Loss(ce, {"ce": ce}), features.float()
 
-    def _before(self, dataset: Dataset, model: Classifier) -> list[Stage]:
+    def _pretraining_stages(self, dataset: Dataset, model: Classifier) -> list[Stage]:
         """The stages of pre-training, which see the source's classes alone; what they keep is theirs."""
         source = dataset.only(self.source or range((dataset.num_classes + 1) // 2))
         return [
@@ -150,37 +138,23 @@ class Transfer(RepSpectral):
             for stage in self.pretraining().stages(source, model)
         ]
 
-    def _take_over(self, model: Classifier) -> None:
-        """Gives the model the last encoder of the run at `pretrained`, and the image statistics that it was trained with.
-
-        Raises:
-            InputError: no such run, not finished, or of another image shape, architecture or padding.
-        """
-        run = Run(Path(self.pretrained))
-        params, where = run.params(), f"{self.name}: pretrained={self.pretrained!r}"
-        if not params or not run.finished:
-            found = f"{run.name}, {run.status()['state']}" if params else "no run"
-            raise InputError(f"{where} is {found}: give the directory of a finished run.")
-        theirs = run.model("last")
+    def load_pretrained(self, model: Classifier) -> None:
+        """Gives the model the last encoder of the run at `pretrained`, and the image statistics that it was trained with."""
+        run = pretrained_run(self.name, self.pretrained)
+        theirs, where = run.model("last"), f"{self.name}: pretrained={self.pretrained!r}"
         if theirs.image_shape != model.image_shape:
             raise InputError(
                 f"{where} was trained on images of shape {theirs.image_shape}, not {model.image_shape}: give a run on images of "
                 "this shape."
             )
-        try:
-            model.encoder.load_state_dict(theirs.encoder.state_dict())
-        except RuntimeError as error:
-            raise InputError(
-                f"{where} is a {params['arch']!r}, whose encoder does not fit: give --set arch={params['arch']}, or a run of a "
-                f"plain {self.arch!r}."
-            ) from error
+        copy_weights(self.name, run, model.encoder, theirs.encoder)
         if _padding(theirs) != _padding(model):
             raise InputError(
                 f"{where} has convolutions that pad otherwise than circularly: give a run of rep_spectral (its strength may be "
                 "0), or of a self-supervised row of its family."
             )
-        for mine, other in ((model.mean, theirs.mean), (model.std, theirs.std)):
-            mine.copy_(other)
+        model.mean.copy_(theirs.mean)
+        model.std.copy_(theirs.std)
 
 
 def _padding(model: Classifier) -> list[str]:
@@ -200,6 +174,7 @@ class BSS(Transfer):
     title = "BSS"
     paper = "Chen et al. 2019, Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage for Safe Transfer Learning, NeurIPS"
     summary = "Fine-tunes a pre-trained encoder and suppresses the directions in which a batch's features vary least."
+    ranges: ClassVar[Ranges] = {"k": "[1, inf)"}
 
     strength: float = 0.001  # eta, of the penalty
     burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
@@ -207,20 +182,12 @@ class BSS(Transfer):
     pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
     k: int = 1  # how many singular values are penalised, the smallest ones
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "k")
-
-    def kept(self, dataset: Dataset, model: Any) -> nn.Module | None:
-        """Nothing."""
+    def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
+        """None: BSS keeps nothing."""
         return None
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """As in Transfer.
-
-        Raises:
-            InputError: as there, and k larger than the smallest batch or the number of features.
-        """
+        """As in Transfer, for a k that every batch and its features have."""
         assert isinstance(model, Classifier)
         rest = len(dataset.train) % self.batch_size
         smallest = rest if rest > 1 else min(self.batch_size, len(dataset.train))  # the loop drops a last batch of one
@@ -231,7 +198,7 @@ class BSS(Transfer):
             )
         return super().stages(dataset, model)
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
+    def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """BSS of the features of `task`."""
         return batch_spectral_shrinkage(outputs, self.k)
 
@@ -248,6 +215,7 @@ class L2SP(Transfer):
     title = "L2-SP"
     paper = "Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML"
     summary = "Fine-tunes a pre-trained encoder and penalises its distance from where it started."
+    ranges: ClassVar[Ranges] = {"alpha": "[0, inf)", "beta": "[0, inf)"}
 
     strength: float = 1.0  # of the whole penalty; published without
     burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
@@ -256,22 +224,16 @@ class L2SP(Transfer):
     alpha: float = 0.1  # of the encoder's squared distance from its start; published there: 0.1 and 0.01
     beta: float = 0.01  # of the new head's squared weights
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{self.name}: {name}={getattr(self, name)!r}: give a number of at least 0.")
-
-    def kept(self, dataset: Dataset, model: Any) -> nn.Module | None:
+    def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
         """The encoder as it was."""
         return copy.deepcopy(model.encoder).requires_grad_(False)
 
-    def start(self, kept: nn.Module | None, model: Any) -> None:
+    def begin_penalty(self, state: nn.Module | None, model: Any) -> None:
         """Remembers the pre-trained encoder."""
-        assert kept is not None
-        kept.load_state_dict(model.encoder.state_dict())
+        assert state is not None
+        state.load_state_dict(model.encoder.state_dict())
 
-    def penalty(self, kept: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
+    def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         """L2-SP."""
         encoder, head = model.encoder.parameters(), model.head.parameters()
-        return l2_sp(encoder, kept.parameters(), head, self.alpha, self.beta)
+        return l2_sp(encoder, state.parameters(), head, self.alpha, self.beta)

@@ -90,7 +90,7 @@ def test_the_loss_equals_the_papers_formula(digits, batch, base, alpha):
     x_o, y_o = batch.x[picked], batch.y[picked]
     other = copy.deepcopy(model)
     heads = lambda x, y: (lambda s: [s.logits, *s.auxiliary])(model.attend(x, y))  # noqa: E731
-    loss = method._loss(heads, batch, x_adv, (x_o, y_o))
+    loss = method.loss(heads, batch, x_adv, (x_o, y_o))
     loss.total.backward()
 
     clean, robust, negative = (other.attend(x, y) for x, y in ((batch.x, batch.y), (x_adv, batch.y), (x_o, y_o)))
@@ -184,7 +184,7 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
     ]
 
     now, fresh = step_context(), built(digits, base=base)[1]
-    negatives = calm._negatives(
+    negatives = calm.draw_negatives(
         fresh, Joint(fresh), replace(joint_pgd(calm, digits), targeted=True), batch, now
     )  # on unmoved weights, and before the images' own attack
     x_adv = calm.attacked(joint_pgd(calm, digits), Joint(fresh), batch, now)
@@ -197,7 +197,7 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
         seen = fresh.attend(x, y)
         return [seen.logits, *seen.auxiliary]
 
-    expected = calm._loss(heads, batch, x_adv, negatives).total
+    expected = calm.loss(heads, batch, x_adv, negatives).total
     before = copy.deepcopy(model.state_dict())
     updates = method.stages(digits, model)[0].passes[0].updates(batch, step_context())
     _, loss = next(updates)
@@ -235,7 +235,7 @@ def test_negatives_are_pulled_to_the_anchors_class(digits, batch):
         for _ in range(3):
             model(batch.x)
         pull = PGD(digits.threat, objective="nll", targeted=True, start="gaussian", **method.attack_settings())
-        x_o, y_o = method._negatives(model, Joint(model), pull, batch, step_context())
+        x_o, y_o = method.draw_negatives(model, Joint(model), pull, batch, step_context())
         assert bool((y_o != batch.y).all())
         values[attacked] = Joint(model.eval())(x_o)[range(24), batch.y]
         picked = pick_negatives(batch.y, generator=torch.Generator().manual_seed(5))
@@ -250,7 +250,7 @@ def test_negatives_are_mined_after_the_first_epochs(digits, batch):
     for _ in range(3):
         model(batch.x)
     pull = PGD(digits.threat, objective="nll", targeted=True)
-    before, after = (method._negatives(model, Joint(model), pull, batch, step_context(epoch)) for epoch in (1, 2))
+    before, after = (method.draw_negatives(model, Joint(model), pull, batch, step_context(epoch)) for epoch in (1, 2))
     assert model.training
     logits = model.eval()(batch.x)
     generators = (torch.Generator().manual_seed(5) for _ in range(2))
@@ -312,7 +312,7 @@ def test_the_papers_values_are_its_own_defaults():
     ("settings", "says"),
     [
         ({"base": "trade"}, r"Unknown base 'trade'\. Did you mean 'trades'"),
-        ({"negatives": "softer"}, r"Unknown negative strategy 'softer'\. Did you mean 'soft'"),
+        ({"negatives": "softer"}, r"Unknown negatives 'softer'\. Did you mean 'soft'"),
         ({"zeta": float("inf")}, r"zeta=inf: give a positive weight"),
         ({"zeta": 0.0}, r"zeta=0\.0: give a positive weight, or set negative_contrast=false"),
         ({"ra_weight": -1.0}, r"ra_weight=-1\.0: give a positive weight, or set reverse_attention=false"),

@@ -221,7 +221,7 @@ def runs(few, tmp_path_factory):
     """A run of each row; what little they see teaches the purifier nothing, so the gate stands open."""
     root = tmp_path_factory.mktemp("atop")
     with pytest.MonkeyPatch.context() as patch:
-        for limit in ("GATE", "GUESSED", "HIDDEN"):
+        for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
             patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
         return {row: train(few, root, **settings) for row, settings in ROWS.items()}
 
@@ -263,7 +263,7 @@ def test_fine_tuning_goes_on_from_the_pre_trained_purifier(runs):
 def test_a_broken_off_training_resumes_exactly(few, tmp_path, monkeypatch, runs):
     from robustlib.training import loop
 
-    for limit in ("GATE", "GUESSED", "HIDDEN"):
+    for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
         monkeypatch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
     calls, real = [], loop.validate
 
@@ -311,7 +311,7 @@ def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
 def test_the_gate(transform, share, hidden, says):
     method = make_method("atop", "digits", transform=transform)
     with pytest.raises(InputError, match=says) if says else nullcontext():
-        method._gate(share, hidden)
+        method.check_learnt(share, hidden)
 
 
 def test_the_purifiers_of_a_comparison_are_of_one_size(digits):
@@ -359,7 +359,7 @@ def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits)
     hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0].numpy() == 1
     x = batch.x.numpy()
     expected = np.abs(x - 0.5)[hidden].sum() / np.abs(x - median.numpy())[hidden].sum()
-    assert l1_share(model, batch, median) < atop.GATE
+    assert l1_share(model, batch, median) < atop.MAX_L1_SHARE
     assert l1_share(model, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
     assert expected > 1
 
@@ -381,7 +381,9 @@ def test_a_finished_run_is_the_classifier(few, digits, tmp_path):
     theirs = natural.model("last")
     x = digits.val.images[:20].float() / 255
     assert torch.equal(model.eval().classify(x), theirs(x))
-    with pytest.raises(InputError, match=r"atop: pretrained=.* was trained on 'digits', not on 'other'"):
+    with pytest.raises(
+        InputError, match=r"atop: pretrained=.* is standard .* on digits, done: give .* standard on other"
+    ):
         method.stages(replace(digits, name="other"), model)[0].begin()
     larger = build_model("mlp", digits, **method.model_options())
     with pytest.raises(InputError, match="give --set arch=small_cnn"):

@@ -13,7 +13,7 @@ from robustlib.attacks import ExampleRNG
 from robustlib.errors import InputError
 from robustlib.losses import mart_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
-from robustlib.methods.base import perturbed
+from robustlib.methods.base import perturbed_weights
 from robustlib.models import build_model
 from robustlib.training import Loss, StepContext, fit
 
@@ -307,7 +307,7 @@ def test_perturbed_weights_have_the_stated_length_and_come_back(digits):
 
     calm = loss().item()
     model.load_state_dict(before)
-    with pytest.raises(KeyError, match="stop"), perturbed(model, loss, 0.02):
+    with pytest.raises(KeyError, match="stop"), perturbed_weights(model, loss, 0.02):
         moved_as_told()
     for name, w in model.named_parameters():
         assert torch.allclose(w, before[name], rtol=0, atol=1e-12)
@@ -327,9 +327,9 @@ def test_a_generator_closed_early_puts_the_weights_back(digits):
 def test_a_loss_without_gradient_moves_no_weight():
     model = torch.nn.Linear(3, 2)
     before = model.weight.clone()
-    with perturbed(model, lambda: 0 * model.weight.sum() + model.bias.sum(), 0.5):
+    with perturbed_weights(model, lambda: 0 * model.weight.sum() + model.bias.sum(), 0.5):
         assert torch.equal(model.weight, before)
-    with perturbed(model, lambda: model.bias.sum(), 0.5):  # nor one that does not know it
+    with perturbed_weights(model, lambda: model.bias.sum(), 0.5):  # nor one that does not know it
         assert torch.equal(model.weight, before)
 
 
@@ -339,7 +339,7 @@ def test_autocast_uses_the_perturbed_weights(digits):
     model, x = model.float(), batch.x.float()
     with (
         torch.autocast("cpu", torch.bfloat16),
-        perturbed(model, lambda: F.cross_entropy(model(x).float(), batch.y), 0.3),
+        perturbed_weights(model, lambda: F.cross_entropy(model(x).float(), batch.y), 0.3),
     ):
         inside, moved = model(x), copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):

@@ -368,8 +368,8 @@ def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
     ("changes", "says"),
     [
         ({"temperature": 0.3}, "was pre-trained with temperature=0.07, not 0.3"),
-        ({"pretrained": "nowhere"}, "is no run: give a finished run of claf on digits"),
-        ({"arch": "mlp"}, "is a 'small_cnn': give --set arch=small_cnn"),
+        ({"pretrained": "nowhere"}, "is no run: give the directory of a finished run of claf on digits"),
+        ({"arch": "mlp"}, "is a 'small_cnn', whose weights do not fit: give --set arch=small_cnn"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(runs, few, tmp_path, changes, says):
@@ -397,13 +397,15 @@ def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
 
 def test_a_run_of_another_data_set_is_named(runs, few, tmp_path):
     method = make_method("claf", "digits", **settings("claf", pretrained=str(runs["claf"].path)))
-    with pytest.raises(InputError, match="small_cnn · seed 0 on digits, done: give a finished run of claf on mnist"):
+    with pytest.raises(
+        InputError, match="small_cnn · seed 0 on digits, done: give the directory of a finished run of claf on mnist"
+    ):
         train(method, replace(few, name="mnist"), tmp_path)
 
 
 def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_path):
     tuned = train(make_method("supcon", "digits", **settings("supcon", final="aff")), few, tmp_path)
-    for path, says in ((runs["simclr"].path, "give a finished run of supcon"), (tuned.path, "fine-tuned as a whole")):
+    for path, says in ((runs["simclr"].path, "a finished run of supcon"), (tuned.path, "fine-tuned as a whole")):
         method = make_method("supcon", "digits", **settings("supcon", final="alf", pretrained=str(path)))
         with pytest.raises(InputError, match=says):
             train(method, few, tmp_path)

@@ -13,7 +13,8 @@ from torch import nn
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.methods import METHODS, make_method
-from robustlib.methods.rep_spectral import LayerNorms, Regularised, input_sizes
+from robustlib.methods.layer_norms import LayerNorms, input_sizes
+from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
 from robustlib.training import fit, loop
 from tests.losses.test_spectral import class_jacobians, dense_operator, squared_norm
@@ -132,7 +133,7 @@ def test_folding_says_how_much_it_folded(digits):
     method = made("rep_spectral", "preact_resnet18", fold_batchnorm=True, operator="reshaped")
     model = built(method, digits)
     with pytest.warns(UserWarning, match="folded 8 of 20 convolutions.* such as encoder"):
-        kept = method.kept(digits, model)
+        kept = method.penalty_state(digits, model)
     first = [
         block.conv1 for stage in ("layer1", "layer2", "layer3", "layer4") for block in getattr(model.encoder, stage)
     ]
@@ -140,7 +141,7 @@ def test_folding_says_how_much_it_folded(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whole = made("ll_spectral", "small_cnn", fold_batchnorm=True)
-        assert len(whole.kept(digits, built(whole, digits)).batchnorms) == 3, (
+        assert len(whole.penalty_state(digits, built(whole, digits)).batchnorms) == 3, (
             "of 3, and no warning: a readout has no BatchNorm"
         )
 
@@ -301,7 +302,7 @@ def test_models_without_a_norm_are_refused(digits):
         (
             "ll_spectral",
             {"burn_in": 60.0},
-            "burn_in=60.0 leaves no epoch for the penalty: give a share of the 100 epochs",
+            "burn_in=60.0: give a share of the epochs",
         ),
         ("cross_lipschitz", {"burn_in": 1.0}, "burn_in=1.0"),
         ("rep_spectral", {"burn_in": -0.1}, "burn_in=-0.1"),

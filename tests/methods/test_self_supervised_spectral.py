@@ -15,7 +15,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation import adversarial_distances
 from robustlib.figures import training_curves
 from robustlib.methods import make_method
-from robustlib.methods.heads import features_of, logistic_regression
+from robustlib.methods.rep_spectral import features_of, logistic_regression
 from robustlib.models import SelfSupervised, build_model
 from robustlib.runs import Run, load_weights, save_weights
 from robustlib.training import fit
@@ -212,13 +212,13 @@ def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypa
 
 
 def test_a_training_that_dies_in_the_readout_resumes(runs, few, tmp_path, monkeypatch):
-    from robustlib.methods import self_supervised_spectral as self_supervised
+    from robustlib.methods import rep_spectral
 
     def dying(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(self_supervised, "fit_readout", dying)
+        patch.setattr(rep_spectral, "logistic_regression", dying)
         with pytest.raises(KeyboardInterrupt):
             train(made("barlow_spectral"), few, tmp_path)
     torn, whole = train(made("barlow_spectral"), few, tmp_path), runs["barlow_spectral"]

@@ -244,9 +244,9 @@ def wide(digits):
         (
             "mlp_512",
             {"state": "failed"},
-            "is rep_spectral · mlp_512 · seed 0, failed: give the directory of a finished run",
+            "is rep_spectral · mlp_512 · seed 0 on digits, failed: give the directory of a finished run",
         ),
-        ("small_cnn", {}, "is a 'mlp_512', whose encoder does not fit: give --set arch=mlp_512"),
+        ("small_cnn", {}, "is a 'mlp_512', whose weights do not fit: give --set arch=mlp_512"),
         ("small_cnn", {"settings": {"arch": "small_cnn"}, "method": "standard"}, "pad otherwise than circularly"),
         ("mlp_512", {"dataset": "wide"}, r"images of shape \(1, 12, 12\), not \(1, 8, 8\)"),
     ],

@@ -9,7 +9,7 @@ import torch
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import distances_over_seeds, select_strength
-from robustlib.methods.rep_spectral import LayerNorms
+from robustlib.methods.layer_norms import LayerNorms
 from robustlib.representation import feature_jacobian_norm
 from robustlib.runs import Run
 from robustlib.workbook.experiments.studies import Study, title_of

@@ -4,10 +4,16 @@ Nothing here knows runs, files or notebooks. Colours are colour-blind safe and n
 its own marker or line style.
 """
 
-from robustlib.figures.attacks import accuracy_bars, accuracy_dots, cascade, example_strips
+from robustlib.figures.attacks import accuracy_bars, accuracy_dots, cascade, confusion_flow
 from robustlib.figures.canvas import Figure, show, to_png
 from robustlib.figures.comparisons import accuracy_distance, claim_effects, cost, distance_distributions, trade_off
-from robustlib.figures.features import alignment_exclusion, confusion_flow, pair_distances
-from robustlib.figures.maps import metric_plane, umap_atlas
-from robustlib.figures.probes import probe_curves, purification_steps, sweep, transform_surface
-from robustlib.figures.runs import feature_gap_curves, robustness_curves, robustness_over_seeds, training_curves
+from robustlib.figures.curves import (
+    feature_gap_curves,
+    probe_curves,
+    robustness_curves,
+    robustness_over_seeds,
+    sweep,
+    training_curves,
+)
+from robustlib.figures.features import alignment_exclusion, metric_plane, pair_distances, umap_atlas
+from robustlib.figures.images import example_strips, purification_steps, transform_surface

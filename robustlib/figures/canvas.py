@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from pandas import DataFrame, Series
+
 from robustlib.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from pandas import DataFrame, Series
 
-
-DPI = 150
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED = "#1f2933", "#66717d"
 # Seaborn's colour-blind safe palette, whose pink and yellow fade on white, and its sky blue at the end: darker ones instead
@@ -38,12 +38,12 @@ class Figure(NamedTuple):
 
     fig: "Canvas"
     alt: str
-    data: "DataFrame"
+    data: DataFrame
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How every figure looks: the one place where that is said."""
+    """How every figure looks, said in this place only: `with style():`, or `@style()` above a function that draws."""
     import matplotlib
     import seaborn
 
@@ -98,7 +98,7 @@ def panels(names: Sequence[str], *, height: float) -> tuple["Canvas", list["Axes
     return fig, every[: len(names)]
 
 
-def title_of(row: "Mapping[Any, Any] | Series") -> str:
+def title_of(row: Mapping[Any, Any] | Series) -> str:
     """What a row calls its method: its title, or the name if it has none, and what was changed of it."""
     title, changed = row.get("title"), row.get("changed")
     name = str(title) if isinstance(title, str) and title else str(row["method"])
@@ -109,7 +109,7 @@ def title_of(row: "Mapping[Any, Any] | Series") -> str:
 def legend_below(fig: "Canvas", axis: "Axes") -> None:
     """The legend of `axis` below the figure, in as many columns as its texts leave room for; the axes keep their size."""
     handles, labels = axis.get_legend_handles_labels()
-    columns = _columns(labels, fig.get_figwidth())
+    columns = _legend_columns(labels, fig.get_figwidth())
     fig.set_figheight(fig.get_figheight() + 0.2 * (-(-len(labels) // columns) - 1))
     fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
 
@@ -119,7 +119,7 @@ def legends_below(fig: "Canvas", row: Sequence["Axes"]) -> None:
     rows = 1
     for axis in row:
         handles, labels = axis.get_legend_handles_labels()
-        columns = _columns(labels, fig.get_figwidth() / len(row))
+        columns = _legend_columns(labels, fig.get_figwidth() / len(row))
         rows = max(rows, -(-len(labels) // columns))
         if labels:
             below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
@@ -127,41 +127,42 @@ def legends_below(fig: "Canvas", row: Sequence["Axes"]) -> None:
     fig.set_figheight(fig.get_figheight() + 0.2 * rows)
 
 
-def _columns(labels: Sequence[str], width: float) -> int:
+def _legend_columns(labels: Sequence[str], width: float) -> int:
     """In how many columns the entries of a legend fit into so many inches; at most 4."""
-    import numpy as np
-
-    wide = np.array([_inches(label) + 0.73 for label in labels])  # with the line before it and the gap after it
-    fits = [
-        n for n in range(1, min(4, len(labels)) + 1) if sum(part.max() for part in np.array_split(wide, n)) <= width
-    ]
-    return max(fits, default=1)
-
-
-def _inches(label: str) -> float:
-    """The width of a text in the size of legends."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
     font = FontProperties(family="DejaVu Sans", size=9)
-    return float(TextToPath().get_text_width_height_descent(label, font, ismath=False)[0]) / 72
+    points = [TextToPath().get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
+    inches = np.array(points) / 72 + 0.73  # with the line before a text and the gap after it
+    counts = range(1, min(4, len(labels)) + 1)
+    return max((n for n in counts if sum(part.max() for part in np.array_split(inches, n)) <= width), default=1)
 
 
 def same_length(what: str, **arrays: Any) -> None:
-    """Raises InputError where arrays of one figure do not speak of the same number of examples, or of none."""
+    """Raises InputError where arrays of one figure do not hold the same number of examples, or none."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or not any(lengths.values()):
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {told}.")
+        given = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {given}.")
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each name; the same set of names always gets the same ones."""
-    ordered = enumerate(dict.fromkeys(names))
     return {
         name: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ls": LINES[k % len(LINES)]}
-        for k, name in ordered
+        for k, name in enumerate(dict.fromkeys(names))
     }
+
+
+def dots(mark: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Options that draw the markers of a style without its line."""
+    return {"marker": mark["marker"], "color": mark["color"], "ls": "none", **options}
+
+
+def band(axis: "Axes", x: Any, curve: DataFrame, mark: Mapping[str, Any]) -> None:
+    """The interval of a curve, from its columns `low` to `high`."""
+    axis.fill_between(x, curve["low"], curve["high"], color=mark["color"], alpha=0.15, lw=0)
 
 
 def percent_axis(axis: "Axes", which: str = "y") -> None:
@@ -177,7 +178,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def require_columns(what: str, frame: "DataFrame", columns: Sequence[str]) -> "DataFrame":
+def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> DataFrame:
     """The rows of `frame` that have numbers in all of `columns`; at least one, or an InputError that says so."""
     missing = [name for name in columns if name not in frame]
     if missing:
@@ -188,17 +189,16 @@ def require_columns(what: str, frame: "DataFrame", columns: Sequence[str]) -> "D
     return usable
 
 
-def whiskers(rows: "DataFrame", name: str) -> Any:
-    """Distances from `name` to the ends of its interval, (2, runs); None where the intervals are not given."""
-    import numpy as np
-
-    if not {f"{name}_low", f"{name}_high"} <= set(rows):
+def whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
+    """Distances (2, rows) from column `name` to the ends of its interval, `low` and `high` behind `prefix`; None without."""
+    low, high = f"{prefix}low", f"{prefix}high"
+    if not {low, high} <= set(rows):
         return None
-    ends = np.stack([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]).astype(float)
+    ends = np.stack([rows[name] - rows[low], rows[high] - rows[name]]).astype(float)
     return np.nan_to_num(ends).clip(min=0)
 
 
-def to_png(figure: Figure, *, dpi: int = DPI) -> bytes:
+def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """The figure as a PNG file; the same figure gives the same bytes."""
     stream = io.BytesIO()
     figure.fig.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
@@ -214,10 +214,10 @@ def show(figure: Figure) -> None:
     from IPython.display import display
 
     png = to_png(figure)
-    width = round(figure.fig.get_figwidth() * CSS_DPI)
     if get_ipython() is None:
         print(figure.alt)
         return
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": figure.alt}
-    facts = {"alt": figure.alt, "width": width, "csv": figure.data.to_csv(index=False, float_format="%.6g")}
-    display(data, raw=True, metadata={"image/png": facts})
+    metadata = {"alt": figure.alt, "width": round(figure.fig.get_figwidth() * CSS_DPI)}
+    metadata["csv"] = figure.data.to_csv(index=False, float_format="%.6g")
+    display(data, raw=True, metadata={"image/png": metadata})

@@ -1,16 +1,22 @@
-"""Figures of a feature space: distances between pairs, alignment and exclusion.
+"""A feature space: distances between pairs, alignment and exclusion, maps, and a plane of images as models see it."""
 
-Where an attack sends the images of each class.
-"""
+from collections.abc import Collection, Mapping, Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from pandas import DataFrame
 
 from robustlib.errors import InputError
 from robustlib.figures.canvas import (
+    INK,
+    MARKERS,
     MUTED,
     Figure,
     axes,
+    dots,
     legend_below,
     panels,
     percent,
@@ -23,265 +29,316 @@ from robustlib.figures.canvas import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike, NDArray
-    from pandas import DataFrame
 
-
-EXCLUSIONS = {
-    "margin": "nearest of another class less nearest own",
-    "nearest": "distance to the nearest of another class",
-    "other": "mean distance to others",
-}
-BINS = 32
 LANE = 0.075  # height of the lane of a median, a share of the highest bin
 FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some lines only
 
 
-def pair_distances(distances: "Mapping[str, Mapping[str, ArrayLike]]") -> Figure:
+@style()
+def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Histograms of distances between pairs of features, a panel for each method, all on one scale.
 
     Args:
         distances: method -> kind of pair ("clean to adversarial", "same class", "nearest other class") -> distances (N,), >= 0;
-            not finite ones are left out.
-
-    Raises:
-        InputError: no distances.
+            those that are not finite are left out.
     """
-    found = {
-        method: {name: _finite(values) for name, values in pairs.items()}
-        for method, pairs in distances.items()
-        if pairs
+    pairs = {
+        (method, kind): np.asarray(values, dtype=float).ravel()
+        for method, kinds in distances.items()
+        for kind, values in kinds.items()
     }
-    if not found or not all(len(values) for pairs in found.values() for values in pairs.values()):
+    pairs = {key: values[np.isfinite(values)] for key, values in pairs.items()}
+    if not pairs or not all(len(values) for values in pairs.values()):
         raise InputError("The pair-distance figure needs distances for each kind of pair of at least one method.")
-    numbers = _histograms(found)
-    kinds = styles(numbers["pair"])
-    with style():
-        fig, every = panels(list(found), height=3.4 if len(found) < 4 else 2.6)
-        for axis, method in zip(every, found, strict=True):
-            _histogram_panel(axis, numbers[numbers["method"] == method], kinds, numbers["share"].max())
-        fig.supylabel("share of the pairs", fontsize=10)
-        legend_below(fig, every[0])
-    medians = numbers.groupby(["method", "pair"], sort=False)["median"].first()
-    said = "; ".join(f"{m}: {', '.join(f'{k} {medians[m, k]:.3g}' for k in pairs)}" for m, pairs in found.items())
-    return Figure(fig, f"Histograms of distances between features. Medians: {said}.", numbers)
+    edges = np.linspace(0, max(float(values.max()) for values in pairs.values()) * 1.02 or 1.0, 33)
+    bins = []
+    for (method, kind), values in pairs.items():
+        start = {"method": method, "pair": kind, "pairs": len(values), "median": np.median(values)}
+        share = np.histogram(values, edges)[0] / len(values)
+        bins.append(DataFrame({**start, "from": edges[:-1], "to": edges[1:], "share": share}))
+    data = pd.concat(bins, ignore_index=True)
+    methods, marks = list(dict.fromkeys(method for method, _ in pairs)), styles(data["pair"])
+    fig, every = panels(methods, height=3.4 if len(methods) < 4 else 2.6)
+    for axis, method in zip(every, methods, strict=True):
+        _draw_histograms(axis, data[data["method"] == method], marks, data["share"].max())
+    fig.supylabel("share of the pairs", fontsize=10)
+    legend_below(fig, every[0])
+    medians = {method: [f"{k} {np.median(v):.3g}" for (m, k), v in pairs.items() if m == method] for method in methods}
+    described = "; ".join(f"{method}: {', '.join(kinds)}" for method, kinds in medians.items())
+    return Figure(fig, f"Histograms of distances between features. Medians: {described}.", data)
 
 
-def _finite(values: "ArrayLike") -> "NDArray[Any]":
-    import numpy as np
-
-    flat = np.asarray(values, dtype=float).ravel()
-    return flat[np.isfinite(flat)]
-
-
-def _histograms(found: "Mapping[str, Mapping[str, NDArray[Any]]]") -> "DataFrame":
-    """A row for each method, kind of pair and bin; the bins are the same for all."""
-    import numpy as np
-    import pandas as pd
-
-    most = max(float(values.max()) for pairs in found.values() for values in pairs.values())
-    edges = np.linspace(0, most * 1.02 or 1.0, BINS + 1)
-    parts = []
-    for method, pairs in found.items():
-        for name, values in pairs.items():
-            share = np.histogram(values, edges)[0] / len(values)
-            bins = pd.DataFrame({"from": edges[:-1], "to": edges[1:], "share": share})
-            parts.append(bins.assign(method=method, pair=name, median=np.median(values), pairs=len(values)))
-    return pd.concat(parts, ignore_index=True)[["method", "pair", "pairs", "median", "from", "to", "share"]]
-
-
-def _histogram_panel(axis: "Axes", numbers: "DataFrame", kinds: Mapping[str, dict[str, Any]], top: float) -> None:
+def _draw_histograms(axis: "Axes", bins: DataFrame, marks: Mapping[str, dict[str, Any]], top: float) -> None:
     """The histograms of one method; their medians in a lane each below them, where they cannot hide each other."""
-    for place, (name, look) in enumerate(kinds.items()):
-        bins = numbers[numbers["pair"] == name]
-        if not bins.empty:
-            edges = [*bins["from"], bins["to"].iloc[-1]]
-            axis.stairs(bins["share"], edges, lw=1.6, color=look["color"], ls=look["ls"])
-            axis.stairs(bins["share"], edges, fill=True, color=look["color"], alpha=FILLS[place % len(FILLS)])
-            mark: dict[str, Any] = {"ms": 7, "mec": "white", "label": name, **look}
-            axis.plot([bins["median"].iloc[0]], [-(place + 0.7) * LANE * top], **mark)
+    for lane, (kind, mark) in enumerate(marks.items()):
+        own = bins[bins["pair"] == kind]
+        if not own.empty:
+            edges = [*own["from"], own["to"].iloc[-1]]
+            axis.stairs(own["share"], edges, lw=1.6, color=mark["color"], ls=mark["ls"])
+            axis.stairs(own["share"], edges, fill=True, color=mark["color"], alpha=FILLS[lane % len(FILLS)])
+            place = own["median"].iloc[:1], [-(lane + 0.7) * LANE * top]
+            axis.plot(*place, ms=7, mec="white", label=kind, **mark)
     axis.axhline(0, color="#b8c1cb", lw=0.8)
-    axis.set_ylim(-(len(kinds) + 0.4) * LANE * top, 1.04 * top)
-    axis.set_xlim(left=0)
-    axis.set_xlabel("distance; marks: medians")
-    axis.set_yticks([])
+    axis.set(ylim=(-(len(marks) + 0.4) * LANE * top, 1.04 * top), yticks=[])
+    axis.set(xlim=(0, None), xlabel="distance; marks: medians")
     axis.grid(visible=False, axis="y")
 
 
-def alignment_exclusion(table: "DataFrame", exclusion: str = "margin") -> Figure:
-    """How near each run keeps an image to its adversarial one, and how far from other classes: up and left is better.
+@style()
+def alignment_exclusion(table: DataFrame) -> Figure:
+    """How near each run keeps an image to its adversarial one, and how far that stays from other classes: up and left is better.
 
     Args:
         table: one row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared
-            distance of a clean image to its adversarial one, the smaller the better), the exclusion (the larger the better), and
-            optionally `title`.
-        exclusion: "margin" (nearest other class less nearest own), "nearest" (other class) or "other" (mean of other classes)
-            of clean images; with "adversarial_" before it, of adversarial ones.
-
-    Raises:
-        InputError: an unknown exclusion, or a column that is missing or empty.
+            distance of a clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the
+            nearest of another class less that to the nearest of its own), and optionally `title`.
     """
-    kind = exclusion.removeprefix("adversarial_")
-    if kind not in EXCLUSIONS:
-        raise InputError(
-            f"exclusion={exclusion!r}: choose among {', '.join(EXCLUSIONS)}, or adversarial_ before these."
-        )
-    whose = "adversarial" if kind != exclusion else "clean"
-    rows = require_columns("alignment-exclusion", table, ["method", "alignment", exclusion])
+    rows = require_columns("alignment-exclusion", table, ["method", "alignment", "adversarial_margin"])
     rows = rows.assign(method=[title_of(row) for row in rows.to_dict("records")])
-    said = []
-    with style():
-        fig, (axis,) = axes(height=4.4)
-        for title, look in styles(sorted(rows["method"].unique())).items():
-            mine = rows[rows["method"] == title]
-            dot: dict[str, Any] = {"marker": look["marker"], "color": look["color"], "ls": "none"}
-            axis.plot(mine["alignment"], mine[exclusion], ms=7.5, mec="white", mew=0.6, label=title, **dot)
-            centre = mine["alignment"].mean(), mine[exclusion].mean()
-            if len(mine) > 1:
-                axis.plot(*[[value] for value in centre], ms=13, mfc="none", mew=1.8, **dot)
-            said.append(f"{title} (runs: {len(mine)}) alignment {centre[0]:.3g}, exclusion {centre[1]:.3g}")
-        axis.set_xlabel("alignment: squared distance of clean to adversarial  (← is better)")
-        axis.set_ylabel(f"exclusion of {whose} images  (↑ is better)\n{EXCLUSIONS[kind]}")
-        rings = ", a ring at the mean of a method" if rows["method"].duplicated().any() else ""
-        axis.set_title(f"Alignment and exclusion, a dot for each run{rings}")
-        axis.margins(0.12)
-        legend_below(fig, axis)
-    numbers = rows[[name for name in ("method", "seed", "layer", "alignment", exclusion) if name in rows]]
-    alt = f"Alignment (smaller is better) and exclusion (larger is better), means: {'; '.join(said)}."
-    return Figure(fig, alt, numbers)
+    described = []
+    fig, (axis,) = axes(height=4.4)
+    for title, mark in styles(sorted(rows["method"].unique())).items():
+        own = rows.loc[rows["method"] == title, ["alignment", "adversarial_margin"]]
+        axis.plot(*own.to_numpy().T, label=title, **dots(mark, ms=7.5, mec="white", mew=0.6))
+        x, y = own.mean()
+        if len(own) > 1:
+            axis.plot([x], [y], **dots(mark, ms=13, mfc="none", mew=1.8))
+        described.append(f"{title} (runs: {len(own)}) alignment {x:.3g}, exclusion {y:.3g}")
+    axis.set_xlabel("alignment: squared distance of clean to adversarial  (← is better)")
+    axis.set_ylabel("exclusion of adversarial images  (↑ is better)\nnearest of another class less nearest own")
+    rings = ", a ring at the mean of a method" if rows["method"].duplicated().any() else ""
+    axis.set_title(f"Alignment and exclusion, a dot for each run{rings}")
+    axis.margins(0.12)
+    legend_below(fig, axis)
+    alt = f"Alignment (smaller is better) and exclusion (larger is better), means: {'; '.join(described)}."
+    return Figure(fig, alt, rows.filter(["method", "seed", "layer", "alignment", "adversarial_margin"]))
 
 
-GAP = 0.012  # white between two classes, a share of all images
-LINE = 0.2  # inches from one label to the next, at least
-STAYED = "#cdd4db"
-MOST = 15  # classes whose bands can still be followed
-OTHERS = 10**9  # stands after all classes
-LETTERS = 20  # of a name
+ARROWS = 30  # at most, on one map: more would hide the points
+FEW = 12  # classes that colours and names on the map can still tell apart
+HEIGHTS = {1: 5.6, 2: 4.6, 3: 3.3}  # inches of a row of so many maps
+LETTER, LINE = 0.085, 0.15  # inches, of the name of a class
+MANY = ("#56b4e9", "#d55e00")  # colours of clean and adversarial images where classes are too many
 
 
-def confusion_flow(clean: "ArrayLike", adversarial: "ArrayLike", class_names: Sequence[str] = ()) -> Figure:
-    """From what a model says of clean images to what it says of the adversarial ones: bands as wide as their share.
-
-    Predictions that stay are grey; those that change have the colour of where they come from. Of more than 15 classes,
-    those that change least are one band, "other classes".
+@style()
+def umap_atlas(
+    maps: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    labels: ArrayLike,
+    class_names: Sequence[str] = (),
+    *,
+    note: str = "",
+    notes: Mapping[str, str] | None = None,
+    copies: str = "adversarial",
+) -> Figure:
+    """Clean images and their copies on maps of feature spaces, in the colour of their class, with arrows from some to their copies.
 
     Args:
-        clean, adversarial: predictions (N,) for the same images, whole numbers; adversarial ones below 0 are no answer.
+        maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
+            `adversarial`; panels for methods, or for UMAP and PCA.
+        labels: (N,) classes, the same for all maps.
         class_names: by label; numbers if not given.
-
-    Raises:
-        InputError: none, or not as many of both.
+        note: what to say below all: parameters and seed.
+        notes: name of a map -> what to say below it alone, e.g. its trustworthiness.
+        copies: what the second coordinates are of, e.g. "augmented" ones.
     """
-    import numpy as np
-    import pandas as pd
-
-    before, after = np.asarray(clean), np.asarray(adversarial)
-    same_length("confusion-flow", clean=before, adversarial=after)
-    changed = float(np.mean(np.maximum(before, -1) != np.maximum(after, -1)))
-    before, after = _few(before, after)
-    classes = np.unique(np.concatenate([before, after]))
-    share = np.array([[np.mean((before == a) & (after == b)) for b in classes] for a in classes])
-    names = [_class_name(int(k), class_names) for k in classes]
-    with style():
-        fig, (axis,) = axes(height=_inches(len(classes)))
-        _flows(axis, share, names)
-        axis.set_axis_off()
-        axis.set_title(f"What the attack makes of each class: {percent(changed)} of the answers change")
-    moves = [(names[a], names[b], share[a, b]) for a, b in zip(*np.nonzero(share), strict=True)]
-    data = pd.DataFrame(moves, columns=["clean answer", "adversarial answer", "share"])
-    return Figure(fig, _say(share, names, changed), data)
-
-
-def _inches(classes: int) -> float:
-    """The height of the figure."""
-    return max(3.6, 0.46 * classes + 0.8)
-
-
-def _few(before: "NDArray[Any]", after: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any]]":
-    """The answers; of too many classes, those that change most often by themselves and the rest as one."""
-    import numpy as np
-
-    before, after = (np.where(side < 0, -1, side) for side in (before, after))
-    classes, places = np.unique(np.concatenate([before, after]), return_inverse=True)
-    if len(classes) <= MOST:
-        return before, after
-    moved = np.bincount(places, np.tile(before != after, 2), len(classes))
-    kept = classes[np.argsort(-moved, kind="stable")[: MOST - 1]]
-    return np.where(np.isin(before, kept), before, OTHERS), np.where(np.isin(after, kept), after, OTHERS)
-
-
-def _class_name(label: int, names: Sequence[str]) -> str:
-    if label < 0 or label == OTHERS:
-        return "no answer" if label < 0 else "other classes"
-    return str(names[label]) if label < len(names) else str(label)
+    y = np.asarray(labels)
+    if not maps:
+        raise InputError("The atlas needs at least one map; none given.")
+    own = dict(notes or {})
+    if unknown := [name for name in own if name not in maps]:
+        raise InputError(f"There is no map {unknown[0]!r} to put a note below: the maps are {', '.join(maps)}.")
+    tables = {name: tuple(np.asarray(side, dtype=float) for side in sides) for name, sides in maps.items()}
+    for clean, adversarial in tables.values():
+        same_length("atlas", labels=y, clean=clean, adversarial=adversarial)
+    names = {int(k): str(class_names[int(k)]) if len(class_names) else str(k) for k in np.unique(y)}
+    arrows = np.concatenate([np.flatnonzero(y == k)[: max(1, ARROWS // len(names))] for k in names])[:ARROWS]
+    columns = min(len(tables), 3)
+    fig, every = panels(list(tables), height=HEIGHTS[columns])
+    described = []
+    for axis, (name, (clean, adversarial)) in zip(every, tables.items(), strict=True):
+        axis.set_xlabel(fill(own.get(name, ""), 120 // columns), fontsize=8, color=MUTED, loc="left")
+        _draw_map(axis, clean, adversarial, y, 1 if columns < 3 else 0.6)
+        if len(names) <= FEW:
+            _name_classes(axis, {name: clean[y == label] for label, name in names.items()}, HEIGHTS[columns])
+        form: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "inches", "width": 0.013}
+        form |= {"headwidth": 5.5, "headlength": 6.5, "headaxislength": 6, "color": INK, "alpha": 0.55, "zorder": 6}
+        axis.quiver(*clean[arrows].T, *(adversarial - clean)[arrows].T, **form)
+        radius = float(np.linalg.norm(clean - clean.mean(0), axis=1).mean()) or 1.0
+        moved = f"{np.linalg.norm(adversarial - clean, axis=1).mean() / radius:.2f} map radii"
+        text = f"{name}: {copies} images lie {moved} from their clean ones on average. {own.get(name, '')}"
+        described.append(text.strip())
+    _draw_atlas_legend(fig, note, copies)
+    alt = (
+        f"Maps of clean and {copies} features of {len(y)} images of {len(names)} classes. {' '.join(described)} {note}"
+    )
+    parts = [
+        DataFrame({"map": name, "index": range(len(y)), "label": y, "class": [names[k] for k in y.tolist()]}).assign(
+            side=kind, x=side[:, 0], y=side[:, 1]
+        )
+        for name, sides in tables.items()
+        for kind, side in zip(("clean", copies), sides, strict=True)
+    ]
+    return Figure(fig, alt.strip(), pd.concat(parts, ignore_index=True))
 
 
-def _flows(axis: "Axes", share: "NDArray[Any]", names: Sequence[str]) -> None:
-    """The bands, those that stay first, below the others."""
-    import numpy as np
-
-    left, right = (_starts(totals) for totals in (share.sum(1), share.sum(0)))
-    offsets = [left[:, None] + np.cumsum(share, 1) - share, right[None, :] + np.cumsum(share, 0) - share]
-    look = styles([str(k) for k in range(10)])
-    moves = [(a, b) for a in range(len(names)) for b in range(len(names)) if share[a, b] > 0]
-    for a, b in sorted(moves, key=lambda move: move[0] != move[1]):
-        colour = STAYED if a == b else look[str(a % 10)]["color"]
-        _band(axis, offsets[0][a, b], offsets[1][a, b], share[a, b], colour, 0.6 if a == b else 0.8)
-    for x, starts, totals in ((0, left, share.sum(1)), (1, right, share.sum(0))):
-        heights = _apart(starts + totals / 2, LINE / _inches(len(names)))
-        for k, name in enumerate(names):
-            name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
-            if totals[k] > 0:
-                axis.add_patch(_bar(x, starts[k], totals[k], look[str(k % 10)]["color"]))
-                text = f"{name}   {100 * totals[k]:.0f} %" if x else f"{100 * totals[k]:.0f} %   {name}"
-                axis.text(
-                    1.025 * x - 0.025 * (1 - x),
-                    heights[k],
-                    text,
-                    ha="left" if x else "right",
-                    va="center",
-                    fontsize=9.5,
-                )
-        words = f"answer to the {'adversarial' if x else 'clean'} image"
-        axis.text(x, -0.02, words, ha="right" if x else "left", va="bottom", color=MUTED, fontsize=9)
-    side = max(0.22, 0.015 * (min(LETTERS, max(map(len, names))) + 5))
-    axis.set_xlim(-side, 1 + side)
-    axis.set_ylim(1 + GAP * len(names), -0.06)
+def _draw_map(axis: "Axes", clean: NDArray[Any], adversarial: NDArray[Any], labels: NDArray[Any], scale: float) -> None:
+    """Circles and crosses in the colour of their class; of many classes, in the colour of their kind."""
+    classes = np.unique(labels)
+    size = scale * float(np.clip(5000 / len(labels), 3, 14))
+    for label, mark in zip(classes, styles(map(str, classes)).values(), strict=True):
+        own, (light, dark) = labels == label, (mark["color"],) * 2 if len(classes) <= FEW else MANY
+        (x, y), (u, v) = clean[own].T, adversarial[own].T
+        axis.scatter(x, y, s=2 * size, color=light, alpha=0.35, lw=0, rasterized=True)
+        axis.scatter(u, v, s=size, color=dark, alpha=0.75, lw=0.7, marker="x", rasterized=True)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(True)  # a map has no axes, only an edge
+    axis.set_aspect("equal", adjustable="datalim")
 
 
-def _starts(totals: "NDArray[Any]") -> "NDArray[Any]":
-    import numpy as np
+def _name_classes(axis: "Axes", groups: Mapping[str, NDArray[Any]], height: float) -> None:
+    """The name of each class at its centre, or as near as the names before it leave room."""
+    from matplotlib.patheffects import withStroke
 
-    return np.cumsum(totals) - totals + GAP * np.arange(len(totals))
+    shifts = [(dx, dy) for far in (0.14, 0.3, 0.45) for dx in (0, far, -far) for dy in (far, -far)]  # inches
+    inch = np.ptp(axis.get_ylim()) / (height - 0.9)  # about: the layout is made when the figure is drawn
+    left, right = (end / inch for end in axis.get_xlim())
+    taken: list[tuple[float, float, float]] = []  # x, y, half the width, in inches
 
+    def free(x: float, y: float, half: float) -> bool:
+        crossed = (abs(x - a) < half + other and abs(y - b) < LINE for a, b, other in taken)
+        return left < x - half and x + half < right and not any(crossed)
 
-def _apart(heights: "NDArray[Any]", least: float) -> "NDArray[Any]":
-    """The heights of labels, moved so that neighbours are at least so far apart and the last stays where it was."""
-    import numpy as np
-
-    steps = least * np.arange(len(heights))
-    down = np.maximum.accumulate(heights - steps) + steps
-    low = np.minimum.accumulate((np.minimum(down, heights[-1]) - steps)[::-1])[::-1] + steps
-    return low
-
-
-def _bar(x: float, start: float, height: float, colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.012, start), 0.024, height, color=colour, lw=0, zorder=4)
-
-
-def _band(axis: "Axes", start: float, end: float, width: float, colour: str, alpha: float) -> None:
-    """A band of equal width from the left bar to the right one, an S in between."""
-    import numpy as np
-
-    x = np.linspace(0, 1, 60)
-    y = start + (end - start) * (3 * x**2 - 2 * x**3)
-    axis.fill_between(0.012 + 0.976 * x, y, y + width, color=colour, alpha=alpha, lw=0)
+    for name, points in groups.items():
+        (x, y), half = (value / inch for value in class_centre(points)), LETTER * len(name) / 2
+        dx, dy = next((shift for shift in shifts if free(x + shift[0], y + shift[1], half)), shifts[0])
+        taken.append((x + dx, y + dy, half))
+        halo = [withStroke(linewidth=3, foreground="white")]
+        form: dict[str, Any] = {"fontsize": 9, "weight": "bold", "color": INK, "path_effects": halo, "zorder": 9}
+        form |= {"arrowprops": {"arrowstyle": "-", "lw": 0.7, "color": INK, "shrinkA": 0, "shrinkB": 0}}
+        form |= {"xytext": (72 * dx, 72 * dy), "textcoords": "offset points", "ha": "center", "va": "center"}
+        axis.annotate(name, class_centre(points), **form)
 
 
-def _say(share: "NDArray[Any]", names: Sequence[str], changed: float) -> str:
-    moves = [(share[a, b], a, b) for a in range(len(names)) for b in range(len(names)) if a != b and share[a, b] > 0]
-    largest = [f"{names[a]} to {names[b]} {percent(part)}" for part, a, b in sorted(moves, reverse=True)[:5]]
-    text = f"Answers to clean and to adversarial images: {percent(changed)} change."
-    return text + (f" The most frequent changes, of all images: {', '.join(largest)}." if largest else "")
+def class_centre(points: NDArray[Any]) -> tuple[float, float]:
+    """The point (2,) of (N, 2) nearest to the median of all: inside the class also where it lies in pieces."""
+    x, y = points[np.abs(points - np.median(points, axis=0)).sum(1).argmin()].tolist()
+    return x, y
+
+
+def _draw_atlas_legend(fig: Any, note: str, copies: str) -> None:
+    from matplotlib.lines import Line2D
+
+    kinds = {"clean image": ("o", MUTED, 6), f"its {copies} one": ("x", MUTED, 6)}
+    kinds["from one to the other"] = (r"$\rightarrow$", INK, 13)
+    handles = [Line2D([], [], ls="none", marker=m, color=c, ms=size, label=k) for k, (m, c, size) in kinds.items()]
+    fig.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3)
+    if note:
+        fig.supxlabel(fill(note, 130), fontsize=8, color=MUTED, x=0.01, ha="left")
+
+
+PAPER = "#ffffff"
+DECADES = 4  # of the colour scale, at most, below its largest value
+FINER = 8  # times as many points along each side, linear between those given, so that lines of two classes coincide
+NAMED = 0.02  # share of the plane from which on a region is named
+
+
+class Grid(NamedTuple):
+    """One model's plane: n coordinates across, m up, top eigenvalues (m, n), and by how much each class leads, (K, FINER m,
+    FINER n) at as many coordinates between."""
+
+    across: NDArray[Any]
+    up: NDArray[Any]
+    heat: NDArray[Any]
+    leads: NDArray[Any]
+
+    @classmethod
+    def of(cls, name: str, rows: DataFrame, logits: Sequence[str]) -> "Grid":
+        """From the rows of one model."""
+        from scipy.ndimage import zoom
+
+        rows = rows.sort_values(["up", "across"])
+        across, up = np.unique(rows["across"]), np.unique(rows["up"])
+        shape = len(up), len(across)
+        if len(rows) != shape[0] * shape[1] or min(shape) < 2 or rows.duplicated(["across", "up"]).any():
+            raise InputError(
+                f"The plane figure needs each point of a grid once: {name} has {len(rows)} rows for {shape[1]} x {shape[0]} points."
+            )
+        z = zoom(rows[logits].to_numpy().T.reshape(-1, *shape), (1, FINER, FINER), order=1)
+        others = np.stack([np.delete(z, k, axis=0).max(0) for k in range(len(z))])
+        return cls(across, up, rows["top_eigenvalue"].to_numpy().reshape(shape), z - others)
+
+    @property
+    def ends(self) -> tuple[float, float, float, float]:
+        """The first and the last coordinate across, and up."""
+        return self.across[0], self.across[-1], self.up[0], self.up[-1]
+
+
+@style()
+def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str] = ()) -> Figure:
+    """The decision boundary as a line over the top eigenvalue of the pull-back metric, a panel for each model, one colour scale.
+
+    Args:
+        table: e.g. of `robustlib.representation.metric_over_plane`: `model`, `across`, `up` (a full grid for each model),
+            `top_eigenvalue`, `logit 0` .. `logit K - 1`.
+        points: what to draw into every panel, such as training points: `across`, `up`, `label`.
+        class_names: by label; numbers if not given.
+    """
+    from matplotlib.colors import LogNorm
+
+    rows = require_columns("plane", table, ["model", "across", "up", "top_eigenvalue", "logit 0", "logit 1"])
+    points = require_columns("plane", points, ["across", "up", "label"])
+    logits = [str(name) for name in rows if str(name).startswith("logit ")]
+    rows = rows.assign(prediction=rows[logits].to_numpy().argmax(1)).reset_index(drop=True)
+    names = [class_names[k] if k < len(class_names) else str(k) for k in range(len(logits))]
+    grids = {str(name): Grid.of(str(name), part, logits) for name, part in rows.groupby("model", sort=False)}
+    left, right, low, high = next(iter(grids.values())).ends
+    width = 5.0 if len(grids) == 1 else 6.0 / (2 if len(grids) in (2, 4) else 3)
+    fig, every = panels(list(grids), height=float(min(5.0, max(2.0, width * (high - low) / (right - left)))) + 1.1)
+    top = float(rows["top_eigenvalue"].max()) or 1.0
+    least = max(float(rows["top_eigenvalue"].min()), top * 10.0**-DECADES)  # darkest, as is what lies below
+    scale = LogNorm(min(least, top / 2), top, clip=True)
+    for axis, grid in zip(every, grids.values(), strict=True):
+        mesh = axis.pcolormesh(*grid[:3], norm=scale, cmap="cividis", shading="nearest", rasterized=True)
+        _draw_regions(axis, grid, names, set(points["label"]))
+        _draw_points(axis, points, names)
+        axis.set(xlim=grid.ends[:2], ylim=grid.ends[2:], aspect="equal", xlabel="across")
+        axis.grid(visible=False)
+    every[0].set_ylabel("up (both: pixel units)")
+    fig.colorbar(mesh, ax=every, label="top eigenvalue of $J^TJ$, logarithmic", shrink=0.8)
+    legend_below(fig, every[0])
+    described = []
+    for model, part in rows.groupby("model", sort=False):
+        heat, shares = part["top_eigenvalue"], part["prediction"].value_counts(normalize=True)
+        regions = ", ".join(f"{names[int(str(label))]} on {percent(share)}" for label, share in shares.items())
+        described.append(f"{model} median {heat.median():.3g}, at most {heat.max():.3g}; {regions}")
+    alt = f"Decision boundaries over the top eigenvalue of the pull-back metric on a plane: {'; '.join(described)}."
+    return Figure(fig, alt, rows[["model", "across", "up", "top_eigenvalue", "prediction"]])
+
+
+def _draw_regions(axis: "Axes", grid: Grid, names: Sequence[str], marked: Collection[int]) -> None:
+    """The lines between classes, white with a dark rim; and, where most room is, names of classes without points."""
+    from matplotlib.patheffects import withStroke
+    from scipy.ndimage import distance_transform_edt
+
+    left, right, low, high = grid.ends
+    across, up = np.linspace(left, right, grid.leads.shape[2]), np.linspace(low, high, grid.leads.shape[1])
+    rim: Any = [withStroke(linewidth=3.4, foreground=INK)]
+    text: dict[str, Any] = {"color": PAPER, "size": 9, "weight": "bold", "path_effects": rim, "zorder": 5}
+    for label, lead in enumerate(grid.leads):
+        if lead.min() < 0 < lead.max() and (label or len(grid.leads) > 2):  # of two classes, one line
+            lines = axis.contour(across, up, lead, levels=[0], colors=PAPER, linewidths=1.8)
+            lines.set_path_effects(rim)
+        if label not in marked and (lead > 0).mean() >= NAMED:
+            depth = distance_transform_edt(np.pad(lead > 0, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(depth.argmax(), depth.shape)
+            axis.text(float(across[column]), float(up[row]), names[label], ha="center", va="center", **text)
+
+
+def _draw_points(axis: "Axes", points: DataFrame, names: Sequence[str]) -> None:
+    """Classes differ by marker, and by turns they are light with a dark rim and dark with a light one."""
+    for place, label in enumerate(sorted(set(points["label"]))):
+        face, edge = (PAPER, INK) if place % 2 == 0 else (INK, PAPER)
+        mark: dict[str, Any] = {"marker": MARKERS[place % len(MARKERS)], "mfc": face, "mec": edge, "mew": 0.8}
+        own = points[points["label"] == label]
+        axis.plot(own["across"], own["up"], ls="none", ms=5.5 if len(points) < 100 else 3.5, label=names[label], **mark)

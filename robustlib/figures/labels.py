@@ -17,6 +17,8 @@ ATTACKS = {
     "l2": "unseen: L2",
     "stadv": "unseen: StAdv",
 }
+# Beside a bar there is room to say what a restart is, and none for "version".
+BARS = ATTACKS | {"pgd50x10": "PGD-50, 10 restarts", "aa_standard": "AutoAttack, standard"}
 
 
 def attack_name(attack: str) -> str:

@@ -207,20 +207,16 @@ def over_seeds(table: DataFrame, x: str, value: str, what: str) -> dict[str, Dat
         if seeds == 1 and {"low", "high"} <= set(own):  # the interval that the images of this one run leave
             points[["low", "high"]] = own.groupby(x, sort=False)[["low", "high"]].mean()
         curve = points.reset_index().rename(columns={"mean": value})[[x, value, "low", "high"]]
+        curve = curve if x == "layer" else curve.sort_values(x, ignore_index=True)  # layers stand in their order
         curves[f"{title} ({seeds} seed{'s' * (seeds > 1)})"] = curve
     return curves
-
-
-def _ordered(curve: DataFrame) -> DataFrame:
-    """Its points from left to right; layers stand in their order already."""
-    return curve if curve.columns[0] == "layer" else curve.sort_values(curve.columns[0])
 
 
 def _ends(curves: Curves, write: Callable[[float], str], at: str = "") -> str:
     """Where each curve begins and ends, in words."""
     described = []
     for name, curve in curves.items():
-        points = _ordered(curve).iloc[[0, -1] if len(curve) > 1 else [0], :2].itertuples(index=False)
+        points = curve.iloc[[0, -1] if len(curve) > 1 else [0], :2].itertuples(index=False)
         ends = [f"{write(y)} at {at}{x if isinstance(x, str) else format(x, 'g')}" for x, y in points]
         described.append(f"{name} {', '.join(ends)}")
     return "; ".join(described)
@@ -249,10 +245,10 @@ def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> 
         curve[["low", "high"]] = curve[["low", "high"]].clip(0, 1)
     fig, alt, data = robustness_curves(curves, "eps", threat_eps)
     single = [name.endswith("(1 seed)") for name in curves]
-    bands = "95 % intervals " + ("of the images" if all(single) else "over seeds")
-    bands += ", of the images where there is one seed" if any(single) and not all(single) else ""
+    bands = "over seeds, of the images where there is one seed" if any(single) else "over seeds"
+    bands = "of the images" if all(single) else bands
     fig.axes[0].set_ylabel("accuracy, 95 % interval" if all(single) else "accuracy: mean over seeds, 95 % band")
-    return Figure(fig, f"{alt} Bands are {bands}.", data)
+    return Figure(fig, f"{alt} Bands are 95 % intervals {bands}.", data)
 
 
 # How far clean and adversarial features of an image lie apart; the first two are comparable between models.
@@ -291,7 +287,7 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
             turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, words)) > 36 else {}
             axis.set_xticks(range(len(places)), words, **turned)
         for name, mark in styles(part).items():
-            curve = _ordered(part[name]).assign(low=lambda rows: rows["low"].clip(lower=0))
+            curve = part[name].assign(low=lambda rows: rows["low"].clip(lower=0))
             at = [places.index(layer) for layer in curve[x]] if x == "layer" else curve[x]
             _draw(axis, at, curve, measure, mark, label=name, markevery=max(1, len(curve) // 10))
         axis.set(ylim=(0, None), xlabel=GAP_AXES[x], title=GAPS[measure][0].upper() + GAPS[measure][1:])
@@ -332,8 +328,7 @@ def probe_curves(
     fig, every, marks = _shared_panels(list(titles.values()), curves)
     for axis, (column, part) in zip(every, curves.items(), strict=True):
         for name, curve in part.items():
-            rows = _ordered(curve)
-            _draw(axis, rows["epoch"], rows, column, marks[name], markevery=max(1, len(rows) // 10))
+            _draw(axis, curve["epoch"], curve, column, marks[name], markevery=max(1, len(curve) // 10))
         if all(curve[column].min() >= 0 for curve in part.values()):
             axis.set_ylim(0, 1.08 * axis.get_ylim()[1])  # so that the highest marker is whole
         else:
@@ -374,21 +369,20 @@ def sweep(table: DataFrame, usual: Mapping[str, float] | None = None, names: Map
         names: what "clean" and "robust" are called, e.g. {"robust": "PGD-20"}.
     """
     rows = require_columns("sweep", table, ["method", "parameter", "value", "clean", "robust"])
-    rows = rows.assign(seed=rows.get("seed", 0))
+    rows, usual, names = rows.assign(seed=rows.get("seed", 0)), usual or {}, names or {}
     curves: dict[str, dict[str, DataFrame]] = {}
     for parameter, own in rows.groupby("parameter", sort=False):
         part = curves.setdefault(str(parameter), {})
         for kind in ("clean", "robust"):
-            titles = own["method"] + f", {(names or {}).get(kind, kind)}"
+            titles = own["method"] + f", {names.get(kind, kind)}"
             part |= over_seeds(own.assign(accuracy=own[kind], title=titles), "value", "accuracy", "sweep")
-        part |= {name: curve.sort_values("value", ignore_index=True) for name, curve in part.items()}
     fig, every, marks = _shared_panels(list(curves), curves)
     for axis, (parameter, part) in zip(every, curves.items(), strict=True):
         values = sorted({value for curve in part.values() for value in curve["value"]})
         for name, curve in part.items():
             _draw(axis, [values.index(value) for value in curve["value"]], curve, "accuracy", marks[name])
-        if marked := (usual or {}).get(parameter) in values:
-            axis.axvline(values.index((usual or {})[parameter]), color=MUTED, lw=1.2, ls=DASHES, zorder=1)
+        if marked := usual.get(parameter) in values:
+            axis.axvline(values.index(usual[parameter]), color=MUTED, lw=1.2, ls=DASHES, zorder=1)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set_xlabel("value" + " (dashed: usual)" * marked)
         percent_axis(axis)

@@ -20,7 +20,7 @@ from side_by_side import markdown, publish
 
 from robustlib.data import load_dataset
 from robustlib.workbook.explorer import Explorer
-from robustlib.workbook.explorer import app as start
+from robustlib.workbook.explorer.app import finished_runs, small_baselines
 
 ROUNDS, TRAIN_SECONDS, CALLBACK_MS = 15, 40, 300
 PICTURE = ".rl-three figure:nth-child(3) img"
@@ -36,8 +36,8 @@ def timed(work: Callable[[], object]) -> float:
 def openings(root: Path) -> tuple[list[dict[str, object]], Explorer, float]:
     """A row for each way to open, the explorer, and the seconds of the baselines."""
     data, seconds, made = load_dataset("digits"), {}, []
-    seconds["the two small baselines"] = timed(lambda: start.small_baselines(root))
-    runs = start.finished_runs(root)
+    seconds["the two small baselines"] = timed(lambda: small_baselines(root))
+    runs = finished_runs(root)
     for name in ("the first opening: PGD-20 at 8 radii on 200 images", "the second opening"):
         made.append(Explorer(data, runs))
         seconds[name] = timed(made[-1].load)

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,21 +20,9 @@ from robustlib.representation import runs as stored
 from robustlib.runs import find_runs, read_json, write_json
 from robustlib.training import fit
 from robustlib.workbook.engines import execute
-from robustlib.workbook.explorer import (
-    Explorer,
-    explore,
-    explorer_attacks,
-    make_grid,
-)
-from robustlib.workbook.explorer import (
-    app as session,
-)
-from robustlib.workbook.explorer import (
-    app as start,
-)
-from robustlib.workbook.explorer import (
-    board as cloud,
-)
+from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
+from robustlib.workbook.explorer.board import FeatureMap
+from robustlib.workbook.explorer.grid import Projection, umap_projection
 from robustlib.workbook.task import Task
 from tests import ROOT
 
@@ -46,8 +35,7 @@ def root(tmp_path_factory, digits):
     """Two tiny trainings, which tests may look at and fill with features."""
     place = tmp_path_factory.mktemp("explored")
     for name in ("standard", "pgd_at"):
-        method = make_method(name, "digits", epochs=2, train_examples=300)
-        fit(method, digits, root=place, progress=False, threads=1)
+        fit(make_method(name, "digits", epochs=2, train_examples=300), digits, root=place, progress=False, threads=1)
     return place
 
 
@@ -77,12 +65,11 @@ def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
 
 def test_curve_counts_the_images_that_are_still_right(grid):
     every = torch.ones(N, dtype=torch.bool)
-    table = grid.curve(every)
     step = grid.steps[4]
-    assert table.correct[4] == int((step.predictions == step.labels).sum())
-    assert table.loc[4, ["low", "high"]].tolist() == [accuracy(table.correct[4], N)[side] for side in ("low", "high")]
+    right = int((step.predictions == step.labels).sum())
+    assert grid.curve(every)[4] == {"eps": grid.radii[4], **accuracy(right, N)}
     of_class = grid.curve(grid.clean.labels == 3)
-    assert of_class.n.tolist() == [int((grid.clean.labels == 3).sum())] * 9
+    assert [row["n"] for row in of_class] == [int((grid.clean.labels == 3).sum())] * 9
     assert grid.fooled(0).sum() == 0
 
 
@@ -124,7 +111,7 @@ def test_attacks_average_over_draws_of_a_stochastic_model(digits):
 def shown(explorer: Explorer) -> dict[str, object]:
     board = explorer.board
     panels = {name: getattr(board, name).value for name in ("pictures", "bars", "near", "curve", "note")}
-    return panels | {"moving": board.cloud.scatter.moving, "still": board.cloud.scatter.still}
+    return panels | {"moving": board.map.scatter.moving, "still": board.map.scatter.still}
 
 
 def changed(explorer: Explorer, before: dict[str, object]) -> set[str]:
@@ -136,7 +123,7 @@ def test_a_slider_move_asks_no_model_and_moves_what_depends_on_eps(explorer, mon
         raise AssertionError("a model was asked")
 
     monkeypatch.setattr(Classifier, "forward", forward)
-    monkeypatch.setattr(session, "make_grid", forward)
+    monkeypatch.setattr(app, "make_grid", forward)
     before = shown(explorer)
     explorer.board.eps.value = 8
     assert changed(explorer, before) == {"pictures", "bars", "near", "curve", "moving"}
@@ -152,7 +139,7 @@ def test_the_slider_opens_at_the_eps_of_the_threat_model(explorer):
     assert explorer.grid.radii[board.eps.value] == 0.2
     assert board.eps.options[board.eps.value] == "0.2 (threat model)"
     assert "trained for" not in board.curve.value
-    moving = board.cloud.scatter.moving
+    moving = board.map.scatter.moving
     assert len(moving["path"]) == 5
     assert len(moving["crosses"]) == N
 
@@ -162,7 +149,7 @@ def test_a_click_on_the_map_chooses_the_image(explorer):
     other = next(k for k in range(N) if int(explorer.split.labels[k]) != 0)
     board.label.value = 0
     assert [int(explorer.split.labels[place]) for _, place in board.image.options] == [0] * len(board.image.options)
-    board.cloud.scatter.clicked = [other, 1]
+    board.map.scatter.clicked = [other, 1]
     assert (board.image.value, board.label.value) == (other, -1)
     assert f"Image {other}:" in board.pictures.value
 
@@ -193,85 +180,82 @@ def test_another_run_shows_the_same_image(explorer, root):
     assert board.status.doing == ""
 
 
-def test_umap_is_made_on_request_and_once(explorer, monkeypatch):
-    calls = []
+@pytest.fixture
+def umap(monkeypatch):
+    """In place of UMAP: a list of the layers that a map was made of, or what it raises."""
 
-    def view(grid, layer, seed):
-        calls.append(layer)
-        return session.View(np.zeros((9, N, 2)), "a map")
+    def project(grid, layer, seed):
+        made.calls.append(layer)
+        made.go.wait(30)
+        if made.error:
+            raise made.error
+        return Projection(np.zeros((9, N, 2)), "a map")
 
-    monkeypatch.setattr(session, "umap_view", view)
+    made = SimpleNamespace(calls=[], error=None, go=threading.Event())
+    made.go.set()
+    monkeypatch.setattr(app, "umap_projection", project)
+    return made
+
+
+def test_umap_is_made_on_request_and_once(explorer, umap):
     board = explorer.board
     assert "PCA of clean" in board.note.value
     board.view.value = "UMAP"
     assert "a map" in board.note.value
     board.view.value = "PCA"
     board.view.value = "UMAP"
-    assert calls == ["features"]
+    assert umap.calls == ["features"]
     board.layer.value = "logits"
-    assert calls == ["features", "logits"]
+    assert umap.calls == ["features", "logits"]
 
 
-def test_a_failed_umap_is_told_and_pca_stays(explorer, monkeypatch):
-    def view(*_):
-        raise InputError("30 neighbours among 9 examples: give more.")
-
-    monkeypatch.setattr(session, "umap_view", view)
-    board = explorer.board
-    board.view.value = "UMAP"
-    assert "30 neighbours among 9 examples" in board.status.said
-    assert "PCA of clean" in board.note.value
+def test_a_failed_umap_is_told_and_pca_stays(explorer, umap):
+    umap.error = InputError("30 neighbours among 9 examples: give more.")
+    explorer.board.view.value = "UMAP"
+    assert "30 neighbours among 9 examples" in explorer.board.status.said
+    assert "PCA of clean" in explorer.board.note.value
 
 
-def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, monkeypatch):
+def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, umap):
     """In a running loop, where the map is made in a task that nobody awaits."""
-    calls, board = [], explorer.board
+    umap.error, board = MemoryError("<no> room"), explorer.board
 
-    def view(grid, layer, seed):
-        calls.append(layer)
-        raise MemoryError("<no> room")
-
-    async def session_of_a_notebook():
+    async def in_a_notebook():
         unheard = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
         board.view.value = "UMAP"
         await explorer._task
-        told = board.status.said
+        said = board.status.said
         board.image.value, board.eps.value = 3, 8
         assert explorer._task.done()
         assert "MemoryError: &lt;no&gt; room" in board.note.value
-        assert len(calls) == 1
+        assert len(umap.calls) == 1
         board.view.value = "PCA"
         assert "room" not in board.note.value
         board.view.value = "UMAP"  # asked for again
         await explorer._task
         del explorer._task
-        return told, unheard
+        return said, unheard
 
-    monkeypatch.setattr(session, "umap_view", view)
-    told, unheard = asyncio.run(session_of_a_notebook())
-    assert told.endswith("MemoryError: <no> room")
-    assert (len(calls), unheard, board.status.doing) == (2, [], "")
+    said, unheard = asyncio.run(in_a_notebook())
+    assert said.endswith("MemoryError: <no> room")
+    assert (len(umap.calls), unheard, board.status.doing) == (2, [], "")
 
 
-def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, monkeypatch):
-    go, board = threading.Event(), explorer.board
+def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, umap):
+    board = explorer.board
+    umap.go.clear()
 
-    def view(grid, layer, seed):
-        go.wait(30)
-        return session.View(np.zeros((9, N, 2)), "a map")
-
-    async def session_of_a_notebook():
+    async def in_a_notebook():
         board.view.value = "UMAP"
         await asyncio.sleep(0.1)
         assert board.status.doing.startswith("UMAP, 0 s")
         board.view.value, board.image.value = "PCA", 7
-        go.set()
+        umap.go.set()
         await explorer._task
         return board.status.said
 
-    monkeypatch.setattr(session, "umap_view", view)
-    assert asyncio.run(session_of_a_notebook()).startswith("Image 7, class")
+    assert asyncio.run(in_a_notebook()).startswith("Image 7, class")
     assert board.status.doing == ""
 
 
@@ -297,14 +281,14 @@ def test_a_run_that_cannot_be_loaded_leaves_everything_as_it_was(damaged, digits
     assert (board.run.value, explorer.grid.run) == (damaged[0], damaged[0])
     assert changed(explorer, before) == set()
     board.eps.value = 8
-    assert {key[0] for key in explorer._views} == {str(damaged[0].path)}
+    assert {key[0] for key in explorer._projections} == {str(damaged[0].path)}
 
 
 def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(explorer, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(session, "make_grid", broken)
+    monkeypatch.setattr(app, "make_grid", broken)
     explorer.board.attack.value = "APGD-CE"
     assert explorer.board.status.said == "RuntimeError: out of memory"
     assert explorer.board.attack.value == "FGSM"
@@ -314,7 +298,7 @@ def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(roo
     runs = find_runs(root)
     explorer = Explorer(digits, runs, examples=N, neighbours=5)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "make_grid", None)
+        patch.setattr(app, "make_grid", None)
         with pytest.raises(TypeError):
             explorer.load()
     board = explorer.board
@@ -335,7 +319,7 @@ def test_a_run_deleted_meanwhile(damaged, digits):
     board.run.value = damaged[1]
     assert f"There is no finished run in {damaged[1].path} any more" in board.status.said
     assert board.run.value == damaged[0]
-    cloud.umap_view(explorer.grid, "logits", 0)
+    umap_projection(explorer.grid, "logits", 0)
     assert not damaged[0].path.exists()
 
 
@@ -346,7 +330,7 @@ def test_everything_that_is_drawn_has_words(explorer):
     assert all(re.search(r'alt="[^"]{8,}"', image) for image in images)
     assert 'aria-label="Accuracy of 40 images under FGSM alone: ' in html
     assert "http" not in html
-    assert "Chosen: image 0, eps 0.2" in explorer.board.cloud.scatter.moving["alt"]
+    assert "Chosen: image 0, eps 0.2" in explorer.board.map.scatter.moving["alt"]
 
 
 # What it says when it cannot
@@ -385,7 +369,7 @@ def test_names_and_messages_are_words_and_never_tags(root, digits):
 
 @pytest.mark.parametrize(("classes", "colours", "words"), [(10, 10, "in the colour of the class"), (11, 1, "(blue)")])
 def test_the_legend_says_what_the_colours_mean(classes, colours, words):
-    made = cloud.Cloud(np.arange(classes), [str(k) for k in range(classes)], print)
+    made = FeatureMap(np.arange(classes), [str(k) for k in range(classes)], print)
     assert len(set(made.colours[0])) == colours
     assert words in made.legend
 
@@ -415,14 +399,14 @@ def test_runs_of_two_data_sets(root, tmp_path):
         write_json(file, read_json(file) | {"dataset": "mnist"})
     with pytest.raises(InputError, match=r"runs of digits and mnist.*dataset='digits'"):
         explore(tmp_path)
-    assert len(start.finished_runs(tmp_path, "digits")) == 2
+    assert len(app.finished_runs(tmp_path, "digits")) == 2
 
 
 def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(start, "SMALL", {"standard": 1, "pgd_at": 1})
+    monkeypatch.setattr(app, "SMALL", {"standard": 1, "pgd_at": 1})
     made = explore(tmp_path, examples=12, neighbours=3, layer="logits")
-    told = capsys.readouterr().out
-    assert told.startswith("There are no finished runs in")
+    printed = capsys.readouterr().out
+    assert printed.startswith("There are no finished runs in")
     assert [run.changes() for run in find_runs(tmp_path)] == [{"epochs": 1}] * 2
     assert made.board.layer.value == "logits"
     assert len(list(made.board.run.value.path.glob("features/*"))) == 8

@@ -1,7 +1,4 @@
-"""What the explorer does: what is chosen on its board is looked up, or computed once, and shown.
-
-What the explorer opens on: finished runs of one data set, or two small baselines where there are none.
-"""
+"""What the explorer does: what is chosen on its board is looked up, or computed once, and shown."""
 
 import asyncio
 import time
@@ -20,34 +17,97 @@ from robustlib.representation.probes import check_neighbours
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit
-from robustlib.workbook.explorer import grid as panels
-from robustlib.workbook.explorer.board import ALL, Board, View, in_words, pca_view, umap_view
-from robustlib.workbook.explorer.grid import Grid, make_grid
+from robustlib.workbook.explorer.board import (
+    ALL,
+    Board,
+    curve_panel,
+    neighbours_panel,
+    pictures_panel,
+    probabilities_panel,
+)
+from robustlib.workbook.explorer.grid import Grid, Projection, make_grid, pca_projection, umap_projection
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
 PATIENCE = (
     f"the first one of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run. Until then "
     "the map shows PCA."
 )
+SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
+DATASET = "digits"  # embedded, so that there is always something to look at
 
 Key = tuple[str, str, str]  # run's path, attack, layer
+
+
+def explore(
+    runs: Path | str = "runs",
+    *,
+    dataset: str = "",
+    layer: str = "features",
+    examples: int = 200,
+    neighbours: int = 10,
+    seed: int = 0,
+    train_missing: bool = True,
+    data_root: Path | str | None = None,
+) -> "Explorer":
+    """Shows the explorer of all finished runs of one data set, in a notebook, and returns it.
+
+    Args:
+        runs: directory of the runs; features and maps are kept inside them.
+        dataset: whose runs; "" = those of the only data set that there is.
+        layer: looked at first; see `robustlib.representation.features`.
+        examples: test images, stratified, the same for all runs; 0 for all.
+        neighbours: clean images shown as nearest to an adversarial one.
+        seed: of the attacks and maps.
+        train_missing: train two small baselines on digits if there are no runs (about half a minute on two cores).
+        data_root: directory of data sets that are not embedded.
+    """
+    from IPython.display import display
+
+    found = finished_runs(runs, dataset)
+    if not found and train_missing and dataset in ("", DATASET):
+        found = small_baselines(runs)
+    if not found:
+        which = f" of {dataset}" if dataset else ""
+        raise InputError(
+            f"There are no finished runs{which} in {runs}: train some with `robustlib run`, give another directory, or let the "
+            "explorer train two small ones on digits (train_missing)."
+        )
+    data = load_dataset(found[0].params()["dataset"], root=data_root)
+    explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
+    display(explorer.widget)  # before anything is computed, so that its progress is seen
+    explorer.load()
+    return explorer
+
+
+def finished_runs(root: Path | str, dataset: str = "") -> list[Run]:
+    """The finished runs below `root` of one data set, of the only one if `dataset` is ""."""
+    found = find_runs(root, dataset=dataset or None)
+    names = sorted({str(run.params()["dataset"]) for run in found})
+    if len(names) > 1:
+        raise InputError(
+            f"{root} holds runs of {' and '.join(names)}, which have no images in common: choose one, e.g. "
+            f"dataset={names[0]!r}."
+        )
+    return found
+
+
+def small_baselines(root: Path | str) -> list[Run]:
+    """Standard training and PGD-AT on digits with a reduced budget, kept as ordinary runs below `root`."""
+    print(
+        f"There are no finished runs in {root}. Two small baselines are trained first, standard training and PGD adversarial "
+        "training on digits: about half a minute on two cores. They are kept there as ordinary runs; their names say that "
+        "they had fewer epochs than usual."
+    )
+    data = load_dataset(DATASET)
+    methods = [make_method(name, DATASET, epochs=epochs) for name, epochs in SMALL.items()]
+    return [fit(method, data, root=root, threads=1) for method in methods]  # more threads only wait for each other
 
 
 class Explorer:
     """One data set's finished runs on a `Board`: display `widget`, then call `load`.
 
-    Setting the value of a control, such as `board.eps.value = 3`, does what a hand would do.
-
-    Args:
-        dataset: whose test images are shown.
-        runs: finished, of this data set.
-        layer: looked at first.
-        examples: test images; 0 for all.
-        neighbours: clean images shown as nearest.
-        seed: of attacks and maps.
-
-    Raises:
-        InputError: no runs, an unfinished one or one of other data, no such layer, fewer images than neighbours.
+    Setting the value of a control, such as `board.eps.value = 3`, does what a hand would do. The arguments are those of
+    `explore`; `runs` are finished, of this data set.
     """
 
     def __init__(
@@ -69,7 +129,7 @@ class Explorer:
             raise unknown("layer", layer, known)
         self._grid: Grid | None = None
         self._grids: dict[tuple[str, str], Grid] = {}
-        self._views: dict[Key, dict[str, View]] = {}
+        self._projections: dict[Key, dict[str, Projection]] = {}
         self._making: set[Key] = set()
         self._failed: dict[Key, str] = {}  # why there is no UMAP: none is tried again by itself
         self._quiet = False
@@ -81,11 +141,7 @@ class Explorer:
 
     @property
     def grid(self) -> Grid:
-        """What is shown.
-
-        Raises:
-            InputError: nothing could be loaded yet.
-        """
+        """What is shown."""
         if self._grid is None:
             raise InputError("Nothing is loaded: choose another run or attack.")
         return self._grid
@@ -94,24 +150,27 @@ class Explorer:
 
     def _listen(self) -> None:
         board = self.board
-        for control in (board.run, board.attack):
-            control.observe(lambda _: self._unless_quiet(self.load), "value")
-        for control in board.redrawn:
-            control.observe(lambda _: self._unless_quiet(self.draw), "value")
-        board.label.observe(lambda _: self._unless_quiet(self._offer_images, self.draw), "value")
-        board.view.observe(lambda _: self._unless_quiet(self._failed.clear, self.draw), "value")
+        actions: dict[Any, tuple[Callable[[], object], ...]] = {
+            **dict.fromkeys((board.run, board.attack), (self.load,)),
+            **dict.fromkeys((board.layer, board.eps, board.image), (self.draw,)),
+            board.label: (self._offer_images, self.draw),
+            board.view: (self._failed.clear, self.draw),
+        }
+        for control, todo in actions.items():
+            control.observe(lambda _, todo=todo: self._act(*todo), "value")
         board.back.on_click(lambda _: self._walk(-1))
         board.forth.on_click(lambda _: self._walk(1))
-        board.fooled.on_click(lambda _: self._unless_quiet(self._next_fooled))
+        board.fooled.on_click(lambda _: self._act(self._next_fooled))
 
-    def _unless_quiet(self, *actions: Callable[[], object]) -> None:
+    def _act(self, *actions: Callable[[], object]) -> None:
+        """Does what a control asks for, unless it was changed by us."""
         if self._quiet:
             return
         try:
             for action in actions:
                 action()
         except Exception as error:  # a traceback of a callback would be seen by nobody
-            self.board.say(in_words(error))
+            self.board.status.said = _in_words(error)
 
     def _offer(self, control: Any, value: Any, options: Sequence[Any] | None = None) -> None:
         """Changes a choice, and what can be chosen, without acting on it."""
@@ -137,7 +196,7 @@ class Explorer:
     def _kept(self) -> torch.Tensor:
         """Which images are of the chosen class, bool (N,)."""
         y, label = self.split.labels, self.board.label.value
-        return torch.ones_like(y, dtype=torch.bool) if label == ALL else y == label
+        return (y == label) | (label == ALL)
 
     def _choose(self, image: int) -> None:
         """Shows an image of any class, as a click on the map does."""
@@ -150,16 +209,15 @@ class Explorer:
         self.board.image.value = places[(places.index(self.board.image.value) + by) % len(places)]
 
     def _next_fooled(self) -> None:
-        step = self.board.eps.value
+        board, step = self.board, self.board.eps.value
         places = (self.grid.fooled(step) & self._kept()).nonzero().flatten().tolist()
         if places:
-            self.board.image.value = next((place for place in places if place > self.board.image.value), places[0])
+            board.image.value = next((place for place in places if place > board.image.value), places[0])
         else:
-            self.board.say(
-                f"No image of {self._who()} is fooled at eps {self.grid.radii[step]:.3g}: take a larger eps."
-            )
+            eps = f"{self.grid.radii[step]:.3g}"
+            board.status.said = f"No image of {self._class()} is fooled at eps {eps}: take a larger eps."
 
-    def _who(self) -> str:
+    def _class(self) -> str:
         label = self.board.label.value
         return "any class" if label == ALL else f"class {self.dataset.class_names[label]}"
 
@@ -168,18 +226,17 @@ class Explorer:
     def load(self) -> None:
         """Finds or computes the grid of the chosen run and attack, with progress, and shows it.
 
-        Raises:
-            InputError: as `make_grid`; what was shown before stays, then and after any other failure, and so do its run and attack.
+        Where that fails, what was shown before stays, and so do its run and attack.
         """
         board, run, attack = self.board, self.board.run.value, self.board.attack.value
         key = (str(run.path), attack)
         try:
             if key not in self._grids:
-                n, seed, report = self.examples, self.seed, self._progress
+                n, seed, report = self.examples, self.seed, self._report
                 self._grids[key] = make_grid(run, self.dataset, attack, n=n, seed=seed, report=report)
             grid = self._grid = self._grids[key]
         finally:
-            board.ready()
+            board.status.doing = ""
             if self._grid is not None:
                 self._offer(board.run, self._grid.run)
                 self._offer(board.attack, self._grid.attack)
@@ -189,43 +246,44 @@ class Explorer:
         self._offer_layers(list(grid.clean.layers), board.layer.value)
         self.draw()
 
+    def _report(self, done: int, total: int, eps: float) -> None:
+        words = f"{self.board.attack.value} at eps {eps:.3g}, {done + 1} of {total}: computed once, then kept beside the run."
+        self.board.progress(done / total, words)
+
     def draw(self) -> None:
         """Shows what is chosen; asks no model. Only a map is computed, when it is wanted for the first time."""
         board, grid, names, keep = self.board, self.grid, self.dataset.class_names, self._kept()
         step, image, layer = board.eps.value, board.image.value, board.layer.value
-        view, why = self._view(), self._failed.get(self._key())
-        board.cloud.draw(view, grid, step, image, keep.numpy())
-        told = [view.note, *([why] if why and board.view.value == "UMAP" else [])]
-        board.note.value = f"<p>{board.cloud.legend}</p>" + "".join(f"<p><small>{escape(p)}</small></p>" for p in told)
-        board.pictures.value = panels.pictures(grid, image, step, names)
-        board.bars.value = panels.probabilities(grid, image, step, names)
-        board.near.value = panels.neighbours(grid, layer, image, step, names, self.k)
-        of = "" if board.label.value == ALL else f" of {self._who()}"
-        board.curve.value = panels.curve(grid, keep, step, of)
-        label, said = (int(part[image]) for part in (self.split.labels, grid.steps[step].predictions))
-        board.say(f"Image {image}, class {names[label]}, is called {names[said]} at eps {grid.radii[step]:.3g}.")
+        projection, failure = self._projection(), self._failed.get(self._key(), "")
+        board.map.draw(projection, grid, step, image, keep.numpy())
+        notes = [projection.note, *([failure] if failure and board.view.value == "UMAP" else [])]
+        board.note.value = f"<p>{board.map.legend}</p>" + "".join(f"<p><small>{escape(p)}</small></p>" for p in notes)
+        board.pictures.value = pictures_panel(grid, image, step, names)
+        board.bars.value = probabilities_panel(grid, image, step, names)
+        board.near.value = neighbours_panel(grid, layer, image, step, names, self.k)
+        of = "" if board.label.value == ALL else f" of {self._class()}"
+        board.curve.value = curve_panel(grid, keep, step, of)
+        label, prediction = (names[int(part[image])] for part in (self.split.labels, grid.steps[step].predictions))
+        board.status.said = f"Image {image}, class {label}, is called {prediction} at eps {grid.radii[step]:.3g}."
         self._begin_umap()
-
-    def _progress(self, done: int, total: int, eps: float) -> None:
-        words = f"{self.board.attack.value} at eps {eps:.3g}, {done + 1} of {total}: computed once, then kept beside the run."
-        self.board.progress(done / total, words)
 
     # The map
 
     def _key(self) -> Key:
         return str(self.grid.run.path), self.grid.attack, self.board.layer.value
 
-    def _view(self) -> View:
+    def _projection(self) -> Projection:
         """The map that is wanted, or PCA's until it is there."""
-        known = self._views.setdefault(self._key(), {})
+        known = self._projections.setdefault(self._key(), {})
         if "PCA" not in known:
-            known["PCA"] = pca_view(self.grid, self.board.layer.value)
+            known["PCA"] = pca_projection(self.grid, self.board.layer.value)
         return known.get(self.board.view.value, known["PCA"])
 
     def _begin_umap(self) -> None:
         """Makes a UMAP if it is wanted and was not tried before."""
         key = self._key()
-        if self.board.view.value != "UMAP" or "UMAP" in self._views[key] or key in {*self._making, *self._failed}:
+        tried = "UMAP" in self._projections[key] or key in self._making or key in self._failed
+        if self.board.view.value != "UMAP" or tried:
             return
         self._making.add(key)
         making = self._make_umap(key, self.grid)
@@ -237,94 +295,23 @@ class Explorer:
     async def _make_umap(self, key: Key, grid: Grid) -> None:
         """Computes a UMAP in a thread while the explorer stays usable, then shows it if it is still wanted."""
         began = time.monotonic()
-        future = asyncio.get_running_loop().run_in_executor(None, umap_view, grid, key[2], self.seed)
+        future = asyncio.get_running_loop().run_in_executor(None, umap_projection, grid, key[2], self.seed)
         try:
             while not future.done():
                 spent = time.monotonic() - began
                 self.board.progress(min(0.95, spent / COMPILING), f"UMAP, {spent:.0f} s: {PATIENCE}")
                 await asyncio.wait({future}, timeout=0.5)
-            self._views[key]["UMAP"] = future.result()
+            self._projections[key]["UMAP"] = future.result()
         except Exception as error:  # nobody awaits the task
-            self._failed[key] = f"UMAP failed; choose PCA and UMAP again to try once more. {in_words(error)}"
+            self._failed[key] = f"UMAP failed; choose PCA and UMAP again to try once more. {_in_words(error)}"
         finally:
             self._making.discard(key)
-            self.board.ready()
+            self.board.status.doing = ""
         if self._key() == key and self.board.view.value == "UMAP":
-            self._unless_quiet(self.draw)
-            self.board.say(self._failed.get(key, self.board.status.said))
+            self._act(self.draw)
+            self.board.status.said = self._failed.get(key, self.board.status.said)
 
 
-SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
-DATASET = "digits"  # embedded, so that there is always something to look at
-
-
-def explore(
-    runs: Path | str = "runs",
-    *,
-    dataset: str = "",
-    layer: str = "features",
-    examples: int = 200,
-    neighbours: int = 10,
-    seed: int = 0,
-    train_missing: bool = True,
-    data_root: Path | str | None = None,
-) -> Explorer:
-    """Shows the explorer of all finished runs of one data set, in a notebook, and returns it.
-
-    Args:
-        runs: directory of the runs; features and maps are kept inside them.
-        dataset: whose runs; "" = those of the only data set that there is.
-        layer: looked at first; see `robustlib.representation.features`.
-        examples: test images, stratified, the same for all runs; 0 for all.
-        neighbours: clean images shown as nearest to an adversarial one.
-        seed: of the attacks and maps.
-        train_missing: train two small baselines on digits if there are no runs (about half a minute on two cores).
-        data_root: directory of data sets that are not embedded.
-
-    Raises:
-        InputError: no runs and none to be trained, runs of several data sets, no such layer, fewer images than neighbours.
-    """
-    from IPython.display import display
-
-    found = finished_runs(runs, dataset)
-    if not found and train_missing and dataset in ("", DATASET):
-        found = small_baselines(runs)
-    if not found:
-        which = f" of {dataset}" if dataset else ""
-        raise InputError(
-            f"There are no finished runs{which} in {runs}: train some with `robustlib run`, give another directory, or let the "
-            "explorer train two small ones on digits (train_missing)."
-        )
-    data = load_dataset(found[0].params()["dataset"], root=data_root)
-    explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
-    display(explorer.widget)  # before anything is computed, so that its progress is seen
-    explorer.load()
-    return explorer
-
-
-def finished_runs(root: Path | str, dataset: str = "") -> list[Run]:
-    """The finished runs below `root` of one data set; none if there are none.
-
-    Raises:
-        InputError: they are of several data sets and `dataset` is "".
-    """
-    found = find_runs(root, dataset=dataset or None)
-    names = sorted({str(run.params()["dataset"]) for run in found})
-    if len(names) > 1:
-        raise InputError(
-            f"{root} holds runs of {' and '.join(names)}, which have no images in common: choose one, e.g. "
-            f"dataset={names[0]!r}."
-        )
-    return found
-
-
-def small_baselines(root: Path | str) -> list[Run]:
-    """Standard training and PGD-AT on digits with a reduced budget, kept as ordinary runs below `root`."""
-    print(
-        f"There are no finished runs in {root}. Two small baselines are trained first, standard training and PGD adversarial "
-        "training on digits: about half a minute on two cores. They are kept there as ordinary runs; their names say that "
-        "they had fewer epochs than usual."
-    )
-    data = load_dataset(DATASET)
-    made = [make_method(name, DATASET, epochs=epochs) for name, epochs in SMALL.items()]
-    return [fit(method, data, root=root, threads=1) for method in made]  # more threads only wait for each other
+def _in_words(error: Exception) -> str:
+    """What went wrong: an InputError is a sentence, others need their type."""
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

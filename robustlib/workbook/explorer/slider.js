@@ -1,4 +1,4 @@
-// Draws a Slider (widgets.py) as the browser's own: it has a name, follows the keyboard, and says the chosen word.
+// Draws a Slider (board.py) as the browser's own: it has a name, follows the keyboard, and says the chosen word.
 function render({ model, el }) {
   el.classList.add("rl-slider");
   const label = document.createElement("label"), input = document.createElement("input"), word = document.createElement("output");

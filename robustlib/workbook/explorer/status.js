@@ -1,4 +1,4 @@
-// Draws a Status (widgets.py). The sentence's element stays and only its text changes: that is what makes it a live region.
+// Draws a Status (board.py). The sentence's element stays and only its text changes: that is what makes it a live region.
 function render({ model, el }) {
   el.classList.add("rl-status");
   const said = document.createElement("div"), busy = document.createElement("div"), doing = document.createElement("span");

@@ -23,10 +23,10 @@ from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, read_bytes, read_json, write_archive, write_atomic
-from robustlib.workbook.claims import Finding, arm_of
-from robustlib.workbook.experiments import Study, claim_studies, read_study, study_names, verdicts
-from robustlib.workbook.experiments.studies import arm_name
-from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict
+from robustlib.workbook.claims import Finding, variant_of
+from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names
+from robustlib.workbook.experiments.studies import variant_name
+from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict_label
 
 FILES = (
     *("params.json", "audit.json", "status.json", "provenance.json", "results.json", "representation.json"),
@@ -41,11 +41,11 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     Raises:
         InputError: there is no finished, evaluated run to export.
     """
-    arms = {arm for study in preset_studies(preset) for arm, _ in wanted(study)}
+    variants = {variant for study in preset_studies(preset) for variant, _ in wanted(study)}
     # A run that is made again replaces its older self; those that are nowhere else stay.
     found = {run.path.parts[-2:]: run for root in (out.parent, runs) for run in find_runs(root, preset=preset)}
     chosen = [found[place] for place in sorted(found) if found[place].results()]
-    chosen = [run for run in chosen if not run.changed or arm_of(run) in arms]
+    chosen = [run for run in chosen if not run.changed or variant_of(run) in variants]
     chosen = [run for run in chosen if stale or not run.stale]
     if not chosen:
         raise InputError(
@@ -57,7 +57,7 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
     board["path"] = [Path(path).relative_to(out).as_posix() for path in board["path"]]
     board["warnings"] = board["warnings"].map("; ".join)
     write_atomic(out / "leaderboard.csv", board.drop(columns=RUN_ONLY).to_csv(index=False, lineterminator="\n"))
-    judged = [(study, verdicts(study, copies)) for study in claim_studies(preset)]
+    judged = [(study, claim_findings(study, copies)) for study in claim_studies(preset)]
     if judged:
         every = [finding for _, findings in judged for finding in findings]
         write_atomic(out / "claims.csv", _differences(every).to_csv(index=False, lineterminator="\n"))
@@ -92,11 +92,13 @@ def _differences(findings: Sequence[Finding]) -> pd.DataFrame:
     rows = []
     for found in findings:
         facts = {
-            name: getattr(found.claim, name) for name in ("name", "measure", "arm", "than", "direction", "relative")
+            name: getattr(found.claim, name) for name in ("name", "measure", "variant", "than", "direction", "relative")
         }
         facts["than"] = facts["than"] or "zero"
         rows += [{**facts, "seed": seed, "difference": gap} for seed, gap in found.evidence.differences.items()]
-    return pd.DataFrame(rows, columns=["name", "measure", "arm", "than", "direction", "relative", "seed", "difference"])
+    return pd.DataFrame(
+        rows, columns=["name", "measure", "variant", "than", "direction", "relative", "seed", "difference"]
+    )
 
 
 def describe(
@@ -149,22 +151,22 @@ def preset_studies(preset: str) -> list[Study]:
 
 
 def wanted(study: Study) -> set[tuple[str, int]]:
-    """The arms and seeds that a study asks for."""
-    return {(arm_name(arm, study.preset), seed) for arm in study.arms for seed in study.seeds}
+    """The variants and seeds that a study asks for."""
+    return {(variant_name(variant, study.preset), seed) for variant in study.variants for seed in study.seeds}
 
 
 def _commands(copies: Sequence[Run], preset: str) -> str:
     """What makes these runs: the studies that are complete, and `robustlib run` for what none of them asks for."""
-    made = {(arm_of(run), run.params()["seed"]): run for run in copies}
+    made = {(variant_of(run), run.params()["seed"]): run for run in copies}
     lines, rest = [], set(made)
     for study in preset_studies(preset):
         asked = wanted(study)
         if asked <= set(made) and {made[key].results()["n"] for key in asked} == {study.examples}:
             lines.append(f"robustlib study {study.name}")
             rest -= asked
-    for arm in dict.fromkeys(arm for arm, _ in sorted(rest)):
-        seeds = sorted(seed for name, seed in rest if name == arm)
-        facts = made[arm, seeds[0]]
+    for variant in dict.fromkeys(variant for variant, _ in sorted(rest)):
+        seeds = sorted(seed for name, seed in rest if name == variant)
+        facts = made[variant, seeds[0]]
         options = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in facts.changes().items()]
         n = facts.results()["n"]
         options += [f"--examples {n}"] if n != load_preset(preset)["test_examples"] else []
@@ -205,7 +207,7 @@ def _rows(board: pd.DataFrame) -> list[dict[str, object]]:
             for name, label in ATTACKS.items()
             if name in board and board[name].notna().any()
         }
-        cells |= {kind: verdict(row[f"{kind}_badge"]) for kind in ("headline", "protocol")}
+        cells |= {kind: verdict_label(row[f"{kind}_badge"]) for kind in ("headline", "protocol")}
         last = {
             "worst of FGSM, PGD-20, CW-50, last epoch": percent(row["last_worst"]),
             "minutes": f"{row['minutes']:.1f}",

@@ -18,8 +18,8 @@ from side_by_side import markdown
 
 from robustlib.methods import METHODS, load_preset, preset_names
 from robustlib.runs import find_runs
-from robustlib.workbook.experiments import claim_studies, verdicts
-from robustlib.workbook.tables import ATTACKS, claims, gravest, percent, verdict
+from robustlib.workbook.experiments import claim_findings, claim_studies
+from robustlib.workbook.tables import ATTACKS, claims, percent, verdict_label, worst_verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -49,7 +49,7 @@ def results(reference: Path = REFERENCE) -> str:
 def _preset(reference: Path, preset: str) -> str:
     verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
     board = pd.read_csv(reference / preset / "leaderboard.csv", **verdicts_too)
-    board = board[board["changed"].isna()]  # arms of ablations stand in the table behind the link
+    board = board[board["changed"].isna()]  # variants of ablations stand in the table behind the link
     number = _images(board.groupby(board["method"].map(lambda name: METHODS[name].title))["n"].max())
     seeds = sorted(board.groupby("method").seed.nunique().unique())
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
@@ -73,7 +73,7 @@ def _claims(reference: Path, preset: str) -> str:
     """What the reference runs of a preset say of papers' claims, a table a study; "" where none are written down."""
     runs, tables = find_runs(reference, preset=preset), []
     for study in claim_studies(preset) if runs else []:
-        table = claims(verdicts(study, runs))[["claim", "effect", "verdict"]]
+        table = claims(claim_findings(study, runs))[["claim", "effect", "verdict"]]
         rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
         head = f"What they say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds:"
         tables.append(f"\n{head}\n\n{markdown(rows)}")
@@ -84,7 +84,7 @@ def _method(runs: pd.DataFrame, name: str, measured: Sequence[str]) -> Mapping[s
     """A row of the table; models that answer at random meet other attacks than the rest."""
     cells = {ATTACKS[attack]: _cell(runs, attack) for attack in measured}
     if "headline_badge" in runs:
-        cells |= {kind: verdict(gravest(runs[f"{kind}_badge"])) for kind in ("headline", "protocol")}
+        cells |= {kind: verdict_label(worst_verdict(runs[f"{kind}_badge"])) for kind in ("headline", "protocol")}
     return {"method": METHODS[name].title, **cells, "minutes": f"{runs['minutes'].mean():.1f}", "seeds": len(runs)}
 
 

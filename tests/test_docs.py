@@ -294,8 +294,8 @@ def test_the_report_speed_benchmark_can_plan_its_runs(tmp_path):
 
     from robustlib.workbook.experiments import Options, plan, preset_methods
 
-    arms = [(name, lengths(name, "digits") | TINY) for name in preset_methods("digits")]
-    jobs = plan(arms, [0], Options(runs=tmp_path / "runs", reports=tmp_path / "reports"))
+    variants = [(name, lengths(name, "digits") | TINY) for name in preset_methods("digits")]
+    jobs = plan(variants, [0], Options(runs=tmp_path / "runs", reports=tmp_path / "reports"))
     assert [job.name.split(" ")[0] for job in jobs] == preset_methods("digits")
 
 
@@ -379,7 +379,7 @@ def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
     from robustlib.workbook.claims import Claim
     from robustlib.workbook.experiments import Study
 
-    facts = {"name": "own", "text": "It overstates.", "source": "A", "measure": "overstated/worst", "arm": "trades"}
+    facts = {"name": "own", "text": "It overstates.", "source": "A", "measure": "overstated/worst", "variant": "trades"}
     study = Study("digits", [("trades", {})], [0, 1], claims=[Claim(**facts)], name="own")
     monkeypatch.setattr(export_reference, "claim_studies", lambda preset: [study])
     for seed in study.seeds:

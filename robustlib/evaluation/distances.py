@@ -275,7 +275,7 @@ def _digest(content: bytes) -> str:
 
 SLACK = 0.01  # accuracy that may be lost: 1 point
 NONE = ("none", 0.0)
-Cell = tuple[str, float]  # an arm and its strength
+Cell = tuple[str, float]  # a variant and its strength
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -285,19 +285,19 @@ def select_strength(
     *,
     slack: float = SLACK,
 ) -> "pd.DataFrame":
-    """The grid of arms and strengths; of each arm, the strength of the largest mean distance is chosen among those allowed.
+    """The grid of variants and strengths; of each variant, the strength of the largest mean distance is chosen among those allowed.
 
-    Allowed is what keeps the accuracy (mean over seeds) of the unregularised arm, less `slack`. Distances of a seed are
+    Allowed is what keeps the accuracy (mean over seeds) of the unregularised variant, less `slack`. Distances of a seed are
     means over the images that all its allowed cells have right and no attack failed on; for a cell that is not allowed,
     over those of them that it has right too.
 
     Args:
-        none: of the unregularised arm, by seed, frames of `measure_distances` on **validation** images.
-        cells: the same of each (arm, strength), all of the same seeds and images.
+        none: of the unregularised variant, by seed, frames of `measure_distances` on **validation** images.
+        cells: the same of each (variant, strength), all of the same seeds and images.
         slack: what accuracy may be lost, in [0, 1].
 
     Returns:
-        A row each, "none" first: arm, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of
+        A row each, "none" first: variant, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of
         a seed), distance (mean over seeds, in pixel units), low, high (95 % t interval over seeds; of a single seed, bootstrap
         over images), gain_low, gain_high (the same interval of the distance less none's on the same images; NaN for none
         itself and what is not allowed), allowed, chosen. Distances are NaN where n is 0.
@@ -308,45 +308,49 @@ def select_strength(
     import pandas as pd
 
     every = {NONE: none, **cells}
-    for (arm, strength), frames in every.items():
+    for (variant, strength), frames in every.items():
         if not frames or set(frames) != set(none):
-            raise InputError(f"{arm} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}.")
+            raise InputError(
+                f"{variant} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}."
+            )
     accuracy = {cell: _mean([float(frame["correct"].mean()) for frame in f.values()]) for cell, f in every.items()}
     allowed = [cell for cell in every if accuracy[cell] >= accuracy[NONE] - slack - 1e-9]
     shared, rows = _shared({cell: every[cell] for cell in allowed}, none), []
     for cell in every:
         rest = {} if cell in allowed else _shared({name: every[name] for name in [*allowed, cell]}, none)
-        row = {"arm": cell[0], "strength": cell[1], "seeds": len(none), "accuracy": accuracy[cell]}
+        row = {"variant": cell[0], "strength": cell[1], "seeds": len(none), "accuracy": accuracy[cell]}
         row |= _over_seeds((rest or shared)[cell]) | {"gain_low": float("nan"), "gain_high": float("nan")}
         if cell in allowed and cell != NONE:
             pairs = zip(shared[cell], shared[NONE], strict=True)
             row["gain_low"], row["gain_high"] = _interval([far - near for far, near in pairs])
         rows.append(row | {"allowed": cell in allowed})
     table = pd.DataFrame(rows)
-    best = table[table["allowed"] & (table["arm"] != NONE[0])].dropna(subset=["distance"])
-    return table.assign(chosen=table.index.isin(best.groupby("arm")["distance"].idxmax()))
+    best = table[table["allowed"] & (table["variant"] != NONE[0])].dropna(subset=["distance"])
+    return table.assign(chosen=table.index.isin(best.groupby("variant")["distance"].idxmax()))
 
 
-def distances_over_seeds(arms: "Mapping[str, Mapping[int, pd.DataFrame]]") -> "pd.DataFrame":
-    """The mean adversarial distance of each arm, over the seeds that all arms have.
+def distances_over_seeds(variants: "Mapping[str, Mapping[int, pd.DataFrame]]") -> "pd.DataFrame":
+    """The mean adversarial distance of each variant, over the seeds that all variants have.
 
-    Distances of a seed are means over the images that all its arms have right and no attack failed on.
+    Distances of a seed are means over the images that all its variants have right and no attack failed on.
 
     Args:
-        arms: by name and seed, frames of `measure_distances`, all of the same images.
+        variants: by name and seed, frames of `measure_distances`, all of the same images.
 
     Returns:
-        A row each: arm, seeds, n (images that count, the least of a seed), distance, low, high as of `select_strength`. No row
-        where no seed has all arms.
+        A row each: variant, seeds, n (images that count, the least of a seed), distance, low, high as of `select_strength`. No row
+        where no seed has all variants.
 
     Raises:
         InputError: other images.
     """
     import pandas as pd
 
-    seeds = sorted(set.intersection(*(set(frames) for frames in arms.values()))) if arms else []
-    shared = _shared(arms, seeds) if seeds else {}
-    return pd.DataFrame([{"arm": arm, "seeds": len(seeds)} | _over_seeds(parts) for arm, parts in shared.items()])
+    seeds = sorted(set.intersection(*(set(frames) for frames in variants.values()))) if variants else []
+    shared = _shared(variants, seeds) if seeds else {}
+    return pd.DataFrame(
+        [{"variant": variant, "seeds": len(seeds)} | _over_seeds(parts) for variant, parts in shared.items()]
+    )
 
 
 def _shared(

@@ -204,19 +204,19 @@ def accuracy_distance(grid: DataFrame) -> Figure:
     """Mean adversarial distance against accuracy over the strengths of each variant, a ring around the chosen; up and right is better.
 
     Args:
-        grid: of `robustlib.evaluation.select_strength`: `arm`, `strength`, `accuracy` (a fraction), `distance`, `low`, `high`,
-            `chosen`; the arm of strength 0 is the unregularised one.
+        grid: of `robustlib.evaluation.select_strength`: `variant`, `strength`, `accuracy` (a fraction), `distance`, `low`, `high`,
+            `chosen`; the variant of strength 0 is the unregularised one.
     """
-    columns = ["arm", "strength", "accuracy", "distance", "chosen"]
+    columns = ["variant", "strength", "accuracy", "distance", "chosen"]
     rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)
     if not (rows["strength"] == 0).any():
-        raise InputError("The accuracy-distance figure needs the unregularised arm: a row of strength 0.")
+        raise InputError("The accuracy-distance figure needs the unregularised variant: a row of strength 0.")
     base = rows[rows["strength"] == 0].iloc[0]
     fig, (axis,) = axes(height=4.4)
-    for arm, mark in styles(rows["arm"].unique()).items():
-        own = rows[rows["arm"] == arm].sort_values("strength")
+    for variant, mark in styles(rows["variant"].unique()).items():
+        own = rows[rows["variant"] == variant].sort_values("strength")
         ends = whiskers(own, "distance")
-        axis.errorbar(own["accuracy"], own["distance"], yerr=ends, label=str(arm), ms=7, elinewidth=1.0, **mark)
+        axis.errorbar(own["accuracy"], own["distance"], yerr=ends, label=str(variant), ms=7, elinewidth=1.0, **mark)
         rings = own[own["chosen"].astype(bool)]
         axis.plot(rings["accuracy"], rings["distance"], "o", ms=15, mfc="none", mec=mark["color"], mew=1.8)
         for strength, x, y in own[["strength", "accuracy", "distance"]].itertuples(index=False):
@@ -234,7 +234,7 @@ def accuracy_distance(grid: DataFrame) -> Figure:
     described = []
     for row in rows[rows["chosen"].astype(bool) | (rows["strength"] == 0)].to_dict("records"):
         at = f" at strength {row['strength']:g}, chosen" if row["strength"] else ""
-        described.append(f"{row['arm']}{at}: accuracy {percent(row['accuracy'])}, distance {row['distance']:.3f}")
-    alt = f"Mean adversarial distance against accuracy for {len(rows)} arms and strengths. {'; '.join(described)}."
+        described.append(f"{row['variant']}{at}: accuracy {percent(row['accuracy'])}, distance {row['distance']:.3f}")
+    alt = f"Mean adversarial distance against accuracy for {len(rows)} variants and strengths. {'; '.join(described)}."
     data = rows.filter([*columns[:-1], "low", "high", "chosen"]).astype({"chosen": int})
     return Figure(fig, alt, data)

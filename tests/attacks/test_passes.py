@@ -20,7 +20,7 @@ OWN: dict[str, dict[str, Any]] = {
     "arrest": {"replay": 0.0},
     "claf": {"aug_epochs": 2},
 }
-ARMS: list[tuple[str, dict[str, Any]]] = [
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)),
     *(("pgd_at", {"attack_steps": 3}), ("ancra", {"attack_negatives": False}), ("ancra", {"negative_contrast": False})),
     *(("supcon", {"final": "alf"}), ("acl", {"final": "aff"}), ("claf", {"refresh_passes": 3, "adv_views": 2})),
@@ -49,7 +49,7 @@ def counted(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize(("name", "changes"), ARMS, ids=lambda part: part if isinstance(part, str) else str(part))
+@pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=lambda part: part if isinstance(part, str) else str(part))
 def test_a_method_says_how_often_it_attacks(digits, counted, name, changes):
     usual = make_method(name, "digits")
     small = {key: value for key, value in {**SMALL, **OWN.get(name, {})}.items() if hasattr(usual, key)}

@@ -18,21 +18,20 @@ from robustlib.methods import make_method
 from robustlib.models import Classifier
 from robustlib.runs import Run, read_json, write_json
 from robustlib.training import fit
-from robustlib.workbook import experiments as batch
-from robustlib.workbook import tables
-from robustlib.workbook.claims import Claim, gather, judge, measure_of
+from robustlib.workbook import experiments, tables
+from robustlib.workbook.claims import Claim, evaluate_claims, gather, measure_of
 
 QUICK = Tangent(Threat("l2", 0.5), queries=300)
 
 
 @pytest.fixture(scope="module")
 def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The unregularised arm and a regularised one, hardly trained."""
+    """The unregularised variant and a regularised one, hardly trained."""
     root = tmp_path_factory.mktemp("runs")
-    arms = {
+    variants = {
         name: make_method("rep_spectral", "digits", epochs=3, strength=s) for name, s in (("none", 0.0), ("rep", 0.1))
     }
-    return {name: fit(arm, digits, root=root, device="cpu", progress=False) for name, arm in arms.items()}
+    return {name: fit(variant, digits, root=root, device="cpu", progress=False) for name, variant in variants.items()}
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +134,8 @@ def test_what_cannot_be_measured_is_a_sentence(
 
 def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path: Path) -> None:
     def cell(method: str, strength: float, seed: int, distance: float, changed: str = "", **look: object) -> Run:
-        arm = f"{method} {changed or f'strength={strength}'}"
-        run = measured(tmp_path, arm, seed, [1, 1, 1, 1], [distance] * 4, split="val", images="a", **look)
+        variant = f"{method} {changed or f'strength={strength}'}"
+        run = measured(tmp_path, variant, seed, [1, 1, 1, 1], [distance] * 4, split="val", images="a", **look)
         facts = {"title": method.upper(), "hyperparameters": {"strength": strength}}
         write_json(run.path / "params.json", run.params() | facts)
         return run
@@ -145,15 +144,15 @@ def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path: Path)
     runs += [cell("ll", 0.1, 0, 9.0)]  # lacks a seed
     runs += [cell("rep", 0.1, seed, 9.0, "arch=small_cnn") for seed in (0, 1)]
     runs += [cell("cross", 0.1, seed, 9.0, attack="Tangent(queries=9)") for seed in (0, 1)]  # measured otherwise
-    grid = batch.strength_grid(runs)
-    assert grid[["arm", "strength", "distance"]].values.tolist() == [
+    grid = experiments.strength_grid(runs)
+    assert grid[["variant", "strength", "distance"]].values.tolist() == [
         ["none", 0.0, 0.5],
         ["REP", 0.01, pytest.approx(0.51)],
         ["REP", 0.1, pytest.approx(0.6)],
     ]
     assert grid["chosen"].tolist() == [False, False, True]
-    assert batch.strength_grid(runs[2:]).empty, "no unregularised arm"
-    assert batch.strength_grid([]).empty
+    assert experiments.strength_grid(runs[2:]).empty, "no unregularised variant"
+    assert experiments.strength_grid([]).empty
 
 
 def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset, runs: dict[str, Run]) -> None:
@@ -161,7 +160,7 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset,
     attack = replace(QUICK, queries=301)
     found = measure_distances(runs, digits, attack, n=12)
     far = shared_distances(found)
-    table = batch.spectral_family([*runs.values(), Run(Path("none"))], digits).set_index("title")
+    table = experiments.spectral_family([*runs.values(), Run(Path("none"))], digits).set_index("title")
     assert len(table) == 2
     assert (table["n"] == len(far["rep"])).all()
     assert table["distance"].tolist() == pytest.approx([far["none"].mean(), far["rep"].mean()])
@@ -173,7 +172,7 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset,
         x = digits.test.sample(12).images[torch.tensor(right.tolist())].float() / 255
         exact = [torch.autograd.functional.jacobian(model.features, one[None]).norm() for one in x]
         assert row.jacobian == pytest.approx(float(torch.stack(exact).mean()), rel=0.15)
-    assert batch.spectral_family([], digits).empty
+    assert experiments.spectral_family([], digits).empty
 
 
 def test_one_sum_of_norms_is_of_one_architecture(digits: Dataset, tmp_path: Path) -> None:
@@ -181,27 +180,27 @@ def test_one_sum_of_norms_is_of_one_architecture(digits: Dataset, tmp_path: Path
     for run, arch in zip(runs, ("mlp_512", "small_cnn"), strict=True):
         write_json(run.path / "params.json", run.params() | {"arch": arch, "title": "Rep"})
     with pytest.raises(InputError, match="Distances of mlp_512 and small_cnn do not go with one sum of norms"):
-        batch.spectral_family(runs, digits)
+        experiments.spectral_family(runs, digits)
 
 
 def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path: Path) -> None:
-    study = batch.read_study("spectral-grid")
-    for arm, preset, belongs in (
+    study = experiments.read_study("spectral-grid")
+    for variant, preset, belongs in (
         ("rep_spectral", "digits", True),
         ("ll_spectral strength=0.5", "digits", True),
         ("rep_spectral", "cifar10-short", False),
         ("rep_spectral train_examples=200, strength=0.0", "digits", False),
         ("bss", "digits", False),
     ):
-        run = measured(tmp_path / preset, arm, 0, [1, 1, 1, 1], [0.5] * 4)
+        run = measured(tmp_path / preset, variant, 0, [1, 1, 1, 1], [0.5] * 4)
         write_json(run.path / "params.json", run.params() | {"preset": preset})
-        assert batch.belongs(run, study) is belongs, arm
+        assert experiments.in_grid(run, study) is belongs, variant
 
 
 def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -> None:
     runs = [
-        measured(tmp_path, arm, seed, [1, 1, seed, 1], [far + seed / 10] * 4, images="a")
-        for arm, far in (("rep", 0.5), ("rep strength=0.0", 0.3))
+        measured(tmp_path, variant, seed, [1, 1, seed, 1], [far + seed / 10] * 4, images="a")
+        for variant, far in (("rep", 0.5), ("rep strength=0.0", 0.3))
         for seed in (0, 1)
     ]
     for run in runs:
@@ -210,8 +209,8 @@ def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -
         write_json(run.path / "params.json", run.params() | facts)
         white = look | {"attack": "FAB()", "distance": [*(0.9 * far for far in look["distance"][:3]), None]}
         write_json(run.path / "distances.json", {"look": look, "white": white})
-    table = batch.arm_distances(runs)
-    assert table["arm"].tolist() == ["REP", "REP · strength=0.0"]
+    table = experiments.variant_distances(runs)
+    assert table["variant"].tolist() == ["REP", "REP · strength=0.0"]
     assert table["distance"].tolist() == pytest.approx([0.55, 0.35])
     assert table["fab"].tolist() == pytest.approx([0.9 * 0.55, 0.9 * 0.35])
     assert table["n"].tolist() == [2, 2], "seed 0 has one wrong, and FAB failed on the last"
@@ -220,7 +219,7 @@ def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -
     shown = tables.distances_over_seeds(table)
     assert list(shown.columns) == [
         *(
-            "arm",
+            "variant",
             "seeds",
             "mean distance, Tangent (decisions only)",
             "mean distance, FAB (white box)",
@@ -229,15 +228,15 @@ def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -
     ]
     assert shown.iloc[1]["mean distance, FAB (white box)"].startswith("0.315 (")
     write_json(runs[0].path / "distances.json", {"look": look})
-    alone = batch.arm_distances(runs)
+    alone = experiments.variant_distances(runs)
     assert (alone["n"][0], alone["fab"].isna().all()) == (3, True), "FAB lacks a run"
     assert tables.distances_over_seeds(alone)["mean distance, FAB (white box)"].tolist() == ["–", "–"]
-    assert batch.arm_distances([]).empty
+    assert experiments.variant_distances([]).empty
 
 
 def test_epochs_of_all_stages_are_one_axis() -> None:
     rows = pd.DataFrame({"stage": ["a", "a", "b", "b"], "epoch": [0, 1, 0, 1], "epoch_total": [0, 1, 1, 2]})
-    (frame,) = batch.whole_training({"A": [rows.assign(value=[1.0, 2.0, 3.0, 4.0])]})["A"]
+    (frame,) = experiments.concat_stages({"A": [rows.assign(value=[1.0, 2.0, 3.0, 4.0])]})["A"]
     assert frame[["epoch", "value"]].values.tolist() == [[0, 1.0], [1, 3.0], [2, 4.0]]
     drawn = figures.probe_curves({"A-B": [frame]}, ["value"])
     assert drawn.alt == "Measures over the epochs. value: A-B (1 seed) 3 at epoch 1, 4 at epoch 2."
@@ -246,9 +245,11 @@ def test_epochs_of_all_stages_are_one_axis() -> None:
 # ---- claims
 
 
-def measured(root: Path, arm: str, seed: int, correct: list[int], distance: list[float | None], **look: object) -> Run:
+def measured(
+    root: Path, variant: str, seed: int, correct: list[int], distance: list[float | None], **look: object
+) -> Run:
     """A finished run whose distances of four test images are stored; never evaluated."""
-    method, _, changed = arm.partition(" ")
+    method, _, changed = variant.partition(" ")
     run = Run(root / "digits" / method / f"{changed}-{seed}")
     write_json(run.path / "params.json", {"method": method, "changed": changed, "dataset": "digits", "seed": seed})
     write_json(run.path / "status.json", {"state": "done"})
@@ -263,14 +264,14 @@ FARTHER = Claim(
     text="Rep-spectral is farther.",
     source="a test",
     measure="distance/mean",
-    arm="rep_spectral",
+    variant="rep_spectral",
     than="rep_spectral strength=0.0",
     relative=True,
 )
 
 
 def pair(root: Path, seed: int, **look: object) -> list[Run]:
-    """Two arms: three images are right in both, one of which has no known distance in the first."""
+    """Two variants: three images are right in both, one of which has no known distance in the first."""
     first = measured(root, "rep_spectral", seed, [1, 1, 0, 1], [1.0, 2.0, 0.0, None], **look)
     return [first, measured(root, "rep_spectral strength=0.0", seed, [1, 1, 1, 1], [0.5, 1.5, 9.0, 9.0])]
 
@@ -286,7 +287,7 @@ def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path:
     assert gather(middle, runs, [0, 1]).step == 0.0, "no accuracy, so no step of an image"
     assert measure_of(runs[1], "distance/mean") == pytest.approx(5.0), "alone, on all that it has right"
     assert measure_of(runs[1], "distance/median") == pytest.approx(5.25)
-    row = tables.claims(judge([FARTHER], runs, [0, 1])).iloc[0]
+    row = tables.claims(evaluate_claims([FARTHER], runs, [0, 1])).iloc[0]
     assert row["compared"].endswith(": mean adversarial distance (Tangent, L2)")
     assert row["effect"].startswith("+50.0 %")
 

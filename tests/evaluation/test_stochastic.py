@@ -38,7 +38,7 @@ from robustlib.models import build_model
 from robustlib.runs import Run, read_json, save_weights, write_json
 from robustlib.training import fit
 from robustlib.workbook import cli, tables
-from robustlib.workbook.claims import Claim, arm_of, gather, measure_of
+from robustlib.workbook.claims import Claim, gather, measure_of, variant_of
 from robustlib.workbook.experiments import Options, measure_claimed
 from tests.workbook.test_cli import outcome
 
@@ -414,12 +414,12 @@ def test_words_on_the_plateau() -> None:
         "samples": {"points": [point(40, 20, 0.41), point(40, 50, 0.415)], "last": step(-0.005, -0.02, 0.01, "flat")},
         "steps": {"points": [point(100, 8, 0.44), point(200, 8, 0.4)], "last": step(0.04, 0.01, 0.07, "falling")},
     }
-    said = tables.plateau_words({"plateau": grid})
+    said = tables.plateau_summary({"plateau": grid})
     assert "with 40 steps of 50 gradient samples PGD+EOT leaves 41.5 % (31.5–51.5) of 64 images" in said
     assert "−0.5 points (−2.0 to 1.0) less than with 20: flat" in said
     assert "with 200 steps of 8 gradient samples PGD+EOT leaves 40.0 %" in said
     assert "4.0 points (1.0 to 7.0) less than with 100: still falling" in said
-    assert tables.plateau_words({}) == tables.plateau_words({"plateau": {"full": {}}}) == ""
+    assert tables.plateau_summary({}) == tables.plateau_summary({"plateau": {"full": {}}}) == ""
 
 
 # ---- runs
@@ -628,11 +628,11 @@ def test_a_study_measures_what_its_claims_need(
             raise InputError("not on these images.")
 
     monkeypatch.setattr("robustlib.evaluation.measure_unseen", measure)
-    arm, other = arm_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
-    told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", arm=arm, than="trades")
+    variant, other = variant_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
+    told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", variant=variant, than="trades")
     runs, options = [*evaluated.values(), other, Run(tmp_path / "none")], Options(device="cpu")
     (problem,) = measure_claimed([told], runs, options)
-    assert asked == [(run.path, "digits", "cpu") for run in evaluated.values()], "of claimed arms, and evaluated"
+    assert asked == [(run.path, "digits", "cpu") for run in evaluated.values()], "of claimed variants, and evaluated"
     assert problem.endswith("has not met unseen attacks: not on these images.")
     assert not measure_claimed([replace(told, measure="worst")], runs, options)
     assert len(asked) == 2
@@ -718,9 +718,9 @@ def test_the_unseen_attacks_have_the_strengths_of_the_preset() -> None:
     assert still["stadv"] == {"stadv": StAdv(0.2, 1)}
 
 
-def looked(root: Path, arm: str, seed: int, **accuracies: float) -> Run:
+def looked(root: Path, variant: str, seed: int, **accuracies: float) -> Run:
     """A finished run, whose unseen.json has these accuracies."""
-    method, _, changed = arm.partition(" ")
+    method, _, changed = variant.partition(" ")
     run = Run(root / "digits" / method / f"{changed}-{seed}")
     write_json(run.path / "params.json", {"method": method, "changed": changed, "dataset": "digits", "seed": seed})
     write_json(run.path / "status.json", {"state": "done"})
@@ -731,7 +731,9 @@ def looked(root: Path, arm: str, seed: int, **accuracies: float) -> Run:
 
 
 def claim(measure: str, direction: Any = "higher") -> Claim:
-    return Claim(name="c", text="A claim.", source="a test", measure=measure, arm="a", than="b", direction=direction)
+    return Claim(
+        name="c", text="A claim.", source="a test", measure=measure, variant="a", than="b", direction=direction
+    )
 
 
 def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
@@ -752,7 +754,7 @@ def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
 
 
 def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
-    runs = [looked(tmp_path, arm, s, clean=0.9, known=0.5, l2=0.4) for arm in "ab" for s in (0, 1)]
+    runs = [looked(tmp_path, variant, s, clean=0.9, known=0.5, l2=0.4) for variant in "ab" for s in (0, 1)]
     assert not gather(claim("unseen/l2"), runs, [0, 1]).notes
     for run in runs:
         looks = read_json(run.path / "unseen.json")
@@ -765,13 +767,13 @@ def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
 
 
 def _finding(asked: Claim, runs: list[Run]) -> Any:
-    from robustlib.workbook.claims import judge
+    from robustlib.workbook.claims import evaluate_claims
 
-    return judge([asked], runs, [0, 1])[0]
+    return evaluate_claims([asked], runs, [0, 1])[0]
 
 
 def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path) -> None:
-    usual = [looked(tmp_path, arm, s, known=0.5, l2=0.4) for arm in "ab" for s in (1, 2)]
+    usual = [looked(tmp_path, variant, s, known=0.5, l2=0.4) for variant in "ab" for s in (1, 2)]
     alone = looked(tmp_path, "a", 0, known=0.5, l2=0.4)
     bare = looked(tmp_path, "b", 0, known=0.5, l2=0.4)
     (bare.path / "unseen.json").unlink()

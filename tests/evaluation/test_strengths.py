@@ -34,19 +34,19 @@ CELLS = {
 
 def test_the_farthest_that_keeps_the_accuracy_is_chosen() -> None:
     grid = select_strength(NONE, CELLS)
-    assert list(grid["arm"]) == ["none", "rep", "rep", "rep", "ll"]
+    assert list(grid["variant"]) == ["none", "rep", "rep", "rep", "ll"]
     assert list(grid["strength"]) == [0.0, 0.001, 0.01, 0.1, 0.01]
     assert grid["accuracy"].tolist() == pytest.approx([0.97, 0.97, 0.96, 0.955, 0.98])
     assert grid["allowed"].tolist() == [True, True, True, False, True]
     assert grid["chosen"].tolist() == [False, False, True, False, True], (
-        "of each arm one, also if it is no better than none"
+        "of each variant one, also if it is no better than none"
     )
     stricter = select_strength(NONE, CELLS, slack=0.005)
     assert stricter["chosen"].tolist() == [False, True, False, False, True]
 
 
 def test_distances_are_of_the_images_that_all_allowed_cells_have_right() -> None:
-    grid = select_strength(NONE, CELLS).set_index(["arm", "strength"])
+    grid = select_strength(NONE, CELLS).set_index(["variant", "strength"])
     assert grid["n"].tolist() == [95] * 5, "seed 1 loses five; the cell that is not allowed takes none from the others"
     by_hand = []
     for seed, worst in ((0, 3), (1, 5)):
@@ -110,15 +110,15 @@ def test_an_edge_of_the_grid_and_a_gain_that_is_none_are_told(strengths: dict[fl
 
 
 def test_distances_of_arms_are_means_over_the_seeds_that_all_have() -> None:
-    arms = {"a": {**seeds((2, 0.5), (4, 0.6)), 7: frame(0, 9.0)}, "b": seeds((10, 0.7), (3, 0.9))}
-    table = distances_over_seeds(arms).set_index("arm")
+    variants = {"a": {**seeds((2, 0.5), (4, 0.6)), 7: frame(0, 9.0)}, "b": seeds((10, 0.7), (3, 0.9))}
+    table = distances_over_seeds(variants).set_index("variant")
     assert table["seeds"].tolist() == [2, 2]
     assert table["n"].tolist() == [90, 90], "seed 0: ten are wrong in b"
-    for arm, frames in arms.items():
+    for variant, frames in variants.items():
         means = [frames[seed]["distance"].to_numpy()[worst:].mean() for seed, worst in ((0, 10), (1, 4))]
         low, high = stats.t.interval(0.95, 1, np.mean(means), stats.sem(means))
-        assert table.loc[arm, "distance"] == pytest.approx(np.mean(means))
-        assert (table.loc[arm, "low"], table.loc[arm, "high"]) == pytest.approx((max(low, 0), high)), (
+        assert table.loc[variant, "distance"] == pytest.approx(np.mean(means))
+        assert (table.loc[variant, "low"], table.loc[variant, "high"]) == pytest.approx((max(low, 0), high)), (
             "no distance is negative"
         )
     assert distances_over_seeds({"a": {0: frame(2, 0.5)}, "b": {1: frame(2, 0.5)}}).empty
@@ -178,5 +178,5 @@ def test_rank_correlations_are_spearmans() -> None:
     table = tables.correlations(family)
     rho = stats.spearmanr(family["jacobian"], family["distance"]).statistic
     assert table["rank correlation with distance"].tolist() == [f"−{-rho:.2f}", "+1.00"]
-    assert table.iloc[0][["runs", "arms", "images"]].tolist() == [4, 2, 90]
+    assert table.iloc[0][["runs", "variants", "images"]].tolist() == [4, 2, 90]
     assert tables.correlations(family[:2]).empty

@@ -61,10 +61,10 @@ DISTANCES = {"none": [0.4, 0.2, 0.3, 0.5], "rep-spectral": [0.6, 0.5, 0.2, 0.9]}
 
 
 def grid() -> pd.DataFrame:
-    """No penalty, and two arms at two strengths, of which the stronger costs too much accuracy in one."""
+    """No penalty, and two variants at two strengths, of which the stronger costs too much accuracy in one."""
     rows = [("none", 0.0, 0.97, 0.50, 0), ("rep", 0.01, 0.97, 0.58, 0), ("rep", 0.1, 0.965, 0.61, 1)]
     rows += [("ll", 0.01, 0.968, 0.55, 1), ("ll", 0.1, 0.91, 0.7, 0)]
-    table = pd.DataFrame(rows, columns=["arm", "strength", "accuracy", "distance", "chosen"])
+    table = pd.DataFrame(rows, columns=["variant", "strength", "accuracy", "distance", "chosen"])
     return table.assign(low=table["distance"] - 0.02, high=table["distance"] + 0.03, chosen=table["chosen"] == 1)
 
 

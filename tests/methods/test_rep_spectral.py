@@ -1,4 +1,4 @@
-"""Rep-spectral and its arms: the loss of a step against the dense operators, the stages, the probes, bad input."""
+"""Rep-spectral and its variants: the loss of a step against the dense operators, the stages, the probes, bad input."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ from robustlib.training import fit, loop
 from tests.losses.test_spectral import class_jacobians, dense_operator, squared_norm
 from tests.training_fixtures import broken_off, built, step_context, train
 
-ARMS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
+VARIANTS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
 
 
@@ -157,7 +157,7 @@ def test_cross_lipschitz_penalises_the_softmax(digits, projections):
     assert loss.parts["penalty"].item() == pytest.approx(wanted, rel=0.2 if projections else 1e-4)
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name):
     method = made(name, cadence=3, epochs=10, burn_in=0.6)
     model = built(method, digits)
@@ -206,7 +206,7 @@ def sigma(run, layer):
 
 def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path):
     settings = {"cadence": 1, "epochs": 6, "train_examples": 400}
-    runs = {name: trained(name, digits, tmp_path, **settings, strength=0.2) for name in ARMS}
+    runs = {name: trained(name, digits, tmp_path, **settings, strength=0.2) for name in VARIANTS}
     runs["none"] = trained("rep_spectral", digits, tmp_path, **settings, strength=0.0)
     shared = {
         name: run.metrics().query("stage == 'burn-in'").drop(columns="seconds").to_json() for name, run in runs.items()
@@ -227,7 +227,7 @@ def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "last_counts"), [*((name, True) for name in ARMS), ("l2_sp", True), ("standard", False)]
+    ("name", "last_counts"), [*((name, True) for name in VARIANTS), ("l2_sp", True), ("standard", False)]
 )
 def test_the_last_epoch_counts_whatever_validation_says(few, tmp_path, monkeypatch, name, last_counts):
     real, falling = loop.validate, iter(range(20, 0, -1))
@@ -254,7 +254,7 @@ def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monk
     assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_mixed_precision_trains(few, tmp_path, name):
     method = made(name, "small_cnn", **SMALL, cadence=1)
     run = fit(method, few, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")

@@ -15,7 +15,7 @@ from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json
 from robustlib.workbook.experiments import read_study
-from robustlib.workbook.experiments.studies import arm_name
+from robustlib.workbook.experiments.studies import variant_name
 from tests.methods.test_rep_spectral import true_norms
 from tests.training_fixtures import broken_off, built, step_context, train
 
@@ -344,7 +344,9 @@ def test_pre_training_follows_the_released_schedule(digits):
 
 def test_the_study_has_the_rows_of_both_tables():
     study = read_study("spectral-transfer")
-    arms = [arm_name(arm, study.preset) for arm in study.arms]
-    assert len(set(arms)) == len(arms) == 13
-    assert {arm.split(" ")[0] for arm in arms} == {"barlow_spectral", "simclr_spectral", *ROWS}
-    assert {"transfer", "transfer pretrain_strength=0.0", "l2_sp", "bss", "barlow_spectral strength=0.0"} <= set(arms)
+    variants = [variant_name(variant, study.preset) for variant in study.variants]
+    assert len(set(variants)) == len(variants) == 13
+    assert {variant.split(" ")[0] for variant in variants} == {"barlow_spectral", "simclr_spectral", *ROWS}
+    assert {"transfer", "transfer pretrain_strength=0.0", "l2_sp", "bss", "barlow_spectral strength=0.0"} <= set(
+        variants
+    )

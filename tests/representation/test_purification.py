@@ -15,7 +15,7 @@ from robustlib.models import Purified, build_model
 from robustlib.models.purified import RandomTransform
 from robustlib.representation import forward_cost, purification_steps, purified_copies, transform_surface
 from robustlib.workbook import tables
-from robustlib.workbook.experiments import draws_apart, purifier_grid, weak_and_strong
+from robustlib.workbook.experiments import attack_table, purifier_grid, randomness_table
 
 
 def built(digits, deployed: bool = True, **changes) -> Purified:
@@ -177,7 +177,7 @@ def test_the_grid_sets_the_weak_attack_beside_the_strong_one():
     table = tables.inflation(grid).set_index("model")
     assert table.loc["GAN, RT2", "weak less strong"] == "+40.0 points"
     assert table.loc[tuned, "strong"] == "10.0 % (5.0–15.0)"
-    drawn = figures.accuracy_dots(weak_and_strong(grid), "Weak and strong")
+    drawn = figures.accuracy_dots(attack_table(grid), "Weak and strong")
     assert len(drawn.data) == 8
     assert "GAN, RT2: weak: gradients of the bare classifier 70.0 %, strong" in drawn.alt
 
@@ -186,7 +186,7 @@ def test_rows_on_more_images_than_the_others_say_so():
     alone = run(0.1, transform="none", random=False)
     found = {**alone.results(), "n": 500}
     alone.results = lambda: found
-    drawn = weak_and_strong(purifier_grid([run(), alone]))
+    drawn = attack_table(purifier_grid([run(), alone]))
     assert drawn["row"].unique().tolist() == ["GAN, no transform, fine-tuned\n(500 images)", "GAN, RT2, fine-tuned"]
 
 
@@ -201,7 +201,9 @@ def test_draws_are_told_apart_with_their_control():
     share = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 8, "correct": 4}
     both = {"expected": share, "single": share, "worst": {**share, "accuracy": 0.3}}
     fixed = [{"seed": 0, "clean": share, "attacked": {**share, "accuracy": 0.2}}]
-    table = draws_apart({"draws": 10, "clean": both, "attacked": both, "fixed": fixed}).set_index(["row", "series"])
+    table = randomness_table({"draws": 10, "clean": both, "attacked": both, "fixed": fixed}).set_index(
+        ["row", "series"]
+    )
     assert table.loc[("worst of 10 draws", "clean"), "accuracy"] == 0.3
     assert table.loc[("draw fixed by seed 0,\nknown to the attacker", "attacked"), "accuracy"] == 0.2
     assert len(table) == 8

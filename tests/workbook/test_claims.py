@@ -18,9 +18,9 @@ from robustlib.runs import Run, find_runs, parameter_hash, read_json, write_json
 from robustlib.workbook import tables
 from robustlib.workbook.claims import (
     Claim,
+    evaluate_claims,
     gather,
     holm,
-    judge,
     measure_of,
     minimal_detectable,
     p_value,
@@ -33,16 +33,16 @@ from robustlib.workbook.experiments import read_study, study_names
 SEEDS = range(8)
 SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
 GROWS = {"measure": "growth/probe/h/relative_l2", "than": ""}
-PAPER = {"text": "A beats B.", "source": "A et al. 2020", "measure": "worst", "arm": "trades", "than": "pgd_at"}
+PAPER = {"text": "A beats B.", "source": "A et al. 2020", "measure": "worst", "variant": "trades", "than": "pgd_at"}
 
 
 def claim(**changes: object) -> Claim:
     return Claim(**{"name": "robust", **PAPER, **changes})  # type: ignore[arg-type]
 
 
-def made_up_run(root: Path, arm: str, seed: int, accuracy: float | dict[str, float], **results: object) -> Run:
+def made_up_run(root: Path, variant: str, seed: int, accuracy: float | dict[str, float], **results: object) -> Run:
     """A finished, evaluated run of "method changes"."""
-    method, _, changed = arm.partition(" ")
+    method, _, changed = variant.partition(" ")
     params = {"method": method, "changed": changed, "dataset": "digits", "arch": "mlp", "seed": seed}
     run = Run(root / "digits" / method / f"mlp-seed{seed}-{parameter_hash({**params, 'c': changed})}")
     write_json(run.path / "params.json", params)
@@ -70,7 +70,7 @@ def looked_at(run: Run, gap: float, attack: str = "PGD") -> None:
 
 
 def made_up_study(root: Path, effect: float, noise: float = 1.0, measure: str = "worst") -> list[Run]:
-    """Eight seeds of two arms whose paired difference is `effect` on average; the seeds differ more than the arms."""
+    """Eight seeds of two variants whose paired difference is `effect` on average; the seeds differ more than the variants."""
     runs = []
     for seed in SEEDS:
         base = 0.6 + 0.02 * seed
@@ -94,9 +94,9 @@ def test_the_interval_covers_as_it_promises() -> None:
 
 
 def test_the_interval_covers_on_accuracies_of_shared_images() -> None:
-    """Two arms, 8 seeds, 500 images: each training gets an image right with a chance that the image and the arm make."""
+    """Two variants, 8 seeds, 500 images: each training gets an image right with a chance that the image and the variant make."""
     generator = np.random.default_rng(2)
-    chances = np.clip(generator.beta(2, 0.8, 500) + np.array([[0.0], [0.02]]), 0, 1)  # (arms, images)
+    chances = np.clip(generator.beta(2, 0.8, 500) + np.array([[0.0], [0.02]]), 0, 1)  # (variants, images)
     right = (generator.random((1000, 8, 2, 500), dtype=np.float32) < chances).mean(-1)
     truth = float(chances[1].mean() - chances[0].mean())
     assert abs(covered(right[..., 1] - right[..., 0], truth) - 0.95) <= 0.015
@@ -174,18 +174,18 @@ def test_a_study_of_false_claims_supports_one_in_twenty_times_at_most() -> None:
     ],
 )
 def test_verdicts(tmp_path: Path, effect: float, noise: float, words: str) -> None:
-    (finding,) = judge([claim()], made_up_study(tmp_path, effect, noise), SEEDS)
-    assert finding.words.startswith(words)
+    (finding,) = evaluate_claims([claim()], made_up_study(tmp_path, effect, noise), SEEDS)
+    assert finding.summary.startswith(words)
     assert finding.interval.effect == pytest.approx(effect)
-    turned = claim(arm="pgd_at", than="trades", direction="lower")
-    (mirrored,) = judge([turned], find_runs(tmp_path), SEEDS)
-    assert mirrored.words == finding.words, "B is lower than A says the same"
+    turned = claim(variant="pgd_at", than="trades", direction="lower")
+    (mirrored,) = evaluate_claims([turned], find_runs(tmp_path), SEEDS)
+    assert mirrored.summary == finding.summary, "B is lower than A says the same"
     assert mirrored.interval.effect == pytest.approx(-effect), "effects are shown as they are measured"
 
 
 def test_a_claim_of_less_is_drawn_in_its_own_direction(tmp_path: Path) -> None:
     runs = made_up_study(tmp_path, -0.05, 0.2)
-    (less,) = judge([claim(direction="lower")], runs, SEEDS)
+    (less,) = evaluate_claims([claim(direction="lower")], runs, SEEDS)
     row = less.in_direction()
     assert less.verdict == row["verdict"] == "supported"
     assert 0 < row["low"] < row["effect"] < row["high"]  # type: ignore[operator]
@@ -194,19 +194,21 @@ def test_a_claim_of_less_is_drawn_in_its_own_direction(tmp_path: Path) -> None:
 
 def test_verdicts_wait_for_all_seeds(tmp_path: Path) -> None:
     runs = made_up_study(tmp_path, 0.05)
-    assert judge([claim()], runs[:2], SEEDS)[0].words == "undecided: 1 of 8 seeds"
-    assert judge([claim()], [], SEEDS)[0].words == "undecided: 0 of 8 seeds"
-    almost = judge([claim()], runs[:14], SEEDS)[0]
-    assert almost.words == "undecided: 7 of 8 seeds"
+    assert evaluate_claims([claim()], runs[:2], SEEDS)[0].summary == "undecided: 1 of 8 seeds"
+    assert evaluate_claims([claim()], [], SEEDS)[0].summary == "undecided: 0 of 8 seeds"
+    almost = evaluate_claims([claim()], runs[:14], SEEDS)[0]
+    assert almost.summary == "undecided: 7 of 8 seeds"
     assert almost.interval.low > 0.04, "what is there is shown"
-    assert judge([claim()], runs, SEEDS)[0].verdict == "supported"
-    assert judge([claim()], runs, range(7))[0].evidence.wanted == 7, "seeds that the study did not ask for do not count"
+    assert evaluate_claims([claim()], runs, SEEDS)[0].verdict == "supported"
+    assert evaluate_claims([claim()], runs, range(7))[0].evidence.wanted == 7, (
+        "seeds that the study did not ask for do not count"
+    )
 
 
 def test_claims_without_runs_count_in_the_correction(tmp_path: Path) -> None:
     runs = made_up_study(tmp_path, 0.003)
-    alone = judge([claim()], runs, SEEDS)[0]
-    many = judge([claim(), *(claim(name=str(k), arm="standard") for k in range(9))], runs, SEEDS)[0]
+    alone = evaluate_claims([claim()], runs, SEEDS)[0]
+    many = evaluate_claims([claim(), *(claim(name=str(k), variant="standard") for k in range(9))], runs, SEEDS)[0]
     assert alone.verdict == "supported"
     assert many.p == pytest.approx(10 * alone.p)
     assert many.verdict != "supported"
@@ -217,15 +219,15 @@ def test_what_is_not_decided_yet_makes_nothing_else_significant(tmp_path: Path) 
     """Seven seeds of a huge effect: were their p-value counted, the other claim would pass Holm's last, easiest step."""
     runs = made_up_study(tmp_path / "small", 0.003)
     huge = [made_up_run(tmp_path / "huge", "trades beta=1.0", seed, 0.9 + SPREAD[seed]) for seed in range(7)]
-    alone = judge([claim()], runs, SEEDS)[0]
-    small, incomplete = judge([claim(), claim(name="b", arm="trades beta=1.0")], [*runs, *huge], SEEDS)
-    assert incomplete.words == "undecided: 7 of 8 seeds"
+    alone = evaluate_claims([claim()], runs, SEEDS)[0]
+    small, incomplete = evaluate_claims([claim(), claim(name="b", variant="trades beta=1.0")], [*runs, *huge], SEEDS)
+    assert incomplete.summary == "undecided: 7 of 8 seeds"
     assert incomplete.p == 1.0
     assert small.p == pytest.approx(2 * alone.p)
 
 
 def test_equal_differences_are_no_certainty(tmp_path: Path) -> None:
-    (finding,) = judge([claim()], made_up_study(tmp_path, 0.012, noise=0), SEEDS)
+    (finding,) = evaluate_claims([claim()], made_up_study(tmp_path, 0.012, noise=0), SEEDS)
     assert finding.verdict == "supported"
     assert finding.evidence.step == 1 / 500
     assert finding.interval.low < 0.012 < finding.interval.high
@@ -263,7 +265,9 @@ def test_other_attacks_make_no_pair(tmp_path: Path) -> None:
 
 
 def test_arms_are_told_by_their_changes(tmp_path: Path) -> None:
-    runs = [made_up_run(tmp_path, arm, 0, value) for arm, value in {"trades": 0.7, "trades beta=1.0": 0.6}.items()]
+    runs = [
+        made_up_run(tmp_path, variant, 0, value) for variant, value in {"trades": 0.7, "trades beta=1.0": 0.6}.items()
+    ]
     compared = gather(claim(than="trades beta=1.0"), runs, [0])
     assert compared.differences == {0: pytest.approx(0.1)}
     runs.append(made_up_run(tmp_path / "gpu", "trades compiled", 0, 0.9))
@@ -310,7 +314,7 @@ def test_an_audit_that_disbelieves_is_told(tmp_path: Path) -> None:
 def test_the_table_of_claims(tmp_path: Path) -> None:
     runs = made_up_study(tmp_path, 0.03, measure="pgd20")
     claims = [claim(measure="pgd20"), claim(name="b", measure="overfitting/pgd20")]
-    table = tables.claims(judge(claims, runs, SEEDS))
+    table = tables.claims(evaluate_claims(claims, runs, SEEDS))
     first = table.iloc[0]
     assert first["compared"] == "trades − pgd_at: PGD-20"
     assert first["effect"] == "+3.0 points (+2.8 to +3.2)"
@@ -320,24 +324,24 @@ def test_the_table_of_claims(tmp_path: Path) -> None:
     assert second["compared"].endswith("PGD-20, best less last epoch")
     assert (second["effect"], second["detectable"]) == ("–", "–")
     assert second["verdict"] == "– undecided: 0 of 8 seeds"
-    lone = tables.claims(judge(claims[:1], runs[:2], SEEDS)).iloc[0]
+    lone = tables.claims(evaluate_claims(claims[:1], runs[:2], SEEDS)).iloc[0]
     assert lone["effect"] == "+3.4 points (one seed)"
     assert lone["notes"] == "seeds 1, 2, 3, 4, 5, 6, 7: no run of trades, no run of pgd_at"
     assert len(tables.claims([])) == 0
 
 
-# ---- what a training left in its metrics, and claims about one arm
+# ---- what a training left in its metrics, and claims about one variant
 
 
-def trained_run(root: Path, arm: str, seed: int, column: list[float], name: str = "probe/h/relative_l2") -> Run:
+def trained_run(root: Path, variant: str, seed: int, column: list[float], name: str = "probe/h/relative_l2") -> Run:
     """A finished run of two stages, never evaluated; `column` over the last one, from the model before it on."""
-    method, _, changed = arm.partition(" ")
+    method, _, changed = variant.partition(" ")
     run = Run(root / "digits" / method / f"seed{seed}-{parameter_hash({'c': changed})}")
     params = {"method": method, "changed": changed, "dataset": "digits", "seed": seed}
     write_json(run.path / "params.json", {**params, "threat": {"norm": "linf", "eps": 0.2}})
     write_json(run.path / "status.json", {"state": "done"})
     rows: list[dict[str, object]] = [{"stage": "natural", "epoch": k, "warnings": [], name: 9.0} for k in range(4)]
-    rows += [{"stage": arm, "epoch": k, "warnings": [], name: value} for k, value in enumerate(column)]
+    rows += [{"stage": variant, "epoch": k, "warnings": [], name: value} for k, value in enumerate(column)]
     (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return run
 
@@ -406,14 +410,14 @@ def test_a_run_without_epochs_has_no_metrics(tmp_path: Path) -> None:
 
 
 def test_a_claim_about_one_arm_needs_only_its_trainings(tmp_path: Path) -> None:
-    """The gap of one arm grows by b (k - 1) / mean: that value itself is the evidence, against zero."""
+    """The gap of one variant grows by b (k - 1) / mean: that value itself is the evidence, against zero."""
     runs = [trained_run(tmp_path, "vaft", s, [1, 1, *(1 + (0.1 + SPREAD[s]) * e for e in range(4))]) for s in SEEDS]
-    grows = claim(arm="vaft", **GROWS)
-    (found,) = judge([grows], runs, SEEDS)
+    grows = claim(variant="vaft", **GROWS)
+    (found,) = evaluate_claims([grows], runs, SEEDS)
     assert found.evidence.differences[0] == pytest.approx(3 * 0.104 / (1 + 1.5 * 0.104))
-    assert (found.words, grows.unit, grows.interest, found.evidence.step) == ("supported", "%", 0.05, 0.0)
+    assert (found.summary, grows.unit, grows.interest, found.evidence.step) == ("supported", "%", 0.05, 0.0)
     assert (
-        judge([claim(arm="vaft", direction="lower", **GROWS)], runs, SEEDS)[0].words
+        evaluate_claims([claim(variant="vaft", direction="lower", **GROWS)], runs, SEEDS)[0].summary
         == "not supported: the opposite holds"
     )
     assert gather(grows, runs[:7], SEEDS).missing == ("seed 7: no run of vaft",)
@@ -427,8 +431,8 @@ def test_a_claim_about_one_arm_needs_only_its_trainings(tmp_path: Path) -> None:
 
 
 def test_trainings_are_paired_where_their_threats_agree(tmp_path: Path) -> None:
-    less = claim(arm="afd", than="vaft", measure="metrics/probe/h/relative_l2", relative=True, direction="lower")
-    runs = [trained_run(tmp_path, arm, 0, [1, 1, last]) for arm, last in (("afd", 0.3), ("vaft", 0.4))]
+    less = claim(variant="afd", than="vaft", measure="metrics/probe/h/relative_l2", relative=True, direction="lower")
+    runs = [trained_run(tmp_path, variant, 0, [1, 1, last]) for variant, last in (("afd", 0.3), ("vaft", 0.4))]
     assert gather(less, runs, [0]).differences == {0: pytest.approx(-0.25)}
     write_json(runs[0].path / "params.json", runs[0].params() | {"threat": {"norm": "linf", "eps": 0.1}})
     assert "threat linf 0.2 and not linf 0.1" in gather(less, runs, [0]).missing[0]
@@ -438,7 +442,7 @@ def test_a_study_may_claim_something_of_one_arm(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     own = {name: text for name, text in PAPER.items() if name != "than"} | {"measure": "overfitting/pgd20"}
     file.write_text(json.dumps({"methods": ["trades"], "claims": [{"name": "x", **own}]}))
-    assert read_study(file).claims[0].arms == ("trades",)
+    assert read_study(file).claims[0].variants == ("trades",)
     file.write_text(json.dumps({"methods": ["pgd_at"], "claims": [{"name": "x", **own}]}))
     with pytest.raises(InputError, match="'trades'"):
         read_study(file)
@@ -454,7 +458,7 @@ def test_the_built_in_study() -> None:
     assert study.examples == 500
     trained = {"standard", "pgd_at", "trades", "afd", "vaft", "afkd", "ancra", "claf", "rocl", "acl"}
     spectral = {"rep_spectral", "ll_spectral", "barlow_spectral", "transfer"}
-    assert {name for name, _ in study.arms} >= trained | spectral
+    assert {name for name, _ in study.variants} >= trained | spectral
     accuracies = {"clean", "pgd20", "autoattack", "worst", "overfitting/pgd20"}
     spaces = {f"representation/{name}" for name in ("relative_l2", "alignment", "nearest")}
     others = {"growth/probe/h/relative_l2", "metrics/probe/head_end/clean", "distance/mean"}
@@ -472,23 +476,28 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
     content = {"methods": {"pgd_at": None, "trades": {"beta": [1, 6]}}, "claims": [{"name": "x", **PAPER}]}
     file.write_text(json.dumps(content))
     assert read_study(file).claims == [claim(name="x")]
-    content["claims"] = [{"name": "x", **PAPER, "arm": "trades beta=1.0"}]
+    content["claims"] = [{"name": "x", **PAPER, "variant": "trades beta=1.0"}]
     file.write_text(json.dumps(content))
-    assert read_study(file).claims[0].arm == "trades beta=1.0"
-    content["claims"] = [{"name": "x", **PAPER, "arm": "trades beta=2.0"}]
+    assert read_study(file).claims[0].variant == "trades beta=1.0"
+    content["claims"] = [{"name": "x", **PAPER, "variant": "trades beta=2.0"}]
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"arm of the claim 'x'.*'trades beta=2.0'. Did you mean 'trades beta=1.0'"):
+    with pytest.raises(
+        InputError, match=r"variant of the claim 'x'.*'trades beta=2.0'. Did you mean 'trades beta=1.0'"
+    ):
         read_study(file)
 
 
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ("worst", "a list of mappings with name, text, source, measure, arm"),
+        ("worst", "a list of mappings with name, text, source, measure, variant"),
         ([{"name": "x", **PAPER, "direktion": "lower"}], "Did you mean 'direction'?"),
         ([{"name": "x", **PAPER, "direction": "less"}], "Unknown direction 'less'"),
         ([{"name": "x", **PAPER, "than": "trades"}], "compares 'trades' with itself"),
-        ([{"name": "x", **PAPER, "than": ""}], "compares 'worst', which is never below zero, with zero: give the arm"),
+        (
+            [{"name": "x", **PAPER, "than": ""}],
+            "compares 'worst', which is never below zero, with zero: give the variant",
+        ),
         ([{"name": "x", **PAPER, **GROWS, "relative": True}], "compares differences as shares with zero"),
         ([{"name": "x", **PAPER, "than": None}], "than=None"),
         ([{"name": "x", **PAPER, "smallest": 0}], "smallest=0: give an effect above 0"),

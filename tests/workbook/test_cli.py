@@ -15,7 +15,7 @@ from robustlib.workbook import cli
 from robustlib.workbook import engines as workbook
 from robustlib.workbook.cli import main
 from robustlib.workbook.experiments import parse_seeds, read_study, study_names
-from robustlib.workbook.experiments.studies import arm_name
+from robustlib.workbook.experiments.studies import variant_name
 
 DONE = {"state": "done"}
 COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
@@ -160,17 +160,17 @@ def test_a_study_is_a_grid(tmp_path: Path) -> None:
     )
     study = read_study(file)
     assert (study.preset, study.seeds, study.examples, study.claims) == ("digits", [1, 2], 0, [])
-    assert [(name, c["epochs"], c.get("beta")) for name, c in study.arms] == [
+    assert [(name, c["epochs"], c.get("beta")) for name, c in study.variants] == [
         *(("pgd_at", 1, None), ("pgd_at", 2, None)),
         *(("trades", 1, 1), ("trades", 1, 6), ("trades", 2, 1), ("trades", 2, 6)),
     ]
-    assert all(changes["milestones"] == [3, 5] for _, changes in study.arms)
+    assert all(changes["milestones"] == [3, 5] for _, changes in study.variants)
 
 
 def test_arms_that_are_no_grid_are_a_list(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("methods: {trades: [{}, {beta: [1, 3]}, {epochs: 2, beta: 1}], pgd_at: }\nparameters: {lr: 0.1}")
-    assert read_study(file).arms == [
+    assert read_study(file).variants == [
         *(("trades", {"lr": 0.1}), ("trades", {"lr": 0.1, "beta": 1}), ("trades", {"lr": 0.1, "beta": 3})),
         *(("trades", {"lr": 0.1, "epochs": 2, "beta": 1}), ("pgd_at", {"lr": 0.1})),
     ]
@@ -181,7 +181,9 @@ def test_built_in_studies_can_be_planned(call, name: str) -> None:
     code, out, _ = call("study", name, "--dry-run")
     study = read_study(name)
     assert code == 0
-    assert out.count("· seed") == len({arm_name(arm, study.preset) for arm in study.arms}) * len(study.seeds)
+    assert out.count("· seed") == len({variant_name(variant, study.preset) for variant in study.variants}) * len(
+        study.seeds
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "study.yaml").write_text(STUDY)
     command = ["study", "study.yaml", "--examples", "12", "--jobs", "2"]
     code, out, err = call(*command)
-    # one of the two arms diverges: its sentence is printed, the other one goes on and is reported
+    # one of the two variants diverges: its sentence is printed, the other one goes on and is reported
     assert code == 1
     assert "lr=1e+20 · seed 0 failed: FloatingPointError: The loss became NaN" in err
     assert "Traceback" not in err

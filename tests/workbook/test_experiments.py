@@ -1,4 +1,4 @@
-"""What a comparison asks of finished runs: curves, arms told apart, and verdicts of runs and of committed results."""
+"""What a comparison asks of finished runs: curves, variants told apart, and verdicts of runs and of committed results."""
 
 import json
 import sys
@@ -13,13 +13,19 @@ from robustlib.methods import make_method
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.threat import Threat
-from robustlib.workbook import experiments as batch
-from robustlib.workbook import tables
-from robustlib.workbook.claims import arm_of
-from robustlib.workbook.experiments import alike, beside, metrics_of, study_runs, sweep_table, with_passes
+from robustlib.workbook import experiments, tables
+from robustlib.workbook.claims import variant_of
+from robustlib.workbook.experiments import (
+    comparable_runs,
+    metrics_of,
+    same_setting,
+    study_runs,
+    sweep_table,
+    with_passes,
+)
 from robustlib.workbook.experiments.studies import REFERENCE
 
-STUDY = batch.preset_study("digits")
+STUDY = experiments.preset_study("digits")
 
 
 def made(
@@ -52,23 +58,23 @@ def representation(run: Run) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
-    """Two seeds of two arms of TRADES, and one of PGD-AT."""
-    arms = (("trades", 1, ""), ("trades", 0, ""), ("trades", 2, "beta=3.0"), ("pgd_at", 0, ""))
-    return [made(tmp_path, *arm) for arm in arms]
+    """Two seeds of two variants of TRADES, and one of PGD-AT."""
+    variants = (("trades", 1, ""), ("trades", 0, ""), ("trades", 2, "beta=3.0"), ("pgd_at", 0, ""))
+    return [made(tmp_path, *variant) for variant in variants]
 
 
 def test_arms_are_told_apart(runs: list[Run]) -> None:
-    assert {title: run.params()["seed"] for title, run in batch.one_each(runs).items()} == {
+    assert {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()} == {
         "PGD_AT": 0,
         "TRADES": 0,
         "TRADES · beta=3.0": 2,
     }
-    assert list(batch.one_each(runs, most=2)) == ["PGD_AT", "TRADES"], "arms without changes come first"
+    assert list(experiments.first_seed(runs, most=2)) == ["PGD_AT", "TRADES"], "variants without changes come first"
 
 
 def test_networks_are_named_where_there_are_several(tmp_path: Path) -> None:
     pair = [made(tmp_path, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
-    assert list(batch.one_each(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
+    assert list(experiments.first_seed(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
 
 
 def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs: list[Run]) -> None:
@@ -77,30 +83,30 @@ def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs:
     other = tmp_path / "mnist" / "trades" / "x"
     other.mkdir(parents=True)
     (other / "params.json").write_text(json.dumps(params))
-    compared = batch.compare_runs(tmp_path, "digits")
+    compared = experiments.compare_runs(tmp_path, "digits")
     assert (len(compared.shown), len(compared.every), compared.threat) == (4, 5, "Linf 0.2")
-    assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.words
+    assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.summary
     assert compared.usable == [], "no run here has weights"
-    assert len(batch.compare_runs(tmp_path, "digits", threat="L2 0.5").shown) == 1
+    assert len(experiments.compare_runs(tmp_path, "digits", threat="L2 0.5").shown) == 1
 
 
 def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, runs: list[Run]) -> None:
     (runs[0].path / "results.json").write_text('{"rows": [')
     (runs[1].path / "audit.json").write_text("")
     (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
-    assert [run.path for run in batch.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
-    assert "robustlib run --preset digits" in batch.compare_runs(tmp_path / "none", "digits").words
+    assert [run.path for run in experiments.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
+    assert "robustlib run --preset digits" in experiments.compare_runs(tmp_path / "none", "digits").summary
 
 
 def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
-    table = batch.curves(runs)
+    table = experiments.curves(runs)
     assert len(table) == 8
     assert table.groupby(["title", "changed"]).seed.nunique().to_dict() == {
         ("PGD_AT", ""): 1,
         ("TRADES", ""): 2,
         ("TRADES", "beta=3.0"): 1,
     }
-    assert batch.curves([]).empty
+    assert experiments.curves([]).empty
 
 
 def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,42 +121,42 @@ def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "notebooks"
     folder.mkdir()
     for name in ("baselines", "own"):
-        (folder / f"{name}.ipynb").write_bytes(batch.notebook("baselines").read_bytes())
+        (folder / f"{name}.ipynb").write_bytes(experiments.notebook("baselines").read_bytes())
     for method in (Foreign, Own):
         monkeypatch.setitem(METHODS, method.name, method)
     monkeypatch.setattr("robustlib.__file__", str(tmp_path / "robustlib" / "__init__.py"))
-    options = batch.Options(preset="digits", runs=tmp_path / "runs", reports=tmp_path / "reports")
-    arms = [(name, {}) for name in ("pgd_at", "foreign", "own")]
-    planned = batch.plan(arms, [0], options)
+    options = experiments.Options(preset="digits", runs=tmp_path / "runs", reports=tmp_path / "reports")
+    variants = [(name, {}) for name in ("pgd_at", "foreign", "own")]
+    planned = experiments.plan(variants, [0], options)
     assert [job.task.notebook.name for job in planned] == ["baselines.ipynb", "baselines.ipynb", "own.ipynb"]
     (folder / "own.ipynb").unlink()
     with pytest.raises(InputError, match=r"There is no .*own\.ipynb"):
-        batch.plan(arms, [0], options)
+        experiments.plan(variants, [0], options)
 
 
 def test_a_preset_without_claims_has_no_study() -> None:
     assert STUDY is not None
     assert STUDY.name == "digits-claims"
-    assert batch.preset_study("cifar10-paper") is None
+    assert experiments.preset_study("cifar10-paper") is None
 
 
 def test_verdicts_wait_for_all_seeds(runs: list[Run]) -> None:
     assert STUDY is not None
-    assert {found.verdict for found in batch.verdicts(STUDY, runs)} == {"undecided"}
+    assert {found.verdict for found in experiments.claim_findings(STUDY, runs)} == {"undecided"}
 
 
 def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert STUDY is not None
-    committed = batch.reference_verdicts(STUDY)
+    committed = experiments.reference_findings(STUDY)
     assert [found.claim.name for found in committed] == [claim.name for claim in STUDY.claims]
-    there = {arm_of(run) for run in find_runs(REFERENCE, dataset="digits")} | {""}
-    decided = [found for found in committed if {found.claim.arm, found.claim.than} <= there]
+    there = {variant_of(run) for run in find_runs(REFERENCE, dataset="digits")} | {""}
+    decided = [found for found in committed if {found.claim.variant, found.claim.than} <= there]
     assert len(decided) >= 6
     assert all(found.evidence.differences for found in decided), "study and export"
     looks = [look for run in find_runs(REFERENCE, dataset="digits") for look in representation(run)]
     assert {look["attack"] for look in looks} == {repr(probe_attack(Threat("linf", 0.2)))}
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path)
-    assert batch.reference_verdicts(STUDY) == []
+    assert experiments.reference_findings(STUDY) == []
     assert find_runs(tmp_path) == []
 
 
@@ -178,8 +184,8 @@ def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: P
     assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in found.runs] == [
         *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
     ]
-    assert found.words.startswith("3 of the 8 runs")
-    assert f"robustlib study {study}" in found.words
+    assert found.summary.startswith("3 of the 8 runs")
+    assert f"robustlib study {study}" in found.summary
 
 
 def test_a_complete_study_asks_for_nothing(tmp_path: Path) -> None:
@@ -187,7 +193,7 @@ def test_a_complete_study_asks_for_nothing(tmp_path: Path) -> None:
     file.write_text("methods: [pgd_at]\nseeds: 1")
     made(tmp_path / "runs", "pgd_at", 1)
     words = f"1 of the 1 runs of the study **{file}** (preset digits) are here, judged under Linf 0.2 on 500 images."
-    assert study_runs(str(file), tmp_path / "runs").words == words
+    assert study_runs(str(file), tmp_path / "runs").summary == words
 
 
 def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -> None:
@@ -202,7 +208,7 @@ def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -
     (tmp_path / "runs" / "aaa" / "pgd_at").rename(tmp_path / "runs" / "digits" / "pgd_at")
     found = study_runs(str(file), tmp_path / "runs")
     assert [run.path for run in found.runs] == [other.path], "the study's own number of images"
-    assert found.words.endswith("Left out: 3 that were judged otherwise.")
+    assert found.summary.endswith("Left out: 3 that were judged otherwise.")
     (other.path / "results.json").unlink()
     assert [run.path for run in study_runs(str(file), tmp_path / "runs").runs] == [run.path for run in runs]
 
@@ -213,7 +219,7 @@ def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path,
     assert len(study_runs(str(study), tmp_path / "runs", "digits").runs) == 2
     found = study_runs(str(study), tmp_path / "runs", "mnist")
     assert found.runs == []
-    assert found.words == (
+    assert found.summary == (
         f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
     )
     other = made(tmp_path / "runs", "pgd_at", 1, changed="x")  # the study asked for with --dataset mnist
@@ -222,7 +228,7 @@ def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path,
     other.path.rename(tmp_path / "runs" / "mnist" / "pgd_at" / "one")
     found = study_runs(str(study), tmp_path / "runs", "mnist")
     assert [run.params()["dataset"] for run in found.runs] == ["mnist"]
-    assert found.words.startswith("1 of the 8 runs")
+    assert found.summary.startswith("1 of the 8 runs")
 
 
 def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(tmp_path: Path) -> None:
@@ -233,8 +239,8 @@ def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_
         write_json(random.path / "results.json", random.results() | {"n": 128, "budget": {"images": images}})
         study = study_runs(str(file), tmp_path / "runs")
         assert [run.path for run in study.runs] == [run.path for run in found]
-        assert ("random on 128" in study.words) == (len(found) == 2)
-        assert ("Left out: 1" in study.words) == (len(found) == 1)
+        assert ("random on 128" in study.summary) == (len(found) == 2)
+        assert ("Left out: 1" in study.summary) == (len(found) == 1)
 
 
 def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
@@ -243,10 +249,13 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     others += [made(tmp_path, "ancra", 0, **threat), made(tmp_path, "pgd_at", 0, **threat)]
     others += [made(tmp_path, "mart", 1, arch="mlp", **threat)]
     run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
-    found = {title: (one.params()["seed"], one.path == run.path) for title, one in beside(run, [*others, run]).items()}
+    found = {
+        title: (one.params()["seed"], one.path == run.path)
+        for title, one in comparable_runs(run, [*others, run]).items()
+    }
     assert found == {"ANCRA · base=mart": (1, True), "ANCRA": (0, False), "PGD_AT": (0, False), "TRADES": (1, False)}
     assert next(iter(found)) == "ANCRA · base=mart"
-    same = alike(run, tmp_path, ["ancra", "trades"])
+    same = same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
     assert {(one.params()["method"], one.params()["seed"]) for one in same[1:]} == {
         ("ancra", 0),
@@ -255,7 +264,7 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     }
     other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
     made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
-    varied = alike(run, tmp_path, ["trades"], vary=["beta"])
+    varied = same_setting(run, tmp_path, ["trades"], vary=["beta"])
     assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
     assert varied[-1].path == other.path
 
@@ -293,8 +302,8 @@ def test_attack_passes_stand_beside_results(tmp_path: Path) -> None:
 def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
     passes = make_method("claf", "digits").attack_passes
     for study in ("digits-claims", "claf-comparison"):
-        arms = [make_method(name, "digits", **changes) for name, changes in batch.read_study(study).arms]
-        equal = {arm.name for arm in arms if arm.attack_passes == passes}
+        variants = [make_method(name, "digits", **changes) for name, changes in experiments.read_study(study).variants]
+        equal = {variant.name for variant in variants if variant.attack_passes == passes}
         assert equal == {"claf", "pgd_at"} | ({"trades"} if study == "claf-comparison" else set())
     assert STUDY is not None
     rivals = {part.than for part in STUDY.claims if part.name.startswith("claf") and part.than}

@@ -243,7 +243,7 @@ def page_of(task: Task) -> tuple[str, int]:
 
 
 def planted(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float = 0.6, **changes: Any) -> Run:
-    """A finished run of an arm of the preset digits with made-up results, never trained: no weights, no metrics."""
+    """A finished run of a variant of the preset digits with made-up results, never trained: no weights, no metrics."""
     method = make_method(name, "digits", **changes)
     run = Run.of(params := run_params(method, dataset, method.arch, seed, "32-true"), root)
     rows = [{"attack": attack, "accuracy": a, "low": a, "high": a} for attack, a in (("clean", 0.9), ("worst", worst))]

@@ -82,7 +82,7 @@ def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: 
     assert table.loc["PGD-100×5 on surrogates", "everything so far"] == "45.0 %", "what was left after the last"
     assert table.index[-1] == "adaptive minimum"
     assert table.iloc[-1].tolist() == ["–", "–", "–", "43.5 % (40.5–46.5)"]
-    assert tables.adaptive_words(results) == (
+    assert tables.adaptive_summary(results) == (
         "The paper's protocol (AutoAttack on the deployed logits) leaves 81.0 %, the adaptive minimum 43.5 %: overstated by "
         "37.5 points."
     )
@@ -93,7 +93,7 @@ def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: 
     assert len(sent) == 2
     assert "overstated by" in sent[0]
     assert tables.adaptive(RESULTS).empty
-    assert tables.adaptive_words(RESULTS) == ""
+    assert tables.adaptive_summary(RESULTS) == ""
 
 
 def test_what_a_view_of_a_stochastic_model_met_in_full_is_not_called_everything_so_far() -> None:
@@ -106,9 +106,9 @@ def test_what_a_view_of_a_stochastic_model_met_in_full_is_not_called_everything_
 
 
 def test_cascade_says_what_each_step_took() -> None:
-    table = tables.cascade(fixtures.cascade())
+    table = tables.autoattack_steps(fixtures.cascade())
     assert table["attack"].unique().tolist() == ["AutoAttack", "AutoAttack on denoiser"]
-    assert "attack" not in tables.cascade(fixtures.cascade()[:4]), "one cascade needs no name"
+    assert "attack" not in tables.autoattack_steps(fixtures.cascade()[:4]), "one cascade needs no name"
     first = table.iloc[:3]
     assert first["images attacked"].tolist() == ["–", 490, 380]
     assert first["broken"].tolist() == ["10", "110", "30"]
@@ -146,11 +146,11 @@ def test_badges_are_shown_as_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_verdict_is_told_without_colour() -> None:
-    signs = [tables.verdict(word).split()[0] for word in ("pass", "amber", "red", "")]
+    signs = [tables.verdict_label(word).split()[0] for word in ("pass", "amber", "red", "")]
     assert len(set(signs)) == 4
-    assert tables.gravest(["pass", "amber", "red"]) == "red"
-    assert tables.gravest(["pass", "", "n/a"]) == "", "who was not examined has not passed"
-    assert tables.verdict(float("nan")) == "– not audited"
+    assert tables.worst_verdict(["pass", "amber", "red"]) == "red"
+    assert tables.worst_verdict(["pass", "", "n/a"]) == "", "who was not examined has not passed"
+    assert tables.verdict_label(float("nan")) == "– not audited"
 
 
 def test_badges_stand_beside_the_worst_case() -> None:
@@ -266,7 +266,7 @@ def test_incomplete_runs_are_told() -> None:
 
 def test_claims_stand_beside_their_reference() -> None:
     def finding(name: str, verdict: str) -> Finding:
-        claim = Claim(name=name, text="More.", source="paper", measure="worst", arm="trades", than="pgd_at")
+        claim = Claim(name=name, text="More.", source="paper", measure="worst", variant="trades", than="pgd_at")
         interval = Interval(0.02, 0.01, 0.03, 0.01)
         return Finding(claim, Evidence({0: 0.02, 1: 0.02}, 2), interval, 0.01, 0.02, verdict)  # type: ignore[arg-type]
 

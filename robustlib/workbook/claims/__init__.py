@@ -3,13 +3,13 @@
 Nothing here trains, attacks or writes: runs are read.
 """
 
-from robustlib.workbook.claims.claim import Claim, arm_of, read_claims
+from robustlib.workbook.claims.claim import Claim, read_claims, variant_of
 from robustlib.workbook.claims.evidence import Evidence, gather, measure_of
 from robustlib.workbook.claims.verdict import (
     Finding,
     Interval,
+    evaluate_claims,
     holm,
-    judge,
     minimal_detectable,
     p_value,
     paired_interval,

@@ -19,12 +19,12 @@ SIGNED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A paper says that `arm` has a higher (or lower) `measure` than `than`; both are trained with the same seeds.
+    """A paper says that `variant` has a higher (or lower) `measure` than `than`; both are trained with the same seeds.
 
-    Without `than` the measure of the one arm is compared with zero: "the gap grows".
+    Without `than` the measure of the one variant is compared with zero: "the gap grows".
 
     Raises:
-        InputError: two equal arms, none to compare an accuracy or a relative difference with, an unknown direction, or a
+        InputError: two equal variants, none to compare an accuracy or a relative difference with, an unknown direction, or a
             smallest effect that is not above 0.
     """
 
@@ -32,26 +32,28 @@ class Claim:
     text: str  # the claim in a sentence
     source: str  # the paper that makes it, and where
     measure: str  # what is compared; see `measure_of`
-    arm: str  # a method with its changes from the preset, as `arm_of` writes them: "trades", "trades beta=1.0"
-    than: str = ""  # the arm it is compared with; "": zero
+    variant: str  # a method with its changes from the preset, as `variant_of` writes them: "trades", "trades beta=1.0"
+    than: str = ""  # the variant it is compared with; "": zero
     direction: Literal["higher", "lower"] = "higher"
     relative: bool = False  # differences as shares of `than`'s value, as distances need: their scale is arbitrary
     smallest: float | None = None  # smallest effect of interest; None: 0.01 (1 point), relative 0.05 (5 %)
 
     def __post_init__(self) -> None:
         check_choices(self, direction=("higher", "lower"))
-        if self.arm == self.than:
-            raise InputError(f"Claim {self.name!r} compares {self.arm!r} with itself: give two different arms.")
+        if self.variant == self.than:
+            raise InputError(f"Claim {self.name!r} compares {self.variant!r} with itself: give two different variants.")
         if not self.than and (self.relative or not self.measure.startswith(SIGNED)):
             what = "differences as shares" if self.relative else f"{self.measure!r}, which is never below zero,"
-            raise InputError(f"Claim {self.name!r} compares {what} with zero: give the arm to compare with as `than`.")
+            raise InputError(
+                f"Claim {self.name!r} compares {what} with zero: give the variant to compare with as `than`."
+            )
         if not self.interest > 0:
             raise InputError(f"Claim {self.name!r}: smallest={self.smallest!r}: give an effect above 0, e.g. 0.01.")
 
     @property
-    def arms(self) -> tuple[str, ...]:
-        """Whose runs decide it: `arm` and, if there is one, `than`."""
-        return (self.arm, self.than) if self.than else (self.arm,)
+    def variants(self) -> tuple[str, ...]:
+        """Whose runs decide it: `variant` and, if there is one, `than`."""
+        return (self.variant, self.than) if self.than else (self.variant,)
 
     @property
     def interest(self) -> float:
@@ -94,6 +96,7 @@ def _wanted() -> list[str]:
 
 
 def _claim(row: Mapping[str, Any], place: str) -> Claim:
+    row = {"variant" if key == "arm" else key: value for key, value in row.items()}  # its name in version 0.1
     known = [field.name for field in fields(Claim)]
     for key in row:
         if key not in known:
@@ -107,6 +110,6 @@ def _claim(row: Mapping[str, Any], place: str) -> Claim:
     return Claim(**row)
 
 
-def arm_of(run: Run) -> str:
-    """The arm of a study that a run belongs to: its method and what was changed from its preset."""
+def variant_of(run: Run) -> str:
+    """The variant of a study that a run belongs to: its method and what was changed from its preset."""
     return f"{run.params().get('method', '?')} {changes_text(run.changes())}".strip()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 from robustlib.threat import Threat
-from robustlib.workbook.claims.claim import Claim, arm_of
+from robustlib.workbook.claims.claim import Claim, variant_of
 
 if TYPE_CHECKING:
     pass
@@ -49,10 +49,10 @@ LACKING = {"distance": "has no measured distances", "unseen": "has not met unsee
 
 @dataclass(frozen=True)
 class Evidence:
-    """The paired differences of a claim, or the arm's own values if it is compared with zero.
+    """The paired differences of a claim, or the variant's own values if it is compared with zero.
 
     Attributes:
-        differences: seed -> arm minus than (a share of than's value if the claim is relative); arm alone without than.
+        differences: seed -> variant minus than (a share of than's value if the claim is relative); variant alone without than.
         wanted: how many seeds the study asks for.
         missing: why seeds have no difference, a sentence each.
         notes: what a reader must know of those that have.
@@ -76,7 +76,7 @@ def measure_of(run: Run, measure: str) -> float:
             attack less worst case; "representation/relative_l2": of the penultimate features, and
             "representation/<layer>/relative_l2": of another layer, as `robustlib.representation.measure_runs` last stored it;
             "metrics/<column>", "growth/<column>": see `epoch_measure`; "distance/mean", "distance/median": see `distances`, here
-            of this run alone, in a claim on the images that both arms of a seed have right; "unseen/stadv",
+            of this run alone, in a claim on the images that both variants of a seed have right; "unseen/stadv",
             "unseen/loss/stadv": see `unseen`.
 
     Raises:
@@ -132,21 +132,21 @@ def _remedy(results: Mapping[str, Any], best: Mapping[str, float], parts: Mappin
 
 
 def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
-    """Pairs the runs of both arms by seed; without `than`, each stands alone. Of several runs of an arm and seed the first one counts.
+    """Pairs the runs of both variants by seed; without `than`, each stands alone. Of several runs of a variant and seed the first one counts.
 
     Only runs that were judged alike are paired: same data set, images, threat, weights (best), attack seed. Which ones
     is what most of them share. Nothing is dropped in silence: see `Evidence.missing`.
     """
     found: dict[tuple[str, int], Run] = {}
     for run in runs:
-        found.setdefault((arm_of(run), run.params().get("seed", -1)), run)
-    mine = {key: run for key, run in found.items() if key[0] in claim.arms and key[1] in seeds}
+        found.setdefault((variant_of(run), run.params().get("seed", -1)), run)
+    mine = {key: run for key, run in found.items() if key[0] in claim.variants and key[1] in seeds}
     facts = {key: _facts(run, claim.measure) for key, run in mine.items() if _judged(run, claim.measure)}
     usual = Counter(tuple(fact.items()) for fact in facts.values()).most_common(1)
     shared = dict(usual[0][0]) if usual else {}
     differences, missing = {}, []
     for seed in seeds:
-        pair = [(name, seed) for name in claim.arms]
+        pair = [(name, seed) for name in claim.variants]
         reasons = [reason for key in pair if (reason := _unfit(key, mine, facts, shared, claim.measure))]
         try:
             if not reasons:
@@ -154,7 +154,7 @@ def gather(claim: Claim, runs: Iterable[Run], seeds: Sequence[int]) -> Evidence:
         except InputError as error:
             reasons = [str(error).rstrip(".")]
         missing += [f"seed {seed}: {', '.join(reasons)}"] if reasons else []
-    pairs = [[mine[name, seed] for name in claim.arms] for seed in differences]
+    pairs = [[mine[name, seed] for name in claim.variants] for seed in differences]
     counted = not claim.relative and not claim.measure.startswith(("representation/", "distance/"))
     step = 1 / shared["n"] if counted and shared.get("n") else 0.0
     return Evidence(differences, len(seeds), tuple(missing), tuple(_notes(pairs, claim.measure)), step)
@@ -198,27 +198,27 @@ def _unfit(
     shared: Mapping[str, Any],
     measure: str,
 ) -> str:
-    """Why the run of an arm and seed cannot be compared; "" if it can."""
-    arm, _ = key
+    """Why the run of a variant and seed cannot be compared; "" if it can."""
+    variant, _ = key
     if key not in runs:
-        return f"no run of {arm}"
+        return f"no run of {variant}"
     if not runs[key].finished:
-        return f"{arm} is {runs[key].status()['state']}"
+        return f"{variant} is {runs[key].status()['state']}"
     if key not in facts:
-        return f"{arm} {LACKING.get(measure.partition('/')[0], 'is not evaluated')}"
+        return f"{variant} {LACKING.get(measure.partition('/')[0], 'is not evaluated')}"
     try:
         measure_of(runs[key], measure)
     except InputError:
-        return f"{arm} has no {measure}"
+        return f"{variant} has no {measure}"
     odd = [name for name in SAME if facts[key][name] != shared[name]]
     told = [f"{WORDS.get(name, name)} {facts[key][name]} and not {shared[name]}" for name in odd]
-    return f"{arm} was judged otherwise ({', '.join(told)})" if odd else ""
+    return f"{variant} was judged otherwise ({', '.join(told)})" if odd else ""
 
 
-def _difference(claim: Claim, arm: float, than: float = 0.0) -> float:
+def _difference(claim: Claim, variant: float, than: float = 0.0) -> float:
     if claim.relative and than <= 0:
         raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
-    return (arm - than) / (than if claim.relative else 1.0)
+    return (variant - than) / (than if claim.relative else 1.0)
 
 
 def _notes(pairs: Sequence[Sequence[Run]], measure: str) -> Iterable[str]:

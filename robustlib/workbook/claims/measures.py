@@ -102,7 +102,7 @@ def by_gradients(pairs: Sequence[Sequence[Run]], name: str) -> float | None:
         found = [distances(pair, name, "FAB") for pair in pairs]
     except InputError:  # other images, or none in common
         return None
-    return fmean((arm - than) / than for arm, than in found)
+    return fmean((variant - than) / than for variant, than in found)
 
 
 def shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:

@@ -119,7 +119,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs of a study say of one claim. Effects are arm minus than (or zero): below 0 for a true claim of "lower".
+    """What the runs of a study say of one claim. Effects are variant minus than (or zero): below 0 for a true claim of "lower".
 
     Attributes:
         claim, evidence: what was asked, and the paired differences.
@@ -139,19 +139,24 @@ class Finding:
     reason: str = ""
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The verdict with its reason: "supported", "undecided: 1 of 8 seeds"."""
         return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
 
     def in_direction(self) -> dict[str, object]:
         """A row for `robustlib.figures.claim_effects`: the effect and its interval, above 0 where they speak for the claim."""
         ends = sorted(self.claim.sign * end for end in self.interval[1:3])
-        row = {"claim": self.claim.text, "smallest": self.claim.interest, "verdict": self.verdict, "words": self.words}
+        row = {
+            "claim": self.claim.text,
+            "smallest": self.claim.interest,
+            "verdict": self.verdict,
+            "words": self.summary,
+        }
         row["unit"] = self.claim.unit
         return row | {"effect": self.claim.sign * self.interval.effect, "low": ends[0], "high": ends[1]}
 
 
-def judge(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequence[int]) -> list[Finding]:
+def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequence[int]) -> list[Finding]:
     """The verdict on each claim of a study, from runs that are there; nothing is trained.
 
     *Supported*: the 95 % interval of the effect lies beyond 0 in the claimed direction. *Not supported*: it lies wholly

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STYLES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
 VERDICTS = {
-    tables.verdict(word): style for word, style in (("pass", "green"), ("amber", "yellow"), ("red", "bold red"))
+    tables.verdict_label(word): style for word, style in (("pass", "green"), ("amber", "yellow"), ("red", "bold red"))
 }
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
@@ -55,9 +55,9 @@ def table(frame: "pd.DataFrame", title: str = "") -> Group:
 
 def verdicts(claims: Sequence["Claim"], runs: Sequence["Run"], seeds: Sequence[int]) -> Group:
     """What these runs say of the claims of their study."""
-    from robustlib.workbook.claims import judge
+    from robustlib.workbook.claims import evaluate_claims
 
-    found = tables.claims(judge(claims, runs, seeds))
+    found = tables.claims(evaluate_claims(claims, runs, seeds))
     return table(found.drop(columns=["source", "compared"]), "Claims")  # of which a terminal has no room
 
 
@@ -96,7 +96,7 @@ def audited(audit: Mapping[str, Any], title: str) -> Group:
         drawn.add_row(*(Text(str(cell), style=colours[check["verdict"]]) for cell in row[:4]), Text(str(row[4])))
     said = []
     for name, badge in audit["badges"].items():
-        verdict = (f"{name}: {tables.verdict(badge['verdict'])}", f"bold {colours[badge['verdict']]}")
+        verdict = (f"{name}: {tables.verdict_label(badge['verdict'])}", f"bold {colours[badge['verdict']]}")
         said.append(Text.assemble(verdict, f"  {badge['text']}"))
     return Group(Text(title, style="bold"), drawn, *said)
 

@@ -61,11 +61,11 @@ def evaluate(
     frame = tables.accuracies(results)
     title = f"{run.name} · {results['threat']} · {results['n']} test images{' · stale' if run.stale else ''}"
     out.print(console.table(frame.drop(columns=["images", "protocol"]), title))
-    if said := tables.adaptive_words(results):
+    if said := tables.adaptive_summary(results):
         out.print(console.table(tables.adaptive(results), said))
     if randomness := read_json(run.path / "randomness.json"):
         out.print(console.table(tables.randomness(results, randomness), "What its randomness is worth"))
-        if words := tables.plateau_words(results):
+        if words := tables.plateau_summary(results):
             out.print(words, highlight=False)
     if far is not None:
         out.print(console.table(tables.unseen(far), "Known and unseen attacks"))

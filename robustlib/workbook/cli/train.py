@@ -70,8 +70,8 @@ def run(
 
     options = Options(preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
     changed = parse_overrides(changes or [])
-    arms = [(name, changed) for name in methods or preset_methods(preset)]
-    _run(plan(arms, parse_seeds(seeds), options), options, dry_run, jobs, timeout, engine)
+    variants = [(name, changed) for name in methods or preset_methods(preset)]
+    _run(plan(variants, parse_seeds(seeds), options), options, dry_run, jobs, timeout, engine)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def study(
     asked = read_study(file)
     examples = examples or asked.examples
     options = Options(asked.preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
-    planned = plan(asked.arms, asked.seeds, options)
+    planned = plan(asked.variants, asked.seeds, options)
     try:
         _run(planned, options, dry_run, jobs, timeout, engine, asked.claims)
     finally:  # what was decided stands, whatever else failed
@@ -172,7 +172,7 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
     if not found:
         raise InputError(f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.")
     presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in found)]
-    index, problems = publish(Options(runs=runs, reports=reports, data_root=data_root), presets, afresh=True)
+    index, problems = publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True)
     for problem in problems:
         say(problem)
     out.print(f"Report: {index}", soft_wrap=True)

@@ -3,36 +3,36 @@
 from robustlib.workbook.experiments.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.workbook.experiments.publish import measure_claimed, publish
 from robustlib.workbook.experiments.spectral import (
-    arm_distances,
-    belongs,
+    concat_stages,
+    in_grid,
     spectral_family,
     strength_grid,
-    whole_training,
+    variant_distances,
 )
 from robustlib.workbook.experiments.studies import (
     REFERENCE,
     Comparison,
     Study,
+    claim_findings,
     claim_studies,
     compare_runs,
     curves,
-    one_each,
+    first_seed,
     parse_seeds,
     preset_study,
     read_study,
-    reference_verdicts,
+    reference_findings,
     study_names,
-    verdicts,
 )
 from robustlib.workbook.experiments.variants import (
     StudyRuns,
-    alike,
-    beside,
-    draws_apart,
+    attack_table,
+    comparable_runs,
     metrics_of,
     purifier_grid,
+    randomness_table,
+    same_setting,
     study_runs,
     sweep_table,
-    weak_and_strong,
     with_passes,
 )

@@ -12,7 +12,7 @@ from robustlib.errors import InputError
 from robustlib.runs import Run
 from robustlib.workbook.task import Task, check
 
-Arm = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
+Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
 WHERE = ("rerun", "download", "data_root", "device")  # parameters that change no number
 
 
@@ -85,8 +85,8 @@ def preset_methods(preset: str) -> list[str]:
     return list(load_preset(preset)["report"])
 
 
-def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Job]:
-    """All trainings of `arms` x `seeds`, validated: methods, hyper-parameters, device, data. Nothing is trained.
+def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
+    """All trainings of `variants` x `seeds`, validated: methods, hyper-parameters, device, data. Nothing is trained.
 
     Raises:
         InputError: whatever would fail later for a reason that can be known now.
@@ -97,12 +97,12 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], options: Options) -> list[Jo
 
     for folder in (options.runs, options.reports / options.preset):
         _writable(folder)
-    methods = [make_method(name, options.preset, **changes) for name, changes in arms]
+    methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     precision = resolve_precision(options.precision, resolve_device(options.device))
     name = options.dataset or load_preset(options.preset)["dataset"]
     dataset = load_dataset(name, root=options.data_root or None, download=options.download)
     jobs = []
-    for (method, (_, changes)), seed in itertools.product(zip(methods, arms, strict=True), seeds):
+    for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
         changed = [f"{key}={value}" for key, value in changes.items()]
         task = check(

@@ -1,6 +1,6 @@
 """From executed notebooks to pages, comparisons, maps and the index.
 
-What the claims of a study need that no page of their arms measures: accuracies under unseen attacks.
+What the claims of a study need that no page of their variants measures: accuracies under unseen attacks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs
 from robustlib.threat import Threat
-from robustlib.workbook.claims import arm_of
+from robustlib.workbook.claims import variant_of
 from robustlib.workbook.claims.measures import of_unseen
 from robustlib.workbook.experiments.plan import Options, notebook, page
-from robustlib.workbook.experiments.studies import compare_runs, one_each, readable
+from robustlib.workbook.experiments.studies import compare_runs, first_seed, readable
 from robustlib.workbook.task import Status, Task
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def measure_claimed(claims: "Sequence[Claim]", runs: Iterable[Run], options: Options) -> list[str]:
-    """Measures finished, evaluated runs of arms of which a claim names an accuracy under unseen attacks; what is stored is kept.
+    """Measures finished, evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
 
     Args:
         claims: of a study.
-        runs: of its arms, finished or not.
+        runs: of its variants, finished or not.
         options: of which `data_root` and `device` are used.
 
     Returns:
         A sentence for each run that could not be measured.
     """
-    arms = {arm for claim in claims if of_unseen(claim.measure) for arm in claim.arms}
+    variants = {variant for claim in claims if of_unseen(claim.measure) for variant in claim.variants}
     problems = []
     for run in runs:
-        if run.finished and run.results() and arm_of(run) in arms:
+        if run.finished and run.results() and variant_of(run) in variants:
             try:
                 _measure(run, options)
             except InputError as error:
@@ -50,13 +50,13 @@ def _measure(run: Run, options: Options) -> None:
     measure_unseen({run.name: run}, dataset, device=options.device)
 
 
-def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -> tuple[Path, list[str]]:
+def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
     """Renders pages, compares each preset's runs, maps their feature spaces and writes the index.
 
     Args:
         options: of which `runs`, `reports` and `data_root` are used.
         presets: whose comparisons and maps are made anew.
-        afresh: render pages again that are newer than their notebook.
+        force: render pages again that are newer than their notebook.
 
     Returns:
         The index, and a sentence for each comparison or map that failed.
@@ -69,14 +69,14 @@ def publish(options: Options, presets: Sequence[str], *, afresh: bool = False) -
     for run in runs:
         executed = page(run, options.reports, run.params().get("preset", ""))
         if _done(executed):
-            pages[str(run.path)] = _address(_render(executed, run.name, afresh), options)
+            pages[str(run.path)] = _address(_render(executed, run.name, force), options)
     comparisons, views, problems = [], {}, []
     for preset in preset_names():
         title, executed = f"Comparison: {load_preset(preset)['title']}", options.reports / preset / "compare.ipynb"
         problems += _compare(preset, options) if preset in presets else []
         if _done(executed):
             views[preset] = executed
-            comparisons.append((title, _address(_render(executed, title, afresh), options)))
+            comparisons.append((title, _address(_render(executed, title, force), options)))
         if (atlas := executed.with_name("atlas.html")).exists():
             comparisons.append((f"Map: {load_preset(preset)['title']}", _address(atlas, options)))
     lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(filter(readable, runs))
@@ -123,7 +123,7 @@ def _map(preset: str, options: Options) -> None:
     from robustlib.workbook.report import write_atlas
 
     compared = compare_runs(options.runs, preset)
-    chosen = list(one_each(compared.usable).values())
+    chosen = list(first_seed(compared.usable).values())
     if chosen:
         dataset, threat = load_dataset(compared.dataset, root=options.data_root or None), chosen[0].params()["threat"]
         title, look = f"Map: {load_preset(preset)['title']}", probe_attack(Threat(**threat))
@@ -131,10 +131,10 @@ def _map(preset: str, options: Options) -> None:
         write_atlas(target, chosen, dataset, look, title=title, index="../index.html")
 
 
-def _render(executed: Path, title: str, afresh: bool) -> Path:
+def _render(executed: Path, title: str, force: bool) -> Path:
     from robustlib.workbook.report import render
 
     html = executed.with_suffix(".html")
-    if afresh or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
+    if force or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
         render(executed, html, title=title, index="../index.html")
     return html

@@ -28,7 +28,7 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
 
     Args:
         runs: of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
-            arms that lack a seed of the unregularised one (strength 0, of whichever method).
+            variants that lack a seed of the unregularised one (strength 0, of whichever method).
     """
     import pandas as pd
 
@@ -44,14 +44,14 @@ def strength_grid(runs: Iterable[Run]) -> "pd.DataFrame":
     return select_strength(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
 
 
-def belongs(run: Run, study: Study) -> bool:
+def in_grid(run: Run, study: Study) -> bool:
     """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
     params = run.params()
-    kinds = [(study.preset, method) for method, _ in study.arms]
+    kinds = [(study.preset, method) for method, _ in study.variants]
     return (params.get("preset"), params["method"]) in kinds and set(run.changes()) <= {"strength"}
 
 
-def arm_distances(runs: Iterable[Run]) -> "pd.DataFrame":
+def variant_distances(runs: Iterable[Run]) -> "pd.DataFrame":
     """`distances_over_seeds` of what the runs' notebooks stored on test images, by decisions (Tangent) and by gradients (FAB).
 
     Returns:
@@ -62,8 +62,10 @@ def arm_distances(runs: Iterable[Run]) -> "pd.DataFrame":
 
     runs = list(runs)
     near, white = (_by_arm(_stored(runs, "test", attack)) for attack in ("Tangent", "FAB"))
-    both = {arm: set(frames) for arm, frames in near.items()} == {arm: set(frames) for arm, frames in white.items()}
-    other = {f"FAB: {arm}": white[arm] for arm in near} if both else {}
+    both = {variant: set(frames) for variant, frames in near.items()} == {
+        variant: set(frames) for variant, frames in white.items()
+    }
+    other = {f"FAB: {variant}": white[variant] for variant in near} if both else {}
     table = distances_over_seeds({**near, **other})
     if table.empty:
         return table
@@ -120,7 +122,7 @@ def _slopes(run: Run, dataset: Dataset, shared: Sequence[int]) -> dict[str, floa
     return {"jacobian": float(jacobian.mean()), "sigma": float(sum(squares.values()))}
 
 
-def whole_training(metrics: "Mapping[str, Sequence[pd.DataFrame]]") -> "dict[str, list[pd.DataFrame]]":
+def concat_stages(metrics: "Mapping[str, Sequence[pd.DataFrame]]") -> "dict[str, list[pd.DataFrame]]":
     """Metrics by method with their epochs counted through all stages, for `robustlib.figures.probe_curves`."""
     return {
         title: [

@@ -14,8 +14,8 @@ import robustlib
 from robustlib.errors import InputError, unknown
 from robustlib.methods import preset_dataset
 from robustlib.runs import Run, changes_text, find_runs
-from robustlib.workbook.claims import Finding, arm_of, judge
-from robustlib.workbook.experiments.plan import Arm, preset_methods
+from robustlib.workbook.claims import Finding, evaluate_claims, variant_of
+from robustlib.workbook.experiments.plan import Variant, preset_methods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,15 +33,15 @@ class Study:
 
     Attributes:
         preset: of all its runs.
-        arms: methods with what is changed from the preset.
-        seeds: of every arm.
+        variants: methods with what is changed from the preset.
+        seeds: of every variant.
         examples: test images of the evaluation; 0 for the preset's number.
-        claims: what its runs shall decide; see `robustlib.workbook.claims.judge`.
+        claims: what its runs shall decide; see `robustlib.workbook.claims.evaluate_claims`.
         name: of its file.
     """
 
     preset: str
-    arms: "Sequence[Arm]"
+    variants: "Sequence[Variant]"
     seeds: Sequence[int]
     examples: int = 0
     claims: "Sequence[Claim]" = ()
@@ -73,10 +73,10 @@ def read_study(file: Path | str) -> Study:
     """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
-    hyper-parameters of their own, or to a list of such mappings where its arms are no grid.
+    hyper-parameters of their own, or to a list of such mappings where its variants are no grid.
 
     Raises:
-        InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about an arm
+        InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about a variant
             that the study does not train.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
@@ -85,21 +85,21 @@ def read_study(file: Path | str) -> Study:
         if key not in STUDY:
             raise unknown(f"key of {file}", key, STUDY)
     preset = str(content.get("preset", "digits"))
-    arms = _arms(content, preset, file)
+    variants = _variants(content, preset, file)
     seeds, examples = content.get("seeds", 0), content.get("examples", 0)
     if not isinstance(examples, int) or isinstance(examples, bool) or examples < 0:
         raise InputError(f"{file}: examples={examples!r}: give a number of test images, or 0 for the preset's.")
     return Study(
         preset,
-        arms,
+        variants,
         parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)),
         examples,
-        _claims(content.get("claims", []), preset, arms, file),
+        _claims(content.get("claims", []), preset, variants, file),
         file.stem,
     )
 
 
-def _arms(content: Mapping[str, Any], preset: str, file: Path) -> list[Arm]:
+def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:
     methods = content.get("methods") or preset_methods(preset)
     if isinstance(methods, list):
         methods = dict.fromkeys(methods)
@@ -115,24 +115,24 @@ def _arms(content: Mapping[str, Any], preset: str, file: Path) -> list[Arm]:
     return [(name, changes) for name, grid in every for changes in _grid(grid)]
 
 
-def _claims(rows: object, preset: str, arms: Sequence[Arm], file: Path) -> "list[Claim]":
-    """The claims of a study, each about arms that it trains, by the names that their runs will have."""
+def _claims(rows: object, preset: str, variants: Sequence[Variant], file: Path) -> "list[Claim]":
+    """The claims of a study, each about variants that it trains, by the names that their runs will have."""
     from robustlib.workbook.claims import read_claims
 
     claims = read_claims(rows, str(file))
-    trained = {arm_name(arm, preset) for arm in arms} if claims else set()
+    trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
-        for arm in claim.arms:
-            if arm not in trained:
-                raise unknown(f"arm of the claim {claim.name!r} in {file}", arm, trained)
+        for variant in claim.variants:
+            if variant not in trained:
+                raise unknown(f"variant of the claim {claim.name!r} in {file}", variant, trained)
     return claims
 
 
-def arm_name(arm: Arm, preset: str) -> str:
-    """What `robustlib.workbook.claims.arm_of` will call the runs of an arm."""
+def variant_name(variant: Variant, preset: str) -> str:
+    """What `robustlib.workbook.claims.variant_of` will call the runs of a variant."""
     from robustlib.methods import make_method
 
-    name, changes = arm
+    name, changes = variant
     method = make_method(name, preset, **changes)
     return f"{name} {changes_text(method.changes(method.arch))}".strip()
 
@@ -170,14 +170,14 @@ class Comparison:
         dataset, threat: of all that is compared; threat as in "Linf 0.2", "" where nothing was judged yet.
         every: all runs of the preset on the data set, also those that are not finished.
         shown: those that are finished and evaluated under the threat.
-        words: a sentence for the reader: how many there are, and which are left out.
+        summary: a sentence for the reader: how many there are, and which are left out.
     """
 
     dataset: str
     threat: str
     every: Sequence[Run]
     shown: Sequence[Run]
-    words: str
+    summary: str
 
     @property
     def usable(self) -> list[Run]:
@@ -245,14 +245,14 @@ def curves(runs: Sequence[Run], which: str = "curve") -> "pd.DataFrame":
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def one_each(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
-    """By title, the run of the lowest seed of each arm (method, its changes, architecture).
+def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
+    """By title, the run of the lowest seed of each variant (method, its changes, architecture).
 
-    Of more than `most` arms those without changes come first, and the others are left out.
+    Of more than `most` variants those without changes come first, and the others are left out.
     """
     chosen: dict[tuple[str, str], Run] = {}
     for run in sorted(runs, key=lambda run: run.params()["seed"]):
-        chosen.setdefault((arm_of(run), run.params()["arch"]), run)
+        chosen.setdefault((variant_of(run), run.params()["arch"]), run)
     several = len({arch for _, arch in chosen}) > 1
     named = {}
     for (_, arch), run in sorted(chosen.items()):
@@ -262,7 +262,7 @@ def one_each(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
 
 
 def title_of(run: Run, arch: str = "") -> str:
-    """What people call an arm: the method's title, its changes from the preset and, where it matters, the architecture."""
+    """What people call a variant: the method's title, its changes from the preset and, where it matters, the architecture."""
     return " · ".join(filter(None, (run.params()["title"], run.changed, arch)))
 
 
@@ -276,12 +276,14 @@ def claim_studies(preset: str) -> list[Study]:
     return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
 
 
-def verdicts(study: Study, runs: Sequence[Run]) -> list[Finding]:
+def claim_findings(study: Study, runs: Sequence[Run]) -> list[Finding]:
     """What runs say of a study's claims, counting only runs that the study asks for."""
-    return judge(study.claims, [run for run in runs if run.params().get("preset") == study.preset], study.seeds)
+    return evaluate_claims(
+        study.claims, [run for run in runs if run.params().get("preset") == study.preset], study.seeds
+    )
 
 
-def reference_verdicts(study: Study) -> list[Finding]:
+def reference_findings(study: Study) -> list[Finding]:
     """What the committed reference results of this checkout say of a study's claims; [] without any."""
     runs = find_runs(REFERENCE, dataset=study.preset)  # exported to reports/reference/<preset>/<method>/
-    return verdicts(study, runs) if runs else []
+    return claim_findings(study, runs) if runs else []

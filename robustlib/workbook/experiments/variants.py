@@ -1,4 +1,4 @@
-"""What there is of a study, and what stands beside a run: finished runs by arm and seed, as ablations and sweeps read them.
+"""What there is of a study, and what stands beside a run: finished runs by variant and seed, as ablations and sweeps read them.
 
 What the runs of an AToP ablation say together, and what one of them says of its randomness, as tables for figures.
 """
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from robustlib.evaluation import leaderboard
 from robustlib.methods import make_method, preset_dataset
 from robustlib.runs import Run, changes_text, find_runs
-from robustlib.workbook.claims import arm_of
-from robustlib.workbook.experiments.studies import PANELS, Study, arm_name, one_each, read_study, readable, title_of
+from robustlib.workbook.claims import variant_of
+from robustlib.workbook.experiments.studies import (
+    PANELS,
+    Study,
+    first_seed,
+    read_study,
+    readable,
+    title_of,
+    variant_name,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,11 +33,11 @@ ALIKE = ("preset", "dataset", "arch", "threat")  # what runs beside each other s
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """A study's runs that are evaluated alike, in the order of its arms and seeds, and a sentence on what is missing."""
+    """A study's runs that are evaluated alike, in the order of its variants and seeds, and a sentence on what is missing."""
 
     study: Study
     runs: Sequence[Run]
-    words: str
+    summary: str
 
 
 def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
@@ -37,7 +45,7 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
 
     Runs are judged alike that share threat and number of images: those of the study's number if there are any, else those of
     the most common one. Models that answer at random count with them if their budget allowed no more images. Of several of
-    an arm and seed a fresh one counts before a stale one.
+    a variant and seed a fresh one counts before a stale one.
 
     Args:
         name: of a study that comes with robustlib, or its file.
@@ -49,11 +57,11 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
         InputError: no such study.
     """
     study = read_study(name)
-    arms = list(dict.fromkeys(arm_name(arm, study.preset) for arm in study.arms))
-    wanted = [(arm, seed) for arm in arms for seed in study.seeds]
+    variants = list(dict.fromkeys(variant_name(variant, study.preset) for variant in study.variants))
+    wanted = [(variant, seed) for variant in variants for seed in study.seeds]
     usual = preset_dataset(study.preset)
     mine = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if readable(run)]
-    mine = [run for run in mine if (arm_of(run), run.params()["seed"]) in wanted]
+    mine = [run for run in mine if (variant_of(run), run.params()["seed"]) in wanted]
     if not mine and dataset not in ("", usual):
         words = (
             f"The runs of the study **{name}** are of {usual}, not of this page's data set, {dataset}: none stand here."
@@ -64,7 +72,7 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     counted = [run for run in mine if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]
     found: dict[tuple[str, int], Run] = {}
     for run in sorted(counted, key=lambda run: run.stale):
-        found.setdefault((arm_of(run), run.params()["seed"]), run)
+        found.setdefault((variant_of(run), run.params()["seed"]), run)
     there = [found[key] for key in wanted if key in found]
     judged = f", judged under {kind[0]} on {kind[1]} images" if mine else ""
     if fewer := {run.results()["n"] for run in there if _judged(run) != kind}:
@@ -89,7 +97,7 @@ def _capped(run: Run) -> bool:
     return bool(results.get("budget", {}).get("images", 0) == results["n"])
 
 
-def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
+def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
     """The run, and the finished ones of `methods` without changes from the same preset: one data set, architecture and threat.
 
     Args:
@@ -103,13 +111,13 @@ def alike(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
 
 
-def beside(run: Run, others: Iterable[Run]) -> dict[str, Run]:
-    """By title the run itself, then one run of each other arm with its data set, architecture and threat; the same seed first."""
-    fit = [other for other in _fitting(run, others) if arm_of(other) != arm_of(run)]
+def comparable_runs(run: Run, others: Iterable[Run]) -> dict[str, Run]:
+    """By title the run itself, then one run of each other variant with its data set, architecture and threat; the same seed first."""
+    fit = [other for other in _fitting(run, others) if variant_of(other) != variant_of(run)]
     same = [other for other in fit if other.params()["seed"] == run.params()["seed"]]
-    seen = {arm_of(other) for other in same}
-    chosen = [*same, *(other for other in fit if arm_of(other) not in seen)]
-    return {**one_each([run]), **one_each(chosen, PANELS - 1)}
+    seen = {variant_of(other) for other in same}
+    chosen = [*same, *(other for other in fit if variant_of(other) not in seen)]
+    return {**first_seed([run]), **first_seed(chosen, PANELS - 1)}
 
 
 def _fitting(run: Run, others: Iterable[Run]) -> list[Run]:
@@ -190,7 +198,7 @@ def purifier_grid(runs: Iterable[Run]) -> "pd.DataFrame":
         runs: of the method `atop`, evaluated alike; others are left out, and so are those without one of the attacks.
 
     Returns:
-        Columns row (what people call the arm), purifier, transform, changed (all else that differs from the preset), fine_tuned,
+        Columns row (what people call the variant), purifier, transform, changed (all else that differs from the preset), fine_tuned,
         seeds, n, clean, weak (PGD-20 on the bare classifier), strong (PGD+EOT through the whole model; PGD-50 with 10 restarts
         where nothing is random), worst (the headline); with 95 % intervals as "weak_low", "weak_high", ...: of the images for one
         seed, over seeds (t) for more.
@@ -230,7 +238,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _over_seeds(part: "pd.DataFrame") -> dict[str, Any]:
-    """Means of the runs of one arm, with their intervals."""
+    """Means of the runs of one variant, with their intervals."""
     from scipy.stats import t
 
     count = len(part)
@@ -244,7 +252,7 @@ def _over_seeds(part: "pd.DataFrame") -> dict[str, Any]:
     return row
 
 
-def weak_and_strong(grid: "pd.DataFrame") -> "pd.DataFrame":
+def attack_table(grid: "pd.DataFrame") -> "pd.DataFrame":
     """The weak and the strong attack of a `purifier_grid`, a row each: row, series, accuracy, low, high; for
     `robustlib.figures.accuracy_dots`. Where rows differ in their images, those with more than the fewest say so."""
     import pandas as pd
@@ -262,7 +270,7 @@ def weak_and_strong(grid: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["row", "series", "accuracy", "low", "high"])
 
 
-def draws_apart(found: Mapping[str, Any]) -> "pd.DataFrame":
+def randomness_table(found: Mapping[str, Any]) -> "pd.DataFrame":
     """A randomised model asked in every way, clean and attacked: row, series, accuracy, low, high; for
     `robustlib.figures.accuracy_dots`.
 

@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from robustlib.runs import write_atomic
 from robustlib.workbook.report.page import DISPLAYED, fill_template, offer_data, read, to_soup
-from robustlib.workbook.tables import VERDICTS, gravest
+from robustlib.workbook.tables import VERDICTS, worst_verdict
 
 AUDITED = ("headline", "protocol")
 UNAUDITED = "no checks were made; robustlib audit makes them"
@@ -184,7 +184,7 @@ def _cell(row: Record, column: Column, pages: Mapping[str, str]) -> dict[str, An
         cell = {"value": _title(row), "text": _title(row), "changed": row.get("changed", "")}
         return cell | {"href": pages.get(str(row["path"]), ""), "badges": _badges(row)}
     if key == "headline_badge":
-        grave = gravest(row.get(f"{name}_badge", "") for name in AUDITED)
+        grave = worst_verdict(row.get(f"{name}_badge", "") for name in AUDITED)
         return {"value": str(list(VERDICTS).index(grave)), "badges": _audit_badges([row]), "classes": "audit"}
     classes = [*(["num"] if column.kind == "number" else []), *(["worst"] if key == "worst" else [])]
     cell = {"value": "", "text": "–", "interval": "", "badges": [], "classes": " ".join(classes)}
@@ -220,7 +220,7 @@ def _audit_badges(rows: Sequence[Record]) -> list[dict[str, str]]:
     badges = []
     for name in AUDITED:
         verdicts = [str(row.get(f"{name}_badge", "")) for row in rows]
-        word = gravest(verdicts)
+        word = worst_verdict(verdicts)
         several = f"{verdicts.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
         text = UNAUDITED
         if word in verdicts:

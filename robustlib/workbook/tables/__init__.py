@@ -17,14 +17,22 @@ from robustlib.workbook.tables.comparisons import (
     over_seeds,
     strength_grid,
 )
-from robustlib.workbook.tables.features import consistency, cost, geometry, inflation, plateau_words, randomness, unseen
-from robustlib.workbook.tables.labels import VERDICTS, gravest, percent, show, verdict
+from robustlib.workbook.tables.features import (
+    consistency,
+    cost,
+    geometry,
+    inflation,
+    plateau_summary,
+    randomness,
+    unseen,
+)
+from robustlib.workbook.tables.labels import VERDICTS, percent, show, verdict_label, worst_verdict
 from robustlib.workbook.tables.runs import (
     accuracies,
     adaptive,
-    adaptive_words,
+    adaptive_summary,
+    autoattack_steps,
     badges,
-    cascade,
     checks,
     hyperparameters,
     objections,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from robustlib.figures.labels import ATTACKS, attack_name
-from robustlib.workbook.tables.labels import gravest, percent, verdict
+from robustlib.workbook.tables.labels import percent, verdict_label, worst_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
             "seed": row["seed"],
             "changed": row.get("changed", "") or "",
             **{ATTACKS[name]: _cell(row, name) for name in FIRST},
-            **{kind: verdict(row[f"{kind}_badge"]) for kind in BADGES if f"{kind}_badge" in row},
+            **{kind: verdict_label(row[f"{kind}_badge"]) for kind in BADGES if f"{kind}_badge" in row},
             **{ATTACKS[name]: _cell(row, name) for name in attacks},
             "minutes": f"{row['minutes']:.1f}",
             "notes": notes(row),
@@ -96,7 +96,7 @@ def _gravest(row: Mapping[Any, Any], board: "pd.DataFrame") -> dict[str, str]:
     """The gravest badge of each kind among the runs that a row sums up."""
     shared = [key for key in ("dataset", "method", "arch", "changed", "precision", "n") if key in row and key in board]
     mine = board[(board[shared] == [row[key] for key in shared]).all(axis=1)]
-    return {kind: verdict(gravest(mine[f"{kind}_badge"])) for kind in BADGES if f"{kind}_badge" in mine}
+    return {kind: verdict_label(worst_verdict(mine[f"{kind}_badge"])) for kind in BADGES if f"{kind}_badge" in mine}
 
 
 def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
@@ -114,7 +114,7 @@ def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
                 "state": state,
                 "clean": by_attack.get("clean", "–"),
                 "worst case": by_attack.get("worst", "–"),
-                "headline": verdict(run.audit().get("badges", {}).get("headline", {}).get("verdict", "")),
+                "headline": verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", "")),
                 "notes": ", ".join(filter(None, [run.changed, "stale" if run.stale else ""])),
                 "run directory": run.path,
             }
@@ -150,12 +150,12 @@ COLUMNS = ["claim", "effect", "verdict", "p (Holm)", "detectable", "notes", "com
 def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "pd.DataFrame":
     """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
 
-    Effects are the first arm less the second (or zero), in points; in % of the second where the measure is a distance, and in %
+    Effects are the first variant less the second (or zero), in points; in % of the second where the measure is a distance, and in %
     where it is a growth.
     Detectable is the smallest true effect that these seeds would have found with 80 % power.
 
     Args:
-        findings: of `robustlib.workbook.claims.judge`.
+        findings: of `robustlib.workbook.claims.evaluate_claims`.
         reference: findings of the committed reference results; their verdicts, by the name of the claim, stand in a column
             of their own. Without any there is no such column.
     """
@@ -171,7 +171,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "
 
 
 def _verdict(finding: Any) -> str:
-    return f"{SIGNS[finding.verdict]} {finding.words}"
+    return f"{SIGNS[finding.verdict]} {finding.summary}"
 
 
 def _row(finding: Any) -> dict[str, str]:
@@ -180,7 +180,7 @@ def _row(finding: Any) -> dict[str, str]:
     return {
         "claim": claim.text,
         "source": claim.source,
-        "compared": f"{claim.arm} − {claim.than or 'zero'}: {measure_name(claim.measure)}",
+        "compared": f"{claim.variant} − {claim.than or 'zero'}: {measure_name(claim.measure)}",
         "effect": _effect(effect, low, high, claim.unit),
         "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
         "detectable": detectable,
@@ -251,7 +251,7 @@ def distances(compared: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
-    """What each strength of each arm costs and buys on validation images, and which is chosen.
+    """What each strength of each variant costs and buys on validation images, and which is chosen.
 
     It says of the chosen one if the grid ends there, so that a better one may lie beyond, and if its distance cannot be told
     from no penalty's (the interval of their difference holds 0) or is a shorter one.
@@ -263,13 +263,13 @@ def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
 
     rows = [
         {
-            "arm": row["arm"],
+            "variant": row["variant"],
             "strength": f"{row['strength']:g}",
             "seeds": row["seeds"],
             "accuracy": percent(row["accuracy"]),
             "mean distance": _interval(row, "distance", "low", "high"),
             "images compared": row["n"],
-            "": _choice(row, grid.loc[grid["arm"] == row["arm"], "strength"]),
+            "": _choice(row, grid.loc[grid["variant"] == row["variant"], "strength"]),
         }
         for row in grid.to_dict("records")
     ]
@@ -277,7 +277,7 @@ def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _choice(row: Mapping[Any, Any], strengths: "pd.Series") -> str:
-    """What is said of a strength among those of its arm."""
+    """What is said of a strength among those of its variant."""
     if not row["chosen"]:
         return "" if row["allowed"] else "✕ costs too much accuracy"
     told = {"✓ chosen": True, "the only one of the grid": len(strengths) == 1}
@@ -289,16 +289,16 @@ def _choice(row: Mapping[Any, Any], strengths: "pd.Series") -> str:
 
 
 def distances_over_seeds(measured: "pd.DataFrame") -> "pd.DataFrame":
-    """Mean adversarial distances of arms over seeds with 95 % intervals, by Tangent and beside it by FAB.
+    """Mean adversarial distances of variants over seeds with 95 % intervals, by Tangent and beside it by FAB.
 
     Args:
-        measured: of `robustlib.workbook.experiments.arm_distances`.
+        measured: of `robustlib.workbook.experiments.variant_distances`.
     """
     import pandas as pd
 
     rows = [
         {
-            "arm": row["arm"],
+            "variant": row["variant"],
             "seeds": row["seeds"],
             f"mean distance, {MINIMA['Tangent']}": _interval(row, "distance", "low", "high"),
             f"mean distance, {MINIMA['FAB']}": _interval(row, "fab", "fab_low", "fab_high"),
@@ -316,7 +316,7 @@ CORRELATES = {
 
 
 def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
-    """Spearman's rank correlation with the mean adversarial distance over runs; runs of one arm are no independent ones.
+    """Spearman's rank correlation with the mean adversarial distance over runs; runs of one variant are no independent ones.
 
     Args:
         family: of `robustlib.workbook.experiments.spectral_family`; of fewer than three runs there is no row.
@@ -326,7 +326,7 @@ def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
     ranks = family.rank(numeric_only=True).corr() if len(family) > 2 else pd.DataFrame()
     rows = [
         {"measure": words, "rank correlation with distance": f"{float(ranks['distance'][name]):+.2f}".replace("-", "−")}
-        | {"runs": len(family), "arms": family["title"].nunique(), "images": family["n"].min()}
+        | {"runs": len(family), "variants": family["title"].nunique(), "images": family["n"].min()}
         for name, words in CORRELATES.items()
         if len(ranks)
     ]

@@ -128,7 +128,7 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
 
 
-def plateau_words(results: Mapping[str, Any]) -> str:
+def plateau_summary(results: Mapping[str, Any]) -> str:
     """Whether PGD+EOT still gains by more gradient samples or steps; "" for results without a plateau check."""
     said = []
     for name in ("samples", "steps"):

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 VERDICTS = {"red": "✕ red", "amber": "▲ amber", "": "– not audited", "pass": "✓ pass", "n/a": "– n/a"}
 
 
-def verdict(word: object) -> str:
+def verdict_label(word: object) -> str:
     """A verdict with its sign, e.g. "▲ amber"; nothing, or none that is known, is "– not audited"."""
     return VERDICTS.get(str(word), VERDICTS[""])
 
 
-def gravest(verdicts: Iterable[object]) -> str:
+def worst_verdict(verdicts: Iterable[object]) -> str:
     """The gravest of several verdicts; one that is missing weighs more than one that passed."""
     known = [str(word) if str(word) in VERDICTS else "" for word in verdicts]
     return min(known, key=list(VERDICTS).index, default="")

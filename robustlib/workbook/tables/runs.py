@@ -13,7 +13,7 @@ from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
 from robustlib.figures.labels import attack_name
-from robustlib.workbook.tables.labels import percent, show, verdict
+from robustlib.workbook.tables.labels import percent, show, verdict_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ def published_protocol(
     )
 
 
-def cascade(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """What each step of AutoAttack took from those before it, one row a step.
 
     Args:
@@ -202,7 +202,7 @@ def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     return frame.fillna("–").rename_axis("searched on")
 
 
-def adaptive_words(results: Mapping[str, Any], protocol: str = "autoattack") -> str:
+def adaptive_summary(results: Mapping[str, Any], protocol: str = "autoattack") -> str:
     """By how much the paper's protocol, an attack on the deployed logits, overstates; "" for a model without surrogates."""
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
     if protocol not in rows or not _split(rows)[0]:
@@ -218,7 +218,7 @@ def show_adaptive(results: Mapping[str, Any], protocol: str = "autoattack") -> N
     """Displays both in a notebook, and nothing for a model without surrogates."""
     from IPython.display import display
 
-    if words := adaptive_words(results, protocol):
+    if words := adaptive_summary(results, protocol):
         display({"text/html": f"<p>{escape(words)}</p>", "text/plain": words}, raw=True)
         show(adaptive(results))
 
@@ -253,7 +253,7 @@ def badges(audit: Mapping[str, Any], path: object = "RUN") -> str:
     said = []
     for name, badge in audit.get("badges", {}).items():
         kind = badge["verdict"].replace("/", "")  # a class that the report's style sheet knows
-        text = f"{name}: {verdict(badge['verdict'])}"
+        text = f"{name}: {verdict_label(badge['verdict'])}"
         said.append(f'<p><span class="badge {kind}">{text}</span> {escape(badge["text"])}</p>')
     return "\n".join(said) or f"<p>{escape(NONE.format(path=path))}</p>"
 
@@ -273,7 +273,7 @@ def checks(audit: Mapping[str, Any]) -> "pd.DataFrame":
     rows = [
         {
             "check": f"{check['number']}. {check['name']}",
-            "verdict": verdict(check["verdict"]),
+            "verdict": verdict_label(check["verdict"]),
             "value": _measure(check["value"], check.get("unit", "")),
             "threshold": _measure(check["threshold"], check.get("unit", "")),
             "meaning": check["meaning"],
@@ -302,7 +302,7 @@ def objections(board: "pd.DataFrame") -> str:
         who = " ".join(str(row[key]) for key in names if row.get(key) not in ("", None))
         for kind in ("headline", "protocol"):
             if row.get(f"{kind}_badge") in ("amber", "red"):
-                text = f"{verdict(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']), quote=False)}"
+                text = f"{verdict_label(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']), quote=False)}"
                 said.setdefault(f"**{who}, {kind}**", []).append(text)
     lines = [f"- {who}: {' '.join(texts)}" for who, texts in said.items()]
     silent = sum(word not in ("pass", "amber", "red", "n/a") for word in board.get("headline_badge", [""] * len(board)))

@@ -132,13 +132,24 @@ def test_files_are_small():
     assert not {file: lines for file, lines in sizes.items() if lines > 400}
 
 
+CLASSES = {n.name: n for f in FILES for n in ast.parse(f.read_text()).body if isinstance(n, ast.ClassDef)}
+
+
+def inherited(kind: ast.ClassDef) -> set[str]:
+    """Names of the documented methods of a class's bases in the package: an override need not say again what they say."""
+    bases = [CLASSES[b.id] for b in kind.bases if isinstance(b, ast.Name) and b.id in CLASSES]
+    own = {n.name for base in bases for n in base.body if isinstance(n, Definition) and ast.get_docstring(n)}
+    return own.union(*map(inherited, bases))
+
+
 def public(file: Path) -> Iterator[Definition]:
-    """Public functions and classes of a module and public methods of its public classes."""
+    """Public functions and classes of a module, and the public methods that its public classes introduce."""
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, Definition) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
-                yield from (n for n in node.body if isinstance(n, Definition) and not n.name.startswith("_"))
+                methods = (n for n in node.body if isinstance(n, Definition) and not n.name.startswith("_"))
+                yield from (n for n in methods if n.name not in inherited(node))
 
 
 def is_stub(node: Definition) -> bool:

@@ -26,6 +26,7 @@ PUBLISHED: tuple[tuple[float, float], ...] = (
     *((0, 1), (10, 1), (10, 0.8), (12, 0.8), (12, 0.4), (14, 0.4)),
     *((14, 0.2), (16, 0.2), (16, 0.1), (18, 0.1), (18, 0.05), (20, 0.05)),
 )
+Input = tuple[Tensor, dict[str, float]]  # images x' (B, C, H, W), and what the metrics say of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +100,8 @@ class VAFT(AdversarialMethod):
         rest: dict[str, Any] = {"ema": self.ema, "begin": begin, "modules": {"teacher": teacher}, "probes": probes}
         return Stage(self.name, self.epochs, self.optimisers(model), passes, adversarial=True, **rest)
 
-    def training_input(
-        self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The images x' (B, C, H, W) on which the student trains, and what the metrics say of them."""
+    def training_input(self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor) -> Input:
+        """The images on which the student trains: attacked ones."""
         return self.attacked(attack, target, batch, context), {}
 
     def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
@@ -193,7 +192,6 @@ class AFD(VAFT):
         return 2 if self.mode == "repo" else 1
 
     def optimisers(self, model: Any) -> dict[str, OptimizerSpec]:
-        """One of D2, if it learns, and one of all else."""
         rest = [*model.encoder.parameters(), *model.intrinsic.parameters(), *model.head.parameters()]
         main = {"model": replace(self.optim(rest), weight_decay=self._times * self.weight_decay)}
         return {"confused": self.optim(model.confused.parameters()), **main} if self.disentangle else main
@@ -250,9 +248,7 @@ class ARREST(AFKD):
     angle: float = 30.0  # degrees between clean features of student and teacher from which on noise is replayed
     replay: float = 0.5  # share of the fine-tuning in which it may be; published: 10 of 20 epochs
 
-    def training_input(
-        self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def training_input(self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor) -> Input:
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
         if context.progress >= self.replay or not self.features_drifted(target, batch.x, natural):
             return self.attacked(attack, target, batch, context), {"replayed": 0.0}

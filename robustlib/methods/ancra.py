@@ -77,11 +77,9 @@ class ANCRA(AdversarialMethod):
         return super().attack_passes * (2 if self.negative_contrast and self.attack_negatives else 1)
 
     def model_options(self) -> dict[str, Any]:
-        """Reverse attention is part of the model."""
         return {"reverse_attention": True} if self.reverse_attention else {}
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """One adversarial stage."""
         if isinstance(model, ReverseAttention) != self.reverse_attention:
             raise InputError(
                 f"ancra: reverse_attention={self.reverse_attention}, but the model is a {type(model).__name__}: "

@@ -125,7 +125,6 @@ class AToP(AdversarialMethod):
         return self.attack_steps * self.epochs * self.repeats if self.fine_tune else 0
 
     def model_options(self) -> dict[str, Any]:
-        """The model has a purifier and a random transform before it."""
         names = ("purifier", "transform", "sigma", "missing", "grid")
         width = self.embed_dim if self.purifier == "mae" else self.width
         return {"purified": {**{name: getattr(self, name) for name in names}, "width": width}}
@@ -243,13 +242,8 @@ def purifier_steps(
     L1 terms on images scaled to [-1, 1], as released: twice what they are on [0, 1]. Half of L_g is what is minimised, since Adam
     does not feel a common factor; "l1" in the metrics is on [0, 1]. Each of the N images of a transform counts alike.
 
-    Args:
-        discriminator: (images, masks) -> scores; None leaves its step and its verdict out.
-        target: images (B, C, H, W) in [0, 1] that are to be reconstructed.
-        outputs: of the purifier, each (N, B, C, H, W), with their graph; D judges the last.
-        randomness: that they were made with.
-        gan_weight: of the verdict.
-        parts: of the purifier's loss beside these, name -> weight and loss.
+    `target` (B, C, H, W) in [0, 1] is to be reconstructed by the purifier's `outputs`, each (N, B, C, H, W), the last of which D
+    judges; without `discriminator`, (images, masks) -> scores, both of its terms are left out. `parts`: name -> weight and loss.
     """
     l1 = torch.stack([(image.float() - target).abs().mean() for image in outputs]).sum()
     said = {"l1": l1, **{name: loss for name, (_, loss) in parts.items()}}

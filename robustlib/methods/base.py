@@ -4,13 +4,14 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from robustlib import training
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
@@ -18,22 +19,9 @@ from robustlib.methods.preset import as_type, options, preset_dataset, preset_va
 from robustlib.models import ARCHITECTURES
 from robustlib.runs import Run
 from robustlib.threat import Norm, Threat
-from robustlib.training import (
-    SCHEDULES,
-    Loss,
-    OptimizerSpec,
-    Pass,
-    Schedule,
-    Stage,
-    StepContext,
-    Updates,
-    constant,
-    cosine,
-    one_cycle,
-    piecewise,
-    step,
-)
+from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
 
+Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
 Ranges = Mapping[str, str | tuple[str, str]]  # field -> the interval of its values, alone or with the error's advice
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
 CHOICES: dict[str, Iterable[str]] = {
@@ -106,18 +94,14 @@ class Method:
     def check_range(self, name: str, interval: str, advice: str = "") -> None:
         """Raises InputError for a field with a value outside `interval`, e.g. "[0, 1)"; None is a default that is set elsewhere."""
         value, whole = getattr(self, name), int in options(self.types()[name])
+        if value is None:
+            return
         low, high = map(float, interval[1:-1].split(","))
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
-        inside = all(
-            (v >= low if interval[0] == "[" else v > low)
-            and (v <= high if interval[-1] == "]" else v < high)
-            and (type(v) is int or not whole)
-            for v in values
-        )  # NaN is in no interval
-        if not inside or value == ():
-            least = f"of at least {low:g}" if interval[0] == "[" else f"above {low:g}"
-            advice = advice or f"give a {'whole ' if whole else ''}number {least}"
-            raise InputError(f"{self.name}: {name}={value!r}: {advice}.")
+        ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all((low < v < high or v in ends) and (not whole or type(v) is int) for v in values):
+            least = f"{'whole ' if whole else ''}number {'of at least' if interval[0] == '[' else 'above'} {low:g}"
+            raise InputError(f"{self.name}: {name}={value!r}: {advice or f'give a {least}'}.")
 
     @property
     def all_epochs(self) -> int:
@@ -142,9 +126,7 @@ class Method:
         """What to do, in order, to train `model` on `dataset`."""
         raise NotImplementedError
 
-    def single_stage(
-        self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
-    ) -> list[Stage]:
+    def single_stage(self, model: nn.Module, updates: Update, *, adversarial: bool) -> list[Stage]:
         """The one stage of a method that trains the whole model in one way: `updates` yields ("model", loss)."""
         optimisers, passes = {"model": self.optim(model.parameters())}, (Pass(updates, augment=self.augment),)
         return [Stage(self.name, self.epochs, optimisers, passes, adversarial=adversarial, ema=self.ema)]
@@ -166,8 +148,14 @@ class Method:
 
     def lr_schedule(self) -> Schedule:
         """The recipe's learning-rate schedule over `epochs`."""
-        schedules = {"step": step(self.milestones), "piecewise": piecewise(self.points), "constant": constant()}
-        return (schedules | {"cosine": cosine(self.epochs), "one_cycle": one_cycle(self.epochs)})[self.schedule]
+        schedules = {
+            "step": training.step(self.milestones),
+            "piecewise": training.piecewise(self.points),
+            "constant": training.constant(),
+            "cosine": training.cosine(self.epochs),
+            "one_cycle": training.one_cycle(self.epochs),
+        }
+        return schedules[self.schedule]
 
     def hyperparameters(self) -> dict[str, Any]:
         """All fields by name."""
@@ -293,9 +281,6 @@ def _add(shifts: list[tuple[Tensor, Tensor]], sign: int) -> None:
         torch.clear_autocast_cache()  # it may hold bf16 copies of the weights as they were
 
 
-Found = TypeVar("Found")
-
-
 @dataclass(frozen=True, kw_only=True)
 class AdversarialMethod(Method):
     """A method with an inner PGD attack, by default in eval-mode BatchNorm (Pang et al. 2021)."""
@@ -315,7 +300,6 @@ class AdversarialMethod(Method):
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """Its own, and those of perturbed weights where they are."""
         return (*super().numerics, *(("methods/awp",) if self.awp_gamma else ()))
 
     @property
@@ -342,23 +326,21 @@ class AdversarialMethod(Method):
         if self.awp_gamma:
             raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
 
-    def single_stage(
-        self, model: nn.Module, updates: Callable[[Batch, StepContext], Updates], *, adversarial: bool
-    ) -> list[Stage]:
+    def single_stage(self, model: nn.Module, updates: Update, *, adversarial: bool) -> list[Stage]:
         """As in Method, without weight perturbation: `adversarial_stage` knows the loss that it raises."""
         self.refuse_awp()
         return super().single_stage(model, updates, adversarial=adversarial)
 
-    def adversarial_stage(
-        self, model: nn.Module, attack: Callable[[Batch, StepContext], Found], loss: Callable[[Batch, Found], Loss]
-    ) -> list[Stage]:
-        """The one stage of a method that takes one step a batch, on loss(batch, found) with found = attack(batch, context).
+    def adversarial_stage(self, model: nn.Module, attack: Any, loss: Callable[[Batch, Any], Loss]) -> list[Stage]:
+        """The one stage of a method that takes one step a batch, on loss(batch, x_adv) with x_adv the batch under the PGD `attack`.
 
-        With `awp_gamma` that step is taken at the weights that raise this loss (Wu et al. 2020); the attack comes before.
+        An `attack` that is a function (batch, context) -> anything takes the place of PGD and hands that to the loss. With
+        `awp_gamma` the step is taken at the weights that raise this loss (Wu et al. 2020), found after the attack.
         """
+        search = partial(self.attacked, attack, model) if isinstance(attack, PGD) else attack
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            found = attack(batch, context)
+            found = search(batch, context)
             with self.awp_perturbed(model, context, lambda: loss(batch, found).total):
                 yield "model", loss(batch, found)
 

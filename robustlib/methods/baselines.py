@@ -35,8 +35,6 @@ class Standard(Method):
     protocol = ""  # its paper attacks nothing
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """One stage on clean images."""
-
         def updates(batch: Batch, context: StepContext) -> Updates:
             yield "model", Loss(cross_entropy(model(batch.x), batch.y))
 
@@ -78,12 +76,8 @@ class PGDAT(AdversarialMethod):
         return PGD(self.threat(dataset), **self.attack_settings())
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """One adversarial stage."""
-
-        def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return Loss(cross_entropy(model(x_adv), batch.y))
-
-        return self.adversarial_stage(model, partial(self.attacked, self.inner_attack(dataset), model), loss)
+        attack = self.inner_attack(dataset)
+        return self.adversarial_stage(model, attack, lambda batch, x_adv: Loss(cross_entropy(model(x_adv), batch.y)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +98,11 @@ class TRADES(AdversarialMethod):
     beta: float = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """One adversarial stage."""
         attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
-
-        def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return trades_forward(model, batch, x_adv, self.beta)
-
-        return self.adversarial_stage(model, partial(self.attacked, attack, model), loss)
+        return self.adversarial_stage(model, attack, partial(trades_forward, model, self.beta))
 
 
-def trades_forward(model: nn.Module, batch: Batch, x_adv: Tensor, beta: float) -> Loss:
+def trades_forward(model: nn.Module, beta: float, batch: Batch, x_adv: Tensor) -> Loss:
     """TRADES' loss from separate forward passes in the released order x, x', x.
 
     The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
@@ -149,13 +138,12 @@ class MART(AdversarialMethod):
     beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """One adversarial stage."""
         attack = PGD(self.threat(dataset), start="gaussian", **self.attack_settings())
 
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
             return Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, self.beta))
 
-        return self.adversarial_stage(model, partial(self.attacked, attack, model), loss)
+        return self.adversarial_stage(model, attack, loss)
 
 
 @dataclass(frozen=True, kw_only=True)

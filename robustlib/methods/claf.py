@@ -115,7 +115,6 @@ class CLAF(Contrastive):
         return [*super().pretraining_fields(), *(["head_epochs"] if self.refresh == "never" else [])]
 
     def reset_head(self, model: Projected) -> None:
-        """The head is drawn anew, unless the refreshed one goes on."""
         if self.new_head:
             super().reset_head(model)
 

@@ -12,7 +12,7 @@ from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import nt_xent, supcon_loss
-from robustlib.methods.base import AdversarialMethod, Ranges, copy_weights, pretrained_run
+from robustlib.methods.base import AdversarialMethod, Ranges, Update, copy_weights, pretrained_run
 from robustlib.methods.baselines import cross_entropy, trades_forward
 from robustlib.models import Projected
 from robustlib.models.projected import clean_statistics
@@ -71,7 +71,6 @@ class Contrastive(AdversarialMethod):
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """Its own, and those of fine-tuning."""
         return (*super().numerics, *(("methods/aff",) if self.final == "aff" else ()))
 
     @property
@@ -91,7 +90,6 @@ class Contrastive(AdversarialMethod):
         return self.attacks * self.attack_steps * self.epochs + last
 
     def model_options(self) -> dict[str, Any]:
-        """The model has a projection head."""
         return {"projection": list(self.projection)}
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
@@ -137,7 +135,7 @@ class Contrastive(AdversarialMethod):
         attack = PGD(threat, objective="kl", start="gaussian", **settings)
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            yield "model", trades_forward(model, batch, self.attacked(attack, model, batch, context), self.beta)
+            yield "model", trades_forward(model, self.beta, batch, self.attacked(attack, model, batch, context))
 
         schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
         weights = [*model.encoder.parameters(), *model.head.parameters()]
@@ -148,7 +146,7 @@ class Contrastive(AdversarialMethod):
 
     def head_updates(
         self, model: Projected, attack: PGD | None, batchnorm: Literal["eval", "train"] = "eval"
-    ) -> Callable[[Batch, StepContext], Updates]:
+    ) -> Update:
         """CE of the head on frozen features, of images under `attack` where one is given: yields ("head", loss).
 
         With `batchnorm` "train" features have the batch's statistics and move the encoder's running ones, though no weight.
@@ -233,7 +231,6 @@ class SupCon(Contrastive):
     temperature: float = 0.1  # t of the contrastive loss
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """SupCon of two views."""
         return Loss(supcon_loss(project_views(model, self.two_views(batch)), batch.y, self.temperature))
 
 
@@ -253,7 +250,6 @@ class SimCLR(Contrastive):
     batch_size: int = 1024
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """NT-Xent of two views."""
         a, b = project_views(model, self.two_views(batch))
         return Loss(nt_xent(a, b, self.temperature))
 
@@ -283,7 +279,6 @@ class RoCL(Contrastive):
     regulariser: float = 256.0  # lambda: NT-Xent(x', x2) is divided by it
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """The three views' loss and its regulariser."""
         x1, x2 = self.two_views(batch)
         with frozen_eval(model), torch.no_grad():
             fixed = model.project(x2)
@@ -322,7 +317,6 @@ class ACL(Contrastive):
         return {**super().model_options(), "projection_batchnorm": True, "dual_batchnorm": True}
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """The mean of the clean and the attacked stream."""
         both = torch.cat(self.two_views(batch))
 
         def stream(seen: Any, x: Tensor) -> Tensor:

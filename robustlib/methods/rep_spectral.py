@@ -4,7 +4,7 @@ With the penalties it is compared with: on all layers (ll-spectral) and on input
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset, Split
 from robustlib.losses import barlow_twins_loss, cross_lipschitz, nt_xent
-from robustlib.methods.base import Method, Ranges
+from robustlib.methods.base import Method, Ranges, Update
 from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.contrastive import check_projected, contrasted, project_views
 from robustlib.methods.layer_norms import LayerNorms, Operator
@@ -100,9 +100,7 @@ class Regularised(Method):
         last = stage("regularised", burn_in, self.epochs, ema=self.ema, begin=begin)
         return [stage("burn-in", 0, burn_in), last] if burn_in else [last]
 
-    def _updates(
-        self, model: nn.Module, state: nn.Module | None, penalised: bool
-    ) -> Callable[[Batch, StepContext], Updates]:
+    def _updates(self, model: nn.Module, state: nn.Module | None, penalised: bool) -> Update:
         """One step a batch. "penalty" is what it adds to the loss, so its mean over an epoch counts the steps without."""
 
         def updates(batch: Batch, context: StepContext) -> Updates:
@@ -140,12 +138,10 @@ class RepSpectral(Regularised):
         return ("encoder.",)
 
     def penalty_state(self, dataset: Dataset, model: nn.Module) -> nn.Module | None:
-        """The norms of the penalised layers."""
         options: Any = {name: getattr(self, name) for name in ("operator", "iterations", "fold_batchnorm")}
         return LayerNorms(model, dataset.image_shape, self.penalised(), **options)
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
-        """sum_l sigma_max(W_l)^2."""
         return torch.stack(list(state(model).values())).sum()
 
 
@@ -164,7 +160,6 @@ class LLSpectral(RepSpectral):
     readout_only: bool = False  # penalise the readout alone, as the released code does for one hidden layer
 
     def penalised(self) -> tuple[str, ...]:
-        """All layers, or the readout."""
         return ("head",) if self.readout_only else ("encoder.", "head")
 
 
@@ -186,7 +181,6 @@ class CrossLipschitz(Regularised):
     projections: int = 1  # random directions, a double backward pass each; 0 for the exact penalty, one for each class
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
-        """The penalty on this batch's images."""
         return cross_lipschitz(outputs.softmax(1), x, projections=self.projections, generator=context.generator)
 
 
@@ -223,15 +217,12 @@ class SelfSupervisedSpectral(RepSpectral):
         return self.epochs + 1
 
     def model_options(self) -> dict[str, Any]:
-        """Circular convolutions, a projector, and no readout yet."""
         return {**super().model_options(), "projection": list(self.projection), "self_supervised": True}
 
     def trained(self, model: Any) -> Iterable[nn.Parameter]:
-        """Encoder and projector."""
         return contrasted(model)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """The burn-in, the regularised rest, and the readout."""
         check_projected(self.name, dataset, model, SelfSupervised)
         assert isinstance(model, SelfSupervised)
 
@@ -268,7 +259,6 @@ class BarlowSpectral(SelfSupervisedSpectral):
     off_diagonal: float = 0.005  # lambda of Barlow Twins, of the redundancy between features
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """Barlow Twins' loss."""
         return barlow_twins_loss(a, b, self.off_diagonal)
 
 
@@ -289,7 +279,6 @@ class SimCLRSpectral(SelfSupervisedSpectral):
     temperature: float = 0.07  # t of NT-Xent
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
-        """NT-Xent."""
         return nt_xent(a, b, self.temperature)
 
 

@@ -91,11 +91,9 @@ class Transfer(RepSpectral):
         return RepSpectral(**same | {name: getattr(self, f"pretrain_{name}") for name in own})
 
     def penalised(self) -> tuple[str, ...]:
-        """The encoder's layers, and the head where it is asked for."""
         return ("encoder.", "head") if self.include_readout else ("encoder.",)
 
     def trained(self, model: Any) -> Iterable[nn.Parameter]:
-        """All weights, or the head's."""
         return model.head.parameters() if self.freeze else model.parameters()
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
@@ -183,11 +181,9 @@ class BSS(Transfer):
     k: int = 1  # how many singular values are penalised, the smallest ones
 
     def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
-        """None: BSS keeps nothing."""
         return None
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """As in Transfer, for a k that every batch and its features have."""
         assert isinstance(model, Classifier)
         rest = len(dataset.train) % self.batch_size
         smallest = rest if rest > 1 else min(self.batch_size, len(dataset.train))  # the loop drops a last batch of one
@@ -199,7 +195,6 @@ class BSS(Transfer):
         return super().stages(dataset, model)
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
-        """BSS of the features of `task`."""
         return batch_spectral_shrinkage(outputs, self.k)
 
 
@@ -225,15 +220,12 @@ class L2SP(Transfer):
     beta: float = 0.01  # of the new head's squared weights
 
     def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
-        """The encoder as it was."""
         return copy.deepcopy(model.encoder).requires_grad_(False)
 
     def begin_penalty(self, state: nn.Module | None, model: Any) -> None:
-        """Remembers the pre-trained encoder."""
         assert state is not None
         state.load_state_dict(model.encoder.state_dict())
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
-        """L2-SP."""
         encoder, head = model.encoder.parameters(), model.head.parameters()
         return l2_sp(encoder, state.parameters(), head, self.alpha, self.beta)

@@ -83,13 +83,13 @@ MUTANTS = (
     Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "methods/trajectories"),
     Mutant(
         "attacks/apgd.py",
-        "0.03,\n",
-        "0.04,\n",
+        "0.22, 0.03",
+        "0.22, 0.04",
         "APGD's checkpoints come sooner",
         "attacks/autoattack methods/trajectories",
     ),
     Mutant(
-        *("attacks/apgd.py", "classes[active.here, round_ // self.restarts]", "classes[active.here, 0]"),
+        *("attacks/apgd.py", "classes[active_set.active, round_ // self.restarts]", "classes[active_set.active, 0]"),
         *("APGD-T always aims at one class", "methods/trajectories"),
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "methods/trajectories"),
     Mutant(
         "attacks/fab.py",
-        "points.x + self.beta * (x - points.x)",
+        "batch.x + self.beta * (x - batch.x)",
         "x",
         "FAB does not go back",
         "methods/trajectories attacks/tangent attacks/autoattack",

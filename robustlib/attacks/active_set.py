@@ -1,8 +1,6 @@
-"""Attacks in several rounds: who still stands, and the best that was found for each.
+"""Attacks in several rounds: the examples still active, and the best image that was found for each."""
 
-Attacks that look for the smallest perturbation: what they find and how they are called for it.
-"""
-
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,57 +16,56 @@ VOTES = 8  # draws of a stochastic model by which two of its adversarial example
 
 
 class ActiveSet:
-    """Rounds of an attack on a batch. An example leaves at its first success, judged by the deciding model.
+    """The examples of a batch that are not yet broken; one leaves at its first success, as the deciding model sees it.
 
-    Of a stochastic model nobody leaves, since one draw proves nothing, and each example keeps the image with the largest mean
+    Of a stochastic model none leaves, since one draw proves nothing, and each example keeps the image with the largest mean
     share of probability on wrong classes. Examples that are misclassified from the start are kept as they are.
 
     Args:
-        search: the borrowed model.
-        x: images (B, C, H, W).
-        y: labels (B,).
-        rng: one stream of random numbers an example.
-        eps: radius of the threat; nobody is hunted at 0.
+        rng: one stream of random numbers per example.
+        eps: radius of the threat; at 0 no example is active.
     """
 
     def __init__(self, oracle: GradientOracle, x: Tensor, y: Tensor, rng: ExampleRNG, eps: float) -> None:
         self.oracle, self.all, self.found, self._rng = oracle, AttackBatch(x, y), x.clone(), rng
-        self.here = torch.arange(len(x) if eps > 0 else 0, device=x.device)
+        self.active = torch.arange(len(x) if eps > 0 else 0, device=x.device)
         self._score = torch.full((len(x),), -torch.inf, device=x.device)
-        if len(self.here):
+        if len(self.active):
             self.update(x)
 
-    def __bool__(self) -> bool:
-        """Whether anyone still stands."""
-        return len(self.here) > 0
+    def rounds(self, count: int) -> Iterator[int]:
+        """0 to `count` - 1, ending early when no example is active."""
+        for round_ in range(count):
+            if not len(self.active):
+                return
+            yield round_
 
     @property
-    def points(self) -> AttackBatch:
-        """Images and labels of those who still stand."""
-        return self.all[self.here]
+    def batch(self) -> AttackBatch:
+        """The active examples."""
+        return self.all[self.active]
 
     def rng(self, round_: int) -> ExampleRNG:
-        """Fresh streams of random numbers for those who still stand, the same in every batching."""
-        return self._rng[self.here].fold_in(round_)
+        """Random numbers of a round for the active examples, the same in every batching."""
+        return self._rng[self.active].fold_in(round_)
 
     def update(self, x_adv: Tensor) -> None:
-        """Takes what a round found for those who still stand (S, C, H, W): keeps what is better, lets the broken leave."""
-        score, gone = self._judge(x_adv, self.points.y)
-        better = score > self._score[self.here]
-        self.found[self.here[better]], self._score[self.here[better]] = x_adv[better], score[better]
-        self.here = self.here[~gone]
-
-    def _judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes a round's images for the active examples (S, C, H, W): keeps the better ones; the broken leave."""
+        y = self.batch.y
         if self.oracle.stochastic:
             right = self.oracle.target_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
-            return 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        logits = self.oracle.logits(x_adv)
-        gone = is_adversarial(logits, y)
-        return torch.where(gone, torch.inf, margin(logits, y)).float(), gone
+            score, success = 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros_like(y, dtype=torch.bool)
+        else:
+            logits = self.oracle.logits(x_adv)
+            success = is_adversarial(logits, y)
+            score = torch.where(success, torch.inf, margin(logits, y)).float()
+        better = score > self._score[self.active]
+        self.found[self.active[better]], self._score[self.active[better]] = x_adv[better], score[better]
+        self.active = self.active[~success]
 
 
 class IterativeAttack:
-    """What the attacks of AutoAttack, and AutoAttack itself, have in common: a call is one active."""
+    """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet."""
 
     threat: Threat
     precision: Precision
@@ -88,12 +85,12 @@ class IterativeAttack:
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         with attack_context(model, x, (y,), self.precision) as oracle:
-            active = ActiveSet(oracle, x, y, rng, self.threat.eps)
-            self._run(active, model)
-        return active.found
+            active_set = ActiveSet(oracle, x, y, rng, self.threat.eps)
+            self._run(active_set, model)
+        return active_set.found
 
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        """Rounds of `active.offer` until nobody stands or nothing is left to try."""
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        """All rounds, each ending in `active_set.update`."""
         raise NotImplementedError
 
 
@@ -105,7 +102,7 @@ class MinNormResult:
         x_adv: (B, C, H, W) in [0, 1]; the image itself where none was found, and where the model is wrong without attack.
         distance: (B,) in the attack's norm, in pixel units of [0, 1]; NaN where none was found, since a failed search proves no
             robustness; 0 where the model is wrong without attack.
-        queries: (B,) int64, how often the model was asked about each example.
+        queries: (B,) int64, forward passes spent on each example.
     """
 
     x_adv: Tensor
@@ -114,7 +111,7 @@ class MinNormResult:
 
 
 class MinimumNorm(IterativeAttack):
-    """What attacks that can also say how near the nearest adversarial image is have in common: `nearest`."""
+    """Attacks that can also look for the nearest adversarial image, with `nearest`."""
 
     def nearest(
         self,
@@ -126,9 +123,9 @@ class MinimumNorm(IterativeAttack):
         generator: torch.Generator | None = None,
         rng: ExampleRNG | None = None,
     ) -> MinNormResult:
-        """The nearest adversarial image that was found for each of a batch; the threat's norm measures, its radius has no part.
+        """The nearest adversarial image found for each of a batch; the threat's norm measures, its radius plays no part.
 
-        The deployed model judges, in float32, what is found.
+        The target model decides, in float32, what is adversarial. A stochastic model is refused.
 
         Args:
             model: x -> logits (B, K), or a SurrogateModel.
@@ -137,39 +134,43 @@ class MinimumNorm(IterativeAttack):
             starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own
                 way, which Tangent also takes where a start is not adversarial.
             generator, rng: of random numbers; see `Attack`.
-
-        Raises:
-            InputError: images or starts outside [0, 1], labels that are no class of the model, or a stochastic model.
         """
         check_inputs(x, y)
         if starts is not None:
             check_inputs(starts, y)
-        found, distance = x.clone(), x.new_zeros(len(x))
-        queries = torch.zeros_like(y)
+        found, distance, queries = x.clone(), x.new_zeros(len(x)), torch.zeros_like(y)
         if not len(x):
             return MinNormResult(found, distance, queries)
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         with attack_context(model, x, (y,), self.precision) as oracle:
-            check_decided(oracle)
-            here = (~is_adversarial(oracle.logits(x), y)).nonzero()[:, 0]
-            if len(here):
-                first = None if starts is None else starts[here]
-                found[here], queries[here] = self._nearest(oracle, AttackBatch(x[here], y[here]), rng[here], first)
-                won = is_adversarial(oracle.logits(found[here]), y[here])
-                distance[here] = torch.where(won, self.threat.distance(found[here], x[here]), torch.nan)
+            check_deterministic(oracle)
+            right = (~is_adversarial(oracle.logits(x), y)).nonzero()[:, 0]
+            if len(right):
+                batch, least = AttackBatch(x[right], y[right]), x.new_full((len(right),), torch.inf)
+                best = batch.x.clone()
+                for x_adv, spent in self._searches(
+                    oracle, batch, rng[right], None if starts is None else starts[right]
+                ):
+                    far = self.threat.distance(x_adv, batch.x)
+                    closer = (far > 0) & (far < least)
+                    best[closer], least[closer] = x_adv[closer], far[closer]
+                    queries[right] += spent
+                found[right] = best
+                success = is_adversarial(oracle.logits(best), batch.y)
+                distance[right] = torch.where(success, self.threat.distance(best, batch.x), torch.nan)
         return MinNormResult(found, distance, queries)
 
-    def _nearest(
-        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The points (B, ...) that the search of images which the model has right ends at, and the queries (B,) spent."""
+    def _searches(
+        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | int]]:
+        """The adversarial images (B, ...) that each search ends at, the image itself where it found none, and queries spent."""
         raise NotImplementedError
 
 
-def check_decided(oracle: GradientOracle) -> None:
+def check_deterministic(oracle: GradientOracle) -> None:
     """Raises InputError for a stochastic model."""
     if oracle.stochastic:
         raise InputError(
-            "A stochastic model answers the same image differently each time, so there is no boundary between its decisions "
-            "to measure a distance to: attack it with PGDEOT, APGD or Square, which average its answers."
+            "A stochastic model answers the same image differently each time, so its decisions have no boundary to measure a "
+            "distance to: attack it with PGDEOT, APGD or Square, which average its answers."
         )

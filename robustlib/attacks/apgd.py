@@ -7,17 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import PRECISIONS, AttackBatch, Goal, GradientOracle, Precision
+from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision, RowObjective
 from robustlib.errors import check_choices, check_counts
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
 
 MOMENTUM = 0.75  # alpha of eq. 3, the share of the new step
-FIRST, SHRINK, SHORTEST = (
-    0.22,
-    0.03,
-    0.06,
-)  # of all steps: first period between checks, how much the next is shorter, least
+FIRST, SHRINK, SHORTEST = 0.22, 0.03, 0.06  # periods between checkpoints, as shares of all steps (section 3.1)
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,11 @@ class APGD(IterativeAttack):
         threat: the allowed perturbations.
         steps: gradient steps of each run, >= 1.
         objective: "ce", "nll" (of outputs that are sums of log-probabilities), "dlr" or "margin".
-        targets: 0 climbs away from the label; N climbs towards each of the N likeliest wrong classes in turn (K - 1 at most).
+        targets: 0 attacks away from the label; N towards each of the N likeliest wrong classes in turn (K - 1 at most).
         restarts: random starts of each run, >= 1.
         eot: gradient samples averaged at each step, >= 1; for stochastic models.
         rho: share of steps that must raise the objective between two checkpoints, in (0, 1).
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1], labels that are no
-            class of the model, or fewer classes than the objective needs.
     """
 
     threat: Threat
@@ -57,54 +49,54 @@ class APGD(IterativeAttack):
         check_counts(self, "targets", least=0)
         check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
 
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        classes = ranked_classes(active.oracle, active.all, self.targets, self.eot)
-        for round_ in range(max(1, classes.shape[1]) * self.restarts):
-            if not active:
-                break
-            points = active.points
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        oracle = active_set.oracle
+        classes = ranked_classes(oracle, active_set.all, self.targets, self.eot)
+        for round_ in active_set.rounds(max(1, classes.shape[1]) * self.restarts):
+            batch = active_set.batch
             if self.targets:
-                points = replace(points, target=classes[active.here, round_ // self.restarts])
-            active.update(self._climb(active.oracle, points, surface_point(self.threat, points.x, active.rng(round_))))
+                batch = replace(batch, target=classes[active_set.active, round_ // self.restarts])
+            start = surface_point(self.threat, batch.x, active_set.rng(round_))
+            active_set.update(self._ascend(oracle, batch, start))
 
-    def _climb(self, oracle: GradientOracle, points: AttackBatch, start: Tensor) -> Tensor:
+    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
         """One run: for each example the first point that fools the model, else the one of the largest objective."""
-        found, here = start.clone(), torch.arange(len(start), device=start.device)
-        gradient, logits = oracle.gradient(start, points.objective(self.objective), self.eot)
-        climb = APGDState.begin(start, gradient, _value(points.objective(self.objective), logits), 2 * self.threat.eps)
+        found, active = start.clone(), torch.arange(len(start), device=start.device)
+        gradient, logits = oracle.gradient(start, batch.objective(self.objective), self.eot)
+        state = APGDState.begin(start, gradient, _value(batch.objective(self.objective), logits), 2 * self.threat.eps)
         check, period = checkpoints(self.steps), 0
         for step in range(self.steps + 1):
-            gone = oracle.success_mask(climb.x, logits, points.y)  # success is any wrong class, also for targeted runs
-            if bool(gone.any()):
-                found[here[gone]] = climb.x[gone]
-                here, points, climb, logits = here[~gone], points[~gone], climb[~gone], logits[~gone]
-            if step == self.steps or not len(here):
+            success = oracle.success_mask(state.x, logits, batch.y)  # any wrong class, also for targeted runs
+            if bool(success.any()):
+                found[active[success]] = state.x[success]
+                active, batch, state, logits = active[~success], batch[~success], state[~success], logits[~success]
+            if step == self.steps or not len(active):
                 break
-            x = self._step(climb, points.x, MOMENTUM if step else 1.0)
-            goal = points.objective(self.objective)
+            x = self._step(state, batch.x, MOMENTUM if step else 1.0)
+            objective = batch.objective(self.objective)
             if step + 1 < self.steps:
-                gradient, logits = oracle.gradient(x, goal, self.eot)
-            else:  # nobody steps from the last point
-                gradient, logits = climb.gradient, oracle.fast_logits(x, self.eot)
-            climb.advance(x, gradient, _value(goal, logits))
+                gradient, logits = oracle.gradient(x, objective, self.eot)
+            else:  # no step is taken from the last point
+                gradient, logits = state.gradient, oracle.fast_logits(x, self.eot)
+            state.advance(x, gradient, _value(objective, logits))
             period += 1
             if step + 1 in check:
-                climb.adapt(self.rho * period)
+                state.adapt(self.rho * period)
                 period = 0
-        found[here] = climb.best
+        found[active] = state.best
         return found
 
-    def _step(self, climb: "APGDState", x: Tensor, momentum: float) -> Tensor:
+    def _step(self, state: "APGDState", x: Tensor, momentum: float) -> Tensor:
         """Equation 3: a projected step, mixed with the direction of the last one."""
-        step = climb.step.view(-1, *[1] * (x.ndim - 1))
-        ahead = self.threat.project(climb.x + step * self.threat.steepest_step(climb.gradient, 1.0), x)
-        mixed = climb.x + momentum * (ahead - climb.x) + (1 - momentum) * (climb.x - climb.previous)
+        length = state.step.view(-1, *[1] * (x.ndim - 1))
+        ahead = self.threat.project(state.x + length * self.threat.steepest_step(state.gradient, 1.0), x)
+        mixed = state.x + momentum * (ahead - state.x) + (1 - momentum) * (state.x - state.previous)
         return self.threat.project(mixed, x)
 
 
 @dataclass
 class APGDState:
-    """Where each example stands in a run, (B, ...): its last points, its best, and what the step size depends on."""
+    """A run's state for each example, (B, ...): its last points, its best, and what the step size depends on."""
 
     x: Tensor
     previous: Tensor
@@ -120,16 +112,16 @@ class APGDState:
 
     @classmethod
     def begin(cls, x: Tensor, gradient: Tensor, value: Tensor, step: float) -> "APGDState":
-        """Before the first step, from points `x` of this gradient and value."""
-        none = torch.zeros_like(value)
+        """Before the first step."""
+        zero = torch.zeros_like(value)
         # The first checkpoint cannot halve for want of progress: nothing came before it to compare with.
-        return cls(x, x, gradient, value, x, gradient, value, (none + step).to(x.dtype), none, value, none == 0)
+        return cls(x, x, gradient, value, x, gradient, value, (zero + step).to(x.dtype), zero, value, zero == 0)
 
     def __getitem__(self, keep: Tensor) -> "APGDState":
         return APGDState(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def advance(self, x: Tensor, gradient: Tensor, value: Tensor) -> None:
-        """The next points, with gradient and value there."""
+        """Moves to the next points."""
         self.rises = self.rises + (value > self.value)
         self.previous, self.x, self.gradient, self.value = self.x, x, gradient, value
         better = value > self.best_value
@@ -165,17 +157,17 @@ def checkpoints(steps: int) -> set[int]:
     return found
 
 
-def ranked_classes(oracle: GradientOracle, points: AttackBatch, targets: int, samples: int) -> Tensor:
+def ranked_classes(oracle: GradientOracle, batch: AttackBatch, targets: int, samples: int) -> Tensor:
     """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image."""
     if not targets:
-        return points.y[:, None][:, :0]
-    logits = oracle.fast_logits(points.x, samples).scatter(1, points.y[:, None], -torch.inf)
+        return batch.y[:, None][:, :0]
+    logits = oracle.fast_logits(batch.x, samples).scatter(1, batch.y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
 
 
-def _value(goal: Goal, logits: Tensor) -> Tensor:
+def _value(objective: RowObjective, logits: Tensor) -> Tensor:
     """The objective (B,); what is no number never counts as progress."""
-    return goal(logits.double(), slice(None)).nan_to_num(-torch.inf)
+    return objective(logits.double(), slice(None)).nan_to_num(-torch.inf)
 
 
 def _mix(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

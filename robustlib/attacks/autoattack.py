@@ -17,7 +17,7 @@ from robustlib.threat import Threat
 @dataclass(frozen=True)
 class AutoAttack(IterativeAttack):
     """Standard: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square. Rand, for stochastic models: APGD on
-    cross-entropy and on DLR, with gradients averaged over `eot` rng.
+    cross-entropy and on DLR, with gradients averaged over `eot` draws.
 
     Any number of classes: targets are the min(9, K - 1) likeliest wrong classes, and below 4 classes, where the (targeted) DLR
     loss does not exist, the margin takes its place.
@@ -27,13 +27,9 @@ class AutoAttack(IterativeAttack):
         version: "standard", "rand", or "custom" for the given `attacks`.
         attacks: (name, attack) in order; custom only.
         eot: gradient samples of the rand version, >= 1.
-        steps: of APGD and FAB in either version, >= 1; fewer than 100 are no AutoAttack that may be compared with others.
+        steps: of APGD and FAB in either version, >= 1; with fewer than 100 it is not the published AutoAttack.
         queries: of the standard version's Square, >= 1; 5000 likewise.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: an unknown version, custom without attacks, attacks for another version, of another threat, or with
-            names that are empty, taken twice or have a meaning in records.
     """
 
     threat: Threat
@@ -74,10 +70,9 @@ class AutoAttack(IterativeAttack):
             "square": Square(self.threat, self.queries, precision=self.precision),
         }
 
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        classes = active.oracle.classes
-        for number, attack in enumerate(self.components(classes).values()):
-            if active:
-                points = active.points
-                x_adv = attack(model, points.x, points.y, rng=active.rng(number))
-                active.update(self.threat.project(x_adv, points.x))  # a custom component may not know the ball
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        attacks = list(self.components(active_set.oracle.classes).values())
+        for number in active_set.rounds(len(attacks)):
+            x, y = active_set.batch.x, active_set.batch.y
+            x_adv = attacks[number](model, x, y, rng=active_set.rng(number))
+            active_set.update(self.threat.project(x_adv, x))  # a custom component may not know the ball

@@ -1,5 +1,6 @@
 """Fast adaptive boundary attack: steps to the linearised decision boundary (Croce and Hein 2020, "Minimally distorted ...")."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,10 +32,6 @@ class FAB(MinimumNorm):
         beta: how far an adversarial point is drawn back towards the clean image, in (0, 1).
         eot: gradient samples averaged at each step, >= 1; for stochastic models.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
-            class of the model.
     """
 
     threat: Threat
@@ -51,80 +48,70 @@ class FAB(MinimumNorm):
         check_counts(self, "steps", "targets", "restarts", "eot")
         check_choices(self, precision=PRECISIONS)
 
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        classes = ranked_classes(active.oracle, active.all, self.targets, self.eot)
-        for round_ in range(classes.shape[1] * self.restarts):
-            if not active:
-                break
-            points = replace(active.points, target=classes[active.here, round_ // self.restarts])
-            active.update(self._descend(active.oracle, points, self._start(round_, points, active.rng(round_))))
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        classes = ranked_classes(active_set.oracle, active_set.all, self.targets, self.eot)
+        for round_ in active_set.rounds(classes.shape[1] * self.restarts):
+            batch = replace(active_set.batch, target=classes[active_set.active, round_ // self.restarts])
+            start = self._start(round_, batch, active_set.rng(round_))
+            active_set.update(self._descend(active_set.oracle, batch, start))
 
-    def _nearest(
-        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        classes = ranked_classes(oracle, points, self.targets, self.eot)
-        best, least = points.x.clone(), points.x.new_full((len(points.x),), torch.inf)
-        rounds = classes.shape[1] * self.restarts
-        for round_ in range(rounds):
-            aimed = replace(points, target=classes[:, round_ // self.restarts])
+    def _searches(
+        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> Iterator[tuple[Tensor, int]]:
+        classes = ranked_classes(oracle, batch, self.targets, self.eot)
+        for round_ in range(classes.shape[1] * self.restarts):
+            aimed = replace(batch, target=classes[:, round_ // self.restarts])
             start = self._start(round_, aimed, rng.fold_in(round_))
             if starts is not None and round_ % self.restarts == 0:
                 start = starts
             found = self._descend(oracle, aimed, start, anywhere=True)
-            distance = self.threat.distance(found, points.x)
-            closer = is_adversarial(oracle.logits(found), points.y) & (distance < least)
-            best[closer], least[closer] = found[closer], distance[closer]
-        asked = 2 * self.eot * self.steps * rounds  # a gradient and an answer at each step
-        return best, torch.full_like(points.y, asked)
+            success = is_adversarial(oracle.logits(found), batch.y)
+            found[~success] = batch.x[~success]
+            yield found, 2 * self.eot * self.steps  # a gradient and an answer at each step
 
-    def _start(self, round_: int, points: AttackBatch, rng: ExampleRNG) -> Tensor:
-        """Where a run starts: from the images, or from a random point within eps / 2."""
+    def _start(self, round_: int, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         if round_ % self.restarts == 0:
-            return points.x
-        return surface_point(self.threat.scaled(0.5), points.x, rng)
+            return batch.x
+        return surface_point(self.threat.scaled(0.5), batch.x, rng)
 
-    def _descend(self, oracle: GradientOracle, points: AttackBatch, start: Tensor, anywhere: bool = False) -> Tensor:
+    def _descend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, anywhere: bool = False) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it;
         `anywhere`, the nearest of all steps, wherever it lies."""
-        found, here, x = start.clone(), torch.arange(len(start), device=start.device), start
+        found, active, x = start.clone(), torch.arange(len(start), device=start.device), start
         nearest = start.new_full((len(start),), torch.inf)
         for _ in range(self.steps):
-            x = self._step(oracle, points, x)
-            logits, distance = oracle.fast_logits(x, self.eot), self.threat.distance(x, points.x)
-            wrong = is_adversarial(logits, points.y)
-            inside = x if anywhere else self.threat.project(x, points.x)
-            gone = wrong & (distance <= self.threat.eps) & (not anywhere)
-            gone[gone.clone()] = oracle.success_mask(inside[gone], logits[gone], points.y[gone])
-            closer = wrong & (distance < nearest[here])
-            nearest[here[closer]] = distance[closer]
-            best = gone | closer | nearest[here].isinf()  # before the first crossing, the last point
-            found[here[best]] = inside[best]
-            x = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), points.x + self.beta * (x - points.x), x)
-            here, points, x = here[~gone], points[~gone], x[~gone]
-            if not len(here):
+            x = self._step(oracle, batch, x)
+            logits, distance = oracle.fast_logits(x, self.eot), self.threat.distance(x, batch.x)
+            wrong = is_adversarial(logits, batch.y)
+            inside = x if anywhere else self.threat.project(x, batch.x)
+            success = wrong & (distance <= self.threat.eps) & (not anywhere)
+            success[success.clone()] = oracle.success_mask(inside[success], logits[success], batch.y[success])
+            closer = wrong & (distance < nearest[active])
+            nearest[active[closer]] = distance[closer]
+            best = success | closer | nearest[active].isinf()  # before the first crossing, the last point
+            found[active[best]] = inside[best]
+            x = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), batch.x + self.beta * (x - batch.x), x)
+            active, batch, x = active[~success], batch[~success], x[~success]
+            if not len(active):
                 break
         return found
 
-    def _step(self, oracle: GradientOracle, points: AttackBatch, x: Tensor) -> Tensor:
+    def _step(self, oracle: GradientOracle, batch: AttackBatch, x: Tensor) -> Tensor:
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
-        slope, gap = self._boundary(oracle, points, x)
-        offset = (slope * x).flatten(1).sum(1) - gap  # the hyperplane {z: slope . z = offset}
-        mine = to_hyperplane(x, slope, offset, self.threat.norm)
-        clean = to_hyperplane(points.x, slope, offset, self.threat.norm)
-        lengths = [norms(d, self.threat.norm).clamp_min(1e-8) for d in (mine, clean)]
-        alpha = (lengths[0] / (lengths[0] + lengths[1])).clamp_max(self.alpha_max)
-        return ((1 - alpha) * (x + self.eta * mine) + alpha * (points.x + self.eta * clean)).clamp(0, 1)
-
-    def _boundary(self, oracle: GradientOracle, points: AttackBatch, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient (B, ...) and value (B,) of z_target - z_y at x."""
-        assert points.target is not None
-        target = points.target
+        y, target = batch.y, batch.target
+        assert target is not None
 
         def gap(logits: Tensor, rows: slice | Tensor) -> Tensor:
-            return (logits.gather(1, target[rows][:, None]) - logits.gather(1, points.y[rows][:, None]))[:, 0]
+            return (logits.gather(1, target[rows][:, None]) - logits.gather(1, y[rows][:, None]))[:, 0]
 
         slope, logits = oracle.gradient(x, gap, self.eot)
-        return slope, gap(logits, slice(None)).nan_to_num(0.0)
+        # the hyperplane {z: slope . z = offset} on which both classes have the same logit
+        offset = (slope * x).flatten(1).sum(1) - gap(logits, slice(None)).nan_to_num(0.0)
+        own = to_hyperplane(x, slope, offset, self.threat.norm)
+        clean = to_hyperplane(batch.x, slope, offset, self.threat.norm)
+        lengths = [norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean)]
+        alpha = (lengths[0] / (lengths[0] + lengths[1])).clamp_max(self.alpha_max)
+        return ((1 - alpha) * (x + self.eta * own) + alpha * (batch.x + self.eta * clean)).clamp(0, 1)
 
 
 def to_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:

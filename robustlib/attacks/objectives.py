@@ -1,4 +1,4 @@
-"""What an attack climbs: per-example functions of the logits, larger when the attacker is better off.
+"""What an attack maximises: per-example functions of the logits, larger when the attacker is better off.
 
 Each takes logits (B, K), labels y (B,) and gives (B,). A `target` class (B,) turns it into its targeted form.
 """
@@ -10,19 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustlib.errors import InputError
-
-Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-TINY = 1e-12
-
-
-def best_other(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{k != y} z_k, (B,)."""
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+from robustlib.threat import TINY
 
 
 def margin_of(logits: Tensor, y: Tensor) -> Tensor:
     """z_y - max_{k != y} z_k, (B,): positive where the model is right."""
-    return logits.gather(1, y[:, None])[:, 0] - best_other(logits, y)
+    return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def ce(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -47,9 +40,6 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, eq. 6 and 7), unchanged when all logits are shifted or scaled.
 
     -(z_y - max_{k != y} z_k) / (z_1 - z_3); targeted: -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), z sorted downwards.
-
-    Raises:
-        InputError: fewer than 3 classes, or 4 for the targeted form.
     """
     needed = 3 if target is None else 4
     if logits.shape[1] < needed:
@@ -61,23 +51,16 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY)
 
 
-def kl_from(reference: Tensor | None) -> Objective:
-    """KL(p(x) || p(x')) from the `reference` logits at x (B, K); it uses no label (TRADES, Zhang et al. 2019, eq. 5)."""
-    assert reference is not None
-    log_p = reference.log_softmax(1)
-
-    def kl(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-        return F.kl_div(logits.log_softmax(1), log_p, log_target=True, reduction="none").sum(1)
-
-    return kl
+def kl(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(p(x) || p(x')) from the `reference` logits (B, K) at x; it uses no label (TRADES, Zhang et al. 2019, eq. 5)."""
+    return F.kl_div(logits.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
 
 
-OBJECTIVES: dict[str, Objective | None] = {
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": ce,
     "nll": nll,
     "margin": margin,
     "dlr": dlr,
-    "kl": None,  # needs x's logits
 }
 
 

@@ -1,7 +1,4 @@
-"""Projected gradient descent, the one loop behind PGD, FGSM, the C&W margin attack, TRADES' inner attack and EOT.
-
-PGD on a loss of a whole batch, in which examples see each other, as contrastive losses are.
-"""
+"""Projected gradient descent, the one loop behind PGD, FGSM, the C&W margin attack, TRADES' inner attack and EOT."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +22,33 @@ from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
-STARTS = ("uniform", "gaussian", "zero")
 GAUSSIAN_SCALE = 0.001  # TRADES and MART start from x + 0.001 N(0, I)
 
 
+class GradientSteps:
+    """Attacks of `steps` gradient steps, each `step_size` long in the threat's norm; None = eps / 4 (2/255 at 8/255)."""
+
+    threat: Threat
+    step_size: float | None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps")
+        if self.step_size is not None and not self.step_size > 0:
+            name = type(self).__name__
+            raise InputError(f"{name} step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
+
+    @property
+    def length(self) -> float:
+        """The step length used."""
+        return self.threat.eps / 4 if self.step_size is None else self.step_size
+
+    def _step(self, x_adv: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        """x_{k+1} = Projection(x_k + length * steepest(gradient))."""
+        return self.threat.project(x_adv + self.threat.steepest_step(gradient, self.length), x)
+
+
 @dataclass(frozen=True)
-class PGD:
+class PGD(GradientSteps):
     """x_0 = start; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the objective)) (Madry et al. 2018, eq. 3).
 
     Args:
@@ -39,18 +57,14 @@ class PGD:
         step_size: length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255).
         objective: "ce", "nll" (of outputs that are sums of log-probabilities), "margin" (C&W), "dlr", or "kl" (from the clean
             prediction, needs no label).
-        targeted: climb towards the class given as `target` instead of away from the label.
+        targeted: move towards the class given as `target` instead of away from the label.
         start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I), clipped to [0, 1]: TRADES' release clips only
             after the first step) or "zero" (x itself).
-        restarts: independent starts, >= 1; each example keeps its strongest: fooled first, then the larger objective.
+        restarts: independent starts, >= 1; each example keeps its strongest: a success first, then the larger objective.
         eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
-        early_stop: an example leaves at the first iterate that fools the model. Stronger than judging the last iterate.
+        early_stop: an example leaves at the first iterate that fools the model. Stronger than taking the last iterate.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
         batchnorm: "eval" (default), or "train": modes as found, statistics restored afterwards.
-
-    Raises:
-        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1], labels that are no
-            class of the model, or a targeted attack without targets.
     """
 
     threat: Threat
@@ -66,17 +80,12 @@ class PGD:
     batchnorm: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "restarts", "eot")
-        if self.step_size is not None and not self.step_size > 0:
-            raise InputError(f"PGD step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
+        super().__post_init__()
+        check_counts(self, "restarts", "eot")
         if self.targeted and self.objective == "kl":
             raise InputError("The kl objective knows no target: use 'ce', 'margin' or 'dlr' for a targeted PGD.")
-        check_choices(self, objective=OBJECTIVES, start=STARTS, precision=PRECISIONS, batchnorm=("eval", "train"))
-
-    @property
-    def length(self) -> float:
-        """The step length used: `step_size`, or eps / 4."""
-        return self.threat.eps / 4 if self.step_size is None else self.step_size
+        check_choices(self, objective=(*OBJECTIVES, "kl"), start=("uniform", "gaussian", "zero"))
+        check_choices(self, precision=PRECISIONS, batchnorm=("eval", "train"))
 
     def __call__(
         self,
@@ -89,13 +98,9 @@ class PGD:
         target: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
+        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; see `Attack`.
 
         Args:
-            model: x -> logits (B, K).
-            x: images (B, C, H, W) in [0, 1].
-            y: true labels (B,).
-            generator: source of the random starts; `rng` gives each example its own stream instead.
             target: (B,) classes to reach; targeted attacks only.
             start: first iterate (B, C, H, W) of the first restart, projected first; overrides the random start.
         """
@@ -107,22 +112,14 @@ class PGD:
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         labels = (y,) if target is None else (y, target)
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
-            return self._attack(oracle, x, y, rng, target, start)
-
-    def _attack(
-        self, oracle: GradientOracle, x: Tensor, y: Tensor, rng: ExampleRNG, target: Tensor | None, start: Tensor | None
-    ) -> Tensor:
-        """All restarts on some examples."""
-        reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
-        points = AttackBatch(x, y, target, reference)
-        best = self._climb(oracle, points, self._first(points, rng.fold_in(0), start))
-        for restart in range(1, self.restarts):
-            again = self._climb(oracle, points, self._start(x, rng.fold_in(restart)))
-            best = self._stronger(oracle, points, best, again)
+            reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
+            batch = AttackBatch(x, y, target, reference)
+            first = self._start(x, rng.fold_in(0)) if start is None else self.threat.project(start.to(x), x)
+            best = self._ascend(oracle, batch, first)
+            for restart in range(1, self.restarts):
+                again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))
+                best = self._stronger(oracle, batch, best, again)
         return best
-
-    def _first(self, points: AttackBatch, rng: ExampleRNG, start: Tensor | None) -> Tensor:
-        return self._start(points.x, rng) if start is None else self.threat.project(start.to(points.x), points.x)
 
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:
         if self.start == "zero":
@@ -131,30 +128,29 @@ class PGD:
             return self.threat.project(x + GAUSSIAN_SCALE * rng.normal(*x.shape[1:]).to(x.dtype), x)
         return uniform_point(self.threat, x, rng).to(x.dtype)
 
-    def _climb(self, oracle: GradientOracle, points: AttackBatch, start: Tensor) -> Tensor:
+    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first one that fools the model."""
-        found, here = start.clone(), torch.arange(len(start), device=start.device)
-        x_adv = start
+        found, active, x_adv = start.clone(), torch.arange(len(start), device=start.device), start
         for _ in range(self.steps):
-            gradient, logits = oracle.gradient(x_adv, points.objective(self.objective), self.eot)
+            gradient, logits = oracle.gradient(x_adv, batch.objective(self.objective), self.eot)
             if self.early_stop:
-                gone = oracle.success_mask(x_adv, logits, points.y, points.target)
-                found[here[gone]] = x_adv[gone]
-                here, x_adv, gradient, points = here[~gone], x_adv[~gone], gradient[~gone], points[~gone]
-                if not len(here):
+                success = oracle.success_mask(x_adv, logits, batch.y, batch.target)
+                found[active[success]] = x_adv[success]
+                active, x_adv, gradient, batch = active[~success], x_adv[~success], gradient[~success], batch[~success]
+                if not len(active):
                     return found
-            x_adv = self.threat.project(x_adv + self.threat.steepest_step(gradient, self.length), points.x)
-        found[here] = x_adv
+            x_adv = self._step(x_adv, gradient, batch.x)
+        found[active] = x_adv
         return found
 
-    def _stronger(self, oracle: GradientOracle, points: AttackBatch, best: Tensor, again: Tensor) -> Tensor:
+    def _stronger(self, oracle: GradientOracle, batch: AttackBatch, best: Tensor, again: Tensor) -> Tensor:
         """For each example the iterate that fools the float32 model, and of two alike the one with the larger objective."""
         scores = []
         for x_adv in (best, again):
-            logits = oracle.logits(x_adv, draws=self.eot)
-            value = points.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
-            lucky = is_adversarial(logits, points.y, points.target) & (not oracle.stochastic)
-            scores.append(torch.where(lucky, torch.inf, value))
+            logits = oracle.logits(x_adv, self.eot)
+            value = batch.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
+            success = is_adversarial(logits, batch.y, batch.target) & (not oracle.stochastic)
+            scores.append(torch.where(success, torch.inf, value))
         better = (scores[1] > scores[0]).view(-1, *[1] * (best.ndim - 1))
         return torch.where(better, again, best)
 
@@ -165,7 +161,7 @@ def FGSM(threat: Threat, **settings: Any) -> PGD:
 
 
 def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> PGD:
-    """PGD with expectation over transformation at the full strength of Lee and Kim (2023): 200 steps of `eot` rng.
+    """PGD with expectation over transformation at the full strength of Lee and Kim (2023): 200 steps of `eot` draws.
 
     Against purification it is stronger than AutoAttack. It starts from the image itself, as their code does; steps of 0.007 at
     8/255 there, eps / 4 here.
@@ -174,28 +170,15 @@ def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> 
 
 
 @dataclass(frozen=True)
-class BatchPGD:
-    """x_0 = a random point of the ball; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the loss at x_k)).
+class BatchPGD(GradientSteps):
+    """PGD on a loss of a whole batch, in which examples see each other, as contrastive losses are; from a random point of the ball.
 
     For training without labels. Evaluation attacks logits, with `PGD` and the others.
-
-    Args:
-        threat: the allowed perturbations.
-        steps: gradient steps, >= 1.
-        step_size: length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255).
-
-    Raises:
-        InputError: at construction, a value outside these ranges.
     """
 
     threat: Threat
     steps: int = 5
     step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        check_counts(self, "steps")
-        if self.step_size is not None and not self.step_size > 0:
-            raise InputError(f"BatchPGD step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
 
     def __call__(
         self,
@@ -209,20 +192,20 @@ class BatchPGD:
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
 
         Args:
-            model: what `loss` looks at, by way of a faster twin where there is one; in eval mode meanwhile.
+            model: what `loss` looks at, in eval mode and by way of a folded copy where there is one.
             x: images (B, C, H, W) in [0, 1].
-            loss: the model or its twin, and images (B, C, H, W) -> what to climb, a scalar.
+            loss: the model or its folded copy, and images (B, C, H, W) -> what to maximise, a scalar.
             generator: source of the random start.
             precision: of the forward and backward passes.
         """
-        length = self.threat.eps / 4 if self.step_size is None else self.step_size
         x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
         with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
-            fast = fold_batchnorm(model, x, precision) or model
+            fast = fold_batchnorm(model, x, precision)
+            fast = model if fast is None else fast
             for _ in range(self.steps):
                 x_adv = x_adv.detach().requires_grad_(True)
                 cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
                 with torch.enable_grad(), cast:
                     (gradient,) = torch.autograd.grad(loss(fast, x_adv), x_adv)
-                x_adv = self.threat.project(x_adv + self.threat.steepest_step(gradient, length), x)
+                x_adv = self._step(x_adv, gradient, x)
         return x_adv.detach()

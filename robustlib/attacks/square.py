@@ -29,12 +29,8 @@ class Square(IterativeAttack):
         p_init: share of the pixels that the first squares change, in (0, 1]; it is halved after 10, 50, 200, 500, 1000, 2000,
             4000, 6000 and 8000 queries.
         restarts: independent searches, >= 1.
-        votes: rng of a stochastic model whose mean decides a query, >= 1.
+        votes: draws of a stochastic model whose mean decides a query, >= 1.
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
-            class of the model.
     """
 
     threat: Threat
@@ -50,43 +46,38 @@ class Square(IterativeAttack):
         if not 0 < self.p_init <= 1:
             raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        for restart in range(self.restarts):
-            if active:
-                active.update(self._search(active.oracle, active.points, active.rng(restart)))
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        for restart in active_set.rounds(self.restarts):
+            active_set.update(self._search(active_set.oracle, active_set.batch, active_set.rng(restart)))
 
-    def _search(self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG) -> Tensor:
+    def _search(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """One random search: for each example the first point that fools the model, else the one of the largest loss."""
-        linf = self.threat.norm == "linf"
-        best = (_stripes if linf else _tiles)(points.x, self.threat.eps, rng.fold_in(0))
-        found, here = best.clone(), torch.arange(len(best), device=best.device)
+        begin, step = (_stripes, _linf_step) if self.threat.norm == "linf" else (_tiles, _l2_step)
+        best = begin(batch.x, self.threat.eps, rng.fold_in(0))
+        found, active = best.clone(), torch.arange(len(best), device=best.device)
         loss = best.new_full((len(best),), -torch.inf)
         for query in range(self.queries):
-            tried = best if query == 0 else self._propose(points.x, best, query, rng.fold_in(query))
+            tried, share = best, square_share(query, self.p_init)
+            if query:
+                tried = step(batch.x, best, self.threat.eps, share, rng.fold_in(query))
             new = (tried != best).flatten(1).any(1) | (query == 0) | oracle.stochastic
             rows = new.nonzero()[:, 0]  # a small square often lands where it changes nothing: no need to ask again
             if not len(rows):
                 continue
-            tried, y = tried[rows], points.y[rows]
+            tried, y = tried[rows], batch.y[rows]
             logits = oracle.fast_logits(tried, self.votes)
             value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
             better = value > loss[rows]
             best[rows[better]], loss[rows[better]] = tried[better], value[better]
-            gone = oracle.success_mask(tried, logits, y)
-            if bool(gone.any()):
-                found[here[rows[gone]]] = tried[gone]
-                stay = torch.ones_like(new).index_fill(0, rows[gone], False)
-                here, best, loss = here[stay], best[stay], loss[stay]
-                points, rng = points[stay], rng[stay]
-                if not len(here):
+            success = oracle.success_mask(tried, logits, y)
+            if bool(success.any()):
+                found[active[rows[success]]] = tried[success]
+                stay = torch.ones_like(new).index_fill(0, rows[success], False)
+                active, best, loss, batch, rng = active[stay], best[stay], loss[stay], batch[stay], rng[stay]
+                if not len(active):
                     return found
-        found[here] = best
+        found[active] = best
         return found
-
-    def _propose(self, x: Tensor, best: Tensor, query: int, rng: ExampleRNG) -> Tensor:
-        share = square_share(query, self.p_init)
-        step = _linf_step if self.threat.norm == "linf" else _l2_step
-        return step(x, best, self.threat.eps, share, rng)
 
 
 def square_share(query: int, p_init: float) -> float:

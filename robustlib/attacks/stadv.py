@@ -18,12 +18,12 @@ START = 0.01  # of a step: bilinear sampling has a kink at whole pixels, and one
 
 @dataclass(frozen=True)
 class StAdv:
-    """A flow of pixels that fools the model: Adam climbs objective(x moved by f) - weight * TV(f) over the flow f.
+    """A flow of pixels that fools the model: Adam maximises objective(x moved by f) - weight * TV(f) over the flow f.
 
     With a `bound`, f is projected onto |f| <= bound (in each direction, at each pixel) after each step, as Nie et al. 2022
     (DiffPure) use it; without one, only the total variation holds it back, as in the paper (which uses L-BFGS). It knows no ball:
-    a bright edge that moves by a pixel changes by its whole height. Each example starts from a flow of next to nothing, and
-    those of a deterministic model leave at their first success. See `move` for directions and borders.
+    a bright edge that moves by a pixel changes by its whole height. Each example starts from a flow near zero, and those of a
+    deterministic model leave at their first success. See `move` for directions and borders.
 
     Args:
         bound: largest displacement in pixels of these images, > 0; None for no bound. Records call it eps.
@@ -34,10 +34,6 @@ class StAdv:
         eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
         objective: "margin" (the paper's, from C&W), "ce", "nll" (of outputs that are sums of log-probabilities) or "dlr".
         precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: at construction, a value outside these ranges; at a call, images outside [0, 1] or labels that are no
-            class of the model.
     """
 
     bound: float | None = BOUND
@@ -85,30 +81,30 @@ class StAdv:
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         with attack_context(model, x, (y,), self.precision) as oracle:
-            return self._climb(oracle, AttackBatch(x, y), rng)
+            return self._ascend(oracle, AttackBatch(x, y), rng)
 
-    def _climb(self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG) -> Tensor:
+    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first image that fools the model, else the one after the last step."""
-        found, here = points.x.clone(), torch.arange(len(points.x), device=points.x.device)
-        start = 2 * rng.uniform(2, *points.x.shape[2:]) - 1
-        flow = (start * START * self.length).to(points.x.dtype)
-        adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb nobody
+        found, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
+        start = 2 * rng.uniform(2, *batch.x.shape[2:]) - 1
+        flow = (start * START * self.length).to(batch.x.dtype)
+        adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb no other
         for _ in range(self.steps):
-            mine = flow[here].requires_grad_(True)
+            moving = flow[active].requires_grad_(True)
             with torch.enable_grad():
-                image, roughness = move(points.x, mine), total_variation(mine)
-            gradient, logits = oracle.gradient(image, points.objective(self.objective), self.eot)
-            (slope,) = torch.autograd.grad((image, roughness), mine, (-gradient, self.smoothness + 0 * roughness))
-            gone = oracle.success_mask(image.detach(), logits, points.y)
-            found[here[gone]] = image.detach()[gone]
-            flow.grad = torch.zeros_like(flow).index_copy(0, here, slope.nan_to_num(0.0, 0.0, 0.0))
-            here, points = here[~gone], points[~gone]
-            if not len(here):
+                image, roughness = move(batch.x, moving), total_variation(moving)
+            gradient, logits = oracle.gradient(image, batch.objective(self.objective), self.eot)
+            (slope,) = torch.autograd.grad((image, roughness), moving, (-gradient, self.smoothness + 0 * roughness))
+            success = oracle.success_mask(image.detach(), logits, batch.y)
+            found[active[success]] = image.detach()[success]
+            flow.grad = torch.zeros_like(flow).index_copy(0, active, slope.nan_to_num(0.0, 0.0, 0.0))
+            active, batch = active[~success], batch[~success]
+            if not len(active):
                 return found
             adam.step()
             if self.bound is not None:
                 flow.clamp_(-self.bound, self.bound)
-        found[here] = move(points.x, flow[here])
+        found[active] = move(batch.x, flow[active])
         return found
 
 
@@ -122,10 +118,7 @@ def move(x: Tensor, flow: Tensor) -> Tensor:
 
     Args:
         x: images (B, C, H, W) in [0, 1].
-        flow: (B, 2, H, W) in pixels, down and right, the same for all channels.
-
-    Returns:
-        (B, C, H, W) in [0, 1], differentiable by the flow.
+        flow: (B, 2, H, W) in pixels, down and right, the same for all channels; the result is differentiable by it.
     """
     height, width = x.shape[2:]
     whole = flow.detach().floor()
@@ -144,9 +137,6 @@ def move(x: Tensor, flow: Tensor) -> Tensor:
 def total_variation(flow: Tensor) -> Tensor:
     """(B,): over all pixels p and their neighbours q above, below, left and right, |f(p) - f(q)| in l2 (Xiao et al. 2018, eq. 4).
 
-    Every pair counts twice, and pixels at the border have fewer neighbours. Where two neighbours flow alike, the gradient is 0.
-
-    Args:
-        flow: (B, 2, H, W) in pixels.
+    Every pair counts twice. Where two neighbours have the same flow (B, 2, H, W), the gradient is 0.
     """
     return sum(2 * torch.linalg.vector_norm(flow.diff(dim=dim), dim=1).flatten(1).sum(1) for dim in (2, 3))

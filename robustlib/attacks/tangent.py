@@ -1,100 +1,140 @@
 """Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492).
 
-A walk along a model's decision boundary towards the image: tangent points of small hemispheres (Ma et al. 2021).
+It moves along a model's decision boundary towards the image, over the tangent points of small hemispheres.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, log, sqrt
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_decided
+from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_deterministic
 from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
-SPREAD, TRIES = 0.5, 100  # standard deviation of the noise that a start is looked for in, and how often
+SPREAD, TRIES = 0.5, 100  # standard deviation of the noise in which a start is looked for, and how often
 TOLERANCE = 1e-5  # of a place on a line, as a share of its length
 PARTS = 4  # a line is cut into at a time: three queries in one call, where halving would take two calls
 CUTS = ceil(log(1 / TOLERANCE, PARTS))
 BISECTION = CUTS * (PARTS - 1)  # queries of a search on a line
 RADII, ROUNDS = 4, 6  # halved radii that are tried at a time, and how often
-FIRST = 0.1  # how far the first probes go, in pixels
-BLOCK = 2**14  # numbers drawn at a time for each example: the share of a small batch stays in a CPU's cache
+FIRST = 0.1  # standard deviation of the first probes, in pixels
+BLOCK = 2**14  # random numbers per example at a time: those of a small batch stay in a CPU's cache
+LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
+
+
+@dataclass(frozen=True)
+class Tangent(MinimumNorm):
+    """Tangent Attack on a hemisphere: from a point on the decision boundary to the tangent point, and back to the boundary.
+
+    It looks for the smallest perturbation and knows no radius. Called as an attack, an example leaves as soon as its point lies
+    within eps; `nearest` goes on to the end. It starts from Gaussian noise around the image. A step that leads farther away is
+    not taken, unlike in the released code. A stochastic model is refused: its decisions have no boundary.
+
+    Args:
+        threat: the allowed perturbations, in l2.
+        queries: of the model for each example, >= 200 a restart; no step begins that might go beyond them. 18 000 allow about 40
+            steps of one walk.
+        restarts: walks from other noise, which share the queries; the nearest point counts. The paper has 1, which often ends
+            at the boundary of a farther class; >= 1.
+        probes: directions by which the first step estimates the boundary's normal; step t takes probes * sqrt(t); >= 1.
+        gamma: size of the probes of later steps: Gaussian ones of standard deviation gamma * distance / dimensions; > 0.
+        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
+    """
+
+    threat: Threat
+    queries: int = 18_000
+    restarts: int = 1
+    probes: int = 100
+    gamma: float = 1.0
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "probes", "restarts")
+        check_counts(self, "queries", least=LEAST * self.restarts)
+        check_choices(self, precision=PRECISIONS)
+        if not 0 < self.gamma < float("inf"):
+            raise InputError(f"Tangent gamma={self.gamma!r}: give a finite number above 0.")
+        if self.threat.norm != "l2":
+            raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
+
+    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+        check_deterministic(active_set.oracle)
+        for restart in active_set.rounds(self.restarts):
+            batch = active_set.batch
+            x_adv = TangentState(self, active_set.oracle, batch, active_set.rng(restart)).walk(self.threat.eps)
+            active_set.update(self.threat.project(x_adv, batch.x))
+
+    def _searches(
+        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for restart in range(self.restarts):
+            state = TangentState(self, oracle, batch, rng.fold_in(restart), None if restart else starts)
+            yield state.walk(), state.spent
 
 
 class TangentState:
-    """A batch on its way along the decision boundary.
+    """A batch that walks along the decision boundary.
 
     Args:
-        search: the borrowed model.
-        points: images (B, C, H, W), which the model has right, and labels (B,).
-        rng: one stream of random numbers an example.
-        queries, probes, gamma: as of `Tangent`; all queries are for this walk.
+        attack: whose queries, shared by the restarts, probes and gamma hold.
+        batch: images (B, C, H, W) that the model has right, and labels (B,).
+        rng: one stream of random numbers per example.
         starts: (B, C, H, W) to start from, where adversarial.
 
     Attributes:
+        now: (B, C, H, W) points on the boundary; the images themselves where no start was found.
         spent: (B,) queries of the model for each example. The verification in float32 of a point is no query of its own.
     """
 
     def __init__(
-        self,
-        oracle: GradientOracle,
-        points: AttackBatch,
-        rng: ExampleRNG,
-        queries: int,
-        probes: int,
-        gamma: float,
-        starts: Tensor | None = None,
+        self, attack: Tangent, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None
     ) -> None:
-        check_decided(oracle)
-        self.oracle, self.x, self.y, self.rng = oracle, points.x, points.y, rng
-        self.queries, self.probes, self.gamma = queries, probes, gamma
-        self.now = points.x.clone()
-        self.spent = torch.zeros(len(points.x), dtype=torch.int64, device=points.x.device)
-        self.here = self._begin(starts)
+        self.oracle, self.x, self.y, self.rng = oracle, batch.x, batch.y, rng
+        self.queries, self.probes, self.gamma = attack.queries // attack.restarts, attack.probes, attack.gamma
+        self.now, self.spent = batch.x.clone(), torch.zeros_like(batch.y)
+        self.active = self._begin(starts)
 
-    def run(self, eps: float = 0.0) -> Tensor:
-        """The adversarial points (B, C, H, W) that it ends at, no farther than `eps` or as near as the queries allow; the
-        images themselves where no start was found."""
-        begun, step = self.here, 0
-        while len(self.here):
+    def walk(self, eps: float = 0.0) -> Tensor:
+        """The adversarial points (B, C, H, W) that it ends at, no farther than `eps` or as near as the queries allow."""
+        begun, step = self.active, 0
+        while len(self.active):
             step += 1
             cost = int(self.probes * sqrt(step)) + RADII * ROUNDS + BISECTION + 1  # and one for the last
-            far = (1 + TOLERANCE) * self._distance(self.here) > eps
-            self.here = self.here[far & (self.spent[self.here] + cost <= self.queries)]
-            if len(self.here):
+            far = (1 + TOLERANCE) * self._distance(self.active) > eps
+            self.active = self.active[far & (self.spent[self.active] + cost <= self.queries)]
+            if len(self.active):
                 self._step(step)
         self._push_across(begun)
         return self.now
 
     def _begin(self, starts: Tensor | None) -> Tensor:
-        """Puts everyone on the boundary; the rows for which a start was found."""
-        standing = torch.arange(len(self.x), device=self.x.device)
-        begun = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        """Puts all on the boundary; the rows for which a start was found."""
+        todo = torch.arange(len(self.x), device=self.x.device)
         for attempt in range(-1 if starts is not None else 0, TRIES):
-            if not len(standing):
+            if not len(todo):
                 break
             if attempt < 0 and starts is not None:
-                tried = starts[standing]
+                tried = starts[todo]
             else:
-                noise = self.rng[standing].fold_in(0).fold_in(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
-                tried = (self.x[standing] + SPREAD * noise).clamp(0, 1)
-            hit = self._adversarial(tried, standing)
-            self.now[standing[hit]] = tried[hit]
-            begun[standing[hit]] = True
-            standing = standing[~hit]
-        rows = begun.nonzero()[:, 0]
-        if len(rows):
-            self.now[rows] = self._to_boundary(self.now[rows], rows)
-        return rows
+                noise = self.rng[todo].fold_in(0).fold_in(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
+                tried = (self.x[todo] + SPREAD * noise).clamp(0, 1)
+            hit = self._adversarial(tried, todo)
+            self.now[todo[hit]] = tried[hit]
+            todo = todo[~hit]
+        begun = torch.ones_like(self.y, dtype=torch.bool).index_fill(0, todo, False).nonzero()[:, 0]
+        if len(begun):
+            self.now[begun] = self._to_boundary(self.now[begun], begun)
+        return begun
 
     def _step(self, step: int) -> None:
-        """One step of those still here: where the boundary lies, the tangent point, and back to the boundary."""
-        rows, x, now = self.here, self.x[self.here], self.now[self.here]
+        """One step of the active examples: the boundary's normal, the tangent point, and back to the boundary."""
+        rows, x, now = self.active, self.x[self.active], self.now[self.active]
         distance = self._distance(rows)
         reach = self.gamma * distance / x[0].numel() if step > 1 else torch.full_like(distance, FIRST)
         normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.rng[rows].fold_in(step))
@@ -106,15 +146,15 @@ class TangentState:
             radii = (radius[todo, None] * halved).flatten()
             tried = tangent_point(x[each], now[each], normal[each], radii).clamp(0, 1)
             hit = self._adversarial(tried, rows[each]).view(-1, RADII)
-            won, first = hit.any(1), hit.int().argmax(1)  # the largest radius that hits
-            moved[todo[won]] = tried.view(-1, RADII, *x.shape[1:])[won, first[won]]
-            todo = todo[~won]
+            some, first = hit.any(1), hit.int().argmax(1)  # the largest radius that hits
+            moved[todo[some]] = tried.view(-1, RADII, *x.shape[1:])[some, first[some]]
+            todo = todo[~some]
             radius[todo] *= halved[-1] / 2
             if not len(todo):
                 break
-        gone = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
-        if bool(gone.any()):
-            moved[gone] = self._to_boundary(moved[gone], rows[gone])
+        success = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
+        if bool(success.any()):
+            moved[success] = self._to_boundary(moved[success], rows[success])
             closer = norms(moved - x, "l2") < norms(now - x, "l2")
             self.now[rows] = torch.where(closer, moved, now)
 
@@ -164,7 +204,7 @@ class TangentState:
             self.now[rows[hit]] = tried[hit]
 
     def _adversarial(self, tried: Tensor, rows: Tensor) -> Tensor:
-        """(S,) bool: what the model decides of `tried` (S, ...), a success verified by the deployed one; a query each."""
+        """(S,) bool: whether `tried` (S, ...) fools the model; a query each."""
         self.spent.index_add_(0, rows, torch.ones_like(rows))
         return self.oracle.success_mask(tried, self.oracle.fast_logits(tried), self.y[rows])
 
@@ -193,72 +233,3 @@ def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Ten
     wide = radius[:, None].double()
     angle = (wide / length).clamp_max(1).acos() - (-rise / length).clamp(-1, 1).asin()
     return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now.dtype).view_as(now)
-
-
-LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
-
-
-@dataclass(frozen=True)
-class Tangent(MinimumNorm):
-    """Tangent Attack on a hemisphere: from a point on the decision boundary to the tangent point, and back to the boundary.
-
-    It looks for the smallest perturbation and knows no radius. Called as an attack, an example leaves as soon as its point lies
-    within eps; `nearest` goes on to the end. It starts from Gaussian noise around the image. A step that leads farther away is
-    not taken, unlike in the released code.
-
-    Args:
-        threat: the allowed perturbations, in l2.
-        queries: of the model for each example, >= 200 a restart; no step begins that might go beyond them. 18 000 allow about 40
-            steps of one walk.
-        restarts: walks from other noise, which share the queries; the nearest point counts. The paper has 1, which often ends
-            at the boundary of a farther class; >= 1.
-        probes: directions by which the first step judges where the boundary lies; step t takes probes * sqrt(t); >= 1.
-        gamma: how far the probes of later steps go: Gaussian ones of standard deviation gamma * distance / dimensions; > 0.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-
-    Raises:
-        InputError: at construction, a value outside these ranges, or a threat in another norm; at a call, images outside
-            [0, 1], labels that are no class of the model, or a stochastic model, whose decisions have no boundary.
-    """
-
-    threat: Threat
-    queries: int = 18_000
-    restarts: int = 1
-    probes: int = 100
-    gamma: float = 1.0
-    precision: Precision = "32-true"
-
-    def __post_init__(self) -> None:
-        check_counts(self, "probes", "restarts")
-        check_counts(self, "queries", least=LEAST * self.restarts)
-        check_choices(self, precision=PRECISIONS)
-        if not 0 < self.gamma < float("inf"):
-            raise InputError(f"Tangent gamma={self.gamma!r}: give a finite number above 0.")
-        if self.threat.norm != "l2":
-            raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
-
-    def _run(self, active: ActiveSet, model: nn.Module) -> None:
-        for restart in range(self.restarts):
-            if active:
-                points = active.points
-                walk = self._walk(active.oracle, points, active.rng(restart))
-                active.update(self.threat.project(walk.run(self.threat.eps), points.x))
-
-    def _nearest(
-        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        best, spent = points.x.clone(), torch.zeros_like(points.y)
-        least = points.x.new_full((len(points.x),), torch.inf)
-        for restart in range(self.restarts):
-            walk = self._walk(oracle, points, rng.fold_in(restart), None if restart else starts)
-            found = walk.run()
-            distance = self.threat.distance(found, points.x)
-            closer = (distance > 0) & (distance < least)  # 0 where no start was found
-            best[closer], least[closer] = found[closer], distance[closer]
-            spent += walk.spent
-        return best, spent
-
-    def _walk(
-        self, oracle: GradientOracle, points: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None
-    ) -> TangentState:
-        return TangentState(oracle, points, rng, self.queries // self.restarts, self.probes, self.gamma, starts)

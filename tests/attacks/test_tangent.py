@@ -87,7 +87,7 @@ def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
         5000,
     )  # more than a block; some are clipped, of the last all agree
     with attack_context(model, x, (y,)) as oracle:
-        walk = TangentState(oracle, AttackBatch(x, y), rng, 1500, 100, 1.0)
+        walk = TangentState(Tangent(L2, 1500), oracle, AttackBatch(x, y), rng)
         spent = walk.spent.clone()
         found = walk._normal_at(torch.arange(4), x, reach, count, rng)
         assert (walk.spent - spent == count).all()

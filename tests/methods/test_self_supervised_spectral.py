@@ -20,7 +20,7 @@ from robustlib.models import SelfSupervised, build_model
 from robustlib.runs import Run, load_weights, save_weights
 from robustlib.training import fit
 from robustlib.workbook.claims.evidence import measure_of
-from robustlib.workbook.cli.console import _now
+from robustlib.workbook.cli.console import activity
 from tests.losses.test_contrastive import restated as nt_xent_restated
 from tests.losses.test_transfer import restated as barlow_restated
 from tests.methods.test_rep_spectral import true_norms
@@ -252,7 +252,7 @@ def test_training_says_what_it_can(few, tmp_path, capsys):
 def test_the_console_tells_the_accuracies_that_there_are(tmp_path, row, says):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
     job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False), epochs=5)
-    assert _now(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"
+    assert activity(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"
 
 
 def test_the_papers_own_recipe():

@@ -27,7 +27,7 @@ from robustlib.workbook.claims import (
     paired_interval,
     read_claims,
 )
-from robustlib.workbook.cli.console import verdicts
+from robustlib.workbook.cli.console import claims_table
 from robustlib.workbook.experiments import read_study, study_names
 
 SEEDS = range(8)
@@ -426,7 +426,7 @@ def test_a_claim_about_one_arm_needs_only_its_trainings(tmp_path: Path) -> None:
     assert row["effect"].startswith("+26.1 % (")
     assert "26.1 %, interval" in figures.claim_effects([found.in_direction()]).alt
     console = Console(width=200, file=io.StringIO())
-    console.print(verdicts([grows], runs, SEEDS))
+    console.print(claims_table([grows], runs, SEEDS))
     assert "✓ supported" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

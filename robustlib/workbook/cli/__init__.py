@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from robustlib.errors import InputError
-from robustlib.workbook.cli import evaluate as judge
-from robustlib.workbook.cli import train
-from robustlib.workbook.cli.app import app, err, out, say
+from robustlib.workbook.cli.commands import app, out, say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -54,78 +54,78 @@ class Mutant:
 
 MUTANTS = (
     # attacks
-    Mutant("attacks/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 1.0", "APGD without momentum", "methods/trajectories"),
+    Mutant("attacks/apgd.py", "MOMENTUM = 0.75", "MOMENTUM = 1.0", "APGD without momentum", "attacks/trajectories"),
     Mutant(
         "attacks/apgd.py",
         "self.step / 2, self.step)",
         "self.step / 1, self.step)",
         "APGD never halves its step",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
     Mutant(
         *("attacks/apgd.py", "_mix(halve, self.best, self.x), _mix", "_mix(halve, self.x, self.x), _mix"),
-        *("APGD does not return to its best point", "methods/trajectories"),
+        *("APGD does not return to its best point", "attacks/trajectories"),
     ),
     Mutant(
         "attacks/apgd.py",
         "2 * self.threat.eps)",
         "1 * self.threat.eps)",
         "APGD starts with a step of eps",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
     Mutant(
         "attacks/apgd.py",
         "& ~self.halved",
         "& self.halved",
         "APGD's second condition turned round",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
-    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "methods/trajectories"),
+    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "attacks/trajectories"),
     Mutant(
         "attacks/apgd.py",
         "0.22, 0.03",
         "0.22, 0.04",
         "APGD's checkpoints come sooner",
-        "attacks/autoattack methods/trajectories",
+        "attacks/autoattack attacks/trajectories",
     ),
     Mutant(
         *("attacks/apgd.py", "classes[active_set.active, round_ // self.restarts]", "classes[active_set.active, 0]"),
-        *("APGD-T always aims at one class", "methods/trajectories"),
+        *("APGD-T always aims at one class", "attacks/trajectories"),
     ),
     Mutant(
-        "attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "methods/trajectories"
+        "attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "attacks/trajectories"
     ),
     Mutant(
-        "attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "methods/trajectories"
+        "attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "attacks/trajectories"
     ),
     Mutant(
         "attacks/autoattack.py",
         "queries: int = 5000",
         "queries: int = 500",
         "Square of 500 queries",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
-    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "methods/trajectories"),
+    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "attacks/trajectories"),
     Mutant(
         "attacks/fab.py",
         "batch.x + self.beta * (x - batch.x)",
         "x",
         "FAB does not go back",
-        "methods/trajectories attacks/tangent attacks/autoattack",
+        "attacks/trajectories attacks/tangent attacks/autoattack",
     ),
     Mutant(
         "attacks/square.py",
         "best[at] + 2 * eps",
         "best[at] + 1 * eps",
         "Square's step is half as long",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
     Mutant(
         "attacks/square.py",
         "budget + unused / channels",
         "budget + 0 * unused",
         "Square in L2 forgets what is unused",
-        "methods/trajectories",
+        "attacks/trajectories",
     ),
     Mutant(
         "attacks/objectives.py",
@@ -170,7 +170,7 @@ MUTANTS = (
         "alpha * away",
         "(1 - alpha) * away",
         "ANCRA freezes the other side",
-        "methods/contrastive",
+        "losses/contrastive",
     ),
     Mutant(
         "losses/spectral.py", "eigenvectors[:, -1]", "eigenvectors[:, 0]", "sigma_min for sigma_max", "losses/spectral"

@@ -9,28 +9,9 @@ from torch import nn
 
 from robustlib.errors import InputError
 from robustlib.losses import PowerIteration, conv_squared_norm, cross_lipschitz, dense_squared_norm, exact_squared_norm
+from tests.restated import class_jacobians, dense_operator, squared_norm
 
 CLOSE = 1e-5  # relative, of sigma^2
-
-
-def dense_operator(layer, size):
-    """The matrix of a convolution, entry by entry: output (o, i, j) sees input (c, a, b) through tap (p, q)."""
-    w = layer.weight.detach().double().numpy()
-    (outs, ins, kh, kw), (h, b) = w.shape, size
-    (sh, sw), (ph, pw) = layer.stride, layer.padding
-    rows, columns = (h + 2 * ph - kh) // sh + 1, (b + 2 * pw - kw) // sw + 1
-    matrix = np.zeros((outs, rows, columns, ins, h, b))
-    for i, j, p, q in np.ndindex(rows, columns, kh, kw):
-        y, x = i * sh + p - ph, j * sw + q - pw
-        if layer.padding_mode == "circular":
-            matrix[:, i, j, :, y % h, x % b] += w[:, :, p, q]
-        elif 0 <= y < h and 0 <= x < b:
-            matrix[:, i, j, :, y, x] += w[:, :, p, q]
-    return matrix.reshape(outs * rows * columns, ins * h * b)
-
-
-def squared_norm(matrix):
-    return np.linalg.svd(matrix, compute_uv=False)[0] ** 2
 
 
 def conv(ins, outs, k, stride=1, mode="circular"):
@@ -219,13 +200,6 @@ def test_weights_that_diverged_give_nan_for_the_loop_to_report(bad):
             layer.weight[0, 0] = bad
         assert not exact_squared_norm(layer, size).isfinite()
         assert not PowerIteration(layer, size)(layer).isfinite()
-
-
-def class_jacobians(model, x):
-    """(B, K, D), image by image."""
-    return np.stack(
-        [torch.func.jacrev(lambda one: model(one[None])[0])(image).flatten(1).detach().numpy() for image in x]
-    )
 
 
 def test_cross_lipschitz_is_its_double_sum():

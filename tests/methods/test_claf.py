@@ -17,7 +17,7 @@ from robustlib.models import build_model
 from robustlib.models.projected import clean_statistics
 from robustlib.runs import Run
 from robustlib.training.validation import probe_batch
-from tests.losses.test_contrastive import restated
+from tests.restated import supcon
 from tests.training_fixtures import step_context, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
@@ -75,7 +75,7 @@ def test_supcon_and_simclr_contrast_two_views(digits):
         assert not torch.equal(*views)
         z = twin.project(torch.cat(views)).reshape(2, 16, -1)
         labels = batch.y if name == "supcon" else None
-        assert np.isclose(loss.total.item(), restated(z, labels, temperature), rtol=1e-4)
+        assert np.isclose(loss.total.item(), supcon(z, labels, temperature), rtol=1e-4)
 
 
 def test_rocl_is_its_formula(digits):
@@ -94,7 +94,7 @@ def test_rocl_is_its_formula(digits):
     x_adv = BatchPGD(digits.threat, 2)(twin, x1, pair, generator=step_context().generator)
     assert pair(twin, x_adv) > pair(twin, x1)
     parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
-    short, long = (restated(z, None, 0.5) for z in parts)
+    short, long = (supcon(z, None, 0.5) for z in parts)
     assert np.isclose(loss.total.item(), 2 * long + short / 8, rtol=1e-4)
     assert np.isclose(loss.parts["pair"].item(), short, rtol=1e-4)
 
@@ -106,7 +106,7 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     other = fresh(batch)
     views = torch.cat((other.view("simclr"), other.view("simclr")))
     with clean_statistics(twin):
-        clean = restated(twin.project(views).reshape(2, 16, -1), None, 0.5)
+        clean = supcon(twin.project(views).reshape(2, 16, -1), None, 0.5)
 
     def stream(seen, x):
         u = F.normalize(seen.project(x), dim=1)
@@ -114,7 +114,7 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
 
     x_adv = BatchPGD(digits.threat, 2)(twin, views, stream, generator=step_context().generator)
     assert (x_adv - views).flatten(1).abs().amax(1).min() > 0, "both views are perturbed"
-    attacked = restated(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
+    attacked = supcon(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
     assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)
     assert attacked > clean
     for (
@@ -135,7 +135,7 @@ def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
     for _ in range(adv_views):
         views.append(attack(twin, batch.images.float() / 255, batch.y, generator=now.generator))
     z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
-    assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-3)
+    assert np.isclose(loss.total.item(), supcon(z, batch.y, 0.07), rtol=1e-3)
     ((_, plain),) = stages[0].passes[0].updates(fresh(batch), step_context())
     assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
@@ -162,7 +162,7 @@ def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, a
     attack = PGD(digits.threat, steps=2)
     views += [attack(twin, x, batch.y, generator=now.generator) for x in weak]
     z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
-    assert np.isclose(loss.total.item(), restated(z, batch.y, 0.07), rtol=1e-4)
+    assert np.isclose(loss.total.item(), supcon(z, batch.y, 0.07), rtol=1e-4)
 
 
 # ---- what is frozen when

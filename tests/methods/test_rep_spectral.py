@@ -17,7 +17,7 @@ from robustlib.methods.layer_norms import LayerNorms, input_sizes
 from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
 from robustlib.training import fit, loop
-from tests.losses.test_spectral import class_jacobians, dense_operator, squared_norm
+from tests.restated import class_jacobians, squared_norm, true_norms
 from tests.training_fixtures import broken_off, built, step_context, train
 
 VARIANTS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
@@ -36,15 +36,6 @@ def loss_of(method, dataset, model, step=0, n=16):
     ((name, loss),) = stage.passes[0].updates(batch, step_context(step=step))
     assert name == "model"
     return batch, loss
-
-
-def true_norms(model, shape):
-    """{layer: sigma_max^2} by SVD of explicit matrices; of an MLP or a SmallCNN."""
-    return {
-        name: squared_norm(layer.weight.detach().double().numpy() if size is None else dense_operator(layer, size))
-        for name, size in input_sizes(model, shape).items()
-        for layer in [model.get_submodule(name)]
-    }
 
 
 @pytest.mark.parametrize("arch", ["mlp", "mlp_512", "small_cnn"])

@@ -21,9 +21,7 @@ from robustlib.runs import Run, load_weights, save_weights
 from robustlib.training import fit
 from robustlib.workbook.claims.evidence import measure_of
 from robustlib.workbook.cli.console import activity
-from tests.losses.test_contrastive import restated as nt_xent_restated
-from tests.losses.test_transfer import restated as barlow_restated
-from tests.methods.test_rep_spectral import true_norms
+from tests.restated import barlow_twins, supcon, true_norms
 from tests.training_fixtures import broken_off, built, step_context, train
 
 ROWS = ("barlow_spectral", "simclr_spectral")
@@ -59,9 +57,9 @@ def test_a_step_is_the_loss_of_two_views_and_the_encoders_norms(digits, name, ar
     assert not torch.equal(*views)
     z = twin.project(torch.cat(views)).reshape(2, 16, -1)
     if name == "barlow_spectral":
-        wanted, said = barlow_restated(z[0], z[1], 0.005, 1e-5), "barlow"
+        wanted, said = barlow_twins(z[0], z[1], 0.005, 1e-5), "barlow"
     else:
-        wanted, said = nt_xent_restated(z, None, 0.5), "nt_xent"
+        wanted, said = supcon(z, None, 0.5), "nt_xent"
     assert key == "model"
     assert loss.parts[said].item() == pytest.approx(wanted, rel=1e-4)
     assert loss.parts["penalty"].item() == pytest.approx(0.3 * sum(norms.values()), rel=1e-5)

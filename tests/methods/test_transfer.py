@@ -16,7 +16,7 @@ from robustlib.models import build_model
 from robustlib.runs import Run, write_json
 from robustlib.workbook.experiments import read_study
 from robustlib.workbook.experiments.studies import variant_name
-from tests.methods.test_rep_spectral import true_norms
+from tests.restated import true_norms
 from tests.training_fixtures import broken_off, built, step_context, train
 
 ROWS = ("transfer", "l2_sp", "bss")

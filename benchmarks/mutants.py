@@ -259,9 +259,9 @@ MUTANTS = (
         "methods/published",
     ),
     Mutant(
-        "training/stages.py",
-        "/ (10 + self.updates)",
-        "/ (1 + self.updates)",
+        "training/loop.py",
+        "(1 + t) / (10 + t)))\n",
+        "(1 + t) / (1 + t)))\n",
         "EMA starts at its long-run decay",
         "training/training",
     ),

@@ -17,8 +17,8 @@ from robustlib.data import Dataset, Split
 from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
-from robustlib.training.loop import Training
-from robustlib.training.stages import EMA, StepContext
+from robustlib.training import StepContext
+from robustlib.training.loop import Training, moving_average
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time
@@ -57,7 +57,7 @@ def our_step(name: str, precision: str, batch_size: int, device: torch.device) -
     if stage.begin is not None:
         stage.begin()
     training.optimisers = {key: spec.build() for key, spec in stage.optimisers.items()}
-    training.ema = EMA(training.model, stage.ema) if stage.ema else None
+    training.average = moving_average(training.model, stage.ema) if stage.ema else None
     part, batch = stage.passes[-1], next(dataset.train.to(device).batches(batch_size))
     generator = torch.Generator(device).manual_seed(0)
     training.model.train()

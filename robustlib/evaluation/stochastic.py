@@ -193,8 +193,7 @@ def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class Vote(nn.Module):
     """x -> the mean logits (B, K) of several draws of a randomised model, made in batches that memory holds; no gradients.
 
-    It is asked once and counts as deterministic, as it does where it is published; logits are averaged as they are there. A model
-    that votes wherever it is used, attacks included, is `robustlib.models.Purified.voting`.
+    It is asked once and counts as deterministic, as it does where it is published; logits are averaged as they are there.
 
     Args:
         model: x -> logits.

@@ -1,7 +1,4 @@
-"""Purifiers and purified models by name.
-
-Models: normalise -> encoder -> linear head, by name.
-"""
+"""Models and purifiers by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,58 +15,8 @@ from robustlib.models.purified import Purified, RandomTransform
 from robustlib.models.purifier import SMALL, Generator, MaskedAutoencoder, Purifier
 from robustlib.models.reverse_attention import ReverseAttention
 
-WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
-
-
-def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
-    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or numbers in a token of the autoencoder (48, 96)."""
-    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
-
-
-def build_purifier(
-    kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
-) -> Purifier:
-    """A freshly initialised purifier: a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves holes grey.
-
-    Args:
-        kind: which.
-        image_shape: (C, H, W).
-        width: maps of the generator (default 12 below 16 pixels, else 24), numbers in a token of the autoencoder (48, 96).
-
-    Raises:
-        InputError: an unknown kind, or a width that it cannot have.
-    """
-    if kind == "none":
-        return Purifier(image_shape)
-    if kind not in WIDTHS:
-        raise unknown("purifier", kind, ("none", *WIDTHS))
-    width = default_width(kind, image_shape) if width is None else width
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"width={width!r}: give a whole number of at least 1.")
-    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
-
-
-def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, Any]) -> Purified:
-    """A `Purified` from plain options: purifier ("gan"), transform ("rt2"), sigma, missing, grid, width and votes.
-
-    Raises:
-        InputError: an unknown option, or one with a value that it cannot have.
-    """
-    known = {"purifier": "gan", "transform": "rt2", "width": None, "votes": 1}
-    names = ("sigma", "missing", "grid")
-    for name in options:
-        if name not in (*known, *names):
-            raise unknown("option of a purified model", name, (*known, *names))
-    kind, transform, width, votes = ({**known, **options}[name] for name in known)
-    settings = {name: options[name] for name in names if name in options}
-    destroy = RandomTransform(transform, **settings)
-    shape = tuple(spec.image_shape)
-    model = Purified(encoder, spec, Purifier(shape), destroy, votes)
-    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
-    return model
-
-
 PADDING_MODES = ("zeros", "circular")
+WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
 
 Builder = Callable[[tuple[int, int, int]], nn.Module]
 
@@ -123,16 +70,12 @@ def build_model(
         spec: a Dataset, or anything with num_classes, image_shape, mean and std.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
-        classify: which of a `Disentangled`'s features its head answers on when deployed.
-        reverse_attention: ANCRA's model, a ReverseAttention, around the same encoder and head.
+        classify: which of a `Disentangled`'s features its deployed head sees.
+        reverse_attention: ANCRA's `ReverseAttention` around the same encoder and head.
         projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
         projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
         self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
         purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
-
-    Raises:
-        InputError: unknown architecture or padding mode, reverse attention around an encoder without stages, what does not go
-            together.
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
@@ -159,11 +102,42 @@ def build_model(
         model = build_purified(encoder, spec, purified)
     else:
         model = (ReverseAttention if reverse_attention else Classifier)(encoder, spec)
-    _pad(encoder, padding_mode)
-    return model
-
-
-def _pad(encoder: nn.Module, padding_mode: Literal["zeros", "circular"]) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             module.padding_mode = padding_mode  # read at every forward pass
+    return model
+
+
+def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, Any]) -> Purified:
+    """A `Purified` from plain options: purifier ("gan"), transform ("rt2"), sigma, missing, grid and width."""
+    known = {"purifier": "gan", "transform": "rt2", "width": None}
+    names = ("sigma", "missing", "grid")
+    for name in options:
+        if name not in (*known, *names):
+            raise unknown("option of a purified model", name, (*known, *names))
+    kind, transform, width = ({**known, **options}[name] for name in known)
+    destroy = RandomTransform(transform, **{name: options[name] for name in names if name in options})
+    shape = tuple(spec.image_shape)
+    model = Purified(encoder, spec, Purifier(shape), destroy)
+    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
+    return model
+
+
+def build_purifier(
+    kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
+) -> Purifier:
+    """A freshly initialised purifier of images (C, H, W): a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves
+    holes grey; `width` is `default_width` unless given."""
+    if kind == "none":
+        return Purifier(image_shape)
+    if kind not in WIDTHS:
+        raise unknown("purifier", kind, ("none", *WIDTHS))
+    width = default_width(kind, image_shape) if width is None else width
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise InputError(f"width={width!r}: give a whole number of at least 1.")
+    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
+
+
+def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
+    """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or numbers in a token of the autoencoder (48, 96)."""
+    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]

@@ -1,9 +1,4 @@
-"""The classifier every method trains and every attack attacks: images in [0, 1] -> logits.
-
-The global average of a map, in the order in which the map lies in memory.
-
-The precision in which verdicts are given.
-"""
+"""The classifier every method trains and every attack attacks: images in [0, 1] -> logits."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,24 +14,17 @@ class ImageSpec(Protocol):
     """What a model must know about its images; a Dataset has it, and so has a run's params.json."""
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-
+    def num_classes(self) -> int: ...
     @property
-    def image_shape(self) -> Sequence[int]:
-        """(C, H, W)."""
-
+    def image_shape(self) -> Sequence[int]: ...  # (C, H, W)
     @property
-    def mean(self) -> Sequence[float]:
-        """Per channel, of images in [0, 1]."""
-
+    def mean(self) -> Sequence[float]: ...  # per channel, of images in [0, 1]
     @property
-    def std(self) -> Sequence[float]:
-        """Per channel, of images in [0, 1]."""
+    def std(self) -> Sequence[float]: ...
 
 
 class Classifier(nn.Module):
-    """normalise -> encoder -> head. Takes images float (B, C, H, W) in [0, 1], returns logits (B, K).
+    """normalise -> encoder -> head: images float (B, C, H, W) in [0, 1] -> logits (B, K).
 
     Args:
         encoder: x -> features (B, D), with D in its attribute `out_features`.
@@ -45,9 +33,7 @@ class Classifier(nn.Module):
 
     stochastic: bool = False  # True for randomised models, whose attackers average over draws
     predicts: bool = True  # False while a self-supervised model has no readout: then it has features, but no logits
-    # A randomised model of this house draws for each image of a batch by itself. One that draws for the whole batch says False,
-    # and its draws are not taken in one batch.
-    draws_by_example: bool = True
+    draws_by_example: bool = True  # False where one draw serves a whole batch: attacks then make one pass a draw
     mean: Tensor
     std: Tensor
 
@@ -69,11 +55,7 @@ class Classifier(nn.Module):
         return (x - self.mean) / self.std
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (B, D), the input of `head`.
-
-        Raises:
-            InputError: images of another shape than the model was built for.
-        """
+        """Penultimate features (B, D), the input of `head`; raises InputError for images of another shape."""
         self.check_input(x)
         return self.encoder(self.normalise(x))
 
@@ -86,40 +68,35 @@ class Classifier(nn.Module):
         return {}
 
     def attack_view(self) -> nn.Module:
-        """The one differentiable view x -> logits (B, K) on which a quick attack is told most; here the model itself.
+        """The view x -> logits (B, K) whose gradients tell an attack most; here the model itself.
 
-        Used where one attack must do (the validation of every epoch, adversarial examples whose features are compared), with the
-        deployed model to judge; an evaluation attacks all `surrogates` as well.
+        Used where one attack must do (the validation of every epoch, adversarial examples whose features are compared); the
+        deployed model decides what is adversarial. An evaluation attacks all `surrogates` as well.
         """
         return self
 
     def check_input(self, x: Tensor) -> None:
         """Raises InputError, naming what differs, if `x` is no batch of this model's images; looks at shapes only."""
-        if x.ndim == 4 and tuple(x.shape[1:]) == self.image_shape:
-            return
         if x.ndim != 4:
             raise InputError(f"The model takes a batch (B, C, H, W), not a tensor of shape {tuple(x.shape)}.")
-        self._compare(tuple(x.shape[1:]), "got a batch")
+        self._check_shape(tuple(x.shape[1:]), "got a batch")
 
     def check_data(self, spec: ImageSpec) -> None:
         """Raises InputError, naming what differs, if the model was built for other images or classes than `spec`'s."""
-        self._compare(tuple(spec.image_shape), "the data set has images")
+        self._check_shape(tuple(spec.image_shape), "the data set has images")
         if spec.num_classes != self.num_classes:
             raise InputError(
                 f"The model tells {self.num_classes} classes apart, the data set has {spec.num_classes}: "
                 "choose the data set the model was trained on, or train a model for this one."
             )
 
-    def _compare(self, shape: tuple[int, ...], whose: str) -> None:
+    def _check_shape(self, shape: tuple[int, ...], whose: str) -> None:
         if shape == self.image_shape:
             return
-        what = "channel(s)" if shape[0] != self.image_shape[0] else "pixels"
-        mine, theirs = (
-            (f"{s[0]} channel(s)" if what == "channel(s)" else f"{s[1]}x{s[2]} pixels")
-            for s in (self.image_shape, shape)
-        )
+        channels = shape[0] != self.image_shape[0]
+        own, other = (f"{s[0]} channel(s)" if channels else f"{s[1]}x{s[2]} pixels" for s in (self.image_shape, shape))
         raise InputError(
-            f"The model was built for images of {mine}, but {whose} of {theirs} "
+            f"The model was built for images of {own}, but {whose} of {other} "
             f"(shape {shape}, expected {self.image_shape}): choose the data set it was trained on."
         )
 
@@ -127,8 +104,8 @@ class Classifier(nn.Module):
 def spatial_mean(z: Tensor) -> Tensor:
     """The mean (B, C) of maps z (B, C, H, W) over their positions: bit for bit `z.mean((2, 3))`, and so is its gradient.
 
-    The gradient of that one always lies channels first. Behind a network that computes channels last, the backward pass of the
-    layers before it would then walk across memory, which takes a sixth of an attack's step on small_cnn.
+    But that gradient is always laid out channels first. After a network that computes channels last, the backward pass would
+    then walk across memory, which takes a sixth of an attack's step on small_cnn.
     """
     if z.is_contiguous(memory_format=torch.channels_last):
         return z.permute(0, 2, 3, 1).mean((1, 2))
@@ -137,7 +114,7 @@ def spatial_mean(z: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 that is float32: TF32 has bf16's resolution, and convolutions use it on GPUs unless told otherwise."""
+    """Float32 without TF32, which has bf16's resolution and which convolutions use on GPUs unless told otherwise."""
     cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

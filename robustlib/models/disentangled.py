@@ -1,19 +1,16 @@
 """The disentangler of AFD (Zhou et al. 2025): two linear maps between a classifier's encoder and its head."""
 
-import copy
-from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from robustlib.models.classifier import Classifier, ImageSpec
 
 
 class Branches(NamedTuple):
-    """Everything a `Disentangled` model makes of a batch: features (B, D) and logits (B, K)."""
+    """What a `Disentangled` model computes of a batch: features (B, D) and logits (B, K)."""
 
-    latent: Tensor  # h, what the encoder gives
+    latent: Tensor  # h, the encoder's output
     intrinsic: Tensor  # f1 = D1 h, which the deployed model classifies
     confused: Tensor  # f2 = D2 sg[h]; no gradient reaches the encoder
     logits: Tensor  # z1 = W f1 + b
@@ -25,12 +22,9 @@ class Disentangled(Classifier):
 
     D1 (`intrinsic`) and D2 (`confused`) are D x D matrices without bias that start as the identity, as in the released code
     (models/resnet.py): a fresh model is the plain `Classifier` of the same seed. `forward` is the deployed path x -> z1, and
-    `features` are f1, which `head` sees. `folded` multiplies D1 into the head.
+    `features` are f1, which `head` sees.
 
-    Args:
-        encoder: x -> latent features (B, D), with D in its attribute `out_features`.
-        spec: shape, classes and statistics of the images.
-        classify: "intrinsic", or "latent": the deployed path is x -> W h + b, as if D1 were absent, and `features` are h.
+    With `classify` "latent" the deployed path is x -> W h + b, as if D1 were absent, and `features` are h.
     """
 
     def __init__(
@@ -44,19 +38,11 @@ class Disentangled(Classifier):
             nn.init.eye_(branch.weight)
 
     def latent(self, x: Tensor) -> Tensor:
-        """The encoder's features h (B, D), before they are disentangled.
-
-        Raises:
-            InputError: images of another shape than the model was built for.
-        """
+        """The encoder's features h (B, D), before they are disentangled."""
         return super().features(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """The intrinsic features f1 = D1 h (B, D), or h if they are what is classified: the input of `head`.
-
-        Raises:
-            InputError: images of another shape than the model was built for.
-        """
+        """The input of `head`: the intrinsic features f1 = D1 h (B, D), or h if those are classified."""
         return self.latent(x) if self.classify == "latent" else self.intrinsic(self.latent(x))
 
     def branches(self, x: Tensor) -> Branches:
@@ -65,20 +51,9 @@ class Disentangled(Classifier):
         intrinsic, confused = self.intrinsic(latent), self.confused(latent.detach())
         return Branches(latent, intrinsic, confused, self.head(intrinsic), self.head(confused))
 
-    @torch.no_grad()
-    def folded(self) -> Classifier:
-        """A plain classifier with the same logits, its head W D1 (W of latent features): deployment costs nothing extra."""
-        mean, std = (statistic.flatten().tolist() for statistic in (self.mean, self.std))
-        spec = SimpleNamespace(num_classes=self.num_classes, image_shape=self.image_shape, mean=mean, std=std)
-        plain = Classifier(copy.deepcopy(self.encoder), spec).to(self.head.weight)
-        folded = self.head.weight.double() @ self.intrinsic.weight.double()
-        plain.head.weight.copy_(self.head.weight if self.classify == "latent" else folded)
-        plain.head.bias.copy_(self.head.bias)
-        return plain.train(self.training)
-
 
 class IntrinsicBranch(nn.Module):
-    """x -> z1 = W D1 h + b of a model, also where another branch is deployed; it shares its weights and its mode."""
+    """x -> z1 = W D1 h + b of a model, also where the latent features are deployed; it shares the weights and the mode."""
 
     def __init__(self, model: Disentangled) -> None:
         super().__init__()

@@ -1,9 +1,4 @@
-"""A classifier with a projection head beside its linear one, for contrastive losses.
-
-BatchNorm with statistics of its own for clean images beside those for attacked ones.
-
-A classifier that is pre-trained without labels and gets its readout afterwards.
-"""
+"""Classifiers with a projection head for contrastive losses, supervised or without labels, and with dual BatchNorm."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -21,10 +16,7 @@ from robustlib.models.classifier import Classifier, ImageSpec
 class DualBatchNorm(nn.Module):
     """Two BatchNorms, affine weights included (Xie et al. 2020, AdvProp; ACL(DS), Jiang et al. 2020, "normal" and "pgd").
 
-    The attacked one is what a model deploys; the clean one serves within `clean_statistics`.
-
-    Args:
-        norm: the BatchNorm of which both are copies.
+    The one for attacked images is deployed; the one for clean images serves within `clean_statistics`. Both start as `norm`.
     """
 
     def __init__(self, norm: nn.Module) -> None:
@@ -37,7 +29,7 @@ class DualBatchNorm(nn.Module):
 
 
 def dual(model: nn.Module) -> None:
-    """Puts a `DualBatchNorm` in the place of every BatchNorm of `model`."""
+    """Replaces every BatchNorm of `model` by a `DualBatchNorm`."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -91,11 +83,7 @@ class Projected(Classifier):
             dual(self)
 
     def project(self, x: Tensor) -> Tensor:
-        """Projections (B, P) of images (B, C, H, W), not normalised: the losses do that.
-
-        Raises:
-            InputError: images of another shape than the model was built for.
-        """
+        """Projections (B, P) of images (B, C, H, W), not normalised: the losses do that."""
         return self.projector(self.features(x))
 
 
@@ -128,11 +116,7 @@ class SelfSupervised(Projected):
         self.predicts = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K).
-
-        Raises:
-            InputError: there is no readout yet, or images of another shape than the model was built for.
-        """
+        """Logits (B, K); raises InputError before there is a readout."""
         if not self.predicts:
             raise InputError(
                 "This self-supervised model has no readout yet and cannot predict: finish its training, whose last stage fits one, "
@@ -141,9 +125,9 @@ class SelfSupervised(Projected):
         return super().forward(x)
 
     def get_extra_state(self) -> Tensor:
-        """Whether there is a readout, as a tensor, since weights are stored as tensors alone."""
+        """Whether there is a readout, as a tensor: weights are stored as tensors alone."""
         return torch.tensor(self.predicts)
 
     def set_extra_state(self, state: Any) -> None:
-        """Takes over what `get_extra_state` said."""
+        """The inverse of `get_extra_state`."""
         self.predicts = bool(state)

@@ -1,10 +1,6 @@
-"""A frozen classifier behind a purifier behind a random transform (AToP, Lin et al. 2024): f(g(t(x))).
-
-The random transforms of AToP (Lin et al. 2024, section 3; RT1 to RT3): noise, then blocks hidden behind mid-grey.
-"""
+"""A frozen classifier behind a purifier behind a random transform (AToP, Lin et al. 2024, section 3): f(g(t(x)))."""
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Self
@@ -22,7 +18,7 @@ GREY = 0.5  # of a hidden pixel: 0 in the [-1, 1] space in which the released co
 
 
 class Randomness(NamedTuple):
-    """What one draw of a transform decides, for each image of a batch by itself."""
+    """One draw of a transform, for each image of a batch by itself."""
 
     noise: Tensor | None  # (B, C, H, W) to be added, in units of [0, 1]; None without noise
     masks: Tensor  # (N, B, 1, H, W), 1 where a pixel is hidden, else 0; N = 1 but for rt3, whose N masks cover the image once
@@ -35,11 +31,7 @@ class RandomTransform:
     rt1 hides a share `missing` of the blocks, rt2 adds noise before that, and rt3 adds noise and gives N = round(1 / missing)
     copies of the image whose hidden blocks are disjoint and together all of it. The order noise, clip, mask is the released
     code's; it draws one mask for a batch, here every image has its own. Where the grid does not divide an image, rows and columns
-    of blocks differ by one pixel (4 blocks of 9 pixels: 3, 2, 2, 2): no block is empty, and none is left out.
-
-    Raises:
-        InputError: an unknown kind, a missing rate outside [0, 1), sigma < 0, grid < 1, a missing rate at which the grid hides
-            no block, or all, or one of rt3 that is not 1/2, 1/3, 1/4 and so on.
+    of blocks differ by one pixel (4 blocks of 9 pixels: 3, 2, 2, 2).
     """
 
     kind: Literal["none", "rt1", "rt2", "rt3"] = "none"
@@ -85,12 +77,12 @@ class RandomTransform:
 
     @property
     def blocks(self) -> int:
-        """How many the grid has."""
+        """Blocks of the grid."""
         return self.grid**2
 
     @property
     def hidden(self) -> int:
-        """How many of them a mask of rt1 and rt2 hides."""
+        """Blocks that a mask of rt1 and rt2 hides."""
         return round(self.missing * self.blocks)
 
     @property
@@ -99,15 +91,7 @@ class RandomTransform:
         return 1 if self.kind != "rt3" or not self.missing else round(1 / self.missing)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Randomness:
-        """Noise and masks for every image of x (B, C, H, W), on its device and in its dtype.
-
-        Args:
-            x: whose shape counts, and nothing else.
-            generator: drawn from; None for torch's global one.
-
-        Raises:
-            InputError: an image with fewer pixels a side than the grid has blocks.
-        """
+        """Noise and masks for every image of x (B, C, H, W), on its device and in its dtype; of x only the shape matters."""
         device = x.device if generator is None else generator.device
         noise = None
         if self.noisy:
@@ -131,9 +115,8 @@ class RandomTransform:
                 f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels: "
                 f"give at most {min(height, width)}."
             )
-        places = torch.rand(size, self.blocks, generator=generator, device=device).argsort(
-            1
-        )  # a shuffle of each image's blocks
+        # A shuffle of each image's blocks.
+        places = torch.rand(size, self.blocks, generator=generator, device=device).argsort(1)
         if self.kind == "rt3":
             part = places * self.passes // self.blocks
             hidden = torch.stack([part == number for number in range(self.passes)])
@@ -146,50 +129,35 @@ class RandomTransform:
 class Purified(Classifier):
     """x -> logits of the classifier at the purified image, differentiable from end to end.
 
-    Until `deploy` it is the plain classifier, which can be trained; `around` makes one of a classifier that is. From then on the classifier is frozen: always in eval mode,
-    whatever `train` says, and its weights take no gradients, though gradients flow through it to the purifier and to the image.
-    Whether it is deployed is saved with its weights. Without `fixed` randomness every image of every pass gets its own, from
-    torch's global generator; then the model is `stochastic`, and attacks must average over draws.
+    Until `deploy` it is the plain classifier, which can be trained; `around` puts a purifier before one that is. Then the
+    classifier is frozen: always in eval mode, whatever `train` says, and its weights take no gradients, though gradients flow
+    through it to the purifier and to the image. Whether it is deployed is saved with its weights. Unless `fixed`, every image of
+    every pass gets its own randomness from torch's global generator: the model is `stochastic`, and attacks must average over draws.
 
     Args:
-        encoder: x -> features (B, D), with D in its attribute `out_features`.
-        spec: shape, classes and statistics of the images.
+        encoder, spec: see `Classifier`.
         purifier: completes images of this shape.
-        transform: what destroys them first.
-        votes: see `voting`.
-
-    Raises:
-        InputError: a purifier of other images, or votes < 1.
+        transform: what is applied before it.
     """
 
     purifying: Tensor
     purifier: Purifier
 
-    def __init__(
-        self, encoder: nn.Module, spec: ImageSpec, purifier: Purifier, transform: RandomTransform, votes: int = 1
-    ) -> None:
+    def __init__(self, encoder: nn.Module, spec: ImageSpec, purifier: Purifier, transform: RandomTransform) -> None:
         super().__init__(encoder, spec)
         if purifier.image_shape != self.image_shape:
             raise InputError(
                 f"The purifier completes images of shape {purifier.image_shape}, the classifier takes {self.image_shape}: "
                 "build both for the same data set."
             )
-        self.purifier, self.transform, self.votes = purifier, transform, votes
+        self.purifier, self.transform = purifier, transform
         self.seed: int | None = None  # of randomness that is drawn once; None for fresh draws
-        self.straight_through = False  # BPDA: backwards, purifier and transform pass for the identity
+        self.straight_through = False  # BPDA: backwards, purifier and transform count as the identity
         self.register_buffer("purifying", torch.tensor(False))
-        check_counts(self, "votes")
 
     @classmethod
-    def around(
-        cls, classifier: Classifier, purifier: Purifier, transform: RandomTransform, votes: int = 1
-    ) -> "Purified":
-        """A deployed model of a copy of a finished classifier, of whatever training, behind a purifier: `purifier` itself, which may
-        come from another model of the same images.
-
-        Raises:
-            InputError: a classifier that is more than an encoder and a linear head, a purifier of other images, or votes < 1.
-        """
+    def around(cls, classifier: Classifier, purifier: Purifier, transform: RandomTransform) -> "Purified":
+        """A deployed model of a copy of a trained classifier behind a purifier, which may come from another model."""
         if type(classifier) is not Classifier:
             raise InputError(
                 f"A {type(classifier).__name__} is more than an encoder and a head, which is all that a purifier is put before here: "
@@ -197,7 +165,7 @@ class Purified(Classifier):
             )
         spec = SimpleNamespace(image_shape=classifier.image_shape, num_classes=classifier.num_classes)
         spec.mean, spec.std = classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()
-        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform, votes)
+        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform)
         model.head.load_state_dict(classifier.head.state_dict())
         model.to(classifier.mean.device).deploy()
         return model
@@ -208,12 +176,12 @@ class Purified(Classifier):
         return self.seed is None and self.transform.random and bool(self.purifying)
 
     def deploy(self, purifying: bool = True) -> None:
-        """Puts purifier and transform before the classifier, and freezes it; False takes them away and frees it again.
+        """Puts purifier and transform before the classifier and freezes it; False takes them away and frees it again.
 
-        Weights of a frozen classifier have `requires_grad=False`: make optimisers of them before, or not at all.
+        A frozen classifier's weights have `requires_grad=False`: make its optimisers before.
         """
         self.purifying.fill_(purifying)
-        self._settle()
+        self._freeze()
 
     def train(self, mode: bool = True) -> Self:
         """As of any module, but the classifier behind a purifier stays in eval mode."""
@@ -223,38 +191,28 @@ class Purified(Classifier):
             self.head.eval()
         return self
 
-    # ---- what it computes
-
-    def draw(self, x: Tensor, copies: int = 1) -> Randomness:
-        """The randomness of `copies` passes of each image of x, for x.repeat(copies, 1, 1, 1): fresh, or the `fixed` one."""
+    def draw(self, x: Tensor) -> Randomness:
+        """The randomness of a pass of x: new, or the `fixed` one, the same for each image."""
         if self.seed is None:
-            return self.transform.draw(x.repeat(copies, 1, 1, 1))
-        generator = torch.Generator().manual_seed(self.seed)
-        once = self.transform.draw(x.new_zeros(copies, *self.image_shape), generator)
+            return self.transform.draw(x)
+        once = self.transform.draw(x.new_zeros(1, *self.image_shape), torch.Generator().manual_seed(self.seed))
         noise = None if once.noise is None else once.noise.repeat_interleave(len(x), 0)
         return Randomness(noise, once.masks.repeat_interleave(len(x), 1))
 
     def outputs(self, x: Tensor, randomness: Randomness) -> tuple[Tensor, ...]:
-        """All outputs of the purifier, each (N, B, C, H, W): one for each of the N masks that `randomness` has for an image.
+        """All outputs of the purifier, each (N, B, C, H, W), one for each of an image's N masks; deployed or not.
 
-        The last is what `purify` combines; a loss looks at all. Computed whether deployed or not.
+        `purify` combines the last one; a loss uses all.
         """
         hidden = self.transform.apply(x, randomness)
         completed = self.purifier.outputs(hidden.flatten(0, 1), randomness.masks.flatten(0, 1))
         return tuple(image.view(hidden.shape) for image in completed)
 
     def purify(self, x: Tensor, randomness: Randomness | None = None) -> Tensor:
-        """What the classifier sees (B, C, H, W), in [0, 1]: x itself until it is deployed.
+        """What the classifier sees (B, C, H, W), in [0, 1]: x itself until it is deployed; None draws the model's own randomness.
 
         rt1 and rt2 take the purifier's image as a whole, visible pixels included; rt3 takes of each of its N images what was
         hidden there: sum_i m_i * g((1 - m_i) * ..., m_i), all of it painted.
-
-        Args:
-            x: images (B, C, H, W) in [0, 1].
-            randomness: of this batch; None for the model's own, fresh or fixed.
-
-        Raises:
-            InputError: images of another shape than the model was built for.
         """
         self.check_input(x)
         if not bool(self.purifying):
@@ -268,54 +226,20 @@ class Purified(Classifier):
         return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of the bare classifier, as if nothing stood before it.
-
-        Raises:
-            InputError: images of another shape, or a frozen classifier that was put into train mode.
-        """
+        """Logits (B, K) of the bare classifier, without transform and purifier."""
         return self.head(self._bare_features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (B, D) of the purified images, the input of `head`; of one draw, whatever the votes.
-
-        Raises:
-            InputError: as of `purify` and `classify`.
-        """
+        """Penultimate features (B, D) of the purified images, the input of `head`."""
         return self._bare_features(self.purify(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K); with several votes log p, p the mean of the draws' probabilities."""
-        if self.votes == 1 or not bool(self.purifying):
-            return self.head(self.features(x))
-        self.check_input(x)
-        every = self.head(self._bare_features(self.purify(x.repeat(self.votes, 1, 1, 1), self.draw(x, self.votes))))
-        return every.log_softmax(1).unflatten(0, (self.votes, len(x))).logsumexp(0) - math.log(self.votes)
-
-    # ---- views that share its weights
 
     def fixed(self, seed: int) -> "Purified":
         """The deterministic model whose randomness is drawn once, from `seed`, and is the same for every image.
 
-        An attacker who knows it faces no randomness at all; what robustness is left is the purifier's.
-
-        Raises:
-            InputError: no whole number of at least 0; None would leave it random.
+        An attacker who knows it meets no randomness at all; what robustness is left is the purifier's. It shares the weights.
         """
         view = self._view(seed=seed)
         check_counts(view, "seed", least=0)
-        return view
-
-    def voting(self, votes: int) -> "Purified":
-        """The model that answers with log p, p the mean of the class probabilities over `votes` draws: still random, but less so.
-
-        Each image costs `votes` passes, made as one batch. This one is to be deployed, attacked and differentiated; the vote that
-        evaluation answers BPDA with (`robustlib.evaluation.stochastic.Vote`) averages logits, as the numbers it is compared with do.
-
-        Raises:
-            InputError: votes < 1.
-        """
-        view = self._view(votes=votes)
-        check_counts(view, "votes")
         return view
 
     def surrogates(self) -> dict[str, nn.Module]:
@@ -333,7 +257,7 @@ class Purified(Classifier):
         return views
 
     def extra_repr(self) -> str:
-        """What weights do not tell, for digests of the model."""
+        """The transform, which weights do not tell: for digests of the model."""
         return f"{self.transform}"
 
     def _bare_features(self, x: Tensor) -> Tensor:
@@ -344,8 +268,8 @@ class Purified(Classifier):
             )
         return super().features(x)
 
-    def _settle(self) -> None:
-        """Makes the classifier's mode and gradients what `purifying` says."""
+    def _freeze(self) -> None:
+        """Sets the classifier's mode and gradients to what `purifying` says."""
         for part in (self.encoder, self.head):
             part.requires_grad_(not bool(self.purifying))
         self.train(self.training)
@@ -358,7 +282,7 @@ class Purified(Classifier):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._settle()
+        self._freeze()
 
 
 class BareClassifier(nn.Module):

@@ -1,4 +1,4 @@
-"""What a training needs to go on as if nothing had happened, in one atomic file."""
+"""What a training needs to resume as if nothing had happened, in one atomic file."""
 
 import io
 import json
@@ -19,7 +19,7 @@ NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
 
 @dataclass
 class State:
-    """The position of a training: everything that is not derived from its parameters and seed."""
+    """The position of a training: everything that does not follow from its parameters and seed."""
 
     stage: int = 0
     epoch: int = 0  # epochs of this stage that are done
@@ -38,12 +38,12 @@ def save(
     optimisers: Mapping[str, torch.optim.Optimizer],
     updates: int,
 ) -> None:
-    """Writes checkpoint.pt, then metrics.jsonl: a crash between the two is mended when training resumes."""
+    """Writes checkpoint.pt, then metrics.jsonl: the next epoch of a resumed training repairs a crash between the two."""
     content = {
         "state": {**vars(state), "rows": json.dumps(state.rows)},
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
-        "updates": updates,
+        "updates": updates,  # of the averaged weights
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -57,11 +57,7 @@ def write_metrics(run: Run, rows: list[dict[str, Any]]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint, None if there is none; never executes code from the file.
-
-    Raises:
-        InputError: the file is truncated, foreign, or holds more than tensors and plain values.
-    """
+    """The content of a checkpoint, None if there is none; never executes code from the file."""
     if not path.exists():
         return None
     try:

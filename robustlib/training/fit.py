@@ -1,4 +1,4 @@
-"""`fit`: trains a method once, and never twice; interrupted anywhere, the same call goes on where it stopped."""
+"""`fit`: trains a method once, and never twice; interrupted anywhere, the same call resumes it."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def fit(
     rerun: bool = False,
     progress: bool = True,
 ) -> Run:
-    """Trains `method` on `dataset` and returns the run; a finished run is returned at once, a broken-off one resumed.
+    """Trains `method` on `dataset` and returns the run; a finished run is returned at once, an interrupted one resumed.
 
     Same parameters, seed, device, software and thread count give the same numbers, on the CPU bit for bit, wherever a
     training was interrupted. At most one epoch is repeated.
@@ -52,10 +52,6 @@ def fit(
         compile: compile the model's forward pass with torch.compile; its numbers differ a little, so such a run is another.
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
-
-    Raises:
-        InputError: a device that is absent, an unwritable root, a foreign checkpoint, a run that another process is
-            training, or another number of threads than the run was begun with.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r}: give a whole number of at least 0.")
@@ -75,16 +71,12 @@ def fit(
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
-        _record(run, method, training, lambda: method.command(dataset.name, arch, seed, precision))
+        _run(run, method, training, method.command(dataset.name, arch, seed, precision))
     return run
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of that name; "auto" prefers a GPU.
-
-    Raises:
-        InputError: unknown, or not there.
-    """
+    """The torch device of that name; "auto" prefers a GPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -100,18 +92,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """ "32-true" or "bf16-mixed"; "auto" takes bf16 on GPUs.
-
-    Raises:
-        InputError: unknown.
-    """
+    """ "32-true" or "bf16-mixed"; "auto" takes bf16 on GPUs."""
     if name == "auto":
         return "bf16-mixed" if device.type == "cuda" else "32-true"
-    if name == "32-true":
-        return "32-true"
-    if name == "bf16-mixed":
-        return "bf16-mixed"
-    raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
+    if name not in ("32-true", "bf16-mixed"):
+        raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
+    return name  # type: ignore[return-value]
 
 
 def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
@@ -143,24 +129,19 @@ def refresh_params(run: Run, params: Mapping[str, Any]) -> Run:
 
 
 def clear_stale(run: Run, rerun: bool) -> None:
-    """Removes what an earlier training left if it cannot be gone on with; never silently what cost hours.
-
-    Raises:
-        InputError: the run was begun by code that gives other numbers; its epochs and this code's must not be mixed.
-    """
-    begun = (run.path / "checkpoint.pt").exists()
-    if begun and not rerun and (other := moved(trained_with(run))):
+    """Removes an earlier training for a rerun; refuses to mix its epochs with those of code that gives other numbers."""
+    if rerun:
+        run.clear()
+    elif (run.path / "checkpoint.pt").exists() and (other := moved(trained_with(run))):
         raise InputError(
             f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
             "--rerun, or go back to that version."
         )
-    if rerun:
-        run.clear()
 
 
-def _record(run: Run, method: Trainable, training: Training, command: Any) -> None:
+def _run(run: Run, method: Trainable, training: Training, command: str) -> None:
     """Runs the training and keeps status.json and provenance.json true, whatever happens."""
-    facts = provenance(training.device, training.state.threads, command(), versions(*method.numerics))
+    facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     write_json(run.path / "provenance.json", facts)
     write_json(run.path / "status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
     try:

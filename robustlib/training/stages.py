@@ -1,11 +1,5 @@
-"""Learning-rate schedules: pure functions of the (fractional) epoch, so that resuming needs no state of theirs.
+"""The vocabulary in which a method tells the loop what to do: stages, passes, optimisers, schedules and losses."""
 
-The exponential moving average of a model's weights and statistics.
-
-The vocabulary in which a method tells the loop what to do.
-"""
-
-import copy
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -19,7 +13,9 @@ from torch import Tensor, nn
 from robustlib.data import Batch, Dataset
 from robustlib.threat import Threat
 
-Schedule = Callable[[float], float]  # epoch, e.g. 3.5 in the middle of the fourth -> factor of the learning rate
+# (Fractional) epoch of the stage -> factor of the learning rate: a pure function, so that resuming needs no state of it.
+Schedule = Callable[[float], float]
+SCHEDULES = ("constant", "step", "cosine", "one_cycle", "piecewise")
 
 
 def constant() -> Schedule:
@@ -38,7 +34,7 @@ def cosine(epochs: float, final: float = 0.0) -> Schedule:
 
 
 def piecewise(points: Sequence[tuple[float, float]]) -> Schedule:
-    """Straight lines through (epoch, factor) points; two points at one epoch make a jump, the later one holds."""
+    """Linear between (epoch, factor) points; of two points at one epoch the later one holds from there on."""
 
     def factor(epoch: float) -> float:
         if epoch < points[0][0]:
@@ -56,34 +52,6 @@ def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
     return piecewise([(0, 0.0), (peak * epochs, 1.0), (epochs, 0.0)])
 
 
-SCHEDULES = ("constant", "step", "cosine", "one_cycle", "piecewise")
-
-
-class EMA:
-    """A shadow of `model` with decay min(decay, (1 + t) / (10 + t)) at update t, so that early updates count.
-
-    Args:
-        model: the model that is trained; its floating parameters and buffers are averaged, the others copied.
-        decay: long-run decay, in (0, 1).
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay, self.updates = decay, 0
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the shadow towards the model."""
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        theirs = model.state_dict()
-        for name, mine in self.module.state_dict().items():
-            if mine.is_floating_point():
-                mine.lerp_(theirs[name], weight)
-            else:
-                mine.copy_(theirs[name])
-
-
 @dataclass(frozen=True)
 class Loss:
     """What one optimiser step minimises, and named parts of it for the metrics (scalars, detached by the loop)."""
@@ -94,24 +62,22 @@ class Loss:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where in its stage an update happens."""
+    """Where in its stage an update happens, and its source of randomness."""
 
     epoch: int  # 0-based, within the stage
     step: int  # 0-based, within the pass
     progress: float  # of the stage, in [0, 1)
-    generator: (
-        torch.Generator
-    )  # seeded by (seed, stage, epoch, pass, repeat): all randomness of an update comes from it
-    precision: Literal["32-true", "bf16-mixed"]  # of the training; attacks inside it search in the same
+    generator: torch.Generator  # of all randomness of an update; seeded by (seed, stage, epoch, pass, repeat)
+    precision: Literal["32-true", "bf16-mixed"]  # of the training, and so of the attacks inside it
 
 
-Updates = Generator[tuple[str, Loss], None, None]  # what a method's heart yields: optimiser name and loss
+Updates = Generator[tuple[str, Loss], None, None]  # yields the name of an optimiser and the loss that it steps on
 Probe = Callable[[nn.Module, Batch], float | Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser to be: parameters, settings and learning-rate schedule."""
+    """The parameters, settings and learning-rate schedule of an optimiser; `build` makes it."""
 
     params: Iterable[nn.Parameter]
     lr: float
@@ -119,19 +85,17 @@ class OptimizerSpec:
     momentum: float = 0.9  # SGD
     betas: tuple[float, float] = (0.9, 0.999)  # Adam
     weight_decay: float = 0.0
-    nesterov: bool = False
     schedule: Schedule = field(default_factory=constant)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(self.params))  # an iterator would serve only the first build
 
     def build(self) -> torch.optim.Optimizer:
-        """A fresh torch optimiser over the parameters that take gradients."""
+        """A new torch optimiser over the parameters that take gradients."""
         params = [p for p in self.params if p.requires_grad]
-        common: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.kind == "adam":
-            return torch.optim.Adam(params, betas=self.betas, **common)
-        return torch.optim.SGD(params, momentum=self.momentum, nesterov=self.nesterov, **common)
+            return torch.optim.Adam(params, self.lr, self.betas, weight_decay=self.weight_decay)
+        return torch.optim.SGD(params, self.lr, self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -139,11 +103,12 @@ class Pass:
     """One way of going through the training data once.
 
     Args:
-        updates: the heart of a method: yields (optimiser name, Loss) and finds the step done when it goes on.
+        updates: the heart of a method: for each batch yields (optimiser name, Loss) one or more times; between two yields
+            the loop differentiates the loss and steps that optimiser.
         name: shown in the metrics.
-        repeats: how often the data are gone through in each epoch.
+        repeats: passes over the data in each epoch.
         reset_optimizers: names of optimisers that start anew with the pass.
-        augment: the view a batch's `x` shows: "weak", "simclr", "simclr-weak" or "none".
+        augment: the view that `batch.x` shows: "weak", "simclr", "simclr-weak" or "none".
         begin: called in each epoch before the pass, and before its optimisers are reset.
         probes: as those of a stage, but measured in each epoch right before the pass (and after `begin`).
     """
@@ -163,15 +128,12 @@ class Stage:
 
     Args:
         name: shown in the metrics; part of every random seed.
-        epochs: passes over the data, all `passes` in each.
+        epochs: in each, all `passes` in their order; a stage without passes is its `begin` and one epoch that is measured.
         optimisers: by the names that updates yield.
-        passes: run in order in each epoch; none where `begin` does all that is to be done, in one epoch that is measured.
-        adversarial: whether it trains on attacks. Then the best epoch is that of the highest robust validation accuracy and
+        adversarial: whether it trains on attacks: then the best epoch is that of the highest robust validation accuracy and
             overfitting is monitored; otherwise it is that of the highest clean validation accuracy.
-        monitored: false where what is validated is not what will be deployed, such as a head that a later stage replaces: then
-            nothing is warned of.
-        keep: which weights count as the run's best: "best", of the best epoch, or "last", of the last one, for methods whose
-            papers choose none.
+        monitored: False where the validated model is not the deployed one (a later stage replaces its head): no warnings.
+        keep: which weights are the run's: "best", of the best epoch, or "last", where a paper selects none.
         ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
         begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
         end: called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
@@ -197,7 +159,7 @@ class Stage:
 
 
 class Trainable(Protocol):
-    """What `fit` needs of a method; `robustlib.methods.Method` is the real one."""
+    """What `fit` needs of a method; see `robustlib.methods.Method`."""
 
     name: ClassVar[str]
     title: ClassVar[str]

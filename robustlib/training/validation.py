@@ -4,8 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,7 @@ DROP, COLLAPSE, ONCE, GAP, ALIGNMENT = 0.20, 0.05, 0.20, 0.25, 0.3
 ROBUST_OVERFITTING, GENERALISATION, RISING = 0.02, 0.15, 5
 
 
-@dataclass(frozen=True)
-class Validation:
+class Validation(NamedTuple):
     """Numbers of one epoch for the metrics, and which validation images withstood PGD (to compare epochs in pairs)."""
 
     numbers: dict[str, float]
@@ -37,75 +35,68 @@ class Validation:
 def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
     """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment.
 
-    Attacks and the alignment look at the model's `attack_view`; accuracies and losses are always the deployed model's. Of a model
-    that does not predict yet there is nothing to validate. A stochastic model is scored on one draw for each image, the same one
-    in every epoch and under every attack, which attacks do not know: they draw their own.
+    Attacks and the alignment use the model's `attack_view`; accuracies and losses are always the deployed model's. A model that
+    does not predict yet has nothing to validate. A stochastic model is scored on one draw for each image, the same one in every
+    epoch and under every attack; attacks do not know it and draw their own.
     """
     if not getattr(model, "predicts", True):
         return Validation({}, torch.zeros(0, dtype=torch.bool))
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with frozen_eval(model):
-        logits = _logits(model, view, val, None, seed)
+        clean = _logits(model, view, val, None, seed)
         attacked = _logits(model, view, val, pgd, seed)
         fgsm = _logits(model, view, val, FGSM(threat, precision=precision), seed)
         trained = _logits(model, view, few, pgd, seed)
         batch = probe_batch(val)
-        cosine = gradient_alignment(view, batch.x, batch.y, threat, ExampleRNG.for_examples(seed, batch.index))
-    robust = attacked.argmax(1) == val.labels
+        alignment = gradient_alignment(view, batch.x, batch.y, threat, ExampleRNG.for_examples(seed, batch.index))
     numbers = {
-        "clean_val": _accuracy(logits, val),
+        "clean_val": _accuracy(clean, val),
         "fgsm_val": _accuracy(fgsm, val),
-        "robust_val": float(robust.float().mean()),
+        "robust_val": _accuracy(attacked, val),
         "robust_loss_val": float(F.cross_entropy(attacked, val.labels)),
         "robust_train": _accuracy(trained, few),
-        "gradient_alignment": cosine,
+        "gradient_alignment": alignment,
     }
-    return Validation(numbers, robust.cpu())
+    return Validation(numbers, (attacked.argmax(1) == val.labels).cpu())
 
 
 def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
-    """The model's logits (N, K) on the images, or on what `attack` finds on `view`."""
+    """The model's logits (N, K) on the images, or on the adversarial examples that `attack` finds on `view`."""
     outputs = []
     for batch in split.batches(BATCH):
         rng = ExampleRNG.for_examples(seed, batch.index)
         x = batch.x if attack is None else attack(view, batch.x, batch.y, rng=rng)
-        with torch.no_grad(), drawn_from(seed, x.device):
+        with torch.no_grad(), torch_seed(seed, x.device):
             outputs.append(model(x).float())
     return torch.cat(outputs)
-
-
-@contextmanager
-def drawn_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, torch's global generators start from `seed`; afterwards they go on as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
     return float((logits.argmax(1) == split.labels).float().mean())
 
 
+@contextmanager
+def torch_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators start from `seed`; afterwards they continue as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRNG) -> float:
-    """Mean cosine of the loss gradients at x and at a random point of the ball; near 0 after catastrophic overfitting.
+    """Mean cosine, in [-1, 1], of the loss gradients at x and at a random point of the ball; near 0 after catastrophic overfitting.
 
-    In [-1, 1]; 1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5). Of a stochastic model both
-    gradients are of the same draw.
+    1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5). Both gradients of a stochastic model are of
+    the same draw.
     """
-    gradients = []
+    gradients: list[Tensor] = []
     for point in (x, uniform_point(threat, x, rng)):
-        with drawn_from(0, x.device):
-            gradients.append(_loss_gradient(model, point, y))
-    here, there = gradients
-    return float(F.cosine_similarity(here, there, eps=1e-30).mean())
-
-
-def _loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(x).double(), y, reduction="sum")
-    return torch.autograd.grad(loss, x)[0].flatten(1)
+        point = point.detach().requires_grad_(True)
+        with torch_seed(0, x.device), torch.enable_grad():
+            loss = F.cross_entropy(model(point).double(), y, reduction="sum")
+            gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
+    return float(F.cosine_similarity(gradients[0], gradients[1], eps=1e-30).mean())
 
 
 def probe_batch(val: Split) -> Batch:
@@ -118,15 +109,14 @@ def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) ->
 
     Args:
         rows: metrics of the stage so far, at least one.
-        best: which validation images withstood PGD at the best epoch, (N,) bool.
-        now: the same for the last epoch.
+        best, now: which validation images withstood PGD at the best and at the last epoch, (N,) bool.
     """
     return [*_catastrophic(rows), *_robust(rows, best, now)]
 
 
 def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     row, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
-    robust, once = row["robust_val"], max(r["robust_val"] for r in rows)
+    robust, once, aligned = row["robust_val"], max(r["robust_val"] for r in rows), row["gradient_alignment"]
     gap = row["fgsm_val"] - robust
     signs = {
         f"PGD accuracy fell from {before['robust_val']:.0%} to {robust:.0%} in one epoch": (
@@ -137,8 +127,8 @@ def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"FGSM accuracy {row['fgsm_val']:.0%} is above clean accuracy {row['clean_val']:.0%}": (
             row["fgsm_val"] > row["clean_val"] + 0.01
         ),
-        f"input gradients lost their alignment (cosine {row['gradient_alignment']:.2f})": (
-            len(rows) > 1 and row["gradient_alignment"] < ALIGNMENT <= before["gradient_alignment"]
+        f"input gradients lost their alignment (cosine {aligned:.2f})": (
+            len(rows) > 1 and aligned < ALIGNMENT <= before["gradient_alignment"]
         ),
     }
     found = [sign for sign, present in signs.items() if present]
@@ -146,23 +136,14 @@ def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _robust(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:
-    warnings = []
-    lost, error = paired_loss(best, now)
+    found, difference = [], best.float() - now.float()  # on the same images
+    lost, error = float(difference.mean()), float(difference.std(unbiased=False)) / math.sqrt(len(difference))
     if lost - 1.96 * error > ROBUST_OVERFITTING:  # only what exceeds the noise of this validation set
-        warnings.append(
-            f"robust overfitting: robust validation accuracy is {lost * 100:.1f} points below its best epoch"
-        )
+        found.append(f"robust validation accuracy is {lost * 100:.1f} points below its best epoch")
     gap = rows[-1]["robust_train"] - rows[-1]["robust_val"]
-    noise = 1.96 * math.sqrt(0.5 / len(now))
-    if gap - noise > GENERALISATION:
-        warnings.append(f"robust overfitting: robust training accuracy is {gap * 100:.0f} points above validation")
+    if gap - 1.96 * math.sqrt(0.5 / len(now)) > GENERALISATION:
+        found.append(f"robust training accuracy is {gap * 100:.0f} points above validation")
     losses = [r["robust_loss_val"] for r in rows[-RISING - 1 :]]
     if len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses)):
-        warnings.append(f"robust overfitting: robust validation loss has risen for {RISING} epochs")
-    return warnings
-
-
-def paired_loss(best: Tensor, now: Tensor) -> tuple[float, float]:
-    """How much accuracy fell from `best` to `now` on the same images, and the standard error of that difference."""
-    difference = best.float() - now.float()
-    return float(difference.mean()), float(difference.std(unbiased=False)) / math.sqrt(len(difference))
+        found.append(f"robust validation loss has risen for {RISING} epochs")
+    return [f"robust overfitting: {text}" for text in found]

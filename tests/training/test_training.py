@@ -20,8 +20,8 @@ from robustlib.runs import Run, write_json
 from robustlib.threat import Threat
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, fit, one_cycle, piecewise, step
 from robustlib.training.fit import resolve_device, run_params
-from robustlib.training.stages import EMA
-from robustlib.training.validation import drawn_from, gradient_alignment, overfitting, validate
+from robustlib.training.loop import moving_average
+from robustlib.training.validation import gradient_alignment, overfitting, torch_seed, validate
 from robustlib.workbook.tables import warnings
 from tests.conftest import Hidden
 
@@ -392,13 +392,13 @@ def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, few):
 
 def test_ema_averages_weights_and_statistics():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    ema, start = EMA(model, 0.9), model[0].weight.detach().clone()
+    ema, start = moving_average(model, 0.9), model[0].weight.detach().clone()
     expected = start.clone()
     for t in range(50):
         with torch.no_grad():
             model[0].weight.add_(1)
             model[1].running_mean.add_(1)
-        ema.update(model)
+        ema.update_parameters(model)
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
@@ -490,7 +490,7 @@ def test_a_stochastic_model_is_scored_on_the_same_draws_each_time(digits):
     assert numbers[0]["robust_loss_val"] != numbers[1]["robust_loss_val"], "the attack draws its own numbers"
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with drawn_from(0, torch.device("cpu")):
+    with torch_seed(0, torch.device("cpu")):
         first = torch.rand(3)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, torch.rand(3, generator=torch.Generator().manual_seed(0)))

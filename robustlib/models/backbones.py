@@ -1,11 +1,5 @@
-"""A last stage that can be listened to, and changed, block by block.
-
-A multi-layer perceptron on flattened images.
-
-A convolutional network that trains in seconds on one CPU thread and still has BatchNorm and stages.
-
-Pre-activation residual networks (He et al. 2016b) and their wide form (Zagoruyko and Komodakis 2016).
-"""
+"""Encoders x -> features: a multi-layer perceptron, a small CNN, pre-activation ResNets (He et al. 2016b) and wide ones
+(Zagoruyko and Komodakis 2016)."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,12 +10,12 @@ from torch import Tensor, nn
 
 from robustlib.models.classifier import spatial_mean
 
-Gate = Callable[[Tensor], Tensor]  # a map (B, C, H, W) -> what goes on in its stead, of the same shape
-GATES = 2  # blocks behind which a gate stands: all of ResNet-18's last stage, the last two of a wide ResNet's (ANCRA)
+Gate = Callable[[Tensor], Tensor]  # maps (B, C, H, W) -> maps of the same shape that replace them
+GATES = 2  # blocks followed by a gate: all of ResNet-18's last stage, the last two of a wide ResNet's (ANCRA)
 
 
 class GatedStage(nn.Sequential):
-    """Blocks one after another, like any Sequential; with a `gate`, each of the last two hands its map to it."""
+    """Blocks one after another, like any Sequential; a `gate` replaces the maps of each of the last two."""
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """x (B, inputs, H, W) -> (B, outputs, H', W')."""
@@ -35,22 +29,15 @@ class GatedStage(nn.Sequential):
 class MLP(nn.Module):
     """Flatten, then (linear, GELU) per hidden width: x (B, C, H, W) -> features (B, last width).
 
-    GELU is smooth, as rep-spectral's theory wants.
-
-    Args:
-        image_shape: (C, H, W).
-        hidden: widths.
-        scaled: the parametrisation of rep-spectral's release (its MNIST network is one hidden layer of 2000): what a hidden layer
-            gives is divided by the square root of its width, and all weights and biases, the head's too, start from N(0, 0.01^2).
-            So the layer after it has inputs divided by sqrt(fan-in); the release divides that layer's bias as well.
+    GELU is smooth, as rep-spectral's theory wants. `scaled` is the parametrisation of that paper's release (its MNIST network is
+    one hidden layer of 2000): outputs of a hidden layer are divided by the square root of its width, and all weights and biases,
+    the head's too, start from N(0, 0.01^2). So the next layer's inputs are divided by sqrt(fan-in); the release divides its bias too.
     """
 
     def __init__(self, image_shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, scaled: bool = False) -> None:
         super().__init__()
         self.out_features = hidden[-1]
-        self.init_std = (
-            0.01 if scaled else None
-        )  # of all linear layers, read by Classifier; None leaves torch's own start
+        self.init_std = 0.01 if scaled else None  # of all linear layers, read by Classifier; None: torch's own
         layers: list[nn.Module] = []
         for wide, narrow in pairwise([prod(image_shape), *hidden]):
             layers += [nn.Linear(wide, narrow), nn.GELU(), *([Scale(narrow**-0.5)] if scaled else [])]
@@ -69,7 +56,7 @@ class Scale(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
+        """Of the shape of x."""
         return self.factor * x
 
     def extra_repr(self) -> str:
@@ -106,7 +93,7 @@ class SmallCNN(nn.Module):
         self.out_features = widths[2]
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
-        """Features (B, out_features); a `gate` stands behind the last stage."""
+        """Features (B, out_features); a `gate` follows the last stage."""
         x = self.stage3(self.stage2(self.stage1(x)))
         return spatial_mean(x) if gate is None else gate(x).mean((2, 3))
 
@@ -139,10 +126,8 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Stem, stages `layer1`, `layer2` ..., final BatchNorm and ReLU, global average: x -> features (B, last width).
 
-    Args:
-        image_shape: (C, H, W). Up to 64 pixels the stem is one 3 x 3 convolution of stride 1, above it is ImageNet's.
-        widths: channels of the stem and of each stage; every stage but the first halves the image.
-        blocks: blocks in each stage.
+    `widths` are the channels of the stem and of each stage of `blocks` blocks; every stage but the first halves the image. Up to
+    64 pixels the stem is one 3 x 3 convolution of stride 1, above it is ImageNet's.
     """
 
     def __init__(self, image_shape: Sequence[int], widths: Sequence[int], blocks: int) -> None:

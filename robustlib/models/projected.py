@@ -52,18 +52,13 @@ def clean_statistics(model: nn.Module) -> Iterator[None]:
 class Projected(Classifier):
     """normalise -> encoder -> head, and beside it encoder -> projector, which contrastive pre-training needs and deployment does not.
 
-    The projector is linear maps with ReLU between them, (512, 128) in SupCon and CLAF. With BatchNorm each map is followed by
-    one and maps behind the first have no bias (ACL's release). A fresh model deploys what the plain `Classifier` of its seed does.
+    A fresh model deploys what the plain `Classifier` of its seed does.
 
     Args:
-        encoder: x -> features (B, D), with D in its attribute `out_features`.
-        spec: shape, classes and statistics of the images.
-        projection: widths of the projector's maps, e.g. (512, 128).
-        projection_batchnorm: a BatchNorm behind each map.
+        encoder, spec: see `Classifier`.
+        projection: widths of the projector's linear maps with ReLU between them, e.g. (512, 128) in SupCon and CLAF.
+        projection_batchnorm: a BatchNorm after each map; maps after the first have no bias (ACL's release).
         dual_batchnorm: all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
-
-    Raises:
-        InputError: a projection without a positive width.
     """
 
     def __init__(

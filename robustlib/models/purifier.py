@@ -1,7 +1,4 @@
-"""Purifiers complete masked, noisy images; the one here is a GAN's generator, in the structure of DeepFillv2.
-
-The masked-autoencoder purifier: a small vision transformer that completes images.
-"""
+"""Purifiers complete masked, noisy images: a GAN's generator in the structure of DeepFillv2, and a masked autoencoder."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,12 +17,8 @@ SMALL = 16  # pixels; below it kernels are 3 wide, above it the first is 5
 class Purifier(nn.Module):
     """g(x, m): images (B, C, H, W) in [0, 1], mid-grey where their masks m (B, 1, H, W) are 1 -> completed images in [0, 1].
 
-    A size that `multiple` does not divide is padded by its last pixels on the way in and cropped on the way out. A checkpoint
-    knows the shape of its images, and is refused by a purifier of others.
-
-    Args:
-        image_shape: (C, H, W).
-        multiple: of pixels, that the network takes.
+    The base class leaves holes grey. Sides that `multiple` does not divide are padded by their last pixels on the way in and
+    cropped on the way out. Weights of a purifier of other images are refused.
     """
 
     made_for: Tensor
@@ -36,11 +29,7 @@ class Purifier(nn.Module):
         self.register_buffer("made_for", torch.tensor(self.image_shape))
 
     def outputs(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """All that a loss may look at, each (B, C, H, W) in [0, 1]; the last is the purified image.
-
-        Raises:
-            InputError: images of another shape than the purifier was built for.
-        """
+        """All that a loss may use, each (B, C, H, W) in [0, 1]; the last is the purified image."""
         if tuple(x.shape[1:]) != self.image_shape or mask.shape != (len(x), 1, *self.image_shape[1:]):
             raise InputError(
                 f"The purifier completes images of shape {self.image_shape}, one mask of one channel each, not {tuple(x.shape)} "
@@ -53,7 +42,7 @@ class Purifier(nn.Module):
         return tuple(image[..., :height, :width] for image in self.complete(x, mask))
 
     def complete(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """As `outputs`, of images whose sides `multiple` divides; here, as they are: a purifier that leaves holes grey."""
+        """As `outputs`, of images whose sides `multiple` divides."""
         return (x,)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -71,10 +60,9 @@ class Purifier(nn.Module):
 
 
 def gated_sum(x: Tensor, maps: Tensor) -> Tensor:
-    """a * x + (1 - a) * s of x and, as logits of a and s, the halves of `maps` (B, 2C, H, W): a residual output in [0, 1].
+    """a * x + (1 - a) * s, with the logits of a and s in `maps` (B, 2C, H, W): a residual output in [0, 1].
 
-    Where a = 1 the image is kept, where a = 0 it is painted anew. No clamp is needed, which would cut the gradient wherever a
-    correction leaves [0, 1]; and a plain tanh collapsed to a constant.
+    No clamp is needed, which would cut the gradient wherever a correction leaves [0, 1]; a plain tanh collapsed to a constant.
     """
     keep, paint = maps.to(x.dtype).sigmoid().chunk(2, 1)
     return keep * x + (1 - keep) * paint
@@ -84,12 +72,8 @@ class Generator(Purifier):
     """Two gated-convolution U-Nets in a row (after Yu et al. 2019, DeepFillv2): the second sees what the first put into the holes.
 
     Unlike DeepFillv2 it has no contextual attention, which in the released code takes the first image's mask for the whole batch;
-    it has skip connections, a `gated_sum` in the place of tanh, and as many down-samplings as the images allow: 1 below 16
-    pixels, 2 up to 64, 3 above.
-
-    Args:
-        image_shape: (C, H, W).
-        width: maps at full resolution; twice as many after the first down-sampling, four times after the second.
+    it has skip connections, a `gated_sum` instead of tanh, and as many down-samplings as the images allow: 1 below 16 pixels,
+    2 up to 64, 3 above. There are `width` maps at full resolution, 2 and 4 times as many below.
     """
 
     def __init__(self, image_shape: Sequence[int], width: int) -> None:
@@ -131,11 +115,7 @@ class GatedConv(nn.Module):
 class UNet(nn.Module):
     """Gated convolutions down, dilated ones at the bottom, and up again with skip connections: logits for a `gated_sum`.
 
-    Args:
-        channels: of the images.
-        width: maps at full resolution.
-        downs: how often the image is halved.
-        side: its shorter side in pixels; dilations 1, 2, 4 ... reach half of what is left of it.
+    The image, `side` pixels at its shorter side, is halved `downs` times; dilations 1, 2, 4 ... reach half of what is left.
     """
 
     def __init__(self, channels: int, width: int, downs: int, side: int) -> None:
@@ -150,9 +130,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, 2C, H, W) for images x (B, C, H, W) in [0, 1] behind masks (B, 1, H, W)."""
-        z = self.first(
-            torch.cat([2 * x - 1, torch.ones_like(mask), mask], 1)
-        )  # the ones show where zero padding begins
+        ones = torch.ones_like(mask)  # show where zero padding begins
+        z = self.first(torch.cat([2 * x - 1, ones, mask], 1))
         skips = []
         for layer in self.down:
             skips.append(z)
@@ -167,11 +146,8 @@ class PatchDiscriminator(nn.Module):
     """Scores D (B, P) of patches of an image beside its mask; every convolution is spectrally normalised (Miyato et al. 2018).
 
     As in SN-PatchGAN (Yu et al. 2019), which takes its last maps for scores, here a last convolution gives one score a position.
-    Images are halved until 4 pixels are left, and at least twice. In train mode each pass takes a step of power iteration.
-
-    Args:
-        image_shape: (C, H, W).
-        width: maps of the first layer; two and four times as many later on.
+    Images are halved until 4 pixels are left, and at least twice; maps grow from `width` to 4 * width. In train mode each pass
+    takes a step of power iteration.
     """
 
     def __init__(self, image_shape: Sequence[int], width: int) -> None:
@@ -197,14 +173,7 @@ class MaskedAutoencoder(Purifier):
 
     MAE drops hidden patches before its encoder; here all enter, hidden pixels grey and marked in a mask channel (as in SimMIM, Xie
     et al. 2022): blocks need not be whole patches, and visible pixels, which are noisy, are to be restored too. A patch is an
-    eighth of the image (2 pixels at least, 16 at most), so at 32 and 64 pixels there are 64 of them.
-
-    Args:
-        image_shape: (C, H, W).
-        width: of a token; a multiple of 4, the number of heads.
-
-    Raises:
-        InputError: another width.
+    eighth of the image (2 pixels at least, 16 at most), so at 32 and 64 pixels there are 64 of them. `width` is that of a token.
     """
 
     def __init__(self, image_shape: Sequence[int], width: int) -> None:
@@ -229,10 +198,7 @@ class MaskedAutoencoder(Purifier):
 
 
 class Block(nn.Module):
-    """Attention, then two linear maps, each on normalised tokens and added to them (Dosovitskiy et al. 2021).
-
-    Queries, keys and values have no bias: that of the keys would have no effect.
-    """
+    """A transformer block, pre-norm (Dosovitskiy et al. 2021); queries, keys and values have no bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

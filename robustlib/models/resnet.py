@@ -6,9 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from robustlib.models.backbones import GATES, Gate, GatedStage
-
-LARGEST_SMALL = 64  # pixels; up to here a 3 x 3 stem without pooling, as in all CIFAR papers
+from robustlib.models.backbones import GATES, LARGEST_SMALL, Gate, GatedStage
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -26,11 +24,7 @@ class Bottleneck(resnet.Bottleneck):
 class ResNet(resnet.ResNet):
     """torchvision's ResNet without its last linear layer: x (B, C, H, W) -> features (B, out_features).
 
-    Args:
-        image_shape: (C, H, W). Up to 64 pixels the stem is a 3 x 3 convolution of stride 1 without max-pooling, above
-            it is ImageNet's (7 x 7, stride 2, max-pooling).
-        block: BasicBlock or Bottleneck.
-        layers: blocks in each of the four stages.
+    Up to 64 pixels the stem is a 3 x 3 convolution of stride 1 without max-pooling, above it is ImageNet's.
     """
 
     folds: ClassVar = (("conv1", "bn1"),)
@@ -53,7 +47,7 @@ class ResNet(resnet.ResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
-        """Features (B, out_features); a `gate` stands behind each of the last two blocks."""
+        """Features (B, out_features); a `gate` follows each of the last two blocks."""
         if gate is None:
             return super().forward(x)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

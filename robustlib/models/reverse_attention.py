@@ -1,7 +1,7 @@
 """Reverse attention (Zhou et al. 2023, ANCRA): the last blocks' channels weighted by the classifier's row of one class.
 
-Its own guess chooses the row, so the deployed logits confirm it: their gradients hold the row fixed and point elsewhere than
-the decision does. What `surrogates` offers has honest ones.
+The model's own prediction chooses the row, so the deployed logits confirm it: their gradients hold the row fixed and do not point
+to where the decision changes. Those of `surrogates` do.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,12 @@ AUXILIARY_WEIGHT = 2.0  # of the auxiliary heads' mean beside the final head (th
 
 @dataclass(frozen=True)
 class Attended:
-    """What one forward pass through n gates gives; the last entry of each tuple belongs to the last block.
+    """What one forward pass through n gates gives; the last entry of each tuple belongs to the last block."""
 
-    Args:
-        logits: p' = W GAP(z'_n) + b, (B, K).
-        auxiliary: p_i = W GAP(z_i) + b, each (B, K).
-        before: GAP(z_i), each (B, D), D the width of the last stage.
-        after: GAP(z'_i), each (B, D), with z'_i[k] = W[j_i, k] z_i[k].
-    """
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-    before: tuple[Tensor, ...]
-    after: tuple[Tensor, ...]
+    logits: Tensor  # p' = W GAP(z'_n) + b, (B, K)
+    auxiliary: tuple[Tensor, ...]  # p_i = W GAP(z_i) + b, each (B, K)
+    before: tuple[Tensor, ...]  # GAP(z_i), each (B, D), D the width of the last stage
+    after: tuple[Tensor, ...]  # GAP(z'_i), each (B, D), with z'_i[k] = W[j_i, k] z_i[k]
 
 
 class ReverseAttention(Classifier):
@@ -40,14 +33,8 @@ class ReverseAttention(Classifier):
 
     Two blocks are gated (a stage of one block, as small_cnn's: one); pre-activation networks put their final BatchNorm and ReLU
     before each gate and nothing after the last, as released. Features are globally averaged at every image size; the release
-    keeps 2 x 2 positions of 64-pixel images. W is neither detached nor normalised, its signs count.
-
-    Args:
-        encoder: with `gates` blocks that take a `gate` (see robustlib.models.backbones).
-        spec: shape, classes and statistics of the images.
-
-    Raises:
-        InputError: an encoder without such blocks.
+    keeps 2 x 2 positions of 64-pixel images. W is neither detached nor normalised, its signs count. The encoder has `gates` blocks
+    that take a `gate` (see robustlib.models.backbones).
     """
 
     gated_blocks: Tensor
@@ -72,19 +59,14 @@ class ReverseAttention(Classifier):
         return self.attend(x).after[-1]
 
     def latent(self, x: Tensor) -> Tensor:
-        """GAP(z_n) (B, D), the features before the last weighting: what the last auxiliary head, and so the guess, is made of."""
+        """GAP(z_n) (B, D), the features before the last weighting, which the last auxiliary head sees."""
         return self.attend(x).before[-1]
 
     def attend(self, x: Tensor, labels: Tensor | None = None) -> Attended:
-        """All logits and features of images x (B, C, H, W), the model's mode left as it is.
+        """All logits and features of images x (B, C, H, W).
 
-        Args:
-            x: images in [0, 1].
-            labels: whose rows weight every block, int64 (B,): the true labels in training. None: the argmax of each block's own
-                auxiliary logits, as deployed.
-
-        Raises:
-            InputError: images of another shape, or labels that are not one class number an image.
+        The rows of `labels` (int64 (B,), the true ones in training) weight every block; None: those of the argmax of each block's
+        own auxiliary logits, as deployed.
         """
         if labels is None:
             return self.gated(x, lambda logits: self.head.weight[logits.argmax(1)])
@@ -114,10 +96,8 @@ class ReverseAttention(Classifier):
         """What an adaptive adversary attacks: heads, their mean, the last behind soft gates, the joint loss, soft, BPDA and fixed gates.
 
         A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`, and
-        one that is the deployed logits with softer gates is `relaxed`.
-        What would repeat another view is left out: with one gate the mean is that head, and no gate stands before it. A BPDA gate
-        repeats the soft one only where q = softmax(p_i / temperature) is saturated; elsewhere W[j] stands in its gradient for
-        sum_c q_c W[c], and later blocks see what they see when deployed.
+        one that is the deployed logits with softer gates is `relaxed`. Views that would repeat another one are left out: with one
+        gate the mean is that head, and no gate comes before it.
         """
         views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
         if self.gates > 1:
@@ -130,7 +110,7 @@ class ReverseAttention(Classifier):
         return views
 
     def attack_view(self) -> nn.Module:
-        """The last auxiliary head p_n, which decides nearly always, behind gates that can be felt: its gradients are honest."""
+        """The last auxiliary head p_n, which nearly always decides, behind soft gates, whose gradients are not hidden."""
         return Heads(self, 0, 1) if self.gates == 1 else SoftHead(self, SOFT)
 
 
@@ -143,14 +123,14 @@ class _Surrogate(nn.Module):
 
 
 class Heads(_Surrogate):
-    """The mean of auxiliary logits p_i; the last of them makes the decision, nearly always."""
+    """The mean of auxiliary logits p_i over blocks first <= i < last, counted from 0."""
 
     def __init__(self, model: ReverseAttention, first: int, last: int) -> None:
         super().__init__(model)
         self.first, self.last = first, last
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean of p_i (B, K) over blocks first <= i < last, counted from 0."""
+        """(B, K)."""
         return torch.stack(self.model.attend(x).auxiliary[self.first : self.last]).mean(0)
 
 
@@ -176,7 +156,7 @@ class Joint(_Surrogate):
 
 class SoftGate(_Surrogate):
     """The deployed logits with masks sum_c softmax(p_i / temperature)_c W[c], forwards and backwards: as temperature falls,
-    the model itself, whose gates can now be felt."""
+    the model itself, but with a gradient through its gates."""
 
     relaxed = True  # it differs from the deployed logits in its gates only, forwards, backwards or both
 
@@ -195,8 +175,7 @@ class SoftGate(_Surrogate):
 
 
 class SoftHead(SoftGate):
-    """The last auxiliary logits p_n when the gates before them are soft: behind hard ones, which have no gradient, they hide
-    part of theirs as the deployed logits do."""
+    """The last auxiliary logits p_n behind soft gates: behind hard ones, which have no gradient, part of theirs is hidden too."""
 
     relaxed = False
 
@@ -206,8 +185,7 @@ class SoftHead(SoftGate):
 
 
 class BPDAGate(SoftGate):
-    """The deployed logits themselves, differentiated as if their gates were soft (BPDA, Athalye et al. 2018, section 4.1.2):
-    attacks see the model's true answers and feel its gates."""
+    """The deployed logits themselves, differentiated as if their gates were soft (BPDA, Athalye et al. 2018, section 4.1.2)."""
 
     def mask(self, logits: Tensor) -> Tensor:
         """Weights (B, D): W[argmax] forwards, the soft mask backwards."""
@@ -216,8 +194,8 @@ class BPDAGate(SoftGate):
 
 
 class FixedGate(_Surrogate):
-    """The last auxiliary logits p_n when every gate before them is set to one class, whatever the image: a targeted attack
-    on that class needs no gate to flip on its way."""
+    """The last auxiliary logits p_n with every gate before them set to one class: a targeted attack on that class needs no gate
+    to flip on its way."""
 
     def __init__(self, model: ReverseAttention, target: int) -> None:
         super().__init__(model)

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from robustlib.errors import unknown
-
 CROP_SCALE = (0.2, 1.0)  # share of the area that SimCLR's crop keeps (Chen et al. 2020, appendix A; CLAF's main.py)
 CROP_RATIO = (3 / 4, 4 / 3)  # its width : height, log-uniform
 JITTER = 0.4  # brightness, contrast and saturation factors from U(1 - 0.4, 1 + 0.4)
@@ -25,30 +23,14 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in torchvision
 
 @dataclass(frozen=True)
 class Policy:
-    """What a data set's images may undergo without a change of their class.
+    """What a data set's images may undergo without a change of their class."""
 
-    Args:
-        pad: pixels; a crop from the image padded by so many zeros moves it by at most `pad` in each direction.
-        flip: whether the mirror image shows the same class (never for digits).
-    """
-
-    pad: int = 0
-    flip: bool = False
-
-
-def view(images: Tensor, name: str, policy: Policy, generator: Generator | None = None) -> Tensor:
-    """The view `name` of uint8 `images` (B, C, H, W): float32 in [0, 1] of the same shape.
-
-    Raises:
-        InputError: `name` is none of VIEWS.
-    """
-    if name not in VIEWS:
-        raise unknown("view", name, VIEWS)
-    return VIEWS[name](images, policy, generator)
+    pad: int = 0  # pixels; a crop from the image padded by so many zeros moves it by at most `pad` in each direction
+    flip: bool = False  # whether the mirror image shows the same class (never for digits)
 
 
 def plain(images: Tensor, policy: Policy | None = None, generator: Generator | None = None) -> Tensor:
-    """The images themselves: pixel / 255, draws nothing."""
+    """The images themselves: pixel / 255; uses no randomness."""
     return images.to(torch.float32).div_(255)
 
 
@@ -60,7 +42,9 @@ def weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
 def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
     """SimCLR's view in colour; for one channel a shift, contrast 0.6-1.4 and pixel noise of 0.05."""
     if images.shape[1] != 3:
-        return _gray_view(images, policy, generator)
+        x = weak(images, policy, generator)
+        x = _blend(x, x.mean((1, 2, 3), keepdim=True), _uniform(x, *CONTRAST, generator))
+        return (x + NOISE * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
     x = simclr_weak(images, policy, generator)
     chosen = _chance(x, JITTER_SHARE, generator)
     x = torch.where(chosen, _jitter(x, generator), x)
@@ -140,18 +124,12 @@ def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _jitter(x: Tensor, generator: Generator | None) -> Tensor:
-    """Brightness, contrast, saturation, then hue; the order is fixed, where torchvision draws it anew."""
+    """Brightness, contrast, saturation, then hue; torchvision draws the order, here it is fixed."""
     low, high = 1 - JITTER, 1 + JITTER
     x = (x * _uniform(x, low, high, generator)).clamp(0, 1)
     x = _blend(x, luma(x).mean((2, 3), keepdim=True), _uniform(x, low, high, generator))
     x = _blend(x, luma(x), _uniform(x, low, high, generator))
     return shift_hue(x, _uniform(x, -HUE, HUE, generator)).clamp(0, 1)
-
-
-def _gray_view(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
-    x = weak(images, policy, generator)
-    x = _blend(x, x.mean((1, 2, 3), keepdim=True), _uniform(x, *CONTRAST, generator))
-    return (x + NOISE * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""A data set: three fixed splits and what a model and an attack must know about their images.
-
-The data sets by name: where each comes from and how it is cut into train, validation and test.
-"""
+"""Data sets by name: where each comes from, and how it is cut into train, validation and test."""
 
 import os
 import re
@@ -27,27 +24,16 @@ Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W),
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels in three splits.
+    """Images and labels in three splits, and what a model and an attack must know about them."""
 
-    Args:
-        name: as in DATASETS.
-        train, val, test: the splits; val is taken from the published training data, test is the published one.
-        class_names: one name per label.
-        mean, std: per channel over the training images in [0, 1]; the model normalises with them.
-        threat: the threat model its robust accuracy is usually reported for.
-
-    Raises:
-        InputError: a label outside the class names, splits of different image shapes.
-    """
-
-    name: str
+    name: str  # as in DATASETS
     train: Split
-    val: Split
-    test: Split
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
+    val: Split  # taken from the published training data
+    test: Split  # the published one
+    class_names: tuple[str, ...]  # one per label
+    mean: tuple[float, ...]  # per channel over the training images in [0, 1]; the model normalises with them
     std: tuple[float, ...]
-    threat: Threat
+    threat: Threat  # that its robust accuracy is usually reported for
 
     def __post_init__(self) -> None:
         for part in ("train", "val", "test"):
@@ -69,11 +55,7 @@ class Dataset:
         return channels, height, width
 
     def subset(self, n: int) -> "Dataset":
-        """The same data set with `n` stratified, seeded training examples; everything else stays as it is.
-
-        Raises:
-            InputError: fewer than one example per class.
-        """
+        """The same data set with `n` stratified, seeded training examples; everything else stays as it is."""
         if n < self.num_classes:
             raise InputError(f"A subset of {n!r} examples cannot hold all {self.num_classes} classes of {self.name}.")
         if n >= len(self.train):
@@ -81,14 +63,9 @@ class Dataset:
         return replace(self, train=self.train.sample(n))
 
     def only(self, classes: Iterable[int], *, relabel: bool = False) -> "Dataset":
-        """The examples of some classes, in all splits; statistics and threat stay those of the whole.
+        """The examples of some classes (labels), in all splits; statistics and threat stay those of the whole.
 
-        Args:
-            classes: their labels.
-            relabel: number them 0, 1, 2 ... in rising order and forget the other classes; else labels and names stay.
-
-        Raises:
-            InputError: none of the training images shows any of them, or one that is no class of this data set.
+        With `relabel` they are numbered 0, 1, 2 ... in rising order and the other classes' names are dropped.
         """
         chosen = torch.tensor(sorted(set(classes)), dtype=torch.int64)
         said = f"classes {tuple(chosen.tolist())}"
@@ -119,28 +96,20 @@ def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
         )
 
 
-def stratified(labels: Tensor | np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the rest and of `held_out` examples, each ascending and with the classes' shares kept."""
+def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Triple, Triple]:
+    """Splits (images, labels) into the rest and `held_out` stratified examples: two triples images, labels, positions (ascending).
+
+    The rest's images are moved up *inside* `images`, so that no second copy of a large data set is ever held.
+    """
     from sklearn.model_selection import train_test_split
 
-    positions = np.arange(len(labels))
     try:
-        rest, held = train_test_split(
-            positions, test_size=held_out, stratify=np.asarray(labels), random_state=SPLIT_SEED
-        )
+        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
         raise InputError(
             f"Cannot hold out {held_out} of {len(labels)} examples with every class in both: {error}"
         ) from error
-    return np.sort(rest), np.sort(held)
-
-
-def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Triple, Triple]:
-    """Splits (images, labels) into the rest and `held_out` stratified examples: two triples images, labels, positions.
-
-    The rest's images are moved up *inside* `images`, so that no second copy of a large data set is ever held.
-    """
-    rest, held = stratified(labels, held_out)
+    rest, held = map(np.sort, parts)
     held_images = images[held]
     for start in range(0, len(rest), 1024):  # in order: a position is read before anything is written over it
         some = rest[start : start + 1024]
@@ -165,21 +134,13 @@ def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set is found and treated.
+    """How a data set is found and treated."""
 
-    Args:
-        read: (data root, download?) -> its published arrays.
-        threat: default threat model.
-        policy: what its images may undergo.
-        val: validation examples, taken from the training data (at most a fifth of them).
-        embedded: comes with an installed package, so it needs no data root.
-    """
-
-    read: Callable[[Path, bool], Arrays]
-    threat: Threat
-    policy: Policy
-    val: int = 1000
-    embedded: bool = False
+    read: Callable[[Path, bool], Arrays]  # (data root, download?) -> its published arrays
+    threat: Threat  # default threat model
+    policy: Policy  # what its images may undergo
+    val: int = 1000  # validation examples, taken from the training data (at most a fifth of them)
+    embedded: bool = False  # comes with an installed package, so it needs no data root
 
 
 # Crops are padded by an eighth of the image, as 4 of 32 in the CIFAR papers; mirrored digits are no digits.
@@ -206,9 +167,6 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         name: one of DATASETS; or a label set of one, "digits-5-9": its classes 5 to 9 alone, as 0 to 4, in the same splits.
         root: directory with the published files; default: the environment variable ROBUSTLIB_DATA.
         download: fetch what is missing into `root`; without it nothing touches the network.
-
-    Raises:
-        InputError: unknown name or labels, no data there, corrupted files, labels out of range.
     """
     if name not in DATASETS and (found := LABEL_SET.fullmatch(name)):
         whole, first, last = found[1], int(found[2]), int(found[3])
@@ -243,16 +201,11 @@ def _assemble(name: str, source: Source, arrays: Arrays) -> Dataset:
     """Cuts validation (and test, if none is published) from the training data."""
     (images, labels), positions = arrays.train, np.arange(len(arrays.train[1]))
     if arrays.test is None:
-        (images, labels, positions), test = hold_out(images, labels, sources.DIGITS_TEST)
+        (images, labels, positions), held_test = hold_out(images, labels, sources.DIGITS_TEST)
     else:
-        test = (*arrays.test, np.arange(len(arrays.test[1])))
-    kept, held = hold_out(images, labels, min(source.val, len(labels) // 5))
-    train, val = (_split((x, y, positions[at]), source.policy) for x, y, at in (kept, held))
+        held_test = (*arrays.test, np.arange(len(arrays.test[1])))
+    kept, held_val = hold_out(images, labels, min(source.val, len(labels) // 5))
     mean, std = channel_stats(kept[0])
-    test_split = _split(test, source.policy)
-    return Dataset(name, train, val, test_split, arrays.class_names, mean, std, source.threat)
-
-
-def _split(arrays: Triple, policy: Policy) -> Split:
-    images, labels, positions = map(torch.from_numpy, arrays)
-    return Split(images, labels, positions, policy)
+    cuts = (*((x, y, positions[k]) for x, y, k in (kept, held_val)), held_test)
+    train, val, test = (Split(*map(torch.from_numpy, cut), source.policy) for cut in cuts)  # type: ignore[call-arg, arg-type]
+    return Dataset(name, train, val, test, arrays.class_names, mean, std, source.threat)

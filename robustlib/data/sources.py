@@ -1,12 +1,4 @@
-"""Readers of published data sets: each returns the arrays as their authors split them.
-
-Readers of data sets published as folders of JPEG files.
-
-Points of a plane as images of two pixels: the toys of rep-spectral, on which a whole decision can be seen.
-
-A point's coordinates are the grey levels of its image (1, 1, 2), on the grid of 255 steps that all images have: 0.016 of XOR's
-coordinates where its noise is 0.2, 0.008 of the sinusoid's. Labels are those of the points on the grid.
-"""
+"""Readers of published data sets, each split as its authors split it: files of arrays, folders of JPEG files, and toys."""
 
 import hashlib
 import os
@@ -87,7 +79,7 @@ def missing(name: str, root: Path, expected: str) -> InputError:
     )
 
 
-def corrupted(path: Path, reason: str = "its checksum is not the published one") -> InputError:
+def corrupted(path: Path, reason: str) -> InputError:
     """The error for a file that is there but not as published."""
     return InputError(f"The data file {str(path)!r} is corrupted: {reason}. Delete it and call again with --download.")
 
@@ -201,7 +193,8 @@ def imagenette(root: Path, download: bool) -> Arrays:
     if folder is None:
         raise missing("imagenette", root, "imagenette2-160/train/<wnid>/*.JPEG and imagenette2-160/val")
     wnids = _class_folders(folder / "train")
-    train, test = (_read_classes(folder / part, wnids) for part in ("train", "val"))
+    files = ([_images(folder / part / wnid) for wnid in wnids] for part in ("train", "val"))
+    train, test = (_read(of_part, IMAGENETTE_SIZE) for of_part in files)
     return Arrays(train, test, tuple(IMAGENETTE_CLASSES.get(wnid, wnid) for wnid in wnids))
 
 
@@ -221,11 +214,7 @@ def tiny_imagenet(root: Path, download: bool) -> Arrays:
 
 
 def decode(path: Path, size: int) -> np.ndarray:
-    """One image file as uint8 (3, size, size): shorter side scaled to `size`, centre cropped; grey becomes RGB.
-
-    Raises:
-        InputError: the file holds no readable image.
-    """
+    """One image file as uint8 (3, size, size): shorter side scaled to `size`, centre cropped; grey becomes RGB."""
     from PIL import Image, ImageOps
 
     try:
@@ -243,15 +232,11 @@ def decode(path: Path, size: int) -> np.ndarray:
 def _imagenette_folder(root: Path) -> Path | None:
     others = sorted(path for path in root.glob("imagenette2*") if path.name not in IMAGENETTE_FOLDERS)
     candidates = [*(root / name for name in IMAGENETTE_FOLDERS), *others, root]
-    return next((c for c in candidates if _holds_classes(c / "train") and _holds_classes(c / "val")), None)
-
-
-def _holds_classes(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_dir() and path.name.startswith("n") for path in folder.iterdir())
+    return next((c for c in candidates if _class_folders(c / "train") and _class_folders(c / "val")), None)
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.startswith("n"))
+    return sorted(path.name for path in folder.glob("n*") if path.is_dir())
 
 
 def _images(folder: Path) -> list[Path]:
@@ -259,10 +244,6 @@ def _images(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"The folder {str(folder)!r} holds no images: restore it, or fetch it anew with --download.")
     return files
-
-
-def _read_classes(folder: Path, wnids: Sequence[str]) -> Pair:
-    return _read([_images(folder / wnid) for wnid in wnids], IMAGENETTE_SIZE)
 
 
 def _read(files: Sequence[Sequence[Path]], size: int) -> Pair:
@@ -295,6 +276,8 @@ def _tiny_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     return tuple(names.get(wnid, wnid) for wnid in wnids)
 
 
+# Points of a plane as images (1, 1, 2), the toys of rep-spectral, whose whole decision can be drawn. Grey levels are the coordinates,
+# on a grid of 255 steps: 0.016 of XOR's coordinates where its noise is 0.2, 0.008 of the sinusoid's.
 SEED = 0  # every toy is drawn with this seed, once and for all
 CORNERS = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
 XOR_REACH, XOR_STD, XOR_EACH = 2.0, 0.2, 20  # half the width of the square, and points a corner
@@ -304,8 +287,7 @@ SINUSOID_TRAIN, SINUSOID_TEST = 800, 800  # half of the release's 40 x 40 points
 def xor(root: Path, download: bool) -> Arrays:
     """Four clouds N((+-1, +-1), 0.2^2 I) in [-2, 2]^2, labelled by whether the signs differ (Yang et al. 2024, noisy XOR).
 
-    Twenty points a corner are left for training after a fifth went to validation (which is drawn by class, so a corner may have
-    some more or fewer); ten times as many for the test.
+    Twenty points a corner are left for training, more or less, after a fifth went to validation; ten times as many for the test.
     """
     rng = np.random.default_rng(SEED)
 

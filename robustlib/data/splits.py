@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from robustlib.data.augmentation import VIEWS, Policy, view
+from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.errors import InputError, unknown
 
 SAMPLE_SEED = 0  # every sample of a split is drawn with this seed, once and for all
@@ -15,59 +15,38 @@ SAMPLE_SEED = 0  # every sample of a split is drawn with this seed, once and for
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some examples of a split; each `view` draws from the batch's generator, so the order of views matters.
+    """Some examples of a split; each `view` draws from the batch's generator, so the order of views matters."""
 
-    Args:
-        images: uint8 (B, C, H, W).
-        y: labels int64 (B,).
-        index: position of each example in the original files, int64 (B,).
-        policy: what the images may undergo.
-        augment: the view that `x` shows.
-        generator: source of every draw, on the images' device; None means PyTorch's global one.
-    """
-
-    images: Tensor
-    y: Tensor
-    index: Tensor
-    policy: Policy = field(default_factory=Policy)
-    augment: str = "none"
-    generator: Generator | None = None
+    images: Tensor  # uint8 (B, C, H, W)
+    y: Tensor  # labels int64 (B,)
+    index: Tensor  # position of each example in the original files, int64 (B,)
+    policy: Policy = field(default_factory=Policy)  # what the images may undergo
+    augment: str = "none"  # the view that `x` shows
+    generator: Generator | None = None  # source of every draw, on the images' device; None means PyTorch's global one
 
     def __len__(self) -> int:
         return len(self.y)
 
     @cached_property
     def x(self) -> Tensor:
-        """The batch's images, float32 (B, C, H, W) in [0, 1]; drawn at the first use and the same ever after."""
+        """The view `augment`, float32 (B, C, H, W) in [0, 1]; drawn at the first use, then kept."""
         return self.view(self.augment)
 
     def view(self, name: str) -> Tensor:
-        """A fresh view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "weak", "simclr" or "simclr-weak".
-
-        Raises:
-            InputError: no view has this name.
-        """
-        return view(self.images, name, self.policy, self.generator)
+        """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "weak", "simclr" or "simclr-weak"."""
+        if name not in VIEWS:
+            raise unknown("view", name, VIEWS)
+        return VIEWS[name](self.images, self.policy, self.generator)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Examples of a data set on one device.
+    """Examples of a data set on one device."""
 
-    Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-        indices: position of each example in the original files, int64 (N,).
-        policy: what the images may undergo.
-
-    Raises:
-        InputError: shapes or types that do not belong together.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    policy: Policy = field(default_factory=Policy)
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
+    indices: Tensor  # position of each example in the original files, int64 (N,)
+    policy: Policy = field(default_factory=Policy)  # what the images may undergo
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -119,9 +98,6 @@ class Split:
             augment: the view that `batch.x` shows; None shows the plain images.
             generator: source of the order and of all views, on the split's device; None means PyTorch's global one.
             drop_last: leave out a last batch that is not full.
-
-        Raises:
-            InputError: batch size below 1, unknown view.
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")

@@ -12,5 +12,4 @@ from robustlib.runs.files import (
     write_json,
 )
 from robustlib.runs.provenance import NUMERICS, attack_names, moved, versions
-from robustlib.runs.run import Run, changes_text, find_runs, parameter_hash, trained_with, transfer_sources
-from robustlib.runs.store import measured
+from robustlib.runs.run import Run, changes_text, find_runs, measured, parameter_hash, trained_with, transfer_sources

@@ -10,12 +10,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
 
 from robustlib.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
@@ -27,11 +28,7 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 
 
 def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one.
-
-    Raises:
-        InputError: the directory cannot be written or the disk is full; the previous file is untouched.
-    """
+    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one, never half of it."""
     path = Path(path)
     temporary = None
     try:
@@ -65,15 +62,6 @@ def merge_json(path: Path, key: str, value: object, *, indent: int | None = None
 
     Processes and threads that merge into one directory take turns, each for the time of a read and a write, so a long measurement
     is to be merged when it is done: what others wrote meanwhile stays.
-
-    Args:
-        path: the file; made where there is none.
-        key: of the entry; an older one is replaced.
-        value: what JSON can hold.
-        indent: of the file, in spaces; None writes one line.
-
-    Raises:
-        InputError: the directory cannot be written, the disk is full, or the file is no JSON object; it is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +84,7 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_archive(path: Path) -> Mapping[str, bytes]:
-    """The files in an archive by `<run>/<file>`; empty where there is none.
-
-    Raises:
-        InputError: the file is no archive.
-    """
+    """The files in an archive by `<run>/<file>`; empty where there is none."""
     try:
         return _unpacked(path, path.stat().st_mtime_ns) if path.is_file() else {}
     except zipfile.BadZipFile as error:
@@ -122,11 +106,7 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run's directory or archive; {} if there is none.
-
-    Raises:
-        InputError: the file is no JSON object.
-    """
+    """The object in a JSON file of a run's directory or archive; {} if there is none."""
     try:
         if (data := read_bytes(path)) is None:
             return {}
@@ -140,23 +120,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_weights(model: "nn.Module", path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes all parameters and buffers as safetensors, atomically."""
-    from safetensors.torch import save
-
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     write_atomic(path, save(state, dict(metadata or {})))
 
 
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Fills the model from a safetensors file.
-
-    Raises:
-        InputError: no such file, not a whole safetensors file, or weights of another model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fills the model from a safetensors file of the same names and shapes."""
     if not path.exists():
         raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
     try:

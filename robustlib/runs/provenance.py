@@ -1,10 +1,11 @@
 """Where a number comes from: versions, packages, machine and the command that makes it again.
 
-Versions of numbers: a run is stale when what made its numbers gives others today, and not when a file moved or a comment changed.
+A run is stale when what made its numbers gives others today, and not when a file moved or a comment changed.
 """
 
 import importlib.metadata
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -49,7 +50,7 @@ def attack_names(attacks: Iterable[object]) -> set[str]:
 
 
 def moved(made: Mapping[str, Any]) -> list[str]:
-    """Of names with the versions that numbers were made with, those that have another one today, in words."""
+    """Which of the versions that numbers were made with are others today, in words."""
     return [
         f"{name} {made[name]} (now {NUMERICS.get(name, 'gone')})"
         for name in sorted(made)
@@ -79,8 +80,6 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -101,15 +100,9 @@ def processor() -> str:
 
 def _git() -> str:
     """The commit of the checkout and whether it was changed; "" outside one."""
-    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -6,22 +6,28 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pandas as pd
 
 from robustlib.errors import InputError
-from robustlib.runs.files import digest, load_weights, read_archive, read_bytes, read_json, write_atomic
+from robustlib.models import Classifier, build_model
+from robustlib.runs.files import (
+    digest,
+    load_weights,
+    merge_json,
+    read_archive,
+    read_bytes,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from robustlib.runs.provenance import moved
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from robustlib.models import Classifier
-
 
 UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
 
@@ -81,11 +87,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; the lock dies with its process, however it dies.
-
-        Raises:
-            InputError: the directory cannot be written, or another process holds the run.
-        """
+        """Holds the run for this process, or raises InputError; the lock dies with its process, however it dies."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "a")  # noqa: SIM115  (held for the time of the training)
@@ -136,17 +138,13 @@ class Run:
         """The audit of the evaluation (see `robustlib.audit.audit_run`); {} before it."""
         return read_json(self.path / "audit.json")
 
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row for each finished epoch of each stage; row 0 is the model before training."""
-        import pandas as pd
-
         lines = (read_bytes(self.path / "metrics.jsonl") or b"").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines])
 
-    def records(self, which: Literal["best", "last"] = "best") -> "pd.DataFrame":
+    def records(self, which: Literal["best", "last"] = "best") -> pd.DataFrame:
         """The evaluation's per-example records of the best or the last epoch's weights; empty before it."""
-        import pandas as pd
-
         file = self.path / "records.parquet"
         if not file.exists():
             return pd.DataFrame()
@@ -159,15 +157,8 @@ class Run:
         kind = (split, attack)
         return next((look for look in reversed(looks) if (look["split"], look["attack"].partition("(")[0]) == kind), {})
 
-    def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
-        """The trained model in eval mode on the CPU: the one that counts (see `Stage`: mostly the best on validation images), or
-        that of the last epoch.
-
-        Raises:
-            InputError: there is no such file, or it is truncated or of another model.
-        """
-        from robustlib.models import build_model
-
+    def model(self, which: Literal["best", "last"] = "best") -> Classifier:
+        """The trained model in eval mode on the CPU: that of the best epoch (see `Stage.keep`), or of the last one."""
         params = self.params()
         if not params:
             raise InputError(
@@ -204,7 +195,7 @@ class Run:
         """Whether some of its numbers would be others today; `--rerun` renews them."""
         return bool(self.moved)
 
-    def write_frame(self, name: str, frame: "pd.DataFrame") -> None:
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Stores a data frame as parquet under `name`."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
@@ -253,20 +244,38 @@ def find_runs(
 
 
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
-    """Another finished run of each method, by method: same root, data set and threat; if possible, same architecture, preset
-    unchanged, and seed."""
+    """Another finished run of each method, by method: same root, data set and threat; if possible with the same architecture,
+    an unchanged preset, and the same seed."""
     path, params, found = run.path.resolve(), run.params(), {}
+
+    def unlike(other: Run) -> tuple[bool, ...]:  # the gravest difference first
+        arch, preset, seed = (other.params().get(name) != params.get(name) for name in ("arch", "preset", "seed"))
+        return arch, preset, bool(other.changed), seed
+
     for method in methods if len(path.parents) > 2 else ():
-        twins = find_runs(path.parents[2], dataset=params["dataset"], method=method)
-        twins = [r for r in twins if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
-        twins = [r for r in twins if (r.path / "model.safetensors").exists()]
-        if twins:
-            found[method] = min(twins, key=lambda twin: _unlike(twin, params))
+        others = find_runs(path.parents[2], dataset=params["dataset"], method=method)
+        others = [r for r in others if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
+        others = [r for r in others if (r.path / "model.safetensors").exists()]
+        if others:
+            found[method] = min(others, key=unlike)
     return found
 
 
-def _unlike(twin: Run, params: Mapping[str, Any]) -> tuple[bool, ...]:
-    """How a run differs from what a transfer would best come from, the gravest difference first; all False: in nothing."""
-    theirs = twin.params()
-    other = {name: theirs.get(name) != params.get(name) for name in ("arch", "preset", "seed")}
-    return other["arch"], other["preset"], bool(twin.changed), other["seed"]
+def measured(
+    run: Run, name: str, facts: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], *, key: str = ""
+) -> dict[str, Any]:
+    """What `name` in the run's directory holds if it has the same facts; else `measure()` is called and written with them.
+
+    `facts` decide the numbers: protocol, seed, images, weights, versions; as JSON gives them back (lists, no tuples). `key` names
+    this measurement in a file that holds several; "" for a file that holds one.
+    """
+    file = run.path / name
+    known: dict[str, Any] = read_json(file).get(key, {}) if key else read_json(file)
+    if known and all(known.get(fact) == value for fact, value in facts.items()):
+        return known
+    found = {**facts, **measure()}
+    if key:
+        merge_json(file, key, found)
+    else:
+        write_json(file, found)
+    return found

@@ -1,11 +1,10 @@
-"""The disentangler of AFD: identity at its start, branches as the paper draws them, and a head that swallows D1."""
+"""The disentangler of AFD: identity at its start, and branches as the paper draws them."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from robustlib.attacks import PGD
 from robustlib.errors import InputError
 from robustlib.models import Classifier, Disentangled, build_model
 from robustlib.runs import load_weights, save_weights
@@ -74,53 +73,6 @@ def test_the_confused_branch_teaches_the_encoder_nothing(digits):
         name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
     }
     assert moved == {"confused", "head"}  # the shared classifier is reached; D1 and the encoder are not
-
-
-@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18"])
-def test_folding_gives_the_same_logits_gradients_and_attack(digits, arch):
-    model, x, y = shaken(arch, digits), images(digits), torch.arange(6)
-    plain = model.folded()
-    assert type(plain) is Classifier
-    assert not plain.training
-    assert torch.allclose(plain(x), model(x), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(plain(x), model.head(model.latent(x)), atol=1e-2)  # D1 does something here
-    gradients = []
-    for side in (plain, model):
-        at = x.clone().requires_grad_(True)
-        F.cross_entropy(side(at), y).backward()
-        gradients.append(at.grad)
-    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5)
-    attack = PGD(digits.threat, steps=3)
-    found = [attack(side, x, y, generator=torch.Generator().manual_seed(0)) for side in (plain, model)]
-    assert (found[0] - found[1]).abs().gt(1e-4).float().mean() < 0.02  # a sign may flip where a gradient is nearly 0
-
-
-def test_a_folded_model_is_of_its_own_and_loads_as_a_plain_one(digits, tmp_path):
-    model, x = shaken("small_cnn", digits), images(digits)
-    plain = model.train().folded()
-    assert plain.training
-    assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in model.parameters()}
-    save_weights(plain, tmp_path / "folded.safetensors")
-    again = build_model("small_cnn", digits)
-    load_weights(again, tmp_path / "folded.safetensors")
-    assert torch.equal(again.eval()(x), plain.eval()(x))
-
-
-def test_folding_keeps_its_dtype_and_its_mean(digits):
-    model = shaken("mlp", digits).double()
-    x = images(digits).double()
-    assert torch.allclose(model.folded()(x), model(x), rtol=1e-12, atol=1e-12)
-
-
-def test_attacks_find_a_folded_twin(digits):
-    from robustlib.attacks.fold_batchnorm import fold_batchnorm
-
-    model, x = shaken("small_cnn", digits), images(digits)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    twin = fold_batchnorm(model, x, "32-true")
-    assert twin is not None
-    assert torch.allclose(twin(x), model(x), rtol=1e-3, atol=1e-3)
 
 
 def test_plain_weights_are_refused(digits, tmp_path):

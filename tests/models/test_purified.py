@@ -161,7 +161,7 @@ def test_stored_weights_know_that_they_are_deployed(tmp_path):
 
 
 def test_a_run_gives_back_its_model(tmp_path):
-    options = {"purifier": "mae", "transform": "rt3", "missing": 0.5, "grid": 2, "width": None, "votes": 2}
+    options = {"purifier": "mae", "transform": "rt3", "missing": 0.5, "grid": 2, "width": None}
     model, x = purified(**options), images()
     run = Run(tmp_path)
     write_json(
@@ -172,7 +172,6 @@ def test_a_run_gives_back_its_model(tmp_path):
     again = run.model()
     assert isinstance(again, Purified)
     assert again.stochastic
-    assert again.votes == 2
     assert again.transform == RandomTransform("rt3", sigma=0.1, missing=0.5, grid=2)
     assert again(x).shape == (4, 10)
     save_weights(purified(width=8), tmp_path / "model.safetensors")
@@ -214,24 +213,6 @@ def test_views_share_weights_and_buffers():
     assert torch.equal(fixed(x), model.classify(x))
     model.double()
     assert fixed(x.double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("transform", ["rt1", "rt2", "rt3"])
-def test_votes_are_the_logarithm_of_the_mean_probability(transform):
-    model, x = purified(transform), images()
-    voting = model.voting(3)
-    assert voting.stochastic
-    repeated = x.repeat(3, 1, 1, 1)
-    randomness = seeded(model.transform.draw, repeated)
-    logits = model.classify(model.purify(repeated, randomness)).detach().double().numpy().reshape(3, 4, 10)
-    p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
-    assert np.allclose(seeded(voting, x).detach().numpy(), np.log(p.mean(0)), atol=1e-5)
-    fixed = voting.fixed(2)
-    assert torch.equal(fixed(x), fixed(x))
-    assert torch.allclose(fixed(x)[1:2], fixed(x[1:2]), atol=1e-5)
-    once = fixed.draw(x, 3).masks[:, ::4]  # each vote's, of the first image
-    assert not torch.equal(once[:, 0], once[:, 1])
-    assert torch.autograd.grad(voting(x.requires_grad_(True)).sum(), x)[0].abs().sum() > 0
 
 
 def test_bpda_answers_as_the_model_and_feels_the_classifier_at_the_purified_image():
@@ -276,7 +257,7 @@ def test_digests_tell_views_apart():
     from robustlib.evaluation.cache import model_digest
 
     model = purified()
-    views = [model, model.fixed(0), model.fixed(1), model.voting(2), *model.surrogates().values()]
+    views = [model, model.fixed(0), model.fixed(1), *model.surrogates().values()]
     assert len({model_digest(view) for view in views}) == len(views)
     assert model_digest(model.fixed(0)) == model_digest(model.fixed(0))
 
@@ -327,7 +308,6 @@ def test_an_attack_leaves_the_classifier_frozen_and_the_modes_as_found():
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"transform": "rt9"}, "Unknown kind 'rt9'"),
         ({"purifier": "vae"}, "Unknown purifier 'vae'"),
-        ({"votes": 0}, "votes=0: give a whole number"),
         ({"nois": 0.1}, "Unknown option of a purified model 'nois'"),
     ],
 )
@@ -341,10 +321,10 @@ def test_a_finished_classifier_is_put_behind_a_purifier():
     classifier(images(32))  # statistics that are not the initial ones
     kept = copy.deepcopy(classifier.eval().state_dict())
     purifier = purified().purifier
-    model = Purified.around(classifier, purifier, RandomTransform("rt1", grid=4), votes=2)
+    model = Purified.around(classifier, purifier, RandomTransform("rt1", grid=4))
     x = images()
     assert torch.equal(model.classify(x), classifier(x))
-    assert (model.stochastic, model.votes) == (True, 2)
+    assert model.stochastic
     assert model.purifier is purifier
     assert not any(p.requires_grad for p in model.head.parameters())
     still = Purified.around(classifier, build_purifier("none", (1, 8, 8)), RandomTransform("none"))
@@ -365,13 +345,9 @@ def test_what_does_not_belong_together_is_refused():
     encoder = build_model("small_cnn", SPEC).encoder
     with pytest.raises(InputError, match=r"completes images of shape \(1, 9, 8\), the classifier takes \(1, 8, 8\)"):
         Purified(encoder, SPEC, build_purifier("gan", (1, 9, 8)), RandomTransform())
-    with pytest.raises(InputError, match="votes=0"):
-        purified().voting(0)
     for seed in (None, "1", True, -1):
         with pytest.raises(InputError, match=f"Purified seed={seed!r}: give a whole number of at least 0"):
             purified().fixed(seed)
     model = purified()
     with pytest.raises(InputError, match="images of 8x8 pixels, but got a batch of 9x8"):
         model(torch.rand(2, 1, 9, 8))
-    with pytest.raises(InputError, match="8x8 pixels, but got a batch"):
-        model.voting(2)(torch.rand(2, 1, 9, 8))

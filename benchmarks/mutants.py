@@ -268,15 +268,15 @@ MUTANTS = (
     # statistics and evaluation
     Mutant(
         "workbook/claims/verdict.py",
-        "max(n - 1, 1))\n    sd = sd",
-        "max(n, 1))\n    sd = sd",
+        "sd = stdev(differences)",
+        "sd = stdev([*differences, fmean(differences)])",
         "deviation by n",
         "workbook/claims",
     ),
     Mutant(
         "workbook/claims/verdict.py",
-        "1 - level / 2, n - 1)) * sd",
-        "1 - level, n - 1)) * sd",
+        "t_interval(differences, 1 - level",
+        "t_interval(differences, 1 - 2 * level",
         "a one-sided interval",
         "workbook/claims",
     ),

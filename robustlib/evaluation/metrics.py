@@ -198,12 +198,15 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of independent values (at least two); NaN where one of them is."""
+def t_interval(values: Sequence[float], level: float = 0.95, *, least_sd: float = 0.0) -> tuple[float, float]:
+    """Student's t interval of the mean of independent values (at least two); NaN where one of them is.
+
+    Their standard deviation counts as `least_sd` at least, e.g. as that of rounding.
+    """
     from scipy.stats import sem, t
 
-    mean = sum(values) / len(values)
-    half = float(t.ppf((1 + level) / 2, len(values) - 1) * sem(values))
+    mean, n = sum(values) / len(values), len(values)
+    half = float(t.ppf((1 + level) / 2, n - 1) * max(sem(values), least_sd / math.sqrt(n)))
     return mean - half, mean + half
 
 

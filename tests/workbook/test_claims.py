@@ -308,7 +308,7 @@ def test_relative_differences_and_all_kinds_of_measures(tmp_path: Path) -> None:
 def test_an_audit_that_disbelieves_is_told(tmp_path: Path) -> None:
     runs = made_up_study(tmp_path, 0.02)
     write_json(runs[0].path / "audit.json", {"badges": {"headline": {"verdict": "red", "text": "7. black-box"}}})
-    assert gather(claim(), runs, SEEDS).notes == ("the audit believes 1 of 16 headlines not",)
+    assert gather(claim(), runs, SEEDS).notes == ("the audit doubts 1 of 16 headlines",)
 
 
 def test_the_table_of_claims(tmp_path: Path) -> None:

@@ -1,20 +1,15 @@
 """What a claim is, and how it is read from data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from robustlib.errors import InputError, check_choices, unknown
 from robustlib.runs import Run, changes_text
 
+Key = tuple[str, int]  # a variant and a seed
 POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
-SIGNED = (
-    "growth/",
-    "metrics/",
-    "overfitting/",
-    "overstated/",
-    "unseen/price",
-)  # measures that may be compared with zero
+SIGNED = ("growth/", "metrics/", "overfitting/", "overstated/", "unseen/price")  # may be compared with zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +17,12 @@ class Claim:
     """A paper says that `variant` has a higher (or lower) `measure` than `than`; both are trained with the same seeds.
 
     Without `than` the measure of the one variant is compared with zero: "the gap grows".
-
-    Raises:
-        InputError: two equal variants, none to compare an accuracy or a relative difference with, an unknown direction, or a
-            smallest effect that is not above 0.
     """
 
     name: str  # short; unique within its study
     text: str  # the claim in a sentence
     source: str  # the paper that makes it, and where
-    measure: str  # what is compared; see `measure_of`
+    measure: str  # what is compared; see robustlib/workbook/claims/measures.py
     variant: str  # a method with its changes from the preset, as `variant_of` writes them: "trades", "trades beta=1.0"
     than: str = ""  # the variant it is compared with; "": zero
     direction: Literal["higher", "lower"] = "higher"
@@ -72,17 +63,9 @@ class Claim:
 
 
 def read_claims(rows: object, place: str) -> list[Claim]:
-    """Claims from a list of mappings, as YAML gives them; `than` may be left out.
-
-    Args:
-        rows: each with the fields of `Claim`.
-        place: the file they stand in, for messages.
-
-    Raises:
-        InputError: no list of mappings, an unknown or missing field, a value of the wrong kind, or a name used twice.
-    """
+    """Claims from a list of mappings with the fields of `Claim`, as the YAML file `place` gives them."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise InputError(f"{place}: write claims as a list of mappings with {', '.join(_wanted())}.")
+        raise InputError(f"{place}: write claims as a list of mappings with {', '.join(_required())}.")
     claims = [_claim(row, place) for row in rows]
     names = [claim.name for claim in claims]
     for name in names:
@@ -91,7 +74,7 @@ def read_claims(rows: object, place: str) -> list[Claim]:
     return claims
 
 
-def _wanted() -> list[str]:
+def _required() -> list[str]:
     return [field.name for field in fields(Claim) if field.type is str and field.default is MISSING]
 
 
@@ -101,15 +84,23 @@ def _claim(row: Mapping[str, Any], place: str) -> Claim:
     for key in row:
         if key not in known:
             raise unknown(f"field of a claim in {place}", key, known)
-    kinds: dict[str, Any] = {**dict.fromkeys([*_wanted(), "than"], str), "relative": bool, "smallest": (int, float)}
+    kinds: dict[str, Any] = {**dict.fromkeys([*_required(), "than"], str), "relative": bool, "smallest": (int, float)}
     for key, kind in kinds.items():
-        if key not in row and key in _wanted():
-            raise InputError(f"{place}: the claim {row.get('name', dict(row))!r} has no {key!r}: add it.")
+        if key not in row and key in _required():
+            raise InputError(f"{place}: the claim {row.get('name', row)!r} has no {key!r}: add it.")
         if key in row and (not isinstance(row[key], kind) or (key == "smallest" and isinstance(row[key], bool))):
             raise InputError(f"{place}: {key}={row[key]!r} of the claim {row.get('name')!r} is of the wrong kind.")
     return Claim(**row)
 
 
 def variant_of(run: Run) -> str:
-    """The variant of a study that a run belongs to: its method and what was changed from its preset."""
+    """The variant of a method that a run is: the method and what was changed from its preset, "trades beta=1.0"."""
     return f"{run.params().get('method', '?')} {changes_text(run.changes())}".strip()
+
+
+def by_variant(runs: Iterable[Run]) -> dict[Key, Run]:
+    """The first run of each variant and seed."""
+    first: dict[Key, Run] = {}
+    for run in runs:
+        first.setdefault((variant_of(run), run.params().get("seed", -1)), run)
+    return first

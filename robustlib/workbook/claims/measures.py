@@ -1,92 +1,181 @@
-"""Measures of a claim beside plain accuracies: under unseen attacks, of adversarial distances, and of a training's own metrics."""
+"""What a claim may compare: numbers that finished runs hold, by the name of a measure.
 
-from collections.abc import Callable, Mapping, Sequence
+clean, worst, pgd20, ...      accuracy of the best weights, a fraction
+last/pgd20                    of the last epoch's weights
+overfitting/pgd20             best less last
+overstated/pgd20              accuracy under the attack less the worst case
+representation/relative_l2    of the penultimate features, as `robustlib.representation.measure_runs` stored it last under
+                              the run's own threat; representation/<layer>/relative_l2: of another layer
+metrics/<column>              a column of `Run.metrics` after the last epoch, in its own unit
+growth/<column>               slope b of its least-squares line over the k epochs from 2 on, as a share of their mean:
+                              b (k - 1) / mean (0.12: the line rose by 12 % of it)
+distance/mean, /median        adversarial distance by decisions (Tangent), in pixel units
+unseen/stadv, /l2, /known, /clean    accuracy under unseen attacks, on the images of `robustlib.evaluation.measure_unseen`
+unseen/loss/stadv, /loss/l2   known less unseen, below 0 where the unseen attack is the weaker one
+unseen/price                  clean accuracy that a purifier takes from the classifier behind it
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from robustlib.errors import InputError, unknown
 from robustlib.runs import Run, read_json
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from robustlib.threat import Threat
 
 
-UNSEEN = "unseen/"
+@dataclass(frozen=True)
+class Source:
+    """Measures that are read and paired in one way.
+
+    Attributes:
+        stored: what a run holds of them; empty before it was measured.
+        lacking: what is said of a run without.
+        setting: what two runs must share to be compared, by its name for people.
+        value: the measure "<kind>/<name>" of a run.
+        notes: what must be said of pairs of runs (or single ones) that were compared.
+        fractions: whether they are fractions of the images, measured in steps of one.
+        paired: where a number depends on which runs are compared: that of each of them.
+    """
+
+    stored: Callable[[Run], Any]
+    lacking: str
+    setting: Callable[[Run], dict[str, Any]]
+    value: Callable[[Run, str, str], float]
+    notes: Callable[[Sequence[Sequence[Run]], str], Iterable[str]]
+    fractions: bool = False
+    paired: Callable[[Sequence[Run], str], list[float]] | None = None
 
 
-def of_unseen(measure: str) -> bool:
-    """Whether `unseen` knows such a measure."""
-    return measure.startswith(UNSEEN)
+def source_of(measure: str) -> Source:
+    """Where a measure is read from."""
+    return SOURCES.get(measure.partition("/")[0], ACCURACIES)
 
 
-def last_look(run: Run) -> dict[str, Any]:
-    """What `robustlib.evaluation.measure_unseen` stored last of a run: protocol and accuracies; {} before it."""
-    looks = list(read_json(run.path / "unseen.json").values())
-    return looks[-1] if looks else {}
-
-
-def unseen(run: Run, name: str) -> float:
-    """An accuracy of `last_look`, or a difference of two.
-
-    Args:
-        run: measured by `robustlib.evaluation.measure_unseen`.
-        name: "clean", "known" (the worst case of the evaluation), "l2" or "stadv", all on the same images; "loss/l2",
-            "loss/stadv": known less unseen, below 0 where the unseen attack is the weaker one; "price": what clean accuracy a purifier
-            takes from the classifier behind it.
+def paired_measures(runs: Sequence[Run], measure: str) -> list[float]:
+    """The measure of each of the runs that are compared; distances on the images that count in all of them.
 
     Raises:
-        InputError: a run that is not measured, or an unknown name.
+        InputError: a run has no such number.
     """
-    look = last_look(run)
-    if not look:
+    kind, _, name = measure.partition("/")
+    source = source_of(measure)
+    return source.paired(runs, name) if source.paired else [source.value(run, kind, name) for run in runs]
+
+
+def measure_of(run: Run, measure: str) -> float:
+    """One number of a run, or an InputError; see `paired_measures`."""
+    return paired_measures([run], measure)[0]
+
+
+# ---- accuracies of an evaluation, and measures of the feature space of an evaluated run
+
+
+def _accuracies(results: Mapping[str, Any]) -> dict[str, float]:
+    return {row["attack"]: row["accuracy"] for row in results.get("rows", [])}
+
+
+def _features(run: Run) -> dict[str, Any]:
+    """The last measurement of the feature space; those under other threats, which the notebook of another run made, are passed over."""
+    measured = list(read_json(run.path / "representation.json").values())
+    threat = run.params().get("threat")
+    own = [one for one in measured if threat and repr(Threat(**threat)) in one.get("attack", "")]
+    return (own or measured or [{}])[-1]
+
+
+def _evaluated(run: Run, kind: str, name: str) -> float:
+    measure = f"{kind}/{name}" if name else kind
+    results, layers = run.results(), _features(run).get("measures", {})
+    best, last = _accuracies(results), _accuracies(results.get("last", {}))
+    every = {**best, **{f"last/{attack}": value for attack, value in last.items()}}
+    every |= {f"overfitting/{attack}": best[attack] - last[attack] for attack in last if attack in best}
+    every |= {f"overstated/{attack}": value - best["worst"] for attack, value in best.items() if "worst" in best}
+    every |= {f"representation/{name}": value for name, value in layers.get("features", {}).items()}
+    every |= {f"representation/{layer}/{name}": x for layer, values in layers.items() for name, x in values.items()}
+    if every.get(measure) is None:
+        remedy = f"it has {', '.join(every)}." if results else "it is not evaluated; `robustlib evaluate` does it."
+        raise InputError(f"{run.path} has no measure {measure!r}: {remedy}")
+    return float(every[measure])
+
+
+def _setting(run: Run, measured: Mapping[str, Any], **keys: str) -> dict[str, Any]:
+    return {"dataset": run.params().get("dataset"), **{name: measured.get(key) for name, key in keys.items()}}
+
+
+def _evaluation_setting(run: Run) -> dict[str, Any]:
+    results = run.results()
+    keys = {"images": "n", "weights": "checkpoint", "attack seed": "seed"}
+    shared = _setting(run, results, split="split", threat="threat", **keys)
+    return shared | {"met AutoAttack": "autoattack" in _accuracies(results)}
+
+
+def _features_setting(run: Run) -> dict[str, Any]:
+    measured = _features(run)
+    looked = ", ".join(f"{name} {measured.get(name)}" for name in ("attack", "n", "seed"))
+    return _evaluation_setting(run) | {"features of": looked}
+
+
+def _evaluation_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+    runs = [run for pair in pairs for run in pair]
+    made = {str(sorted(run.results().get("numerics", {}).items())) for run in runs}
+    if len(made) > 1:
+        yield f"evaluated by {len(made)} versions of attacks or measures"
+    doubted = [run for run in runs if run.audit().get("badges", {}).get("headline", {}).get("verdict") == "red"]
+    if doubted:
+        yield f"the audit doubts {len(doubted)} of {len(runs)} headlines"
+
+
+# ---- accuracies under unseen attacks
+
+
+def _unseen(run: Run) -> dict[str, Any]:
+    """What `robustlib.evaluation.measure_unseen` stored last: protocol and accuracies."""
+    return ([{}, *read_json(run.path / "unseen.json").values()])[-1]
+
+
+def _unseen_accuracy(run: Run, _: str, name: str) -> float:
+    measured = _unseen(run)
+    if not measured:
         raise InputError(
             f"{run.path} has no accuracies under unseen attacks: `robustlib evaluate {run.path} --unseen` measures them."
         )
-    shares = {attack: float(row["accuracy"]) for attack, row in look["accuracies"].items()}
-    losses = {f"loss/{attack}": shares["known"] - share for attack, share in shares.items()}
-    price = {"price": float(look["bare"]["accuracy"]) - shares["clean"]} if look.get("bare") else {}
-    found = {**shares, **losses, **price}
-    if name not in found:
-        raise unknown("accuracy under unseen attacks", name, found)
-    return found[name]
+    every = {attack: float(row["accuracy"]) for attack, row in measured["accuracies"].items()}
+    every |= {f"loss/{attack}": every["known"] - accuracy for attack, accuracy in list(every.items())}
+    if measured.get("bare"):
+        every["price"] = float(measured["bare"]["accuracy"]) - every["clean"]
+    if name not in every:
+        raise unknown("accuracy under unseen attacks", name, every)
+    return every[name]
 
 
-def facts_of(run: Run) -> dict[str, Any]:
-    """What two looks must share to be compared."""
-    look = last_look(run)
-    own = {name: look.get(name) for name in ("split", "n", "seed")}
-    return own | {"attack": str(look.get("strengths")), "look": look.get("images")}
+def _unseen_setting(run: Run) -> dict[str, Any]:
+    measured = _unseen(run)
+    keys = {"images": "n", "attack seed": "seed", "choice of images": "images"}
+    return _setting(run, measured, split="split", **keys) | {"attack": str(measured.get("strengths"))}
 
 
-def attacks_met(run: Run) -> tuple[str, ...]:
-    """The unseen attacks of `last_look` as they were run: those on a model that answers at random are others."""
-    rows = last_look(run).get("accuracies", {})
-    return tuple(row.get("protocol", "") for name, row in rows.items() if name not in ("clean", "known"))
+def _unseen_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+    rows = [_unseen(run).get("accuracies", {}) for pair in pairs for run in pair]
+    met = {tuple(row.get("protocol", "") for a, row in one.items() if a not in ("clean", "known")) for one in rows}
+    if name not in ("clean", "price") and len(met) > 1:
+        yield "a model that answers at random met shorter attacks, averaged over its draws, than one that does not"
+    yield from _evaluation_notes(pairs, name)
 
 
-DISTANCE = "distance/"
+# ---- adversarial distances
+
+
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 
 
-def of_distances(measure: str) -> bool:
-    """Whether `distances` knows such a measure."""
-    return measure.startswith(DISTANCE)
-
-
-def distances(runs: Sequence[Run], name: str, attack: str = "Tangent") -> list[float]:
-    """The mean or median adversarial distance of each run, in pixel units, on their `shared_images`.
-
-    Args:
-        runs: measured by `robustlib.evaluation.measure_distances` on test images: the last look by this attack counts.
-        name: "mean" or "median".
-        attack: "Tangent", the papers', or "FAB", which sees gradients. Both are upper bounds of the true distance.
-
-    Raises:
-        InputError: a run that is not measured, runs measured on different images or with none in common, an unknown name.
-    """
+def _distances(runs: Sequence[Run], name: str, attack: str = "Tangent") -> list[float]:
+    """The mean or median distance of each run on their `_shared_images`; upper bounds of the true one by either attack."""
     if name not in STATISTICS:
         raise unknown("statistic of distances", name, STATISTICS)
-    images = shared_images(runs, attack)
+    images = _shared_images(runs, attack)
     if not images:
         raise InputError(
             f"No image that {' and '.join(run.name for run in runs)} have right has a known distance: measure more."
@@ -94,91 +183,87 @@ def distances(runs: Sequence[Run], name: str, attack: str = "Tangent") -> list[f
     return [STATISTICS[name](column) for column in zip(*images, strict=True)]
 
 
-def by_gradients(pairs: Sequence[Sequence[Run]], name: str) -> float | None:
-    """The mean of what `distances` by FAB say of each pair, the first's excess as a share of the second's; None unless all have them."""
-    if not pairs or not all(len(pair) == 2 and run.distances(attack="FAB") for pair in pairs for run in pair):
-        return None
-    try:
-        found = [distances(pair, name, "FAB") for pair in pairs]
-    except InputError:  # other images, or none in common
-        return None
-    return fmean((variant - than) / than for variant, than in found)
-
-
-def shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:
-    """For each image that all runs have right and no attack failed on, its distance in each of them.
-
-    Raises:
-        InputError: see `distances`.
-    """
-    looks = [run.distances(attack=attack) for run in runs]
-    for run, look in zip(runs, looks, strict=True):
-        if not look:
+def _shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:
+    """For each image that all runs have right and on which no attack failed, its distance in each of them."""
+    measured = [run.distances(attack=attack) for run in runs]
+    for run, one in zip(runs, measured, strict=True):
+        if not one:
             raise InputError(
                 f"{run.path} has no measured distances: its notebook measures them, or "
                 "`robustlib.evaluation.measure_distances`."
             )
-        if look["index"] != looks[0]["index"]:
+        if one["index"] != measured[0]["index"]:
             raise InputError(f"{run.path} and {runs[0].path} were measured on different images: measure both alike.")
-    parts = [zip(look["correct"], look["distance"], strict=True) for look in looks]
-    images = zip(*parts, strict=True)
-    return [
-        tuple(far for _, far in image) for image in images if all(right and far is not None for right, far in image)
+    columns = [
+        [x if right else None for right, x in zip(one["correct"], one["distance"], strict=True)] for one in measured
     ]
+    return [image for image in zip(*columns, strict=True) if None not in image]
 
 
-KINDS = ("metrics/", "growth/")
+def _distance_setting(run: Run) -> dict[str, Any]:
+    return _setting(run, run.distances(), split="split", attack="attack", **{"images": "n", "attack seed": "seed"})
+
+
+def _distance_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+    """How many images count, and the mean relative difference by FAB where it measured all runs on shared images."""
+    if pairs:
+        sizes = sorted(len(_shared_images(pair)) for pair in pairs)
+        yield f"on {sizes[0]} to {sizes[-1]} of {pairs[0][0].distances()['n']} images"
+    if pairs and all(len(pair) == 2 and run.distances(attack="FAB") for pair in pairs for run in pair):
+        try:
+            white = [_distances(pair, name, "FAB") for pair in pairs]
+        except InputError:  # other images, or none in common
+            return
+        gain = fmean((first - second) / second for first, second in white)
+        yield f"by FAB, which sees gradients, {100 * gain:+.1f} %".replace("-", "−")
+
+
+# ---- metrics of a training
+
+
 FIRST = 2  # epoch from which growth counts: a fine-tuning's first one leaves the natural model behind
 
 
-def of_epochs(measure: str) -> bool:
-    """Whether `epoch_measure` knows such a measure."""
-    return measure.startswith(KINDS)
-
-
-def epoch_measure(run: Run, kind: str, column: str) -> float:
-    """One number of the last stage of a training that measured it: what a head's stage does not watch, the stage before may have.
-
-    Args:
-        run: with metrics; it need not be evaluated.
-        kind: "metrics": the column's value after the last epoch, in its own unit. "growth": the slope b of the least-squares
-            line over the k epochs from 2 on, as a share of their mean: b (k - 1) / mean (0.12: the line rose by 12 % of it).
-        column: of `Run.metrics`, e.g. "probe/h/relative_l2".
-
-    Raises:
-        InputError: no such column of numbers; for growth, fewer than two epochs from 2 on, or a mean
-            that is not above 0.
-    """
-    stage = _last_stage(run, column)
-    numbers = [name for name in stage if stage[name].dtype.kind in "fiu" and stage[name].notna().all()]
+def _epoch_measure(run: Run, kind: str, column: str) -> float:
+    """Of the last stage that has the column: what the stage of a head does not watch, the stage before it may have."""
+    rows = run.metrics()
+    numbers = []
+    if len(rows):
+        trained = rows[rows["epoch"] > 0]  # without the row of the model before training
+        having = trained[trained[column].notna()] if column in trained else trained
+        rows = trained[trained["stage"] == (having if len(having) else rows)["stage"].iloc[-1]]
+        numbers = [name for name in rows if rows[name].dtype.kind in "fiu" and rows[name].notna().all()]
     if column not in numbers:
         there = ", ".join(f"{kind}/{name}" for name in numbers) or "no finished epoch"
         raise InputError(f"{run.path} has no measure {f'{kind}/{column}'!r}: of its last stage it has {there}.")
     if kind == "metrics":
-        return float(stage[column].iloc[-1])
-    return _growth(stage[stage["epoch"] >= FIRST], column, run)
-
-
-def _last_stage(run: Run, column: str) -> "DataFrame":
-    """The trained epochs of the last stage that has the column, or of the last one: without the row of the model before it."""
-    rows = run.metrics()
-    if not len(rows):
-        return rows
-    trained = rows[rows["epoch"] > 0]
-    having = trained[trained[column].notna()] if column in trained else trained
-    stages = (having if len(having) else rows)["stage"]
-    return trained[trained["stage"] == stages.iloc[-1]]
-
-
-def _growth(stage: "DataFrame", column: str, run: Run) -> float:
-    import numpy as np
-
-    values, mean = stage[column].to_numpy(float), float(stage[column].mean()) if len(stage) else 0.0
-    if len(values) < 2:
+        return float(rows[column].iloc[-1])
+    rows = rows[rows["epoch"] >= FIRST]
+    if len(rows) < 2:
         raise InputError(
-            f"{run.path} has {len(values)} epoch(s) from {FIRST} on, and growth needs two: train at least {FIRST + 1} epochs."
+            f"{run.path} has {len(rows)} epoch(s) from {FIRST} on, and growth needs two: train at least {FIRST + 1} epochs."
         )
-    if not mean > 0:
+    if not (mean := float(rows[column].mean())) > 0:
         raise InputError(f"{column} of {run.path} is {mean:g} on average, and nothing grows as a share of it.")
-    slope = float(np.polyfit(stage["epoch"].to_numpy(float), values, 1)[0])
-    return slope * (len(values) - 1) / mean
+    slope = float(np.polyfit(rows["epoch"].to_numpy(float), rows[column].to_numpy(float), 1)[0])
+    return slope * (len(rows) - 1) / mean
+
+
+def _epoch_setting(run: Run) -> dict[str, Any]:
+    """Metrics are of validation images, whatever the evaluation did."""
+    return _setting(run, {"threat": " ".join(map(str, run.params().get("threat", {}).values()))}, threat="threat")
+
+
+ACCURACIES = Source(Run.results, "is not evaluated", _evaluation_setting, _evaluated, _evaluation_notes, fractions=True)
+FEATURES = Source(Run.results, "is not evaluated", _features_setting, _evaluated, _evaluation_notes)
+EPOCHS = Source(Run.params, "is not trained", _epoch_setting, _epoch_measure, _evaluation_notes)
+UNSEEN = Source(_unseen, "has not met unseen attacks", _unseen_setting, _unseen_accuracy, _unseen_notes, fractions=True)
+DISTANCES = Source(
+    stored=Run.distances,
+    lacking="has no measured distances",
+    setting=_distance_setting,
+    value=lambda run, _, name: _distances([run], name)[0],
+    notes=_distance_notes,
+    paired=_distances,
+)
+SOURCES = {"representation": FEATURES, "distance": DISTANCES, "unseen": UNSEEN, "metrics": EPOCHS, "growth": EPOCHS}

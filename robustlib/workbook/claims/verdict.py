@@ -1,16 +1,15 @@
-"""The verdict on each claim of a study.
-
-Paired differences over seeds: interval, p-value, correction for many claims, and what could have been seen.
-"""
+"""The verdict on each claim of a study, from paired differences over seeds: interval, p-value, correction for many claims."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from robustlib.errors import InputError
+from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run
-from robustlib.workbook.claims.claim import Claim
+from robustlib.workbook.claims.claim import Claim, by_variant
 from robustlib.workbook.claims.evidence import Evidence, gather
 
 LEVEL = 0.05  # of error: intervals are 95 % intervals
@@ -42,17 +41,11 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL, *, step:
         level: of error, in (0, 1).
         step: in which differences are measured, 1 / 500 for accuracies of 500 images: sd is at least step / sqrt(12), the
             deviation of rounding, so that equal differences of few seeds are not taken for certainty.
-
-    Raises:
-        InputError: no difference, or one that is not finite.
     """
-    from scipy.stats import t
-
     n, mean, sd = _moments(differences, step)
     if n == 1:
         return Interval(mean, -math.inf, math.inf, math.nan)
-    half = float(t.ppf(1 - level / 2, n - 1)) * sd / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, sd)
+    return Interval(mean, *t_interval(differences, 1 - level, least_sd=step / math.sqrt(12)), sd)
 
 
 def p_value(differences: Sequence[float], against: float = 0.0, *, step: float = 0.0) -> float:
@@ -71,12 +64,11 @@ def p_value(differences: Sequence[float], against: float = 0.0, *, step: float =
 def _moments(differences: Sequence[float], step: float) -> tuple[int, float, float]:
     """How many, their mean, and their standard deviation (0 where only rounding tells them apart)."""
     n = len(differences)
-    if n == 0 or not all(math.isfinite(value) for value in differences):
+    if n == 0 or not all(map(math.isfinite, differences)):
         raise InputError(f"Paired differences {list(differences)} need at least one number, and only finite ones.")
-    mean = math.fsum(differences) / n
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / max(n - 1, 1))
+    sd = stdev(differences) if n > 1 else 0.0
     sd = sd if sd > 1e-12 * max(map(abs, differences)) else 0.0
-    return n, mean, max(sd, step / math.sqrt(12))
+    return n, fmean(differences), max(sd, step / math.sqrt(12))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -91,17 +83,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimal_detectable(sd: float, n: int, *, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest true mean difference that a two-sided paired t-test over n seeds finds with this power.
+def minimal_detectable(sd: float, n: int, *, level: float = LEVEL) -> float:
+    """The smallest true mean difference that a two-sided paired t-test over n seeds finds with a power of 80 %; infinite for one seed.
 
     Solves power = P(T > t(1 - level / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality
-    effect sqrt(n) / sd (Cohen 1988, section 2). In the unit of `sd`; infinite for one seed.
-
-    Args:
-        sd: of the differences over seeds.
-        n: seeds.
-        level: of error; a claim among m is tested at LEVEL / m in Holm's first step.
-        power: in (level, 1).
+    effect sqrt(n) / sd (Cohen 1988, section 2). In the unit of `sd`, the deviation of the differences over seeds. A claim among
+    m is tested at LEVEL / m in Holm's first step.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
@@ -110,10 +97,11 @@ def minimal_detectable(sd: float, n: int, *, level: float = LEVEL, power: float 
         return math.inf
     bar = float(t.ppf(1 - level / 2, n - 1))
     most = bar + 4 * max(bar, 1.0) + 10.0 / math.sqrt(n)  # beyond it the power is 1 in all but 1e-3 of studies
-    missed = brentq(lambda shift: float(nct.sf(bar, n - 1, shift)) - power, 0.0, most, xtol=1e-6)
+    missed = brentq(lambda shift: float(nct.sf(bar, n - 1, shift)) - POWER, 0.0, most, xtol=1e-6)
     return float(missed) * sd / math.sqrt(n)
 
 
+Verdict = Literal["supported", "not supported", "undecided"]
 NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
 
 
@@ -135,7 +123,7 @@ class Finding:
     interval: Interval
     p: float
     detectable: float
-    verdict: Literal["supported", "not supported", "undecided"]
+    verdict: Verdict
     reason: str = ""
 
     @property
@@ -145,15 +133,10 @@ class Finding:
 
     def in_direction(self) -> dict[str, object]:
         """A row for `robustlib.figures.claim_effects`: the effect and its interval, above 0 where they speak for the claim."""
-        ends = sorted(self.claim.sign * end for end in self.interval[1:3])
-        row = {
-            "claim": self.claim.text,
-            "smallest": self.claim.interest,
-            "verdict": self.verdict,
-            "words": self.summary,
-        }
-        row["unit"] = self.claim.unit
-        return row | {"effect": self.claim.sign * self.interval.effect, "low": ends[0], "high": ends[1]}
+        low, high = sorted(self.claim.sign * end for end in self.interval[1:3])
+        effect = {"effect": self.claim.sign * self.interval.effect, "low": low, "high": high}
+        facts = {"claim": self.claim.text, "smallest": self.claim.interest, "unit": self.claim.unit}
+        return {**facts, "verdict": self.verdict, "words": self.summary, **effect}
 
 
 def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequence[int]) -> list[Finding]:
@@ -169,8 +152,8 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
         runs: finished runs, e.g. of `find_runs`; others are told as missing.
         seeds: of the study.
     """
-    runs = list(runs)
-    evidence = [gather(claim, runs, seeds) for claim in claims]
+    found = by_variant(runs)
+    evidence = [gather(claim, found, seeds) for claim in claims]
     beyond_zero = holm([_p(part, 0.0) for part in evidence])
     below_interest = holm([_p(part, c.sign * c.interest) for c, part in zip(claims, evidence, strict=True)])
     parts = zip(claims, evidence, beyond_zero, below_interest, strict=True)
@@ -179,32 +162,25 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
 
 def _p(evidence: Evidence, against: float) -> float:
     """1 until all seeds are there: what is not decided yet cannot make others significant."""
-    return p_value(_values(evidence), against, step=evidence.step) if _complete(evidence) else 1.0
-
-
-def _values(evidence: Evidence) -> list[float]:
-    return list(evidence.differences.values())
-
-
-def _complete(evidence: Evidence) -> bool:
-    return len(evidence.differences) == evidence.wanted > 1
+    return p_value(evidence.values, against, step=evidence.step) if evidence.complete else 1.0
 
 
 def _finding(claim: Claim, evidence: Evidence, p_zero: float, p_interest: float, level: float) -> Finding:
-    values = _values(evidence)
-    interval = paired_interval(values, step=evidence.step) if values else NOTHING
-    detectable = minimal_detectable(interval.sd, len(values), level=level)
+    count = len(evidence.values)
+    interval = paired_interval(evidence.values, step=evidence.step) if count else NOTHING
+    detectable = minimal_detectable(interval.sd, count, level=level)
     effect, interest = claim.sign * interval.effect, claim.interest
-
-    def finding(verdict: Literal["supported", "not supported", "undecided"], reason: str = "") -> Finding:
-        return Finding(claim, evidence, interval, p_zero, detectable, verdict, reason)
-
-    if not _complete(evidence):
-        return finding("undecided", f"{len(values)} of {evidence.wanted} seeds")
-    if effect > 0 and p_zero <= LEVEL:
-        size = f"{100 * interest:g} {claim.unit}"
-        below = f"but by less than {size}" if effect < interest and p_interest <= LEVEL else ""
-        return finding("supported", below)
-    if effect < interest and p_interest <= LEVEL:
-        return finding("not supported", "the opposite holds" if effect < 0 and p_zero <= LEVEL else "")
-    return finding("undecided", f"effects below {100 * detectable:.1f} {claim.unit} would go unseen")
+    verdict: Verdict = "undecided"
+    reason = ""
+    if not evidence.complete:
+        reason = f"{count} of {evidence.wanted} seeds"
+    elif effect > 0 and p_zero <= LEVEL:
+        verdict = "supported"
+        if effect < interest and p_interest <= LEVEL:
+            reason = f"but by less than {100 * interest:g} {claim.unit}"
+    elif effect < interest and p_interest <= LEVEL:
+        verdict = "not supported"
+        reason = "the opposite holds" if effect < 0 and p_zero <= LEVEL else ""
+    else:
+        reason = f"effects below {100 * detectable:.1f} {claim.unit} would go unseen"
+    return Finding(claim, evidence, interval, p_zero, detectable, verdict, reason)

@@ -1,4 +1,4 @@
-"""What robustlib says when it is handed something it cannot use, and what it makes of an error that others raise."""
+"""The error for input that robustlib cannot use, and the checks that raise it."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a `name` that is none of `known`; it offers the nearest one."""
+    """The error for a `name` that is none of `known`; it suggests the nearest one."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name).lower().replace("_", "-"), [n.replace("_", "-") for n in names], 1, 0.4)
     hint = f" Did you mean {names[[n.replace('_', '-') for n in names].index(near[0])]!r}?" if near else ""
@@ -29,13 +29,3 @@ def check_choices(owner: object, **choices: Collection[str]) -> None:
     for name, known in choices.items():
         if getattr(owner, name) not in known:
             raise unknown(name, getattr(owner, name), known)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, Python's, the CPU's or a GPU's: half the work may fit."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    other = ("could not create a primitive", "bad_alloc")  # what oneDNN says, on CPUs, and C++
-    named = (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    )  # torch's, without importing it
-    return named or any(word in str(error) for word in words + other)

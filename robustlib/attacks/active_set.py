@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context, check_inputs
 from robustlib.attacks.objectives import is_adversarial, margin
 from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
@@ -20,18 +20,15 @@ class ActiveSet:
 
     Of a stochastic model none leaves, since one draw proves nothing, and each example keeps the image with the largest mean
     share of probability on wrong classes. Examples that are misclassified from the start are kept as they are.
-
-    Args:
-        rng: one stream of random numbers per example.
-        eps: radius of the threat; at 0 no example is active.
+    At radius 0 no example is active.
     """
 
-    def __init__(self, oracle: GradientOracle, x: Tensor, y: Tensor, rng: ExampleRNG, eps: float) -> None:
-        self.oracle, self.all, self.found, self._rng = oracle, AttackBatch(x, y), x.clone(), rng
-        self.active = torch.arange(len(x) if eps > 0 else 0, device=x.device)
-        self._score = torch.full((len(x),), -torch.inf, device=x.device)
+    def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, eps: float) -> None:
+        self.oracle, self.all, self.found, self._rng = oracle, batch, batch.x.clone(), rng
+        self.active = torch.arange(len(batch.x) if eps > 0 else 0, device=batch.x.device)
+        self._score = torch.full((len(batch.x),), -torch.inf, device=batch.x.device)
         if len(self.active):
-            self.update(x)
+            self.update(batch.x)
 
     def rounds(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, ending early when no example is active."""
@@ -64,32 +61,17 @@ class ActiveSet:
         self.active = self.active[~success]
 
 
-class IterativeAttack:
+class IterativeAttack(BaseAttack):
     """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet."""
 
     threat: Threat
-    precision: Precision
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        rng: ExampleRNG | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
-        with attack_context(model, x, (y,), self.precision) as oracle:
-            active_set = ActiveSet(oracle, x, y, rng, self.threat.eps)
-            self._run(active_set, model)
+    def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
+        active_set = ActiveSet(oracle, batch, rng, self.threat.eps)
+        self._run(active_set)
         return active_set.found
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         """All rounds, each ending in `active_set.update`."""
         raise NotImplementedError
 
@@ -98,16 +80,13 @@ class IterativeAttack:
 class MinNormResult:
     """The nearest adversarial images that were found: their distances are upper bounds of the true ones.
 
-    Args:
-        x_adv: (B, C, H, W) in [0, 1]; the image itself where none was found, and where the model is wrong without attack.
-        distance: (B,) in the attack's norm, in pixel units of [0, 1]; NaN where none was found, since a failed search proves no
-            robustness; 0 where the model is wrong without attack.
-        queries: (B,) int64, forward passes spent on each example.
+    Where none was found the image itself stands, with a distance of NaN, since a failed search proves no robustness; where the
+    model is wrong without attack, the image itself with a distance of 0.
     """
 
-    x_adv: Tensor
-    distance: Tensor
-    queries: Tensor
+    x_adv: Tensor  # (B, C, H, W) in [0, 1]
+    distance: Tensor  # (B,) in the attack's norm, in pixel units of [0, 1]
+    queries: Tensor  # (B,) int64, forward passes spent on each example
 
 
 class MinimumNorm(IterativeAttack):
@@ -128,12 +107,9 @@ class MinimumNorm(IterativeAttack):
         The target model decides, in float32, what is adversarial. A stochastic model is refused.
 
         Args:
-            model: x -> logits (B, K), or a SurrogateModel.
-            x: images (B, C, H, W) in [0, 1].
-            y: labels (B,).
             starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own
                 way, which Tangent also takes where a start is not adversarial.
-            generator, rng: of random numbers; see `Attack`.
+            model, x, y, generator, rng: as of an `Attack`.
         """
         check_inputs(x, y)
         if starts is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision, RowObjective
@@ -23,33 +23,25 @@ class APGD(IterativeAttack):
     The step starts at 2 eps and is halved at checkpoints where the objective rose too rarely or not at all; the example then
     goes on from its best point. An example leaves at its first success. The authors' code compares the objective after the first step
     with 0, by a slip, to count it as a rise; here, as in the algorithm, it is compared with that of the start.
-
-    Args:
-        threat: the allowed perturbations.
-        steps: gradient steps of each run, >= 1.
-        objective: "ce", "nll" (of outputs that are sums of log-probabilities), "dlr" or "margin".
-        targets: 0 attacks away from the label; N towards each of the N likeliest wrong classes in turn (K - 1 at most).
-        restarts: random starts of each run, >= 1.
-        eot: gradient samples averaged at each step, >= 1; for stochastic models.
-        rho: share of steps that must raise the objective between two checkpoints, in (0, 1).
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
     threat: Threat
-    steps: int = 100
-    objective: Literal["ce", "nll", "dlr", "margin"] = "ce"
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
-    rho: float = 0.75
-    precision: Precision = "32-true"
+    steps: int = 100  # gradient steps of each run
+    objective: Literal["ce", "nll", "dlr", "margin"] = "ce"  # nll: of outputs that are sums of log-probabilities
+    targets: int = (
+        0  # 0 attacks away from the label; N towards each of the N likeliest wrong classes in turn (K - 1 at most)
+    )
+    restarts: int = 1  # random starts of each run
+    eot: int = 1  # gradient samples averaged at each step; for stochastic models
+    rho: float = 0.75  # share of steps that must raise the objective between two checkpoints
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "restarts", "eot")
         check_counts(self, "targets", least=0)
         check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         oracle = active_set.oracle
         classes = ranked_classes(oracle, active_set.all, self.targets, self.eot)
         for round_ in active_set.rounds(max(1, classes.shape[1]) * self.restarts):

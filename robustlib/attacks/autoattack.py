@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import nn
-
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.apgd import APGD
 from robustlib.attacks.base import PRECISIONS, Attack, Precision
@@ -21,24 +19,15 @@ class AutoAttack(IterativeAttack):
 
     Any number of classes: targets are the min(9, K - 1) likeliest wrong classes, and below 4 classes, where the (targeted) DLR
     loss does not exist, the margin takes its place.
-
-    Args:
-        threat: the allowed perturbations.
-        version: "standard", "rand", or "custom" for the given `attacks`.
-        attacks: (name, attack) in order; custom only.
-        eot: gradient samples of the rand version, >= 1.
-        steps: of APGD and FAB in either version, >= 1; with fewer than 100 it is not the published AutoAttack.
-        queries: of the standard version's Square, >= 1; 5000 likewise.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
     threat: Threat
     version: Literal["standard", "rand", "custom"] = "standard"
-    attacks: tuple[tuple[str, Attack], ...] = ()
-    eot: int = 20
-    steps: int = 100
-    queries: int = 5000
-    precision: Precision = "32-true"
+    attacks: tuple[tuple[str, Attack], ...] = ()  # (name, attack) in order, of the custom version
+    eot: int = 20  # gradient samples of the rand version
+    steps: int = 100  # of APGD and FAB; with fewer it is not the published AutoAttack
+    queries: int = 5000  # of Square; likewise
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "eot", "steps", "queries")
@@ -70,9 +59,9 @@ class AutoAttack(IterativeAttack):
             "square": Square(self.threat, self.queries, precision=self.precision),
         }
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         attacks = list(self.components(active_set.oracle.classes).values())
         for number in active_set.rounds(len(attacks)):
             x, y = active_set.batch.x, active_set.batch.y
-            x_adv = attacks[number](model, x, y, rng=active_set.rng(number))
+            x_adv = attacks[number](active_set.oracle.source, x, y, rng=active_set.rng(number))
             active_set.update(self.threat.project(x_adv, x))  # a custom component may not know the ball

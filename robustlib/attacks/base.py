@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
-from robustlib.errors import InputError, out_of_memory
+from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed")
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
+OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
+    *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
+    *("could not create a primitive", "bad_alloc"),
+)
 # logits of some rows of a batch, and which (their numbers where rows repeat) -> the objective (rows,), to be maximised
 RowObjective = Callable[[Tensor, slice | Tensor], Tensor]
 
@@ -126,7 +130,8 @@ class MemoryGuard:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.failed = self.divisible and error is not None and out_of_memory(error)
+        known = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        self.failed = self.divisible and (known or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
         if self.failed:
             traceback.clear_frames(trace)  # else the error would still hold the batch's tensors
             if torch.cuda.is_initialized():
@@ -136,15 +141,12 @@ class MemoryGuard:
 
 @dataclass
 class EOTBatcher:
-    """Several draws of a randomised model in one batch: the images repeated as often as memory allows.
+    """Several draws of a randomised model in one batch: the images repeated as often as memory allows."""
 
-    Args:
-        size: images of one forward pass, repetitions counted; it shrinks when memory runs out.
-        repeats: whether images may be repeated at all; not where examples see each other, as in BatchNorm's train mode.
-    """
-
-    size: int
-    repeats: bool
+    size: int  # images of one forward pass, repetitions counted; it shrinks when memory runs out
+    repeats: (
+        bool  # whether images may be repeated at all; not where examples see each other, as in BatchNorm's train mode
+    )
     shrunk: bool = False
 
     def chunks(self, model: nn.Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:
@@ -172,23 +174,21 @@ class EOTBatcher:
 
 @dataclass(frozen=True)
 class GradientOracle:
-    """A frozen model as an attack sees it: `fast` to search with, `model` to decide with."""
+    """A frozen model as an attack sees it."""
 
-    model: nn.Module
-    fast: nn.Module
+    source: nn.Module  # as the attack got it, perhaps a SurrogateModel
+    target: nn.Module  # decides what is a success
+    fast: nn.Module  # to search with
     precision: Precision
     classes: int
     stochastic: bool
-    transfer: (
-        bool  # searched on a surrogate: whatever class a search aims at, any wrong answer of the target is a success
-    )
     piece: int  # images of one forward pass; 0 for all
     batcher: EOTBatcher
 
     def target_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._draws(self.model, x, draws)
+            return self._draws(self.target, x, draws)
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """The mean (B, K) of `target_logits`."""
@@ -247,9 +247,10 @@ class GradientOracle:
 
         Never for a stochastic model: success by chance in one draw proves nothing.
         """
-        target = None if self.transfer else target
+        if self.source is not self.target:  # whatever class the surrogate shall reach, any wrong answer is a success
+            target = None
         success = is_adversarial(logits, y, target) & (not self.stochastic)
-        exact = self.fast is self.model and self.precision == "32-true"
+        exact = self.fast is self.target and self.precision == "32-true"
         if not exact and bool(success.any()):
             verdict = self.logits(x_adv[success])
             success[success.clone()] = is_adversarial(verdict, y[success], None if target is None else target[success])
@@ -327,8 +328,7 @@ def attack_context(
         stochastic = bool(getattr(model, "stochastic", False))
         batcher = EOTBatcher(piece or sys.maxsize, repeats=batchnorm == "eval")
         fast = surrogate if fast is None else fast
-        transfer = surrogate is not target
-        yield GradientOracle(target, fast, precision, first.shape[1], stochastic, transfer, piece, batcher)
+        yield GradientOracle(model, target, fast, precision, first.shape[1], stochastic, piece, batcher)
 
 
 @dataclass(frozen=True)
@@ -354,3 +354,29 @@ class AttackBatch:
             return OBJECTIVES[name](logits, part.y, part.target)
 
         return value
+
+
+class BaseAttack:
+    """An attack that needs nothing but the batch: checks, random numbers and the frozen model for `_attack`."""
+
+    precision: Precision
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        rng: ExampleRNG | None = None,
+    ) -> Tensor:
+        """x_adv (B, C, H, W) in [0, 1] and, where there is a threat, in its ball around `x`; see `Attack`."""
+        check_inputs(x, y)
+        if not len(x):
+            return x.clone()
+        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
+        with attack_context(model, x, (y,), self.precision) as oracle:
+            return self._attack(oracle, AttackBatch(x, y), rng)
+
+    def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
+        raise NotImplementedError

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
@@ -21,34 +21,23 @@ class FAB(MinimumNorm):
 
     FAB looks for small perturbations and knows no radius. Called as an attack, an example leaves as soon as one of them lies
     within eps; `nearest` goes on to the end.
-
-    Args:
-        threat: the allowed perturbations.
-        steps: iterations for each target and restart, >= 1.
-        targets: how many of the likeliest wrong classes are tried (K - 1 at most), >= 1.
-        restarts: the first starts from the image itself, others from a random point within eps / 2; >= 1.
-        alpha_max: largest share of the pull towards the clean image (eq. 9), in [0, 1].
-        eta: overshoot beyond the boundary, >= 1.
-        beta: how far an adversarial point is drawn back towards the clean image, in (0, 1).
-        eot: gradient samples averaged at each step, >= 1; for stochastic models.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
     threat: Threat
-    steps: int = 100
-    targets: int = 9
-    restarts: int = 1
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
-    eot: int = 1
-    precision: Precision = "32-true"
+    steps: int = 100  # iterations for each target and restart
+    targets: int = 9  # how many of the likeliest wrong classes are tried (K - 1 at most)
+    restarts: int = 1  # the first starts from the image itself, others from a random point within eps / 2
+    alpha_max: float = 0.1  # largest share of the pull towards the clean image (eq. 9)
+    eta: float = 1.05  # overshoot beyond the boundary, >= 1
+    beta: float = 0.9  # share of its perturbation that an adversarial point keeps when it is drawn back
+    eot: int = 1  # gradient samples averaged at each step; for stochastic models
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "targets", "restarts", "eot")
         check_choices(self, precision=PRECISIONS)
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         classes = ranked_classes(active_set.oracle, active_set.all, self.targets, self.eot)
         for round_ in active_set.rounds(classes.shape[1] * self.restarts):
             batch = replace(active_set.batch, target=classes[active_set.active, round_ // self.restarts])

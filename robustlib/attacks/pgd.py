@@ -49,35 +49,25 @@ class GradientSteps:
 
 @dataclass(frozen=True)
 class PGD(GradientSteps):
-    """x_0 = start; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the objective)) (Madry et al. 2018, eq. 3).
-
-    Args:
-        threat: the allowed perturbations.
-        steps: gradient steps of each restart, >= 1.
-        step_size: length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255).
-        objective: "ce", "nll" (of outputs that are sums of log-probabilities), "margin" (C&W), "dlr", or "kl" (from the clean
-            prediction, needs no label).
-        targeted: move towards the class given as `target` instead of away from the label.
-        start: "uniform" (a random point of the ball), "gaussian" (x + 0.001 N(0, I), clipped to [0, 1]: TRADES' release clips only
-            after the first step) or "zero" (x itself).
-        restarts: independent starts, >= 1; each example keeps its strongest: a success first, then the larger objective.
-        eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
-        early_stop: an example leaves at the first iterate that fools the model. Stronger than taking the last iterate.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
-        batchnorm: "eval" (default), or "train": modes as found, statistics restored afterwards.
-    """
+    """x_0 = start; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the objective)) (Madry et al. 2018, eq. 3)."""
 
     threat: Threat
-    steps: int = 10
-    step_size: float | None = None
+    steps: int = 10  # gradient steps of each restart
+    step_size: float | None = None  # length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255)
+    # nll: of outputs that are sums of log-probabilities; margin: C&W; kl: from the clean prediction, needs no label
     objective: Literal["ce", "nll", "margin", "dlr", "kl"] = "ce"
-    targeted: bool = False
+    targeted: bool = False  # move towards the class given as `target` instead of away from the label
+    # a random point of the ball, x + 0.001 N(0, I) clipped to [0, 1] (TRADES' release clips after the first step), or x itself
     start: Literal["uniform", "gaussian", "zero"] = "uniform"
-    restarts: int = 1
-    eot: int = 1
-    early_stop: bool = False
-    precision: Precision = "32-true"
-    batchnorm: Literal["eval", "train"] = "eval"
+    restarts: int = (
+        1  # independent starts; each example keeps its strongest: a success first, then the larger objective
+    )
+    eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
+    early_stop: bool = (
+        False  # an example leaves at the first iterate that fools the model: stronger than taking the last
+    )
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
+    batchnorm: Literal["eval", "train"] = "eval"  # "train": modes as found, statistics restored afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,9 +182,7 @@ class BatchPGD(GradientSteps):
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
 
         Args:
-            model: what `loss` looks at, in eval mode and by way of a folded copy where there is one.
-            x: images (B, C, H, W) in [0, 1].
-            loss: the model or its folded copy, and images (B, C, H, W) -> what to maximise, a scalar.
+            loss: the model in eval mode, or a folded copy of it, and images (B, C, H, W) -> what to maximise, a scalar.
             generator: source of the random start.
             precision: of the forward and backward passes.
         """

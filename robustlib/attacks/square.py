@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
@@ -22,23 +22,14 @@ class Square(IterativeAttack):
     """Square Attack on the margin loss (algorithms 1 to 3): a random square at a random place is kept if the loss rises.
 
     An example leaves at its first success.
-
-    Args:
-        threat: the allowed perturbations.
-        queries: of the model for each example and restart, >= 1.
-        p_init: share of the pixels that the first squares change, in (0, 1]; it is halved after 10, 50, 200, 500, 1000, 2000,
-            4000, 6000 and 8000 queries.
-        restarts: independent searches, >= 1.
-        votes: draws of a stochastic model whose mean decides a query, >= 1.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
     threat: Threat
-    queries: int = 5000
-    p_init: float = 0.8
-    restarts: int = 1
-    votes: int = 1
-    precision: Precision = "32-true"
+    queries: int = 5000  # of the model for each example and restart
+    p_init: float = 0.8  # share of the pixels that the first squares change, in (0, 1]; halved at HALVINGS
+    restarts: int = 1  # independent searches
+    votes: int = 1  # draws of a stochastic model whose mean decides a query
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "queries", "restarts", "votes")
@@ -46,7 +37,7 @@ class Square(IterativeAttack):
         if not 0 < self.p_init <= 1:
             raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         for restart in active_set.rounds(self.restarts):
             active_set.update(self._search(active_set.oracle, active_set.batch, active_set.rng(restart)))
 

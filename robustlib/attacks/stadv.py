@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision, attack_context, check_inputs
+from robustlib.attacks.base import PRECISIONS, AttackBatch, BaseAttack, GradientOracle, Precision
 from robustlib.errors import InputError, check_choices, check_counts
 from robustlib.rng import ExampleRNG
 
@@ -17,32 +17,28 @@ START = 0.01  # of a step: bilinear sampling has a kink at whole pixels, and one
 
 
 @dataclass(frozen=True)
-class StAdv:
+class StAdv(BaseAttack):
     """A flow of pixels that fools the model: Adam maximises objective(x moved by f) - weight * TV(f) over the flow f.
 
     With a `bound`, f is projected onto |f| <= bound (in each direction, at each pixel) after each step, as Nie et al. 2022
     (DiffPure) use it; without one, only the total variation holds it back, as in the paper (which uses L-BFGS). It knows no ball:
     a bright edge that moves by a pixel changes by its whole height. Each example starts from a flow near zero, and those of a
     deterministic model leave at their first success. See `move` for directions and borders.
-
-    Args:
-        bound: largest displacement in pixels of these images, > 0; None for no bound. Records call it eps.
-        steps: of Adam, >= 1.
-        lr: length of a step in pixels, > 0; None = bound / 5, or 0.16 without a bound.
-        weight: of the total variation, in units of the objective per pixel, >= 0; None = 0.0025 / bound, or 0.05 without a
-            bound. Objectives other than differences of logits are scaled first (see `GradientOracle.gradient`).
-        eot: gradient samples averaged at each step, >= 1; more than one only helps against a stochastic model.
-        objective: "margin" (the paper's, from C&W), "ce", "nll" (of outputs that are sums of log-probabilities) or "dlr".
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
-    bound: float | None = BOUND
-    steps: int = 100
-    lr: float | None = None
-    weight: float | None = None
-    eot: int = 1
-    objective: Literal["margin", "ce", "nll", "dlr"] = "margin"
-    precision: Precision = "32-true"
+    bound: float | None = (
+        BOUND  # largest displacement in pixels of these images; None for no bound. Records call it eps
+    )
+    steps: int = 100  # of Adam
+    lr: float | None = None  # length of a step in pixels; None = bound / 5, or 0.16 without a bound
+    weight: float | None = (
+        None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, or 0.05 without a bound
+    )
+    eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
+    objective: Literal["margin", "ce", "nll", "dlr"] = (
+        "margin"  # all but margin (C&W, the paper's) are scaled by the oracle
+    )
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "eot")
@@ -66,24 +62,7 @@ class StAdv:
             return self.weight
         return TAU if self.bound is None else SMOOTH / self.bound
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        rng: ExampleRNG | None = None,
-    ) -> Tensor:
-        """x_adv (B, C, H, W) in [0, 1]; see `Attack`."""
-        check_inputs(x, y)
-        if not len(x):
-            return x.clone()
-        rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
-        with attack_context(model, x, (y,), self.precision) as oracle:
-            return self._ascend(oracle, AttackBatch(x, y), rng)
-
-    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
+    def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first image that fools the model, else the one after the last step."""
         found, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
         start = 2 * rng.uniform(2, *batch.x.shape[2:]) - 1

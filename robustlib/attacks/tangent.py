@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil, log, sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_deterministic
 from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
@@ -35,24 +35,20 @@ class Tangent(MinimumNorm):
     It looks for the smallest perturbation and knows no radius. Called as an attack, an example leaves as soon as its point lies
     within eps; `nearest` goes on to the end. It starts from Gaussian noise around the image. A step that leads farther away is
     not taken, unlike in the released code. A stochastic model is refused: its decisions have no boundary.
-
-    Args:
-        threat: the allowed perturbations, in l2.
-        queries: of the model for each example, >= 200 a restart; no step begins that might go beyond them. 18 000 allow about 40
-            steps of one walk.
-        restarts: walks from other noise, which share the queries; the nearest point counts. The paper has 1, which often ends
-            at the boundary of a farther class; >= 1.
-        probes: directions by which the first step estimates the boundary's normal; step t takes probes * sqrt(t); >= 1.
-        gamma: size of the probes of later steps: Gaussian ones of standard deviation gamma * distance / dimensions; > 0.
-        precision: "bf16-mixed" searches in bf16; what it calls a success is verified in float32.
     """
 
-    threat: Threat
-    queries: int = 18_000
-    restarts: int = 1
-    probes: int = 100
-    gamma: float = 1.0
-    precision: Precision = "32-true"
+    threat: Threat  # in l2
+    queries: int = (
+        18_000  # of the model for each example: about 40 steps of one walk; no step begins that might exceed them
+    )
+    restarts: int = (
+        1  # walks from other noise, which share the queries: one often ends at the boundary of a farther class
+    )
+    probes: int = (
+        100  # directions by which the first step estimates the boundary's normal; step t takes probes * sqrt(t)
+    )
+    gamma: float = 1.0  # probes of later steps are Gaussian of standard deviation gamma * distance / dimensions
+    precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         check_counts(self, "probes", "restarts")
@@ -63,7 +59,7 @@ class Tangent(MinimumNorm):
         if self.threat.norm != "l2":
             raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
 
-    def _run(self, active_set: ActiveSet, model: nn.Module) -> None:
+    def _run(self, active_set: ActiveSet) -> None:
         check_deterministic(active_set.oracle)
         for restart in active_set.rounds(self.restarts):
             batch = active_set.batch
@@ -84,12 +80,7 @@ class TangentState:
     Args:
         attack: whose queries, shared by the restarts, probes and gamma hold.
         batch: images (B, C, H, W) that the model has right, and labels (B,).
-        rng: one stream of random numbers per example.
         starts: (B, C, H, W) to start from, where adversarial.
-
-    Attributes:
-        now: (B, C, H, W) points on the boundary; the images themselves where no start was found.
-        spent: (B,) queries of the model for each example. The verification in float32 of a point is no query of its own.
     """
 
     def __init__(
@@ -97,7 +88,8 @@ class TangentState:
     ) -> None:
         self.oracle, self.x, self.y, self.rng = oracle, batch.x, batch.y, rng
         self.queries, self.probes, self.gamma = attack.queries // attack.restarts, attack.probes, attack.gamma
-        self.now, self.spent = batch.x.clone(), torch.zeros_like(batch.y)
+        self.now = batch.x.clone()  # points on the boundary; the images themselves where no start was found
+        self.spent = torch.zeros_like(batch.y)  # queries; the verification of a point in float32 is none of its own
         self.active = self._begin(starts)
 
     def walk(self, eps: float = 0.0) -> Tensor:
@@ -213,17 +205,11 @@ class TangentState:
 
 
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-    """Where the tangent from `x` touches the sphere around `now`, on the side of `normal`, (B, ...).
+    """Where the tangent from `x` touches the sphere of `radius` (B,) around `now`, on the side of the unit `normal`, (B, ...).
 
     In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x
     lies below the boundary and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction
     along the boundary towards x.
-
-    Args:
-        x: images (B, ...).
-        now: points (B, ...) on the boundary, the centres.
-        normal: directions (B, ...) of length 1 into the adversarial region.
-        radius: (B,), at most |x - now|.
     """
     back = (x - now).flatten(1).double()
     up, length = normal.flatten(1).double(), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
-from robustlib.attacks.base import SurrogateModel
+from robustlib.attacks.base import MemoryGuard, SurrogateModel
 from robustlib.data import Batch, Split
-from robustlib.errors import InputError, out_of_memory
+from robustlib.errors import InputError
 from robustlib.evaluation.cache import State
 from robustlib.evaluation.metrics import COLUMNS, judge, labelled, robust_correct, valid
 from robustlib.rng import ExampleRNG
@@ -99,23 +99,15 @@ class Evaluation:
         self._say(step, done, before, len(todo), began)
         while done < len(todo):
             here = todo[done : done + self.batch_size]
-            frame = self._batch_within_memory(step, here)
-            note = "" if frame is not None else self._halve(step, len(here))
-            if frame is not None:
+            with MemoryGuard() as guard:
+                frame = self._batch(step, here)
+            note = self._halve(step, len(here)) if guard.failed else ""
+            if not guard.failed:
                 self.state.save(number, done, frame)
                 frames.append(frame)
                 done += len(here)
             self._say(step, done, before, len(todo), began, note)
         return joined(frames)
-
-    def _batch_within_memory(self, step: Step, here: Tensor) -> "pd.DataFrame | None":
-        """The records of a batch; None if the memory does not suffice."""
-        try:
-            return self._batch(step, here)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        return None  # outside of `except`, where the error would still hold the batch's tensors
 
     def _batch(self, step: Step, here: Tensor) -> "pd.DataFrame":
         part, device = self.split.select(here), self.split.labels.device
@@ -128,8 +120,6 @@ class Evaluation:
 
     def _halve(self, step: Step, size: int) -> str:
         """Half the batch from here on, and the sentence that says so."""
-        if self.split.labels.device.type == "cuda":
-            torch.cuda.empty_cache()
         if size == 1:
             raise InputError(
                 f"{step.name} {step.component}".strip() + " needs more memory than there is for a single image: "

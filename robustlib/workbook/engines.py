@@ -1,7 +1,7 @@
 """Executes notebooks, each in a process group of its own, one or many side by side.
 
-A worker (`robustlib.workbook.task`) runs papermill; this side starts workers, watches the clock, passes Ctrl-C on, and settles
-the status of workers that ended without a word.
+A worker (`robustlib.workbook.task`) runs papermill; this side starts workers, watches the clock, passes Ctrl-C on, and records
+the end of workers that left no word.
 """
 
 import json
@@ -33,37 +33,29 @@ def execute(task: Task, *, timeout: float | None = None, stop: threading.Event |
     Args:
         task: what to execute; the output's directory is made.
         timeout: seconds for the whole notebook; None for no limit.
-        stop: set it from another thread to interrupt (SIGINT, after 20 s SIGKILL).
-
-    Raises:
-        InputError: see `check`, before anything starts; or the status cannot be written.
-        KeyboardInterrupt: Ctrl-C, after the worker was stopped and the status says "interrupted".
+        stop: set it from another thread to interrupt (SIGINT, after 20 s SIGKILL). Ctrl-C does the same, then is raised.
     """
     task, stop, began = check(task), stop or threading.Event(), time.monotonic()
     task.enqueue()
     if stop.is_set():
         return task.record(**INTERRUPTED)
     task.record(state="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
-    verdict: Status = INTERRUPTED  # what holds if watching is cut short by Ctrl-C
+    end: Status = INTERRUPTED  # what holds if watching is cut short by Ctrl-C
     with tempfile.TemporaryFile() as log:
         worker = _start(task, log)
         try:
-            verdict = _watch(worker, timeout, stop)
+            end = _watch(worker, timeout, stop)
         finally:
             if worker.poll() is None:
                 _terminate(worker, task)
-            status = _settle(task, worker, verdict, _last_line(log), time.monotonic() - began)
+            status = _record_end(task, worker, end, _last_line(log), time.monotonic() - began)
     return status
 
 
 def _start(task: Task, log: Any) -> Worker:
+    spec = json.dumps([str(task.notebook), task.parameters, str(task.output)])
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "robustlib.workbook.task",
-            json.dumps([str(task.notebook), task.parameters, str(task.output)]),
-        ],
+        [sys.executable, "-m", "robustlib.workbook.task", spec],
         stdin=subprocess.PIPE,  # the worker's lifeline: it ends when we are gone, however we went
         stdout=log,
         stderr=log,
@@ -98,18 +90,18 @@ def _signal(group: int | None, number: int) -> None:
             os.killpg(group, number)
 
 
-def _settle(task: Task, worker: Worker, verdict: Status, log: str, seconds: float) -> Status:
+def _record_end(task: Task, worker: Worker, end: Status, log: str, seconds: float) -> Status:
     if worker.stdin:
         worker.stdin.close()
     status = task.status()
-    if status["state"] == "running" and not verdict:  # the worker ended without a word
+    if status["state"] == "running" and not end:  # the worker ended without a word
         _signal(status.get("kernel"), signal.SIGKILL)
         code = worker.returncode
-        end, state = (f"exit code {code}", "failed") if code >= 0 else (signal.Signals(-code).name, "killed")
-        verdict = {"state": state, "reason": f"The notebook's process ended with {end}. {log}".strip()}
+        how, state = (f"exit code {code}", "failed") if code >= 0 else (signal.Signals(-code).name, "killed")
+        end = {"state": state, "reason": f"The notebook's process ended with {how}. {log}".strip()}
     if status["state"] == "done":  # it was faster than the wish to stop it
-        verdict = {}
-    return task.record(**verdict, seconds=round(seconds, 2))
+        end = {}
+    return task.record(**end, seconds=round(seconds, 2))
 
 
 def _last_line(log: Any) -> str:
@@ -134,10 +126,6 @@ def run_all(
         on_change: called about twice a second, in the calling thread, with all statuses.
         timeout: seconds for each notebook.
         engine: "local" processes, or "ray" (needs the extra `ray`, and a file system that all its nodes share).
-
-    Raises:
-        InputError: a bad task, `jobs` < 1, two tasks with one output, or an unknown engine.
-        KeyboardInterrupt: Ctrl-C, after all workers were stopped; the statuses say "interrupted".
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs} runs nothing: give at least 1.")

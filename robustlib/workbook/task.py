@@ -1,10 +1,11 @@
-"""One notebook to execute: what it is given, how its parameters are checked, and the process that executes it.
+"""One notebook to execute: its parameters, its status, and the process that executes it.
 
 What papermill writes into a notebook's metadata calls cells "completed" after a dead kernel, a timeout or Ctrl-C. So a
 task keeps its own `<output>.status.json`: the worker process (`python -m robustlib.workbook.task`) writes how it ended, and
 `robustlib.workbook.engines`, which starts workers, writes what a worker cannot know (it was killed, it ran out of time).
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -20,7 +21,6 @@ from robustlib.errors import InputError, unknown
 from robustlib.runs import read_json, write_json
 
 Status = dict[str, Any]
-STATES = ("queued", "running", "done", "failed", "killed", "timeout", "interrupted")
 START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
 INTERRUPTED: Status = {"state": "interrupted", "reason": "Interrupted; the same call resumes from the last epoch."}
 NAG = 3.0  # seconds after which a kernel that ignored an interrupt gets another
@@ -43,8 +43,9 @@ class Task:
     def status(self) -> Status:
         """The last recorded status; {} before the first.
 
-        Keys: state (one of `STATES`), reason (a sentence when it did not end well), exception (its name, if a cell
-        raised), notebook, parameters, started (UTC), seconds, worker and kernel (process ids).
+        Keys: state ("queued", "running", "done", "failed", "killed", "timeout" or "interrupted"), reason (a sentence when it
+        did not end well), exception (its name, if a cell raised), notebook, parameters, started (UTC), seconds, worker and
+        kernel (process ids).
         """
         return read_json(self.status_path)
 
@@ -54,19 +55,14 @@ class Task:
         write_json(self.status_path, status)
         return status
 
-    def enqueue(self) -> Status:
+    def enqueue(self) -> None:
         """Starts the status anew as "queued"."""
         status = {"state": "queued", "reason": "", "notebook": str(self.notebook), "parameters": self.parameters}
         write_json(self.status_path, status)
-        return status
 
 
 def check(task: Task) -> Task:
-    """The task with its parameters as plain JSON values; nothing is executed.
-
-    Raises:
-        InputError: no such notebook; a parameter that it does not have or of another type; an odd output name.
-    """
+    """The task with its parameters as plain JSON values, of the types that the notebook asks for; nothing is executed."""
     if task.output.suffix != ".ipynb":
         raise InputError(f"The executed notebook {task.output} should end in .ipynb: rename the output.")
     known = inspect(task.notebook)
@@ -83,11 +79,7 @@ def check(task: Task) -> Task:
 
 
 def inspect(notebook: Path) -> dict[str, str]:
-    """The parameters of a notebook and their annotated types ("None" where there is none).
-
-    Raises:
-        InputError: there is no such notebook, or the file is none.
-    """
+    """The parameters of a notebook and their annotated types ("None" where there is none)."""
     if not notebook.is_file():
         raise InputError(f"There is no notebook {notebook}: give the path of an .ipynb file.")
     try:
@@ -104,7 +96,7 @@ def inspect(notebook: Path) -> dict[str, str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    # papermill hands anything else over as text: np.int64(3) would arrive as "3", a tuple as "(1, 2)"
+    """A value as JSON knows it; papermill writes anything else as text: np.int64(3) as "3", a tuple as "(1, 2)"."""
     if isinstance(value, Path):
         return str(value)
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
@@ -122,8 +114,6 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _kernel_manager(task: Task, folder: str) -> Any:
-    import asyncio
-
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
@@ -156,21 +146,30 @@ def _kernel_manager(task: Task, folder: str) -> Any:
 
 def _attempt(task: Task) -> Status | None:
     """Executes the notebook once and says how it ended; None if its kernel did not start."""
+    import papermill
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
 
     place = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=place if len(place) < 60 else "/tmp") as folder:
         manager = _kernel_manager(task, folder)  # in a short path: that of a socket has at most 107 bytes
         try:
-            _papermill(task, manager)
-        except PapermillExecutionError as error:
+            papermill.execute_notebook(
+                str(task.notebook),
+                str(task.output),
+                task.parameters,
+                kernel_manager_class=manager,
+                start_timeout=START_TIMEOUT,
+                log_output=False,
+                progress_bar=False,
+                coalesce_streams=True,  # one block of epoch lines instead of a block for each
+            )
+        except papermill.PapermillExecutionError as error:
             if manager.interrupted and error.ename == "KeyboardInterrupt":
                 return INTERRUPTED
-            return {"state": "failed", "exception": error.ename, "reason": f"{error.ename}: {error.evalue}"}
+            return _failed(error.ename, error.evalue)
         except DeadKernelError:
             hint = "often the system's answer to a process that needs more memory than there is"
-            killed = {"state": "killed", "reason": f"The kernel died{_started_last(task.output)}, {hint}."}
+            killed = {"state": "killed", "reason": f"The kernel died{_last_cell(task.output)}, {hint}."}
             return INTERRUPTED if manager.interrupted else killed
         except RuntimeError as error:  # the kernel died or stayed silent before its first cell
             task.record(reason=f"The kernel did not start: {error}.")
@@ -178,22 +177,12 @@ def _attempt(task: Task) -> Status | None:
     return {"state": "done", "reason": ""}
 
 
-def _papermill(task: Task, manager: Any) -> None:
-    import papermill
-
-    papermill.execute_notebook(
-        str(task.notebook),
-        str(task.output),
-        task.parameters,
-        kernel_manager_class=manager,
-        start_timeout=START_TIMEOUT,
-        log_output=False,
-        progress_bar=False,
-        coalesce_streams=True,  # one block of epoch lines instead of a block for each
-    )
+def _failed(exception: str, words: object) -> Status:
+    return {"state": "failed", "exception": exception, "reason": f"{exception}: {words}"}
 
 
-def _started_last(output: Path) -> str:
+def _last_cell(output: Path) -> str:
+    """Where an executed notebook stopped: " in cell 3 of 4"."""
     with suppress(OSError, ValueError, KeyError):
         cells = json.loads(output.read_text())["cells"]
         started = [n for n, c in enumerate(cells, 1) if c["metadata"].get("papermill", {}).get("start_time")]
@@ -219,7 +208,7 @@ def main(spec: str) -> None:
     except KeyboardInterrupt:
         outcome = {"state": "interrupted", "reason": "Interrupted before its first cell."}
     except Exception as error:  # such as a full disk while the notebook is saved
-        outcome = {"state": "failed", "exception": type(error).__name__, "reason": f"{type(error).__name__}: {error}"}
+        outcome = _failed(type(error).__name__, error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between the outcome and its record
     task.record(**outcome)
 

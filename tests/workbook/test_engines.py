@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from robustlib.errors import InputError
-from robustlib.workbook import engines as workbook
+from robustlib.workbook import engines
 from robustlib.workbook.engines import execute, run_all
 from robustlib.workbook.task import Task, check
 
@@ -46,7 +46,6 @@ def gone(pid: int, seconds: float = 10) -> bool:
     """Whether the process ends within `seconds`."""
     for _ in range(int(seconds * 10)):
         try:
-            os.kill(pid, 0)
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (ProcessLookupError, FileNotFoundError):
             return True
@@ -104,41 +103,44 @@ def test_timeout_is_told_and_leaves_no_process(make: Notebook, tmp_path: Path) -
     assert all(gone(status[who]) for who in ("kernel", "worker") if who in status)
 
 
-def test_stop_interrupts_the_cell(make: Notebook, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A file that a cell makes when it begins to wait."""
+    return tmp_path / "mark"
+
+
+def disturbed(task: Task, mark: Path, act: Callable[[], object] | None = None) -> dict[str, Any]:
+    """The status of a task of which something happens while its cell waits: `act`, or the request to stop."""
     stop = threading.Event()
-    threading.Thread(target=lambda: (soon(mark.exists), stop.set())).start()
-    status = execute(task, stop=stop)
+    threading.Thread(target=lambda: (soon(mark.exists), (act or stop.set)())).start()
+    return execute(task, stop=stop)
+
+
+def test_stop_interrupts_the_cell(make: Notebook, mark: Path) -> None:
+    task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
+    status = disturbed(task, mark)
     assert status["state"] == "interrupted"
     assert "tidied up" in outputs(task)
     assert gone(status["kernel"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_worker_is_an_interrupt(make: Notebook, tmp_path: Path, number: int) -> None:
-    mark = tmp_path / "mark"
+def test_signal_to_the_worker_is_an_interrupt(make: Notebook, mark: Path, number: int) -> None:
     task = make(WAIT, word=mark)
-    threading.Thread(target=lambda: (soon(mark.exists), os.kill(task.status()["worker"], number))).start()
-    assert execute(task)["state"] == "interrupted"
+    assert disturbed(task, mark, lambda: os.kill(task.status()["worker"], number))["state"] == "interrupted"
 
 
-def test_killed_worker_is_killed_and_takes_its_kernel_along(make: Notebook, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
+def test_killed_worker_is_killed_and_takes_its_kernel_along(make: Notebook, mark: Path) -> None:
     task = make(WAIT, word=mark)
-    threading.Thread(target=lambda: (soon(mark.exists), os.kill(task.status()["worker"], signal.SIGKILL))).start()
-    status = execute(task)
+    status = disturbed(task, mark, lambda: os.kill(task.status()["worker"], signal.SIGKILL))
     assert status["state"] == "killed"
     assert "SIGKILL" in status["reason"]
     assert gone(status["kernel"])
 
 
-def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbook, "GRACE", 1.0)
-    mark, stop = tmp_path / "mark", threading.Event()
-    task = make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark)
-    threading.Thread(target=lambda: (soon(mark.exists), stop.set())).start()
-    status = execute(task, stop=stop)
+def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "GRACE", 1.0)
+    status = disturbed(make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark), mark)
     assert status["state"] == "interrupted"
     assert gone(status["kernel"])
 
@@ -146,15 +148,15 @@ def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, tmp_path: Path, m
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustlib.workbook import Task, run_all
+from robustlib.workbook.engines import run_all
+from robustlib.workbook.task import Task
 tasks = [Task(Path(sys.argv[1]), {"word": sys.argv[2] + str(n)}, Path(sys.argv[2] + f"{n}.ipynb")) for n in range(3)]
 run_all(tasks, jobs=2)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, tmp_path: Path, number: int) -> None:
-    mark = f"{tmp_path}/mark"
+def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, mark: Path, number: int) -> None:
     caller = subprocess.Popen([sys.executable, "-c", SCRIPT, make(WAIT).notebook, mark], stderr=subprocess.DEVNULL)
     soon(lambda: Path(f"{mark}0").exists() and Path(f"{mark}1").exists())
     caller.send_signal(number)
@@ -165,17 +167,18 @@ def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, tm
     assert all(gone(task.status()["kernel"]) for task in tasks[:2])
 
 
-def test_kernel_that_fails_to_start_is_tried_once_more(make: Notebook, tmp_path: Path) -> None:
+def test_kernel_that_fails_to_start_is_tried_once_more(
+    make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = make("print('well')")
-    (tmp_path / "ipython" / "profile_default" / "startup").mkdir(parents=True)
+    startup = tmp_path / "ipython" / "profile_default" / "startup" / "0.py"
+    startup.parent.mkdir(parents=True)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     flaky = f"import os, pathlib\nmark = pathlib.Path({str(tmp_path / 'tried')!r})\n"
-    flaky += "if not mark.exists():\n    mark.touch()\n    os._exit(1)\n"
-    (tmp_path / "ipython" / "profile_default" / "startup" / "0.py").write_text(flaky)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-        assert execute(task)["state"] == "done"
-        (tmp_path / "ipython" / "profile_default" / "startup" / "0.py").write_text("import os\nos._exit(1)\n")
-        status = execute(task)
+    startup.write_text(flaky + "if not mark.exists():\n    mark.touch()\n    os._exit(1)\n")
+    assert execute(task)["state"] == "done"
+    startup.write_text("import os\nos._exit(1)\n")
+    status = execute(task)
     assert status["state"] == "killed"
     assert "did not start" in status["reason"]
 

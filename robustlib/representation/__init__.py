@@ -5,38 +5,38 @@ Measures take tables of features (N, D); `features` makes them of a model and a 
 """
 
 from robustlib.representation.embedding import Embedding, embed, embed_path, trustworthiness
-from robustlib.representation.features import Features, at_eps, features, layer_function, layers
+from robustlib.representation.features import Features, at_eps, features, layers
+from robustlib.representation.jacobian import (
+    Plane,
+    feature_jacobian_norm,
+    local_lipschitz,
+    metric_over_plane,
+    pullback_metric,
+)
 from robustlib.representation.measures import (
     Exclusion,
+    NeuralCollapse,
+    Probe,
     alignment,
+    cka,
     class_alignment,
-    consistency,
-    displacement,
+    effective_rank,
     exclusion,
     feature_gap,
-    feature_jacobian_norm,
-    image_copies,
-    local_lipschitz,
-    uniformity,
-)
-from robustlib.representation.pairs import Pairs, attacked_pairs
-from robustlib.representation.probes import (
-    KNNProbe,
-    LinearProbe,
-    gap_probe,
     knn_probe,
     linear_probe,
+    neural_collapse,
+    principal_components,
+    uniformity,
 )
-from robustlib.representation.pullback import Plane, metric_over_plane, pullback_metric
+from robustlib.representation.pairs import Pairs, attacked_pairs, consistency, displacement, gap_probe, image_copies
 from robustlib.representation.purification import forward_cost, purification_steps, purified_copies, transform_surface
 from robustlib.representation.runs import (
     EXAMPLES,
     embed_runs,
-    gap_rows,
     gap_table,
     measure_runs,
     measures,
     probe_attack,
     run_features,
 )
-from robustlib.representation.spectrum import NeuralCollapse, cka, effective_rank, neural_collapse, principal_components

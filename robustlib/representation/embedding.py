@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from robustlib.errors import InputError
-from robustlib.representation.features import as_features, rows_at_once
-from robustlib.representation.measures import unit
-from robustlib.representation.probes import check_neighbours
-from robustlib.representation.spectrum import principal_components
-from robustlib.runs import versions, write_atomic
+from robustlib.representation.features import as_features, cached_tensors, rows_at_once
+from robustlib.representation.measures import check_neighbours, principal_components, unit
+from robustlib.runs import versions
 
 PACKAGES = ("umap-learn", "numpy", "numba", "scikit-learn")  # whose versions can move points
-COUNTED, ANCHORS = 15, 1000  # neighbours of the trustworthiness, and the points whose neighbours are looked at
+NEIGHBOURS, ANCHORS = 15, 1000  # of the trustworthiness: neighbours, and the points whose neighbours are counted
+ARRAYS, SCORES = ("points", "pca"), ("explained", "trustworthiness", "pca_trustworthiness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,41 +107,40 @@ def embed_path(
         seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
         cache: directory (a run's) where coordinates are kept below embeddings/ under a digest of the features, the
             parameters and the versions of the packages; the same call takes them from there.
-
-    Raises:
-        InputError: no tables, shapes that differ, fewer examples than neighbours, parameters out of range.
     """
     if not tables:
         raise InputError("A map needs features: give at least one table.")
     tables = as_features(*(table.cpu() for table in tables))
     check_neighbours(len(tables) * len(tables[0]) - 1, neighbours)
     if neighbours < 2 or not 0 <= min_dist <= 1:
-        asked = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
-        raise InputError(f"UMAP with {asked}: give at least 2 neighbours, and min_dist in [0, 1].")
-    parameters: dict[str, Any] = {
-        "neighbours": neighbours,
-        "min_dist": min_dist,
-        "seed": seed,
-        "metric": "angle",
-    }
+        given = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
+        raise InputError(f"UMAP with {given}: give at least 2 neighbours, and min_dist in [0, 1].")
+    parameters = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "metric": "angle"}
     file = None if cache is None else Path(cache) / "embeddings" / f"{_key(tables, parameters)}.npz"
-    stored = None if file is None else _load(file, parameters)
-    if stored is not None:
-        return stored
-    made = _embed(tables, parameters)
-    if file is not None:
-        write_atomic(file, _bytes(made))
-    return made
+    made = cached_tensors(file, (*ARRAYS, *SCORES), lambda: _embed(tables, parameters))
+    known: dict[str, Any] = {name: made[name].numpy() for name in ARRAYS} | {name: made[name].item() for name in SCORES}
+    return Embedding(**known, parameters=parameters)
 
 
-def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> Embedding:
+def _key(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> str:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    numerics = versions("measures/embedding")
+    facts = (len(tables), tuple(tables[0].shape), sorted(parameters.items()), packages, numerics)
+    digest = hashlib.sha256(repr(facts).encode())
+    for table in tables:
+        digest.update(table.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays and scores of an Embedding."""
     every = unit(torch.cat(tuple(tables)))
     plane, shares = principal_components(every, 2)
     pca = np.pad(plane.numpy(), ((0, 0), (0, 2 - plane.shape[1])))
-    flat = _umap(every, pca, parameters)
-    trust = [trustworthiness(every, torch.from_numpy(view)) for view in (flat, pca)]
-    points, pca = (view.reshape(len(tables), -1, 2) for view in (flat, pca))
-    return Embedding(points, pca, float(shares[:2].sum()), trust[0], trust[1], parameters)
+    views = [torch.from_numpy(view) for view in (_umap(every, pca, parameters), pca)]
+    scores = (float(shares[:2].sum()), *(trustworthiness(every, view) for view in views))
+    arrays = dict(zip(ARRAYS, (view.reshape(len(tables), -1, 2) for view in views), strict=True))
+    return arrays | {name: torch.tensor(score, dtype=torch.float64) for name, score in zip(SCORES, scores, strict=True)}
 
 
 def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -153,9 +151,9 @@ def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.nda
         warnings.filterwarnings("ignore", "precomputed_knn.2.", UserWarning)  # that no new points can be added
         from umap import UMAP
 
-        # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021); beside
-        # the graph, UMAP looks at the data for this alone. A seed allows one thread only, and saying so spares a warning.
-        made = UMAP(
+        # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021); besides
+        # the graph, UMAP uses the data for this alone. A seed allows one thread only, and saying so spares a warning.
+        model = UMAP(
             n_neighbors=parameters["neighbours"],
             min_dist=parameters["min_dist"],
             random_state=parameters["seed"],
@@ -163,7 +161,7 @@ def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.nda
             init="pca",
             n_jobs=1,
         )
-        return np.asarray(made.fit_transform(start), dtype=np.float32)
+        return np.asarray(model.fit_transform(start), dtype=np.float32)
 
 
 def nearest(u: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,74 +172,37 @@ def nearest(u: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     n = len(u)
     positions, distances = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32)
     for rows in torch.arange(n).split(rows_at_once(n)):
-        likeness = u[rows] @ u.T
-        likeness[torch.arange(len(rows)), rows] = torch.inf
-        near = likeness.topk(k, dim=1)
+        cosines = u[rows] @ u.T
+        cosines[torch.arange(len(rows)), rows] = torch.inf
+        near = cosines.topk(k, dim=1)
         positions[rows], distances[rows] = near.indices.numpy(), (2 - 2 * near.values).clamp_min(0).sqrt().numpy()
     return positions, distances
 
 
-def trustworthiness(features: Tensor, flat: Tensor, k: int = COUNTED) -> float:
+def trustworthiness(features: Tensor, flat: Tensor) -> float:
     """Whether neighbours on the map are neighbours in feature space, in [0, 1]; 1 = all of them (Venna and Kaski 2001).
 
     1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the map that is only the r-th neighbour
-    (r > k) in feature space, by cosine. A map at random has about 0.5. Every neighbour is ranked among all n points, but beyond
-    1 000 points the sum is estimated from 1 000 of them, evenly chosen; scikit-learn's needs memory for n^2 numbers.
+    (r > k) in feature space, by cosine; k = 15, or fewer where n < 2 k + 2. A map at random has about 0.5. Every neighbour is
+    ranked among all n points, but beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen: scikit-learn's
+    needs memory and time for n^2 distances and their order, which 10 000 points do not leave us.
 
     Args:
-        features: (N, D).
+        features: (N, D), N at least 4.
         flat: coordinates (N, 2).
-        k: neighbours; fewer are taken where N < 2 k + 2.
-
-    Raises:
-        InputError: fewer than four points.
     """
     n = len(features)
     if n < 4:
         raise InputError(f"The trustworthiness of {n} points says nothing: give at least four.")
-    k, total, u = min(k, (n - 1) // 2), 0, unit(features)
+    k, total, u = min(NEIGHBOURS, (n - 1) // 2), 0, unit(features)
     anchors = torch.linspace(0, n - 1, min(n, ANCHORS)).round().long()
     for rows in anchors.split(rows_at_once(n)):
-        here = torch.arange(len(rows))
-        near = torch.cdist(flat[rows], flat)
-        near[here, rows] = torch.inf
-        likeness = u[rows] @ u.T
-        likeness[here, rows] = -torch.inf
-        for drawn in near.topk(k, dim=1, largest=False).indices.T:
-            rank = torch.count_nonzero(likeness > likeness[here, drawn][:, None], dim=1) + 1
+        line = torch.arange(len(rows))
+        distances = torch.cdist(flat[rows], flat)
+        distances[line, rows] = torch.inf
+        cosines = u[rows] @ u.T
+        cosines[line, rows] = -torch.inf
+        for neighbour in distances.topk(k, dim=1, largest=False).indices.T:
+            rank = torch.count_nonzero(cosines > cosines[line, neighbour][:, None], dim=1) + 1
             total += int((rank - k).clamp_min(0).sum())
     return 1 - 2 * total / (len(anchors) * k * (2 * n - 3 * k - 1))
-
-
-def _key(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> str:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    made = versions("measures/embedding")
-    digest = hashlib.sha256(
-        repr((len(tables), tuple(tables[0].shape), sorted(parameters.items()), packages, made)).encode()
-    )
-    for table in tables:
-        digest.update(table.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-ARRAYS = ("points", "pca")
-SCORES = ("explained", "trustworthiness", "pca_trustworthiness")
-
-
-def _bytes(made: Embedding) -> bytes:
-    from safetensors.numpy import save
-
-    return save({name: np.ascontiguousarray(getattr(made, name)) for name in (*ARRAYS, *SCORES)})
-
-
-def _load(file: Path, parameters: Mapping[str, Any]) -> Embedding | None:
-    """The stored map; None if there is none or it cannot be read: it is only a copy of what can be made again."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError):
-        return None
-    known: dict[str, Any] = {name: found[name] for name in ARRAYS} | {name: found[name].item() for name in SCORES}
-    return Embedding(**known, parameters=parameters)

@@ -1,33 +1,29 @@
-"""Features of a whole split, clean or attacked, streamed through the model batch by batch.
-
-Where a model can be looked into: layers by name, and what they answer to images, by hooks in one forward pass.
-"""
+"""Features of a split, clean or attacked, at any layer: by hooks in one forward pass, streamed batch by batch."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import Attack
 from robustlib.attacks.base import frozen_eval, validation_view
-from robustlib.data import Batch, Split
-from robustlib.errors import InputError, unknown
+from robustlib.data import Split
+from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
+from robustlib.runs import write_atomic
 
-Pool = Literal["mean", "flat"]
-POOLS = ("mean", "flat")
 FEATURES, LOGITS = "features", "logits"
 
 
 def layers(model: nn.Module) -> tuple[str, ...]:
     """The layers of a model from the image to the answer: its encoder's stages, then "features" (what `head` sees), "logits".
 
-    Stages are those that the encoder names in `stages`; an encoder without them, its own submodules in their order. Any other
-    submodule can be looked at too, under its path in `model.named_modules()`.
+    Stages are those that the encoder names in `stages`; of an encoder without them, its own submodules in their order. Any
+    other submodule has features too, under its path in `model.named_modules()`.
     """
     root, prefix = model, ""
     if isinstance(encoder := getattr(model, "encoder", None), nn.Module):
@@ -44,11 +40,7 @@ def layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Checked names of layers; None = "features", or the logits of a model without a head.
-
-    Raises:
-        InputError: no such layer; it lists those that exist.
-    """
+    """Checked names of layers; None = "features", or the logits of a model without a head."""
     known = layers(model)
     if wanted is None:
         return (FEATURES if FEATURES in known else LOGITS,)
@@ -69,24 +61,14 @@ def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tupl
     return names
 
 
-def activations(model: nn.Module, x: Tensor, names: Sequence[str], pool: Pool = "mean") -> dict[str, Tensor]:
-    """What the layers `names` answer to images x (B, C, H, W), each (B, D), and the logits under "logits".
+def activations(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The answers of the layers `names` to images x (B, C, H, W), each (B, D), and the logits under "logits".
 
-    Gradients flow back to `x` where they are enabled. Of a layer that is called several times the last call counts.
-
-    Args:
-        model: x -> logits, in the mode it shall be looked at.
-        x: images.
-        names: checked by `resolve_layers`.
-        pool: of maps (B, C, H, W): "mean" over positions (D = C), as the penultimate features of a ResNet are, or "flat".
-
-    Raises:
-        InputError: a layer that the forward pass does not reach, or that answers no tensor with one row an image.
+    Maps (B, C, H, W) are means over positions, D = C, as the penultimate features of a ResNet are. Gradients flow back to `x`
+    where they are enabled. Of a layer that is called several times the last call counts.
     """
-    if pool not in POOLS:
-        raise unknown("pool", pool, POOLS)
     seen: dict[str, Tensor] = {}
-    with _taps(model, [name for name in names if name != LOGITS], seen, pool):
+    with _hooks(model, [name for name in names if name != LOGITS], seen):
         logits = model(x)
     for name in names:
         answer = logits if name == LOGITS else seen.get(name)
@@ -99,26 +81,23 @@ def activations(model: nn.Module, x: Tensor, names: Sequence[str], pool: Pool = 
     return {**seen, LOGITS: logits}
 
 
-def layer_function(model: nn.Module, layer: str | None = None, pool: Pool = "mean") -> Callable[[Tensor], Tensor]:
-    """The part of a model from the images to one layer, x (B, C, H, W) -> (B, D); differentiable.
-
-    Raises:
-        InputError: no such layer.
-    """
+def layer_function(model: nn.Module, layer: str | None = None) -> Callable[[Tensor], Tensor]:
+    """The part of a model from the images to one layer, x (B, C, H, W) -> (B, D); differentiable."""
     (name,) = resolve_layers(model, layer)
-    return lambda x: activations(model, x, (name,), pool)[name]
+    return lambda x: activations(model, x, (name,))[name]
 
 
 @contextmanager
-def _taps(model: nn.Module, names: Sequence[str], seen: dict[str, Tensor], pool: Pool) -> Iterator[None]:
+def _hooks(model: nn.Module, names: Sequence[str], seen: dict[str, Tensor]) -> Iterator[None]:
     """Hooks that put the pooled answers of layers into `seen`; removed at the end, whatever happens."""
     modules, handles = dict(model.named_modules()), []
 
     def keep(name: str, value: object) -> None:
         if not isinstance(value, Tensor) or value.ndim < 2:
             raise InputError(f"The layer {name!r} answers no tensor (B, ...): choose from {', '.join(layers(model))}.")
-        # A copy: the next module may change it in place.
-        seen[name] = value.flatten(2).mean(2) if pool == "mean" and value.ndim > 2 else value.flatten(1).clone()
+        seen[name] = (
+            value.flatten(2).mean(2) if value.ndim > 2 else value.clone()
+        )  # the next module may change it in place
 
     try:
         for name in names:
@@ -135,7 +114,7 @@ def _taps(model: nn.Module, names: Sequence[str], seen: dict[str, Tensor], pool:
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of a float32 table with so many columns fit into 16 MB: tables are looked at piece by piece."""
+    """How many rows of a float32 table with so many columns fit into 16 MB: tables are processed piece by piece."""
     return max(1, 2**22 // max(columns, 1))
 
 
@@ -146,11 +125,7 @@ def pieces(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def as_features(*tables: Tensor) -> tuple[Tensor, ...]:
-    """Feature tables as float32 (N, D) of one shape.
-
-    Raises:
-        InputError: another number of dimensions, no example, values that are not finite, shapes that differ.
-    """
+    """Feature tables as float32 (N, D) of one shape, checked to be finite."""
     for table in tables:
         if table.ndim != 2 or not len(table):
             raise InputError(f"Features are a table (N, D) with at least one row, not of shape {tuple(table.shape)}.")
@@ -164,30 +139,25 @@ def as_features(*tables: Tensor) -> tuple[Tensor, ...]:
     return tuple(table.detach().float() for table in tables)
 
 
-def as_labels(labels: Tensor, features: Tensor) -> Tensor:
-    """Labels int64 (N,) on the features' device.
-
-    Raises:
-        InputError: not one whole, non-negative label for each row of the features.
-    """
+def as_labels(labels: Tensor, features: Tensor, classes: int = 1) -> Tensor:
+    """Labels int64 (N,) of features (N, D), on their device, of at least so many classes."""
     if labels.shape != features.shape[:1] or labels.is_floating_point() or bool((labels < 0).any()):
-        found = f"{labels.dtype} {tuple(labels.shape)}"
-        raise InputError(f"{len(features)} examples need as many labels from 0 on (int64), got {found}.")
+        given = f"{labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"{len(features)} examples need as many labels from 0 on (int64), got {given}.")
+    if len(labels.unique()) < classes:
+        raise InputError(f"All {len(labels)} examples are of class {int(labels[0])}: give examples of two classes.")
     return labels.to(features.device, torch.int64)
-
-
-BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a model makes of N images.
+    """The answers of a model to N images.
 
     Args:
         layers: by name, float32 (N, D) on the CPU, in the split's order.
         labels: int64 (N,).
         indices: position of each example in the original files, int64 (N,).
-        predictions: the model's answers, int64 (N,).
+        predictions: of the model, int64 (N,).
         images: what the model was shown, rounded to uint8 (N, C, H, W); None unless it was kept.
     """
 
@@ -209,32 +179,8 @@ class Features:
 
     @property
     def correct(self) -> Tensor:
-        """Which images the model answers rightly, (N,) bool; of attacked ones, the survivors."""
+        """Which images the model classifies correctly, (N,) bool; of attacked ones, the survivors."""
         return self.predictions == self.labels
-
-    def select(self, keep: Tensor) -> "Features":
-        """Some examples: positions int64 (M,) or a mask bool (N,)."""
-        kept = {name: table[keep] for name, table in self.layers.items()}
-        images = None if self.images is None else self.images[keep]
-        return Features(kept, self.labels[keep], self.indices[keep], self.predictions[keep], images)
-
-    def of_class(self, label: int, keep: Tensor | None = None) -> "Features":
-        """The examples of one class and, with `keep` (N,) bool such as `adversarial.correct`, only those kept there.
-
-        Raises:
-            InputError: the class has no example, or none that is kept.
-        """
-        mine = self.labels == label
-        if not bool(mine.any()):
-            there = ", ".join(map(str, self.labels.unique().tolist()))
-            raise InputError(f"There is no example of class {label!r}: the classes here are {there}.")
-        chosen = mine if keep is None else mine & keep
-        if not bool(chosen.any()):
-            raise InputError(
-                f"None of the {int(mine.sum())} examples of class {label} is kept: it has no adversarial survivors. "
-                "Look at all its examples, take a smaller eps, or leave the class out."
-            )
-        return self.select(chosen)
 
 
 def features(
@@ -244,8 +190,7 @@ def features(
     layers: str | Sequence[str] | None = None,
     attack: Attack | None = None,
     augment: str = "none",
-    pool: Pool = "mean",
-    batch_size: int = BATCH,
+    batch_size: int = 256,
     seed: int = 0,
     keep_images: bool = False,
 ) -> Features:
@@ -255,59 +200,46 @@ def features(
 
     Args:
         model: x -> logits, on the device where it shall run; in eval mode for the time.
-        split: the images; the same call of two models sees the same ones in the same order.
+        split: the images; the same call of two models uses the same ones in the same order.
         layers: names that `layers(model)` lists or paths of submodules; None = "features", the penultimate ones.
-        attack: finds what the model is shown instead, on its `attack_view` where it has one (reverse attention) and judged by
-            the model itself; None shows the images themselves.
+        attack: finds what the model is shown instead, on its `attack_view` where it has one (reverse attention); success is
+            decided by the model itself. None shows the images themselves.
         augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; two calls with different seeds
             give two augmentations of each image.
-        pool: of maps (B, C, H, W): "mean" over positions, or "flat".
         batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.
         keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.
-
-    Raises:
-        InputError: no such layer (it lists those that exist), an empty split, an unknown view, or bad images.
     """
     names = resolve_layers(model, layers)
     if not len(split):
         raise InputError("The split holds no image: give one with at least one.")
     weights = next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)
-    device, kept = split.labels.device, {}
+    device, tables = split.labels.device, {}
     generator, view = torch.Generator(device).manual_seed(seed), validation_view(model)
     predictions, start = torch.empty(len(split), dtype=torch.int64), 0
     images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
     with frozen_eval(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for batch in split.batches(batch_size, augment=augment, generator=generator):
-            x = _shown(view, batch, attack, seed)
+            x = batch.x
+            if attack is not None:
+                x = attack(view, x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
             with torch.no_grad():
-                found = activations(model, x, names, pool)
-            here = slice(start, start := start + len(batch))
+                answers = activations(model, x, names)
+            rows = slice(start, start := start + len(batch))
             if images is not None:
-                images[here] = (x * 255).round().to(torch.uint8)
-            predictions[here] = found[LOGITS].argmax(1)
+                images[rows] = (x * 255).round().to(torch.uint8)
+            predictions[rows] = answers[LOGITS].argmax(1)
             for name in names:
-                if name not in kept:
-                    kept[name] = torch.empty(len(split), found[name].shape[1])
-                kept[name][here] = found[name]
-    return Features(kept, split.labels.cpu(), split.indices.cpu(), predictions, images)
-
-
-def _shown(view: nn.Module, batch: Batch, attack: Attack | None, seed: int) -> Tensor:
-    """What the model is shown of a batch, float32 (B, C, H, W) in [0, 1]."""
-    if attack is None:
-        return batch.x
-    return attack(view, batch.x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
+                if name not in tables:
+                    tables[name] = torch.empty(len(split), answers[name].shape[1])
+                tables[name][rows] = answers[name]
+    return Features(tables, split.labels.cpu(), split.indices.cpu(), predictions, images)
 
 
 def at_eps(attack: Attack, eps: float) -> Attack:
-    """The same attack with another radius; steps that were given as a length grow in proportion.
-
-    Raises:
-        InputError: the attack has no threat to change.
-    """
+    """The same attack with another radius; a step size that was given as a length grows in proportion."""
     threat = getattr(attack, "threat", None)
     if threat is None:
         raise InputError(f"{attack!r} has no threat, so its eps cannot be changed: give another attack for each eps.")
@@ -315,3 +247,22 @@ def at_eps(attack: Attack, eps: float) -> Attack:
     if (length := getattr(attack, "step_size", None)) is not None and threat.eps:
         changes["step_size"] = max(length * (eps / threat.eps), 1e-12)
     return replace(attack, **changes)  # type: ignore[type-var]
+
+
+def cached_tensors(
+    file: Path | None, names: Collection[str], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors `names` in a safetensors file; made and written if the file lacks some or cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    if file is None:
+        return make()
+    try:
+        if set(names) <= set(tables := load_file(file)):
+            return tables
+    except (OSError, SafetensorError):  # a damaged copy of what can be made again
+        pass
+    tables = make()
+    write_atomic(file, save({name: table.contiguous() for name, table in tables.items()}))
+    return tables

@@ -1,45 +1,24 @@
-"""Distances in feature space: how far an attack moves an image, and how far classes stand from each other.
+"""Measures of tables of features (N, D): gaps, alignment, exclusion, their shape, and what a classifier reads off them.
 
-Each function takes tables of features (N, D), any scale, and answers for each example; means are the caller's.
-
-Whether features stay where they are when an image is augmented or attacked: what contrastive training asks of them.
-
-How fast features change around an image: the steepest rise an attack finds, and the size of the Jacobian.
+Those of examples answer for each one, (N,); means are the caller's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustlib.attacks import Attack
-from robustlib.attacks.base import check_inputs, frozen_eval
-from robustlib.data import Split
 from robustlib.errors import InputError, unknown
-from robustlib.representation.features import (
-    FEATURES,
-    Features,
-    as_features,
-    as_labels,
-    features,
-    layer_function,
-    pieces,
-    rows_at_once,
-)
-from robustlib.rng import ExampleRNG
-from robustlib.threat import Threat
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from robustlib.representation.features import as_features, as_labels, pieces, rows_at_once
 
 GapMeasure = Literal["relative_l2", "cosine", "l1", "l2", "linf"]
-HEADLINE: tuple[GapMeasure, ...] = ("relative_l2", "cosine")  # free of the features' scale
-RAW: tuple[GapMeasure, ...] = ("l1", "l2", "linf")  # grow with it: compare within one model only
+GAPS: tuple[GapMeasure, ...] = ("relative_l2", "cosine", "l1", "l2", "linf")
 TINY = 1e-12
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al. 2018)
 
 
 def feature_gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure = "relative_l2") -> Tensor:
@@ -50,14 +29,16 @@ def feature_gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure = "relat
     - "cosine": 1 - cos(f, f'), in [0, 2]; the other headline: directions only.
     - "l1", "l2", "linf": the raw |f' - f|, in [0, inf). They grow with the scale of the features, which training is free to
       choose, so they compare epochs or layers of one model at best. L-infinity is what AFD plots (Zhou et al. 2024, figure 1).
-
-    Raises:
-        InputError: unknown measure, shapes that differ.
     """
     clean, adversarial = as_features(clean, adversarial)
-    if measure not in (*HEADLINE, *RAW):
-        raise unknown("measure of the feature gap", measure, (*HEADLINE, *RAW))
+    if measure not in GAPS:
+        raise unknown("measure of the feature gap", measure, GAPS)
     return torch.cat([_gap(f, g, measure) for f, g in pieces(clean, adversarial)])
+
+
+def mean_gaps(clean: Tensor, adversarial: Tensor) -> dict[str, float]:
+    """The mean of each `feature_gap` of features (N, D)."""
+    return {measure: float(feature_gap(clean, adversarial, measure).mean()) for measure in GAPS}
 
 
 def _gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure) -> Tensor:
@@ -88,9 +69,6 @@ def class_alignment(features: Tensor, labels: Tensor) -> Tensor:
     """The mean |u_i - u_j|^2 of each example's unit vector to the others of its class, (N,) in [0, 4].
 
     With unit vectors the mean over j is 2 - 2 u_i . (s - u_i) / (n - 1), s the sum and n the size of the class.
-
-    Raises:
-        InputError: a class with a single example has no pairs.
     """
     (features,) = as_features(features)
     labels = as_labels(labels, features)
@@ -101,11 +79,11 @@ def class_alignment(features: Tensor, labels: Tensor) -> Tensor:
     sums = torch.zeros(len(counts), features.shape[1], device=features.device)
     for f, y in pieces(features, labels):
         sums.index_add_(0, y, unit(f))
-    found = []
+    means = []
     for f, y in pieces(features, labels):
         u = unit(f)
-        found.append(2 - 2 * (u * (sums[y] - u)).sum(1) / (counts[y] - 1))
-    return torch.cat(found).clamp(0, 4)
+        means.append(2 - 2 * (u * (sums[y] - u)).sum(1) / (counts[y] - 1))
+    return torch.cat(means).clamp(0, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,27 +110,20 @@ def exclusion(features: Tensor, labels: Tensor, reference: Tensor | None = None)
     Args:
         features: (N, D), of natural or adversarial images.
         labels: (N,).
-        reference: among which neighbours are looked for: the features of the same N examples in the same order, e.g. natural
-            ones for adversarial `features`; None = `features` themselves. An example never is its own neighbour.
-
-    Raises:
-        InputError: fewer than two classes.
+        reference: where neighbours come from: the features of the same N examples in the same order, e.g. natural ones for
+            adversarial `features`; None = `features` themselves. An example never is its own neighbour.
     """
     features, reference = as_features(features, features if reference is None else reference)
-    labels = as_labels(labels, features)
-    if len(labels.unique()) < 2:
-        raise InputError(f"All {len(labels)} examples are of class {int(labels[0])}: exclusion needs two classes.")
-    found = torch.empty(
-        3, len(features), device=features.device
-    )  # at once: small pieces between large ones split the heap
-    for start, distances in pairwise(features, reference):
-        here, line = slice(start, start + len(distances)), torch.arange(len(distances), device=labels.device)
-        same = labels[here, None] == labels
-        found[1, here] = distances.masked_fill(same, 0).sum(1) / (~same).sum(1)
-        found[0, here] = distances.masked_fill(same, torch.inf).amin(1)
+    labels = as_labels(labels, features, classes=2)
+    measured = torch.empty(3, len(features), device=features.device)  # at once: small pieces would split the heap
+    for start, distances in _pairwise(features, reference):
+        rows, line = slice(start, start + len(distances)), torch.arange(len(distances), device=labels.device)
+        same = labels[rows, None] == labels
+        measured[1, rows] = distances.masked_fill(same, 0).sum(1) / (~same).sum(1)
+        measured[0, rows] = distances.masked_fill(same, torch.inf).amin(1)
         same[line, start + line] = False  # itself
-        found[2, here] = found[0, here] - distances.masked_fill_(same.logical_not_(), torch.inf).amin(1)
-    nearest, mean, margin = found
+        measured[2, rows] = measured[0, rows] - distances.masked_fill_(same.logical_not_(), torch.inf).amin(1)
+    nearest, mean, margin = measured
     return Exclusion(nearest, mean, torch.where(margin.isfinite(), margin, torch.nan))
 
 
@@ -161,25 +132,21 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
 
     0 = all in one point; the lower, the more evenly features fill the sphere (Wang and Isola 2020, section 4.1, t = 2). For
     directions drawn evenly in many dimensions it is near -2 t. Memory: some 50 MB beside the features; time grows with N^2 D.
-
-    Raises:
-        InputError: fewer than two examples.
     """
     (features,) = as_features(features)
     if len(features) < 2:
         raise InputError("Uniformity is about pairs: give at least two examples.")
     n, total = len(features), 0.0
-    for _, distances in pairwise(features, features):
+    for _, distances in _pairwise(features, features):
         total += float(distances.square_().mul_(-t).exp_().sum(dtype=torch.float64))
     return min(0.0, float(torch.tensor((total - n) / (n * (n - 1)), dtype=torch.float64).log()))
 
 
-def pairwise(features: Tensor, reference: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _pairwise(features: Tensor, reference: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first row, distances |u - v| of some rows of `features` (N, D) to all of `reference` (M, D)) of unit vectors."""
-    long = reference.norm(dim=1).clamp_min(TINY)  # lengths are divided out afterwards: no copy of the tables
-    step, start = rows_at_once(len(reference)), 0
-    for rows in features.split(step):
-        cosines = (rows @ reference.T).div_(rows.norm(dim=1, keepdim=True).clamp_min(TINY)).div_(long)
+    lengths, start = reference.norm(dim=1).clamp_min(TINY), 0  # divided out afterwards: no copy of the tables
+    for rows in features.split(rows_at_once(len(reference))):
+        cosines = (rows @ reference.T).div_(rows.norm(dim=1, keepdim=True).clamp_min(TINY)).div_(lengths)
         yield start, cosines.mul_(-2).add_(2).clamp_(0, 4).sqrt_()
         start += len(rows)
 
@@ -189,171 +156,181 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features, dim=1, eps=TINY)
 
 
-CLEAN = "clean"
+def cka(first: Tensor, second: Tensor) -> float:
+    """Linear centred kernel alignment |Y'X|^2 / (|X'X| |Y'Y|) of centred X (N, D), Y (N, E), in [0, 1] (Kornblith et al. 2019).
+
+    1 = equal up to rotation, shift and scale, 0 = uncorrelated. With N below a few times D it is biased towards 1, so compare
+    values of the same N only. 0 where one of the two is constant.
+    """
+    (first,), (second,) = as_features(first), as_features(second)
+    if len(first) != len(second):
+        raise InputError(f"CKA compares layers on the same examples, not {len(first)} with {len(second)}.")
+    cross, own, other = (_covariance(a, b).norm() for a, b in ((second, first), (first, first), (second, second)))
+    scale = float(own * other)
+    return min(1.0, float(cross.square()) / scale) if scale else 0.0
 
 
-def image_copies(
-    model: nn.Module, split: Split, attack: Attack, *, augment: str = "simclr", seed: int = 0
-) -> dict[str, Features]:
-    """The penultimate features of the same images as they are ("clean"), "augmented" and "attacked", N each in one order.
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the singular values' shares p_i = s_i / sum s of centred features, in [1, min(N - 1, D)].
+
+    How many directions the features really use (Roy and Vetterli 2007). 0 where all features are equal.
+    """
+    (features,) = as_features(features)
+    values = torch.linalg.eigvalsh(_covariance(features, features)).clamp_min(0)
+    values = values[values > values.max() * 1e-12].sqrt()  # below, rounding of float64
+    if not len(values):
+        return 0.0
+    shares = values / values.sum()
+    return math.exp(float(-(shares * shares.log()).sum()))
+
+
+@dataclass(frozen=True)
+class NeuralCollapse:
+    """Distances from neural collapse (Papyan, Han and Donoho 2020); all are 0 when it is complete.
 
     Args:
-        model: x -> logits; left as found.
-        split: the images.
-        attack: on the plain images.
-        augment: the view of the augmented copies; see `features`.
-        seed: of augmentation and attack.
-
-    Raises:
-        InputError: as `features`.
+        variability: NC1, trace(S_W pinv(S_B)) / K of the within- and between-class covariances, in [0, inf).
+        equinorm: NC2, standard deviation over mean of the lengths of centred class means, in [0, inf).
+        equiangular: NC2, mean over pairs of |cos + 1 / (K - 1)|, in [0, 2].
+        self_duality: NC3, |W / |W| - M / |M|| of the head's weights and centred class means, in [0, 2]; NaN without a head.
+        nearest_centre: NC4, share of examples for which the head decides otherwise than the nearest class mean, in [0, 1];
+            NaN without a head.
     """
-    return {
-        CLEAN: features(model, split, seed=seed),
-        "augmented": features(model, split, augment=augment, seed=seed),
-        "attacked": features(model, split, attack=attack, seed=seed),
-    }
+
+    variability: float
+    equinorm: float
+    equiangular: float
+    self_duality: float = math.nan
+    nearest_centre: float = math.nan
 
 
-def displacement(copies: Mapping[str, Features]) -> dict[str, Tensor]:
-    """By kind of copy 1 - cos of each image's features to its clean ones, (N,) in [0, 2]; for `figures.pair_distances`.
+def neural_collapse(features: Tensor, labels: Tensor, head: nn.Linear | None = None) -> NeuralCollapse:
+    """How far features (N, D) are from collapsing onto a simplex of class means, see NeuralCollapse.
 
     Args:
-        copies: of `image_copies`.
-
-    Raises:
-        InputError: no clean ones.
+        features: of the layer before `head`.
+        labels: (N,), every class 0 .. K - 1 at least once, K at least 2.
+        head: the last linear layer, for NC3 and NC4.
     """
-    return {kind: feature_gap(before, after, "cosine") for kind, before, after in _pairs(copies)}
+    (features,) = as_features(features)
+    labels = as_labels(labels, features)
+    counts = labels.bincount(minlength=head.out_features if head else 0)
+    if len(counts) < 2 or bool((counts == 0).any()):
+        missing = ", ".join(map(str, (counts == 0).nonzero().flatten().tolist()[:5])) or "1"
+        raise InputError(f"Class {missing} has no example: neural collapse is about the means of at least two classes.")
+    sums = torch.zeros(len(counts), features.shape[1], dtype=torch.float64, device=features.device)
+    for rows, y in pieces(features, labels):
+        sums.index_add_(0, y, rows.double())
+    means = sums / counts[:, None]
+    centred, spread = means - means.mean(0), means - features.mean(0, dtype=torch.float64)
+    within = _covariance(features, features) - spread.T @ (spread * counts[:, None])  # all minus between, both summed
+    between = centred.T @ centred / len(counts)
+    lengths, k = centred.norm(dim=1), len(counts)
+    directions = centred / lengths[:, None].clamp_min(TINY)
+    cosines = (directions @ directions.T)[~torch.eye(k, dtype=torch.bool, device=features.device)]
+    return NeuralCollapse(
+        max(0.0, float((within * torch.linalg.pinv(between, hermitian=True, rtol=1e-10)).sum()) / k / len(features)),
+        float(lengths.std(unbiased=False) / lengths.mean().clamp_min(TINY)),
+        float((cosines + 1 / (k - 1)).abs().mean()),
+        *((math.nan, math.nan) if head is None else _against_head(features, means, centred, head)),
+    )
 
 
-def consistency(models: Mapping[str, Mapping[str, Features]]) -> "pd.DataFrame":
-    """How consistent models are under augmentation and under attack; low gaps, a low alignment and many same answers are good.
+def _against_head(features: Tensor, means: Tensor, centred: Tensor, head: nn.Linear) -> tuple[float, float]:
+    """NC3 and NC4."""
+    weights, bias = (None if p is None else p.detach().to(means) for p in (head.weight, head.bias))
+    if weights.shape != means.shape:
+        sizes = f"{tuple(weights.shape)} weights, the features have {tuple(means.shape)} class means"
+        raise InputError(f"The head has {sizes}: give the features that it sees, with all its classes.")
+    dual = float((weights / weights.norm().clamp_min(TINY) - centred / centred.norm().clamp_min(TINY)).norm())
+    differ = 0
+    for (rows,) in pieces(features):
+        decided = F.linear(rows.double(), weights, bias).argmax(1)
+        nearest = (rows.double() @ means.T - 0.5 * means.square().sum(1)).argmax(1)
+        differ += int((decided != nearest).sum())
+    return dual, differ / len(features)
+
+
+def _covariance(first: Tensor, second: Tensor) -> Tensor:
+    """X'Y of centred X (N, D), Y (N, E) in float64, (D, E), a sum over examples, without a copy of the whole tables."""
+    means = first.mean(0, dtype=torch.float64), second.mean(0, dtype=torch.float64)
+    total = torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64, device=first.device)
+    for x, y in pieces(first, second):
+        total += (x - means[0]).T @ (y - means[1])  # float64, as the means are
+    return total
+
+
+def principal_components(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first principal components of features (N, D): coordinates float32 (N, k'), shares of the variance (k',).
+
+    k' = min(k, N, D). Each direction points to where its largest entry is positive, so the result has no arbitrary signs.
+    """
+    (features,) = as_features(features)
+    values, vectors = torch.linalg.eigh(_covariance(features, features))
+    k = min(k, *features.shape)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)[:, :k]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    scores = (features - features.mean(0)) @ vectors.float()
+    return scores, values[:k] / values.sum().clamp_min(TINY)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A classifier of features, trained by `linear_probe` or `knn_probe`: `predict` maps (N, D) to classes int64 (N,)."""
+
+    predict: Callable[[Tensor], Tensor]
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """The share of features (N, D) whose class (N,) it predicts, in [0, 1]; clean or adversarial ones."""
+        labels = as_labels(labels, features)
+        return float((self.predict(features).to(labels.device) == labels).float().mean())
+
+
+def linear_probe(features: Tensor, labels: Tensor) -> Probe:
+    """Multinomial logistic regression on frozen features, the usual probe of a layer (Alain and Bengio 2017).
 
     Args:
-        models: name -> what `image_copies` makes of it.
-
-    Returns:
-        A row a model and kind of copy: model, copy, the means of `alignment` and of the relative L2 gap (see `feature_gap`),
-        and the share of copies that the model answers as it answers their image ("same answer").
-
-    Raises:
-        InputError: no clean features.
+        features: (N, D) of training images; they are standardised.
+        labels: (N,).
     """
-    import pandas as pd
+    from sklearn.linear_model import LogisticRegression
 
-    rows = []
-    for name, copies in models.items():
-        for kind, before, after in _pairs(copies):
-            means = {"alignment": alignment(before, after), "relative_l2": feature_gap(before, after)}
-            means["same answer"] = (copies[kind].predictions == copies[CLEAN].predictions).float()
-            rows.append({"model": name, "copy": kind} | {key: float(value.mean()) for key, value in means.items()})
-    return pd.DataFrame(rows)
+    (features,) = as_features(features)
+    labels = as_labels(labels, features, classes=2)
+    mean, scale = features.mean(0), features.std(0, unbiased=False)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
 
+    def standardised(rows: Tensor) -> Tensor:
+        return (rows - mean.to(rows.device)).div_(scale.to(rows.device)).cpu()  # one copy of the table, not two
 
-def _pairs(copies: Mapping[str, Features]) -> list[tuple[str, Tensor, Tensor]]:
-    """(kind of copy, clean features, its features) for all but the clean ones."""
-    if CLEAN not in copies:
-        raise InputError(
-            f"There are no clean features among {', '.join(copies) or 'none'}: take those of image_copies."
-        )
-    clean = copies[CLEAN][FEATURES]
-    return [(kind, clean, found[FEATURES]) for kind, found in copies.items() if kind != CLEAN]
+    regression = LogisticRegression(max_iter=2000, tol=1e-3).fit(standardised(features).numpy(), labels.cpu().numpy())
+    return Probe(lambda rows: torch.from_numpy(regression.predict(standardised(*as_features(rows)).numpy())))
 
 
-def local_lipschitz(
-    model: nn.Module,
-    x: Tensor,
-    threat: Threat,
-    *,
-    layer: str | None = None,
-    steps: int = 10,
-    seed: int = 0,
-) -> Tensor:
-    """The largest |f(x') - f(x)|_2 / |x' - x| found over x' of the ball and of [0, 1], for each image, (B,) in [0, inf).
-
-    Projected ascent on the ratio from a random start, steps of eps / 4; the length in the denominator is the threat's norm.
-    What is found is a lower bound of the local Lipschitz constant. After Yang et al. (2020, "A closer look at accuracy vs.
-    robustness", eq. 3), who take the L1 norm of the outputs: with L2 and an l2 threat a linear layer has its spectral norm.
+def knn_probe(features: Tensor, labels: Tensor, *, k: int = 20) -> Probe:
+    """k nearest neighbours by cosine, their votes weighted by exp(cos / 0.07) (Wu et al. 2018, section 3.4).
 
     Args:
-        model: x -> logits; in eval mode for the time and left as found.
-        x: (B, C, H, W) in [0, 1].
-        threat: where to look, eps above 0.
-        layer: f, see `layers`; None = the penultimate features.
-        steps: of the ascent, at least 1.
-        seed: of the start, one stream an image.
-
-    Raises:
-        InputError: eps of 0, fewer than 1 step, no such layer, images outside [0, 1].
+        features: (N, D) of training images.
+        labels: (N,).
+        k: neighbours, at most N.
     """
-    check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-    if not threat.eps or steps < 1:
-        raise InputError(
-            f"eps={threat.eps:g} and steps={steps!r}: a slope needs a ball of eps > 0 and at least 1 step."
-        )
-    f = layer_function(model, layer)
-    rng = ExampleRNG.for_examples(seed, torch.arange(len(x), device=x.device))
-    point = threat.random_start(x, rng.uniform(*x.shape[1:]), rng.fold_in(0).normal(*x.shape[1:]))
-    best = torch.zeros(len(x), device=x.device)
-    with frozen_eval(model):
-        with torch.no_grad():
-            origin = f(x)
-        for step in range(steps + 1):
-            ratio, gradient = _ratio(f, point, x, origin, threat)
-            best = torch.maximum(best, ratio)
-            if step < steps:
-                point = threat.project(point + threat.steepest_step(gradient, threat.eps / 4), x)
-    return best
+    (features,) = as_features(features)
+    check_neighbours(len(features), k)
+    bank, votes = unit(features), F.one_hot(as_labels(labels, features)).float()
+
+    def predict(rows: Tensor) -> Tensor:
+        classes = []
+        for piece in as_features(rows)[0].split(rows_at_once(len(bank))):
+            nearest = (unit(piece) @ bank.T).topk(k, dim=1)
+            weights = ((nearest.values - 1) / TEMPERATURE).exp()
+            classes.append((weights[..., None] * votes[nearest.indices]).sum(1).argmax(1))
+        return torch.cat(classes)
+
+    return Probe(predict)
 
 
-def _ratio(
-    f: Callable[[Tensor], Tensor], point: Tensor, x: Tensor, origin: Tensor, threat: Threat
-) -> tuple[Tensor, Tensor]:
-    """The ratio at `point`, (B,), and the gradient of its numerator: the denominator is held, or no step would reach the border."""
-    point = point.detach().requires_grad_(True)
-    with torch.enable_grad():
-        moved = (f(point) - origin).square().sum(1).clamp_min(TINY**2).sqrt()
-        gradient = torch.autograd.grad(moved.sum(), point)[0]
-    return moved.detach() / threat.distance(point.detach(), x).clamp_min(TINY), gradient
-
-
-def feature_jacobian_norm(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    layer: str | None = None,
-    projections: int = 8,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The Frobenius norm |df/dx|_F of each image, (B,) in [0, inf).
-
-    Estimated by |J|_F^2 = E |J'v|^2 over v ~ N(0, I) (Hutchinson 1990; for networks Hoffman et al. 2019, eq. 9): the relative
-    standard error of one image's norm is at most sqrt(1 / (2 projections)). Where that is no cheaper than exact, it is exact.
-
-    Args:
-        model: x -> logits; in eval mode for the time and left as found.
-        x: (B, C, H, W).
-        layer: f, see `layers`; None = the penultimate features.
-        projections: backward passes, at least 1; as many as f has outputs, or 0, give the exact norm.
-        generator: of the projections, on the images' device; None = torch's global one.
-
-    Raises:
-        InputError: a negative number of projections, no such layer.
-    """
-    if projections < 0:
-        raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
-    f, x = layer_function(model, layer), x.detach().requires_grad_(True)
-    with frozen_eval(model), torch.enable_grad():
-        answer = f(x)
-        outputs = answer.shape[1]
-        exact = not 0 < projections < outputs
-        total = torch.zeros(len(x), device=x.device)
-        for k in range(outputs if exact else projections):
-            if exact:
-                v = torch.zeros_like(answer)
-                v[:, k] = 1
-            else:
-                v = torch.randn(answer.shape, generator=generator, device=x.device)
-            slope = torch.autograd.grad(answer, x, v, retain_graph=True)[0]
-            total += slope.flatten(1).square().sum(1)
-    return (total if exact else total / projections).sqrt()
+def check_neighbours(n: int, k: int) -> None:
+    """Raises InputError if n examples do not have k neighbours, or k is no number of neighbours."""
+    if not 1 <= k <= n:
+        raise InputError(f"{k!r} neighbours among {n} examples: give more examples, or from 1 to {n} neighbours.")

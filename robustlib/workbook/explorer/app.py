@@ -13,7 +13,7 @@ from robustlib.data import Dataset, load_dataset
 from robustlib.errors import InputError, unknown
 from robustlib.methods import make_method
 from robustlib.representation import layers
-from robustlib.representation.probes import check_neighbours
+from robustlib.representation.measures import check_neighbours
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit

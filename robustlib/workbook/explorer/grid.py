@@ -23,8 +23,7 @@ from robustlib.representation import (
     run_features,
 )
 from robustlib.representation.features import Features
-from robustlib.representation.measures import unit
-from robustlib.representation.probes import check_neighbours
+from robustlib.representation.measures import check_neighbours, unit
 from robustlib.runs import Run
 from robustlib.threat import Threat
 

@@ -1,23 +1,102 @@
-"""The metric that a feature map pulls back onto images, at points and over a plane through three of them."""
+"""How fast features change around an image: local slopes, and the metric that a feature map pulls back onto images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import frozen_eval
+from robustlib.attacks.base import check_inputs, frozen_eval
 from robustlib.errors import InputError
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from robustlib.rng import ExampleRNG
+from robustlib.threat import Threat
 
 ENTRIES = 2**23  # of Jacobians held at once: 32 MB
 FLAT = 1e-5  # three images whose triangle is flatter than this, relative to its sides, span no plane in float32
+
+
+def local_lipschitz(
+    model: nn.Module, x: Tensor, threat: Threat, *, layer: str | None = None, steps: int = 10, seed: int = 0
+) -> Tensor:
+    """The largest |f(x') - f(x)|_2 / |x' - x| found over x' of the ball and of [0, 1], for each image, (B,) in [0, inf).
+
+    Projected ascent on the ratio from a random start, steps of eps / 4; the length in the denominator is the threat's norm.
+    The result is a lower bound of the local Lipschitz constant. After Yang et al. (2020, "A closer look at accuracy vs.
+    robustness", eq. 3), who take the L1 norm of the outputs: with L2 and an l2 threat a linear layer has its spectral norm.
+
+    Args:
+        model: x -> logits; in eval mode for the time and left as found.
+        x: (B, C, H, W) in [0, 1].
+        threat: the ball, eps above 0.
+        layer: f, see `layers`; None = the penultimate features.
+        steps: of the ascent, at least 1.
+        seed: of the start, one stream an image.
+    """
+    check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+    if not threat.eps or steps < 1:
+        raise InputError(
+            f"eps={threat.eps:g} and steps={steps!r}: a slope needs a ball of eps > 0 and at least 1 step."
+        )
+    f = layer_function(model, layer)
+    rng = ExampleRNG.for_examples(seed, torch.arange(len(x), device=x.device))
+    point = threat.random_start(x, rng.uniform(*x.shape[1:]), rng.fold_in(0).normal(*x.shape[1:]))
+    best = torch.zeros(len(x), device=x.device)
+    with frozen_eval(model):
+        with torch.no_grad():
+            origin = f(x)
+        for step in range(steps + 1):
+            point = point.detach().requires_grad_(True)
+            with torch.enable_grad():
+                distance = (f(point) - origin).square().sum(1).clamp_min(TINY**2).sqrt()
+                # of the numerator alone: with the denominator, no step would reach the border
+                gradient = torch.autograd.grad(distance.sum(), point)[0]
+            point = point.detach()
+            best = torch.maximum(best, distance.detach() / threat.distance(point, x).clamp_min(TINY))
+            if step < steps:
+                point = threat.project(point + threat.steepest_step(gradient, threat.eps / 4), x)
+    return best
+
+
+def feature_jacobian_norm(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layer: str | None = None,
+    projections: int = 8,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The Frobenius norm |df/dx|_F of each image, (B,) in [0, inf).
+
+    Estimated by |J|_F^2 = E |J'v|^2 over v ~ N(0, I) (Hutchinson 1990; for networks Hoffman et al. 2019, eq. 9): the relative
+    standard error of one image's norm is at most sqrt(1 / (2 projections)). Where that is no cheaper than exact, it is exact.
+
+    Args:
+        model: x -> logits; in eval mode for the time and left as found.
+        x: (B, C, H, W).
+        layer: f, see `layers`; None = the penultimate features.
+        projections: backward passes, at least 1; as many as f has outputs, or 0, give the exact norm.
+        generator: of the projections, on the images' device; None = torch's global one.
+    """
+    if projections < 0:
+        raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
+    f, x = layer_function(model, layer), x.detach().requires_grad_(True)
+    with frozen_eval(model), torch.enable_grad():
+        answer = f(x)
+        outputs = answer.shape[1]
+        exact = not 0 < projections < outputs
+        total = torch.zeros(len(x), device=x.device)
+        for k in range(outputs if exact else projections):
+            if exact:
+                v = torch.zeros_like(answer)
+                v[:, k] = 1
+            else:
+                v = torch.randn(answer.shape, generator=generator, device=x.device)
+            slope = torch.autograd.grad(answer, x, v, retain_graph=True)[0]
+            total += slope.flatten(1).square().sum(1)
+    return (total if exact else total / projections).sqrt()
 
 
 def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) -> tuple[Tensor, Tensor]:
@@ -32,9 +111,6 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
         model: x -> logits; in eval mode for the time and left as found.
         x: points (B, C, H, W); they may lie outside [0, 1].
         layer: f, see `layers`; None = the penultimate features.
-
-    Raises:
-        InputError: no such layer.
     """
     f = layer_function(model, layer)
     with frozen_eval(model):
@@ -83,17 +159,12 @@ class Plane:
 
     @classmethod
     def through(cls, images: Tensor) -> "Plane":
-        """The plane of three images (3, C, H, W): the first at (0, 0), the second on the first axis, the third above it.
-
-        Raises:
-            InputError: not three images, or three on a line.
-        """
+        """The plane of three images (3, C, H, W): the first at (0, 0), the second on the first axis, the third above it."""
         if images.ndim != 4 or len(images) != 3:
             raise InputError(f"A plane goes through three images (3, C, H, W), not {tuple(images.shape)}.")
         first, *others = images.float()
         across, up = (image - first for image in others)
-        longest = float(max(across.norm(), up.norm()))
-        base = across.norm()
+        longest, base = float(max(across.norm(), up.norm())), across.norm()
         across = across / base.clamp_min(TINY)
         up = up - (up * across).sum() * across
         if not float(min(base, up.norm())) > FLAT * longest:
@@ -107,8 +178,8 @@ class Plane:
 
     def of(self, images: Tensor) -> Tensor:
         """The coordinates (N, 2) of images (N, C, H, W), or of the points of the plane nearest to them."""
-        moved = images.to(self.origin) - self.origin
-        return torch.stack([(moved * direction).sum((1, 2, 3)) for direction in (self.across, self.up)], 1)
+        shifts = images.to(self.origin) - self.origin
+        return torch.stack([(shifts * direction).sum((1, 2, 3)) for direction in (self.across, self.up)], 1)
 
 
 def metric_over_plane(
@@ -119,8 +190,8 @@ def metric_over_plane(
     layer: str | None = None,
     steps: int = 51,
     margin: float = 0.15,
-) -> "pd.DataFrame":
-    """What models answer, and the metric they pull back, on a grid over the part of a plane that holds some images.
+) -> pd.DataFrame:
+    """The answers of models, and the metric they pull back, on a grid over the part of a plane that holds some images.
 
     Args:
         models: name -> x -> logits (B, K), all on the plane's device and of as many classes.
@@ -132,20 +203,14 @@ def metric_over_plane(
 
     Returns:
         A row for each model and point: model, across, up (coordinates), top_eigenvalue, log_volume, logit 0 .. logit K - 1.
-
-    Raises:
-        InputError: fewer than 2 steps, a negative margin, no model.
     """
-    import pandas as pd
-
     if steps < 2 or not margin >= 0 or not models:
-        raise InputError(
-            f"steps={steps!r}, margin={margin!r}, {len(models)} models: give at least 2 steps, a margin of at least 0 and a model."
-        )
+        given = f"steps={steps!r}, margin={margin!r}, {len(models)} models"
+        raise InputError(f"{given}: give at least 2 steps, a margin of at least 0 and a model.")
     places = plane.of(around)
     low, high = places.amin(0), places.amax(0)
-    room = margin * (high - low)
-    sides = [torch.linspace(float(a), float(b), steps) for a, b in zip(low - room, high + room, strict=True)]
+    beyond = margin * (high - low)
+    sides = [torch.linspace(float(a), float(b), steps) for a, b in zip(low - beyond, high + beyond, strict=True)]
     grid = torch.cartesian_prod(*sides)
     x, parts = plane.at(grid), []
     for name, model in models.items():

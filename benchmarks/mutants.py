@@ -302,14 +302,14 @@ MUTANTS = (
         "(2 * n - 3 * k - 1)",
         "(2 * n - 3 * k + 1)",
         "trustworthiness's denominator",
-        "representation/measures",
+        "representation/embedding",
     ),
     Mutant(
         "representation/embedding.py",
         "every = unit(",
         "every = (",
         "maps by distance, not by angle",
-        "representation/measures",
+        "representation/embedding",
     ),
     Mutant(
         "representation/measures.py",

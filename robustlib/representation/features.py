@@ -254,12 +254,12 @@ def cached_tensors(
 ) -> dict[str, Tensor]:
     """The tensors `names` in a safetensors file; made and written if the file lacks some or cannot be read."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load, save
 
     if file is None:
         return make()
     try:
-        if set(names) <= set(tables := load_file(file)):
+        if set(names) <= set(tables := load(file.read_bytes())):
             return tables
     except (OSError, SafetensorError):  # a damaged copy of what can be made again
         pass

@@ -57,7 +57,7 @@ def write_json(path: Path, content: object) -> None:
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def merge_json(path: Path, key: str, value: object, *, indent: int | None = None) -> None:
+def merge_json(path: Path, key: str, value: object) -> None:
     """Sets one entry of a JSON object, the last in its order, and keeps the others as they stand in the file now.
 
     Processes and threads that merge into one directory take turns, each for the time of a read and a write, so a long measurement
@@ -71,7 +71,7 @@ def merge_json(path: Path, key: str, value: object, *, indent: int | None = None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or its process dies
         others = {name: entry for name, entry in read_json(path).items() if name != key}
-        write_atomic(path, json.dumps({**others, key: value}, indent=indent) + "\n")
+        write_atomic(path, json.dumps({**others, key: value}) + "\n")
 
 
 def write_archive(path: Path, files: Mapping[str, bytes]) -> None:

@@ -1,108 +1,88 @@
-"""Looks at a finished run that several processes take at once: none is lost, and the last one stands last."""
+"""Finished runs side by side: the same images, stored features and measures, and maps."""
 
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from robustlib.attacks import PGD, Tangent, Threat
-from robustlib.data import Dataset
+from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
-from robustlib.evaluation import measure_distances, measure_unseen
 from robustlib.methods import make_method
-from robustlib.representation import measure_runs
-from robustlib.runs import Run, merge_json, read_json, write_json
+from robustlib.representation import embed_runs, gap_table, measure_runs, run_features
+from robustlib.representation import runs as module
 from tests.training_fixtures import train
 
-NUMBERS = {"n": 4, "correct": 2.0, "accuracy": 0.5, "low": 0.1, "high": 0.9}
-ATTACK = PGD(Threat("linf", 0.2), steps=1)
-QUICK = Tangent(Threat("l2", 0.5), queries=200)
-MEASUREMENTS: dict[str, tuple[str, Callable[[Run, Dataset], Any]]] = {
-    "distances": (
-        "robustlib.evaluation.distances.adversarial_distances",
-        lambda run, digits: measure_distances({"a": run}, digits, QUICK, n=4, device="cpu"),
-    ),
-    "unseen": (
-        "robustlib.evaluation.runs._attacked",
-        lambda run, digits: measure_unseen({"a": run}, digits, n=4, device="cpu"),
-    ),
-    "representation": (
-        "robustlib.representation.runs.run_features",
-        lambda run, digits: measure_runs([run], digits, ATTACK, n=40),
-    ),
-}
+ATTACK = PGD(Threat("linf", 0.2), steps=3)
 
 
 @pytest.fixture(scope="module")
-def run(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def runs(digits, tmp_path_factory):
     """Hardly trained."""
-    method = make_method("standard", "digits", epochs=1, train_examples=100, arch="mlp")
-    return train(method, few, tmp_path_factory.mktemp("runs"))
+    root = tmp_path_factory.mktemp("runs")
+    methods = [make_method(name, "digits", epochs=2, train_examples=200) for name in ("n_fgsm", "standard")]
+    return [train(method, digits, root) for method in methods]
 
 
-@pytest.mark.parametrize("kind", MEASUREMENTS)
-def test_a_look_that_is_written_during_a_measurement_survives(
-    run: Run, digits: Dataset, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    from robustlib.evaluation.distances import adversarial_distances
-    from robustlib.representation.runs import run_features
-
-    place, measure = MEASUREMENTS[kind]
-    file = run.path / f"{kind}.json"
-    write_json(file, {"earlier": {"n": 1}})
-    clean = {"clean": dict(NUMBERS), "bare": {}}
-    real = {"distances": adversarial_distances, "unseen": lambda *_: clean, "representation": run_features}[kind]
-
-    def slow(*args: Any, **options: Any) -> Any:
-        merge_json(file, "meanwhile", {"n": 2})  # another page
-        merge_json(file, "earlier", {"n": 3})
-        return real(*args, **options)
-
-    monkeypatch.setattr("robustlib.evaluation.runs._known", lambda *_: dict(NUMBERS))
-    monkeypatch.setattr(place, slow)
-    measure(run, digits)
-    looks = read_json(file)
-    assert list(looks)[:-1] == ["meanwhile", "earlier"], "the last look stands last"
-    assert looks["meanwhile"] == {"n": 2}
-    assert looks["earlier"] == {"n": 3}, "as it stands in the file, not as it was read"
-    assert next(reversed(looks.values()))["n"] in (4, 40)
+def test_gap_table_per_layer_eps_and_class(runs, digits):
+    table = gap_table(runs, digits, ATTACK, layers=["stage1", "features"], eps=[0.0, 0.1, 0.2], n=60)
+    assert len(table) == 2 * 2 * 3
+    curve = table[(table.run == runs[1].name) & (table.layer == "features")].relative_l2.tolist()
+    assert curve[0] < 1e-5 < curve[1] < curve[2]
+    by_class = gap_table(runs[1:], digits, ATTACK, classes=True, n=60)
+    assert by_class["class"].tolist() == ["", *digits.class_names]
+    parts = by_class[1:]
+    assert by_class.n.tolist()[0] == parts.n.sum() == 60
+    assert by_class.l2.tolist()[0] == pytest.approx((parts.n * parts.l2).sum() / 60)
+    assert set(by_class.title) == {"Standard training"}
+    none = replace(digits, class_names=(*digits.class_names, "ten"))
+    with pytest.raises(InputError, match="None of the 60 images is of class 'ten'"):
+        gap_table(runs[1:], none, ATTACK, classes=True, n=60)
 
 
-def test_a_look_that_is_taken_again_stands_last(tmp_path: Path) -> None:
-    file = tmp_path / "run" / "looks.json"
-    for key, value in (("a", 1), ("b", 2), ("a", 3)):
-        merge_json(file, key, value)
-    assert list(read_json(file).items()) == [("b", 2), ("a", 3)]
-    assert file.read_text() == '{"b": 2, "a": 3}\n'
-    merge_json(file, "b", 2, indent=2)
-    assert file.read_text() == '{\n  "a": 3,\n  "b": 2\n}\n'
+def test_measures_of_runs_are_made_once(runs, digits, monkeypatch):
+    table = measure_runs(runs, digits, ATTACK, n=60)
+    monkeypatch.setattr(module, "features", None)  # nothing is computed again
+    assert table.equals(measure_runs(runs, digits, ATTACK, n=60))
+    assert len(table) == 2
+    wanted = {"relative_l2", "cosine", "alignment", "nearest", "margin", "uniformity", "cka", "effective_rank"}
+    assert wanted | {"adversarial_margin", "class_alignment", "variability", "self_duality"} <= set(table)
+    assert table[sorted(wanted)].notna().all().all()
+    assert table.title.tolist() == [run.params()["title"] for run in runs]
+    with pytest.raises(TypeError):
+        measure_runs(runs, digits, ATTACK, n=50)
 
 
-SEVERAL = "for k in range(10): merge_json(Path({file!r}), f'{name} {{k}}', k)"
+def test_a_damaged_copy_or_one_of_an_older_form_is_made_again(runs, digits):
+    run = runs[1]
+    for file in (run.path / "features").glob("*"):
+        file.unlink()
+    clean, adversarial = run_features(run, digits, ATTACK, n=40)
+    assert clean.images.equal(digits.test.sample(40).images)
+    assert not clean.images.equal(adversarial.images)
+    (file,) = (run.path / "features").iterdir()
+    whole, tables = file.read_bytes(), load_file(file)
+    assert tables.pop("adversarial/images").equal(adversarial.images)
+    for spoil in (lambda: file.write_bytes(whole[:100]), lambda: save_file(tables, file)):
+        file.unlink()  # or tensors that are mapped from it would change
+        spoil()
+        again = run_features(run, digits, ATTACK, n=40)
+        assert file.read_bytes() == whole
+        assert again[0]["features"].equal(clean["features"])
+        assert again[1]["features"].equal(adversarial["features"])
+        assert again[1].images.equal(adversarial.images)
 
 
-def test_threads_and_processes_take_turns(tmp_path: Path) -> None:
-    file = tmp_path / "looks.json"
-    codes = [SEVERAL.format(file=str(file), name=name) for name in "abcxy"]
-    start = "from pathlib import Path\nfrom robustlib.runs import merge_json\n"
-    workers = [subprocess.Popen([sys.executable, "-c", start + code]) for code in codes[3:]]
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda code: exec(start + code, {}), codes[:3]))
-    assert [worker.wait() for worker in workers] == [0, 0]
-    looks = read_json(file)
-    assert {name: looks[name] for name in looks} == {f"{w} {k}": k for w in "abcxy" for k in range(10)}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".merge.lock", "looks.json"]
+def test_maps_of_runs_show_the_same_images(runs, digits, no_umap):
+    for _ in range(2):
+        maps = embed_runs(runs, digits, ATTACK, n=40, neighbours=5)
+    assert [len(one.clean) for one in maps] == [40, 40]
+    assert len(no_umap) == 2, "the second time they are kept"
+    one, other = (run_features(run, digits, ATTACK, n=40)[0] for run in runs)
+    assert one.indices.equal(other.indices)
 
 
-def test_what_cannot_be_merged_is_a_sentence_and_stays(tmp_path: Path) -> None:
-    (tmp_path / "blocked").write_text("a file, not a directory")
-    with pytest.raises(InputError, match=r"Cannot write .*choose a writable directory"):
-        merge_json(tmp_path / "blocked" / "looks.json", "a", 1)
-    (tmp_path / "looks.json").write_text("{half")
-    with pytest.raises(InputError, match="not readable JSON"):
-        merge_json(tmp_path / "looks.json", "a", 1)
-    assert (tmp_path / "looks.json").read_text() == "{half"
+def test_runs_that_cannot_be_compared(runs, digits):
+    with pytest.raises(InputError, match="There are no runs to compare"):
+        measure_runs([], digits, ATTACK)
+    with pytest.raises(InputError, match="compare runs of one data set"):
+        gap_table(runs, replace(digits, name="mnist"), ATTACK)

@@ -1,8 +1,13 @@
-"""What is measured once is read back, and measured again where a fact is another one."""
+"""What is measured once is read back, and measured again where a fact is another one; several processes may do it at once."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from robustlib.runs import Run, digest, measured, read_json, write_json
+from robustlib.errors import InputError
+from robustlib.runs import Run, digest, measured, merge_json, read_json, write_json
 
 
 @pytest.mark.parametrize("key", ["", "a"])
@@ -31,3 +36,52 @@ def test_nothing_is_written_where_measuring_fails(tmp_path):
         measured(Run(tmp_path), "look.json", {}, lambda: 1 / 0)
     assert not list(tmp_path.iterdir())
     assert digest(b"a") != digest(b"b")
+
+
+def test_what_others_write_during_a_measurement_survives(tmp_path):
+    file = tmp_path / "file.json"
+    write_json(file, {"earlier": {"n": 1}})
+
+    def measure():
+        merge_json(file, "meanwhile", {"n": 2})  # another page
+        merge_json(file, "earlier", {"n": 3})
+        return {"value": 4}
+
+    measured(Run(tmp_path), "file.json", {"n": 4}, measure, key="own")
+    assert list(read_json(file).items()) == [
+        ("meanwhile", {"n": 2}),
+        ("earlier", {"n": 3}),
+        ("own", {"n": 4, "value": 4}),
+    ]
+
+
+def test_what_is_merged_again_stands_last(tmp_path):
+    file = tmp_path / "run" / "file.json"
+    for key, value in (("a", 1), ("b", 2), ("a", 3)):
+        merge_json(file, key, value)
+    assert file.read_text() == '{"b": 2, "a": 3}\n'
+
+
+SEVERAL = "for k in range(10): merge_json(Path({file!r}), f'{name} {{k}}', k)"
+
+
+def test_threads_and_processes_take_turns(tmp_path):
+    file = tmp_path / "file.json"
+    codes = [SEVERAL.format(file=str(file), name=name) for name in "abcxy"]
+    start = "from pathlib import Path\nfrom robustlib.runs import merge_json\n"
+    workers = [subprocess.Popen([sys.executable, "-c", start + code]) for code in codes[3:]]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda code: exec(start + code, {}), codes[:3]))
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert read_json(file) == {f"{w} {k}": k for w in "abcxy" for k in range(10)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".merge.lock", "file.json"]
+
+
+def test_what_cannot_be_merged_is_a_sentence_and_stays(tmp_path):
+    (tmp_path / "blocked").write_text("a file, not a directory")
+    with pytest.raises(InputError, match=r"Cannot write .*choose a writable directory"):
+        merge_json(tmp_path / "blocked" / "file.json", "a", 1)
+    (tmp_path / "file.json").write_text("{half")
+    with pytest.raises(InputError, match="not readable JSON"):
+        merge_json(tmp_path / "file.json", "a", 1)
+    assert (tmp_path / "file.json").read_text() == "{half"

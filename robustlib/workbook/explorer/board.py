@@ -20,6 +20,7 @@ from torch import Tensor
 
 from robustlib.data import Dataset, Split
 from robustlib.figures.canvas import styles
+from robustlib.figures.features import class_centre
 from robustlib.runs import Run
 from robustlib.workbook.explorer.grid import Grid, Projection, explorer_attacks
 from robustlib.workbook.tables import percent
@@ -108,7 +109,7 @@ class FeatureMap:
             "clean": points[0].tolist(),
             "colours": self.colours,
             "faint": np.flatnonzero(~keep).tolist(),
-            "names": [(*_class_centre(points[0][self.labels == k]), names[k]) for k in shown],
+            "names": [(*class_centre(points[0][self.labels == k]), names[k]) for k in shown],
             "said": self._words(grid, 0),
         }
         said, path = self._words(grid, step), points[: step + 1, image].tolist()
@@ -120,12 +121,6 @@ class FeatureMap:
         names, predictions = self.class_names, grid.steps[step].predictions.tolist()
         pairs = enumerate(zip(self.labels, predictions, strict=True))
         return [f"image {i}, {kind}: class {names[y]}, called {names[p]}" for i, (y, p) in pairs]
-
-
-def _class_centre(points: np.ndarray) -> tuple[float, float]:
-    """The point nearest to the median of all: inside the class also where it lies in pieces."""
-    x, y = points[np.abs(points - np.median(points, axis=0)).sum(1).argmin()].tolist()
-    return x, y
 
 
 # ---- the panels

@@ -1,4 +1,4 @@
-"""The pull-back metric: of linear maps by algebra, of networks against finite differences; planes through three images."""
+"""Slopes and the pull-back metric: of linear maps by algebra, of networks against finite differences; planes of images."""
 
 import math
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.representation import Plane, feature_jacobian_norm, metric_over_plane, pullback_metric
+from robustlib.representation import Plane, feature_jacobian_norm, local_lipschitz, metric_over_plane, pullback_metric
+from robustlib.threat import Threat
 from tests.conftest import ConvNet, Linear
 
 
@@ -28,6 +29,28 @@ def by_differences(f, x: Tensor, h: float = 1e-5) -> np.ndarray:
         step = step.view_as(x)
         columns.append(((f(x + step) - f(x - step)) / (2 * h)).flatten().detach().numpy())
     return np.stack(columns, 1)
+
+
+def test_local_lipschitz_of_a_linear_map_is_its_norm():
+    model, x = Linear(3), torch.full((4, 1, 4, 4), 0.5)
+    spectral = float(torch.linalg.matrix_norm(model.map.weight.detach(), 2))
+    slopes = local_lipschitz(model, x, Threat("l2", 0.4), layer="logits", steps=60)
+    assert float(slopes.max()) <= spectral * (1 + 1e-4)
+    assert float(slopes.min()) > 0.98 * spectral
+    one = Linear(1)
+    steepest = local_lipschitz(one, x, Threat("linf", 0.1), layer="logits", steps=12)
+    assert steepest.tolist() == pytest.approx([float(one.map.weight.detach().abs().sum())] * 4, rel=1e-3)
+
+
+def test_feature_jacobian_norm_of_a_linear_map_is_its_frobenius_norm():
+    model, x = Linear(12), torch.rand(200, 1, 4, 4)
+    frobenius = float(model.map.weight.detach().norm())
+    assert feature_jacobian_norm(model, x[:5], layer="logits", projections=0).tolist() == pytest.approx([frobenius] * 5)
+    generator = torch.Generator().manual_seed(0)
+    estimate = feature_jacobian_norm(model, x, layer="logits", projections=8, generator=generator)
+    assert float(estimate.square().mean().sqrt()) == pytest.approx(frobenius, rel=0.05)
+    assert float(estimate.std()) / frobenius < math.sqrt(1 / 16)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("classes", [3, 40])
@@ -70,7 +93,7 @@ def test_many_pixels_and_few_features_through_convolutions():
 def test_both_ways_agree_and_pieces_change_nothing(digits, monkeypatch):
     model, x = model_of("mlp_512", digits), digits.test.images[:7].float() / 255
     whole = pullback_metric(model, x)
-    monkeypatch.setattr("robustlib.representation.pullback.ENTRIES", 1)
+    monkeypatch.setattr("robustlib.representation.jacobian.ENTRIES", 1)
     pieces = pullback_metric(model, x)
     assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(whole, pieces, strict=True))
     narrow = pullback_metric(model, x, layer="logits")[0]
@@ -150,6 +173,8 @@ def test_the_metric_over_a_plane_is_that_at_its_points(digits):
         (lambda: metric_over_plane({"A": Linear()}, *_plane(), steps=1), "steps=1"),
         (lambda: metric_over_plane({"A": Linear()}, *_plane(), margin=-1.0), "margin=-1.0"),
         (lambda: pullback_metric(Linear(), torch.rand(2, 1, 4, 4), layer="maps"), "no layer 'maps'"),
+        (lambda: local_lipschitz(Linear(), torch.rand(2, 1, 4, 4), Threat("l2", 0.0)), "eps > 0"),
+        (lambda: feature_jacobian_norm(Linear(), torch.rand(2, 1, 4, 4), projections=-1), "projections=-1"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(call, words):

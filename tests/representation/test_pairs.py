@@ -1,4 +1,6 @@
-"""Consistency of features under augmentation and attack, on models of which it is known."""
+"""Images beside their copies and beside other classes, on models whose features are known."""
+
+import math
 
 import pytest
 import torch
@@ -6,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustlib import figures
-from robustlib.attacks import PGD
+from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.representation import consistency, displacement, image_copies
+from robustlib.representation import Pairs, attacked_pairs, consistency, displacement, image_copies
 from robustlib.workbook import tables
 
 
@@ -82,3 +84,38 @@ def test_they_are_shown(digits, few, attack):
     assert list(table["copy"]) == ["augmented", "attacked"]
     assert table["same answer"].str.endswith(" %").all()
     assert set(figures.pair_distances({"MLP": displacement(copies)}).data["pair"]) == {"augmented", "attacked"}
+
+
+def test_pairs_have_distances_by_hand():
+    pairs = Pairs(
+        torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
+        torch.tensor([[0.5, math.sqrt(0.75)], [3.0, 0.0]]),
+        torch.tensor([[-1.0, 0.0], [0.0, 1.0]]),
+    )
+    cosine, l2 = pairs.distances(), pairs.distances("l2")
+    assert cosine["attacked copy"].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert cosine["another class, pulled"].tolist() == pytest.approx([2.0, 1.0], abs=1e-6)
+    assert l2["attacked copy"].tolist() == pytest.approx([1.0, 2.0], abs=1e-6)
+    with pytest.raises(InputError, match="'l1'"):
+        pairs.distances("l1")
+
+
+def test_pairs_are_an_image_its_copy_and_a_pulled_one_of_another_class(digits, net):
+    split, threat = digits.test.sample(60), Threat("linf", 0.1)
+    pairs = attacked_pairs(net, split, threat, embed=lambda x: x.flatten(1))
+    clean = split.images.flatten(1).float() / 255
+    assert torch.equal(pairs.images, clean)
+    assert 0 < float((pairs.copies - clean).abs().max()) <= 0.1 + 1e-6
+    apart = (pairs.others[:, None] - clean).abs().amax(2)
+    origin = apart.argmin(1)
+    assert float(apart.amin(1).max()) <= 0.1 + 1e-6
+    assert bool((split.labels[origin] != split.labels).all())
+    before, after = (
+        net(x.view(-1, 1, 8, 8)).log_softmax(1).gather(1, split.labels[:, None]) for x in (clean[origin], pairs.others)
+    )
+    assert bool((after > before).all()), "pulled towards the class of its partner"
+    with torch.no_grad():
+        expected = net.features(clean.view(-1, 1, 8, 8))
+    assert torch.allclose(attacked_pairs(net, split, threat).images, expected, atol=1e-5)
+    with pytest.raises(InputError, match="are of class 3"):
+        attacked_pairs(net, split.select(split.labels == 3), threat)

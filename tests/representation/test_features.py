@@ -1,0 +1,135 @@
+"""Layers by name, and their answers, streamed through a model that is left as found."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustlib.attacks import FGSM, PGD, Threat
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.models import build_model
+from robustlib.representation import alignment, at_eps, feature_gap, features, gap_probe, layers
+from tests.conftest import Hidden
+
+THREAT = Threat("linf", 0.2)
+
+
+def split_of(n: int, shape: tuple[int, ...] = (1, 8, 8)) -> Split:
+    images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Split(images, torch.arange(n) % 10, torch.arange(n) + 100)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "preact_resnet18"])
+def test_every_listed_layer_has_features(arch, digits):
+    model = build_model(arch, digits)
+    names = layers(model)
+    answers = features(model, split_of(3), layers=names)
+    assert names[-2:] == ("features", "logits")
+    assert len(names) >= 4
+    assert list(answers.layers) == list(names)
+    assert answers["features"].shape == (3, model.head.in_features)
+    assert answers["logits"].shape == (3, 10)
+
+
+def test_layers_of_a_model_that_is_no_classifier(conv_net):
+    assert layers(conv_net) == ("0", "1", "2", "3", "4", "logits")
+    assert features(conv_net, split_of(2, (3, 8, 8)), layers="0")["0"].shape == (2, 8)
+
+
+def test_features_agree_with_the_model_in_any_batches(net):
+    split = split_of(23)
+    x = split.images.float() / 255
+    answers = features(net, split, layers=["stage2", "features", "logits"], batch_size=5)
+    with torch.no_grad():
+        torch.testing.assert_close(answers["features"], net.features(x))
+        torch.testing.assert_close(answers["logits"], net(x))
+        maps = net.encoder.stage2(net.encoder.stage1(net.normalise(x)))
+        torch.testing.assert_close(answers["encoder.stage2"], maps.mean((2, 3)))
+        assert answers.predictions.equal(net(x).argmax(1))
+    assert answers.indices.equal(split.indices)
+    before_relu = features(net, split, layers="encoder.stage1.1")["stage1.1"]
+    assert before_relu.min() < 0, "what a later module changes in place is kept as it was"
+
+
+def test_the_model_is_left_as_found(net):
+    model = net.train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.head.eval()
+    features(model, split_of(6), attack=PGD(THREAT, steps=2))
+    assert model.encoder.training
+    assert not model.head.training
+    assert all(v.equal(state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    model.eval()
+
+
+def test_attacked_features_are_those_of_the_attack(net):
+    split, attack = split_of(12), PGD(THREAT, steps=3)
+    attacked = features(net, split, attack=attack, seed=3)["features"]
+    assert feature_gap(features(net, split)["features"], attacked).min() > 0
+    torch.testing.assert_close(attacked, features(net, split, attack=attack, seed=3, batch_size=5)["features"])
+    assert not attacked.equal(features(net, split, attack=attack, seed=4)["features"])
+
+
+def test_attacks_use_the_attack_view(net):
+    """The deployed outputs hide their gradient: without the view the images, and so the features, would be other ones."""
+    split, attack = split_of(40), PGD(THREAT, steps=3)
+    plain, hidden, known = (
+        features(model, split, attack=attack, keep_images=True)
+        for model in (net, Hidden(net, open=False), Hidden(net, open=True))
+    )
+    assert known.images.equal(plain.images)
+    assert not hidden.images.equal(plain.images)
+    assert known.predictions.equal(plain.predictions)
+    batch = next(iter(split.batches(40)))
+    outside = gap_probe(attack, {"h": "encoder.stage3"})(net, batch)["h/relative_l2"]
+    inside = gap_probe(attack, {"h": "model.encoder.stage3"})
+    with_view, without = (inside(Hidden(net, open=seen), batch)["h/relative_l2"] for seen in (True, False))
+    assert with_view == outside > without
+
+
+def test_images_are_kept_when_asked(net):
+    split = split_of(12)
+    assert features(net, split).images is None
+    attacked = features(net, split, attack=PGD(THREAT, steps=3), batch_size=5, keep_images=True)
+    changes = (attacked.images.int() - split.images.int()).abs()
+    assert attacked.images.dtype == torch.uint8
+    assert 0 < changes.amax() <= round(0.2 * 255)
+    assert features(net, split, keep_images=True).images.equal(split.images)
+
+
+def test_two_augmentations_of_one_image(digits, net):
+    split = digits.test.sample(20)
+    first, second = (features(net, split, augment="weak", seed=s)["features"] for s in (0, 1))
+    assert first.equal(features(net, split, augment="weak", seed=0)["features"])
+    shuffled = second[torch.randperm(20)]
+    assert 0 < alignment(first, second).mean() < alignment(first, shuffled).mean()
+
+
+def test_layers_and_splits_that_cannot_be_used(net):
+    with pytest.raises(InputError) as error:
+        features(net, split_of(2), layers="stage9")
+    for name in ("stage9", "encoder.stage1", "encoder.stage2", "encoder.stage3", "features", "logits"):
+        assert name in str(error.value)
+    with pytest.raises(InputError, match="No layer was asked for"):
+        features(net, split_of(2), layers=[])
+    with pytest.raises(InputError, match="holds no image"):
+        features(net, split_of(0))
+    with pytest.raises(InputError, match="'stage3' was not kept"):
+        features(net, split_of(2), layers="stage2")["stage3"]
+    net.spare = nn.Linear(2, 2)
+    try:
+        with pytest.raises(InputError, match="does not reach 'spare'"):
+            features(net, split_of(2), layers="spare")
+    finally:
+        del net.spare
+
+
+def test_at_eps_keeps_the_protocol():
+    assert at_eps(PGD(THREAT), 0.1) == PGD(Threat("linf", 0.1))
+    assert at_eps(FGSM(THREAT), 0.1) == FGSM(Threat("linf", 0.1))
+    assert at_eps(PGD(THREAT, step_size=0.02), 0.1).step_size == pytest.approx(0.01)
+    assert at_eps(PGD(THREAT, step_size=0.02), 0.0).threat.eps == 0
+    with pytest.raises(InputError, match="has no threat"):
+        at_eps(lambda model, x, y: x, 0.1)

@@ -16,7 +16,7 @@ import torch
 from side_by_side import markdown, publish
 
 from robustlib.audit import Check, audit
-from robustlib.audit.audit import headline
+from robustlib.audit.audit import headline_badge
 from robustlib.data import load_dataset
 from robustlib.methods import make_method
 from robustlib.runs import Run
@@ -43,7 +43,9 @@ def main() -> int:
         started = time.process_time()
         checks[method, seed] = audit(run.model(), data.test, data.threat, transfer=beside)
         seconds[method, seed] = time.process_time() - started
-        print(method, seed, headline(checks[method, seed])["verdict"], f"{seconds[method, seed]:.0f} s", flush=True)
+        print(
+            method, seed, headline_badge(checks[method, seed])["verdict"], f"{seconds[method, seed]:.0f} s", flush=True
+        )
     honest = {key: found for key, found in checks.items() if key[0] in METHODS}
     second = [check for (_, seed), found in honest.items() if seed in OTHERS for check in found]
     slowest = max(seconds.values())

@@ -22,7 +22,6 @@ from unittest.mock import patch
 
 from side_by_side import markdown
 
-from robustlib.audit import audit as checks
 from robustlib.audit import audit_run
 from robustlib.audit import binarisation as binarise
 from robustlib.data import Dataset, load_dataset
@@ -90,8 +89,8 @@ def brief() -> Iterator[None]:
     """What randomised models are asked, for as long as it lasts: an epoch teaches a purifier nothing, and its stage would say so."""
     with (
         patch.multiple(atop, MAX_L1_SHARE=float("inf"), MAX_L1_SHARE_RT3=float("inf"), MAX_HIDDEN_SHARE=float("inf")),
-        patch.object(budgets, "section_of", return_value=BRIEF),
-        patch.multiple(checks, DRAWS=2, EOT=1),
+        patch.object(budgets, "_section", return_value=BRIEF),
+        patch.multiple(sys.modules["robustlib.audit.audit"], DRAWS=2, EOT=1),
         patch.object(binarise, "FITTED", 2),
         patch.object(suites, "EOT", 1),
         patch.object(run_results, "EOT", 1),

@@ -1,7 +1,4 @@
-"""Models as the audit looks at them.
-
-What the checks look at: each attack is made once, when a check first asks for it, and shared by all.
-"""
+"""Models as the audit sees them, and the attacks that its checks share: each is made once, when a check first asks for it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +17,11 @@ from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
+BATCH = 512  # images scored at a time
+STEPS = (10, 20, 50, 100)  # of one PGD trajectory
+RESTARTS = 5
+FACTORS = (0.1, 10)  # by which logits are scaled
+VIEWS = 1000  # tags of the random streams: one block for each view
 
 
 def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
@@ -37,11 +39,11 @@ def sources_of(model: nn.Module) -> dict[str, nn.Module]:
     """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
     transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
     declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
-    plain, _ = apart(declared)
+    plain, _ = _by_target(declared)
     return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
 
 
-def apart(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
+def _by_target(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
     """The views that every attack meets, by name, and those with a class as `target`, which targeted attacks meet, by class."""
     targets = {name: getattr(view, "target", None) for name, view in views.items()}
     plain = {name: view for name, view in views.items() if targets[name] is None}
@@ -98,7 +100,7 @@ class TemperatureScaled(Wrapper):
 class Differentiable(Wrapper):
     """A model that can always be differentiated: where its output does not depend on x for autograd, the gradient is zero.
 
-    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they go on and find nothing,
+    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they continue and find nothing,
     as if the gradient were zero, and the checks that follow say why.
     """
 
@@ -110,13 +112,6 @@ class Differentiable(Wrapper):
         return logits
 
 
-BATCH = 512  # images scored at a time
-STEPS = (10, 20, 50, 100)  # of one PGD trajectory
-RESTARTS = 5
-FACTORS = (0.1, 10)  # by which logits are scaled
-VIEWS = 1000  # tags of the random streams: one block for each view
-
-
 class AuditAttacks:
     """A model, some images, and which of them withstand what.
 
@@ -126,14 +121,8 @@ class AuditAttacks:
     Args:
         model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself. Those that a
             stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost what the model does.
-        split: the examples, all of them.
-        threat: the perturbations allowed.
-        seed: of every random start.
-        queries: of Square.
-        noise: random points of the ball tried for each example.
-        targets: classes aimed at by targeted attacks.
-        draws: of a stochastic model for every score, 20; and `eot` for every gradient, 8. Both 1 for a deterministic one.
-        transfer: other models by name, whose adversarial examples are tried on this one.
+        draws: for every score, and `eot` for every gradient; both 1 for a deterministic model.
+        threat, seed, queries, noise, targets, transfer: as for `audit`.
     """
 
     def __init__(
@@ -156,7 +145,7 @@ class AuditAttacks:
         batch = next(iter(split.batches(len(split))))
         self.x, self.y, self.index, self.rng = batch.x, batch.y, batch.index, ExampleRNG.for_examples(seed, batch.index)
         every = surrogates_of(model, self.x[:BATCH])
-        others, self.aimed = apart({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
+        others, self.aimed = _by_target({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
         self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
         self.scaled = {
             f: [SurrogateModel(TemperatureScaled(v, f), self.model) for v in (self.model, *others.values())]

@@ -16,8 +16,8 @@ INNER_RADIUS = 0.5  # of eps
 CLOSENESS = 0.9  # where the decision boundary lies between the inner points (0) and the boundary point (1)
 Output = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, D) float32
 RIDGE = 1e-4  # of the mean squared feature: the readout interpolates, and stays finite
-LOOKS = (25, 25, 25, 25)  # steps of PGD, after each of which its points are judged
-STOCHASTIC_LOOKS = (40,)  # once: by chance, more looks find more
+JUDGED_AFTER = (25, 25, 25, 25)  # steps of PGD, after each of which its points are judged
+STOCHASTIC_JUDGED_AFTER = (40,)  # once: by chance, more looks find more
 FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
 
 
@@ -66,7 +66,7 @@ def outputs(model: nn.Module) -> dict[str, Output]:
     return {name: _flat(output) for name, output in found.items() if output is not None}
 
 
-def _flat(output: Callable[[Tensor], Tensor]) -> Output:
+def _flat(output: Output) -> Output:
     return lambda x: output(x).flatten(1).float()
 
 
@@ -78,7 +78,7 @@ class Binarised:
     found: Tensor
 
 
-def binarised(evidence: AuditAttacks, images: int) -> dict[str, Binarised]:
+def binarised(attacks: AuditAttacks, images: int) -> dict[str, Binarised]:
     """Attacks readouts of each output of the model for each of the first `images` examples (Zimmermann et al. 2022, section 3).
 
     Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
@@ -86,29 +86,29 @@ def binarised(evidence: AuditAttacks, images: int) -> dict[str, Binarised]:
     so exactly, an adversarial example exists; PGD on the readout must find one. Of a stochastic model it is fitted on mean
     outputs, and the point on the surface is asked for as what PGD finds is: by the majority of fresh draws.
     """
-    count = min(images, len(evidence.x))
+    count = min(images, len(attacks.x))
     tests = {}
-    for name, output in outputs(evidence.model.model).items():
-        readouts = [_readout(evidence, output, i) for i in range(count)]
+    for name, output in outputs(attacks.model.model).items():
+        readouts = [_readout(attacks, output, i) for i in range(count)]
         possible = torch.tensor([readout is not None for readout in readouts], dtype=torch.bool)
         found = torch.zeros_like(possible)
         certain = [readout for readout in readouts if readout is not None]
         if certain:
-            found[possible] = _broken(evidence, Readouts(certain), possible.nonzero()[:, 0]).cpu()
+            found[possible] = _broken(attacks, Readouts(certain), possible.nonzero()[:, 0]).cpu()
         tests[name] = Binarised(possible, found)
     return tests
 
 
-def _readout(evidence: AuditAttacks, output: Output, i: int) -> Readout | None:
+def _readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None:
     """The readout of one example; None where no linear readout separates its points."""
-    model, threat = evidence.model.model, evidence.threat
-    x, rng = evidence.x[i : i + 1], evidence.rng[i : i + 1].fold_in(90)
+    model, threat = attacks.model.model, attacks.threat
+    x, rng = attacks.x[i : i + 1], attacks.rng[i : i + 1].fold_in(90)
     width = output(x).shape[1]
     count = min(INNER, max(width - 2, 2))
     points = [uniform_point(threat.scaled(INNER_RADIUS), x, rng.fold_in(k)) for k in range(1, count)]
-    points = [x, *points, _surface_point(evidence, x, i)]
+    points = [x, *points, _surface_point(attacks, x, i)]
     with torch.no_grad():
-        draws_of = FITTED if evidence.stochastic else 1
+        draws_of = FITTED if attacks.stochastic else 1
         f = torch.stack([output(torch.cat(points)).double() for _ in range(draws_of)]).mean(0)
     centre = f[:-1].mean(0)
     g = f - centre
@@ -126,30 +126,30 @@ def _readout(evidence: AuditAttacks, output: Output, i: int) -> Readout | None:
     level = inner + CLOSENESS * (outer - inner)
     scale = 1 / (outer - inner)
     readout = Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
-    return readout if not evidence.stochastic or bool(_outside(evidence, Readouts([readout]), points[-1])) else None
+    return readout if not attacks.stochastic or bool(_outside(attacks, Readouts([readout]), points[-1])) else None
 
 
-def _surface_point(evidence: AuditAttacks, x: Tensor, i: int) -> Tensor:
+def _surface_point(attacks: AuditAttacks, x: Tensor, i: int) -> Tensor:
     """A random point of the ball's surface: a corner for linf, a random direction for l2; clipped to [0, 1]."""
-    rng = evidence.rng[i : i + 1].fold_in(91)
-    step = 2 * rng.uniform(*x.shape[1:]) - 1 if evidence.threat.norm == "linf" else rng.normal(*x.shape[1:])
-    return evidence.threat.project(x + evidence.threat.steepest_step(step, evidence.threat.eps), x)
+    rng = attacks.rng[i : i + 1].fold_in(91)
+    step = 2 * rng.uniform(*x.shape[1:]) - 1 if attacks.threat.norm == "linf" else rng.normal(*x.shape[1:])
+    return attacks.threat.project(x + attacks.threat.steepest_step(step, attacks.threat.eps), x)
 
 
-def _broken(evidence: AuditAttacks, readouts: Readouts, images: Tensor) -> Tensor:
+def _broken(attacks: AuditAttacks, readouts: Readouts, images: Tensor) -> Tensor:
     """(N,) bool: which readouts PGD leads to "adversarial", each from its own one of the images (N,)."""
-    images = images.to(evidence.x.device)
-    x, own, rng = evidence.x[images], torch.arange(len(images), device=images.device), evidence.rng[images].fold_in(92)
+    images = images.to(attacks.x.device)
+    x, own, rng = attacks.x[images], torch.arange(len(images), device=images.device), attacks.rng[images].fold_in(92)
     found, start = torch.zeros_like(own, dtype=torch.bool), None
-    for steps in STOCHASTIC_LOOKS if evidence.stochastic else LOOKS:
-        attack = PGD(evidence.threat, steps=steps, objective="nll", eot=evidence.eot)
+    for steps in STOCHASTIC_JUDGED_AFTER if attacks.stochastic else JUDGED_AFTER:
+        attack = PGD(attacks.threat, steps=steps, objective="nll", eot=attacks.eot)
         start = attack(readouts, x, own, rng=rng, start=start)
-        found |= _outside(evidence, readouts, start)
+        found |= _outside(attacks, readouts, start)
     return found
 
 
-def _outside(evidence: AuditAttacks, readouts: Readouts, points: Tensor) -> Tensor:
+def _outside(attacks: AuditAttacks, readouts: Readouts, points: Tensor) -> Tensor:
     """(N,) bool: whether each readout calls its own one of the points (N, C, H, W) "adversarial", by the majority of draws."""
     with torch.no_grad():
-        votes = torch.stack([readouts(points).diagonal() < 0 for _ in range(evidence.k)])
+        votes = torch.stack([readouts(points).diagonal() < 0 for _ in range(attacks.k)])
     return votes.double().mean(0) > 0.5

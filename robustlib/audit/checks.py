@@ -1,13 +1,9 @@
-"""Checks 1 to 7: would another attack have found more?
-
-Checks 12 and 13: does the model answer the same twice, and are its answers counted fairly?
-
-Checks 8 to 11: is there a gradient, does it lead anywhere, and does the attack do what it says?
-"""
+"""The checks of a model, by number: 1 to 8 ask whether another attack would have found more, 9 to 11 whether there is a gradient that
+leads somewhere, 12 and 13 whether the model answers the same twice and is counted fairly."""
 
 import itertools
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,24 +14,18 @@ from robustlib.audit.binarisation import binarised
 from robustlib.audit.verdicts import (
     Check,
     Part,
-    Verdict,
-    accuracies,
     align,
     effect,
     inconsistent,
-    judge,
+    make_check,
+    mean_percent,
     minimum,
     mismatched,
     not_applicable,
-    percent,
 )
 from robustlib.data import Split
 from robustlib.evaluation import wilson
 from robustlib.rng import uniform_point
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 MULTIPLES = (0.25, 0.5, 1, 1.5, 2, 2.5)  # of eps
 LARGE, LARGEST = 8, 0.5  # multiple of eps at which nothing may be left, and the linf radius that is enough for it
@@ -46,28 +36,33 @@ DOUBLING, RESTART, LOSS = 3.0, 6.0, 6.0
 GAP_AMBER, GAP_RED = 8.0, 12.0
 NEWLY = 1.0
 IMAGES = 5  # an effect of fewer images is never taken for one
+NOISE = 0.5  # % of the points called robust
+VANISHED, VANISHING, ALIGNED = 1e-12, 1.0, 0.2  # a gradient's length, % of images, cosine
+FELL = 1.0  # % of images whose loss an attack may lower
+FOUND = 75.0  # % of the known adversarial examples
+FEWEST = 8  # readouts that say something
+ASKED = 5  # times the same images
+DIFFERENT = 1e-4  # of normalised logits (AutoAttack's own flag)
+MOVING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what behaves differently in train mode
 
 
 def check_iterations(e: AuditAttacks) -> Check:
     """1: many small steps find what one large step finds and not much more, and no attack improves a model."""
     clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
     worse, leak, n = effect(pgd, torch.minimum(once, clean)), effect(once, clean), len(e.x)
-    said = f"PGD-20 leaves {percent(pgd)}, FGSM {percent(once)} of {percent(clean)} clean"
+    said = f"PGD-20 leaves {mean_percent(pgd)}, FGSM {mean_percent(once)} of {mean_percent(clean)} clean"
     fine = "many steps find more than one"
     missed = "one step finds what many do not, so gradients mislead the search"
     leaks = "attacked images are easier, so the attack leaks the label"
     collapse = (
         "one step is far too weak here, as after catastrophic overfitting, and no number made with FGSM means anything"
     )
-    collapsed = worse.high < -COLLAPSE
-    return judge(
+    return make_check(
         1,
         "iterations",
-        [
-            Part(worse.value, POINT_SLACK, worse.low > POINT_SLACK, said, fine, missed, images=n),
-            Part(leak.value, 0.0, leak.low > 0, said, fine, leaks, images=n),
-            Part(-worse.value, COLLAPSE, collapsed, said, fine, collapse, "amber", images=n),
-        ],
+        Part(worse.value, POINT_SLACK, worse.low > POINT_SLACK, said, fine, missed, images=n),
+        Part(leak.value, 0.0, leak.low > 0, said, fine, leaks, images=n),
+        Part(-worse.value, COLLAPSE, worse.high < -COLLAPSE, said, fine, collapse, "amber", images=n),
     )
 
 
@@ -78,27 +73,23 @@ def check_radii(e: AuditAttacks) -> Check:
     large = min(LARGE * eps, LARGEST) if linf else min(LARGE * eps, whole)
     radii = sorted({r for m in MULTIPLES if (r := min(m * eps, whole)) != eps})
     curve = {0.0: e.accuracy(e.clean), eps: e.accuracy(e.pgd20)} | {r: e.accuracy(e.radius(r)) for r in radii}
-    order = sorted(curve)
-    rises = [(effect(curve[b], curve[a]), a, b) for a, b in itertools.pairwise(order)]
+    rises = [(effect(curve[b], curve[a]), a, b) for a, b in itertools.pairwise(sorted(curve))]
     rise, low, high = max(rises, key=lambda r: r[0].low)
     at_large = e.accuracy(e.radius(large, 50)) if large > eps else curve[eps]
     unbounded = e.accuracy(e.radius(whole, 100))
-    rose = f"Accuracy rises from {percent(curve[low])} at eps {low:g} to {percent(curve[high])} at {high:g}"
-    return judge(
+    rose = f"Accuracy rises from {mean_percent(curve[low])} at eps {low:g} to {mean_percent(curve[high])} at {high:g}"
+    return make_check(
         2,
         "radii",
-        [
-            _rest(at_large, 100 / e.classes + ABOVE_CHANCE, f"eps {large:g}"),
-            _rest(unbounded, UNBOUNDED, f"eps {whole:g}, where every image is allowed,"),
-            Part(rise.value, RISE, rise.low > RISE, rose, "", "the attack fails", images=len(e.x)),
-        ],
+        _nothing_left(at_large, 100 / e.classes + ABOVE_CHANCE, f"eps {large:g}"),
+        _nothing_left(unbounded, UNBOUNDED, f"eps {whole:g}, where every image is allowed,"),
+        Part(rise.value, RISE, rise.low > RISE, rose, "", "the attack fails", images=len(e.x)),
     )
 
 
-def _rest(left: Tensor, most: float, where: str) -> Part:
-    """That hardly anything is left at a radius."""
+def _nothing_left(left: Tensor, most: float, where: str) -> Part:
     rest = effect(left, torch.zeros_like(left))
-    said = f"PGD at {where} leaves {percent(left)}"
+    said = f"PGD at {where} leaves {mean_percent(left)}"
     fine, bad = "large perturbations break it", "the search fails"
     return Part(rest.value, most, rest.low > most, said, fine, bad, images=len(left))
 
@@ -106,26 +97,20 @@ def _rest(left: Tensor, most: float, where: str) -> Part:
 def check_steps(e: AuditAttacks) -> Check:
     """3: PGD has converged: doubling its steps once more changes little."""
     curve = {steps: e.accuracy(found) for steps, (found, _) in e.trajectory.items()}
-    last, before = curve[100], curve[50]
-    gain = effect(before, last)
-    said = ", ".join(f"{percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
-    most, fine, bad = (
-        max(DOUBLING, 100 * IMAGES / len(last)),
-        "the search has converged",
-        "it still falls, use more steps",
-    )
-    return judge(3, "steps", [Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=len(last))])
+    gain, n = effect(curve[50], curve[100]), len(e.x)
+    said = ", ".join(f"{mean_percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
+    most = max(DOUBLING, 100 * IMAGES / n)
+    fine, bad = "the search has converged", "it still falls, use more steps"
+    return make_check(3, "steps", Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=n))
 
 
 def check_restarts(e: AuditAttacks) -> Check:
     """4: the result does not hang on the random start."""
     one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
-    gain = effect(one, many)
-    said = f"{RESTARTS} random starts leave {percent(many)}, one {percent(one)}"
+    gain, n = effect(one, many), len(one)
+    said = f"{RESTARTS} random starts leave {mean_percent(many)}, one {mean_percent(one)}"
     fine, bad = "the start matters little", "use more restarts"
-    return judge(
-        4, "restarts", [Part(gain.value, RESTART, gain.low > RESTART, said, fine, bad, "amber", images=len(one))]
-    )
+    return make_check(4, "restarts", Part(gain.value, RESTART, gain.low > RESTART, said, fine, bad, "amber", images=n))
 
 
 def check_losses(e: AuditAttacks) -> Check:
@@ -133,128 +118,59 @@ def check_losses(e: AuditAttacks) -> Check:
     ce = e.accuracy(e.pgd20)
     gains = {name: effect(ce, e.accuracy(result)) for name, result in e.losses.items()}
     name, gain = max(gains.items(), key=lambda item: item[1].low)
-    said = f"PGD-20 on the cross-entropy leaves {percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
+    said = f"PGD-20 on the cross-entropy leaves {mean_percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
     fine, bad = "the loss matters little", "the scale or shape of the logits hides gradients"
     parts = [Part(gain.value, LOSS, gain.low > LOSS, said, fine, bad, images=len(ce))]
     if bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-5).all()):
         bad = "the cross-entropy of them saturates and attacks are weak"
         parts.insert(0, Part(100.0, 0.0, True, "The outputs are probabilities, not logits", "", bad, unit="%"))
-    return judge(5, "losses", parts)
+    return make_check(5, "losses", *parts)
 
 
-def check_gap(e: AuditAttacks, records: "pd.DataFrame | None") -> Check:
+def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
     """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
     pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
-        pgd, auto = align(accuracies(records, "pgd20"), accuracies(records, "autoattack"))
+        pgd, auto = align(*(minimum(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
         whose = "AutoAttack"
-    said = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}"
-    parts = _apart(pgd, auto, said, "a gap as healthy models have it", "a PGD number says little here")
-    return judge(6, "gap to AutoAttack", [*parts, *_hidden(e, records)])
-
-
-def _apart(weaker: Tensor, stronger: Tensor, said: str, fine: str, bad: str) -> list[Part]:
-    """That two accuracies are close: amber, then red."""
-    gap = effect(weaker, stronger)
-    limits: tuple[tuple[float, Verdict], ...] = ((GAP_AMBER, "amber"), (GAP_RED, "red"))
-    return [Part(gap.value, most, gap.low > most, said, fine, bad, grave, images=len(weaker)) for most, grave in limits]
-
-
-def _hidden(e: AuditAttacks, records: "pd.DataFrame | None") -> list[Part]:
-    """That nothing is hidden from those who attack what the evaluation attacks: the model and its declared surrogates."""
-    parts, fine = [], "nothing is hidden"
+    said = f"PGD-20 leaves {mean_percent(pgd)}, {whose} {mean_percent(auto)}"
+    fine = "a gap as healthy models have it"
+    parts = _disagreement(pgd, auto, said, fine, "a PGD number says little here")
     if e.declared < len(e.views):
         pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
-        said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        said = f"PGD-20 leaves {mean_percent(pgd)}, all attacks {mean_percent(every)} when they see head(features(x)) as well"
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
-        parts += _apart(pgd, every, said, fine, bad)
+        parts += _disagreement(pgd, every, said, "nothing is hidden", bad)
     if records is not None:
         found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
         reported, ours = align(minimum(records), found)
-        said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"
-        parts += _apart(reported, ours, said, fine, "the evaluation missed adversarial examples")
-    return parts
+        said = f"The evaluation's attacks leave {mean_percent(reported)} of the {len(ours)} images that both saw, the audit's {mean_percent(ours)}"
+        parts += _disagreement(reported, ours, said, "nothing is hidden", "the evaluation missed adversarial examples")
+    return make_check(6, "gap to AutoAttack", *parts)
+
+
+def _disagreement(weaker: Tensor, stronger: Tensor, said: str, fine: str, bad: str) -> list[Part]:
+    """That two accuracies are close: amber, then red."""
+    gap, n = effect(weaker, stronger), len(weaker)
+    amber = Part(gap.value, GAP_AMBER, gap.low > GAP_AMBER, said, fine, bad, "amber", images=n)
+    return [amber, Part(gap.value, GAP_RED, gap.low > GAP_RED, said, fine, bad, "red", images=n)]
 
 
 def check_black_box(e: AuditAttacks) -> Check:
     """7: attacks without this model's gradients find no more than those with them."""
-    white = e.accuracy(e.white)
+    white, n = e.accuracy(e.white), len(e.x)
     sources = {"Square": e.square} | {f"transfer from {name}": found for name, found in e.transferred.items()}
-    parts, most = [], max(NEWLY, 100 * IMAGES / len(white))
+    parts, most = [], max(NEWLY, 100 * IMAGES / n)
     fine, bad = "gradients show the way", "gradients hide what needs no gradient to find"
     fine += ", though of a model that answers at random Square learns little" if e.stochastic else ""
     for name, found in sources.items():
         alone = e.accuracy(found)
         better, newly = effect(white, alone), effect(white, e.accuracy(e.white, found))
-        said = f"{name} alone leaves {percent(alone)}, all gradient attacks {percent(white)}; it breaks {newly.value:.1f} points more"
-        found_more, n = newly.value > most and newly.low > NEWLY, len(white)
+        said = f"{name} alone leaves {mean_percent(alone)}, all gradient attacks {mean_percent(white)}; it breaks {newly.value:.1f} points more"
+        found_more = newly.value > most and newly.low > NEWLY
         parts.append(Part(newly.value, most, found_more, said, fine, bad, images=n))
         parts.append(Part(better.value, 0.0, better.low > 0, said, fine, bad, images=n))
-    return judge(7, "black box", parts)
-
-
-ASKED = 5  # times the same images
-DIFFERENT = 1e-4  # of normalised logits (AutoAttack's own flag)
-MOVING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what behaves differently in train mode
-
-
-def modes(model: nn.Module) -> list[str]:
-    """The names of the BatchNorm and Dropout layers that are in train mode."""
-    return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, MOVING) and m.training]
-
-
-def check_randomness(e: AuditAttacks) -> Check:
-    """12: a model that answers at random says so."""
-    answers = torch.stack([e.forward(e.x) for _ in range(ASKED)])
-    unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
-    apart = float((unit - unit[0]).norm(dim=2).amax(0).nan_to_num(0.0).mean())
-    flips = 100 * float((answers.argmax(2) != answers[0].argmax(1)).any(0).double().mean())
-    said = f"Asked {ASKED} times, it changes its prediction of {flips:.1f} % of clean images"
-    if not e.stochastic:
-        moves, same = apart > DIFFERENT, "The model answers the same twice"
-        bad = f"logits move by {apart:.2g} without declaring `stochastic`, so attacks judge it by luck and need EOT"
-        return judge(
-            12, "randomness", [Part(apart, DIFFERENT, moves, said if moves else same, "", bad, unit="distance")]
-        )
-    control, worst = e.clean[0].all(1), e.right(_strongest(e))[0].all(1)
-    cost = effect(control.double(), worst.double())
-    said += (
-        f", as declared; {percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {percent(worst)}"
-    )
-    bad = "attacked images are easier than clean ones"
-    return judge(12, "randomness", [Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)])
-
-
-def _strongest(e: AuditAttacks) -> Tensor:
-    """For each example the image (N, C, H, W) of PGD-100 on any view that fewest draws withstood; to be scored afresh."""
-    results, found = e.trajectory[100]
-    return torch.stack(found)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
-
-
-def check_bookkeeping(
-    e: AuditAttacks,
-    before: list[str],
-    during: list[str],
-    records: "pd.DataFrame | None",
-    split: Split,
-) -> Check:
-    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split."""
-    problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
-    problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
-    problems += (
-        [] if records is None or records.empty else [*mismatched(records, split, e.threat), *inconsistent(records)]
-    )
-    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
-    bad = "; ".join(problems)
-    said = "The number was not counted fairly" if problems else fine
-    return judge(13, "bookkeeping", [Part(len(problems), 0, bool(problems), said, "", bad, unit="count")])
-
-
-NOISE = 0.5  # % of the points called robust
-VANISHED, VANISHING, ALIGNED = 1e-12, 1.0, 0.2  # a gradient's length, % of images, cosine
-FELL = 1.0  # % of images whose loss an attack may lower
-FOUND = 75.0  # % of the known adversarial examples
-FEWEST = 8  # readouts that say something
+    return make_check(7, "black box", *parts)
 
 
 def check_noise(e: AuditAttacks) -> Check:
@@ -267,37 +183,32 @@ def check_noise(e: AuditAttacks) -> Check:
     newly = effect(white[robust], both[robust])
     said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
     bad, n = "these attacks cannot search", int(robust.sum())
-    part = Part(newly.value, NOISE, newly.low > NOISE, said, "", bad, unit="%", images=n)
-    return judge(8, "noise", [part])
+    return make_check(8, "noise", Part(newly.value, NOISE, newly.low > NOISE, said, "", bad, unit="%", images=n))
 
 
 def check_gradients(e: AuditAttacks) -> Check:
     """9: the margin has a gradient, and nearly the same one a little further on."""
-    clean, there = e.x, uniform_point(e.threat, e.x, e.rng.fold_in(81))
-    views = [_gradients(view, e, clean, there) for view in e.views]
+    nearby = uniform_point(e.threat, e.x, e.rng.fold_in(81))
+    views = [_gradients(view, e, e.x, nearby) for view in e.views]
     gone, cosine = min(views, key=lambda view: (float(view[0].double().mean()), -view[1]))
-    count = int(gone.sum())
-    share, low = 100 * count / len(gone), 100 * wilson(count, len(gone))[0]
+    count, n = int(gone.sum()), len(gone)
+    share, low = 100 * count / n, 100 * wilson(count, n)[0]
     said = f"The margin's gradient is zero or undefined for {share:.1f} % of images and turns by a cosine of {cosine:.2f} within the ball"
     rough = "the loss surface is too rough for one step, as in catastrophic overfitting"
-    blind, n = "attacks are blind there", len(gone)
-    return judge(
+    return make_check(
         9,
         "gradients",
-        [
-            Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine"),
-            Part(share, VANISHING, low > VANISHING, said, "", blind, unit="%", images=n),
-        ],
+        Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine"),
+        Part(share, VANISHING, low > VANISHING, said, "", "attacks are blind there", unit="%", images=n),
     )
 
 
-def _gradients(view: nn.Module, e: AuditAttacks, x: Tensor, there: Tensor) -> tuple[Tensor, float]:
-    """(N,) bool whether the gradient is gone at x, and the upper 95 % bound of the mean cosine to the one at `there`."""
-    here, other = (_margin_gradient(view, point, e.y, e.eot) for point in (x, there))
+def _gradients(view: nn.Module, e: AuditAttacks, x: Tensor, nearby: Tensor) -> tuple[Tensor, float]:
+    """(N,) bool whether the gradient is gone at x, and the upper 95 % bound of the mean cosine to the one nearby."""
+    here, other = (_margin_gradient(view, point, e.y, e.eot) for point in (x, nearby))
     gone = ~here.isfinite().all(1) | (here.norm(dim=1) < VANISHED)
-    cosines = F.cosine_similarity(here.double(), other.double(), eps=1e-200).nan_to_num(
-        0.0
-    )  # float32 squares underflow
+    cosines = F.cosine_similarity(here.double(), other.double(), eps=1e-200)  # float32 squares underflow
+    cosines = cosines.nan_to_num(0.0)
     return gone, float(cosines.mean() + 1.96 * cosines.std(unbiased=False) / len(cosines) ** 0.5)
 
 
@@ -318,20 +229,17 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
 def check_sanity(e: AuditAttacks) -> Check:
     """10: all adversarial images lie in the ball and in [0, 1], and attacking raises the loss."""
     before, after = (_loss(e, x) for x in (e.x, e.trajectory[20][1][0]))
-    attacked = e.standing
-    fell = (after < before - 1e-6) & attacked | after.isnan()
-    count, n = int(fell.sum()), max(int(attacked.sum()), 1)
+    fell = (after < before - 1e-6) & e.standing | after.isnan()
+    count, n = int(fell.sum()), max(int(e.standing.sum()), 1)
     share, low = 100 * count / n, 100 * wilson(min(count, n), n)[0]
     said = f"PGD-20 lowers the loss of {share:.1f} % of the attacked images"
     inside, bad = f"all {e.made} images made lie in the ball", "it does not climb"
     outside = f"{e.invalid} of {e.made} images lie outside ball or box"
-    return judge(
+    return make_check(
         10,
         "attack sanity",
-        [
-            Part(share, FELL, low > FELL, said, inside, bad, unit="%", images=n),
-            Part(e.invalid, 0, e.invalid > 0, outside, unit="count"),
-        ],
+        Part(share, FELL, low > FELL, said, inside, bad, unit="%", images=n),
+        Part(e.invalid, 0, e.invalid > 0, outside, unit="count"),
     )
 
 
@@ -351,7 +259,50 @@ def check_binarised(e: AuditAttacks, images: int) -> Check:
             broken, bad = high < FOUND, "it misses many"
             parts.append(Part(share, FOUND, broken, said, "", bad, "amber", "%", images=n, least=True))
     if not parts:
-        return not_applicable(
-            11, "binarisation", f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
-        )
-    return judge(11, "binarisation", sorted(parts, key=lambda part: part.value))
+        why = f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
+        return not_applicable(11, "binarisation", why)
+    return make_check(11, "binarisation", *sorted(parts, key=lambda part: part.value))
+
+
+def check_randomness(e: AuditAttacks) -> Check:
+    """12: a model that answers at random says so."""
+    answers = torch.stack([e.forward(e.x) for _ in range(ASKED)])
+    unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
+    distance = float((unit - unit[0]).norm(dim=2).amax(0).nan_to_num(0.0).mean())
+    flips = 100 * float((answers.argmax(2) != answers[0].argmax(1)).any(0).double().mean())
+    said = f"Asked {ASKED} times, it changes its prediction of {flips:.1f} % of clean images"
+    if not e.stochastic:
+        moves = distance > DIFFERENT
+        bad = f"logits move by {distance:.2g} without declaring `stochastic`, so attacks judge it by luck and need EOT"
+        said = said if moves else "The model answers the same twice"
+        return make_check(12, "randomness", Part(distance, DIFFERENT, moves, said, "", bad, unit="distance"))
+    results, images = e.trajectory[100]  # of each example, the image of PGD-100 on any view that fewest draws withstood
+    strongest = torch.stack(images)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
+    control, worst = e.clean[0].all(1), e.right(strongest)[0].all(1)
+    cost = effect(control.double(), worst.double())
+    said += f", as declared; {mean_percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {mean_percent(worst)}"
+    bad = "attacked images are easier than clean ones"
+    part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)
+    return make_check(12, "randomness", part)
+
+
+def train_mode_layers(model: nn.Module) -> list[str]:
+    """The names of the BatchNorm and Dropout layers that are in train mode."""
+    return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, MOVING) and m.training]
+
+
+def check_bookkeeping(
+    e: AuditAttacks, before: list[str], model: nn.Module, records: pd.DataFrame | None, split: Split
+) -> Check:
+    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split.
+
+    `before` are the layers that were in train mode before the audit put the model in eval mode.
+    """
+    during = train_mode_layers(model)
+    problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
+    problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
+    if records is not None and not records.empty:
+        problems += [*mismatched(records, split, e.threat), *inconsistent(records)]
+    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
+    said, bad = "The number was not counted fairly" if problems else fine, "; ".join(problems)
+    return make_check(13, "bookkeeping", Part(len(problems), 0, bool(problems), said, "", bad, unit="count"))

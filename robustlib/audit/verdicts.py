@@ -1,26 +1,22 @@
-"""A check and how it is judged: a threshold is broken only by an effect that the images at hand cannot leave to chance.
-
-The records of an evaluation as the audit uses them: do they belong here, were they counted fairly, what withstood what?
-"""
+"""A check and its verdict: a threshold is broken only by an effect that the images at hand cannot leave to chance. And the records
+of an evaluation as the audit uses them: do they belong here, were they counted fairly, what withstood what?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from robustlib.data import Split
-from robustlib.evaluation.metrics import headline, robust_correct
+from robustlib.evaluation.metrics import headline_draws, robust_correct
 from robustlib.threat import Threat
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 Verdict = Literal["pass", "amber", "red", "n/a"]
 VERDICTS: tuple[Verdict, ...] = ("n/a", "pass", "amber", "red")  # from harmless to grave
+CLOSE = 1e-6  # of eps, relative
 Z = 1.959964  # of a two-sided 95 % interval
 
 
@@ -35,7 +31,7 @@ class Check:
         threshold: what it is compared with, in `unit`, points and % rounded like `value` to two decimals; broken only if the
             95 % bound of `value` is beyond it.
         meaning: one sentence.
-        number: of the check in the house's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022).
+        number: of the check in the audit's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022).
         unit: "points" (of accuracy), "%" (of images), "cosine", "distance" (of unit logits), "count".
         doubtful: whether it passed for want of images: the value is beyond the threshold, its bound is not.
     """
@@ -84,7 +80,7 @@ class Part:
         return f"{': '.join(filter(None, (self.said, follows)))}."
 
 
-def judge(number: int, name: str, parts: Sequence[Part]) -> Check:
+def make_check(number: int, name: str, *parts: Part) -> Check:
     """The check that has these criteria: its gravest broken one speaks for it, else a doubtful one, else the first."""
     broken = sorted((p for p in parts if p.broken), key=lambda p: -VERDICTS.index(p.grave))
     part = (broken or [p for p in parts if p.doubtful] or list(parts))[0]
@@ -123,15 +119,12 @@ def effect(weaker: Tensor, stronger: Tensor) -> Effect:
     return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * (mean - error), 100 * (mean + error))
 
 
-def percent(share: Tensor) -> str:
+def mean_percent(share: Tensor) -> str:
     """The mean of (N,) as "71.5 %"."""
     return f"{100 * float(share.double().mean()):.1f} %" if len(share) else "no image"
 
 
-CLOSE = 1e-6  # of eps, relative
-
-
-def mismatched(records: "pd.DataFrame", split: Split, threat: Threat) -> list[str]:
+def mismatched(records: pd.DataFrame, split: Split, threat: Threat) -> list[str]:
     """Why these records are not of these images under this threat; nothing else can be read off them then."""
     labels = dict(zip(split.indices.tolist(), split.labels.tolist(), strict=True))
     met = records[["index", "label"]].drop_duplicates()
@@ -142,12 +135,12 @@ def mismatched(records: "pd.DataFrame", split: Split, threat: Threat) -> list[st
     return problems + [f"the records are of eps {eps:g} and not {threat.eps:g}" for eps in other_radii[:1]]
 
 
-def matching(records: "pd.DataFrame | None", split: Split, threat: Threat) -> "pd.DataFrame | None":
+def matching(records: pd.DataFrame | None, split: Split, threat: Threat) -> pd.DataFrame | None:
     """The records if there are some, of these images under this threat; else None."""
     return None if records is None or records.empty or mismatched(records, split, threat) else records
 
 
-def inconsistent(records: "pd.DataFrame") -> list[str]:
+def inconsistent(records: pd.DataFrame) -> list[str]:
     """What is wrong with how the records of `evaluate` were counted."""
     attacks, right = records["attack"], records["prediction"] == records["label"]
     met = {frozenset(some) for _, some in records["index"].groupby(attacks)}
@@ -160,15 +153,10 @@ def inconsistent(records: "pd.DataFrame") -> list[str]:
     return problems
 
 
-def accuracies(records: "pd.DataFrame", attack: str) -> dict[int, float]:
-    """Whether each example of a deterministic model's records withstands an attack, by index."""
-    return minimum(records[records["attack"] == attack])
-
-
-def minimum(records: "pd.DataFrame") -> dict[int, float]:
+def minimum(records: pd.DataFrame) -> dict[int, float]:
     """Whether each example withstands everything, by index; of a stochastic model the share of draws that make its headline."""
     random = records["draw"].max() > 0
-    least = headline(records).mean(axis=1) if random else robust_correct(records).groupby(records["index"]).min()
+    least = headline_draws(records).mean(axis=1) if random else robust_correct(records).groupby(records["index"]).min()
     return dict(zip(least.index.tolist(), map(float, least), strict=True))
 
 

@@ -1,21 +1,20 @@
 """Honest evaluation: per-example records that survive interruptions, intervals on every number, curves, runs."""
 
-from robustlib.evaluation.curves import robustness_curve
 from robustlib.evaluation.distances import (
     adversarial_distances,
     bootstrap,
     compare_distances,
     distances_over_seeds,
-    measure_distances,
     select_strength,
     shared_distances,
 )
-from robustlib.evaluation.evaluate import evaluate
+from robustlib.evaluation.evaluate import evaluate, robustness_curve
 from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
-from robustlib.evaluation.metrics import accuracy, cascade, summarise, t_interval, valid, wilson
+from robustlib.evaluation.measurements import check_plateau, measure_distances, measure_randomness, measure_unseen
+from robustlib.evaluation.metrics import accuracy, cascade_steps, summarise, t_interval, valid, wilson
 from robustlib.evaluation.protocols import StochasticProtocol, adaptive_attacks, standard_attacks, stochastic_protocol
 from robustlib.evaluation.published_protocol import PublishedProtocol, claf_published_protocol
 from robustlib.evaluation.reference import compare_with_reference
-from robustlib.evaluation.runs import evaluate_run, has_new_sources, measure_unseen
+from robustlib.evaluation.runs import evaluate_run, has_new_sources
 from robustlib.evaluation.schedule import Progress, adapt
-from robustlib.evaluation.stochastic import check_plateau, draw_statistics, fixed_draw, measure_randomness
+from robustlib.evaluation.stochastic import draw_statistics

@@ -2,34 +2,26 @@
 
 A killed process leaves whole files only (`write_atomic`), and each file says by its name where it belongs, so whatever is
 there can be used and whatever is not is done again.
-
-The images on which a finished run is judged.
 """
 
-import hashlib
 import io
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.data import Dataset, Split
-from robustlib.errors import InputError, unknown
-from robustlib.runs import Run, attack_names, read_json, versions, write_atomic, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from robustlib.attacks import Attack
-
+from robustlib.attacks import Attack
+from robustlib.data import Split
+from robustlib.errors import InputError
+from robustlib.runs import attack_names, digest, read_json, versions, write_atomic, write_json
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass; another one in each process
-
 ORDER = "order of attacks"
 
 
@@ -42,11 +34,7 @@ class State:
 
     @classmethod
     def open(cls, path: Path | str, facts: Mapping[str, Any]) -> "State":
-        """The state in `path`, begun now if there is none.
-
-        Raises:
-            InputError: it belongs to another evaluation, or the directory cannot be written.
-        """
+        """The state in `path`, begun now if there is none; an error if it belongs to another evaluation."""
         path, asked = Path(path), json.loads(json.dumps(facts, default=str))
         stored = read_json(path / "protocol.json")
         if not stored:
@@ -60,14 +48,8 @@ class State:
             )
         return cls(path, asked["draws"])
 
-    def load(self, step: int) -> "list[pd.DataFrame]":
-        """The finished batches of a step, in order.
-
-        Raises:
-            InputError: a file was damaged.
-        """
-        import pandas as pd
-
+    def load(self, step: int) -> list[pd.DataFrame]:
+        """The finished batches of a step, in order."""
         frames: list[pd.DataFrame] = []
         done = 0
         while self.path is not None and (file := self._part(step, done)).exists():
@@ -78,7 +60,7 @@ class State:
             done += len(frames[-1]) // self.draws
         return frames
 
-    def save(self, step: int, done: int, frame: "pd.DataFrame") -> None:
+    def save(self, step: int, done: int, frame: pd.DataFrame) -> None:
         """Stores the batch of a step that follows its first `done` examples."""
         if self.path is not None:
             buffer = io.BytesIO()
@@ -102,32 +84,29 @@ class State:
 
 def state_key(asked: Mapping[str, Any], device: torch.device) -> str:
     """Eight characters for what is asked and where, so that an interrupted evaluation only meets its own state."""
-    words = json.dumps([asked, device.type, torch.__version__], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()[:8]
+    return digest(json.dumps([asked, device.type, torch.__version__], sort_keys=True), length=8)
 
 
-def facts(
+def fingerprint(
     model: nn.Module,
     others: Mapping[str, nn.Module],
     split: Split,
-    attacks: "Mapping[str, Attack]",
-    adaptive: "Mapping[str, Attack]",
-    **more: Any,
+    attacks: Mapping[str, Attack],
+    adaptive: Mapping[str, Attack],
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Everything that decides the records: two evaluations with equal facts may share a state.
+    """Everything that decides the records of `evaluate`: two evaluations with equal fingerprints may share a state.
 
-    Args:
-        model, split, attacks, adaptive: as for `evaluate`.
-        others: its surrogates and sources.
+    `others` are the model's surrogates and sources.
     """
     suites = {"attack": attacks, "adaptive attack": adaptive}
     return {
         "model": model_digest(model),
         **{f"surrogate {name}": f"{model_digest(other)} {attack_hints(other)}" for name, other in others.items()},
-        "split": _digest(split.images, split.labels, split.indices),
+        "split": _tensor_digest(split.images, split.labels, split.indices),
         **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
         ORDER: [list(suite) for suite in suites.values()],
-        **more,
+        **settings,
         "numerics": versions("measures/evaluation", *attack_names([*attacks.values(), *adaptive.values()])),
         "device": split.labels.device.type,
         "torch": torch.__version__,
@@ -135,11 +114,17 @@ def facts(
 
 
 def model_digest(model: nn.Module) -> str:
-    """Sixteen characters for a model's class, weights, buffers and plain settings."""
+    """Sixteen characters for a model's class, weights, buffers and plain settings such as a temperature."""
     weights = model.state_dict()
-    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {_settings(model)}"
+    settings = [
+        ADDRESS.sub("", f"{name}.{key}={value!r}")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "training" and (value is None or isinstance(value, (bool, int, float, str, tuple)))
+    ]
+    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {settings}"
     unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
-    return _digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
+    return _tensor_digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
 
 
 def attack_hints(view: nn.Module) -> str:
@@ -147,22 +132,12 @@ def attack_hints(view: nn.Module) -> str:
     return f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}"
 
 
-def _settings(model: nn.Module) -> list[str]:
-    """What modules hold besides tensors and says what they do: a number of levels, a temperature."""
-    return [
-        ADDRESS.sub("", f"{name}.{key}={value!r}")
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if key != "training" and (value is None or isinstance(value, (bool, int, float, str, tuple)))
-    ]
-
-
-def _digest(*tensors: Tensor, words: str = "") -> str:
-    digest = hashlib.sha256(words.encode())
+def _tensor_digest(*tensors: Tensor, words: str = "") -> str:
+    parts: list[str | bytes] = [words]
     for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        parts.append(f"{tensor.dtype}{tuple(tensor.shape)}")
+        parts.append(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest(*parts)
 
 
 def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
@@ -171,20 +146,3 @@ def _difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
         if stored.get(name) != asked.get(name):
             return f"{name} ({stored.get(name, 'none')} there, {asked.get(name, 'none')} now)"
     return ""
-
-
-def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:
-    """The images on which a finished run is judged: all of the split "test" or "val", or a stratified choice of `n`.
-
-    Raises:
-        InputError: the run is not finished, or of another data set; an unknown split.
-    """
-    if split not in ("test", "val"):
-        raise unknown("split", split, ("test", "val"))
-    if not run.finished:
-        raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
-    trained_on = run.params()["dataset"]
-    if trained_on != dataset.name:
-        raise InputError(f"{run.path} was trained on {trained_on!r}, not on {dataset.name!r}: load that data set.")
-    chosen: Split = getattr(dataset, split)
-    return chosen.sample(n or 0)

@@ -1,41 +1,33 @@
-"""How far away the nearest adversarial images are: distances of each model, compared on the same images.
+"""How far away the nearest adversarial images are: distances of each model, compared on the same images, and the strength of a
+regulariser that moves them farthest and costs hardly any accuracy."""
 
-Adversarial distances of finished runs, on the same images for all, kept in each run with what measured them.
-
-Which strength of a regulariser to take: the one that moves adversarial images farthest and costs hardly any accuracy.
-"""
-
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import MinimumNorm, MinNormResult, Tangent
+from robustlib.attacks import MinimumNorm, MinNormResult
 from robustlib.attacks.base import frozen_eval
-from robustlib.data import Dataset, Split
+from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.metrics import t_interval, valid
 from robustlib.models.classifier import full_float32
 from robustlib.rng import ExampleRNG
-from robustlib.runs import Run, attack_names, merge_json, read_json, versions
-from robustlib.threat import Threat
-from robustlib.training.fit import resolve_device
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
 
 RESAMPLES = 2000
+SLACK = 0.01  # accuracy that may be lost: 1 point
+NONE = ("none", 0.0)
+Cell = tuple[str, float]  # a regulariser and its strength
+Name = TypeVar("Name", bound=Hashable)
 
 
 def adversarial_distances(
     model: nn.Module, split: Split, attack: MinimumNorm, *, batch_size: int = BATCH, seed: int = 0
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """The distance of the nearest adversarial image that `attack` finds for each image of a split: an upper bound.
 
     Where the attack finds none by itself, it tries once more from the nearest image of the split that the model gives another
@@ -43,20 +35,13 @@ def adversarial_distances(
 
     Args:
         model: x -> logits (B, K), deterministic, on the device where it shall be evaluated.
-        split: the examples, all of them.
         attack: Tangent, or FAB as a white-box cross-check; its threat's norm measures.
         batch_size: examples at a time; it changes no random draw.
-        seed: of all random numbers.
 
     Returns:
         Columns index (in the original file), label, correct (without attack), distance (in pixel units of [0, 1]; 0 where not
         correct, NaN where none was found), queries (how often the model was asked).
-
-    Raises:
-        InputError: a stochastic model, labels that are no class of it, or a batch size below 1.
     """
-    import pandas as pd
-
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
     split = split.to(device_of(model, split))
@@ -66,20 +51,20 @@ def adversarial_distances(
 
     def measure(rows: Tensor | slice, starts: Tensor | None = None) -> None:
         y = split.labels[rows]
-        found = attack.nearest(model, x[rows], y, starts=starts, rng=rng[rows])
-        distance[rows] = _verified(model, found, x[rows], y, attack)
-        queries[rows] += found.queries
+        result = attack.nearest(model, x[rows], y, starts=starts, rng=rng[rows])
+        distance[rows] = _verified(model, result, x[rows], y, attack)
+        queries[rows] += result.queries
 
     with frozen_eval(model), full_float32():
         for rows in parts:
             measure(rows)
-        said = torch.cat([_prediction(model, x[rows]) for rows in parts]) if parts else split.labels
+        predicted = torch.cat([_prediction(model, x[rows]) for rows in parts]) if parts else split.labels
         failed = distance.isnan().nonzero()[:, 0]
         for chosen in failed.split(batch_size) if len(failed) else ():
-            other, starts = _nearest_other(x, said, x[chosen], split.labels[chosen])
+            other, starts = _nearest_other(x, predicted, x[chosen], split.labels[chosen])
             if bool(other.any()):
                 measure(chosen[other], starts[other])
-    columns = {"index": split.indices, "label": split.labels, "correct": said == split.labels}
+    columns = {"index": split.indices, "label": split.labels, "correct": predicted == split.labels}
     columns |= {"distance": distance, "queries": queries}
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
@@ -91,23 +76,21 @@ def _prediction(model: nn.Module, x: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
-def _verified(model: nn.Module, found: MinNormResult, x: Tensor, y: Tensor, attack: MinimumNorm) -> Tensor:
+def _verified(model: nn.Module, result: MinNormResult, x: Tensor, y: Tensor, attack: MinimumNorm) -> Tensor:
     """The distances (B,) of what was found; NaN where the model is right about it, or it is no image."""
-    fine = (_prediction(model, found.x_adv) != y) & valid(found.x_adv, x, None)
-    return torch.where(fine, attack.threat.distance(found.x_adv.double(), x.double()).to(x.dtype), torch.nan)
+    fine = (_prediction(model, result.x_adv) != y) & valid(result.x_adv, x, None)
+    return torch.where(fine, attack.threat.distance(result.x_adv.double(), x.double()).to(x.dtype), torch.nan)
 
 
-def _nearest_other(x: Tensor, said: Tensor, here: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """For images `here` (M, ...) of classes y (M,): whether some of the images x (N, ...) is called (`said`, (N,)) anything
-    else, and the nearest of these (M, ...)."""
-    apart = torch.cdist(here.flatten(1), x.flatten(1)).masked_fill(said[None] == y[:, None], torch.inf)
-    least = apart.min(1)
+def _nearest_other(x: Tensor, predicted: Tensor, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """For `images` (M, ...) of classes y (M,): whether some of the images x (N, ...) has another prediction (N,), and the nearest of
+    these (M, ...)."""
+    distances = torch.cdist(images.flatten(1), x.flatten(1)).masked_fill(predicted[None] == y[:, None], torch.inf)
+    least = distances.min(1)
     return least.values.isfinite(), x[least.indices]
 
 
-def compare_distances(
-    models: Mapping[str, "pd.DataFrame"], *, resamples: int = RESAMPLES, seed: int = 0
-) -> "pd.DataFrame":
+def compare_distances(models: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Mean and median adversarial distance of several models on the images that all of them classify correctly.
 
     Each model by itself would be measured on other images, and a model that is right about fewer, easier ones would look
@@ -116,21 +99,13 @@ def compare_distances(
 
     Args:
         models: frames of `adversarial_distances` by name, on the same images.
-        resamples: of the bootstrap over images.
-        seed: of the resampling.
 
     Returns:
         One row a model: model, images (measured), correct (of them, by this model), failed (of those that all have right, for
         this model's attack), n (images that count), mean, mean_low, mean_high, median, median_low, median_high (95 %
         percentile intervals; NaN where n is 0).
-
-    Raises:
-        InputError: no models, or models measured on different images.
     """
-    import numpy as np
-    import pandas as pd
-
-    frames = _alike(models)
+    frames = _by_image(models)
     right, counts = _counting(frames)
     statistics: dict[str, Callable[..., float]] = {"mean": np.mean, "median": np.median}
     rows = []
@@ -139,25 +114,21 @@ def compare_distances(
         row |= {"failed": int((right & frame["distance"].isna()).sum()), "n": int(counts.sum())}
         distance = frame["distance"].to_numpy()[counts].astype(float)
         for kind, statistic in statistics.items():
-            low, high = bootstrap(statistic, distance, resamples=resamples, seed=seed)
+            low, high = bootstrap(statistic, distance)
             row |= {kind: float(statistic(distance)) if len(distance) else float("nan")}
             row |= {f"{kind}_low": low, f"{kind}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def shared_distances(models: Mapping[str, "pd.DataFrame"]) -> dict[str, "np.ndarray"]:
-    """By name the distances (n,) that `compare_distances` compares, image by image.
-
-    Raises:
-        InputError: as `compare_distances`.
-    """
-    frames = _alike(models)
+def shared_distances(models: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
+    """By name the distances (n,) that `compare_distances` compares, image by image."""
+    frames = _by_image(models)
     _, counts = _counting(frames)
     return {name: frame["distance"].to_numpy()[counts].astype(float) for name, frame in frames.items()}
 
 
-def _alike(models: Mapping[str, "pd.DataFrame"]) -> dict[str, "pd.DataFrame"]:
+def _by_image(models: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The frames by image, sorted; all of the same images."""
     if not models:
         raise InputError("There are no models to compare: give at least one frame of adversarial_distances.")
@@ -171,120 +142,29 @@ def _alike(models: Mapping[str, "pd.DataFrame"]) -> dict[str, "pd.DataFrame"]:
     return frames
 
 
-def _counting(frames: Mapping[str, "pd.DataFrame"]) -> "tuple[np.ndarray, np.ndarray]":
+def _counting(frames: Mapping[str, pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
     """Masks over the images: those that all models have right, and of these the ones on which no attack failed."""
-    import numpy as np
-
     right = np.logical_and.reduce([frame["correct"] for frame in frames.values()])
     return right, right & np.logical_and.reduce([frame["distance"].notna() for frame in frames.values()])
 
 
-def bootstrap(
-    statistic: Callable[..., float], *columns: "np.ndarray", resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(statistic: Callable[..., float], *columns: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of a statistic under resampling of its examples (Efron 1979); NaN without examples.
 
-    Args:
-        statistic: of the columns.
-        columns: (n,) each; the same examples are drawn from all, so that pairs stay pairs.
-        resamples: how often, >= 1.
-        seed: of the resampling.
+    The same examples are drawn from all `columns` (n,), so that pairs stay pairs.
     """
-    import numpy as np
-
-    n, generator = len(columns[0]), np.random.default_rng(seed)
+    n, generator = len(columns[0]), np.random.default_rng(0)
     if not n:
         return float("nan"), float("nan")
-    picks = (generator.integers(n, size=n) for _ in range(resamples))
-    found = [statistic(*(column[pick] for column in columns)) for pick in picks]
-    low, high = np.quantile(found, [0.025, 0.975])
+    picks = (generator.integers(n, size=n) for _ in range(RESAMPLES))
+    values = [statistic(*(column[pick] for column in columns)) for pick in picks]
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
-TANGENT = Tangent(Threat("l2", 0.5))  # the radius has no part in a distance
-EXAMPLES = 100  # images, unless told otherwise
-FRAME = ("index", "label", "correct", "distance", "queries")
-DIGITS = 6  # of a stored distance, in pixel units
-
-
-def measure_distances(
-    runs: Mapping[str, Run],
-    dataset: Dataset,
-    attack: MinimumNorm = TANGENT,
-    *,
-    split: str = "test",
-    n: int = EXAMPLES,
-    seed: int = 0,
-    device: str = "auto",
-) -> "dict[str, pd.DataFrame]":
-    """The `adversarial_distances` of runs' best weights on the same images, stored in each run's distances.json.
-
-    Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper.
-
-    What is stored is read back where attack, images, seed, weights and versions are the same; a look of other versions or weights
-    under the same protocol is replaced.
-
-    Args:
-        runs: finished, of this data set, by the names under which `compare_distances` shall show them.
-        dataset: whose images are looked at.
-        attack: Tangent; FAB in l2 as a white-box cross-check.
-        split: "test", or "val" to choose hyper-parameters by.
-        n: a stratified choice of so many images, always the same; 0 for all.
-        seed: of the attack.
-        device: where it is measured: "cpu", "cuda" or "auto".
-
-    Returns:
-        By the same names, frames with the columns of `adversarial_distances`; distances are rounded to 6 decimals.
-
-    Raises:
-        InputError: no runs; a run that is not finished, of another data set, or of a stochastic model (before anything is
-            measured); an unknown split or device.
-    """
-    if not runs:
-        raise InputError("There are no runs to measure: train some first (`robustlib run`), or give another directory.")
-    for run in runs.values():
-        images, model = images_of(run, dataset, n, split), run.model()
-        model.check_data(dataset)
-        if model.stochastic:
-            raise InputError(f"{run.path} is a stochastic model, whose decisions have no boundary: leave it out.")
-    asked = {"attack": repr(attack), "split": split, "n": len(images), "seed": seed}
-    asked["numerics"] = versions("measures/distances", *attack_names([attack]))
-    asked["images"] = _digest(images.images.numpy().tobytes())
-    return {name: _measured(run, images, attack, asked, device) for name, run in runs.items()}
-
-
-def _measured(run: Run, images: Split, attack: MinimumNorm, asked: Mapping[str, Any], device: str) -> "pd.DataFrame":
-    import pandas as pd
-
-    file = run.path / "distances.json"
-    asked = {**asked, "weights": _digest((run.path / "model.safetensors").read_bytes())}
-    key = "{attack} on {n} of {split}, seed {seed}".format(**asked)
-    look = read_json(file).get(key, {})
-    if {name: look.get(name) for name in asked} != asked:
-        model = run.model().to(resolve_device(device))
-        found = adversarial_distances(model, images, attack, seed=asked["seed"])
-        far = [None if value != value else round(value, DIGITS) for value in found["distance"].tolist()]
-        look = {**asked, **found.to_dict("list"), "distance": far}
-        merge_json(file, key, look)
-    return pd.DataFrame({name: look[name] for name in FRAME}).astype({"distance": float})
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-SLACK = 0.01  # accuracy that may be lost: 1 point
-NONE = ("none", 0.0)
-Cell = tuple[str, float]  # a variant and its strength
-Name = TypeVar("Name", bound=Hashable)
-
-
 def select_strength(
-    none: "Mapping[int, pd.DataFrame]",
-    cells: "Mapping[Cell, Mapping[int, pd.DataFrame]]",
-    *,
-    slack: float = SLACK,
-) -> "pd.DataFrame":
+    none: Mapping[int, pd.DataFrame], cells: Mapping[Cell, Mapping[int, pd.DataFrame]], *, slack: float = SLACK
+) -> pd.DataFrame:
     """The grid of variants and strengths; of each variant, the strength of the largest mean distance is chosen among those allowed.
 
     Allowed is what keeps the accuracy (mean over seeds) of the unregularised variant, less `slack`. Distances of a seed are
@@ -294,19 +174,14 @@ def select_strength(
     Args:
         none: of the unregularised variant, by seed, frames of `measure_distances` on **validation** images.
         cells: the same of each (variant, strength), all of the same seeds and images.
-        slack: what accuracy may be lost, in [0, 1].
+        slack: accuracy that may be lost, in [0, 1].
 
     Returns:
         A row each, "none" first: variant, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of
         a seed), distance (mean over seeds, in pixel units), low, high (95 % t interval over seeds; of a single seed, bootstrap
         over images), gain_low, gain_high (the same interval of the distance less none's on the same images; NaN for none
         itself and what is not allowed), allowed, chosen. Distances are NaN where n is 0.
-
-    Raises:
-        InputError: no seeds, cells of other seeds, or other images.
     """
-    import pandas as pd
-
     every = {NONE: none, **cells}
     for (variant, strength), frames in every.items():
         if not frames or set(frames) != set(none):
@@ -329,23 +204,12 @@ def select_strength(
     return table.assign(chosen=table.index.isin(best.groupby("variant")["distance"].idxmax()))
 
 
-def distances_over_seeds(variants: "Mapping[str, Mapping[int, pd.DataFrame]]") -> "pd.DataFrame":
-    """The mean adversarial distance of each variant, over the seeds that all variants have.
+def distances_over_seeds(variants: Mapping[str, Mapping[int, pd.DataFrame]]) -> pd.DataFrame:
+    """The mean adversarial distance of each variant, by name and seed, over the seeds that all variants have; no rows without any.
 
-    Distances of a seed are means over the images that all its variants have right and no attack failed on.
-
-    Args:
-        variants: by name and seed, frames of `measure_distances`, all of the same images.
-
-    Returns:
-        A row each: variant, seeds, n (images that count, the least of a seed), distance, low, high as of `select_strength`. No row
-        where no seed has all variants.
-
-    Raises:
-        InputError: other images.
+    Distances of a seed are means over the images that all its variants have right and no attack failed on. Columns variant, seeds, n (images
+    that count, the least of a seed), distance, low, high as of `select_strength`.
     """
-    import pandas as pd
-
     seeds = sorted(set.intersection(*(set(frames) for frames in variants.values()))) if variants else []
     shared = _shared(variants, seeds) if seeds else {}
     return pd.DataFrame(
@@ -353,29 +217,25 @@ def distances_over_seeds(variants: "Mapping[str, Mapping[int, pd.DataFrame]]") -
     )
 
 
-def _shared(
-    frames: "Mapping[Name, Mapping[int, pd.DataFrame]]", seeds: Iterable[int]
-) -> "dict[Name, list[np.ndarray]]":
+def _shared(frames: Mapping[Name, Mapping[int, pd.DataFrame]], seeds: Iterable[int]) -> dict[Name, list[np.ndarray]]:
     """By name, for each seed the distances (n,) of the images that all have right and no attack failed on."""
     parts = [shared_distances({str(name): f[seed] for name, f in frames.items()}) for seed in seeds]
     return {name: [part[str(name)] for part in parts] for name in frames}
 
 
-def _over_seeds(parts: "Sequence[np.ndarray]") -> dict[str, Any]:
+def _over_seeds(parts: Sequence[np.ndarray]) -> dict[str, Any]:
     """How many images count, and the mean distance with its interval, of the distances (n,) of each seed."""
     low, high = _interval(parts)
-    found = {"n": min(len(part) for part in parts), "distance": _mean(_means(parts))}
-    return found | {"low": max(low, 0.0) if low == low else low, "high": high}
+    row = {"n": min(len(part) for part in parts), "distance": _mean(_means(parts))}
+    return row | {"low": max(low, 0.0) if low == low else low, "high": high}
 
 
-def _interval(parts: "Sequence[np.ndarray]") -> tuple[float, float]:
+def _interval(parts: Sequence[np.ndarray]) -> tuple[float, float]:
     """The 95 % interval of the mean of the seeds' means: Student's t over seeds; of one seed, bootstrap over its images."""
-    import numpy as np
-
     return t_interval(_means(parts)) if len(parts) > 1 else bootstrap(np.mean, parts[0])
 
 
-def _means(parts: "Sequence[np.ndarray]") -> list[float]:
+def _means(parts: Sequence[np.ndarray]) -> list[float]:
     return [float(part.mean()) if len(part) else float("nan") for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""Attacks a model on a whole split, step by step, and judges what they found.
+"""Attacks a model on a whole split and records what it answers, example by example.
 
 Where a model has `surrogates()`, these meet the adaptive attacks, and sources (other models) those of them that are searches:
 
@@ -17,28 +17,28 @@ Of a stochastic model every example meets everything that its view does: a rando
 deterministic view or source what does not (see `compatible_attacks`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
-from robustlib.attacks import Attack
+from robustlib.attacks import PGD, Attack
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import State, facts
+from robustlib.evaluation.cache import State, fingerprint
+from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
+from robustlib.evaluation.schedule import CLEAN, AttackSchedule, Progress, Step, concat_records, plan
 from robustlib.models.classifier import full_float32
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-from robustlib.evaluation.schedule import AttackSchedule, Evaluation, Progress, joined
+from robustlib.threat import Threat
 
 BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example
-RESERVED = ("clean", "worst")
+RESERVED = (CLEAN, "worst")
 
 
 def evaluate(
@@ -54,23 +54,21 @@ def evaluate(
     adaptive: Mapping[str, Attack] | None = None,
     sources: Mapping[str, nn.Module] | None = None,
     minimum: bool = False,
-) -> "pd.DataFrame":
-    """Tidy per-example records of the clean model and of each attack; the verdict is always the deployed float32 model's.
+) -> pd.DataFrame:
+    """Tidy per-example records of the clean model and of each attack; only the deployed model's float32 answers count.
 
     Every attack meets the model itself in full, as its paper would have it. An attack with `components` (AutoAttack) is a cascade:
     each component meets the examples that withstood those before it, in full batches. Misclassified images are not
-    attacked: they keep their clean row. Surrogates and sources are met by the rule above; the deployed model judges.
+    attacked: they keep their clean row. Surrogates and sources are met by the rule above.
 
     Args:
-        model: x -> logits, on the device where it shall be evaluated; it is put in eval mode for the time.
-        split: the examples, all of them.
+        model: x -> logits, on the device where it shall be evaluated; in eval mode meanwhile.
         attacks: by the name they get in the records.
         batch_size: examples at a time, halved when memory runs out; it changes no random draw, since these belong to
             examples (rounding may differ in the last digits; a stochastic model draws its own numbers by the batch).
-        seed: of all random draws.
-        draws: how often each image is judged; None = 20 for a stochastic model (at least 2), 1 for others.
-        state: a directory in which every finished batch is kept. The same call after an interruption, however hard, goes
-            on from there and ends with the same records. The caller removes it.
+        draws: how often each image is predicted; None = 20 for a stochastic model (at least 2), 1 for others.
+        state: a directory for finished batches: the same call after an interruption resumes from there and ends with the same
+            records. The caller removes it.
         progress: called before and after each batch.
         adaptive: what the surrogates meet; None for `attacks`.
         sources: other models of the same images, named as they are among the surrogates of the records.
@@ -80,9 +78,6 @@ def evaluate(
         Columns index (in the original file), label, attack, surrogate ("" = searched on the model itself), component (of a
         cascade, or view of a family; "clean" or "before" where not needed), eps, draw, prediction (-1: no answer), margin
         (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
-
-    Raises:
-        InputError: fewer than 2 classes, labels that are none, a reserved name, another evaluation's state, too little memory.
     """
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws
@@ -90,17 +85,18 @@ def evaluate(
     _check({**attacks, **adaptive}, batch_size, draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
-    store = State(None)
+    kept = State(None)
     if state is not None:
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
-        store = State.open(state, facts(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
-    job = Evaluation(model, split, seed, draws, min(batch_size, store.limit or batch_size), store, progress)
+        kept = State.open(state, fingerprint(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
+    schedule = AttackSchedule(model, split, seed, draws, min(batch_size, kept.limit or batch_size), kept, progress)
     with frozen_eval(model), full_float32():
-        rounds = AttackSchedule(job, stochastic, _classes(model, split) if len(split) else 0)
-        rounds.begin()
-        rounds.deployed(attacks)
-        rounds.others(adaptive, surrogates, sources, minimum)
-    return joined(rounds.frames)
+        classes = _classes(model, split) if len(split) else 0
+        schedule.run([Step(CLEAN)])
+        todo = plan(model, attacks, adaptive, surrogates, sources, classes=classes, minimum=minimum)
+        for steps, after_all in todo if len(split) else ():
+            schedule.run(steps, after_all)
+    return concat_records(schedule.frames)
 
 
 def _classes(model: nn.Module, split: Split) -> int:
@@ -111,11 +107,7 @@ def _classes(model: nn.Module, split: Split) -> int:
 
 
 def device_of(model: nn.Module, split: Split) -> torch.device:
-    """Where the model is; the split's device for a model without tensors.
-
-    Raises:
-        InputError: its weights are not float32, in which verdicts are given.
-    """
+    """Where the model is, whose weights must be float32; the split's device for a model without tensors."""
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     for tensor in tensors:
         if tensor.dtype != torch.float32:
@@ -139,3 +131,47 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
             raise InputError(
                 f"An attack cannot be called {name!r}: {', '.join(RESERVED)} and names with @ have a meaning."
             )
+
+
+def robustness_curve(
+    model: nn.Module,
+    split: Split,
+    attack: PGD,
+    *,
+    eps: Sequence[float] | None = None,
+    steps: Sequence[int] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken.
+
+    Surrogates meet at each point what still stands there. Of a stochastic model it is the expected accuracy at each point by
+    itself, of the model without surrogates: there, nothing is broken for good.
+
+    Args:
+        attack: the protocol; its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless
+            given).
+        eps: radii in pixel units, any order; 0 is the clean accuracy.
+        steps: numbers of steps, >= 0; 0 is the clean accuracy.
+
+    Returns:
+        Columns eps or steps, n, correct, accuracy, low, high; accuracy never rises along the curve of a deterministic model.
+    """
+    if (eps is None) == (steps is None):
+        raise InputError("Give robustness_curve either eps=[...] or steps=[...].")
+    stochastic, norm = bool(getattr(model, "stochastic", False)), attack.threat.norm
+    points: dict[float, PGD] = {k: replace(attack, steps=int(k)) for k in steps or () if k}
+    points |= {radius: replace(attack, threat=Threat(norm, float(radius))) for radius in eps or () if radius}
+    split = split.to(device_of(model, split))
+    standing, rows = torch.arange(len(split), device=split.labels.device), []
+    for value in sorted(steps or eps or ()):
+        attacks = {"curve": points[value]} if value else {}
+        correct: float = len(standing)
+        if len(standing):
+            settings: dict[str, Any] = {"seed": seed, "adaptive": {} if stochastic else None, "minimum": True}
+            records = evaluate(model, split.select(standing), attacks, **settings)
+            correct = float(summarise(records)["correct"].iloc[-1])
+            if not stochastic:
+                ok = robust_correct(records).groupby(records["index"], sort=False).min().to_numpy(copy=True)
+                standing = standing[torch.from_numpy(ok).to(standing.device)]
+        rows.append({"eps" if eps is not None else "steps": value, **accuracy(correct, len(split))})
+    return pd.DataFrame(rows)

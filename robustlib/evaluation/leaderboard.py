@@ -1,19 +1,18 @@
 """The leaderboard of evaluated runs, and its means over seeds."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import by_attack
+from robustlib.figures import labels
 from robustlib.runs import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 # What runs must share for a mean over their seeds to mean something.
 KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
-ATTACKS = ("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "pgd_eot", "autoattack", "worst")
+ATTACKS = tuple(labels.ATTACKS)[: list(labels.ATTACKS).index("worst") + 1]  # those of the evaluation
 FACTS = ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
 BADGES = ("headline_badge", "headline_text", "protocol_badge", "protocol_text")
 COLUMNS = (
@@ -22,63 +21,49 @@ COLUMNS = (
 )
 
 
-def leaderboard(runs: Iterable[Run]) -> "pd.DataFrame":
+def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
     """One row for each evaluated run, the best worst case first.
 
     Returns:
         Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
-        as "Linf 0.2"), clean, fgsm, pgd20, pgd50x10, cw50, pgd_eot (stochastic models), autoattack, worst (fractions, NaN where not measured; clean and worst with _low and _high),
+        as "Linf 0.2"), the attacks of the evaluation (fractions, NaN where not measured; clean and worst with _low and _high),
         last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
         the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber", "red" or "n/a"; ""
         before an audit), headline_text, protocol_text.
     """
-    import pandas as pd
-
     rows = [_row(run) for run in runs if run.results()]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.sort_values("worst", ascending=False, ignore_index=True)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
 
 
 def _row(run: Run) -> dict[str, Any]:
-    params, results, facts, metrics = run.params(), run.results(), run.provenance(), run.metrics()
+    params, results, metrics, audit = run.params(), run.results(), run.metrics(), run.audit().get("badges", {})
     rows = {row["attack"]: row for row in results["rows"]}
-    bounds = {f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")}
-    last = {row["attack"]: row["accuracy"] for row in results["last"]["rows"]}
-    said = [text for place in (0, -1) for text in metrics["warnings"].iloc[place]] if len(metrics) else []
+    badges = {kind: audit.get(kind, {}) for kind in ("headline", "protocol")}
     return {
         **{name: params.get(name) for name in FACTS},
         "changed": run.changed,
         "threat": results["threat"],
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
-        **bounds,
-        "last_worst": last["worst"],
+        **{f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")},
+        "last_worst": next(row["accuracy"] for row in results["last"]["rows"] if row["attack"] == "worst"),
         "n": results["n"],
-        "minutes": facts.get("wall_seconds", float("nan")) / 60,
+        "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
         "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
         "path": str(run.path),
         "stale": run.stale,
-        "warnings": list(said),
+        "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],
         "checkpoint": results["checkpoint"],
-        **_badges(run),
+        **{f"{kind}_badge": badge.get("verdict", "") for kind, badge in badges.items()},
+        **{f"{kind}_text": badge.get("text", "") for kind, badge in badges.items()},
     }
 
 
-def _badges(run: Run) -> dict[str, str]:
-    badges = run.audit().get("badges", {})
-    facts = [(kind, badges.get(kind, {})) for kind in ("headline", "protocol")]
-    return {f"{kind}_badge": badge.get("verdict", "") for kind, badge in facts} | {
-        f"{kind}_text": badge.get("text", "") for kind, badge in facts
-    }
-
-
-def incomplete(runs: Iterable[Run]) -> "pd.DataFrame":
-    """The runs of which something is missing, so that a comparison can name what it does not show.
+def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
+    """The runs that lack something, so that a comparison can name what it does not show.
 
     Returns:
         Columns run, preset, dataset, path and missing: what, and the command that makes it.
     """
-    import pandas as pd
-
     rows = []
     for run in runs:
         if missing := _missing(run):
@@ -89,32 +74,27 @@ def incomplete(runs: Iterable[Run]) -> "pd.DataFrame":
 
 def _missing(run: Run) -> str:
     """What a run lacks, and the command that makes it; "" if nothing."""
-    anew = "robustlib run --rerun"
+    again = "robustlib run --rerun"
     try:
-        anew = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
+        again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
         if not run.finished:
-            return f"training {run.status()['state']}: {anew.removesuffix(' --rerun')}"
+            return f"training {run.status()['state']}: {again.removesuffix(' --rerun')}"
         run.model()
         results, _ = run.results(), run.metrics()
         if not results:
             begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
             return f"{begun}: robustlib evaluate {run.path}"
-        if short := _short(run):
-            return f"records of {', '.join(short)} are incomplete: {anew}"
+        records = run.records()
+        kept = {name: part["index"].nunique() for name, part in by_attack(records)} if len(records) else {}
+        counted = {row["attack"]: row["n"] for row in results["rows"] if row["attack"] != "worst"}
+        if short := [attack for attack, n in counted.items() if kept.get(attack, 0) < n]:
+            return f"records of {', '.join(short)} are incomplete: {again}"
         return "" if run.audit() else f"not audited: robustlib audit {run.path}"
     except (InputError, OSError, ValueError) as error:  # a damaged file, by whichever library reads it
-        return f"a file cannot be read ({' '.join(str(error).split())}): {anew}"
+        return f"a file cannot be read ({' '.join(str(error).split())}): {again}"
 
 
-def _short(run: Run) -> list[str]:
-    """Attacks, those on surrogates too, whose records do not cover all images of the evaluation."""
-    records = run.records()
-    kept = {name: part["index"].nunique() for name, part in by_attack(records)} if len(records) else {}
-    counted = {row["attack"]: row["n"] for row in run.results()["rows"] if row["attack"] != "worst"}
-    return [attack for attack, n in counted.items() if kept.get(attack, 0) < n]
-
-
-def aggregate(board: "pd.DataFrame") -> "pd.DataFrame":
+def aggregate(board: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds for each kind of run in a leaderboard (see KIND); std is NaN for one seed."""
     groups = board.groupby(KIND, sort=False)
     measured = [name for name in ATTACKS if name in board]  # leaderboards of version 0.1 have no autoattack

@@ -1,12 +1,11 @@
-"""The verdict on each example: what the deployed model says of an image, in float32.
-
-From records to numbers: accuracies with intervals, the per-example worst case, and what each step of a cascade took.
-"""
+"""From answers to numbers: records of predictions, accuracies with intervals, the per-example worst case, cascades."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -15,16 +14,13 @@ from robustlib.attacks.objectives import margin_of
 from robustlib.data import Batch
 from robustlib.threat import Threat
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
 COLUMNS = (
     *("index", "label", "attack", "surrogate", "component", "eps", "draw"),
     *("prediction", "margin", "valid"),
 )
+CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
+Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
 def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
@@ -35,21 +31,12 @@ def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     return inside & (threat.distance(x_adv.double(), x.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps))
 
 
-def judge(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> "pd.DataFrame":
-    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example.
+def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> pd.DataFrame:
+    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example, in float32.
 
-    Args:
-        model: x -> logits; the caller has put it in eval mode.
-        x_adv: what it is shown instead of the batch's images.
-        batch: labels and indices.
-        ok: (B,) bool, whether the attacker was allowed to.
-        draws: how often a stochastic model is asked.
-
-    Returns:
-        Columns index, label, draw, prediction (-1 where a logit is not finite), margin (z_y - max z_k) and valid.
+    `ok` (B,) bool says whether the attacker was allowed to make them. Columns index, label, draw, prediction (-1 where a logit is not
+    finite), margin (z_y - max z_k) and valid.
     """
-    import pandas as pd
-
     answers = [_answer(model, x_adv, batch.y) for _ in range(draws)]
     prediction, margin = (torch.stack(parts, 1).flatten() for parts in zip(*answers, strict=True))
     each = {"index": batch.index, "label": batch.y, "valid": ok}
@@ -66,24 +53,18 @@ def _answer(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1), margin_of(logits, y)
 
 
-def labelled(
-    frame: "pd.DataFrame", attack: str, surrogate: str, component: "str | np.ndarray", eps: float
-) -> "pd.DataFrame":
-    """The frame of `judge` with the names of what attacked and its radius, columns in their order."""
+def labelled(frame: pd.DataFrame, attack: str, surrogate: str, component: str | np.ndarray, eps: float) -> pd.DataFrame:
+    """The frame of `predict` with the names of what attacked and its radius, columns in their order."""
     frame = frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)
     return frame[list(COLUMNS)]
 
 
-def robust_correct(records: "pd.DataFrame") -> "pd.Series":
+def robust_correct(records: pd.DataFrame) -> pd.Series:
     """Whether each record is a right answer to a valid image; a broken attack is never robustness."""
     return (records["prediction"] == records["label"]) & records["valid"]
 
 
-CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
-Z95 = 1.959963984540054  # standard normal quantile of 0.975
-
-
-def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
+def summarise(records: pd.DataFrame, *, worst: bool = True) -> pd.DataFrame:
     """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over everything.
 
     Invalid adversarial examples count as errors of the model and are shown in `invalid`: a broken attack is never reported
@@ -97,9 +78,7 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
         attack, eps, n, correct (a fraction where draws disagree), accuracy, low, high, single (accuracy of draw 0 alone),
         invalid (examples); accuracies in [0, 1].
     """
-    import pandas as pd
-
-    table = verdicts(records)
+    table = with_correct(records)
     rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in by_attack(table)]
     if worst and len(rows) > 1:
         whole = _row(table)
@@ -108,30 +87,28 @@ def summarise(records: "pd.DataFrame", *, worst: bool = True) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
 
 
-def headline(records: "pd.DataFrame") -> "pd.DataFrame":
-    """Whether each example of a stochastic model robust_correct, in each draw, what makes the row "worst" of `summarise`: the strongest
+def headline_draws(records: pd.DataFrame) -> pd.DataFrame:
+    """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
     of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""
-    table = verdicts(records)
-    found = [_held(group) for group in (table, *(group for _, group in by_attack(table)))]
-    return min(found, key=lambda draws: float(draws.mean(axis=1).mean()))
+    table = with_correct(records)
+    candidates = [_strongest_draws(group) for group in (table, *(group for _, group in by_attack(table)))]
+    return min(candidates, key=lambda draws: float(draws.mean(axis=1).mean()))
 
 
-def by_attack(table: "pd.DataFrame") -> "list[tuple[str, pd.DataFrame]]":
+def by_attack(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The records of each attack, then of each attack on a surrogate ("attack@surrogate"), by name."""
     name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
     return sorted(table.groupby(name, sort=False), key=lambda group: "@" in str(group[0]))  # a stable sort
 
 
-def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
+def cascade_steps(records: pd.DataFrame) -> pd.DataFrame:
     """What each component of each cascade took from those before it; the first row of each is the clean model.
 
     Returns:
         Columns attack, surrogate, component, attacked (examples), broken (a fraction where draws disagree), accuracy (after
         it, of all examples); no rows without a cascade.
     """
-    import pandas as pd
-
-    table, rows = verdicts(records), []
+    table, rows = with_correct(records), []
     clean = table[table["attack"] == "clean"]
     for (attack, surrogate), group in table[table["component"] != ""].groupby(["attack", "surrogate"], sort=False):
         seen, n = clean, clean["index"].nunique()
@@ -146,34 +123,33 @@ def cascade(records: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
 
 
-def verdicts(records: "pd.DataFrame") -> "pd.DataFrame":
-    """The records with their verdicts; those of version 0.1 knew neither surrogates nor components."""
+def with_correct(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with the column `correct`; those of version 0.1 knew neither surrogates nor components."""
     missing = {name: "" for name in ("surrogate", "component") if name not in records}
     return records.assign(**missing, correct=robust_correct(records))
 
 
-def _row(group: "pd.DataFrame") -> dict[str, float]:
+def _row(group: pd.DataFrame) -> dict[str, float]:
     scores = _score(group)
     numbers = accuracy(float(scores["correct"].sum()), len(scores))
     invalid = group.loc[~group["valid"], "index"].nunique()
     return {"eps": float(group["eps"].max()), **numbers, "single": float(scores["single"].mean()), "invalid": invalid}
 
 
-def _score(table: "pd.DataFrame") -> "pd.DataFrame":
+def _score(table: pd.DataFrame) -> pd.DataFrame:
     """For each example under its strongest adversarial image: `correct` in [0, 1], the mean over draws, and `single`."""
     if table["draw"].max() == 0:
         least = table.groupby("index")["correct"].min()
         return least.to_frame("correct").assign(single=least)
-    draws = _held(table)
+    draws = _strongest_draws(table)
     return draws.mean(axis=1).to_frame("correct").assign(single=draws[0].astype(float))
 
 
-def _held(table: "pd.DataFrame") -> "pd.DataFrame":
+def _strongest_draws(table: pd.DataFrame) -> pd.DataFrame:
     """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
 
-    Args:
-        table: records with their verdicts (`correct`). Of several images of an example the strongest is chosen by odd draws, those
-            of the example and, to the same weight, those of all examples; then the even draws, which had no say in it, count.
+    Of several images of an example the strongest is chosen by odd draws, those of the example and, to the same weight, those of all
+    examples; then the even draws, which had no say in it, count.
     """
     key, several = ["index", *CANDIDATE], len(table[CANDIDATE].drop_duplicates()) > 1
     choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if several else table

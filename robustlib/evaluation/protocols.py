@@ -1,17 +1,12 @@
-"""What the evaluation of a randomised model may cost: each of its gradients is a mean over draws, and nobody leaves early.
-
-The attacks that every model meets.
-
-What a run's weights meet, and how each number is explained.
-
-Attacks that no training here has seen: perturbations in another norm, and images whose pixels move.
-"""
+"""The attacks that every model meets, those that no training here has seen, and how each number is explained."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square, StAdv
 from robustlib.errors import InputError, check_counts, unknown
@@ -21,23 +16,17 @@ from robustlib.models import Classifier
 from robustlib.runs import Run
 from robustlib.threat import Threat
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 PRESETS = Path(__file__).parent.parent / "methods" / "presets"
 PAIRS = ("pgd_eot", "autoattack", "stadv", "full", "bpda")
+EOT = 8  # gradient samples of the single attacks against a stochastic model
 
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticProtocol:
-    """The attacks on randomised models; pairs are (steps, gradient samples of each). The defaults are the published ones.
+    """The attacks on randomised models, each of whose gradients is a mean over draws, so that their cost must be bounded.
 
-    Lee and Kim (2023) for PGD+EOT and the number of images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv,
-    Hill et al. (2021) for BPDA+EOT and the vote that answers it.
-
-    Raises:
-        InputError: a number below 1, or something else than pairs of whole numbers.
+    Pairs are (steps, gradient samples of each). The defaults are the published ones: Lee and Kim (2023) for PGD+EOT and the number of
+    images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv, Hill et al. (2021) for BPDA+EOT and its vote.
     """
 
     images: int = 512  # test images at most
@@ -61,28 +50,24 @@ class StochasticProtocol:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """What results.json keeps of it."""
+        """What results.json keeps of it, under "budget"."""
         return {name: list(value) if name in PAIRS else value for name, value in asdict(self).items()}
+
+    def autoattack_settings(self) -> dict[str, Any]:
+        """The steps, gradient samples and queries of AutoAttack."""
+        return {"steps": self.autoattack[0], "eot": self.autoattack[1], "queries": self.queries}
 
 
 @lru_cache
 def stochastic_protocol(preset: str | None) -> StochasticProtocol:
-    """The budget in a preset's section `randomised`; the published one where there is no such section, or no such preset.
-
-    Raises:
-        InputError: the section has a key that no budget knows, or a value out of range.
-    """
-    section = section_of(preset, "randomised", [field.name for field in fields(StochasticProtocol)])
-    values: dict[str, Any] = {name: tuple(value) if name in PAIRS else value for name, value in section.items()}
+    """What a preset's section `randomised` says; the published protocol where there is no such section, or no such preset."""
+    section = _section(preset, "randomised", [field.name for field in fields(StochasticProtocol)])
+    values: Any = {name: tuple(value) if name in PAIRS else value for name, value in section.items()}
     return StochasticProtocol(**values)
 
 
-def section_of(preset: str | None, name: str, known: Sequence[str]) -> Mapping[str, Any]:
-    """A section of a preset's YAML; {} where there is no such section, or no such preset.
-
-    Raises:
-        InputError: it has a key that is not among the known.
-    """
+def _section(preset: str | None, name: str, known: Sequence[str]) -> Mapping[str, Any]:
+    """A section of a preset's YAML; {} where there is no such section, or no such preset."""
     import yaml
 
     file = PRESETS / f"{preset}.yaml"
@@ -94,23 +79,17 @@ def section_of(preset: str | None, name: str, known: Sequence[str]) -> Mapping[s
     return section
 
 
-EOT = 8  # gradient samples of the single attacks against a stochastic model
 PUBLISHED = StochasticProtocol()
 
 
 def standard_attacks(
-    threat: Threat, stochastic: bool = False, budget: StochasticProtocol = PUBLISHED
+    threat: Threat, stochastic: bool = False, protocol: StochasticProtocol = PUBLISHED
 ) -> dict[str, Attack]:
     """The common protocol, the weakest attack first: gradient attacks with steps of eps / 4, then AutoAttack.
 
     FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
     never weaker than judging the last iterate. A stochastic model meets them with averaged gradients, PGD+EOT instead of
     the restarts, Square on the mean of several draws, and AutoAttack in both its versions.
-
-    Args:
-        threat: the allowed perturbations.
-        stochastic: of the model: whether it answers the same image differently each time.
-        budget: of the costly attacks on a stochastic model.
     """
     if stochastic:
         pgd = PGD(threat, eot=EOT)
@@ -118,10 +97,10 @@ def standard_attacks(
             "fgsm": FGSM(threat, eot=EOT),
             "pgd20": replace(pgd, steps=20),
             "cw50": replace(pgd, steps=50, objective="margin"),
-            "pgd_eot": PGDEOT(threat, *budget.pgd_eot),
-            "square": Square(threat, budget.queries, votes=budget.votes),
-            "aa_standard": AutoAttack(threat, **_short(budget)),
-            "autoattack": AutoAttack(threat, version="rand", **_short(budget)),
+            "pgd_eot": PGDEOT(threat, *protocol.pgd_eot),
+            "square": Square(threat, protocol.queries, votes=protocol.votes),
+            "aa_standard": AutoAttack(threat, **protocol.autoattack_settings()),
+            "autoattack": AutoAttack(threat, version="rand", **protocol.autoattack_settings()),
         }
     pgd = PGD(threat, early_stop=True)
     return {
@@ -133,39 +112,31 @@ def standard_attacks(
     }
 
 
-def adaptive_attacks(threat: Threat) -> dict[str, Attack]:
-    """What the surrogates of a deterministic model meet: the searches of `standard_attacks`, then what is costly.
+def adaptive_attacks(
+    threat: Threat, stochastic: bool = False, protocol: StochasticProtocol = PUBLISHED
+) -> dict[str, Attack]:
+    """What the surrogates of a model meet; `evaluate` says which view meets which.
 
-    In place of PGD-50 with 10 restarts: PGD-100 with 5, on the cross-entropy (of a joint loss: on that loss itself, as Zhou et
-    al. 2023 attack in training) and on the margin. AutoAttack comes last. `evaluate` says which view meets which.
+    Of a deterministic model: the searches of `standard_attacks`, then, in place of PGD-50 with 10 restarts, PGD-100 with 5, on the
+    cross-entropy (of a joint loss: on that loss itself, as Zhou et al. 2023 attack in training) and on the margin. AutoAttack comes last.
+
+    Of a stochastic model: random surrogates (BPDA, no clipping) meet PGD+EOT: the model's own gradients are exact, and these are for
+    comparison. The deterministic ones, a bare classifier behind a purifier, and finished runs of other methods are sources of
+    transfer: PGD-20, and AutoAttack's standard version on the former.
     """
-    searches = {name: attack for name, attack in standard_attacks(threat).items() if is_search(attack)}
+    if stochastic:
+        return {
+            "pgd20": PGD(threat, steps=20),
+            "pgd_eot": PGDEOT(threat, *protocol.pgd_eot),
+            "aa_standard": AutoAttack(threat, **protocol.autoattack_settings()),
+        }
     pgd = PGD(threat, steps=100, restarts=5, early_stop=True)
-    costly: dict[str, Attack] = {
+    return {
+        **{name: attack for name, attack in standard_attacks(threat).items() if is_search(attack)},
         "pgd100x5": pgd,
         "cw100x5": replace(pgd, objective="margin"),
         "autoattack": AutoAttack(threat),
     }
-    return {**searches, **costly}
-
-
-def randomised_views(threat: Threat, budget: StochasticProtocol = PUBLISHED) -> dict[str, Attack]:
-    """What the surrogates of a stochastic model meet; `evaluate` tells from the gradient samples of an attack which.
-
-    Random ones (BPDA, no clipping) meet PGD+EOT: the model's own gradients are exact, and these are for comparison. The
-    deterministic ones, a bare classifier behind a purifier, and finished twins are sources of transfer: PGD-20, and AutoAttack's
-    standard version on the former.
-    """
-    return {
-        "pgd20": PGD(threat, steps=20),
-        "pgd_eot": PGDEOT(threat, *budget.pgd_eot),
-        "aa_standard": AutoAttack(threat, **_short(budget)),
-    }
-
-
-def _short(budget: StochasticProtocol) -> dict[str, Any]:
-    steps, samples = budget.autoattack
-    return {"steps": steps, "eot": samples, "queries": budget.queries}
 
 
 TRANSFER_METHODS = ("pgd_at", "trades")  # methods whose adversarial examples are tried on models with surrogates
@@ -174,38 +145,37 @@ TRANSFER = "transfer from "  # begins the surrogate's name of what was found on 
 
 @dataclass(frozen=True)
 class Suite:
-    """The arguments of an `evaluate`.
+    """The attacks of an `evaluate`, and the words for each of its numbers.
 
     Args:
         model: what is attacked.
         attacks: on the model itself.
         adaptive: on its surrogates.
-        twins: finished runs by method, of those in TRANSFER_METHODS that are tried.
+        sources: finished runs by method, of those in TRANSFER_METHODS that are tried.
     """
 
     model: Classifier
     attacks: Mapping[str, Attack]
     adaptive: Mapping[str, Attack]
-    twins: Mapping[str, Run]
+    sources: Mapping[str, Run]
 
     @classmethod
     def of(
         cls,
         model: Classifier,
         threat: Threat,
-        twins: Mapping[str, Run],
+        protocol: StochasticProtocol,
+        sources: Mapping[str, Run],
         only: Iterable[str] = (),
-        budget: StochasticProtocol = PUBLISHED,
     ) -> "Suite":
-        """The standard attacks, and what surrogates meet; `only` these of both, if there are some. The budget is for a
-        stochastic model."""
-        attacks = standard_attacks(threat, model.stochastic, budget)
-        adaptive = randomised_views(threat, budget) if model.stochastic else adaptive_attacks(threat)
-        keep = tuple(only) or tuple({**attacks, **adaptive})
-        mine, others = ({name: suite[name] for name in suite if name in keep} for suite in (attacks, adaptive))
-        return cls(model, mine, others, twins)
+        """The standard and the adaptive attacks; `only` these of both, if there are some."""
+        settings = (threat, model.stochastic, protocol)
+        suites = (standard_attacks(*settings), adaptive_attacks(*settings))
+        keep = tuple(only) or tuple({**suites[0], **suites[1]})
+        attacks, adaptive = ({name: suite[name] for name in suite if name in keep} for suite in suites)
+        return cls(model, attacks, adaptive, sources)
 
-    def table(self, records: "pd.DataFrame") -> list[dict[str, Any]]:
+    def table(self, records: pd.DataFrame) -> list[dict[str, Any]]:
         """The rows of `summarise`, each with its protocol."""
         table = summarise(records)
         rows = table.assign(protocol=[self._protocol(str(name)) for name in table["attack"]]).to_dict("records")
@@ -221,7 +191,7 @@ class Suite:
         return self._worst() if attack == "worst" else repr(self.attacks[attack])
 
     def _worst(self) -> str:
-        said, missing = "per-example worst case over the attacks above", set(TRANSFER_METHODS) - set(self.twins)
+        said, missing = "per-example worst case over the attacks above", set(TRANSFER_METHODS) - set(self.sources)
         if self.model.stochastic:
             said = f"{said}, or the lowest of them where that is lower,"
         if not self.model.surrogates():
@@ -233,7 +203,7 @@ class Suite:
         """On what, how, and on which images an attack searched, in words."""
         views = self.model.surrogates()
         if surrogate.startswith(TRANSFER):
-            return self.twins[surrogate.removeprefix(TRANSFER)].place
+            return self.sources[surrogate.removeprefix(TRANSFER)].place
         if surrogate not in views:  # a family
             return f"each of the surrogates {surrogate}, aimed at that class, on images of the others"
         view, parts = views[surrogate], ""
@@ -248,47 +218,37 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unseen:
-    """How strong the unseen attacks are. The defaults are those of Nie et al. (2022) on CIFAR-10.
-
-    Raises:
-        InputError: a number that is not above 0.
-    """
+class UnseenStrengths:
+    """How strong the unseen attacks are. The defaults are those of Nie et al. (2022) on CIFAR-10."""
 
     l2: float = 0.5  # radius, in pixel units of [0, 1]
     flow: float = 0.8  # bound of StAdv, in pixels
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise InputError(f"Unseen {field.name}={getattr(self, field.name)!r}: give a number above 0.")
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise InputError(f"UnseenStrengths {name}={value!r}: give a number above 0.")
 
 
 @lru_cache
-def unseen_of(preset: str | None) -> Unseen:
-    """The strengths in a preset's section `unseen`; the published ones where there is none.
-
-    Raises:
-        InputError: the section has another key, or a value out of range.
-    """
-    return Unseen(**section_of(preset, "unseen", [field.name for field in fields(Unseen)]))
+def unseen_strengths(preset: str | None) -> UnseenStrengths:
+    """The strengths in a preset's section `unseen`; the published ones where there is none."""
+    return UnseenStrengths(**_section(preset, "unseen", [field.name for field in fields(UnseenStrengths)]))
 
 
-def unseen_attacks(unseen: Unseen, stochastic: bool, budget: StochasticProtocol) -> dict[str, dict[str, Attack]]:
+def unseen_attacks(
+    strengths: UnseenStrengths, stochastic: bool, protocol: StochasticProtocol
+) -> dict[str, dict[str, Attack]]:
     """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if the model is stochastic) and
     "stadv".
 
-    Args:
-        unseen: how strong.
-        stochastic: of the model: its gradients are averaged, within the budget.
-        budget: for stochastic models; of others, the number of Square's queries and StAdv's steps.
+    The gradients of a `stochastic` model are averaged as its `protocol` says, which gives others the number of Square's queries and
+    StAdv's steps.
     """
-    threat, (steps, samples) = Threat("l2", unseen.l2), budget.autoattack
-    moved = StAdv(unseen.flow, budget.stadv[0], eot=budget.stadv[1] if stochastic else 1)
-    straight: Mapping[str, Attack] = {"autoattack": AutoAttack(threat, queries=budget.queries)}
+    threat, (steps, samples) = Threat("l2", strengths.l2), protocol.autoattack
+    stadv = StAdv(strengths.flow, protocol.stadv[0], eot=protocol.stadv[1] if stochastic else 1)
+    l2: dict[str, Attack] = {"autoattack": AutoAttack(threat, queries=protocol.queries)}
     if stochastic:
-        straight = {
-            "pgd_eot": PGDEOT(threat, *budget.pgd_eot),
-            "autoattack": AutoAttack(threat, version="rand", eot=samples, steps=steps),
-        }
-    return {"l2": dict(straight), "stadv": {"stadv": moved}}
+        rand = AutoAttack(threat, version="rand", eot=samples, steps=steps)
+        l2 = {"pgd_eot": PGDEOT(threat, *protocol.pgd_eot), "autoattack": rand}
+    return {"l2": l2, "stadv": {"stadv": stadv}}

@@ -1,5 +1,6 @@
 """CLAF's published protocol as it was run, so that a reader sees where 60.47 % comes from; not a valid robust accuracy."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +63,13 @@ def claf_published_protocol(
     cross-entropy), each projected on |z' - z| <= eps and clamped to [0, 1]. So the radius in pixels is eps std, about a fifth
     of eps on CIFAR-10, while the clamp alone lifts each pixel below the channel's mean to the mean and cuts what is more than one
     standard deviation above it. The release makes its training images so too, which no method here does. Report it beside
-    `evaluate`, never instead.
-
-    Args:
-        model: in eval mode meanwhile, left as found.
-        split: the images, on any device.
-        eps, step_size: in units of normalised images; at least 0 and above 0.
-        steps: of PGD, at least 1.
-        seed: of the random starts.
-
-    Raises:
-        InputError: eps below 0, a step_size that is not above 0, either not finite, or no step.
+    `evaluate`, never instead. `eps` and `step_size` are in units of normalised images.
     """
-    _check(eps, step_size, steps)
+    if not (0 <= eps < math.inf and 0 < step_size < math.inf and steps >= 1):
+        raise InputError(
+            f"claf_published_protocol: eps={eps!r}, step_size={step_size!r}, steps={steps!r}: give a radius of at least 0, a "
+            "positive length and at least one step."
+        )
     split = split.to(model.mean.device)
     generator = torch.Generator(model.mean.device).manual_seed(seed)
     right, clamped, moved = [], [], []
@@ -82,7 +77,7 @@ def claf_published_protocol(
         for batch in split.batches(BATCH):
             z = model.normalise(batch.x)
             start = z + eps * (2 * torch.rand(z.shape, generator=generator, device=z.device) - 1)
-            found = _climb(model, z, start.clamp(0, 1), batch.y, eps, step_size, steps)
+            found = _pgd(model, z, start.clamp(0, 1), batch.y, eps, step_size, steps)
             with torch.no_grad():
                 right.append(_logits(model, found).argmax(1) == batch.y)
                 clamped.append(_logits(model, z.clamp(0, 1)).argmax(1) == batch.y)
@@ -91,16 +86,7 @@ def claf_published_protocol(
     return PublishedProtocol(accuracy, still, float((eps * model.std).mean()), far, len(split))
 
 
-def _check(eps: float, step_size: float, steps: int) -> None:
-    if not 0 <= eps < float("inf"):
-        raise InputError(f"claf_published_protocol: eps={eps!r}: give a number of at least 0, e.g. 8 / 255.")
-    if not 0 < step_size < float("inf"):
-        raise InputError(f"claf_published_protocol: step_size={step_size!r}: give a positive number, e.g. 2 / 255.")
-    if steps < 1:
-        raise InputError(f"claf_published_protocol: steps={steps!r}: give a whole number of at least 1, e.g. 10.")
-
-
-def _climb(model: Classifier, z: Tensor, at: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
+def _pgd(model: Classifier, z: Tensor, at: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
     for _ in range(steps):
         at = at.detach().requires_grad_(True)
         with torch.enable_grad():

@@ -4,25 +4,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import images_of
 from robustlib.evaluation.evaluate import BATCH, device_of
+from robustlib.evaluation.measurements import images_of
 from robustlib.evaluation.metrics import accuracy, robust_correct, valid
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 INSTALL = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
 
@@ -52,20 +49,13 @@ class Comparison:
 def compare_with_reference(
     run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0
 ) -> Comparison:
-    """Runs the authors' AutoAttack on the best weights of an evaluated run, on the images of its evaluation.
+    """Runs the authors' AutoAttack on the best weights of an evaluated run, on the images of its evaluation (see `evaluate_run`).
 
-    Args:
-        run: evaluated on these images (see `evaluate_run`).
-        dataset: whose test split is attacked.
-        n, device, seed: as for `evaluate_run`.
-
-    Raises:
-        InputError: the package is not installed, the run was not evaluated on these images, or the model is stochastic or
-            has fewer than 4 classes, which the package cannot judge.
+    The model must be deterministic and have at least 4 classes.
     """
     split, threat, model = images_of(run, dataset, n), Threat(**run.params()["threat"]), run.model()
     records = run.records()
-    ours = _our_verdicts(records, split) if len(records) else None
+    ours = _our_correct(records, split) if len(records) else None
     if ours is None or ours.isna().any():
         raise InputError(f"{run.path} has no AutoAttack on all {len(split)} images: call `robustlib evaluate` first.")
     if model.stochastic or model.num_classes < 4:
@@ -82,7 +72,7 @@ def compare_with_reference(
     )
 
 
-def _our_verdicts(records: "pd.DataFrame", split: Split) -> "pd.Series":
+def _our_correct(records: pd.DataFrame, split: Split) -> pd.Series:
     """Which images withstood our AutoAttack on the deployed model, in the split's order; NaN where it was not tried."""
     ours = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
     return robust_correct(ours).groupby(ours["index"]).min().reindex(split.indices.tolist())
@@ -94,17 +84,11 @@ def reference_correct(
     threat: Threat,
     *,
     seed: int = 0,
-    batch_size: int = BATCH,
     attacks: Sequence[str] = (),
 ) -> Tensor:
     """Which examples withstand the authors' standard AutoAttack: (N,) bool on the CPU, judged like ours.
 
-    Args:
-        model, split, threat, seed, batch_size: as for `evaluate`.
-        attacks: only these of its parts, by their names there (also "apgd-dlr"); () for all four.
-
-    Raises:
-        InputError: the package is not installed.
+    `attacks` are only these of its parts, by their names there (also "apgd-dlr"); () for all four.
     """
     try:
         from pyautoattack import AutoAttack as Authors
@@ -121,7 +105,7 @@ def reference_correct(
         classes = int(model(x[:1]).shape[1])
         for attack in (authors.fab, authors.apgd_targeted):
             attack.n_target_classes = min(attack.n_target_classes, classes - 1)
-        x_adv, _ = authors.run_standard_evaluation(x, y, batch_size=batch_size)
+        x_adv, _ = authors.run_standard_evaluation(x, y, batch_size=BATCH)
         with torch.no_grad():
-            logits = torch.cat([model(part) for part in x_adv.split(batch_size)])
+            logits = torch.cat([model(part) for part in x_adv.split(BATCH)])
     return ((logits.argmax(1) == y) & logits.isfinite().all(1) & valid(x_adv, x, threat)).cpu()

@@ -1,16 +1,17 @@
 """Which examples an attack meets, on which view of a model, and what is written down: the schedule behind `evaluate`.
 
-A step is an attack on one view, batch by batch, each batch kept as soon as it is judged; views are the deployed model, its
-surrogates and finished twins; rounds let an example leave once it is broken.
+A step is an attack on one view, batch by batch, each batch kept as soon as it is predicted. Views are the deployed model, its
+surrogates and other models as sources of transfer. An example leaves once it is broken.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +20,15 @@ from robustlib.attacks.base import MemoryGuard, SurrogateModel
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.cache import State
-from robustlib.evaluation.metrics import COLUMNS, judge, labelled, robust_correct, valid
+from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
-if TYPE_CHECKING:
-    import pandas as pd
+CLEAN, BEFORE = (
+    "clean",
+    "before",
+)  # components of a cascade that were not needed: wrong without attack, broken before it
+FAMILY = "of each class"  # how surrogates that are aimed at one class each are called together
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """One attack, or one component of a cascade, searching on one view of the model; without attack, the clean images."""
+    """One attack, or one component of a cascade, on one view of the model; without attack, the clean images."""
 
     name: str
     attack: Attack | None = None
@@ -59,97 +63,13 @@ class Step:
     surrogate: str = ""
     component: str = ""
     threat: Threat | None = None  # the allowed perturbations; None for the clean images, and where an attack names none
-    fork: int | None = None  # which streams of random numbers a component draws from
+    stream: int | None = None  # which random numbers a component draws
     target: int | None = None  # the class that a targeted attack aims at
 
     @property
     def eps(self) -> float:
         """The radius that records give: the threat's, or the `bound` of an attack that moves pixels; 0 where there is none."""
         return float(self.threat.eps if self.threat is not None else getattr(self.attack, "bound", None) or 0)
-
-    def search(self, batch: Batch, seed: int) -> Tensor:
-        """x_adv of a batch (B, C, H, W)."""
-        if self.attack is None or self.view is None:
-            return batch.x
-        rng = ExampleRNG.for_examples(seed, batch.index)
-        aim: dict[str, Any] = {} if self.target is None else {"target": torch.full_like(batch.y, self.target)}
-        mine = rng if self.fork is None else rng.fold_in(self.fork)
-        return self.attack(self.view, batch.x, batch.y, rng=mine, **aim)
-
-
-@dataclass
-class Evaluation:
-    """One model on one split, and where finished batches are kept."""
-
-    model: nn.Module
-    split: Split
-    seed: int
-    draws: int
-    batch_size: int
-    state: State
-    progress: Callable[[Progress], None] | None
-    steps: int = 0  # begun so far
-
-    def run(self, step: Step, todo: Tensor) -> "pd.DataFrame":
-        """The records of a step on the examples at positions `todo`; finished batches are not attacked again."""
-        frames, number = self.state.load(self.steps), self.steps
-        self.steps += 1
-        before = done = sum(map(len, frames)) // self.draws
-        began = time.monotonic()
-        self._say(step, done, before, len(todo), began)
-        while done < len(todo):
-            here = todo[done : done + self.batch_size]
-            with MemoryGuard() as guard:
-                frame = self._batch(step, here)
-            note = self._halve(step, len(here)) if guard.failed else ""
-            if not guard.failed:
-                self.state.save(number, done, frame)
-                frames.append(frame)
-                done += len(here)
-            self._say(step, done, before, len(todo), began, note)
-        return joined(frames)
-
-    def _batch(self, step: Step, here: Tensor) -> "pd.DataFrame":
-        part, device = self.split.select(here), self.split.labels.device
-        batch = Batch(part.images, part.labels, part.indices, part.policy)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(_seed(self.seed, step.name, step.surrogate, step.component, int(here[0])))
-            x_adv = step.search(batch, self.seed)
-            frame = judge(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
-        return labelled(frame, step.name, step.surrogate, step.component, step.eps)
-
-    def _halve(self, step: Step, size: int) -> str:
-        """Half the batch from here on, and the sentence that says so."""
-        if size == 1:
-            raise InputError(
-                f"{step.name} {step.component}".strip() + " needs more memory than there is for a single image: "
-                "free some, use another device, or a smaller model."
-            )
-        self.batch_size = (size + 1) // 2
-        self.state.shrink(self.batch_size)
-        return f"Out of memory with {size} images at a time: going on with {self.batch_size}."
-
-    def _say(self, step: Step, done: int, before: int, total: int, began: float, note: str = "") -> None:
-        if self.progress is not None:
-            seconds = time.monotonic() - began
-            eta = seconds / (done - before) * (total - done) if done > before else None
-            self.progress(Progress(step.name, step.surrogate, step.component, done, total, seconds, eta, note))
-
-
-def joined(frames: "list[pd.DataFrame]") -> "pd.DataFrame":
-    """One frame, with all columns even where there is nothing."""
-    import pandas as pd
-
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(COLUMNS))
-
-
-def _seed(*facts: object) -> int:
-    """A number for torch's own generator, from which stochastic models and attacks without `draws` draw."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7], "big")
-
-
-FAMILY = "of each class"  # how the views that are aimed at one class each are called together
 
 
 @dataclass(frozen=True)
@@ -172,14 +92,14 @@ class SurrogateGroup:
 
 def group_surrogates(surrogates: Mapping[str, nn.Module]) -> list[SurrogateGroup]:
     """The surrogates in their order; those with a `target` that differ by its number only ("gate 0", "gate 1") are a family."""
-    found: dict[str, dict[str, nn.Module]] = {}
+    groups: dict[str, dict[str, nn.Module]] = {}
     for name, view in surrogates.items():
         target = getattr(view, "target", None)
         if target is None:
-            found[name] = {"": view}
+            groups[name] = {"": view}
         else:
-            found.setdefault(f"{name.removesuffix(str(target)).strip()} {FAMILY}", {})[name] = view
-    return [SurrogateGroup(name, views) for name, views in found.items()]
+            groups.setdefault(f"{name.removesuffix(str(target)).strip()} {FAMILY}", {})[name] = view
+    return [SurrogateGroup(name, views) for name, views in groups.items()]
 
 
 def is_search(attack: Attack) -> bool:
@@ -190,16 +110,12 @@ def is_search(attack: Attack) -> bool:
 def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
     """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws, a
     deterministic one the others; all, where there are none of that kind."""
-    fit = {
-        name: attack
-        for name, attack in attacks.items()
-        if _averages(attack) == bool(getattr(view, "stochastic", False))
-    }
-    return fit or dict(attacks)
+    random = bool(getattr(view, "stochastic", False))
+    return {name: attack for name, attack in attacks.items() if _averages(attack) == random} or dict(attacks)
 
 
 def _averages(attack: Attack) -> bool:
-    """Whether a search takes the mean gradient of several draws; AutoAttack does so in its rand version only."""
+    """Whether an attack takes the mean gradient of several draws; AutoAttack does so in its rand version only."""
     return getattr(attack, "version", "rand") == "rand" and getattr(attack, "eot", 1) > 1
 
 
@@ -210,11 +126,11 @@ def targeted_attacks(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
     return margin or able
 
 
-def select_groups(attack: Attack, doors: Sequence[SurrogateGroup]) -> list[SurrogateGroup]:
+def select_groups(attack: Attack, groups: Sequence[SurrogateGroup]) -> list[SurrogateGroup]:
     """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
-    single = [door for door in doors if not door.family]
-    joint = [door for door in single if getattr(door.views[""], "objective", None)]
-    rest = [door for door in single if door not in joint]
+    single = [group for group in groups if not group.family]
+    joint = [group for group in single if getattr(group.views[""], "objective", None)]
+    rest = [group for group in single if group not in joint]
     return (rest if hasattr(attack, "components") else joint) or single
 
 
@@ -235,130 +151,177 @@ def adapt(attack: Attack, view: nn.Module) -> Attack:
     return replace(attack, **changes) if changes else attack  # type: ignore[type-var]
 
 
-CLEAN, BEFORE = (
-    "clean",
-    "before",
-)  # components of a cascade that were not needed: wrong without attack, broken before it
+def plan(
+    model: nn.Module,
+    attacks: Mapping[str, Attack],
+    adaptive: Mapping[str, Attack],
+    surrogates: Mapping[str, nn.Module],
+    sources: Mapping[str, nn.Module],
+    *,
+    classes: int,
+    minimum: bool,
+) -> Iterator[tuple[list[Step], bool]]:
+    """The steps of each attack on each view, and whether they meet only what withstood everything before; see `evaluate`."""
+    stochastic, groups = bool(getattr(model, "stochastic", False)), group_surrogates(surrogates)
+
+    def steps(name: str, attack: Attack, group: SurrogateGroup) -> list[Step]:
+        return _steps(name, attack, group, model, classes)
+
+    def met(name: str, group: SurrogateGroup) -> bool:
+        return not stochastic or name in compatible_attacks(adaptive, group.views[""])
+
+    for name, attack in attacks.items():
+        yield steps(name, attack, SurrogateGroup("", {"": model})), False
+    searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
+    for name, attack in searches.items():
+        for group in (*groups, *group_surrogates(sources)):
+            if not group.family and met(name, group):
+                yield steps(name, attack, group), minimum
+    for name, attack in targeted_attacks(adaptive).items():
+        for group in groups:
+            if group.family:
+                yield steps(name, attack, group), minimum
+    for name, attack in adaptive.items():
+        for group in select_groups(attack, groups) if name not in searches else ():
+            if met(name, group):
+                yield steps(name, attack, group), True
+
+
+def _steps(name: str, attack: Attack, group: SurrogateGroup, model: nn.Module, classes: int) -> list[Step]:
+    """One step, or one for each view of a family or each component of a cascade."""
+    threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
+    steps: list[Step] = []
+    for member, module in group.views.items():
+        view = SurrogateModel(module, model) if group.name else module
+        parts = components(attack, module, classes) if hasattr(attack, "components") else {member: attack}
+        for component, part in parts.items():
+            stream = len(steps) if component else None
+            adapted, target = adapt(part, module) if group.name else part, getattr(module, "target", None)
+            steps.append(Step(name, adapted, view, group.name, component, threat, stream, target))
+    return steps
 
 
 @dataclass
 class AttackSchedule:
-    """Everything that was found so far.
+    """One model on one split: runs steps one after another and collects their records.
 
     Args:
-        job: of one model on one split.
-        stochastic: whether every example meets everything, since nothing is broken for good.
-        classes: how many the model tells apart.
+        batch_size: halved when memory runs out.
+        state: where finished batches are kept.
         frames: all records, the clean ones first.
         broken: the first record that each broken example was broken by.
+        steps: begun so far.
     """
 
-    job: Evaluation
-    stochastic: bool
-    classes: int
-    frames: "list[pd.DataFrame]" = field(default_factory=list)
-    broken: "pd.DataFrame" = field(default_factory=lambda: joined([]))
+    model: nn.Module
+    split: Split
+    seed: int
+    draws: int
+    batch_size: int
+    state: State
+    progress: Callable[[Progress], None] | None
+    frames: list[pd.DataFrame] = field(default_factory=list)
+    broken: pd.DataFrame = field(default_factory=lambda: concat_records([]))
+    steps: int = 0
 
-    def begin(self) -> None:
-        """The clean images, all of them."""
-        everyone = torch.arange(len(self.job.split), device=self.job.split.labels.device)
-        self._add(self.job.run(Step(CLEAN), everyone))
+    @property
+    def stochastic(self) -> bool:
+        """Whether every example meets everything, since nothing is broken for good."""
+        return bool(getattr(self.model, "stochastic", False))
 
-    def deployed(self, attacks: Mapping[str, Attack]) -> None:
-        """Every attack on the model itself, in full."""
-        for name, attack in attacks.items() if len(self.job.split) else ():
-            self._meet(self._steps(name, attack, SurrogateGroup("", {"": self.job.model})))
+    def run(self, steps: Sequence[Step], after_all: bool = False) -> None:
+        """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything.
 
-    def others(
-        self,
-        attacks: Mapping[str, Attack],
-        surrogates: Mapping[str, nn.Module],
-        sources: Mapping[str, nn.Module],
-        minimum: bool,
-    ) -> None:
-        """Searches on every surrogate and source, in full (unless only the `minimum` is asked for); then what is costly, on
-        every surrogate, for those examples that withstood everything before."""
-        views, twins = group_surrogates(surrogates), group_surrogates(sources)
-        if not len(self.job.split):
-            return
-        searches = {name: attack for name, attack in attacks.items() if is_search(attack)}
-        for name, attack in searches.items():
-            for door in [door for door in (*views, *twins) if not door.family and self._meant(name, attacks, door)]:
-                self._meet(self._steps(name, attack, door), minimum)
-        for name, attack in targeted_attacks(attacks).items():
-            for door in [door for door in views if door.family]:
-                self._meet(self._steps(name, attack, door), minimum)
-        for name, attack in attacks.items():
-            for door in select_groups(attack, views) if name not in searches else ():
-                if self._meant(name, attacks, door):
-                    self._meet(self._steps(name, attack, door), after_all=True)
-
-    def _meant(self, name: str, attacks: Mapping[str, Attack], door: SurrogateGroup) -> bool:
-        """Whether a single view of a stochastic model meets an attack; of others, every one does."""
-        return not self.stochastic or name in compatible_attacks(attacks, door.views[""])
-
-    def _steps(self, name: str, attack: Attack, door: SurrogateGroup) -> list[Step]:
-        """One step, or one for each view of a family or each component of a cascade."""
-        threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
-        steps: list[Step] = []
-        for member, module in door.views.items():
-            view, target = (
-                SurrogateModel(module, self.job.model) if door.name else module,
-                getattr(module, "target", None),
-            )
-            whole = not hasattr(attack, "components")
-            parts = {member: attack} if whole else components(attack, module, self.classes)
-            for component, part in parts.items():
-                fork = len(steps) if component else None
-                adapted = adapt(part, module) if door.name else part
-                steps.append(Step(name, adapted, view, door.name, component, threat, fork, target))
-        return steps
-
-    def _meet(self, steps: list[Step], after_all: bool = False) -> None:
-        """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything."""
-        standing, first, device = self._standing(after_all), steps[0], self.job.split.labels.device
+        The first one meets what the model has right without attack or, with `after_all`, what withstood everything so far.
+        """
+        first, labels = steps[0], self.split.labels.cpu()
+        lost = self.broken if after_all else self.broken[self.broken["attack"] == CLEAN]
+        gone = np.isin(self.split.indices.cpu().numpy(), lost["index"].to_numpy(dtype=np.int64))
+        standing = torch.from_numpy(~gone) | self.stochastic
         if not self.stochastic:
-            self._keep(first, self._lost(after_all))
-        if first.target is not None:  # its own images stay where they are
-            self._keep(first, self._clean(standing & self._of(first.target)))
+            rows = lost.loc[lost.index.repeat(self.draws)]
+            self._keep(first, rows.assign(draw=np.tile(np.arange(self.draws), len(lost))))
+        if first.target is not None:  # images of its own class stay as they are
+            own = standing & (labels == first.target)
+            self._keep(first, self.frames[0][own.repeat_interleave(self.draws).numpy()])
         for step in steps:
-            here = standing if step.target is None else standing & ~self._of(step.target)
-            todo = here.nonzero()[:, 0]
-            frame = self.job.run(step, todo.to(device))
+            todo = (standing if step.target is None else standing & (labels != step.target)).nonzero()[:, 0]
+            frame = self._run_step(step, todo.to(self.split.labels.device))
             if not self.stochastic:
-                standing[todo] = torch.from_numpy(_right(frame)).view(-1, self.job.draws).all(1)
+                standing[todo] = torch.from_numpy(_correct(frame)).view(-1, self.draws).all(1)
             self._add(frame)
 
-    def _keep(self, step: Step, rows: "pd.DataFrame") -> None:
+    def _run_step(self, step: Step, todo: Tensor) -> pd.DataFrame:
+        """The records of a step on the examples at positions `todo`; finished batches are not attacked again."""
+        frames, number, began = self.state.load(self.steps), self.steps, time.monotonic()
+        self.steps += 1
+        before = done = sum(map(len, frames)) // self.draws
+        self._report(step, done, before, len(todo), began)
+        while done < len(todo):
+            rows = todo[done : done + self.batch_size]
+            with MemoryGuard() as guard:
+                frame = self._attack_batch(step, rows)
+            note = self._halve(step, len(rows)) if guard.failed else ""
+            if not guard.failed:
+                self.state.save(number, done, frame)
+                frames.append(frame)
+                done += len(rows)
+            self._report(step, done, before, len(todo), began, note)
+        return concat_records(frames)
+
+    def _attack_batch(self, step: Step, rows: Tensor) -> pd.DataFrame:
+        part, device = self.split.select(rows), self.split.labels.device
+        batch = Batch(part.images, part.labels, part.indices, part.policy)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(_seed(self.seed, step.name, step.surrogate, step.component, int(rows[0])))
+            x_adv = batch.x
+            if step.attack is not None and step.view is not None:
+                rng = ExampleRNG.for_examples(self.seed, batch.index)
+                rng = rng if step.stream is None else rng.fold_in(step.stream)
+                aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
+                x_adv = step.attack(step.view, batch.x, batch.y, rng=rng, **aim)
+            frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
+        return labelled(frame, step.name, step.surrogate, step.component, step.eps)
+
+    def _halve(self, step: Step, size: int) -> str:
+        """Half the batch from here on, and the sentence that says so."""
+        if size == 1:
+            raise InputError(
+                f"{step.name} {step.component}".strip() + " needs more memory than there is for a single image: "
+                "free some, use another device, or a smaller model."
+            )
+        self.batch_size = (size + 1) // 2
+        self.state.shrink(self.batch_size)
+        return f"Out of memory with {size} images at a time: going on with {self.batch_size}."
+
+    def _report(self, step: Step, done: int, before: int, total: int, began: float, note: str = "") -> None:
+        if self.progress is not None:
+            seconds = time.monotonic() - began
+            eta = seconds / (done - before) * (total - done) if done > before else None
+            self.progress(Progress(step.name, step.surrogate, step.component, done, total, seconds, eta, note))
+
+    def _keep(self, step: Step, rows: pd.DataFrame) -> None:
         """What is known of those that an attack leaves out, in its name; a component says so where there are components."""
-        why = np.where(rows["attack"] == CLEAN, CLEAN, BEFORE) if step.fork is not None else ""
-        self._add(labelled(rows, step.name, step.surrogate, why, step.eps))
+        if len(rows):
+            why = np.where(rows["attack"] == CLEAN, CLEAN, BEFORE) if step.stream is not None else ""
+            self._add(labelled(rows, step.name, step.surrogate, why, step.eps))
 
-    def _of(self, label: int) -> Tensor:
-        """(N,) bool: which examples are of a class."""
-        return self.job.split.labels.cpu() == label
-
-    def _standing(self, after_all: bool) -> Tensor:
-        """(N,) bool: who is right without attack or, `after_all`, withstood everything; all, if the model is stochastic."""
-        lost = self.broken if after_all else self.broken[self.broken["attack"] == CLEAN]
-        gone = np.isin(self.job.split.indices.cpu().numpy(), lost["index"].to_numpy(dtype=np.int64))
-        return torch.from_numpy(~gone) | self.stochastic
-
-    def _lost(self, after_all: bool) -> "pd.DataFrame":
-        """What broke those that are not attacked any more."""
-        lost, draws = self.broken if after_all else self.broken[self.broken["attack"] == CLEAN], self.job.draws
-        return lost.loc[lost.index.repeat(draws)].assign(draw=np.tile(np.arange(draws), len(lost)))
-
-    def _clean(self, which: Tensor) -> "pd.DataFrame":
-        """The clean records of some examples (N,) bool."""
-        return self.frames[0][which.repeat_interleave(self.job.draws).numpy()]
-
-    def _add(self, frame: "pd.DataFrame") -> None:
+    def _add(self, frame: pd.DataFrame) -> None:
         self.frames.append(frame)
-        wrong = frame[~_right(frame)].drop_duplicates("index")
-        new = wrong[~wrong["index"].isin(self.broken["index"])]
-        self.broken = joined([self.broken, new])
+        wrong = frame[~_correct(frame)].drop_duplicates("index")
+        self.broken = concat_records([self.broken, wrong[~wrong["index"].isin(self.broken["index"])]])
 
 
-def _right(frame: "pd.DataFrame") -> "np.ndarray":
+def concat_records(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """One frame, with all columns even where there is nothing."""
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _correct(frame: pd.DataFrame) -> np.ndarray:
     return robust_correct(frame).to_numpy(dtype=bool, copy=True)
+
+
+def _seed(*facts: object) -> int:
+    """A number for torch's own generator, from which stochastic models and attacks without `rng` draw."""
+    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7], "big")

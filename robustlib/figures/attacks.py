@@ -64,7 +64,7 @@ def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
 
     Args:
-        rows: of `robustlib.evaluation.cascade` or `results["cascade"]`: `component`, `accuracy` after it (fraction of all
+        rows: of `robustlib.evaluation.cascade_steps` or `results["cascade"]`: `component`, `accuracy` after it (fraction of all
             images), in order, the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade
             of the first is drawn.
     """

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from robustlib.audit.attacks import (
     sources_of,
     surrogates_of,
 )
-from robustlib.audit.audit import _most, check_published, check_selection, headline, protocol
+from robustlib.audit.audit import _most, check_published, check_selection, headline_badge, protocol_badge
 from robustlib.audit.binarisation import Readout, Readouts, _readout, _surface_point, binarised, outputs
-from robustlib.audit.checks import check_gap, modes
-from robustlib.audit.verdicts import Part, effect, inconsistent, judge
+from robustlib.audit.checks import check_gap, train_mode_layers
+from robustlib.audit.verdicts import Part, effect, inconsistent, make_check
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
@@ -38,6 +39,7 @@ from robustlib.threat import Threat
 from robustlib.training import fit
 from robustlib.workbook import cli
 
+MODULE = sys.modules["robustlib.audit.audit"]  # whose name is also that of its function
 SHORT = {"n": 96, "queries": 100, "noise": 50, "targets": 2, "readouts": 16}
 N = 256
 
@@ -218,7 +220,7 @@ def test_planted_fakes_are_caught(digits, honest, fake, red):
     checks = audit(model, digits.test, digits.threat, **SHORT)
     assert red <= fired(checks), [f"{c.number} {c.verdict} {c.value}: {c.meaning}" for c in checks]
     assert [check.number for check in checks] == list(range(1, 14))
-    assert headline(checks)["verdict"] == "red"
+    assert headline_badge(checks)["verdict"] == "red"
 
 
 def test_a_self_confirming_head_is_caught(digits, honest):
@@ -232,7 +234,7 @@ def test_a_self_confirming_head_is_caught(digits, honest):
     assert pgd20(model, digits) > least + 10, "this fake fools nobody"
     checks = audit(model, digits.test, digits.threat, **SHORT | {"n": 128})
     assert checks[5].verdict == "red", checks[5]
-    assert headline(checks)["verdict"] == "red"
+    assert headline_badge(checks)["verdict"] == "red"
 
     class Declared(SelfConfirming):
         def surrogates(self) -> dict[str, nn.Module]:
@@ -260,13 +262,13 @@ def test_catastrophic_overfitting_is_caught(digits):
     assert under(FGSM(threat), model, data) - pgd20(model, data) > 25
     checks = audit(model, digits.test, threat, **SHORT | {"n": 128})
     assert checks[0].verdict == "amber", checks[0]
-    assert "as after catastrophic overfitting" in headline(checks)["text"]
+    assert "as after catastrophic overfitting" in headline_badge(checks)["text"]
 
 
 def test_honest_models_are_left_in_peace(digits, honest, undefended):
     checks = audit(honest, digits.test, digits.threat, transfer={"standard": undefended}, queries=300, noise=200)
     assert not fired(checks), [f"{c.number}: {c.meaning}" for c in checks if c.verdict == "red"]
-    assert headline(checks)["verdict"] in ("pass", "amber")
+    assert headline_badge(checks)["verdict"] in ("pass", "amber")
     assert not fired(audit(undefended, digits.test, digits.threat, **SHORT))
 
 
@@ -275,7 +277,7 @@ def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkey
         stochastic = True
         noise = 0.15
 
-    monkeypatch.setattr("robustlib.audit.audit.EOT", 2)
+    monkeypatch.setattr(MODULE, "EOT", 2)
     model = Declared(honest).eval()
     tiny = {"n": 48, "queries": 20, "noise": 20, "targets": 1, "readouts": 8}
     checks = audit(model, digits.test, digits.threat, **tiny)
@@ -347,8 +349,8 @@ def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digi
         real(self, *arguments, **settings)
 
     monkeypatch.setattr(AuditAttacks, "__init__", noted)
-    monkeypatch.setattr("robustlib.audit.audit.EOT", 1)
-    monkeypatch.setattr("robustlib.audit.audit.DRAWS", 2)
+    monkeypatch.setattr(MODULE, "EOT", 1)
+    monkeypatch.setattr(MODULE, "DRAWS", 2)
     tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
     checks = audit(model, digits.test, digits.threat, transfer={"other": nn.Sequential(linear)}, **tiny)
     assert list(given["transfer"]) == ["bare", "other"]
@@ -436,28 +438,28 @@ def test_effect_equals_bonett_and_price(broken, mended, n):
 
 def test_the_gravest_broken_criterion_speaks():
     parts = [Part(1.0, 2.0, False, "a", "fine", "bad"), Part(3.0, 2.0, True, "b", "", "weak", "amber")]
-    assert judge(3, "steps", parts).meaning == "b: weak."
+    assert make_check(3, "steps", *parts).meaning == "b: weak."
     red = Part(9.004, 1.953125, True, "c", "", "wrong")
-    assert judge(3, "steps", [*parts, red]) == Check("steps", "red", 9.0, 1.95, "c: wrong.", 3)
-    assert judge(3, "steps", parts[:1]).verdict == "pass"
-    assert judge(3, "steps", parts[:1]).meaning == "a: fine."
+    assert make_check(3, "steps", *parts, red) == Check("steps", "red", 9.0, 1.95, "c: wrong.", 3)
+    assert make_check(3, "steps", *parts[:1]).verdict == "pass"
+    assert make_check(3, "steps", *parts[:1]).meaning == "a: fine."
 
 
 def test_a_check_that_passes_for_want_of_images_says_so():
     fine, unsure = Part(1.0, 2.0, False, "a", images=32), Part(3.0, 2.0, False, "b", images=32)
-    checks = [judge(2, "radii", [fine]), judge(3, "steps", [fine, unsure])]
+    checks = [make_check(2, "radii", fine), make_check(3, "steps", fine, unsure)]
     assert [check.doubtful for check in checks] == [False, True]
-    told = headline(checks)
+    told = headline_badge(checks)
     assert told["verdict"] == "pass"
     assert told["text"] == "2 checks found no sign of a weak attack; of check 3 the images are too few to tell."
 
 
 def test_a_value_beyond_its_threshold_is_never_called_fine():
     above = Part(11.7, 8.0, False, "gap", "healthy", "bad", images=500)
-    check = judge(6, "gap", [Part(1.0, 2.0, False, "a", "fine"), above])
+    check = make_check(6, "gap", Part(1.0, 2.0, False, "a", "fine"), above)
     assert (check.verdict, check.meaning) == ("pass", "gap: above 8 points, but 500 images cannot tell.")
     below = Part(70.0, 75.0, False, "found", "", "bad", unit="%", images=64, least=True)
-    assert judge(11, "b", [below]).meaning == "found: below 75 %, but 64 images cannot tell."
+    assert make_check(11, "b", below).meaning == "found: below 75 %, but 64 images cannot tell."
 
 
 def test_choosing_the_strongest_of_equal_draws_costs_nothing(digits):
@@ -542,14 +544,14 @@ def test_readouts_of_a_random_model_have_their_adversarial_example_for_most_draw
 
 def test_layers_left_in_train_mode_are_named(digits, honest):
     model = copy.deepcopy(honest)
-    assert modes(model) == []
+    assert train_mode_layers(model) == []
     model.encoder.stage2[1].train()
-    assert modes(model) == ["encoder.stage2.1"]
+    assert train_mode_layers(model) == ["encoder.stage2.1"]
     tiny = {"n": 16, "queries": 5, "noise": 5, "targets": 1, "readouts": 8}
     check = audit(model, digits.test, digits.threat, **tiny)[12]
     assert check.verdict == "red"
     assert "encoder.stage2.1" in check.meaning
-    assert modes(model) == ["encoder.stage2.1"], "an audit leaves the model as it was"
+    assert train_mode_layers(model) == ["encoder.stage2.1"], "an audit leaves the model as it was"
 
 
 def test_unfair_records_are_noticed(digits, honest):
@@ -656,7 +658,7 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
     assert len(found["transfer"]) == 1
     assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(found))
     with monkeypatch.context() as patch:
-        patch.setattr("robustlib.audit.audit.audit", None)  # a stored one is shown, not repeated
+        patch.setattr(MODULE, "audit", None)  # a stored one is shown, not repeated
         assert audit_run(run, digits, n=16, device="cpu") == found
         with pytest.raises(TypeError):
             audit_run(run, digits, n=17, device="cpu")
@@ -704,7 +706,7 @@ def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
 @pytest.mark.parametrize(("worst", "verdict"), [(0.50, "pass"), (0.46, "amber"), (0.30, "red")])
 def test_protocol_badge_says_what_the_paper_overstates(worst, verdict):
     rows = [{"attack": "pgd20", "accuracy": 0.51}, {"attack": "worst", "accuracy": worst}]
-    badge = protocol("trades", {"rows": rows})
+    badge = protocol_badge("trades", {"rows": rows})
     assert badge["verdict"] == verdict
     assert badge["overstates"] == pytest.approx(51 - 100 * worst)
     assert f"{51 - 100 * worst:.1f} points" in badge["text"]
@@ -712,17 +714,21 @@ def test_protocol_badge_says_what_the_paper_overstates(worst, verdict):
         ("ancra", "The evaluation has no AutoAttack, the paper's"),
         ("rep_spectral", "reports no accuracy under"),
     ):
-        badge = protocol(name, {"rows": rows})
+        badge = protocol_badge(name, {"rows": rows})
         assert badge["verdict"] == "n/a"
         assert says in badge["text"]
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])
-def test_published_window(accuracy, verdict):
-    params = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper", "changed": ""}
+def test_published_window(accuracy, verdict, tmp_path):
+    run, facts = (
+        Run(tmp_path),
+        {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper"},
+    )
     row = {"attack": "autoattack", "accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01}
-    assert check_published(params, {"rows": [row]}).verdict == verdict
-    assert check_published({**params, "changed": "epochs=3"}, {"rows": [row]}).verdict == "n/a"
+    for changes, expected in (({}, verdict), ({"epochs": 3}, "n/a")):
+        write_json(run.path / "params.json", facts | {"changes": changes})
+        assert check_published(run, {"rows": [row]}).verdict == expected
 
 
 def test_selection_needs_both_epochs(run):

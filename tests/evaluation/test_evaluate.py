@@ -20,7 +20,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation import (
     adapt,
     aggregate,
-    cascade,
+    cascade_steps,
     compare_with_reference,
     evaluate,
     evaluate_run,
@@ -152,13 +152,13 @@ def test_a_cascade_is_autoattack_called_directly(split):
     assert np.array_equal(logits.argmax(1).numpy()[broken], last.prediction[broken])
     assert np.allclose(margin_of(logits, labels).numpy()[broken], last.margin[broken], atol=1e-5)
     assert (logits.argmax(1) == labels).numpy()[~broken].all()
-    steps = cascade(records)
+    steps = cascade_steps(records)
     assert list(steps.component) == ["clean", "random", "square", "apgd-t"]
     assert list(steps.attacked) == [120, *(120 - steps.broken.cumsum())[:-1]]
     assert (steps.broken[1:] > 0).all()
     assert np.isclose(steps.accuracy.iloc[-1], summarise(records).accuracy[1])
     assert len(records) == 120 + steps.attacked[1:].sum(), "one row for each component that tried"
-    assert cascade(records[records.attack == "clean"]).empty
+    assert cascade_steps(records[records.attack == "clean"]).empty
 
 
 class Masked(Linear):
@@ -186,7 +186,7 @@ def test_the_headline_is_the_minimum_over_surrogates_judged_by_the_deployed_mode
     assert table["pgd"] == table["clean"] > 0.9
     assert table["pgd@smooth"] == table["pair@smooth"] == table["worst"] == true < 0.7
     assert table["pgd@useless"] >= true
-    assert set(cascade(records).surrogate) == {"", "smooth", "useless"}
+    assert set(cascade_steps(records).surrogate) == {"", "smooth", "useless"}
 
 
 class Through(torch.nn.Module):
@@ -312,7 +312,7 @@ def test_a_relaxed_view_meets_the_apgd_of_a_cascade_only(model, split):
     slopes = Slopes()
     slopes.map = model.map
     parts = (("apgd-ce", APGD(THREAT, steps=3, objective="ce")), ("square", Square(THREAT, queries=5)))
-    steps = cascade(evaluate(slopes, split, {"pair": AutoAttack(THREAT, version="custom", attacks=parts)}))
+    steps = cascade_steps(evaluate(slopes, split, {"pair": AutoAttack(THREAT, version="custom", attacks=parts)}))
     met = {view: list(rows.component) for view, rows in steps[steps.component != "before"].groupby("surrogate")}
     assert met == {
         "": ["clean", "apgd-ce", "square"],
@@ -386,7 +386,7 @@ def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
 
 
 def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, few, monkeypatch):
-    monkeypatch.setattr("robustlib.attacks.autoattack.AutoAttack", quick)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     settings = {"root": tmp_path, "device": "cpu", "progress": False}
 
     def train(name):
@@ -469,7 +469,7 @@ def test_the_strongest_of_several_attacks_on_a_stochastic_model():
     assert table[["even", "odd"]].to_numpy() == pytest.approx(0.65, abs=0.03)
     assert 0.47 < table["worst"] < 0.58
     pair = AutoAttack(threat, version="custom", attacks=(("even", Darken(threat, 0)), ("odd", Darken(threat, 1))))
-    steps = cascade(evaluate(Coin(), coins(), {"pair": pair}))
+    steps = cascade_steps(evaluate(Coin(), coins(), {"pair": pair}))
     assert list(steps.attacked) == [400, 400, 400]
     assert steps.accuracy.to_numpy() == pytest.approx([0.8, 0.67, 0.52], abs=0.05)
     for draws in (0, 1):
@@ -604,7 +604,7 @@ def quick(threat: Threat) -> AutoAttack:
 
 
 def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, few, monkeypatch):
-    monkeypatch.setattr("robustlib.attacks.autoattack.AutoAttack", quick)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     runs = []
     for seed in (0, 1):
         method = make_method("standard", "digits", epochs=2, train_examples=300)
@@ -649,7 +649,7 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(tmp_path, digits, 
 
 
 def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, few, monkeypatch):
-    monkeypatch.setattr("robustlib.attacks.autoattack.AutoAttack", quick)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     method = make_method("standard", "digits", epochs=1, train_examples=100)
     run = fit(method, few, root=tmp_path, device="cpu", progress=False)
     again = f"{run.provenance()['command']} --rerun"
@@ -693,7 +693,7 @@ def test_runs_that_lack_something_are_named_with_the_remedy(tmp_path, digits, fe
 
 
 def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, few, monkeypatch):
-    monkeypatch.setattr("robustlib.attacks.autoattack.AutoAttack", quick)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     run = fit(make_method("standard", "digits", epochs=1, train_examples=200), few, root=tmp_path, progress=False)
 
     def interrupt(progress):
@@ -723,7 +723,7 @@ def test_an_interrupted_evaluation_of_a_run_goes_on(tmp_path, digits, few, monke
 
 
 def test_the_authors_package_is_a_second_opinion(tmp_path, digits, few, monkeypatch):
-    monkeypatch.setattr("robustlib.attacks.autoattack.AutoAttack", quick)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     method = make_method("standard", "digits", epochs=1, train_examples=200)
     run = fit(method, few, root=tmp_path, device="cpu", progress=False)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)

@@ -84,18 +84,17 @@ def test_its_table_labels_it_invalid():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    "wrong",
     [
-        ({"eps": -1.0}, "eps=-1.0: give a number of at least 0"),
-        ({"eps": float("nan")}, "eps=nan"),
-        ({"eps": float("inf")}, "eps=inf"),
-        ({"step_size": 0.0}, "step_size=0.0: give a positive number"),
-        ({"step_size": float("inf")}, "step_size=inf"),
-        ({"steps": 0}, "steps=0: give a whole number of at least 1"),
+        *({"eps": v} for v in (-1.0, float("nan"), float("inf"))),
+        *({"step_size": v} for v in (0.0, float("inf"))),
+        {"steps": 0},
     ],
+    ids=str,
 )
-def test_bad_settings_are_sentences(digits, model, wrong, says):
-    with pytest.raises(InputError, match=f"claf_published_protocol: {says}"):
+def test_bad_settings_are_sentences(digits, model, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name}={value!r}.*give a radius of at least 0"):
         claf_published_protocol(model, digits.test.sample(4), **wrong)
 
 

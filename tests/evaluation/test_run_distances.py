@@ -36,7 +36,7 @@ def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes measuring an error: what is asked for must be stored."""
-    monkeypatch.setattr("robustlib.evaluation.distances.adversarial_distances", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.measurements.adversarial_distances", lambda *_, **__: 1 / 0)
 
 
 def test_runs_are_measured_once_on_the_same_images(
@@ -90,7 +90,7 @@ def test_failed_searches_are_stored_as_such(
 ) -> None:
     invented = pd.DataFrame({"index": [1, 2], "label": [0, 0], "correct": [True, True], "distance": [0.5, np.nan]})
     monkeypatch.setattr(
-        "robustlib.evaluation.distances.adversarial_distances", lambda *_, **__: invented.assign(queries=7)
+        "robustlib.evaluation.measurements.adversarial_distances", lambda *_, **__: invented.assign(queries=7)
     )
     for _ in range(2):
         frame = measure_distances({"rep": runs["rep"]}, digits, FAB(Threat("l2", 0.5)), n=2)["rep"]

@@ -22,15 +22,14 @@ from robustlib.evaluation import (
     draw_statistics,
     evaluate,
     evaluate_run,
-    fixed_draw,
     measure_randomness,
     measure_unseen,
     standard_attacks,
     stochastic_protocol,
     summarise,
 )
-from robustlib.evaluation.metrics import judge
-from robustlib.evaluation.protocols import Unseen, randomised_views, unseen_attacks, unseen_of
+from robustlib.evaluation.metrics import predict
+from robustlib.evaluation.protocols import UnseenStrengths, adaptive_attacks, unseen_attacks, unseen_strengths
 from robustlib.evaluation.schedule import compatible_attacks
 from robustlib.evaluation.stochastic import Vote, eot_curve, fixed_accuracies, last_step, vote, with_plateau
 from robustlib.methods import make_method
@@ -236,19 +235,9 @@ def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient(
     assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
 
 
-def test_a_deterministic_evaluation_of_a_stochastic_model_needs_a_seed() -> None:
-    model, split = Noisy(), images(4)
-    with pytest.raises(
-        InputError, match="Noisy is stochastic, and a deterministic evaluation fixes its draw: give a seed"
-    ):
-        fixed_draw(model)
-    with pytest.raises(InputError, match=r"Coin is stochastic.*needs a method fixed\(seed\)"):
-        fixed_draw(Coin(0.5), 3)
+def test_a_single_draw_of_a_stochastic_model_is_no_evaluation() -> None:
     with pytest.raises(InputError, match=r"fix its randomness with a seed: model.fixed\(seed\)"):
-        evaluate(model, split, {}, draws=1)
-    still = fixed_draw(model, 3)
-    assert torch.equal(still(torch.ones(2, 1, 4, 4)), still(torch.ones(2, 1, 4, 4)))
-    assert fixed_draw(still) is still
+        evaluate(Noisy(), images(4), {}, draws=1)
 
 
 # ---- a vote of many draws
@@ -320,15 +309,15 @@ def test_a_preset_says_what_randomised_models_meet() -> None:
         == stochastic_protocol(None)
         == StochasticProtocol()
     )
-    attacks = standard_attacks(THREAT, stochastic=True, budget=budget)
+    attacks = standard_attacks(THREAT, stochastic=True, protocol=budget)
     assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
     assert attacks["autoattack"] == AutoAttack(THREAT, version="rand", steps=20, eot=8, queries=1000)
     first = attacks["autoattack"].components(10)["apgd-dlr"]  # type: ignore[attr-defined]
     assert first == APGD(THREAT, 20, "dlr", eot=8)
     assert (attacks["square"].queries, attacks["square"].votes) == (1000, 4)  # type: ignore[attr-defined]
     assert {part.steps for name, part in attacks["aa_standard"].components(10).items() if name != "square"} == {20}  # type: ignore[attr-defined]
-    assert unseen_of("digits").l2 == 0.6
-    assert unseen_of("cifar10-paper") == Unseen(l2=0.5, flow=0.8)
+    assert unseen_strengths("digits").l2 == 0.6
+    assert unseen_strengths("cifar10-paper") == UnseenStrengths(l2=0.5, flow=0.8)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +331,7 @@ def test_a_preset_says_what_randomised_models_meet() -> None:
         (lambda: StochasticProtocol(defence=0), "defence=0"),
         (lambda: StochasticProtocol(bpda=(0, 1)), r"bpda=\(0, 1\)"),
         (lambda: StochasticProtocol(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
-        (lambda: Unseen(l2=0.0), "l2=0.0: give a number above 0"),
+        (lambda: UnseenStrengths(l2=0.0), "l2=0.0: give a number above 0"),
         (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
         (lambda: AutoAttack(THREAT, version="rand", eot=0), "eot=0"),
         (lambda: StAdv(0.2, eot=0), "eot=0"),
@@ -360,11 +349,11 @@ def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"Unknown entry of randomised in odd\.yaml 'imags'\. Did you mean 'images'"):
         stochastic_protocol("odd")
     with pytest.raises(InputError, match=r"unseen in odd\.yaml 'l3'"):
-        unseen_of("odd")
+        unseen_strengths("odd")
 
 
 def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
-    attacks = randomised_views(THREAT, TINY)
+    attacks = adaptive_attacks(THREAT, True, TINY)
     assert list(compatible_attacks(attacks, Noisy())) == ["pgd_eot"]
     assert list(compatible_attacks(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
     alone = {"pgd": PGD(THREAT)}
@@ -446,22 +435,21 @@ def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.fixture
 def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
     """Both, evaluated within a tiny budget."""
-    for room in ("run_results", "run_randomness", "run_unseen"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.stochastic_protocol", lambda preset: TINY)
+    monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: TINY)
     quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
     deterministic = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=2), "cw50": FGSM(digits.threat)}
     deterministic["autoattack"] = quick  # type: ignore[assignment]
     real = standard_attacks
 
-    def attacks(threat: Threat, stochastic: bool, budget: StochasticProtocol) -> Any:
+    def attacks(threat: Threat, stochastic: bool = False, budget: StochasticProtocol = TINY) -> Any:
         return real(threat, True, budget) if stochastic else deterministic
 
     monkeypatch.setattr("robustlib.evaluation.protocols.standard_attacks", attacks)
     monkeypatch.setattr("robustlib.evaluation.runs.EPS_MULTIPLES", (0, 1))
     monkeypatch.setattr("robustlib.evaluation.runs.STEPS", (0, 1))
-    monkeypatch.setattr("robustlib.evaluation.stochastic.STEPS", (1, 2, 4))
-    for room in ("run_results", "suites"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.EOT", 2)
+    monkeypatch.setattr("robustlib.evaluation.measurements.PLATEAU_STEPS", (1, 2, 4))
+    for module in ("runs", "protocols"):
+        monkeypatch.setattr(f"robustlib.evaluation.{module}.EOT", 2)
     for run in runs.values():
         evaluate_run(run, digits, n=8, device="cpu")
     return runs
@@ -503,7 +491,7 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
         "draw fixed by seed 2, known to the attacker",
     } <= set(table.index)
     assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
-    monkeypatch.setattr("robustlib.evaluation.stochastic.draw_statistics", lambda *_: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.measurements.draw_statistics", lambda *_: 1 / 0)
     assert evaluate_run(run, digits, n=8, device="cpu") == results
     assert measure_randomness(run, digits) == found
     with pytest.raises(InputError, match="answers the same each time"):
@@ -525,16 +513,16 @@ def test_the_plateau_is_checked_once(
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
-    for room in ("run_randomness", "randomness"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", interrupted)
+    for module in ("measurements", "stochastic"):
+        monkeypatch.setattr(f"robustlib.evaluation.{module}.evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_plateau(run, digits, device="cpu")
     points = ["2x1", "2x5", "2x20", "2x50", "1x2", "2x2", "4x2"]
     assert asked == ["plateau", *(f"plateau-{point}" for point in points)]
     assert run.results() == before, "nothing is stored by halves"
-    monkeypatch.setattr("robustlib.evaluation.metrics.judge", lambda *given: judged.append(given) or judge(*given))
-    for room in ("run_randomness", "randomness"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.evaluate", real)
+    monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *given: judged.append(given) or predict(*given))
+    for module in ("measurements", "stochastic"):
+        monkeypatch.setattr(f"robustlib.evaluation.{module}.evaluate", real)
     results = check_plateau(run, digits, device="cpu")
     assert results == run.results()
     assert len(judged) == 2, "clean and attacked images of the point that was missing"
@@ -549,7 +537,7 @@ def test_the_plateau_is_checked_once(
     assert results["plateau"]["full"]["protocol"] == repr(PGDEOT(digits.threat, 3, 2))
     assert results["plateau"]["full"]["n"] == 6
     assert not run.evaluation.exists()
-    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
     assert check_plateau(run, digits, device="cpu") == results
     index = tables.randomness(results, measure_randomness(run, digits)).index
     assert {
@@ -570,10 +558,10 @@ def test_what_was_already_at_full_strength_is_not_attacked_again(
     kept = run.results()
     write_json(run.path / "results.json", {name: value for name, value in kept.items() if name != "plateau"})
     monkeypatch.setattr(
-        "robustlib.evaluation.protocols.stochastic_protocol", lambda _: replace(TINY, full=TINY.pgd_eot)
+        "robustlib.evaluation.measurements.stochastic_protocol", lambda _: replace(TINY, full=TINY.pgd_eot)
     )
-    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("robustlib.evaluation.stochastic._grid", lambda *_: {})
+    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.measurements._plateau_curves", lambda *_: {})
     plateau = check_plateau(run, digits, device="cpu")["plateau"]
     assert plateau["full"] == next(row for row in kept["rows"] if row["attack"] == "pgd_eot")
     assert not plateau["taken"]
@@ -587,11 +575,13 @@ def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(
     known = measure_randomness(run, digits, device="cpu")
     (run.path / "randomness.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("robustlib.evaluation.stochastic.vote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "robustlib.evaluation.measurements.vote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             measure_randomness(run, digits, device="cpu", progress=seen.append)
     assert seen, "progress is told"
-    monkeypatch.setattr("robustlib.evaluation.metrics.judge", lambda *given: judged.append(given) or judge(*given))
+    monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *given: judged.append(given) or predict(*given))
     assert measure_randomness(run, digits, device="cpu") == known
     assert len(judged) == 2, "clean and attacked images of the vote: all before it was kept"
     assert not (run.path / "randomness").exists()
@@ -641,7 +631,7 @@ def test_a_study_measures_what_its_claims_need(
 def test_the_command_line_measures_unseen_attacks(
     evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("robustlib.evaluation.protocols.unseen_attacks", quick_unseen)
+    monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     monkeypatch.setattr(cli.out, "width", 250)
     code, out, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--unseen", "--device", "cpu")
     assert (code, err) == (0, "")
@@ -652,7 +642,7 @@ def test_the_command_line_measures_unseen_attacks(
 def test_unseen_attacks_of_any_run_beside_the_known_ones(
     evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustlib.evaluation.protocols.unseen_attacks", quick_unseen)
+    monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     table = measure_unseen(evaluated, digits, device="cpu")
     assert table["run"].unique().tolist() == ["plain", "pure"]
     assert table.groupby("run")["attack"].agg(list).tolist() == [["clean", "known", "l2", "stadv"]] * 2
@@ -681,7 +671,7 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
         measure_of(evaluated["plain"], "unseen/price")
     shown = tables.unseen(table)
     assert list(shown.columns)[-3:] == ["lost to L2", "lost to StAdv", "images"]
-    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
     pd.testing.assert_frame_equal(measure_unseen(evaluated, digits, device="cpu"), table)
     with pytest.raises(InputError, match=r"not evaluated on all of these 7 images.*--examples 7"):
         measure_unseen({"pure": evaluated["pure"]}, digits, n=7)
@@ -693,21 +683,23 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
     pure = evaluated["pure"]
     taken = {"n": 6, "correct": 0.0, "accuracy": 0.0, "low": 0.0, "high": 0.4, "protocol": "PGDEOT"}
     write_json(pure.path / "results.json", pure.results() | {"plateau": {"full": taken, "taken": True}})
-    monkeypatch.setattr("robustlib.evaluation.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", evaluate)
     lower = measure_unseen({"pure": pure}, digits, device="cpu").set_index("attack")
     assert lower.loc["known", "accuracy"] == 0.0, "the headline after its plateau check"
     with pytest.raises(InputError, match="no runs to measure"):
         measure_unseen({}, digits)
 
 
-def quick_unseen(unseen: Unseen, stochastic: bool, budget: StochasticProtocol) -> dict[str, Any]:
+def quick_unseen(unseen: UnseenStrengths, stochastic: bool, budget: StochasticProtocol) -> dict[str, Any]:
     """As they are, but without what a deterministic model makes costly."""
     kinds = unseen_attacks(unseen, stochastic, budget)
     return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}
 
 
 def test_the_unseen_attacks_have_the_strengths_of_the_preset() -> None:
-    random, still = (unseen_attacks(Unseen(l2=0.6, flow=0.2), stochastic, TINY) for stochastic in (True, False))
+    random, still = (
+        unseen_attacks(UnseenStrengths(l2=0.6, flow=0.2), stochastic, TINY) for stochastic in (True, False)
+    )
     assert list(random) == list(still) == ["l2", "stadv"]
     assert random["l2"] == {
         "pgd_eot": PGDEOT(Threat("l2", 0.6), 2, 2),

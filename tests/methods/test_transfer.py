@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import images_of
+from robustlib.evaluation.measurements import images_of
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json

@@ -185,13 +185,13 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         "robustlib.data.load_dataset", lambda name, **how: few if name == "digits" else load_dataset(name, **how)
     )
     tiny = StochasticProtocol(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
-    for room in ("run_results", "run_randomness", "run_unseen"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.stochastic_protocol", lambda preset: tiny)
-    for room in ("suites", "unseen"):
-        monkeypatch.setattr(f"robustlib.evaluation.{room}.AutoAttack", partial(AutoAttack, steps=5, queries=40))
+    monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: tiny)
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=5, queries=40))
     for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
         monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
-    monkeypatch.setattr("robustlib.audit.audit.audit", partial(judged, queries=20, noise=20, readouts=8))
+    monkeypatch.setattr(
+        sys.modules["robustlib.audit.audit"], "audit", partial(judged, queries=20, noise=20, readouts=8)
+    )
     monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
 
 
@@ -324,7 +324,7 @@ def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Pat
     Attacks that measure, and audits, are made up: what the page makes of runs counts here.
     """
     monkeypatch.setattr("robustlib.audit.audit_run", lambda *_, **__: audit())
-    monkeypatch.setattr("robustlib.evaluation.distances.adversarial_distances", at_inverse_slope)
+    monkeypatch.setattr("robustlib.evaluation.measurements.adversarial_distances", at_inverse_slope)
     for method in ("rep_spectral", "ll_spectral"):
         monkeypatch.setitem(load_preset("digits")[method], "epochs", 3)
     root = tmp_path / "runs"

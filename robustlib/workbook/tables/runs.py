@@ -117,7 +117,7 @@ def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """What each step of AutoAttack took from those before it, one row a step.
 
     Args:
-        rows: `results["cascade"]` of `evaluate_run`, or the rows of `robustlib.evaluation.cascade`.
+        rows: `results["cascade"]` of `evaluate_run`, or the rows of `robustlib.evaluation.cascade_steps`.
     """
     import pandas as pd
 

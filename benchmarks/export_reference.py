@@ -24,8 +24,7 @@ from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, read_bytes, read_json, write_archive, write_atomic
 from robustlib.workbook.claims import Finding, variant_of
-from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names
-from robustlib.workbook.experiments.studies import variant_name
+from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names, variant_name
 from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict_label
 
 FILES = (

@@ -14,8 +14,7 @@ from robustlib.evaluation.measurements import images_of
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, write_json
-from robustlib.workbook.experiments import read_study
-from robustlib.workbook.experiments.studies import variant_name
+from robustlib.workbook.experiments import read_study, variant_name
 from tests.restated import true_norms
 from tests.training_fixtures import broken_off, built, step_context, train
 

@@ -14,8 +14,7 @@ from robustlib.runs import Run, find_runs, read_json, write_atomic
 from robustlib.workbook import cli
 from robustlib.workbook import engines as workbook
 from robustlib.workbook.cli import main
-from robustlib.workbook.experiments import parse_seeds, read_study, study_names
-from robustlib.workbook.experiments.studies import variant_name
+from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
 
 DONE = {"state": "done"}
 COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]

@@ -2,37 +2,36 @@
 
 from robustlib.workbook.experiments.plan import Job, Options, notebook, page, plan, preset_methods
 from robustlib.workbook.experiments.publish import measure_claimed, publish
-from robustlib.workbook.experiments.spectral import (
+from robustlib.workbook.experiments.results import (
+    attack_table,
     concat_stages,
-    in_grid,
+    curves,
+    metrics_of,
+    purifier_grid,
+    randomness_table,
     spectral_family,
     strength_grid,
+    sweep_table,
     variant_distances,
+    with_passes,
 )
 from robustlib.workbook.experiments.studies import (
     REFERENCE,
     Comparison,
     Study,
+    StudyRuns,
     claim_findings,
     claim_studies,
+    comparable_runs,
     compare_runs,
-    curves,
     first_seed,
+    in_grid,
     parse_seeds,
     preset_study,
     read_study,
     reference_findings,
-    study_names,
-)
-from robustlib.workbook.experiments.variants import (
-    StudyRuns,
-    attack_table,
-    comparable_runs,
-    metrics_of,
-    purifier_grid,
-    randomness_table,
     same_setting,
+    study_names,
     study_runs,
-    sweep_table,
-    with_passes,
+    variant_name,
 )

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import robustlib
+from robustlib.data import load_dataset
 from robustlib.errors import InputError
+from robustlib.evaluation import has_new_sources
+from robustlib.methods import load_preset, make_method
 from robustlib.runs import Run
+from robustlib.training.fit import resolve_device, resolve_precision, run_params
 from robustlib.workbook.task import Task, check
 
 Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
@@ -45,8 +49,6 @@ class Job:
     @property
     def current(self) -> bool:
         """Whether its page stands already and would come out the same."""
-        from robustlib.evaluation import has_new_sources
-
         status, page = self.task.status(), self.task.output
         asked, had = (_numbers(p) for p in (self.task.parameters, status.get("parameters", {})))
         return (
@@ -65,11 +67,7 @@ def _numbers(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notebook(name: str) -> Path:
-    """The notebook `name` of this checkout.
-
-    Raises:
-        InputError: robustlib was installed without its notebooks.
-    """
+    """The notebook `name` of this checkout."""
     path = Path(robustlib.__file__).parent.parent / "notebooks" / f"{name}.ipynb"
     if not path.is_file():
         raise InputError(
@@ -80,23 +78,13 @@ def notebook(name: str) -> Path:
 
 def preset_methods(preset: str) -> list[str]:
     """The methods that a preset trains unless told otherwise, in its order."""
-    from robustlib.methods import load_preset
-
     return list(load_preset(preset)["report"])
 
 
 def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
-    """All trainings of `variants` x `seeds`, validated: methods, hyper-parameters, device, data. Nothing is trained.
-
-    Raises:
-        InputError: whatever would fail later for a reason that can be known now.
-    """
-    from robustlib.data import load_dataset
-    from robustlib.methods import load_preset, make_method
-    from robustlib.training.fit import resolve_device, resolve_precision, run_params
-
+    """All trainings of `variants` x `seeds`; what can be known to fail later is an InputError now. Nothing is trained."""
     for folder in (options.runs, options.reports / options.preset):
-        _writable(folder)
+        _check_writable(folder)
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     precision = resolve_precision(options.precision, resolve_device(options.device))
     name = options.dataset or load_preset(options.preset)["dataset"]
@@ -104,41 +92,25 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     jobs = []
     for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
-        changed = [f"{key}={value}" for key, value in changes.items()]
-        task = check(
-            Task(
-                notebook(method.notebook),
-                _parameters(method.name, seed, changed, options),
-                page(run, options.reports, options.preset),
-            )
-        )
-        title = " · ".join([method.name, *changed, f"seed {seed}"])
-        jobs.append(Job(run, task, title, method.all_epochs, method.advice(method.arch)))
+        overrides = [f"{key}={value}" for key, value in changes.items()]
+        parameters = {
+            **{"method": method.name, "preset": options.preset, "seed": seed, "overrides": overrides},
+            **{"dataset": options.dataset, "data_root": options.data_root, "runs": str(options.runs)},
+            **{"device": options.device, "precision": options.precision},
+            **{"test_examples": options.examples, "rerun": options.rerun},
+        }
+        task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
+        title = " · ".join([method.name, *overrides, f"seed {seed}"])
+        jobs.append(Job(run, check(task), title, method.all_epochs, method.advice(method.arch)))
     return list({job.run.path: job for job in jobs}.values())  # changes that restate the preset make no second run
 
 
-def _writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(
             f"Cannot write to {folder}: {there} is no directory that you may write to. Choose another one."
         )
-
-
-def _parameters(method: str, seed: int, changed: list[str], options: Options) -> dict[str, Any]:
-    return {
-        "method": method,
-        "preset": options.preset,
-        "seed": seed,
-        "overrides": changed,
-        "dataset": options.dataset,
-        "data_root": options.data_root,
-        "runs": str(options.runs),
-        "device": options.device,
-        "precision": options.precision,
-        "test_examples": options.examples,
-        "rerun": options.rerun,
-    }
 
 
 def page(run: Run, reports: Path, preset: str) -> Path:

@@ -1,31 +1,24 @@
-"""From executed notebooks to pages, comparisons, maps and the index.
-
-What the claims of a study need that no page of their variants measures: accuracies under unseen attacks.
-"""
+"""From executed notebooks to pages, comparisons, maps and the index; and what only the claims of a study need measured."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from robustlib.data import load_dataset
 from robustlib.errors import InputError
+from robustlib.evaluation import incomplete, leaderboard, measure_unseen
+from robustlib.methods import load_preset, preset_dataset, preset_names
+from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs
 from robustlib.threat import Threat
-from robustlib.workbook.claims import variant_of
+from robustlib.workbook.claims import Claim, variant_of
+from robustlib.workbook.engines import execute
 from robustlib.workbook.experiments.plan import Options, notebook, page
 from robustlib.workbook.experiments.studies import compare_runs, first_seed, readable
 from robustlib.workbook.task import Status, Task
 
-if TYPE_CHECKING:
-    from robustlib.workbook.claims import Claim
 
-
-def measure_claimed(claims: "Sequence[Claim]", runs: Iterable[Run], options: Options) -> list[str]:
-    """Measures finished, evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
-
-    Args:
-        claims: of a study.
-        runs: of its variants, finished or not.
-        options: of which `data_root` and `device` are used.
+def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Options) -> list[str]:
+    """Attacks evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
 
     Returns:
         A sentence for each run that could not be measured.
@@ -35,18 +28,11 @@ def measure_claimed(claims: "Sequence[Claim]", runs: Iterable[Run], options: Opt
     for run in runs:
         if run.finished and run.results() and variant_of(run) in variants:
             try:
-                _measure(run, options)
+                dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
+                measure_unseen({run.name: run}, dataset, device=options.device)
             except InputError as error:
                 problems.append(f"{run.name} has not met unseen attacks: {error}")
     return problems
-
-
-def _measure(run: Run, options: Options) -> None:
-    from robustlib.data import load_dataset
-    from robustlib.evaluation import measure_unseen
-
-    dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
-    measure_unseen({run.name: run}, dataset, device=options.device)
 
 
 def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
@@ -60,8 +46,6 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
     Returns:
         The index, and a sentence for each comparison or map that failed.
     """
-    from robustlib.evaluation import incomplete, leaderboard
-    from robustlib.methods import load_preset, preset_names
     from robustlib.workbook.report import write_index
 
     runs, pages = find_runs(options.runs), {}
@@ -71,13 +55,14 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
             pages[str(run.path)] = _address(_render(executed, run.name, force), options)
     comparisons, views, problems = [], {}, []
     for preset in preset_names():
-        title, executed = f"Comparison: {load_preset(preset)['title']}", options.reports / preset / "compare.ipynb"
+        title, executed = load_preset(preset)["title"], options.reports / preset / "compare.ipynb"
         problems += _compare(preset, options) if preset in presets else []
         if _done(executed):
             views[preset] = executed
-            comparisons.append((title, _address(_render(executed, title, force), options)))
+            shown = _render(executed, f"Comparison: {title}", force)
+            comparisons.append((f"Comparison: {title}", _address(shown, options)))
         if (atlas := executed.with_name("atlas.html")).exists():
-            comparisons.append((f"Map: {load_preset(preset)['title']}", _address(atlas, options)))
+            comparisons.append((f"Map: {title}", _address(atlas, options)))
     lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(filter(readable, runs))
     return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
 
@@ -90,12 +75,17 @@ def _address(page: Path, options: Options) -> str:
     return page.relative_to(options.reports).as_posix()
 
 
+def _render(executed: Path, title: str, force: bool) -> Path:
+    from robustlib.workbook.report import render
+
+    html = executed.with_suffix(".html")
+    if force or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
+        render(executed, html, title=title, index="../index.html")
+    return html
+
+
 def _compare(preset: str, options: Options) -> list[str]:
     """Executes the comparison of a preset and draws its map; a sentence for each that failed."""
-    from robustlib.data import load_dataset
-    from robustlib.methods import preset_dataset
-    from robustlib.workbook.engines import execute
-
     target, problems = options.reports / preset / "compare.ipynb", []
     target.with_name("atlas.html").unlink(missing_ok=True)  # an old map beside a new comparison would be believed
     parameters = {"preset": preset, "runs": str(options.runs), "data_root": options.data_root}
@@ -116,24 +106,12 @@ def _compare(preset: str, options: Options) -> list[str]:
 
 def _map(preset: str, options: Options) -> None:
     """The interactive map of a preset; quick, since the comparison left features and coordinates in the runs."""
-    from robustlib.data import load_dataset
-    from robustlib.methods import load_preset
-    from robustlib.representation import probe_attack
     from robustlib.workbook.report import write_atlas
 
     compared = compare_runs(options.runs, preset)
     chosen = list(first_seed(compared.usable).values())
     if chosen:
-        dataset, threat = load_dataset(compared.dataset, root=options.data_root or None), chosen[0].params()["threat"]
-        title, look = f"Map: {load_preset(preset)['title']}", probe_attack(Threat(**threat))
+        dataset = load_dataset(compared.dataset, root=options.data_root or None)
+        attack, title = probe_attack(Threat(**chosen[0].params()["threat"])), load_preset(preset)["title"]
         target = options.reports / preset / "atlas.html"
-        write_atlas(target, chosen, dataset, look, title=title, index="../index.html")
-
-
-def _render(executed: Path, title: str, force: bool) -> Path:
-    from robustlib.workbook.report import render
-
-    html = executed.with_suffix(".html")
-    if force or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
-        render(executed, html, title=title, index="../index.html")
-    return html
+        write_atlas(target, chosen, dataset, attack, title=f"Map: {title}", index="../index.html")

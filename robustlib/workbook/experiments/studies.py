@@ -1,6 +1,7 @@
-"""What a study's YAML file and the option --seeds ask for.
+"""Studies: what their YAML files ask for, and which finished runs may be set side by side.
 
-What a comparison of finished runs asks: which are set side by side, under which names, and what claims they answer.
+Runs are selected by what their parameters say: `study_runs` takes those that a study asks for, `compare_runs` those of a preset,
+`same_setting` and `comparable_runs` those that share a run's preset, data set, architecture and threat.
 """
 
 import itertools
@@ -8,52 +9,44 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 import robustlib
 from robustlib.errors import InputError, unknown
-from robustlib.methods import preset_dataset
+from robustlib.methods import make_method, preset_dataset
 from robustlib.runs import Run, changes_text, find_runs
-from robustlib.workbook.claims import Finding, evaluate_claims, variant_of
+from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claims, read_claims, variant_of
 from robustlib.workbook.experiments.plan import Variant, preset_methods
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from robustlib.workbook.claims import Claim
-
 
 STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
 BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
+REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
+SETTING = ("preset", "dataset", "arch", "threat")  # what runs share that are set side by side
+PANELS = 9  # maps beside each other that a reader can still compare
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study asks for.
-
-    Attributes:
-        preset: of all its runs.
-        variants: methods with what is changed from the preset.
-        seeds: of every variant.
-        examples: test images of the evaluation; 0 for the preset's number.
-        claims: what its runs shall decide; see `robustlib.workbook.claims.evaluate_claims`.
-        name: of its file.
-    """
+    """What a study asks for: all of `variants` (methods with what is changed from the preset) with all of `seeds`."""
 
     preset: str
-    variants: "Sequence[Variant]"
+    variants: Sequence[Variant]
     seeds: Sequence[int]
-    examples: int = 0
-    claims: "Sequence[Claim]" = ()
-    name: str = ""
+    examples: int = 0  # test images of the evaluation; 0 for the preset's number
+    claims: Sequence[Claim] = ()  # what its runs shall decide
+    name: str = ""  # of its file
+
+    @property
+    def wanted(self) -> list[tuple[str, int]]:
+        """The variants, as `variant_of` calls their runs, with each of the seeds."""
+        names = dict.fromkeys(variant_name(variant, self.preset) for variant in self.variants)
+        return list(itertools.product(names, self.seeds))
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-2" -> [0, 1, 2]; "0,3,5" -> [0, 3, 5]; both may be mixed.
-
-    Raises:
-        InputError: anything else.
-    """
+    """ "0-2" -> [0, 1, 2]; "0,3,5" -> [0, 3, 5]; both may be mixed."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -74,72 +67,26 @@ def read_study(file: Path | str) -> Study:
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
     hyper-parameters of their own, or to a list of such mappings where its variants are no grid.
-
-    Raises:
-        InputError: no such file, no YAML mapping, an unknown key, a value of the wrong kind, or a claim about a variant
-            that the study does not train.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
     content = _yaml(file)
     for key in content:
         if key not in STUDY:
             raise unknown(f"key of {file}", key, STUDY)
-    preset = str(content.get("preset", "digits"))
-    variants = _variants(content, preset, file)
-    seeds, examples = content.get("seeds", 0), content.get("examples", 0)
+    preset, seeds, examples = str(content.get("preset", "digits")), content.get("seeds", 0), content.get("examples", 0)
     if not isinstance(examples, int) or isinstance(examples, bool) or examples < 0:
         raise InputError(f"{file}: examples={examples!r}: give a number of test images, or 0 for the preset's.")
-    return Study(
-        preset,
-        variants,
-        parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)),
-        examples,
-        _claims(content.get("claims", []), preset, variants, file),
-        file.stem,
-    )
-
-
-def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:
-    methods = content.get("methods") or preset_methods(preset)
-    if isinstance(methods, list):
-        methods = dict.fromkeys(methods)
-    common = content.get("parameters") or {}
-    sets = (
-        {name: own if isinstance(own, list) else [own] for name, own in methods.items()}
-        if isinstance(methods, dict)
-        else {}
-    )
-    if not sets or not all(isinstance(own, dict | None) for own in [common, *itertools.chain(*sets.values())]):
-        raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
-    every = [(str(name), {**common, **(own or {})}) for name, owns in sets.items() for own in owns]
-    return [(name, changes) for name, grid in every for changes in _grid(grid)]
-
-
-def _claims(rows: object, preset: str, variants: Sequence[Variant], file: Path) -> "list[Claim]":
-    """The claims of a study, each about variants that it trains, by the names that their runs will have."""
-    from robustlib.workbook.claims import read_claims
-
-    claims = read_claims(rows, str(file))
+    variants, claims = _variants(content, preset, file), read_claims(content.get("claims", []), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
         for variant in claim.variants:
             if variant not in trained:
                 raise unknown(f"variant of the claim {claim.name!r} in {file}", variant, trained)
-    return claims
-
-
-def variant_name(variant: Variant, preset: str) -> str:
-    """What `robustlib.workbook.claims.variant_of` will call the runs of a variant."""
-    from robustlib.methods import make_method
-
-    name, changes = variant
-    method = make_method(name, preset, **changes)
-    return f"{name} {changes_text(method.changes(method.arch))}".strip()
+    seeds = parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds))
+    return Study(preset, variants, seeds, examples, claims, file.stem)
 
 
 def _yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -153,13 +100,110 @@ def _yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:
+    methods, common = content.get("methods") or preset_methods(preset), content.get("parameters") or {}
+    methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
+    pairs = methods.items() if isinstance(methods, dict) else ()
+    every = [(str(name), own) for name, owns in pairs for own in (owns if isinstance(owns, list) else [owns])]
+    if not every or not all(isinstance(own, dict | None) for own in [common, *(own for _, own in every)]):
+        raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
+    return [(name, changes) for name, own in every for changes in _grid({**common, **(own or {})})]
+
+
 def _grid(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     axes = [value if isinstance(value, list) else [value] for value in parameters.values()]
     return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*axes)]
 
 
-PANELS = 9  # maps beside each other that a reader can still compare
-REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
+def variant_name(variant: Variant, preset: str) -> str:
+    """What `robustlib.workbook.claims.variant_of` will call the runs of a variant."""
+    name, changes = variant
+    method = make_method(name, preset, **changes)
+    return f"{name} {changes_text(method.changes(method.arch))}".strip()
+
+
+# ---- claims
+
+
+def preset_study(preset: str) -> Study | None:
+    """The study of claims that comes with robustlib for this preset, the first of several; None if there is none."""
+    return next(iter(claim_studies(preset)), None)
+
+
+def claim_studies(preset: str) -> list[Study]:
+    """The studies of a preset that come with robustlib and have claims, by name."""
+    return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
+
+
+def claim_findings(study: Study, runs: Sequence[Run]) -> list[Finding]:
+    """What runs say of a study's claims, counting only runs that the study asks for."""
+    own = [run for run in runs if run.params().get("preset") == study.preset]
+    return evaluate_claims(study.claims, own, study.seeds)
+
+
+def reference_findings(study: Study) -> list[Finding]:
+    """What the committed reference results of this checkout say of a study's claims; [] without any."""
+    runs = find_runs(REFERENCE, dataset=study.preset)  # exported to reports/reference/<preset>/<method>/
+    return claim_findings(study, runs) if runs else []
+
+
+# ---- which runs are set side by side
+
+
+@dataclass(frozen=True)
+class StudyRuns:
+    """A study's runs that were evaluated in one way, in the order of its variants and seeds, and a sentence on what is missing."""
+
+    study: Study
+    runs: Sequence[Run]
+    summary: str
+
+
+def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
+    """The evaluated runs below `root` that a study asks for, of one data set, threat and number of images.
+
+    The number is the study's if there are runs of it, else the most common one. Models that answer at random count too if
+    their budget allowed no more images. Of several runs of a variant and seed a fresh one counts before a stale one.
+
+    Args:
+        name: of a study that comes with robustlib, or its file.
+        root: directory of all runs, or of committed reference results.
+        dataset: that of the page which shows them, "" for that of the study's preset. If it is another one, and the study was
+            not asked for it, there are no runs, and the summary says why.
+    """
+    study = read_study(name)
+    wanted, usual = study.wanted, preset_dataset(study.preset)
+    own = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if readable(run)]
+    own = [run for run in own if (variant_of(run), run.params()["seed"]) in wanted]
+    if not own and dataset not in ("", usual):
+        why = f"are of {usual}, not of this page's data set, {dataset}: none stand here."
+        return StudyRuns(study, [], f"The runs of the study **{name}** {why}")
+    kinds = Counter(_judged(run) for run in own if not _capped(run)) or Counter(map(_judged, own))
+    kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=("", 0))
+    counted = [run for run in own if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]
+    first = by_variant(sorted(counted, key=lambda run: run.stale))
+    chosen = [first[key] for key in wanted if key in first]
+    judged = f", judged under {kind[0]} on {kind[1]} images" if own else ""
+    if fewer := {run.results()["n"] for run in chosen if _judged(run) != kind}:
+        judged += f" (those that answer at random on {min(fewer)})"
+    said = f"{len(chosen)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here{judged}."
+    if len(chosen) < len(wanted):
+        said += (
+            f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
+        )
+    if others := len(own) - len(counted):
+        said += f" Left out: {others} that were judged otherwise."
+    return StudyRuns(study, chosen, said)
+
+
+def _judged(run: Run) -> tuple[str, int]:
+    return run.results()["threat"], run.results()["n"]
+
+
+def _capped(run: Run) -> bool:
+    """Whether a model that answers at random met all the images that its budget allows."""
+    results = run.results()
+    return bool(results.get("budget", {}).get("images", 0) == results["n"])
 
 
 @dataclass(frozen=True)
@@ -186,28 +230,20 @@ class Comparison:
 
 
 def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str = "") -> Comparison:
-    """Chooses the runs below `root` that can be compared.
-
-    Args:
-        root: directory of all runs.
-        preset: whose runs.
-        dataset: of the runs; "" = the preset's own.
-        threat: under which they were judged; "" = that of most of them.
-    """
+    """The runs of a preset below `root` on `dataset` ("": the preset's own), judged under `threat` ("": that of most of them)."""
     name, runs = dataset or preset_dataset(preset), find_runs(root, preset=preset, finished=False)
     every = [run for run in runs if run.params()["dataset"] == name]
     judged = {run.path: run.results()["threat"] for run in every if readable(run)}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")
     shown = [run for run in every if judged.get(run.path) == threat]
-    words = f"{len(shown)} runs on {name}, judged under {threat}."
+    said = f"{len(shown)} runs on {name}, judged under {threat}."
     if not shown:
-        words = f"No finished runs of preset **{preset}** on {name} in `{root}` yet. Make them with `robustlib run --preset {preset}`."
-    other_data = sorted({run.params()["dataset"] for run in runs} - {name})
-    other_threats = sorted(set(judged.values()) - {threat})
-    for which, others in (("dataset", other_data), ("threat", other_threats)):
-        if others:
-            words += f" Runs {'on' if which == 'dataset' else 'judged under'} {', '.join(others)} are left out: set `{which}`."
-    return Comparison(name, threat, every, shown, words)
+        said = f"No finished runs of preset **{preset}** on {name} in `{root}` yet. Make them with `robustlib run --preset {preset}`."
+    if others := sorted({run.params()["dataset"] for run in runs} - {name}):
+        said += f" Runs on {', '.join(others)} are left out: set `dataset`."
+    if others := sorted(set(judged.values()) - {threat}):
+        said += f" Runs judged under {', '.join(others)} are left out: set `threat`."
+    return Comparison(name, threat, every, shown, said)
 
 
 def readable(run: Run) -> bool:
@@ -226,27 +262,39 @@ def _has_weights(run: Run) -> bool:
     return True
 
 
-def curves(runs: Sequence[Run], which: str = "curve") -> "pd.DataFrame":
-    """The robustness curves of evaluated runs in one table, for `robustlib.figures.robustness_over_seeds`.
+def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
+    """The run, and the finished ones of `methods` with its preset, data set, architecture and threat.
 
-    Args:
-        runs: evaluated ones.
-        which: "curve" (over eps) or "steps_curve".
-
-    Returns:
-        Columns method, title, changed (from the preset), seed and those of the curve; a row a run and point.
+    They are unchanged from the preset but for the hyper-parameters in `vary`.
     """
-    import pandas as pd
+    others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
+    fit = [other for other in _in_setting(run, others) if set(other.changes()) <= set(vary)]
+    return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
 
-    tables = []
-    for run in runs:
-        facts = {name: run.params()[name] for name in ("method", "title", "seed")}
-        tables.append(pd.DataFrame(run.results()[which]).assign(**facts, changed=run.changed))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+def comparable_runs(run: Run, others: Iterable[Run]) -> dict[str, Run]:
+    """By title the run itself, then one run of each other variant in its setting; the same seed first."""
+    fit = [other for other in _in_setting(run, others) if variant_of(other) != variant_of(run)]
+    same = [other for other in fit if other.params()["seed"] == run.params()["seed"]]
+    seen = {variant_of(other) for other in same}
+    chosen = [*same, *(other for other in fit if variant_of(other) not in seen)]
+    return {**first_seed([run]), **first_seed(chosen, PANELS - 1)}
+
+
+def _in_setting(run: Run, others: Iterable[Run]) -> list[Run]:
+    own = run.params()
+    return [other for other in others if all(other.params().get(name) == own.get(name) for name in SETTING)]
+
+
+def in_grid(run: Run, study: Study) -> bool:
+    """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
+    params = run.params()
+    methods = {method for method, _ in study.variants}
+    return params.get("preset") == study.preset and params["method"] in methods and set(run.changes()) <= {"strength"}
 
 
 def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
-    """By title, the run of the lowest seed of each variant (method, its changes, architecture).
+    """By title, the run of the lowest seed of each variant and architecture.
 
     Of more than `most` variants those without changes come first, and the others are left out.
     """
@@ -254,36 +302,10 @@ def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
     for run in sorted(runs, key=lambda run: run.params()["seed"]):
         chosen.setdefault((variant_of(run), run.params()["arch"]), run)
     several = len({arch for _, arch in chosen}) > 1
-    named = {}
-    for (_, arch), run in sorted(chosen.items()):
-        named[title_of(run, arch if several else "")] = run
-    ordered = sorted(named, key=lambda title: bool(named[title].changed))
-    return {title: named[title] for title in ordered[:most]}
+    named = {title_of(run, arch if several else ""): run for (_, arch), run in sorted(chosen.items())}
+    return {title: named[title] for title in sorted(named, key=lambda title: bool(named[title].changed))[:most]}
 
 
 def title_of(run: Run, arch: str = "") -> str:
     """What people call a variant: the method's title, its changes from the preset and, where it matters, the architecture."""
     return " · ".join(filter(None, (run.params()["title"], run.changed, arch)))
-
-
-def preset_study(preset: str) -> Study | None:
-    """The study of claims that comes with robustlib for this preset, the first of several; None if there is none."""
-    return next(iter(claim_studies(preset)), None)
-
-
-def claim_studies(preset: str) -> list[Study]:
-    """The studies of a preset that come with robustlib and have claims, by name."""
-    return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
-
-
-def claim_findings(study: Study, runs: Sequence[Run]) -> list[Finding]:
-    """What runs say of a study's claims, counting only runs that the study asks for."""
-    return evaluate_claims(
-        study.claims, [run for run in runs if run.params().get("preset") == study.preset], study.seeds
-    )
-
-
-def reference_findings(study: Study) -> list[Finding]:
-    """What the committed reference results of this checkout say of a study's claims; [] without any."""
-    runs = find_runs(REFERENCE, dataset=study.preset)  # exported to reports/reference/<preset>/<method>/
-    return claim_findings(study, runs) if runs else []

@@ -23,6 +23,7 @@ from robustlib.workbook.tables.features import (
     geometry,
     inflation,
     plateau_summary,
+    random_answers,
     randomness,
     unseen,
 )

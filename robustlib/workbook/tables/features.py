@@ -99,14 +99,7 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
     import pandas as pd
 
     rows = {row["attack"]: row for row in results["rows"]}
-    kinds = {
-        "expected": "mean over fresh draws",
-        "single": "a single draw",
-        "worst": f"worst of {found['draws']} draws",
-    }
-    table = {name: (found["clean"][kind], found["attacked"][kind]) for kind, name in kinds.items()}
-    for fixed in found["fixed"]:
-        table[f"draw fixed by seed {fixed['seed']}, known to the attacker"] = (fixed["clean"], fixed["attacked"])
+    table = random_answers(found)
     if "plateau" in results:
         plateau = results["plateau"]
         told = "its number is the headline" if plateau["taken"] else "the headline stands"
@@ -126,6 +119,17 @@ def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> "pd.Data
         table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (NOTHING, point)
     written = {name: {"clean": _cell(clean), "attacked": _cell(attacked)} for name, (clean, attacked) in table.items()}
     return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
+
+
+def random_answers(found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By how a randomised model is asked, its clean and its attacked accuracy with their intervals."""
+    kinds = {"expected": "mean over fresh draws", "single": "a single draw"}
+    kinds["worst"] = f"worst of {found['draws']} draws"
+    answers = {name: (found["clean"][kind], found["attacked"][kind]) for kind, name in kinds.items()}
+    for fixed in found["fixed"]:
+        name = f"draw fixed by seed {fixed['seed']}, known to the attacker"
+        answers[name] = (fixed["clean"], fixed["attacked"])
+    return answers
 
 
 def plateau_summary(results: Mapping[str, Any]) -> str:

@@ -1,0 +1,272 @@
+"""What finished runs say together, as frames for `robustlib.figures` and `robustlib.workbook.tables`."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from robustlib.data import Dataset
+from robustlib.errors import InputError
+from robustlib.evaluation import distances_over_seeds, leaderboard, select_strength
+from robustlib.evaluation.metrics import t_interval
+from robustlib.methods import make_method
+from robustlib.methods.layer_norms import LayerNorms
+from robustlib.representation import feature_jacobian_norm
+from robustlib.runs import Run, changes_text
+from robustlib.workbook.experiments.studies import title_of
+from robustlib.workbook.tables import random_answers
+
+# ---- accuracies and metrics of any method
+
+
+def curves(runs: Sequence[Run], which: str = "curve") -> pd.DataFrame:
+    """The robustness curves of evaluated runs in one table, for `robustlib.figures.robustness_over_seeds`.
+
+    Columns method, title, changed (from the preset), seed and those of the curve `which`: "curve" (over eps) or "steps_curve".
+    """
+    tables = []
+    for run in runs:
+        facts = {name: run.params()[name] for name in ("method", "title", "seed")}
+        tables.append(pd.DataFrame(run.results()[which]).assign(**facts, changed=run.changed))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def metrics_of(runs: Iterable[Run], stage: str = "") -> dict[str, list[pd.DataFrame]]:
+    """By title of a variant, the metrics over epochs of each run, those of one stage or ("") of all; runs without it are left out."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for run in {run.path.resolve(): run for run in runs}.values():
+        rows = run.metrics()
+        rows = rows[rows["stage"] == stage] if stage else rows
+        if len(rows) or not stage:
+            found.setdefault(title_of(run), []).append(rows)
+    return found
+
+
+def concat_stages(metrics: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, list[pd.DataFrame]]:
+    """Metrics by title with their epochs counted through all stages, for `robustlib.figures.probe_curves`."""
+
+    def joined(rows: pd.DataFrame) -> pd.DataFrame:
+        rows = rows.drop_duplicates("epoch_total", keep="last")
+        return rows.assign(epoch=rows["epoch_total"]).drop(columns="stage")
+
+    return {title: list(map(joined, frames)) for title, frames in metrics.items()}
+
+
+def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
+    """A leaderboard or its means over seeds with a column "attack passes": `Method.attack_passes` of the trainings."""
+    passes = {}
+    for run in runs:
+        values = dict(run.params()["hyperparameters"])
+        method = make_method(run.params()["method"], values.pop("preset") or None, **values)
+        passes[method.name, run.changed] = method.attack_passes
+    own = [passes[key] for key in zip(table["method"], table["changed"], strict=True)]
+    return table.assign(**{"attack passes": own})
+
+
+def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> pd.DataFrame:
+    """Accuracies of runs against the hyper-parameters in which they differ, for `robustlib.figures.sweep`.
+
+    Columns method (its title), parameter, value, seed, clean, robust (worst case), in [0, 1]. An unchanged run is a point of each of
+    the `parameters`; runs that differ from their preset in more than one are left out.
+    """
+    rows = []
+    for run in runs:
+        params, (board,) = run.params(), leaderboard([run]).to_dict("records")
+        numbers = {"seed": params["seed"], "clean": board["clean"], "robust": board["worst"]}
+        changed = list(run.changes())
+        for name in (changed or parameters) if len(changed) <= 1 and set(changed) <= set(parameters) else ():
+            value = float(params["hyperparameters"][name])
+            rows.append({"method": params["title"], "parameter": name, "value": value, **numbers})
+    return pd.DataFrame(rows, columns=["method", "parameter", "value", "seed", "clean", "robust"])
+
+
+# ---- AToP: purifiers under a weak and a strong attack, and what their randomness is worth
+
+
+PURIFIERS = {"none": "no purifier", "gan": "GAN", "mae": "autoencoder"}  # in the order of the table
+TRANSFORMS = {"none": "no transform", "rt1": "RT1", "rt2": "RT2", "rt3": "RT3"}
+OWN = ("purifier", "transform", "fine_tune")  # hyper-parameters that have a column of their own
+STRONG = ("pgd_eot", "pgd50x10")  # through the whole model; the second where nothing is random
+# "pgd20@classifier" knows the bare classifier alone; its success is judged by the whole model.
+ATTACKS = {"clean": ("clean",), "weak": ("pgd20@classifier",), "strong": STRONG, "worst": ("worst",)}
+SIDES = ("low", "high")
+
+
+def purifier_grid(runs: Iterable[Run]) -> pd.DataFrame:
+    """Accuracies of purifiers by transform, with and without fine-tuning, under a weak attack and a strong one; means over seeds.
+
+    Args:
+        runs: of the method `atop`, evaluated in one way; others are left out, and so are those without one of the attacks.
+
+    Returns:
+        Columns row (what people call the variant), purifier, transform, changed (all else that differs from the preset),
+        fine_tuned, seeds, n, clean, weak (PGD-20 on the bare classifier), strong (PGD+EOT through the whole model; PGD-50 with 10
+        restarts where nothing is random), worst (the headline); with 95 % intervals as "weak_low", "weak_high", ...: of the images
+        for one seed, over seeds (t) for more.
+    """
+    every = [row for run in runs if (row := _purifier_row(run))]
+    kinds = ["row", "purifier", "transform", "changed", "fine_tuned", "n"]
+    if not every:
+        return pd.DataFrame(columns=[*kinds, "seeds", *ATTACKS])
+    groups = pd.DataFrame(every).groupby(kinds, sort=False)
+    grid = pd.DataFrame([dict(zip(kinds, key, strict=True)) | _mean_row(part) for key, part in groups])
+    places = {name: place for names in (PURIFIERS, TRANSFORMS) for place, name in enumerate(names.values())}
+    order = grid[["purifier", "changed", "transform", "fine_tuned"]].replace(places)
+    return grid.loc[order.sort_values(order.columns.tolist()).index].reset_index(drop=True)
+
+
+def _purifier_row(run: Run) -> dict[str, Any]:
+    """One run's accuracies; {} for another method, or where an attack is missing."""
+    params, results = run.params(), run.results()
+    rows = {row["attack"]: row for row in results.get("rows", [])}
+    picked = {kind: rows[name] for kind, names in ATTACKS.items() for name in names if name in rows}
+    if params["method"] != "atop" or len(picked) < len(ATTACKS):
+        return {}
+    values = params["hyperparameters"]
+    other = changes_text({name: value for name, value in run.changes().items() if name not in OWN})
+    names = {"purifier": PURIFIERS[values["purifier"]], "transform": TRANSFORMS[values["transform"]]}
+    tuned = bool(values["fine_tune"])
+    title = ", ".join(filter(None, (*names.values(), "fine-tuned" if tuned else "", other)))
+    row: dict[str, Any] = {"row": title, **names, "changed": other, "fine_tuned": tuned, "n": results["n"]}
+    for kind, attack in picked.items():
+        row |= {kind: attack["accuracy"], **{f"{kind}_{side}": attack[side] for side in SIDES}}
+    return row
+
+
+def _mean_row(part: pd.DataFrame) -> dict[str, Any]:
+    """Means of the runs of one variant, with their intervals."""
+    row: dict[str, Any] = {"seeds": len(part)}
+    for kind in ATTACKS:
+        of_images = part[[f"{kind}_{side}" for side in SIDES]].iloc[0]
+        ends = np.clip(t_interval(part[kind].tolist()), 0, 1) if len(part) > 1 else of_images
+        row |= {kind: part[kind].mean(), **{f"{kind}_{side}": float(x) for side, x in zip(SIDES, ends, strict=True)}}
+    return row
+
+
+def attack_table(grid: pd.DataFrame) -> pd.DataFrame:
+    """The weak and the strong attack of a `purifier_grid`, a row each: row, series, accuracy, low, high; for
+    `robustlib.figures.accuracy_dots`. Where rows differ in their images, those with more than the fewest say so."""
+    titles = grid["row"].where(grid["n"] == grid["n"].min(), grid["row"] + "\n(" + grid["n"].astype(str) + " images)")
+    series = {"weak": "weak: gradients of the bare classifier", "strong": "strong: gradients of the whole model"}
+    rows = [
+        {"row": title, "series": name, "accuracy": row[kind]} | {side: row[f"{kind}_{side}"] for side in SIDES}
+        for title, row in zip(titles, grid.to_dict("records"), strict=True)
+        for kind, name in series.items()
+    ]
+    return pd.DataFrame(rows, columns=["row", "series", "accuracy", *SIDES])
+
+
+def randomness_table(measured: Mapping[str, Any]) -> pd.DataFrame:
+    """What `robustlib.evaluation.measure_randomness` found, clean and attacked: row, series, accuracy, low, high; for
+    `robustlib.figures.accuracy_dots`."""
+    rows = [
+        {"row": title.replace(", ", ",\n"), "series": series, **{name: cell[name] for name in ("accuracy", *SIDES)}}
+        for title, pair in random_answers(measured).items()
+        for series, cell in zip(("clean", "attacked"), pair, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+# ---- the spectral family: which strength to take, and what a distance goes with
+
+
+NONE = ("none", 0.0)  # the unregularised variant, of whichever method
+PROTOCOL = ("attack", "n", "seed", "images")
+PROJECTIONS = 16
+Distances = list[tuple[Run, pd.DataFrame]]
+
+
+def strength_grid(runs: Iterable[Run]) -> pd.DataFrame:
+    """`select_strength` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
+
+    Args:
+        runs: of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
+            variants that lack a seed of the unregularised one (strength 0, of whichever method).
+    """
+
+    def cell(run: Run) -> tuple[str, float]:
+        strength = float(run.params()["hyperparameters"]["strength"])
+        return (run.params()["title"], strength) if strength else NONE
+
+    own = [(run, frame) for run, frame in _distances(runs, "val") if set(run.changes()) <= {"arch", "strength"}]
+    cells = _by_seed(own, cell)
+    none = cells.pop(NONE, {})
+    whole = {cell: {seed: f[seed] for seed in none} for cell, f in cells.items() if none and set(none) <= set(f)}
+    return select_strength(none, dict(sorted(whole.items()))) if whole else pd.DataFrame()
+
+
+def variant_distances(runs: Iterable[Run]) -> pd.DataFrame:
+    """`distances_over_seeds` of what the runs' notebooks stored on test images, by decisions (Tangent) and by gradients (FAB).
+
+    Returns:
+        Its rows for Tangent, and beside them fab, fab_low, fab_high, both on the images that all have right and on which neither
+        attack failed; the latter NaN, and the former without regard to it, where FAB did not measure all runs that Tangent did.
+    """
+    runs = list(runs)
+    near, white = (_by_seed(_distances(runs, "test", attack), title_of) for attack in ("Tangent", "FAB"))
+    both = {title: set(frames) for title, frames in near.items()} == {title: set(f) for title, f in white.items()}
+    table = distances_over_seeds({**near, **({f"FAB: {title}": white[title] for title in near} if both else {})})
+    if table.empty:
+        return table
+    second = table[len(near) :].reset_index(drop=True) if both else pd.DataFrame(columns=table.columns)
+    names = {"fab": "distance", "fab_low": "low", "fab_high": "high"}
+    return table[: len(near)].assign(**{new: second[old].astype(float) for new, old in names.items()})
+
+
+def spectral_family(runs: Iterable[Run], dataset: Dataset) -> pd.DataFrame:
+    """What may explain the distances of runs, on the test images that all have right.
+
+    Args:
+        runs: with weights, of one architecture; those whose notebooks stored no distances of test images are left out.
+        dataset: of the runs.
+
+    Returns:
+        A row a run: title, seed, n (images), distance (mean, Tangent), jacobian (mean Frobenius norm of the penultimate features'
+        Jacobian), sigma (sum over the encoder's layers of sigma_max^2, the readout left out).
+    """
+    known = _distances(runs, "test")
+    if len(archs := sorted({run.params()["arch"] for run, _ in known})) > 1:
+        raise InputError(
+            f"Distances of {' and '.join(archs)} do not go with one sum of norms: give runs of one of them."
+        )
+    images = [set(frame["index"][frame["correct"] & frame["distance"].notna()]) for _, frame in known]
+    shared = sorted(set.intersection(*images)) if images else []
+    rows = []
+    for run, frame in known if shared else ():
+        distance = float(frame["distance"][frame["index"].isin(shared)].mean())
+        facts = {"title": title_of(run), "seed": run.params()["seed"], "n": len(shared), "distance": distance}
+        rows.append(facts | _slopes(run, dataset, shared))
+    return pd.DataFrame(rows)
+
+
+def _slopes(run: Run, dataset: Dataset, shared: Sequence[int]) -> dict[str, float]:
+    """How steep the representation of a run is: at the test images `shared` (places in the original file), and by its weights."""
+    model = run.model()
+    x = dataset.test.images[torch.isin(dataset.test.indices, torch.tensor(shared))].float() / 255
+    generator = torch.Generator().manual_seed(0)
+    jacobian = feature_jacobian_norm(model, x, projections=PROJECTIONS, generator=generator)
+    squares = LayerNorms(model, dataset.image_shape, ("encoder.",)).converge(model, tolerance=1e-4, limit=1000)
+    return {"jacobian": float(jacobian.mean()), "sigma": float(sum(squares.values()))}
+
+
+def _distances(runs: Iterable[Run], split: str, attack: str = "Tangent") -> Distances:
+    """The runs that an attack measured by the most common protocol, and their frames: index, correct, distance."""
+    measured = [(run, one) for run in runs if (one := run.distances(split, attack))]
+    protocols = [tuple(one.get(name) for name in PROTOCOL) for _, one in measured]
+    usual = Counter(protocols).most_common(1)[0][0] if protocols else ()
+    return [
+        (run, pd.DataFrame({name: one[name] for name in ("index", "correct", "distance")}).astype({"distance": float}))
+        for (run, one), protocol in zip(measured, protocols, strict=True)
+        if protocol == usual
+    ]
+
+
+def _by_seed(distances: Distances, key: Callable[[Run], Any]) -> dict[Any, dict[int, pd.DataFrame]]:
+    """The first frame of each seed, by what `key` says of its run."""
+    groups: dict[Any, dict[int, pd.DataFrame]] = {}
+    for run, frame in distances:
+        groups.setdefault(key(run), {}).setdefault(run.params()["seed"], frame)
+    return groups

@@ -263,7 +263,7 @@ MUTANTS = (
         "(1 + t) / (10 + t)))\n",
         "(1 + t) / (1 + t)))\n",
         "EMA starts at its long-run decay",
-        "training/training",
+        "training/loop",
     ),
     # statistics and evaluation
     Mutant(

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers:
 
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ class Hidden(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         return nn.functional.one_hot(logits.argmax(1), logits.shape[1]) * 3.0 + 0 * logits
+
+
+def spec(shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> SimpleNamespace:
+    """What a model must know of its images."""
+    return SimpleNamespace(num_classes=classes, image_shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
 
 
 @pytest.fixture

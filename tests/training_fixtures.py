@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.training import StepContext, fit
 from robustlib.training.loop import Training
@@ -17,6 +18,15 @@ def built(method, dataset):
 def step_context(epoch=0, step=0):
     """A place in a training, always with the same random numbers."""
     return StepContext(epoch, step, 0.0, torch.Generator().manual_seed(5), "32-true")
+
+
+SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}
+
+
+def small(name="pgd_at", **changes):
+    """A method for the digits that trains for a moment."""
+    settings = {k: v for k, v in {**SMALL, **changes}.items() if name != "standard" or k != "attack_steps"}
+    return make_method(name, preset="digits", **settings)
 
 
 def train(method, dataset, root, **options):

@@ -68,11 +68,13 @@ class Dataset:
         With `relabel` they are numbered 0, 1, 2 ... in rising order and the other classes' names are dropped.
         """
         chosen = torch.tensor(sorted(set(classes)), dtype=torch.int64)
-        said = f"classes {tuple(chosen.tolist())}"
+        named = f"classes {tuple(chosen.tolist())}"
         if len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < self.num_classes:
-            raise InputError(f"{self.name} has no {said}: give labels of 0 to {self.num_classes - 1}.")
+            raise InputError(f"{self.name} has no {named}: give labels of 0 to {self.num_classes - 1}.")
         if not bool(torch.isin(self.train.labels.cpu(), chosen).any()):
-            raise InputError(f"No training image of {self.name} shows any of the {said}: give labels that occur in it.")
+            raise InputError(
+                f"No training image of {self.name} shows any of the {named}: give labels that occur in it."
+            )
 
         def part(split: Split) -> Split:
             kept = split.select(torch.isin(split.labels, chosen.to(split.labels.device)))

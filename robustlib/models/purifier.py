@@ -50,10 +50,10 @@ class Purifier(nn.Module):
         return self.outputs(x, mask)[-1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        theirs = state_dict.get(f"{prefix}made_for")
-        if theirs is not None and tuple(theirs.tolist()) != self.image_shape:
+        stored = state_dict.get(f"{prefix}made_for")
+        if stored is not None and tuple(stored.tolist()) != self.image_shape:
             raise InputError(
-                f"These weights are of a purifier of images of shape {tuple(theirs.tolist())}, and this one completes "
+                f"These weights are of a purifier of images of shape {tuple(stored.tolist())}, and this one completes "
                 f"{self.image_shape}: choose the data set it was trained on, or train a purifier for this one."
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)

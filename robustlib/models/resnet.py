@@ -36,7 +36,7 @@ class ResNet(resnet.ResNet):
     ) -> None:
         super().__init__(block, list(layers), num_classes=1)
         self.out_features = 512 * block.expansion
-        self.fc = nn.Identity()  # the classifier's head stands outside the encoder
+        self.fc = nn.Identity()  # the classifier's head is outside the encoder
         self.layer4 = GatedStage(*self.get_submodule("layer4").children())
         channels, height, width = image_shape
         if max(height, width) <= LARGEST_SMALL:

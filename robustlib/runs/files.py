@@ -136,13 +136,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise InputError(
             f"{path} is truncated or not a safetensors file ({error}): train again with --rerun."
         ) from error
-    mine = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    theirs = {k: tuple(v.shape) for k, v in state.items()}
-    if mine != theirs:
-        odd = next(k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k))
+    expected, found = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
+    if found != expected:
+        name = next(k for k in {**expected, **found} if expected.get(k) != found.get(k))
         raise InputError(
-            f"{path} holds weights of another model: {odd} is {theirs.get(odd, 'missing')} there and "
-            f"{mine.get(odd, 'unknown')} here. Use the architecture, the model "
+            f"{path} holds weights of another model: {name} is {found.get(name, 'missing')} there and "
+            f"{expected.get(name, 'unknown')} here. Use the architecture, the model "
             "options (such as reverse_attention) and the data set it was trained with."
         )
     model.load_state_dict(state)

@@ -71,7 +71,7 @@ def fit(
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
-        _run(run, method, training, method.command(dataset.name, arch, seed, precision))
+        _run(training, method.command(dataset.name, arch, seed, precision))
     return run
 
 
@@ -139,13 +139,14 @@ def clear_stale(run: Run, rerun: bool) -> None:
         )
 
 
-def _run(run: Run, method: Trainable, training: Training, command: str) -> None:
+def _run(training: Training, command: str) -> None:
     """Runs the training and keeps status.json and provenance.json true, whatever happens."""
+    run, method = training.run, training.method
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     write_json(run.path / "provenance.json", facts)
     write_json(run.path / "status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
     try:
-        training.run_stages(method)
+        training.run_stages()
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised

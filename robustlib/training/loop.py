@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,49 +19,49 @@ from robustlib.training.stages import Loss, Pass, Probe, Stage, StepContext, Tra
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 
+@dataclass
 class Training:
     """One training on one device; construct it, then call `run_stages`."""
 
-    def __init__(
-        self,
-        run: Run,
-        method: Trainable,
-        dataset: Dataset,
-        model: nn.Module,
-        seed: int,
-        device: torch.device,
-        precision: Any,
-        threads: int | None,
-        compile: bool,
-        progress: bool,
-    ) -> None:
+    run: Run
+    method: Trainable
+    dataset: Dataset
+    model: nn.Module
+    seed: int
+    device: torch.device
+    precision: Any
+    threads: int | None
+    compile: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
         from lightning_fabric import Fabric
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
-        self.run, self.seed, self.device, self.precision, self.progress = run, seed, device, precision, progress
-        index = [device.index or 0] if device.type == "cuda" else 1
-        self.fabric = Fabric(accelerator=device.type, devices=index, precision=precision)
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compile:
+        index = [self.device.index or 0] if self.device.type == "cuda" else 1
+        self.fabric = Fabric(accelerator=self.device.type, devices=index, precision=self.precision)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile:
             self.model.compile()
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.average: AveragedModel | None = None
-        self.dataset, self.batch_size, self.threat = dataset, method.batch_size, method.threat(dataset)
-        self.advice = method.advice(run.params().get("arch", method.arch))
-        self.saved = checkpoint.load(run.path / "checkpoint.pt")
-        self.state = self.saved["state"] if self.saved else checkpoint.State(threads=threads or torch.get_num_threads())
-        if threads and threads != self.state.threads:
+        self.batch_size, self.threat = self.method.batch_size, self.method.threat(self.dataset)
+        self.advice = self.method.advice(self.run.params().get("arch", self.method.arch))
+        self.saved = checkpoint.load(self.run.path / "checkpoint.pt")
+        fresh = checkpoint.State(threads=self.threads or torch.get_num_threads())
+        self.state: checkpoint.State = self.saved["state"] if self.saved else fresh
+        if self.threads and self.threads != self.state.threads:
             raise InputError(
-                f"{run.path} was begun with {self.state.threads} CPU threads and would give other numbers with {threads}: "
-                f"resume with threads={self.state.threads}, or start anew with --rerun."
+                f"{self.run.path} was begun with {self.state.threads} CPU threads and would give other numbers with "
+                f"{self.threads}: resume with threads={self.state.threads}, or start anew with --rerun."
             )
         torch.set_num_threads(self.state.threads)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-    def run_stages(self, method: Trainable) -> None:
+    def run_stages(self) -> None:
         """Runs what is left of the method's stages and stores the last weights."""
-        stages = method.stages(self.dataset, self.model)
+        stages = self.method.stages(self.dataset, self.model)
         self.total = sum(stage.epochs for stage in stages)
         for stage in stages[self.state.stage :]:
             self._stage(stage, last=stage is stages[-1])

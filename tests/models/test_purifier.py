@@ -163,7 +163,10 @@ def test_images_in_give_images_out_and_every_weight_learns_from_the_discriminato
     critic = PatchDiscriminator(shape, 4)
     score = critic(outputs[-1], mask)
     assert score.shape[0] == 2
-    if kind != "none":
+    if kind == "none":
+        assert torch.equal(outputs[0], x)
+        assert not list(purifier.parameters())
+    else:
         (-score.mean()).backward()
     for name, weight in (*purifier.named_parameters(), *critic.named_parameters()):
         assert kind == "none" or (weight.grad is not None and weight.grad.abs().sum() > 0), name
@@ -177,12 +180,6 @@ def test_odd_sizes_are_padded_by_their_last_pixels(kind, shape):
     padded = [torch.from_numpy(np.pad(part.numpy(), margin, mode="edge")) for part in (x, mask)]
     wanted = purifier.complete(*padded)[-1][..., : shape[1], : shape[2]]
     assert torch.equal(purifier(x, mask), wanted)
-
-
-def test_none_is_the_identity():
-    purifier, (x, mask) = build_purifier("none", (1, 8, 8)), masked((1, 8, 8))
-    assert torch.equal(purifier(x, mask), x)
-    assert not list(purifier.parameters())
 
 
 @pytest.mark.parametrize("kind", ["gan", "mae"])
@@ -205,13 +202,6 @@ def test_the_generator_paints_in_holes_what_its_first_stage_put_there():
     keep, paint = 1 / (1 + np.exp(-maps[:, :1])), 1 / (1 + np.exp(-maps[:, 1:]))
     wanted = keep * seen[0].detach().numpy() + (1 - keep) * paint
     assert np.allclose(fine.detach().numpy(), wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["gan", "mae"])
-def test_gradients_are_those_of_finite_differences(kind):
-    purifier, (x, mask) = build_purifier(kind, (1, 8, 8), 4).double(), masked((1, 8, 8), 1)
-    x, mask = x.double().requires_grad_(True), mask.double()
-    assert torch.autograd.gradcheck(lambda x: purifier(x, mask), x, fast_mode=True)
 
 
 def test_an_output_at_the_border_of_the_range_keeps_its_gradient():

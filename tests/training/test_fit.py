@@ -1,0 +1,156 @@
+"""What `fit` promises: a run is trained once, named by its parameters, refused where numbers would mix, and recorded."""
+
+import fcntl
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib.errors import InputError
+from robustlib.methods import make_method
+from robustlib.runs import Run, write_json
+from robustlib.training import checkpoint, fit, loop
+from robustlib.training.fit import resolve_device, run_params
+from robustlib.workbook.tables import warnings
+from tests.training_fixtures import small, train
+
+ONCE = small("standard", epochs=1)  # what `finished` is a run of
+
+
+def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(finished, tmp_path, few):
+    stamp = (finished.path / "model.safetensors").stat().st_mtime_ns
+    assert train(ONCE, few, tmp_path) == finished
+    assert (finished.path / "model.safetensors").stat().st_mtime_ns == stamp
+    train(ONCE, few, tmp_path, rerun=True)
+    assert (finished.path / "model.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_a_finished_run_tells_what_it_changed_from_the_preset_of_today(finished, tmp_path, few):
+    told = finished.params()
+    assert told["changes"]
+    kept = {name: value for name, value in told.items() if name != "changes"}
+    for old in ({"changes": {"as": "the preset was then"}}, {"changed": "as=the preset was then"}):
+        write_json(finished.path / "params.json", {**kept, **old})
+        assert train(ONCE, few, tmp_path).params() == told
+
+
+def test_other_numbers_make_a_run_stale_and_an_unfinished_one_is_not_resumed(finished, tmp_path, few):
+    assert not finished.stale
+    facts = finished.provenance()
+    assert facts["numerics"] == {"methods/standard": 1}
+    write_json(finished.path / "provenance.json", {**facts, "git": "older", "packages": {}})
+    assert not finished.stale, "other code that gives the same numbers"
+    write_json(finished.path / "provenance.json", {**facts, "numerics": {"methods/standard": 0}})
+    assert finished.stale
+    (finished.path / "status.json").write_text('{"state": "running"}')
+    (finished.path / "notes.txt").write_text("my own")
+    with pytest.raises(InputError, match=r"another version .*, whose numbers differ in methods/standard 0 \(now 1\)"):
+        train(ONCE, few, tmp_path)
+    assert (finished.path / "checkpoint.pt").exists()
+    train(ONCE, few, tmp_path, rerun=True)
+    assert (finished.path / "notes.txt").exists()
+    assert finished.finished
+    assert not finished.stale
+
+
+def test_seeds_and_parameters_make_other_runs_and_places_do_not(finished, tmp_path, few):
+    again, other = (train(ONCE, few, tmp_path / "other", seed=seed) for seed in (0, 1))
+    assert finished.path.name == again.path.name != other.path.name
+    heads = [run.model("last").head.weight for run in (finished, again, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert finished.provenance()["threads"] == 1
+    assert "robustlib run standard --preset digits --seeds 0" in finished.provenance()["command"]
+    assert train(small("standard", epochs=1, lr=0.01), few, tmp_path).path != finished.path
+
+
+def test_the_recorded_command_names_the_same_run(tmp_path, few):
+    run = train(ONCE, few, tmp_path, arch="mlp")
+    assert "--set arch=mlp" in run.provenance()["command"]
+    assert train(small("standard", epochs=1, arch="mlp"), few, tmp_path) == run
+
+
+def test_resuming_with_another_number_of_threads_is_refused(tmp_path, few, monkeypatch):
+    monkeypatch.setattr(loop, "epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(small("standard"), few, root=tmp_path, device="cpu", threads=1)
+    with pytest.raises(InputError, match="begun with 1 CPU threads"):
+        fit(small("standard"), few, root=tmp_path, device="cpu", threads=2)
+
+
+def test_two_processes_cannot_train_one_run(finished, tmp_path, few):
+    with open(finished.path / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process"):
+            train(ONCE, few, tmp_path, rerun=True)
+
+
+def test_learns_and_reports(tmp_path, digits, capsys):
+    run = fit(small("standard", epochs=3, train_examples=0), digits, root=tmp_path, device="cpu")
+    assert run.metrics().clean_val.iloc[-1] > 0.8 > run.metrics().clean_val.iloc[0]
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("epoch 3/3", "left", "PGD-10", "done in"))
+
+
+def test_a_run_says_whose_values_it_has(finished, tmp_path, few, capsys):
+    run = fit(make_method("standard", "digits", arch="mlp", epochs=2), few, root=tmp_path, device="cpu")
+    first, *rest = run.metrics().warnings
+    assert len(first) == 1
+    assert "lr=0.2" in first[0]
+    assert "for small_cnn, not for mlp" in first[0]
+    assert not any(rest)
+    assert f"warning: {first[0]}" in capsys.readouterr().out
+    assert f"- before training: {first[0]}" in warnings(run.metrics())
+    assert not any(finished.metrics().warnings)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"precision": "fp8"}, "precision 'fp8'"),
+        ({"arch": "resnet19"}, "'resnet1"),
+    ],
+)
+def test_bad_arguments(tmp_path, digits, options, says):
+    with pytest.raises(InputError, match=says):
+        train(small("standard"), digits, tmp_path, **options)
+
+
+def test_absent_and_unknown_devices():
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no such device"):
+            resolve_device("cuda")
+    with pytest.raises(InputError, match="Unknown device"):
+        resolve_device("gpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 truncated"])
+def test_truncated_or_foreign_checkpoints(tmp_path, digits, content):
+    method = small("standard")
+    run = Run.of(run_params(method, digits, "small_cnn", 0, "32-true"), tmp_path)
+    run.path.mkdir(parents=True)
+    (run.path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match="no checkpoint of robustlib"):
+        train(method, digits, tmp_path)
+    assert (run.path / "checkpoint.pt").read_bytes() == content
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    torch.save({"state": np.float64(1), "evil": print}, tmp_path / "c.pt")
+    with pytest.raises(InputError):
+        checkpoint.load(tmp_path / "c.pt")
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path, few):
+    content = torch.load(finished.path / "checkpoint.pt", weights_only=True)
+    del content["modules"]["model"]["head.bias"]
+    torch.save(content, finished.path / "checkpoint.pt")
+    (finished.path / "status.json").write_text(json.dumps({"state": "interrupted"}))
+    with pytest.raises(InputError, match=r"does not fit this run .*: use --rerun"):
+        train(ONCE, few, tmp_path)

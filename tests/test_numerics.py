@@ -7,7 +7,7 @@ import torch
 
 from robustlib.attacks import APGD, PGD, AutoAttack, Threat, apgd
 from robustlib.methods import METHODS, make_method
-from robustlib.runs import NUMERICS, Run, attack_names, moved, versions, write_json
+from robustlib.runs import NUMERICS, Run, attack_names, outdated, versions, write_json
 from tests import numerics
 
 HOW = (
@@ -81,13 +81,13 @@ def made(root, facts, results=None):
 )
 def test_a_run_is_stale_where_a_version_moved(tmp_path, facts, results, words):
     run = made(tmp_path, facts, results)
-    assert run.moved == words
+    assert run.outdated == words
     assert run.stale == bool(words)
 
 
 def test_runs_from_before_versions_have_version_one(tmp_path):
     run = made(tmp_path, {"code": "0123"})
     write_json(tmp_path / "params.json", {"method": "trades"})
-    assert run.moved == [f"methods/trades 1 (now {NUMERICS['methods/trades']})"]
-    assert moved({}) == []
+    assert run.outdated == [f"methods/trades 1 (now {NUMERICS['methods/trades']})"]
+    assert outdated({}) == []
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"code": "0123"}

@@ -11,5 +11,5 @@ from robustlib.runs.files import (
     write_atomic,
     write_json,
 )
-from robustlib.runs.provenance import NUMERICS, attack_names, moved, versions
+from robustlib.runs.provenance import NUMERICS, attack_names, outdated, versions
 from robustlib.runs.run import Run, changes_text, find_runs, measured, parameter_hash, trained_with, transfer_sources

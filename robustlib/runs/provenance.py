@@ -49,7 +49,7 @@ def attack_names(attacks: Iterable[object]) -> set[str]:
     return names
 
 
-def moved(made: Mapping[str, Any]) -> list[str]:
+def outdated(made: Mapping[str, Any]) -> list[str]:
     """Which of the versions that numbers were made with are others today, in words."""
     return [
         f"{name} {made[name]} (now {NUMERICS.get(name, 'gone')})"

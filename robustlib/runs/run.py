@@ -27,7 +27,7 @@ from robustlib.runs.files import (
     write_atomic,
     write_json,
 )
-from robustlib.runs.provenance import moved
+from robustlib.runs.provenance import outdated
 
 UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
 
@@ -186,14 +186,14 @@ class Run:
         return self.status()["state"] == "done"
 
     @property
-    def moved(self) -> list[str]:
+    def outdated(self) -> list[str]:
         """What made its training or its evaluation and gives other numbers today, in words (see NUMERICS); mostly nothing."""
-        return moved({**trained_with(self), **self.results().get("numerics", {})})
+        return outdated({**trained_with(self), **self.results().get("numerics", {})})
 
     @property
     def stale(self) -> bool:
         """Whether some of its numbers would be others today; `--rerun` renews them."""
-        return bool(self.moved)
+        return bool(self.outdated)
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Stores a data frame as parquet under `name`."""

@@ -13,7 +13,7 @@ from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
 from robustlib.rng import derive_seed
-from robustlib.runs import Run, moved, trained_with, versions, write_json
+from robustlib.runs import Run, outdated, trained_with, versions, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
@@ -132,7 +132,7 @@ def clear_stale(run: Run, rerun: bool) -> None:
     """Removes an earlier training for a rerun; refuses to mix its epochs with those of code that gives other numbers."""
     if rerun:
         run.clear()
-    elif (run.path / "checkpoint.pt").exists() and (other := moved(trained_with(run))):
+    elif (run.path / "checkpoint.pt").exists() and (other := outdated(trained_with(run))):
         raise InputError(
             f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
             "--rerun, or go back to that version."

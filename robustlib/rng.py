@@ -1,10 +1,8 @@
-"""Random numbers that belong to an example, not to a batch.
+"""Random numbers that belong to an example, not to a batch, and seeds derived from names.
 
 A stateful generator gives example 7 other numbers when the batch is split elsewhere, so a smaller batch, an interrupted
 evaluation or another device would attack from other points. Here each example carries a 64-bit seed and number j of
 draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), computed for the whole batch at once.
-
-Seeds derived from names, so that no random state needs to be saved.
 """
 
 import hashlib
@@ -39,13 +37,9 @@ def _mix(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExampleRNG:
-    """One stream of random numbers for each example.
+    """One stream of random numbers for each example."""
 
-    Args:
-        seeds: (B,) int64, one seed an example.
-    """
-
-    seeds: Tensor
+    seeds: Tensor  # (B,) int64
 
     @classmethod
     def from_generator(cls, generator: torch.Generator | None, size: int, device: torch.device) -> "ExampleRNG":
@@ -59,7 +53,7 @@ class ExampleRNG:
         return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
 
     def __getitem__(self, chosen: Tensor | slice) -> "ExampleRNG":
-        """The streams of some examples: a boolean mask, indices or a slice."""
+        """The streams of some examples."""
         return ExampleRNG(self.seeds[chosen])
 
     def fold_in(self, tag: int) -> "ExampleRNG":

@@ -20,9 +20,6 @@ class Threat:
     Args:
         norm: "linf" (largest absolute change of any pixel) or "l2" (Euclidean length over all pixels).
         eps: radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2.
-
-    Raises:
-        InputError: unknown norm, or a radius that cannot be in pixel units of [0, 1].
     """
 
     norm: Norm
@@ -61,10 +58,9 @@ class Threat:
         return step_size * gradient / norms(gradient, "l2").clamp_min(TINY)
 
     def random_start(self, x: Tensor, uniform: Tensor, normal: Tensor | None = None) -> Tensor:
-        """A uniformly random point of the ball around `x`, clipped to [0, 1].
+        """A uniformly random point of the ball around `x` (B, C, H, W), clipped to [0, 1].
 
         Args:
-            x: (B, C, H, W).
             uniform: numbers from U[0, 1); (B, C, H, W) for linf, at least one per example for l2.
             normal: standard normal numbers (B, C, H, W); l2 only, they give the direction.
         """

@@ -1,9 +1,4 @@
-"""Contrastive losses.
-
-Losses that pull the views of an image, or of a class, together and push all others apart.
-
-Barlow Twins: two views of a batch agree feature by feature, and features say different things.
-"""
+"""Losses on pairs of views or examples: SupCon and NT-Xent, Barlow Twins, and the negative contrast of ANCRA."""
 
 from typing import Literal, get_args
 
@@ -20,10 +15,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 def confidence_similarity(logits: Tensor, other: Tensor) -> Tensor:
     """Sim(a, b) = mean_i 1[argmax a_i = argmax b_i] sqrt(max_c q(a_i)[c] max_c q(b_i)[c]), q = softmax (ANCRA's release, loss_fn).
 
-    In [0, 1], a scalar; only pairs that are predicted as one class count.
-
-    Args:
-        logits, other: (B, K) each.
+    Of logits (B, K) each, a scalar in [0, 1]; only pairs that are predicted as one class count.
     """
     p, q = (z.float().softmax(1).max(1) for z in (logits, other))
     return ((p.indices == q.indices) * (p.values * q.values).sqrt()).mean()
@@ -60,10 +52,7 @@ def pick_negatives(
     Args:
         y: labels, int64 (B,).
         logits: (B, K) of the batch; mined strategies need them.
-        generator: source of the random draws, on `y`'s device; None means PyTorch's global one.
-
-    Raises:
-        InputError: unknown strategy.
+        generator: of the random choices, on `y`'s device; None means PyTorch's global one.
     """
     if strategy not in STRATEGIES:
         raise unknown("negative strategy", strategy, STRATEGIES)
@@ -75,20 +64,11 @@ def pick_negatives(
     if strategy == "random":
         return picked
     assert logits is not None, "mined negatives need logits"
-    candidates = foreign & _predicted_as(strategy, y, logits)
-    scores = (
-        logits.float().t()[y].masked_fill(~candidates, -torch.inf)
-    )  # [i, j]: of image j, the logit of anchor i's label
-    return torch.where(candidates.any(1), scores.argmax(1), picked)
-
-
-def _predicted_as(strategy: Strategy, y: Tensor, logits: Tensor) -> Tensor:
-    """[i, j]: whether image j's prediction suits anchor i, (B, B) bool."""
     predicted = logits.argmax(1)
     as_anchor, as_label = (predicted[None, :] == wanted[:, None] for wanted in (predicted, y))
-    if strategy == "easy":
-        return ~(as_anchor | as_label)
-    return as_anchor if strategy == "soft" else as_label
+    candidates = foreign & {"easy": ~(as_anchor | as_label), "soft": as_anchor, "hard": as_label}[strategy]
+    scores = logits.float().t()[y].masked_fill(~candidates, -torch.inf)  # [i, j]: of image j, the logit of i's label
+    return torch.where(candidates.any(1), scores.argmax(1), picked)
 
 
 def supcon_loss(
@@ -108,9 +88,6 @@ def supcon_loss(
         labels: int64 (B,); None for no labels.
         temperature: t > 0.
         one_sided: the gradient flows through the anchors u_i alone, others being constants (RoCL's release); same value.
-
-    Raises:
-        InputError: a temperature that is not positive, or one view without labels, where nothing has a positive.
     """
     if not 0 < temperature < float("inf"):
         raise InputError(f"temperature={temperature!r}: give a positive number, e.g. 0.07 or 0.5.")
@@ -131,14 +108,9 @@ def supcon_loss(
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5, *, one_sided: bool = False) -> Tensor:
-    """Normalised temperature-scaled cross-entropy of two views (Chen et al. 2020, eq. 1): `supcon_loss` without labels, a scalar.
+    """Normalised temperature-scaled cross-entropy of two views (Chen et al. 2020, eq. 1): `supcon_loss` without labels.
 
-    Args:
-        a, b: projections of the same B images, (B, D) each; row i of one is the positive of row i of the other.
-        temperature, one_sided: as of `supcon_loss`.
-
-    Raises:
-        InputError: a temperature that is not positive.
+    Row i of the projections a (B, D) is the positive of row i of b (B, D).
     """
     return supcon_loss(torch.stack((a, b)), None, temperature, one_sided=one_sided)
 
@@ -156,9 +128,6 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
         a, b: projections of the same B >= 2 images, (B, D) each.
         off_diagonal: the weight lambda of the redundancy term, >= 0.
         eps: added to the variances, as their release does (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
-
-    Raises:
-        InputError: projections of different shapes, fewer than two images, a negative weight.
     """
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
         raise InputError(
@@ -167,12 +136,8 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
     if not 0 <= off_diagonal < float("inf"):
         raise InputError(f"off_diagonal={off_diagonal!r}: give a number of at least 0, e.g. 0.005.")
     with torch.autocast(a.device.type, enabled=False):
-        one, other = (_standard(z.float(), eps) for z in (a, b))
+        floats = (z.float() for z in (a, b))
+        one, other = ((z - z.mean(0)) * (z.var(0, unbiased=False) + eps).rsqrt() for z in floats)
         squared = (one.T @ other / len(a) - torch.eye(a.shape[1], device=a.device)).square()
         diagonal = squared.diagonal().sum()
         return diagonal + off_diagonal * (squared.sum() - diagonal)
-
-
-def _standard(z: Tensor, eps: float) -> Tensor:
-    """Columns with mean 0 and variance 1 over the batch."""
-    return (z - z.mean(0)) * (z.var(0, unbiased=False) + eps).rsqrt()

@@ -1,36 +1,20 @@
-"""Losses of the adversarial-training family.
-
-What AFD asks of features and of the strongest wrong class (Zhou et al. 2025).
-"""
+"""Losses of the adversarial-training family: TRADES, MART, and what AFD asks of features and labels."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MART_ROOM = (
-    1e-4  # the released code writes 1.0001 - p where the paper writes 1 - p: a wrong class of p = 1 costs 9.2 at most
-)
-
-
-def kl_divergence(logits: Tensor, logits_adv: Tensor) -> Tensor:
-    """KL(p(x) || p(x')), summed over classes and averaged over the batch; both sides carry gradients."""
-    p, q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
-    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+MART_ROOM = 1e-4  # the release writes 1.0001 - p for the paper's 1 - p: a wrong class of p = 1 costs 9.2 at most
 
 
 def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
     """CE(f(x), y) + beta KL(p(x) || p(x')) (Zhang et al. 2019, eq. 5; the clean side is not detached, as released).
 
-    Args:
-        logits: f(x), (B, K).
-        logits_adv: f(x'), (B, K).
-        y: labels (B,).
-        beta: weight of the robust term, 1/lambda in the paper; 6 in its CIFAR-10 experiments.
-
-    Returns:
-        The loss and its parts {"ce", "kl"} (kl without beta).
+    Of the logits f(x) and f(x') (B, K); beta is 1/lambda in the paper, 6 in its CIFAR-10 experiments. Returns the loss and its
+    parts {"ce", "kl"} (kl without beta).
     """
-    ce, kl = F.cross_entropy(logits.float(), y), kl_divergence(logits, logits_adv)
+    p, q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
+    ce, kl = F.cross_entropy(logits.float(), y), F.kl_div(q, p, log_target=True, reduction="batchmean")
     return ce + beta * kl, {"ce": ce, "kl": kl}
 
 
@@ -42,15 +26,13 @@ def mart_loss(
     BCE = -log p_y(x') - log(1 - max_{k != y} p_k(x')). As released, nothing is detached, the weight 1 - p_y(x) neither, and
     the second logarithm is of 1.0001 - p; the released guards of 1e-7 and 1e-12 are not needed with log-softmax.
 
-    Args:
-        logits: f(x), (B, K), K >= 2.
-        logits_adv: f(x'), (B, K).
-        y: labels (B,).
-        beta: weight of the second term, lambda in the paper; 5 in the released ResNet-18 script.
-        weighing: logits (B, K) whose p_y stands in the weight 1 - p_y(x) in place of f(x)'s, e.g. another head's at x.
+    Returns the loss and its parts {"bce", "kl"} (kl weighted by 1 - p_y(x), without beta).
 
-    Returns:
-        The loss and its parts {"bce", "kl"} (kl weighted by 1 - p_y(x), without beta).
+    Args:
+        logits, logits_adv: f(x) and f(x'), (B, K), K >= 2.
+        y: labels (B,).
+        beta: lambda in the paper; 5 in the released ResNet-18 script.
+        weighing: logits (B, K) whose p_y stands in the weight 1 - p_y(x) in place of f(x)'s, e.g. another head's at x.
     """
     log_p, log_q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
     runner_up = log_q.scatter(1, y[:, None], -float("inf")).amax(1).exp()
@@ -62,13 +44,9 @@ def mart_loss(
 
 
 def confusion_labels(logits: Tensor, y: Tensor) -> Tensor:
-    """The strongest wrong class argmax_{k != y} z_k of each example, int64 (B,).
+    """The strongest wrong class argmax_{k != y} z_k of each example, int64 (B,), of logits z (B, K).
 
     The paper's two cases, the predicted class where it is wrong and else the second highest, are both this one.
-
-    Args:
-        logits: z, (B, K) with K >= 2.
-        y: labels (B,).
     """
     return logits.scatter(1, y.unsqueeze(1), -torch.inf).argmax(1)
 

@@ -1,9 +1,4 @@
-"""Spectral norms of linear layers, exactly: dense matrices, and circular convolutions frequency by frequency.
-
-Spectral norms of linear layers by power iteration, with vectors that are kept from use to use.
-
-The cross-Lipschitz penalty on input gradients.
-"""
+"""Spectral norms of linear layers, exactly or by power iteration, and the cross-Lipschitz penalty on input gradients."""
 
 import math
 
@@ -15,11 +10,10 @@ from robustlib.errors import InputError
 
 
 def dense_squared_norm(matrix: Tensor) -> Tensor:
-    """sigma_max(W)^2 of a matrix W (M, N), a scalar; real or complex.
+    """sigma_max(W)^2 of a real or complex matrix W (M, N), a scalar, in at least float32, outside autocast.
 
     Its gradient is the analytic 2 sigma u v^H: the top singular vector of the smaller side is found without gradients and
-    held, so nothing differentiates through an eigendecomposition. Where the top singular value is not unique, it is one
-    of the subgradients. Computed in at least float32, outside autocast.
+    held, so nothing differentiates through an eigendecomposition.
     """
     with torch.autocast(matrix.device.type, enabled=False):
         matrix = matrix if matrix.dtype == torch.float64 or matrix.is_complex() else matrix.float()
@@ -39,13 +33,8 @@ def conv_squared_norm(weight: Tensor, size: tuple[int, int], stride: tuple[int, 
 
     Args:
         weight: kernel (c_out, c_in, k_h, k_w), of any size; taps beyond the image wrap around.
-        size: of the input, (H, W).
-        stride: of the convolution; it must divide the size.
-
-    Raises:
-        InputError: a size that the stride does not divide.
+        size: of the input, (H, W), which the stride divides.
     """
-    check_stride(size, stride)
     with torch.autocast(weight.device.type, enabled=False):
         weight = weight if weight.dtype == torch.float64 else weight.float()
         rows, columns = (n // s for n, s in zip(size, stride, strict=True))
@@ -79,21 +68,8 @@ def finite(gram: Tensor) -> Tensor:
     return torch.where(gram.isfinite(), gram, torch.zeros_like(gram))
 
 
-def check_stride(size: tuple[int, int], stride: tuple[int, int]) -> None:
-    """Raises InputError if the stride does not divide the size of the images."""
-    if any(n % s for n, s in zip(size, stride, strict=True)):
-        raise InputError(
-            f"A convolution of stride {max(stride)} on {size[0]}x{size[1]} pixels is no circular operator, and its exact norm "
-            "cannot be told: give images whose size the stride divides, or operator='power'."
-        )
-
-
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of an nn.Linear (out, in) or of an nn.Conv2d (out, in, k_h, k_w).
-
-    Raises:
-        InputError: any other layer, groups; no spectral norm is known of them here.
-    """
+    """The weight of an nn.Linear or of an nn.Conv2d with groups=1; InputError for any other layer."""
     if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
         return layer.weight
     kind = f"{type(layer).__name__} of {layer.groups} groups" if isinstance(layer, nn.Conv2d) else type(layer).__name__
@@ -108,9 +84,6 @@ def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, we
             divides the image by its stride.
         size: (H, W) of a convolution's input.
         weight: in place of the layer's own, of its shape, e.g. with BatchNorm folded in.
-
-    Raises:
-        InputError: another layer, another padding, images whose size the stride does not divide.
     """
     check_exact(layer, size)
     weight = weight_of(layer) if weight is None else weight
@@ -128,7 +101,11 @@ def check_exact(layer: nn.Module, size: tuple[int, int] | None) -> None:
     if not isinstance(layer, nn.Conv2d):
         return
     assert size is not None, "the norm of a convolution depends on the size of its input"
-    check_stride(size, (layer.stride[0], layer.stride[1]))
+    if any(n % s for n, s in zip(size, layer.stride, strict=True)):
+        raise InputError(
+            f"A convolution of stride {max(layer.stride)} on {size[0]}x{size[1]} pixels is no circular operator, and its "
+            "exact norm cannot be told: give images whose size the stride divides, or operator='power'."
+        )
     pads = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
     total = [k - 1 if layer.padding == "same" else 2 * p for k, p in zip(layer.kernel_size, pads, strict=True)]
     axes = zip(size, total, layer.kernel_size, layer.stride, strict=True)
@@ -160,10 +137,7 @@ class PowerIteration(nn.Module):
         layer: nn.Linear or nn.Conv2d with groups=1; it is not kept.
         size: (H, W) of a convolution's input.
         vectors: how many are kept, at least 1.
-        seed: of the random vectors that it starts from.
-
-    Raises:
-        InputError: another layer, no vector.
+        seed: of the random vectors it starts from.
     """
 
     vectors: Tensor  # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last
@@ -182,13 +156,8 @@ class PowerIteration(nn.Module):
         self.register_buffer("vectors", _orthonormal(start))
 
     def forward(self, layer: nn.Module, iterations: int = 1, weight: Tensor | None = None) -> Tensor:
-        """|W v|^2 after some iterations: a scalar, differentiable in the weight, computed in float32 outside autocast.
-
-        Args:
-            layer: the one it was made for.
-            iterations: of this use; 0 takes the vector as it is kept.
-            weight: in place of the layer's own, of its shape, e.g. with BatchNorm folded in.
-        """
+        """|W v|^2 after `iterations`: a scalar, differentiable in the weight (the layer's, or the one given in its place, e.g.
+        with BatchNorm folded in), computed in float32 outside autocast."""
         weight = (weight_of(layer) if weight is None else weight).float()
         with torch.autocast(weight.device.type, enabled=False):
             if iterations:
@@ -205,9 +174,6 @@ class PowerIteration(nn.Module):
         """Iterates until |W'W v - s v| <= tolerance s, s = |W v|^2, but at most `limit` times; returns s, without gradient.
 
         Then some squared singular value lies within tolerance s of s; its error is about tolerance^2 over the relative gap.
-
-        Raises:
-            InputError: a tolerance that is not positive.
         """
         if not tolerance > 0:
             raise InputError(f"tolerance={tolerance!r}: give a positive share of the squared norm, e.g. 1e-4.")
@@ -262,13 +228,9 @@ def cross_lipschitz(
     mode the statistics couple the images, and J_i contains what an image does to the others' outputs.
 
     Args:
-        outputs: f(x) (B, K), K >= 2, with the graph to `x`; logits or probabilities.
-        x: images (B, C, H, W) that require gradients.
+        outputs: f(x) (B, K), K >= 2, with the graph to the images `x`; logits or probabilities.
         projections: random directions; 0 gives the exact value.
         generator: of the directions, on the images' device; None = torch's global one.
-
-    Raises:
-        InputError: a negative number of projections.
     """
     if projections < 0:
         raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact penalty.")

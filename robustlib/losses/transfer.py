@@ -19,9 +19,6 @@ def l2_sp(
         start: w0, the same in the same order as they were before fine-tuning; constants.
         new: v, those that were not pre-trained, i.e. the new head.
         alpha, beta: weights of the two terms, >= 0.
-
-    Raises:
-        InputError: a negative weight.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value < float("inf"):
@@ -37,13 +34,6 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     F has min(B, D) singular values; zeros count. The right singular vectors v are found without gradients and held, so the
     value sum |F v|^2 has the exact gradient 2 F v v' and nothing differentiates through the decomposition. In float32,
     in any autocast.
-
-    Args:
-        features: F, (B, D).
-        k: how many, 1 <= k <= min(B, D).
-
-    Raises:
-        InputError: another k.
     """
     if not 1 <= k <= min(features.shape):
         raise InputError(

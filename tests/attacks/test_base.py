@@ -1,0 +1,409 @@
+"""What every attack promises, and how it sees a model: draws of a randomised one in one batch, within memory, where that is sound."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robustlib.attacks import (
+    APGD,
+    FAB,
+    PGD,
+    PGDEOT,
+    AutoAttack,
+    BatchPGD,
+    ExampleRNG,
+    Square,
+    StAdv,
+    SurrogateModel,
+    Tangent,
+    Threat,
+)
+from robustlib.attacks.base import AttackBatch, attack_context
+from robustlib.errors import InputError
+from robustlib.evaluation import valid
+from tests.conftest import ConvNet, Linear
+
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+QUICK: list[Any] = [APGD(LINF, 5), APGD(LINF, 5, targets=2, objective="margin"), FAB(LINF, 5, 2), Square(LINF, 20)]
+ROUNDS = [replace(attack, threat=threat) for threat in (LINF, L2) for attack in QUICK]
+ALL = [
+    *ROUNDS,
+    *(PGD(LINF, 4, restarts=2, early_stop=True), PGD(L2, 4, objective="margin"), PGD(LINF, 4, objective="kl")),
+    *(PGD(LINF, 4, start="gaussian", batchnorm="train"), StAdv(0.5, 6, lr=0.2), StAdv(None, 4, lr=0.2)),
+    *(Tangent(L2, 300), AutoAttack(LINF, "custom", (("apgd", QUICK[0]), ("square", QUICK[3])))),
+]
+
+
+def name(attack: Any) -> str:
+    threat = getattr(attack, "threat", None)
+    return f"{type(attack).__name__}-{threat.norm if threat else attack.bound}{'-t' if getattr(attack, 'targets', 0) else ''}"
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(classes: int = 5, n: int = 24, shape: tuple[int, ...] = (3, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(n, *shape), torch.randint(classes, (n,))
+
+
+# --- every attack
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("attack", ALL, ids=name)
+def test_stays_in_the_ball_and_leaves_all_as_found(attack, precision, conv_net):
+    conv_net.train()
+    conv_net[4 if getattr(attack, "batchnorm", "") == "train" else 1].eval()  # a frozen layer in a training model
+    conv_net[0].weight.grad = torch.ones_like(conv_net[0].weight)
+    conv_net[0].bias.requires_grad_(False)
+    before, modes = copy.deepcopy(conv_net), [m.training for m in conv_net.modules()]
+    x, y = batch()
+    x[0], x[1] = 0.0, 1.0
+    kept = x.clone()
+    x_adv = replace(attack, precision=precision)(conv_net, x, y, generator=generator())
+    assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, x.dtype, False)
+    assert valid(x_adv, x, getattr(attack, "threat", None)).all()
+    assert torch.equal(x, kept)
+    assert [m.training for m in conv_net.modules()] == modes
+    for own, theirs in zip(conv_net.parameters(), before.parameters(), strict=True):
+        assert (own.requires_grad, own.grad is None) == (theirs.requires_grad, own is not conv_net[0].weight)
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in conv_net.state_dict().items())
+    assert attack(conv_net, x[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+def test_modes_come_back_after_an_error(conv_net):
+    conv_net.train()
+    with pytest.raises(RuntimeError):
+        PGD(LINF)(conv_net, torch.rand(2, 4, 8, 8), torch.zeros(2, dtype=torch.int64))
+    assert conv_net.training
+    assert all(p.requires_grad for p in conv_net.parameters())
+
+
+@pytest.mark.parametrize(
+    "attack", [a for a in ALL if getattr(a, "batchnorm", "") != "train" and type(a) is not Tangent], ids=name
+)
+def test_random_numbers_belong_to_examples_not_to_batches(attack, conv_net):
+    x = batch(n=17)[0]
+    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(3, torch.arange(17))
+    whole = attack(conv_net, x, y, rng=rng)
+    parts = [attack(conv_net, x[i : i + 5], y[i : i + 5], rng=rng[i : i + 5]) for i in range(0, 17, 5)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
+    again = attack(conv_net, x, y, rng=ExampleRNG.for_examples(4, torch.arange(17)))
+    assert isinstance(attack, FAB) or not torch.equal(whole, again)
+
+
+@pytest.mark.parametrize("attack", ROUNDS, ids=name)
+def test_no_radius_means_no_change_and_wrong_images_are_kept(attack, conv_net):
+    x, y = batch()
+    assert torch.equal(replace(attack, threat=Threat(attack.threat.norm, 0.0))(conv_net, x, y), x)
+    wrong = conv_net(x).argmax(1) != y
+    assert torch.equal(attack(conv_net, x, y, generator=generator())[wrong], x[wrong])
+
+
+@pytest.mark.parametrize("attack", ROUNDS, ids=name)
+def test_a_model_without_numbers_is_broken(attack):
+    class Mute(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * torch.nan
+
+    x, y = batch(3, 4)
+    assert torch.equal(attack(Mute(), x, y), x)
+
+
+@pytest.mark.parametrize("attack", ROUNDS, ids=name)
+def test_more_restarts_lose_no_success(attack, conv_net):
+    x = batch()[0]
+    y = conv_net(x).argmax(1)
+    left = [conv_net(replace(attack, restarts=n)(conv_net, x, y, generator=generator())).argmax(1) == y for n in (1, 3)]
+    assert not (left[1] & ~left[0]).any()
+
+
+@pytest.mark.parametrize("attack", [PGD(LINF, 5, early_stop=True), *QUICK, StAdv(0.5, 6, lr=0.2)], ids=name)
+def test_a_bf16_search_is_verified_in_float32(attack, jumpy):
+    x = batch()[0]
+    jumpy(x)
+    x_adv = replace(attack, precision="bf16-mixed")(jumpy, x, torch.zeros(24, dtype=torch.int64))
+    assert (jumpy(x_adv).argmax(1) == 0).all()
+    assert not torch.equal(x_adv, x) or isinstance(attack, FAB)
+
+
+@pytest.mark.parametrize("attack", [PGD(L2, 3), APGD(L2, 3), FAB(L2, 3, 2), Square(L2, 10)], ids=name)
+@pytest.mark.parametrize("eps", [3.0, 10.0])
+def test_large_images_stay_inside_large_l2_balls(attack, eps):
+    x, model = torch.full((6, 3, 160, 160), 0.5) + 0.01 * torch.rand(6, 3, 160, 160), Linear(3, (3, 160, 160))
+    threat = Threat("l2", eps)
+    x_adv = replace(attack, threat=threat)(model, x, model(x).argmax(1), generator=generator())
+    assert valid(x_adv, x, threat).all()
+    assert not valid(x + 1.001 * (x_adv - x), x, threat)[threat.distance(x_adv, x) > 0.9999 * eps].any()
+
+
+def test_models_in_double_precision_are_attacked_as_they_are():
+    model, x = ConvNet(), batch()[0]
+    model(x)
+    model, x = model.double().eval(), x.double()
+    y = model(x).argmax(1)
+    for attack in (PGD(LINF, 5), *QUICK):
+        x_adv = attack(model, x, y, generator=generator())
+        assert x_adv.dtype == torch.float64
+        assert LINF.distance(x_adv, x).max() <= LINF.eps + 1e-9
+
+
+class Blind(nn.Module):
+    """The same decisions as `inner`, without gradients."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        with torch.no_grad():
+            return 100.0 * nn.functional.one_hot(self.inner(x).argmax(1), 5).float()
+
+
+@pytest.mark.parametrize("attack", [PGD(LINF, 5, early_stop=True), *QUICK], ids=name)
+def test_a_surrogate_is_searched_and_the_target_decides(attack):
+    inner = Linear(5, (3, 8, 8), scale=3.0)
+    deployed, x = Blind(inner).eval(), batch()[0]
+    y = inner(x).argmax(1)
+
+    def left(model):
+        return int((deployed(attack(model, x, y, generator=generator())).argmax(1) == y).sum())
+
+    assert left(SurrogateModel(inner, deployed)) <= left(deployed) - (
+        not isinstance(attack, Square)
+    )  # no gradient needed
+    other = Linear(5, (3, 8, 8))  # fooling this one proves nothing about the deployed model
+    x_adv = attack(
+        SurrogateModel(Linear(5, (3, 8, 8), scale=100.0), other), x, other(x).argmax(1), generator=generator()
+    )
+    assert attack.threat.distance(x_adv, x).max() > 0
+
+
+def test_success_by_chance_is_no_success():
+    class Noisy(Linear):
+        """Right on average, wrong in one draw of ten."""
+
+        stochastic = True
+
+        def forward(self, x):
+            return torch.where(torch.rand(len(x), 1) < 0.1, -1, 1) * super().forward(x)
+
+    model, x = Noisy(5, (3, 8, 8)), batch()[0]
+    y = Linear.forward(model, x).argmax(1)
+    for attack in (PGDEOT(Threat("linf", 1e-4), 10, 4, early_stop=True), APGD(Threat("linf", 1e-4), 10, eot=4)):
+        x_adv = attack(model, x, y, generator=generator())
+        right = torch.stack([model(x_adv).argmax(1) == y for _ in range(40)]).float().mean(0)
+        assert right.mean() > 0.8
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize("attack", [*QUICK, AutoAttack(LINF), PGD(LINF), StAdv(), Tangent(L2, 300)], ids=name)
+def test_bad_input_is_a_sentence(attack):
+    x, y = batch()
+    for classes, images, labels, says in (
+        (1, x, 0 * y, "at least 2 classes"),
+        (3, x, y, "do not fit a model of 3 classes"),
+        (5, 255 * x, y, r"lie in \[0, 1\].*divide grey levels by 255"),
+        (5, x * torch.nan, y, r"lie in \[0, 1\]"),
+        (5, x.to(torch.uint8), y, "float images"),
+        (5, x, y.float(), "labels int64"),
+    ):
+        with pytest.raises(InputError, match=says):
+            attack(Linear(classes, (3, 8, 8)), images, labels)
+
+
+def test_targets_are_labels_too(linear):
+    with pytest.raises(InputError, match="model of 2 classes"):
+        PGD(LINF, targeted=True)(linear, *batch(1, 2, (1, 4, 4)), target=torch.tensor([1, -1]))
+
+
+def test_softmax_outputs_warn(linear):
+    with pytest.warns(UserWarning, match="softmax"):
+        PGD(LINF)(nn.Sequential(linear, nn.Softmax(1)), *batch(2, 6, (1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        (PGD, {"steps": 0}, "steps=0"),
+        (PGD, {"restarts": 0}, "restarts=0"),
+        (PGD, {"step_size": -1.0}, "PGD step_size=-1.0"),
+        (PGD, {"objective": "mergin"}, "'margin'"),
+        (PGD, {"precision": "fp16"}, "bf16-mixed"),
+        (PGD, {"batchnorm": "frozen"}, "batchnorm 'frozen'"),
+        (PGD, {"targeted": True, "objective": "kl"}, "no target"),
+        (BatchPGD, {"step_size": 0.0}, "BatchPGD step_size=0.0"),
+        (APGD, {"steps": 0}, "steps=0"),
+        (APGD, {"objective": "kl"}, "objective 'kl'"),
+        (FAB, {"targets": 0}, "targets=0"),
+        (Square, {"p_init": 1.5}, "p_init=1.5"),
+        (Square, {"precision": "16"}, "precision '16'"),
+        (AutoAttack, {"version": "fast"}, "version 'fast'"),
+        (AutoAttack, {"version": "custom"}, "Give `attacks`"),
+        (AutoAttack, {"attacks": (("apgd-ce", QUICK[0]),)}, "Give `attacks`"),
+        (StAdv, {"bound": 0.0}, "bound=0.0: give a positive number of pixels"),
+        (StAdv, {"bound": float("nan")}, "bound=nan"),
+        (StAdv, {"steps": 0}, "steps=0"),
+        (StAdv, {"eot": 0}, "eot=0"),
+        (StAdv, {"lr": 0.0}, "lr=0.0"),
+        (StAdv, {"weight": -1.0}, "weight=-1.0"),
+        (StAdv, {"objective": "kl"}, "'kl'"),
+        (StAdv, {"precision": "fp16"}, "bf16-mixed"),
+        (Tangent, {"queries": 100}, "queries=100"),
+        (Tangent, {"queries": 1000, "restarts": 6}, "queries=1000: give a whole number of at least 1200"),
+        (Tangent, {"restarts": 0}, "restarts=0"),
+        (Tangent, {"probes": 0}, "probes=0"),
+        (Tangent, {"gamma": 0.0}, "gamma=0.0"),
+        (Tangent, {"precision": "16"}, "precision '16'"),
+        (Tangent, {"threat": LINF}, "give 'l2'"),
+    ],
+)
+def test_bad_settings_are_sentences(kind, settings, says):
+    given = {} if kind is StAdv else {"threat": L2 if kind is Tangent else LINF}
+    with pytest.raises(InputError, match=says):
+        kind(**{**given, **settings})
+
+
+# --- draws of a randomised model
+
+
+class Recorded(nn.Module):
+    """logits = W (x * noise) * confidence with a noise and a confidence of each image's own; it keeps what it has drawn."""
+
+    stochastic = True
+    draws_by_example = True
+
+    def __init__(self, fits: int = 10**9, error: str = "out of memory"):
+        super().__init__()
+        self.map, self.fits, self.error = nn.Linear(12, 4), fits, error
+        self.sizes: list[int] = []
+        self.drawn: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        if len(x) > self.fits:
+            raise RuntimeError(self.error)
+        noise, confidence = torch.rand_like(x), 10 ** (6 * torch.rand(len(x), 1) - 3)
+        self.drawn.append((x.detach(), noise, confidence))
+        return self.map((x * noise).flatten(1)) * confidence
+
+
+def images(n: int = 5):
+    return batch(4, n, (3, 2, 2))
+
+
+def look(model, x, y, samples, batchnorm="eval", objective="ce"):
+    """Gradient and logits of `samples` draws; what was drawn before it is forgotten."""
+    with attack_context(model, x, (y,), batchnorm=batchnorm) as oracle:
+        model.sizes, model.drawn = [], []
+        return oracle.gradient(x, AttackBatch(x, y).objective(objective), samples)
+
+
+def restated(model, x, y):
+    """Of the draws that the model kept: for each image the sum over its draws of (d ce / d z) dz / dx, divided by the largest
+    derivative by a logit and by the number of draws; and the mean logits."""
+    gradients, means = [], []
+    for image, label in zip(x, y.tolist(), strict=True):
+        slopes, logits, steepest = [], [], 0.0
+        for seen, noise, confidence in model.drawn:
+            for place in (seen == image).flatten(1).all(1).nonzero()[:, 0].tolist():
+                z = (model.map((image * noise[place]).flatten()) * confidence[place]).detach().double()
+                upstream = z.softmax(0) - torch.eye(4)[label]
+                steepest = max(steepest, float(upstream.abs().max()))
+                jacobian = model.map.weight.double() * noise[place].flatten() * confidence[place]
+                slopes.append((upstream @ jacobian).detach())
+                logits.append(z)
+        gradients.append((sum(slopes) / len(slopes) / steepest).view_as(image))
+        means.append(sum(logits) / len(logits))
+    return torch.stack(gradients).float(), torch.stack(means).float()
+
+
+@pytest.mark.parametrize(("fits", "sizes"), [(10**9, [40]), (20, [40, 20, 20]), (12, [40, 20, 10, 10, 10, 10])])
+def test_draws_in_one_batch_or_in_what_memory_holds(fits, sizes):
+    model, (x, y) = Recorded(fits), images()
+    if fits < 40:
+        with pytest.warns(UserWarning, match="8 draws of 5 images") as said:
+            gradient, logits = look(model, x, y, 8)
+        assert len(said) == 1
+    else:
+        gradient, logits = look(model, x, y, 8)
+    assert model.sizes == sizes
+    wanted, mean = restated(model, x, y)
+    assert torch.allclose(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert torch.allclose(logits, mean, rtol=1e-4, atol=1e-4)
+
+
+def test_what_fits_is_remembered():
+    model, (x, y) = Recorded(20), images()
+    with attack_context(model, x, (y,)) as oracle:
+        with pytest.warns(UserWarning, match="Out of memory"):
+            oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
+        model.sizes = []
+        oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
+        assert oracle.target_logits(x, 8).shape == (8, 5, 4)
+    assert model.sizes == [20] * 4
+
+
+def test_a_piece_of_the_cache_holds_draws_too(monkeypatch):
+    monkeypatch.setattr("robustlib.attacks.base.PIECE", 12 * 20)
+    model, (x, y) = Recorded(), images(25)
+    gradient, _ = look(model, x, y, 5)
+    assert model.sizes == [20] * 5 + [15, 10]  # one draw of 20 images at a time, then 3 and 2 of the last 5
+    assert torch.allclose(gradient, restated(model, x, y)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_every_draw_of_every_image_is_its_own():
+    model, (x, y) = Recorded(), images()
+    with attack_context(model, x, (y,)) as oracle:
+        verdicts = oracle.target_logits(x, 6)
+        assert verdicts.shape == (6, 5, 4)
+        assert len(verdicts.flatten(0, 1).unique(dim=0)) == 30
+        torch.manual_seed(3)
+        every = oracle.target_logits(x, 6)
+        torch.manual_seed(3)
+        assert torch.allclose(oracle.logits(x, 6), every.mean(0))
+
+
+def test_a_model_that_does_not_draw_by_example_is_asked_draw_by_draw():
+    class ByBatch(Recorded):
+        draws_by_example = False
+
+    model, (x, y) = ByBatch(), images()
+    look(model, x, y, 8)
+    assert model.sizes == [5] * 8
+
+
+def test_batchnorm_in_train_mode_never_sees_an_image_twice():
+    model, (x, y) = Recorded(), images()
+    look(model, x, y, 8, batchnorm="train")
+    assert model.sizes == [5] * 8
+
+
+@pytest.mark.parametrize(
+    ("fits", "error", "says"), [(4, "out of memory", "out of memory"), (20, "size mismatch", "size")]
+)
+def test_errors_that_smaller_batches_do_not_help(fits, error, says):
+    model, (x, y) = Recorded(fits, error), images()
+    expected = pytest.warns(UserWarning, match="Out of memory") if fits == 4 else nullcontext()
+    with pytest.raises(RuntimeError, match=says), expected:
+        look(model, x, y, 8)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(LINF, 2, eot=4), APGD(LINF, 2, eot=4), FAB(LINF, 2, eot=4), Square(LINF, 4, votes=4), StAdv(0.5, 2, eot=4)],
+    ids=name,
+)
+def test_attacks_take_their_draws_in_one_batch(attack):
+    model, (x, y) = Recorded(), images()
+    attack(model, x, y)
+    assert 20 in model.sizes
+    assert max(model.sizes) <= 40  # 8 votes

@@ -21,41 +21,26 @@ STOCHASTIC_JUDGED_AFTER = (40,)  # once: by chance, more looks find more
 FITTED = 64  # draws of a stochastic model whose mean a readout is fitted on: it would interpolate the noise of one
 
 
-class Readout(Wrapper):
-    """Two logits from a linear function of some output of a model: 0 "inside", 1 "adversarial"."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, model: nn.Module, output: Output, weight: Tensor, bias: Tensor) -> None:
-        super().__init__(model)
-        self.output = output
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, 2); always differentiable, with a gradient of zero where the output is not."""
-        score = (self.output(x) @ self.weight + self.bias)[:, None]
-        score = score + 0 * x.flatten(1).sum(1, keepdim=True)
-        return torch.cat([-score, score], 1)
-
-
 class Readouts(Wrapper):
-    """Several readouts of one output, to be attacked together, each by an image of its own: logit i is high where readout i
-    says "inside"; the last one is 0.
+    """N linear functions of some output of a model, to be attacked together, each by an image of its own.
+
+    Args:
+        output: of the model.
+        weights, biases: (D,) and () of each readout, whose value is above 0 for "adversarial", below for "inside".
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, readouts: Sequence[Readout]) -> None:
-        super().__init__(readouts[0].model)
-        self.output = readouts[0].output
-        self.register_buffer("weight", torch.stack([readout.weight for readout in readouts], 1))
-        self.register_buffer("bias", torch.stack([readout.bias for readout in readouts]))
+    def __init__(self, model: nn.Module, output: Output, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        super().__init__(model)
+        self.output = output
+        self.register_buffer("weight", torch.stack(list(weights), 1))
+        self.register_buffer("bias", torch.stack(list(biases)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, N + 1) of N readouts; always differentiable, with a gradient of zero where the output is not."""
+        """Logits (B, N + 1): logit i is high where readout i says "inside", the last one is 0; always differentiable, with a
+        gradient of zero where the output is not."""
         scores = self.output(x) @ self.weight + self.bias
         return F.pad(0 * x.flatten(1).sum(1, keepdim=True) - scores, (0, 1))
 
@@ -92,15 +77,15 @@ def binarised(attacks: AuditAttacks, images: int) -> dict[str, Binarised]:
         readouts = [_readout(attacks, output, i) for i in range(count)]
         possible = torch.tensor([readout is not None for readout in readouts], dtype=torch.bool)
         found = torch.zeros_like(possible)
-        certain = [readout for readout in readouts if readout is not None]
-        if certain:
-            found[possible] = _broken(attacks, Readouts(certain), possible.nonzero()[:, 0]).cpu()
+        if certain := [readout for readout in readouts if readout is not None]:
+            together = Readouts(attacks.model.model, output, *zip(*certain, strict=True))
+            found[possible] = _broken(attacks, together, possible.nonzero()[:, 0]).cpu()
         tests[name] = Binarised(possible, found)
     return tests
 
 
-def _readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None:
-    """The readout of one example; None where no linear readout separates its points."""
+def _readout(attacks: AuditAttacks, output: Output, i: int) -> tuple[Tensor, Tensor] | None:
+    """Weight (D,) and bias () of the readout of one example; None where no linear readout separates its points."""
     model, threat = attacks.model.model, attacks.threat
     x, rng = attacks.x[i : i + 1], attacks.rng[i : i + 1].fold_in(90)
     width = output(x).shape[1]
@@ -108,8 +93,8 @@ def _readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None:
     points = [uniform_point(threat.scaled(INNER_RADIUS), x, rng.fold_in(k)) for k in range(1, count)]
     points = [x, *points, _surface_point(attacks, x, i)]
     with torch.no_grad():
-        draws_of = FITTED if attacks.stochastic else 1
-        f = torch.stack([output(torch.cat(points)).double() for _ in range(draws_of)]).mean(0)
+        draws = FITTED if attacks.stochastic else 1
+        f = torch.stack([output(torch.cat(points)).double() for _ in range(draws)]).mean(0)
     centre = f[:-1].mean(0)
     g = f - centre
     aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
@@ -117,16 +102,16 @@ def _readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None:
     # Ridge regression in its dual form: as many unknowns as points.
     gram = g @ g.T + 1
     gram.diagonal().add_(RIDGE * float(g.square().sum(1).mean()) + 1e-12)
-    dual = torch.linalg.solve(gram, aim)
-    weight = g.T @ dual
+    weight = g.T @ torch.linalg.solve(gram, aim)
     scores = g @ weight
     inner, outer = scores[:-1].amax(), scores[-1]
     if not bool(outer > inner):
         return None
     level = inner + CLOSENESS * (outer - inner)
     scale = 1 / (outer - inner)
-    readout = Readout(model, output, (scale * weight).float(), (-scale * (centre @ weight + level)).float())
-    return readout if not attacks.stochastic or bool(_outside(attacks, Readouts([readout]), points[-1])) else None
+    readout = (scale * weight).float(), (-scale * (centre @ weight + level)).float()
+    alone = Readouts(model, output, *([part] for part in readout))
+    return readout if not attacks.stochastic or bool(_outside(attacks, alone, points[-1])) else None
 
 
 def _surface_point(attacks: AuditAttacks, x: Tensor, i: int) -> Tensor:

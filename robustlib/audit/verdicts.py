@@ -22,37 +22,21 @@ Z = 1.959964  # of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
-
-    Args:
-        name: e.g. "more steps".
-        verdict: "pass"; "amber" (the search was weak, or a warning); "red" (do not believe the number); "n/a".
-        value: what was measured, in `unit`; None where nothing was.
-        threshold: what it is compared with, in `unit`, points and % rounded like `value` to two decimals; broken only if the
-            95 % bound of `value` is beyond it.
-        meaning: one sentence.
-        number: of the check in the audit's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022).
-        unit: "points" (of accuracy), "%" (of images), "cosine", "distance" (of unit logits), "count".
-        doubtful: whether it passed for want of images: the value is beyond the threshold, its bound is not.
-    """
+    """What one check found; a threshold is broken only if the 95 % bound of the value is beyond it."""
 
     name: str
-    verdict: Verdict
-    value: float | None
+    verdict: Verdict  # "amber": the search was weak, or a warning; "red": do not believe the number
+    value: float | None  # what was measured, in `unit`, points and % to two decimals; None where nothing was
     threshold: float | None
-    meaning: str
-    number: int
-    unit: str = "points"
-    doubtful: bool = False
+    meaning: str  # one sentence
+    number: int  # in the audit's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022)
+    unit: str = "points"  # of accuracy; or "%" of images, "cosine", "distance" of unit logits, "count"
+    doubtful: bool = False  # it passed for want of images: the value is beyond the threshold, its bound is not
 
 
 @dataclass(frozen=True)
 class Part:
-    """One criterion of a check: what was measured in words, what follows if it holds or is broken, and how grave that is.
-
-    A value beyond its threshold that `images` cannot tell from chance is called so; 0 where nothing is left to chance. A
-    threshold that is a lower limit has `least`.
-    """
+    """One criterion of a check: what was measured in words, what follows if it holds or is broken, and how grave that is."""
 
     value: float
     threshold: float
@@ -62,8 +46,8 @@ class Part:
     bad: str = ""
     grave: Verdict = "red"
     unit: str = "points"
-    images: int = 0
-    least: bool = False
+    images: int = 0  # which may be too few to tell; 0 where nothing is left to chance
+    least: bool = False  # whether the threshold is a lower limit
 
     @property
     def doubtful(self) -> bool:

@@ -59,11 +59,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
-    """The runs that lack something, so that a comparison can name what it does not show.
-
-    Returns:
-        Columns run, preset, dataset, path and missing: what, and the command that makes it.
-    """
+    """The runs that lack something: run, preset, dataset, path and missing (what, and the command that makes it)."""
     rows = []
     for run in runs:
         if missing := _missing(run):

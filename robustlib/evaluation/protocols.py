@@ -145,19 +145,12 @@ TRANSFER = "transfer from "  # begins the surrogate's name of what was found on 
 
 @dataclass(frozen=True)
 class Suite:
-    """The attacks of an `evaluate`, and the words for each of its numbers.
-
-    Args:
-        model: what is attacked.
-        attacks: on the model itself.
-        adaptive: on its surrogates.
-        sources: finished runs by method, of those in TRANSFER_METHODS that are tried.
-    """
+    """The attacks of an `evaluate`, and the words for each of its numbers."""
 
     model: Classifier
-    attacks: Mapping[str, Attack]
-    adaptive: Mapping[str, Attack]
-    sources: Mapping[str, Run]
+    attacks: Mapping[str, Attack]  # on the model itself
+    adaptive: Mapping[str, Attack]  # on its surrogates
+    sources: Mapping[str, Run]  # finished runs by method, of those in TRANSFER_METHODS that are tried
 
     @classmethod
     def of(

@@ -23,21 +23,12 @@ INVALID = (
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """What `claf_published_protocol` finds; `said` must stand wherever `accuracy` does.
+    """What `claf_published_protocol` finds; `said` must stand wherever `accuracy` does. All in [0, 1], pixel units or fractions."""
 
-    Args:
-        accuracy: on the clamped images, in [0, 1].
-        clamped: accuracy on images that are clamped and not attacked, in [0, 1].
-        budget: mean over channels of the radius in [0, 1] pixel units that +-eps of normalised values are.
-        moved: mean over images of the largest change of a pixel, in [0, 1] units; far above eps because of the clamp.
-        n: images.
-        said: why the number is invalid.
-    """
-
-    accuracy: float
-    clamped: float
-    budget: float
-    moved: float
+    accuracy: float  # on the clamped and attacked images
+    clamped: float  # accuracy on images that are clamped and not attacked
+    budget: float  # mean over channels of the radius that +-eps of normalised values are
+    moved: float  # mean over images of the largest change of a pixel; far above eps because of the clamp
     n: int
     said: str = INVALID
 

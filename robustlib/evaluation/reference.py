@@ -26,19 +26,13 @@ INSTALL = "The reference suite needs the authors' package: pip install 'robustli
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two AutoAttacks on the same images.
+    """Two AutoAttacks on the same images."""
 
-    Args:
-        ours, theirs: n, correct, accuracy, low and high of each (see `accuracy`).
-        only_ours, only_theirs: indices of the images that only we, or only they, broke.
-        seconds: of the authors' package.
-    """
-
-    ours: dict[str, float]
+    ours: dict[str, float]  # see `accuracy`
     theirs: dict[str, float]
-    only_ours: list[int]
+    only_ours: list[int]  # indices of the images that only we broke
     only_theirs: list[int]
-    seconds: float
+    seconds: float  # of the authors' package
 
     @property
     def difference(self) -> float:

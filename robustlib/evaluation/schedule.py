@@ -33,24 +33,16 @@ FAMILY = "of each class"  # how surrogates that are aimed at one class each are 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step is: one attack, or one component of a cascade, on one view of the model.
+    """How far a step is: one attack, or one component of a cascade, on one view of the model."""
 
-    Args:
-        attack, surrogate, component: as in the records.
-        done, total: examples that this step has finished and will have to.
-        seconds: spent on it in this call.
-        eta: seconds to its end at the pace so far; None before the first batch.
-        note: what the user should know, such as a smaller batch; else "".
-    """
-
-    attack: str
+    attack: str  # this and the next two as in the records
     surrogate: str
     component: str
-    done: int
-    total: int
-    seconds: float
-    eta: float | None
-    note: str = ""
+    done: int  # examples that this step has finished
+    total: int  # and will have to
+    seconds: float  # spent on it in this call
+    eta: float | None  # seconds to its end at the pace so far; None before the first batch
+    note: str = ""  # what the user should know, such as a smaller batch
 
 
 @dataclass(frozen=True)
@@ -74,15 +66,10 @@ class Step:
 
 @dataclass(frozen=True)
 class SurrogateGroup:
-    """What records call a surrogate: one view, or a family of views that are aimed at one class each.
+    """What records call a surrogate: one view, or a family of views that are aimed at one class each."""
 
-    Args:
-        name: in the column `surrogate`.
-        views: by their name in the column `component`; a single view has "".
-    """
-
-    name: str
-    views: Mapping[str, nn.Module]
+    name: str  # in the column `surrogate`
+    views: Mapping[str, nn.Module]  # by their name in the column `component`; a single view has ""
 
     @property
     def family(self) -> bool:
@@ -203,26 +190,18 @@ def _steps(name: str, attack: Attack, group: SurrogateGroup, model: nn.Module, c
 
 @dataclass
 class AttackSchedule:
-    """One model on one split: runs steps one after another and collects their records.
-
-    Args:
-        batch_size: halved when memory runs out.
-        state: where finished batches are kept.
-        frames: all records, the clean ones first.
-        broken: the first record that each broken example was broken by.
-        steps: begun so far.
-    """
+    """One model on one split: runs steps one after another and collects their records."""
 
     model: nn.Module
     split: Split
     seed: int
     draws: int
-    batch_size: int
-    state: State
+    batch_size: int  # halved when memory runs out
+    state: State  # where finished batches are kept
     progress: Callable[[Progress], None] | None
-    frames: list[pd.DataFrame] = field(default_factory=list)
-    broken: pd.DataFrame = field(default_factory=lambda: concat_records([]))
-    steps: int = 0
+    frames: list[pd.DataFrame] = field(default_factory=list)  # all records, the clean ones first
+    broken: pd.DataFrame = field(default_factory=lambda: concat_records([]))  # the record that first broke each example
+    steps: int = 0  # begun so far
 
     @property
     def stochastic(self) -> bool:

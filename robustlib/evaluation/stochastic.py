@@ -123,14 +123,10 @@ def eot_curve(
 
 
 def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the last step of a curve took, with its 95 % bootstrap interval over images, and whether the plateau is reached.
+    """What the last step of an `eot_curve` took, with its 95 % bootstrap interval over images, and whether the plateau is reached.
 
-    Args:
-        curve: of `eot_curve`, two points at least, on the same images.
-
-    Returns:
-        {"lost", "low", "high": shares of the images, "verdict": "flat" (surely less than 3 points), "falling" (surely some), or
-        "unclear": so many images cannot tell}.
+    {"lost", "low", "high": shares of the images, "verdict": "flat" (surely less than 3 points), "falling" (surely some), or
+    "unclear": so many images cannot tell}.
     """
     before, last = (np.array(point["stood"]) for point in curve[-2:])
     low, high = bootstrap(lambda one, two: float((one - two).mean()), before, last)

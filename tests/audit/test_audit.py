@@ -25,7 +25,7 @@ from robustlib.audit.attacks import (
     surrogates_of,
 )
 from robustlib.audit.audit import _most, check_published, check_selection, headline_badge, protocol_badge
-from robustlib.audit.binarisation import Readout, Readouts, _readout, _surface_point, binarised, outputs
+from robustlib.audit.binarisation import Readouts, _readout, _surface_point, binarised, outputs
 from robustlib.audit.checks import check_gap, train_mode_layers
 from robustlib.audit.verdicts import Part, effect, inconsistent, make_check
 from robustlib.data import Split
@@ -491,10 +491,14 @@ def test_weak_attacks_do_not_hide_a_strong_one_from_the_audit(digits, weaker):
     assert float(found.accuracy(mixed).mean()) == pytest.approx(0.2, abs=0.02), "each image has its own strongest"
 
 
+def fitted(attacks: AuditAttacks, output, *images: int) -> Readouts:
+    return Readouts(attacks.model.model, output, *zip(*(_readout(attacks, output, i) for i in images), strict=True))
+
+
 def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
     found = evidence(honest, digits.test, digits.threat, n=8)
     x, outer = found.x[3:4], None
-    readout = _readout(found, outputs(honest)["features"], 3)
+    readout = fitted(found, outputs(honest)["features"], 3)
     inner = uniform_point(
         digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), ExampleRNG.for_examples(1, torch.arange(50))
     )
@@ -508,10 +512,10 @@ def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
 
 def test_readouts_that_are_attacked_together_say_what_each_says(digits, honest):
     found = evidence(honest, digits.test, digits.threat, n=5)
-    each = [_readout(found, outputs(honest)["features"], i) for i in range(5)]
-    together = Readouts(each)(found.x)
+    output = outputs(honest)["features"]
+    together = fitted(found, output, *range(5))(found.x)
     assert together.shape == (5, 6)
-    alone = torch.stack([readout(found.x)[:, 0] for readout in each], 1)
+    alone = torch.stack([fitted(found, output, i)(found.x)[:, 0] for i in range(5)], 1)
     assert torch.allclose(together[:, :5], alone, atol=1e-5)
     assert bool((together[:, 5] == 0).all())
 
@@ -533,9 +537,8 @@ def test_readouts_of_a_random_model_have_their_adversarial_example_for_most_draw
     model.noise = 0.05
     found = evidence(model, digits.test, digits.threat, n=8, draws=20, eot=2)
     for i in range(8):
-        readout = _readout(found, outputs(model)["logits"], i)
-        if readout is not None:
-            certain += 1
+        if _readout(found, outputs(model)["logits"], i) is not None:
+            readout, certain = fitted(found, outputs(model)["logits"], i), certain + 1
             outer = _surface_point(found, found.x[i : i + 1], i).expand(100, -1, -1, -1)
             with torch.no_grad():
                 assert readout(outer).argmax(1).double().mean() > 0.4, "it has learnt the noise of one draw"
@@ -746,7 +749,7 @@ def test_what_stands_around_a_model_is_as_random_and_shares_its_batches() -> Non
             Differentiable(plain),
             Head(plain),
             TemperatureScaled(plain, 2.0),
-            Readout(plain, plain, torch.ones(2), torch.ones(())),
+            Readouts(plain, plain, [torch.ones(2)], [torch.ones(())]),
         ):
             assert (around.stochastic, around.draws_by_example) == (random, by_example)
     assert not Differentiable(nn.Linear(2, 2)).draws_by_example, (

@@ -489,21 +489,13 @@ def test_no_attack_leaves_less_of_a_stochastic_model_than_the_headline():
     assert table["worst"] == 0.45, "scored on its even draws, b would leave 0.9"
 
 
-def test_deterministic_models_may_be_judged_several_times(model, split):
+def test_deterministic_models_may_be_judged_several_times_and_eps_may_be_zero(model, split):
     records = evaluate(model, split, {"fgsm": FGSM(THREAT)}, draws=3)
     once = summarise(evaluate(model, split, {"fgsm": FGSM(THREAT)}))
     pd.testing.assert_frame_equal(summarise(records), once, check_dtype=False)
-
-
-def test_eps_zero_is_the_clean_prediction(model, split):
     none = Threat("linf", 0.0)
     records = evaluate(model, split, {"aa": AutoAttack(none), "fgsm": FGSM(none)})
     assert summarise(records).accuracy.nunique() == 1
-
-
-def test_one_logit_is_no_classifier(split):
-    with pytest.raises(InputError, match="1 logit"):
-        evaluate(Linear(classes=1), split, {})
 
 
 @pytest.mark.parametrize("name", ["clean", "worst", "pgd@view"])
@@ -512,11 +504,9 @@ def test_reserved_names(model, split, name):
         evaluate(model, split, {name: FGSM(THREAT)})
 
 
-def test_no_examples_no_records(model, split):
-    assert evaluate(model, split.select(torch.arange(0)), {"fgsm": FGSM(THREAT)}).empty
-
-
 def test_labels_beyond_the_classes_are_a_sentence(model, split):
+    with pytest.raises(InputError, match="1 logit"):
+        evaluate(Linear(classes=1), split, {})
     with pytest.raises(InputError, match="2 classes"):
         evaluate(model, Split(split.images, split.labels + 5, split.indices), {})
 

@@ -1,7 +1,6 @@
 """Models that answer at random: what they meet, what their randomness is worth, and what unseen attacks leave of them."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from math import erf, sqrt
 from pathlib import Path
@@ -105,42 +104,6 @@ def phi(z: Tensor) -> np.ndarray:
 # ---- what the same draws say, counted otherwise
 
 
-def tossed(p: float, n: int, attacks: Sequence[str]) -> pd.DataFrame:
-    """The records of `evaluate` for a coin, tossed by NumPy: n images, clean and under attacks, 20 draws of each."""
-    rng, names = np.random.default_rng(0), ("clean", *attacks)
-    attack, index, draw = (axis.ravel() for axis in np.indices((len(names), n, 20)))
-    margin = p - rng.random(len(draw))
-    columns = {"index": index, "label": 0, "attack": np.array(names)[attack], "surrogate": "", "component": ""}
-    columns |= {"eps": 0.2, "draw": draw, "prediction": (margin <= 0).astype(int), "margin": margin, "valid": True}
-    return pd.DataFrame(columns)
-
-
-def test_the_worst_of_ten_draws_of_a_coin_is_p_to_the_tenth_attacked_or_not() -> None:
-    n = 4000
-    found = draw_statistics(tossed(0.9, n, ("fgsm", "pgd")))
-    for kind in ("clean", "attacked"):
-        for way, p, draws in (("expected", 0.9, 10), ("single", 0.9, 1), ("worst", 0.9**10, 1)):
-            numbers, sigma = found[kind][way], sqrt(p * (1 - p) / n / draws)
-            assert numbers["accuracy"] == pytest.approx(p, abs=3 * sigma)
-            assert numbers["low"] < p < numbers["high"]
-            for end in ("low", "high"):  # Wilson: where p is as far off as it may be, were it true
-                assert abs(numbers["accuracy"] - numbers[end]) == pytest.approx(
-                    1.959964 * sqrt(numbers[end] * (1 - numbers[end]) / n), rel=1e-5
-                )
-    assert found["successes"] == n - found["attacked"]["single"]["correct"]
-    assert found["repeated"] == pytest.approx(0.1, abs=0.015), "what fails in one draw is as good as new in the next"
-
-
-def test_records_that_numpy_makes_of_a_coin_are_those_of_an_evaluation() -> None:
-    mine, theirs = tossed(0.9, 30, ["fgsm"]), evaluate(Coin(0.9), images(30), {"fgsm": FGSM(THREAT)})
-    assert set(mine) == set(theirs)
-    same = ["index", "label", "attack", "surrogate", "component", "draw", "valid"]
-    assert mine[same].to_numpy().tolist() == theirs[same].to_numpy().tolist()
-    assert ((theirs["margin"] > 0) == (theirs["prediction"] == 0)).all()
-    for frame in (mine, theirs):
-        assert (frame["prediction"] == 0).mean() == pytest.approx(0.9, abs=0.03)
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 def test_draws_are_counted_as_written_out(mixed: bool) -> None:
     """Restated with loops: chosen by the odd draws of the image and of all images, counted on the even ones; or the single attack
@@ -182,22 +145,6 @@ def test_draws_are_counted_as_written_out(mixed: bool) -> None:
     assert (found["successes"], found["repeated"]) == (len(lost), pytest.approx(again))
     worst = summarise(pd.DataFrame(rows)).iloc[-1]
     assert found["attacked"]["expected"]["correct"] == pytest.approx(worst["correct"]), "the headline, and no other"
-
-
-def test_weak_attacks_do_not_pass_for_strong_ones_by_luck() -> None:
-    """One attack leaves 30 % on every image and nine leave 50 %: the strongest of ten is the first, nearly always."""
-    rng, n = np.random.default_rng(0), 400
-    names = {"clean": 0.9, "strong": 0.3} | {f"weak {k}": 0.5 for k in range(9)}
-    frames = [
-        pd.DataFrame({"index": np.repeat(np.arange(n), 20), "draw": np.tile(np.arange(20), n), "attack": attack})
-        .assign(label=0, surrogate="", component="", eps=0.2, margin=0.0, valid=True)
-        .assign(prediction=(rng.random(20 * n) > p).astype(int))
-        for attack, p in names.items()
-    ]
-    found = draw_statistics(pd.concat(frames, ignore_index=True))
-    assert found["attacked"]["expected"]["accuracy"] == pytest.approx(0.3, abs=0.02), (
-        "0.41 by the image's own draws alone"
-    )
 
 
 def test_too_few_draws_to_take_the_worst_of() -> None:

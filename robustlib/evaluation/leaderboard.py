@@ -12,7 +12,9 @@ from robustlib.runs import Run
 
 # What runs must share for a mean over their seeds to mean something.
 KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
-ATTACKS = tuple(labels.ATTACKS)[: list(labels.ATTACKS).index("worst") + 1]  # those of the evaluation
+ELSEWHERE = ("pgd100x5", "cw100x5", "square", "aa_standard", "known", "l2", "stadv")
+# The attacks of the common protocol; what only randomised models, surrogates or a measurement meet is no column.
+ATTACKS = tuple(name for name in labels.ATTACKS if name not in ELSEWHERE)
 FACTS = ("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed")
 BADGES = ("headline_badge", "headline_text", "protocol_badge", "protocol_text")
 COLUMNS = (
@@ -26,7 +28,7 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
 
     Returns:
         Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
-        as "Linf 0.2"), the attacks of the evaluation (fractions, NaN where not measured; clean and worst with _low and _high),
+        as "Linf 0.2"), the ATTACKS (fractions, NaN where not measured; clean and worst with _low and _high),
         last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
         the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber", "red" or "n/a"; ""
         before an audit), headline_text, protocol_text.

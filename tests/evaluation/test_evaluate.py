@@ -202,7 +202,7 @@ class Through(torch.nn.Module):
         return self.linear(x * seen + (x * (1 - seen)).detach())
 
 
-class ManyDoors(Linear):
+class ManySurrogates(Linear):
     """Hides its gradients but for two pixels; its views show other pixels, those of the family each at the cost of an aim."""
 
     def __init__(self):
@@ -246,8 +246,8 @@ def brute_force(model, split, attacks, adaptive, sources=None):
 
 
 @pytest.fixture
-def doors_case(split):
-    model = ManyDoors()
+def surrogates_case(split):
+    model = ManySurrogates()
     with torch.no_grad():
         model.map.weight.mul_(4)
         labels = model.plain(split.images / 255).argmax(1)
@@ -259,8 +259,8 @@ def doors_case(split):
     return model, Split(split.images, labels, split.indices), attacks, adaptive
 
 
-def test_the_adaptive_minimum_is_that_of_everything_against_everything(doors_case):
-    model, split, attacks, adaptive = doors_case
+def test_the_adaptive_minimum_is_that_of_everything_against_everything(surrogates_case):
+    model, split, attacks, adaptive = surrogates_case
     records = evaluate(model, split, attacks, adaptive=adaptive, batch_size=50)
     table = summarise(records).set_index("attack").accuracy
     searched = [f"{attack}@{view}" for attack in ("pgd", "margin") for view in ("left", "right")]
@@ -278,8 +278,8 @@ def test_the_adaptive_minimum_is_that_of_everything_against_everything(doors_cas
     assert set(records.groupby(["attack", "surrogate"])["index"].nunique()) == {120} == set(sizes)
 
 
-def test_costly_attacks_meet_what_still_stands(doors_case):
-    model, split, attacks, adaptive = doors_case
+def test_costly_attacks_meet_what_still_stands(surrogates_case):
+    model, split, attacks, adaptive = surrogates_case
     notes = CostlyNotes(THREAT, [])
     records = evaluate(model, split, attacks, adaptive={**adaptive, "many": notes})
     order = list(dict.fromkeys(zip(records.attack, records.surrogate, strict=True)))
@@ -291,8 +291,8 @@ def test_costly_attacks_meet_what_still_stands(doors_case):
     assert len(notes.given[0]) == standing.sum() < 100
 
 
-def test_a_family_is_aimed_and_leaves_its_own_class_alone(doors_case):
-    model, split, _, adaptive = doors_case
+def test_a_family_is_aimed_and_leaves_its_own_class_alone(surrogates_case):
+    model, split, _, adaptive = surrogates_case
     records = evaluate(model, split, {}, adaptive={"margin": adaptive["margin"]})
     family = records[records.surrogate == "gate of each class"]
     assert set(family.component) == {"clean", *(f"gate {t}" for t in range(4))}
@@ -347,14 +347,14 @@ def test_a_view_has_its_own_objective(linear):
     assert adapt(pgd, Through(linear, [0], target=2)).targeted
     views = {"a": linear, "joint": wish, "gate 0": Through(linear, [0], target=0)}
     many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
-    assert [[door.name for door in select_groups(attack, group_surrogates(views))] for attack in (many, cascade)] == [
+    assert [[group.name for group in select_groups(attack, group_surrogates(views))] for attack in (many, cascade)] == [
         ["joint"],
         ["a"],
     ]
-    assert [door.name for door in select_groups(many, group_surrogates({"a": linear}))] == ["a"]
+    assert [group.name for group in select_groups(many, group_surrogates({"a": linear}))] == ["a"]
 
 
-def test_the_twin_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
+def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
     def made(name, seed=0, arch="small_cnn", changed=""):
         run = Run(tmp_path / "digits" / "pgd_at" / name)
         facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits"}
@@ -385,7 +385,7 @@ def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
     assert judge(aim(SurrogateModel(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
 
 
-def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, digits, few, monkeypatch):
+def test_a_model_with_surrogates_is_judged_again_when_a_source_appears(tmp_path, digits, few, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", quick)
     settings = {"root": tmp_path, "device": "cpu", "progress": False}
 
@@ -411,16 +411,16 @@ def test_a_model_with_surrogates_is_judged_again_when_a_twin_appears(tmp_path, d
     assert "on what withstood everything before" in rows["autoattack@head 1"]["protocol"]
     assert {row["surrogate"] for row in alone["cascade"]} == {""}
     assert all(row["n"] == 8 for row in rows.values())
-    twin = train("pgd_at")
+    source = train("pgd_at")
     again = evaluate_run(run, digits, n=8)
-    assert again["transfer"] == {"pgd_at": twin.place}
+    assert again["transfer"] == {"pgd_at": source.place}
     rows = {row["attack"]: row for row in again["rows"]}
-    assert f"searched on {twin.place}" in rows["cw50@transfer from pgd_at"]["protocol"]
+    assert f"searched on {source.place}" in rows["cw50@transfer from pgd_at"]["protocol"]
     assert again["rows"][-1]["accuracy"] <= alone["rows"][-1]["accuracy"]
     stamp = (run.path / "records.parquet").stat().st_mtime_ns
     assert evaluate_run(run, digits, n=8) == again
     assert (run.path / "records.parquet").stat().st_mtime_ns == stamp
-    assert "transfer" not in evaluate_run(twin, digits, n=8)
+    assert "transfer" not in evaluate_run(source, digits, n=8)
 
 
 class Coin(Linear):

@@ -155,7 +155,7 @@ MUTANTS = (
         'reduction="batchmean"',
         'reduction="mean"',
         "TRADES' KL is a mean over classes",
-        "methods/methods",
+        "methods/baselines",
     ),
     Mutant("losses/robust.py", "1 - log_w.gather", "0 - log_w.gather", "MART's weight is -p", "methods/baselines"),
     Mutant(

@@ -8,16 +8,39 @@ from robustlib.models import build_model
 from robustlib.training import StepContext, fit
 from robustlib.training.loop import Training
 
+TINY = {
+    **{"epochs": 2, "train_examples": 130, "batch_size": 64, "attack_steps": 2, "pretrain_epochs": 1},
+    **{"head_epochs": 1, "tuning_epochs": 1, "final_steps": 2, "aug_epochs": 1, "refresh_passes": 1},
+    **{"classifier_epochs": 1, "purifier_epochs": 1, "repeats": 1, "width": 4, "embed_dim": 8, "warm_up": 1},
+    **{"burn_in": 0.5, "strength": 0.05, "readout_iterations": 20_000},
+}
 
-def built(method, dataset):
-    """The method's model, always with the same weights, in train mode."""
-    torch.manual_seed(0)
+
+def tiny(name, **settings):
+    """A method of the digits whose trainings take seconds."""
+    known = make_method(name).hyperparameters()
+    return make_method(name, "digits", **{k: v for k, v in TINY.items() if k in known} | settings)
+
+
+def built(method, dataset, seed=0):
+    """The method's model, of the same weights for a seed, in train mode."""
+    torch.manual_seed(seed)
     return build_model(method.arch, dataset, **method.model_options()).train()
 
 
-def step_context(epoch=0, step=0):
+def step_context(epoch=0, step=0, progress=0.0):
     """A place in a training, always with the same random numbers."""
-    return StepContext(epoch, step, 0.0, torch.Generator().manual_seed(5), "32-true")
+    return StepContext(epoch, step, progress, torch.Generator().manual_seed(5), "32-true")
+
+
+def first_batch(dataset, size=16):
+    """The first training images, as they are."""
+    return next(dataset.train.batches(size, augment="none", generator=torch.Generator().manual_seed(7)))
+
+
+def updated(stage, batch, context=None):
+    """The losses of one update of a stage's last pass by optimiser, without a step between them."""
+    return dict(stage.passes[-1].updates(batch, context or step_context()))
 
 
 SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}

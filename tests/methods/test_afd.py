@@ -1,7 +1,8 @@
-"""AFD: its losses and its update against the released loop written out, its stages, and the runs it starts from."""
+"""AFD and its rows: losses and AFD's update against the released loop written out, stages, AWP, the gap, and the runs they start from."""
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,16 +13,17 @@ from torch import nn
 from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods import load_preset, make_method, preset_names
+from robustlib.methods import make_method, preset_names
 from robustlib.models import Disentangled, build_model
+from robustlib.representation import feature_gap, features, gap_probe, probe_attack
+from robustlib.rng import ExampleRNG
 from robustlib.runs import Run
-from robustlib.training import fit, loop
-from tests.training_fixtures import step_context
+from robustlib.training.validation import probe_batch
+from tests.training_fixtures import built, first_batch, step_context, tiny, train, updated
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
 FAMILY = ("vaft", "afkd", "arrest", "afd")
-SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 130, "attack_steps": 2}
 
 
 class LinearEncoder(nn.Module):
@@ -45,8 +47,8 @@ def shaken(digits, seed=0) -> Disentangled:
     return model
 
 
-def tuned(digits, model, **settings):
-    """The fine-tuning stage, with a teacher that is not the model; eps 0 by default, so that x' = x."""
+def tuned_afd(digits, model, **settings):
+    """AFD's fine-tuning, with a teacher that is not the model; eps 0 by default, so that x' = x."""
     method = make_method("afd", "digits", **{"eps": 0.0, "attack_steps": 1, **WEIGHTS, **settings})
     stage = method.stages(digits, model)[-1]
     stage.modules["teacher"].load_state_dict(shaken(digits, 99).state_dict())
@@ -73,7 +75,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-# ---- the released loop, written out
+# ---- AFD's released loop, written out
 
 
 class ByHand:
@@ -115,50 +117,33 @@ def compared(digits, lr, steps, mode):
     """How far the released loop and the method end apart, how far the weights moved, and how far apart the D2 are."""
     ours, theirs = shaken(digits), shaken(digits)
     start = weights(ours)
-    stage = tuned(digits, ours, lr=lr, mode=mode, weight_decay=DECAY)
     data = batches(digits, steps)
-    drive(stage, data)
+    drive(tuned_afd(digits, ours, lr=lr, mode=mode, weight_decay=DECAY), data)
     released(theirs, shaken(digits, 99), data, lr, **WEIGHTS)
     d2 = (ours.confused.weight - theirs.confused.weight).abs().max().item()
     return (weights(ours) - weights(theirs)).norm().item(), (weights(ours) - start).norm().item(), d2
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_repo_mode_is_the_released_update_to_first_order(digits, steps):
-    wide, near = (compared(digits, lr, steps, "repo") for lr in (0.0025, 0.00125))
-    assert wide[0] < 0.002 * wide[1]
-    assert 3.7 < wide[0] / near[0] < 4.3  # half the learning rate, a quarter of the difference
+@pytest.mark.parametrize(("mode", "steps", "order"), [("repo", 1, 2), ("repo", 3, 2), ("paper", 1, 1)])
+def test_repo_mode_is_the_released_update_to_first_order_and_paper_mode_is_not(digits, mode, steps, order):
+    wide, near = (compared(digits, lr, steps, mode) for lr in (0.0025, 0.00125))
+    assert 0.92 * 2**order < wide[0] / near[0] < 1.08 * 2**order  # half the learning rate, a quarter of the difference
     assert 1.9 < wide[1] / near[1] < 2.1  # and half the move
+    if mode == "repo":
+        assert wide[0] < 0.002 * wide[1]
     if steps == 1:
         assert wide[2] < 1e-7  # D2 comes first: it is the same
 
 
-def test_paper_mode_differs_from_the_released_update_in_first_order(digits):
-    wide, near = (compared(digits, lr, 1, "paper") for lr in (0.0025, 0.00125))
-    assert 1.9 < wide[0] / near[0] < 2.1
-    assert wide[2] < 1e-7
-
-
-# ---- the two losses
-
-
-def losses(digits, **settings):
-    model = shaken(digits)
-    stage = tuned(digits, model, **settings)
-    (batch,) = batches(digits, 1)
-    updates = list(stage.passes[0].updates(batch, step_context()))
-    assert [name for name, _ in updates] == list(stage.optimisers)
-    return model, stage.modules["teacher"], batch, dict(updates)
+# ---- AFD's two losses
 
 
 def in_numpy(model, teacher, batch, x_adv):
     """CE(z1, y), CE(z2, c), 1 - cos(f1, f_T), cos(f1, f2) and whether z2 says c, example by example in float64."""
     with torch.no_grad():
         h, t = (m.encoder((x - m.mean) / m.std).double().numpy() for m, x in ((model, x_adv), (teacher, batch.x)))
-    d1, d2, w, b = (
-        p.detach().double().numpy()
-        for p in (model.intrinsic.weight, model.confused.weight, model.head.weight, model.head.bias)
-    )
+    maps = (model.intrinsic.weight, model.confused.weight, model.head.weight, model.head.bias)
+    d1, d2, w, b = (p.detach().double().numpy() for p in maps)
     rows = []
     for n, y in enumerate(batch.y.tolist()):
         f1, f2 = d1 @ h[n], d2 @ h[n]
@@ -170,75 +155,55 @@ def in_numpy(model, teacher, batch, x_adv):
     return np.mean(rows, axis=0)
 
 
-@pytest.mark.parametrize(("mode", "times", "leak"), [("repo", 2, 2), ("paper", 1, 0)])
-def test_losses_equal_their_formula(digits, mode, times, leak):
-    model, teacher, batch, found = losses(digits, mode=mode, eps=0.2, attack_steps=3)
+@pytest.mark.parametrize("mode", ["repo", "paper"])
+@pytest.mark.parametrize(("disentangle", "align"), [(True, True), (True, False), (False, True), (False, False)])
+def test_afds_losses_equal_their_formula_and_switches_drop_their_terms(digits, mode, disentangle, align):
+    model = shaken(digits)
+    attack = {"eps": 0.2, "attack_steps": 3, "weight_decay": DECAY}
+    stage = tuned_afd(digits, model, mode=mode, disentangle=disentangle, align=align, **attack)
+    (batch,) = batches(digits, 1)
+    found = updated(stage, batch)
     x_adv = PGD(Threat("linf", 0.2), steps=3)(model, batch.x, batch.y, generator=step_context().generator)
-    ce, neg, gap, alike, agreement = in_numpy(model, teacher, batch, x_adv)
-    assert np.isclose(found["confused"].total.item(), 0.7 * neg, rtol=1e-5)
-    assert np.isclose(found["confused"].parts["agreement"].item(), agreement)
-    total = ce + 2 * gap + times * 0.5 * alike + leak * 0.7 * neg
+    ce, neg, gap, alike, agreement = in_numpy(model, stage.modules["teacher"], batch, x_adv)
+    times, leak = (2, 2) if mode == "repo" else (1, 0)
+    total = ce + align * 2 * gap + disentangle * (times * 0.5 * alike + leak * 0.7 * neg)
     assert np.isclose(found["model"].total.item(), total, rtol=1e-5)
-    parts = {name: part.item() for name, part in found["model"].parts.items()}
-    assert parts == pytest.approx({"ce": ce, "gap": gap, "cosine": alike}, rel=1e-4)
+    assert list(found) == list(stage.optimisers) == (["confused", "model"] if disentangle else ["model"])
+    parts = {"ce": ce, "gap": gap} | ({"cosine": alike} if disentangle else {})  # the gap is monitored in any case
+    assert {name: part.item() for name, part in found["model"].parts.items()} == pytest.approx(parts, rel=1e-4)
+    assert stage.optimisers["model"].weight_decay == times * DECAY
+    if disentangle:
+        assert np.isclose(found["confused"].total.item(), 0.7 * neg, rtol=1e-5)
+        assert np.isclose(found["confused"].parts["agreement"].item(), agreement)
 
 
 def test_which_weights_learn_from_what(digits):
-    model, _, _, found = losses(digits, disentangle=False, align=False)
-    head = torch.autograd.grad(found["model"].total, model.head.weight, retain_graph=True)[0]
-    alone = torch.autograd.grad(found["model"].parts["ce"], model.head.weight)[0]
+    (batch,) = batches(digits, 1)
+    model = shaken(digits)
+    loss = updated(tuned_afd(digits, model, disentangle=False, align=False), batch)["model"]
+    head = torch.autograd.grad(loss.total, model.head.weight, retain_graph=True)[0]
+    alone = torch.autograd.grad(loss.parts["ce"], model.head.weight)[0]
     assert torch.equal(head, alone)  # the paper's W learns nothing of the wrong class
     for mode in ("repo", "paper"):
-        model, _, _, found = losses(digits, mode=mode)
+        model = shaken(digits)
+        found = updated(tuned_afd(digits, model, mode=mode), batch)
         wanted = [model.confused.weight, model.encoder.map.weight, model.intrinsic.weight]
         d2, encoder, d1 = torch.autograd.grad(found["confused"].total, wanted, allow_unused=True)
         assert d2.abs().max() > 1e-3
-        assert encoder is None
-        assert d1 is None
+        assert (encoder, d1) == (None, None)
         d2, *others = torch.autograd.grad(found["model"].total, wanted, allow_unused=True)
         assert d2 is None
         assert all(gradient.abs().max() > 1e-3 for gradient in others)
 
 
-@pytest.mark.parametrize("mode", ["repo", "paper"])
-@pytest.mark.parametrize(("disentangle", "align"), [(True, False), (False, True), (False, False)])
-def test_switches_drop_their_terms_and_nothing_else(digits, mode, disentangle, align):
-    model = shaken(digits)
-    stage = tuned(digits, model, mode=mode, disentangle=disentangle, align=align, weight_decay=DECAY)
-    (batch,) = batches(digits, 1)
-    found = dict(stage.passes[0].updates(batch, step_context()))
-    ce, neg, gap, alike, _ = in_numpy(model, stage.modules["teacher"], batch, batch.x)
-    times, leak = (2, 2) if mode == "repo" else (1, 0)
-    total = ce + align * 2 * gap + disentangle * (times * 0.5 * alike + leak * 0.7 * neg)
-    assert np.isclose(found["model"].total.item(), total, rtol=1e-5)
-    assert list(found) == list(stage.optimisers) == (["confused", "model"] if disentangle else ["model"])
-    assert np.isclose(found["model"].parts["gap"].item(), gap, rtol=1e-4)  # watched in any case
-    assert ("cosine" in found["model"].parts) == disentangle
-    assert stage.optimisers["model"].weight_decay == times * DECAY
-
-
-def test_without_its_terms_it_is_adversarial_training(digits):
-    """vanilla fine-tuning: the first loss is that of PGD-AT on the same attack, bit for bit."""
-    torch.manual_seed(1)
-    model = build_model("small_cnn", digits, disentangled=True).train()
-    torch.manual_seed(1)
-    plain = build_model("small_cnn", digits).train()
-    (batch,) = batches(digits, 1)
-    stage = make_method("afd", "digits", disentangle=False, align=False).stages(digits, model)[-1]
-    found = dict(stage.passes[0].updates(batch, step_context()))
-    ((_, base),) = make_method("pgd_at", "digits").stages(digits, plain)[0].passes[0].updates(batch, step_context())
-    assert torch.equal(found["model"].total, base.total)
-
-
 def test_the_confusion_label_is_the_strongest_wrong_class():
-    z, y = torch.randn(200, 4, requires_grad=True), torch.randint(0, 4, (200,))
+    z, y = torch.randn(200, 4), torch.randint(0, 4, (200,))
     found = confusion_labels(z, y)
     assert found.dtype == torch.int64
     for n in range(200):
         order = sorted(range(4), key=lambda k: -z[n, k].item())
         assert found[n] == (order[0] if order[0] != y[n] else order[1])  # the two cases of the paper
     assert confusion_labels(torch.tensor([[3.0, -1e30]]), torch.tensor([0])) == 1  # two classes: always the other
-    assert torch.isfinite(z).all()  # the logits themselves are left alone
 
 
 def test_the_mean_cosine_of_known_vectors():
@@ -249,13 +214,140 @@ def test_the_mean_cosine_of_known_vectors():
     assert mean_cosine(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
+# ---- vAFT, AFKD and ARREST
+
+
+def tuned(digits, name, **settings):
+    """Model, teacher and fine-tuning stage of a method on a small CNN; the teacher is another model than the student."""
+    method = make_method(name, "digits", **{"attack_steps": 3, **settings})
+    model = built(method, digits)
+    stage = method.stages(digits, model)[-1]
+    teacher = stage.modules["teacher"]
+    teacher.load_state_dict(built(method, digits, seed=1).state_dict())
+    return model, teacher, stage
+
+
+def ce_and_gap(model, teacher, batch, x_adv):
+    """CE and mean 1 - cos of penultimate features, example by example in float64."""
+    with torch.no_grad():
+        f, t = model.features(x_adv).double().numpy(), teacher.eval().features(batch.x).double().numpy()
+    w, b = (p.detach().double().numpy() for p in (model.head.weight, model.head.bias))
+    ce, gap = [], []
+    for n, y in enumerate(batch.y.tolist()):
+        z = w @ f[n] + b
+        ce.append(np.log(np.exp(z).sum()) - z[y])
+        gap.append(1 - f[n] @ t[n] / np.linalg.norm(f[n]) / np.linalg.norm(t[n]))
+    return np.mean(ce), np.mean(gap)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("vaft", 0.0), ("afkd", 50.0), ("arrest", 50.0)])
+def test_losses_equal_their_formula(digits, name, weight):
+    model, teacher, stage = tuned(digits, name, **({"replay": 0.0} if name == "arrest" else {}))
+    batch = first_batch(digits, 24)
+    x_adv = PGD(digits.threat, steps=3)(model, batch.x, batch.y, generator=step_context().generator)
+    loss = updated(stage, batch)["model"]
+    ce, gap = ce_and_gap(model, teacher, batch, x_adv)
+    assert np.isclose(loss.total.item(), ce + weight * gap, rtol=1e-4)
+    assert loss.parts["ce"].item() == pytest.approx(ce, rel=1e-4)
+    assert loss.parts["gap"].item() == pytest.approx(gap, rel=1e-4)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(("name", "settings"), [("vaft", {}), ("afd", {"disentangle": False, "align": False})])
+def test_without_its_terms_fine_tuning_is_pgd_at_from_another_start(digits, name, settings):
+    _, _, stage = tuned(digits, name, **settings)
+    pgd_at = make_method("pgd_at", "digits", attack_steps=3)
+    batch, base = first_batch(digits, 24), pgd_at.stages(digits, built(pgd_at, digits))[0]
+    assert torch.equal(updated(stage, batch)["model"].total, updated(base, batch)["model"].total)
+
+
+def drift(model, teacher, batch):
+    """The mean of 1 - cos(f_T(x), f(x)), both in eval mode."""
+    with torch.no_grad():
+        pair = [m.eval().features(batch.x).double() for m in (copy.deepcopy(model), teacher)]
+    return float((1 - F.cosine_similarity(*pair)).mean())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_arrest_replays_noise_where_clean_features_drifted(digits, norm):
+    batch = first_batch(digits, 24)
+    model, teacher, _ = tuned(digits, "arrest")
+    limit = math.degrees(math.acos(1 - drift(model, teacher, batch)))
+    for angle, noisy in ((limit - 0.1, True), (limit + 0.1, False)):
+        model, teacher, stage = tuned(digits, "arrest", angle=angle, norm=norm)
+        before = copy.deepcopy(model)
+        loss = updated(stage, batch)["model"]
+        assert loss.parts["replayed"] == float(noisy)
+        assert model.training
+        assert model.encoder.stage1[1].num_batches_tracked == 1  # neither the distance nor the attack leaves a trace
+        threat, shape = Threat(norm, digits.threat.eps), batch.x.shape[1:]
+        if noisy:  # where the attack would have started
+            rng = ExampleRNG.from_generator(step_context().generator, len(batch.x), batch.x.device).fold_in(0)
+            x = threat.random_start(batch.x, rng.uniform(*shape), rng.fold_in(0).normal(*shape))
+        else:
+            x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=step_context().generator)
+        ce, gap = ce_and_gap(model, teacher, batch, x)
+        assert np.isclose(loss.total.item(), ce + 50 * gap, rtol=1e-4)
+
+
+def test_arrest_replays_noise_in_the_first_half_only(digits):
+    batch = first_batch(digits, 24)
+    for epochs, last in ((20, 9), (40, 19)):  # published: epochs 1 to 10 of 20
+        _, _, stage = tuned(digits, "arrest", angle=0.0, epochs=epochs)
+        times = [step_context(e, progress=(e + 0.5) / epochs) for e in (0, last, last + 1)]
+        assert [updated(stage, batch, at)["model"].parts["replayed"] for at in times] == [1.0, 1.0, 0.0]
+    _, _, stage = tuned(digits, "arrest", angle=180.0)
+    assert updated(stage, batch)["model"].parts["replayed"] == 0.0
+
+
+# ---- adversarial weight perturbation
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_awp_takes_the_step_at_the_perturbed_weights(digits, name):
+    settings = {"eps": 0.0} | ({"replay": 0.0} if name == "arrest" else {})  # the attack is tested elsewhere: x' = x
+    batch = first_batch(digits, 24)
+    model, _, _ = tuned(digits, name, **settings)
+    start = copy.deepcopy(model.state_dict())
+
+    def losses_at(weights):
+        """Losses of the method without AWP at some weights, BatchNorm's statistics fresh."""
+        other, _, stage = tuned(digits, name, **settings)
+        other.load_state_dict({**start, **{n: p.detach() for n, p in weights.named_parameters()}})
+        return other, updated(stage, batch)
+
+    weights, plain = losses_at(model)
+    named = {n: w for n, w in weights.named_parameters() if "weight" in n and w.ndim > 1}
+    gradients = torch.autograd.grad(plain["model"].total, list(named.values()), allow_unused=True)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for (n, w), g in zip(named.items(), gradients, strict=True):
+            assert (g is None) == (n == "confused.weight")
+            if g is not None:
+                moved.get_parameter(n).add_(0.02 * w.norm() / g.norm() * g)
+    expected = losses_at(moved)[1]
+
+    model, _, stage = tuned(digits, name, awp_gamma=0.02, **settings)
+    seen = {}
+    for key, loss in stage.passes[0].updates(batch, step_context()):
+        seen[key] = loss.total.item()
+        for n, w in model.named_parameters():
+            assert torch.allclose(w, moved.get_parameter(n), atol=1e-6), n
+        loss.total.backward(retain_graph=True)
+    assert seen == pytest.approx({key: loss.total.item() for key, loss in expected.items()}, rel=1e-4)
+    assert seen["model"] > plain["model"].total.item()
+    for n, w in model.named_parameters():
+        assert torch.allclose(w, start[n], atol=1e-6), n
+    assert model.encoder.stage1[1].num_batches_tracked == 1
+
+
 # ---- stages
 
 
 def test_stages_are_natural_training_and_fine_tuning(digits):
-    method = make_method("afd", "cifar10-paper")
-    torch.manual_seed(0)
-    model = build_model("small_cnn", digits, **method.model_options())
+    method = make_method("afd", "cifar10-paper", arch="small_cnn")
+    model = built(method, digits)
     natural, tuning = method.stages(digits, model)
     assert (natural.epochs, natural.adversarial, natural.ema) == (100, False, 0.0)
     assert (tuning.epochs, tuning.adversarial, tuning.ema) == (20, True, 0.999)
@@ -263,13 +355,10 @@ def test_stages_are_natural_training_and_fine_tuning(digits):
     assert make_method("afd", "cifar10-paper", pretrained="somewhere").all_epochs == 20
     decays = {name: spec.weight_decay for name, spec in tuning.optimisers.items()}
     assert decays == {"confused": 5e-4, "model": 1e-3}
-    one = make_method("afd", "cifar10-paper", mode="paper").stages(digits, model)[-1]
-    assert one.optimisers["model"].weight_decay == 5e-4
     owned = [set(map(id, spec.params)) for spec in tuning.optimisers.values()]
     assert not owned[0] & owned[1]
     assert owned[0] | owned[1] == set(map(id, model.parameters()))
-    of_natural = set(map(id, natural.optimisers["model"].params))
-    assert owned[1] - of_natural == {id(model.intrinsic.weight)}
+    assert owned[1] - set(map(id, natural.optimisers["model"].params)) == {id(model.intrinsic.weight)}
 
 
 def test_the_learning_rate_falls_as_published(digits):
@@ -282,136 +371,23 @@ def test_the_learning_rate_falls_as_published(digits):
         assert rates == [0.025] * 20 + [r for r in (0.02, 0.01, 0.005, 0.0025, 0.00125) for _ in range(4)]
 
 
-def test_the_released_defaults_are_the_methods_own():
-    own, section = make_method("afd"), load_preset("cifar10-paper")["afd"]
-    assert {name: getattr(own, name) for name in section} == section
-    assert (own.alpha, own.beta, own.gamma, own.ema, own.batch_size) == (0.05, 0.25, 25.0, 0.999, 128)
-
-
 def test_only_attacked_images_move_the_statistics(digits):
-    model = build_model("small_cnn", digits, disentangled=True).train()
-    stage = make_method("afd", "digits").stages(digits, model)[-1]
+    model, _, stage = tuned(digits, "afd")
     stage.begin()
     before = copy.deepcopy(stage.modules["teacher"].state_dict())
     drive(stage, batches(digits, 1))
     assert model.encoder.stage1[1].num_batches_tracked == 1
     assert all(torch.equal(before[k], v) for k, v in stage.modules["teacher"].state_dict().items())
-    assert not any(p.requires_grad for p in stage.modules["teacher"].parameters())
 
 
-def train(few, root, **settings):
-    return fit(make_method("afd", "digits", **{**SMALL, **settings}), few, root=root, device="cpu", progress=False)
-
-
-def test_a_run_begins_from_its_natural_stage_and_resumes_exactly(tmp_path, few, monkeypatch):
-    whole = train(few, tmp_path / "a")
-    rows = whole.metrics()
-    assert list(rows.stage) == ["natural"] * 3 + ["afd"] * 3
-    natural, begun = rows[rows.epoch == 2].iloc[0], rows[rows.epoch == 0].iloc[1]
-    assert natural.clean_val == begun.clean_val
-    assert rows["model/cosine"].iloc[-1] < 1
-    model = whole.model("last")
-    assert isinstance(model, Disentangled)
-    eye = torch.eye(128)
-    assert not torch.equal(model.intrinsic.weight, eye)
-    assert not torch.equal(model.confused.weight, eye)
-    real, steps = loop.Training._step, []
-
-    def interrupted(self, *args):
-        steps.append(0)
-        if len(steps) == 11:  # in the second epoch of fine-tuning, three steps each
-            raise KeyboardInterrupt
-        return real(self, *args)
-
-    monkeypatch.setattr(loop.Training, "_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(few, tmp_path / "b")
-    again = train(few, tmp_path / "b")
-    assert again.metrics().drop(columns="seconds").equals(rows.drop(columns="seconds"))
-    assert all(torch.equal(v, again.model("last").state_dict()[k]) for k, v in model.state_dict().items())
-
-
-# ---- starting from a finished run
-
-
-@pytest.fixture(scope="module")
-def natural(tmp_path_factory, few):
-    method = make_method("standard", "digits", epochs=2, train_examples=130)
-    return fit(method, few, root=tmp_path_factory.mktemp("natural"), device="cpu", progress=False)
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, name):
-    method = make_method(name, "digits", pretrained=str(natural.path))
-    model = build_model("small_cnn", digits, **method.model_options())
-    (stage,) = method.stages(digits, model)
-    stage.begin()
-    theirs, x = natural.model("last"), batches(digits, 1)[0].x
-    teacher = stage.modules["teacher"]
-    assert torch.equal(model.eval()(x), theirs(x))
-    assert torch.equal(teacher.features(x), theirs.features(x))
-    assert not teacher.training
-
-
-def test_a_finished_run_is_fine_tuned(tmp_path, few, natural):
-    run = train(few, tmp_path, pretrained=str(natural.path))
-    assert list(run.metrics().stage) == ["afd"] * 3
-    assert run.metrics().clean_val.iloc[0] == natural.metrics().clean_val.iloc[-1]
-
-
-def other(natural, root, status=None, **params):
-    """A copy of the run with some of its facts changed."""
-    run = Run(root / "other")
-    run.path.mkdir()
-    for file in natural.path.iterdir():
-        (run.path / file.name).write_bytes(file.read_bytes())
-    (run.path / "params.json").write_text(json.dumps({**natural.params(), **params}))
-    if status:
-        (run.path / "status.json").write_text(json.dumps({"state": status}))
-    return str(run.path)
-
-
-def begin(digits, name, pretrained, arch="small_cnn"):
-    method = make_method(name, "digits", pretrained=pretrained)
-    method.stages(digits, build_model(arch, digits, **method.model_options()))[0].begin()
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_runs_that_do_not_fit_are_refused(tmp_path, digits, natural, name):
-    with pytest.raises(
-        InputError,
-        match=rf"{name}: pretrained=.* is no run: give the directory of a finished run of standard on digits",
-    ):
-        begin(digits, name, str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"is a 'small_cnn', whose weights do not fit: give --set arch=small_cnn"):
-        begin(digits, name, str(natural.path), "mlp")
-    changed = {"method": {"method": "trades"}, "unfinished": {"status": "failed"}, "data": {"dataset": "mnist"}}
-    says = {"method": "is trades · small_cnn · seed 0 on digits, done", "unfinished": "is standard .*, failed"}
-    says["data"] = "is standard .* on mnist, done"
-    for kind, facts in changed.items():
-        (tmp_path / kind).mkdir()
-        with pytest.raises(InputError, match=says[kind]):
-            begin(digits, name, other(natural, tmp_path / kind, **facts))
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"mode": "rep"}, "Did you mean 'repo'"),
-        ({"alpha": 0.0}, "alpha=0.0: give a positive weight, or set disentangle=false"),
-        ({"beta": -0.1}, "beta=-0.1: give a positive weight, or set disentangle=false"),
-        ({"gamma": 0.0, "disentangle": False}, "gamma=0.0: give a positive weight, or set align=false"),
-        ({"classify": "laten"}, "Did you mean 'latent'"),
-        ({"beta": float("inf")}, "beta=inf"),
-        ({"gamma": float("nan")}, "gamma=nan"),
-        ({"pretrain_lr": -1.0}, "pretrain_lr=-1.0"),
-        ({"pretrain_epochs": 0}, "pretrain_epochs=0"),
-        ({"points": ((5, 1), (0, 1))}, "must rise: sort it"),
-    ],
-)
-def test_bad_settings_are_sentences(settings, says):
-    with pytest.raises(InputError, match=says):
-        make_method("afd", "digits", **settings)
+def test_afds_attack_ascends_the_intrinsic_logits_whatever_is_deployed(digits):
+    batch, found = first_batch(digits, 24), []
+    for kind in ("intrinsic", "latent"):
+        model, _, stage = tuned(digits, "afd", classify=kind)
+        with torch.no_grad():
+            model.intrinsic.weight += 0.1 * torch.randn(128, 128, generator=torch.Generator().manual_seed(3))
+        found.append(updated(stage, batch)["model"].total)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -421,3 +397,171 @@ def test_a_model_of_another_kind_is_refused(digits, name):
     other_kind = build_model("small_cnn", digits, disentangled=name != "afd")
     with pytest.raises(InputError, match="disentangled=True" if name == "afd" else "trains a Classifier, not"):
         make_method(name, "digits").stages(digits, other_kind)
+
+
+# ---- trainings
+
+
+@pytest.fixture(scope="module")
+def runs(few, tmp_path_factory):
+    root = tmp_path_factory.mktemp("family")
+    return {name: train(tiny(name), few, root) for name in FAMILY}
+
+
+def tuning(run, columns):
+    """Rows and columns of the metrics that belong to the epochs of fine-tuning."""
+    rows = run.metrics()
+    return rows[rows.stage != "natural"].filter(regex=columns).dropna(axis=1, how="all")
+
+
+def test_the_family_trains_alike(runs):
+    for name, run in runs.items():
+        rows = run.metrics()
+        assert list(rows.stage) == ["natural"] * 2 + [name] * 3
+        assert rows.clean_val[1] == rows.clean_val[2], "fine-tuning begins with the natural model"
+        assert run.params()["model"] == ({"disentangled": True} if name == "afd" else {})
+        assert tuning(run, "^probe/h/(relative_l2|cosine|linf)$").notna().all().all()
+        assert len(tuning(run, "^probe/").columns) == (6 if name == "afd" else 3)
+        assert rows.filter(like="probe/h")[:2].isna().all().all()
+        for column in ("clean_val", "robust_val", "robust_loss_val"):  # one seed, one teacher
+            assert rows[column][1] == runs["vaft"].metrics()[column][1]
+    assert runs["arrest"].metrics().replayed[3:].between(0, 1).all()
+    model, eye = runs["afd"].model("last"), torch.eye(128)
+    assert not torch.equal(model.intrinsic.weight, eye)
+    assert not torch.equal(model.confused.weight, eye)
+
+
+@pytest.mark.parametrize("name", ["vaft", "afd"])
+def test_averaging_leaves_the_trajectory_alone(few, runs, tmp_path, name):
+    plain, averaged = train(tiny(name, ema=0.0), few, tmp_path), runs[name]
+    raw = "^(model/|confused/)?(loss|ce|gap|cosine|agreement)$"
+    assert len(tuning(plain, raw).columns) == {"vaft": 3, "afd": 6}[name]
+    assert tuning(plain, raw).equals(tuning(averaged, raw))  # the losses of the raw weights, epoch for epoch
+    both = [run.model("last").state_dict() for run in (plain, averaged)]
+    assert any(not torch.equal(value, both[1][key]) for key, value in both[0].items())
+
+
+def test_the_deployed_branch_changes_no_weight(few, runs, tmp_path):
+    deployed, latent = runs["afd"], train(tiny("afd", classify="latent"), few, tmp_path)
+    assert latent.params()["model"] == {"disentangled": True, "classify": "latent"}
+    models = [run.model("last").eval() for run in (deployed, latent)]
+    for key, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[key]), key
+    assert tuning(deployed, "^(model|confused)/").equals(tuning(latent, "^(model|confused)/"))
+    assert [len(tuning(run, "^probe/f1/").columns) for run in (deployed, latent)] == [3, 0]
+    losses = [run.metrics().robust_loss_val.iloc[-1] for run in (deployed, latent)]
+    assert losses[0] != losses[1]  # validation sees what is deployed
+    x = few.val.images.float() / 255
+    z, h = (model(x) for model in models)
+    assert torch.equal(z, models[1].branches(x).logits)
+    assert torch.equal(h, models[0].head(models[0].latent(x)))
+    assert not torch.equal(z, h)
+    assert torch.equal(models[1].features(x), models[0].latent(x))
+
+
+# ---- the monitored gap
+
+
+def test_the_monitored_gap_is_that_of_the_features(digits):
+    model, _, stage = tuned(digits, "afd")
+    with torch.no_grad():
+        model.intrinsic.weight += 0.1 * torch.randn_like(model.intrinsic.weight)
+    batch = probe_batch(digits.val)
+    (found,) = [probe(model, batch) for probe in stage.probes.values()]
+    split = digits.val.sample(len(batch.y))
+    for layer, name in (("encoder", "h"), ("intrinsic", "f1")):
+        clean, here = features(model, split, layers=layer), slice(None, None, len(split) // 128)
+        adversarial = features(model, split, layers=layer, attack=probe_attack(digits.threat))
+        assert torch.equal(clean.indices, batch.index)
+        for measure in ("relative_l2", "cosine", "linf"):
+            gaps = feature_gap(clean[layer][here], adversarial[layer][here], measure)
+            assert found[f"{name}/{measure}"] == pytest.approx(gaps.mean().item(), rel=0.02)
+    assert len(found) == 6
+    assert model.training
+
+
+def test_one_attack_serves_all_monitored_layers(digits):
+    calls = []
+
+    def attack(model, x, y, **settings):
+        calls.append((len(x), y.tolist()))
+        return (x + 0.1).clamp(0, 1)
+
+    model = build_model("small_cnn", digits)
+    probe = gap_probe(attack, {"h": "features", "first": "stage1"}, measures=("l2",), images=10)
+    ordered = digits.val.labels.argsort(stable=True)
+    batch = next(iter(digits.val.select(ordered).batches(200)))
+    found = probe(model, batch)
+    assert calls == [(10, batch.y[::20].tolist())]
+    assert len(set(calls[0][1])) >= 8, "spread over a batch that is sorted by class"
+    assert set(found) == {"h/l2", "first/l2"}
+    with pytest.raises(InputError, match="There is no layer 'stage9'"):
+        gap_probe(attack, {"h": "stage9"})(model, probe_batch(digits.val))
+    with pytest.raises(InputError, match="Unknown measure"):
+        gap_probe(attack, {"h": "features"}, measures=("l3",))(model, probe_batch(digits.val))
+
+
+# ---- starting from a finished run
+
+
+@pytest.fixture(scope="module")
+def natural(tmp_path_factory, few):
+    return train(tiny("standard"), few, tmp_path_factory.mktemp("natural"))
+
+
+def begun(digits, name, pretrained, arch="small_cnn"):
+    """A method's model after its only stage began from a run, and that stage."""
+    method = make_method(name, "digits", pretrained=pretrained)
+    model = build_model(arch, digits, **method.model_options())
+    (stage,) = method.stages(digits, model)
+    stage.begin()
+    return model, stage
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, name):
+    model, stage = begun(digits, name, str(natural.path))
+    theirs, x, teacher = natural.model("last"), first_batch(digits).x, stage.modules["teacher"]
+    assert torch.equal(model.eval()(x), theirs(x))
+    assert torch.equal(teacher.features(x), theirs.features(x))
+    assert not teacher.training
+
+
+def test_a_finished_run_is_fine_tuned(tmp_path, few, natural):
+    run = train(tiny("afd", pretrained=str(natural.path)), few, tmp_path)
+    assert list(run.metrics().stage) == ["afd"] * 3
+    assert run.metrics().clean_val.iloc[0] == natural.metrics().clean_val.iloc[-1]
+
+
+def other(natural, root, status=None, **params):
+    """A copy of the run with some of its facts changed."""
+    run = Run(root / "other")
+    run.path.mkdir(parents=True)
+    for file in natural.path.iterdir():
+        (run.path / file.name).write_bytes(file.read_bytes())
+    (run.path / "params.json").write_text(json.dumps({**natural.params(), **params}))
+    if status:
+        (run.path / "status.json").write_text(json.dumps({"state": status}))
+    return str(run.path)
+
+
+def test_runs_that_do_not_fit_are_refused(tmp_path, digits, natural):
+    with pytest.raises(
+        InputError, match=r"vaft: pretrained=.* is no run: give .* a finished run of standard on digits"
+    ):
+        begun(digits, "vaft", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"is a 'small_cnn', whose weights do not fit: give --set arch=small_cnn"):
+        begun(digits, "vaft", str(natural.path), "mlp")
+    for facts, says in (
+        ({"method": "trades"}, "is trades · small_cnn · seed 0 on digits, done"),
+        ({"status": "failed"}, "is standard .*, failed"),
+        ({"dataset": "mnist"}, "is standard .* on mnist, done"),
+    ):
+        with pytest.raises(InputError, match=says):
+            begun(digits, "afd", other(natural, tmp_path / says[:9].strip() / str(len(says)), **facts))
+
+
+def test_a_deployed_branch_needs_a_disentangled_model(digits):
+    for wrong in ({"classify": "latent"}, {"classify": "h", "disentangled": True}):
+        with pytest.raises(InputError, match="for a disentangled model"):
+            build_model("small_cnn", digits, **wrong)

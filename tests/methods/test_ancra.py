@@ -290,42 +290,6 @@ def test_a_run_is_trained_and_kept_with_its_gates(digits, tmp_path, precision, s
         run.model()
 
 
-def test_the_papers_values_are_its_own_defaults():
-    plain, paper = make_method("ancra"), make_method("ancra", "cifar10-paper")
-    for name in (
-        "epochs",
-        "lr",
-        "weight_decay",
-        "milestones",
-        "beta",
-        "zeta",
-        "alpha",
-        "ra_weight",
-        "negatives",
-        "base",
-    ):
-        assert getattr(plain, name) == getattr(paper, name), name
-    assert (paper.attack_step_size, paper.attack_steps, paper.batch_size) == (0.007, 10, 128)
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"base": "trade"}, r"Unknown base 'trade'\. Did you mean 'trades'"),
-        ({"negatives": "softer"}, r"Unknown negatives 'softer'\. Did you mean 'soft'"),
-        ({"zeta": float("inf")}, r"zeta=inf: give a positive weight"),
-        ({"zeta": 0.0}, r"zeta=0\.0: give a positive weight, or set negative_contrast=false"),
-        ({"ra_weight": -1.0}, r"ra_weight=-1\.0: give a positive weight, or set reverse_attention=false"),
-        ({"alpha": 1.5}, r"alpha=1\.5: give a share"),
-        ({"beta": -1.0}, r"beta=-1\.0"),
-        ({"mining_from": -1}, "mining_from=-1"),
-    ],
-)
-def test_bad_settings_are_sentences(settings, says):
-    with pytest.raises(InputError, match=says):
-        make_method("ancra", "digits", **settings)
-
-
 def test_a_model_of_the_other_kind_is_refused(digits):
     method, model = built(digits)
     with pytest.raises(InputError, match=r"reverse_attention=True, but the model is a Classifier.*model_options"):

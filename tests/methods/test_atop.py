@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustlib.errors import InputError
-from robustlib.methods import atop, load_preset, make_method
+from robustlib.methods import atop, make_method
 from robustlib.methods.atop import l1_share, median_image, purifier_steps
 from robustlib.models import Randomness, RandomTransform, build_model
 from robustlib.runs import Run
@@ -260,29 +260,6 @@ def test_fine_tuning_goes_on_from_the_pre_trained_purifier(runs):
     assert any(not torch.equal(value, moved[1][key]) for key, value in moved[0].items())
 
 
-def test_a_broken_off_training_resumes_exactly(few, tmp_path, monkeypatch, runs):
-    from robustlib.training import loop
-
-    for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
-        monkeypatch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
-    calls, real = [], loop.validate
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) in (4, 6):  # at the end of pre-training, and within fine-tuning
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(loop, "validate", interrupted)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train(few, tmp_path)
-        torch.manual_seed(99)
-    resumed = train(few, tmp_path)
-    frames = [run.metrics().drop(columns="seconds").to_json() for run in (runs["AToP"], resumed)]
-    assert frames[0] == frames[1]
-
-
 def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
     for _ in range(2):  # again when it is resumed
         with pytest.raises(
@@ -398,56 +375,7 @@ def test_a_model_of_another_kind_is_refused(digits):
 # ---- settings
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"missing": 1.0}, r"atop: missing=1.0: .*in \[0, 1\)"),
-        ({"missing": -0.1}, "missing=-0.1"),
-        ({"sigma": -0.1}, "atop: sigma=-0.1"),
-        ({"grid": 0}, "grid=0"),
-        ({"transform": "rt4"}, "Did you mean 'rt"),
-        ({"purifier": "vae"}, "Unknown purifier 'vae'"),
-        ({"purifier": "none"}, "nothing to fine-tune: set fine_tune=false"),
-        ({"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
-        (
-            {"transform": "rt1", "missing": 0.0},
-            "transform='rt1' with missing=0, .* changes nothing: set transform=none",
-        ),
-        ({"missing": 0.0, "sigma": 0.0}, "transform='rt2' with missing=0, sigma=0 changes nothing"),
-        ({"attack_through": "pipe"}, "Did you mean 'pipeline'"),
-        ({"recon_target": "noisy"}, "Unknown recon_target 'noisy'"),
-        ({"cls_weight": -1.0}, "cls_weight=-1.0"),
-        ({"gan_weight": float("nan")}, "gan_weight=nan"),
-        ({"purifier_lr": -1.0}, "purifier_lr=-1.0"),
-        ({"classifier_epochs": 0}, "classifier_epochs=0"),
-        ({"repeats": 0}, "repeats=0"),
-        ({"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
-        ({"awp_gamma": 0.01}, "does not perturb weights"),
-        ({"attack_steps": 0}, "attack_steps=0"),
-        ({"width": 0}, "width=0: give a whole number of at least 1"),
-        ({"purifier": "mae", "embed_dim": 6}, "embed_dim=6: give a multiple of 4"),
-        ({"embed_dim": 0}, "embed_dim=0: give a whole number of at least 1"),
-        ({"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),
-    ],
-)
-def test_bad_settings_are_sentences(settings, says):
-    with pytest.raises(InputError, match=says):
-        make_method("atop", "digits", **settings)
-
-
 def test_a_grid_finer_than_the_images_is_said_before_anything_is_trained(digits):
     method = make_method("atop", "digits", grid=9)
     with pytest.raises(InputError, match="grid=9"):
         method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
-
-
-def test_the_released_values_are_the_methods_own():
-    own, preset = make_method("atop"), make_method("atop", "cifar10-paper")
-    assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
-    assert {**own.hyperparameters(), "preset": "cifar100-paper"} == make_method(
-        "atop", "cifar100-paper"
-    ).hyperparameters()
-    assert (own.sigma, own.missing, own.grid, own.cls_weight, own.attack_steps) == (0.25, 0.25, 8, 0.05, 1)
-    imagenette = make_method("atop", "imagenette-paper")
-    assert (imagenette.arch, imagenette.eps, imagenette.cls_weight) == ("resnet34", 8 / 255, 0.1)
-    assert load_preset("imagenette-paper")["dataset"] == "imagenette"

@@ -307,33 +307,6 @@ def test_the_head_probe_is_the_heads_accuracy(digits):
     assert found["head/attacked"] == pytest.approx((model(x_adv).argmax(1) == batch.y).float().mean().item())
 
 
-@pytest.mark.parametrize("refresh", ["reinit", "never"])
-def test_a_broken_off_claf_resumes_exactly(few, tmp_path, monkeypatch, refresh):
-    from robustlib.training import loop
-
-    method = make_method("claf", "digits", **settings("claf", epochs=3, refresh=refresh))
-    undisturbed, calls, real = train(method, few, tmp_path / "a"), [], loop.validate
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(loop, "validate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(method, few, tmp_path / "b")
-    resumed = train(method, few, tmp_path / "b")
-    frames = [run.metrics().drop(columns="seconds").to_json() for run in (undisturbed, resumed)]
-    assert frames[0] == frames[1]
-
-
-@pytest.mark.parametrize("name", ["claf", "acl"])
-def test_bf16_trains(few, tmp_path, name):
-    run = train(make_method(name, "digits", **settings(name)), few, tmp_path, precision="bf16-mixed")
-    assert run.finished
-
-
 def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypatch):
     from robustlib.training import loop
 
@@ -415,31 +388,6 @@ def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_pa
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong", "says"),
-    [
-        ("claf", {"temperature": 0.0}, "claf: temperature=0.0: give a positive number"),
-        ("claf", {"aug_epochs": 40}, "leaves no adversarial stage"),
-        ("claf", {"refresh": "ful"}, "Did you mean 'full'"),
-        ("claf", {"refresh_passes": 0}, "refresh_passes=0"),
-        ("claf", {"adv_views": -1}, "adv_views=-1"),
-        ("claf", {"refresh_batchnorm": "both"}, "Unknown refresh_batchnorm"),
-        ("claf", {"refresh_lr": -1.0}, "refresh_lr=-1.0"),
-        ("claf", {"new_head": False, "pretrained": "runs/x"}, "leave new_head at true"),
-        ("supcon", {"final": "sfl"}, "Did you mean 'slf'"),
-        ("supcon", {"views": "simclear"}, "Did you mean 'simclr'"),
-        ("supcon", {"projection": ()}, "give positive widths"),
-        ("simclr", {"head_epochs": 0}, "head_epochs=0"),
-        ("simclr", {"head_lr": -0.1}, "simclr: head_lr=-0.1"),
-        ("acl", {"awp_gamma": 0.01}, "acl does not perturb weights"),
-        ("rocl", {"regulariser": 0.0}, "rocl: regulariser=0.0"),
-    ],
-)
-def test_bad_settings_are_sentences(name, wrong, says):
-    with pytest.raises(InputError, match=says):
-        make_method(name, "digits", **wrong)
-
-
 def test_a_plain_model_and_an_absent_class_are_refused(digits):
     method = make_method("claf", "digits")
     with pytest.raises(InputError, match="claf trains a Projected, not a Classifier"):
@@ -447,10 +395,3 @@ def test_a_plain_model_and_an_absent_class_are_refused(digits):
     nines = replace(digits, train=digits.train.select(digits.train.labels != 9))
     with pytest.raises(InputError, match="no training image shows the class '9'"):
         method.stages(nines, build_model("small_cnn", digits, **method.model_options()))
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_the_paper_preset_has_the_methods_own_values(name):
-    own, preset = make_method(name), make_method(name, "cifar10-paper")
-    mine, theirs = ({**m.hyperparameters(), "preset": "", "milestones": ()} for m in (own, preset))
-    assert mine == theirs

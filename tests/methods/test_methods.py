@@ -1,20 +1,16 @@
-"""Methods: their losses against the papers' formulas, their settings against bad input, presets against both."""
+"""Methods: their settings against bad input, and presets against both."""
 
-import copy
+import re
 from dataclasses import fields, replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.stats import entropy
 
-from robustlib.attacks import PGD
 from robustlib.data import DATASETS, load_dataset
 from robustlib.data.sources import Arrays
 from robustlib.errors import InputError
-from robustlib.losses import trades_loss
 from robustlib.methods import (
     METHODS,
     AdversarialMethod,
@@ -28,78 +24,6 @@ from robustlib.models import build_model
 from robustlib.training import StepContext
 from robustlib.workbook import tables
 from robustlib.workbook.experiments import Options, plan
-
-
-def first_update(name, dataset, seed=0, **settings):
-    """The model as it was before a method's first update, the batch, and the loss of that update."""
-    torch.manual_seed(seed)
-    model = build_model("small_cnn", dataset).train()
-    stage = make_method(name, preset="digits", **settings).stages(dataset, model)[0]
-    batch = next(dataset.train.batches(16, augment="none"))
-    before = copy.deepcopy(model)
-    context = StepContext(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")
-    (_, loss), *rest = list(stage.passes[0].updates(batch, context))
-    assert rest == []
-    assert model.training
-    assert model.encoder.stage1[1].num_batches_tracked == (3 if name == "trades" else 1)  # attacks leave no trace
-    return before, batch, loss
-
-
-def restated_attack(model, batch, threat, objective, start):
-    """The update written out: x' = clip(x + clip(x' + eps/4 sign(gradient) - x))."""
-    model.eval()
-    x, x_adv = batch.x, start
-    for _ in range(10):
-        x_adv = x_adv.detach().requires_grad_(True)
-        (g,) = torch.autograd.grad(objective(model(x_adv)), x_adv)
-        x_adv = (x + (x_adv + threat.eps / 4 * g.sign() - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
-    model.train()
-    return x_adv.detach()
-
-
-def test_standard_is_cross_entropy(digits):
-    model, batch, loss = first_update("standard", digits)
-    assert torch.isclose(loss.total, F.cross_entropy(model(batch.x), batch.y), atol=1e-5)
-
-
-def test_pgd_at_is_cross_entropy_on_its_own_attack(digits):
-    model, batch, loss = first_update("pgd_at", digits)
-    attack = PGD(digits.threat, steps=10)
-    x_adv = attack(model, batch.x, batch.y, generator=torch.Generator().manual_seed(5))
-    assert torch.isclose(loss.total, F.cross_entropy(model(x_adv), batch.y), atol=1e-3)
-    assert loss.total > F.cross_entropy(model(batch.x), batch.y) + 0.1
-
-
-def test_trades_climbs_the_divergence_it_minimises(digits):
-    model, batch, loss = first_update("trades", digits, beta=6.0)
-    clean = model.eval()(batch.x).detach()
-    start = batch.x + 0.001 * torch.randn_like(batch.x)
-    x_adv = restated_attack(
-        model, batch, digits.threat, lambda z: F.kl_div(z.log_softmax(1), clean.softmax(1), reduction="sum"), start
-    )
-    p, q = model(batch.x), model(x_adv)
-    expected = F.cross_entropy(p, batch.y) + 6 * F.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
-    assert abs((loss.total / expected).item() - 1) < 0.05  # the same ascent from another random start
-    assert set(loss.parts) == {"ce", "kl"}
-
-
-def test_trades_loss_equals_its_formula_and_both_sides_carry_gradients():
-    z, z_adv = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5, requires_grad=True)
-    y = torch.randint(0, 5, (8,))
-    total, parts = trades_loss(z, z_adv, y, 3.0)
-    p, q = (t.detach().softmax(1).numpy().astype(float) for t in (z, z_adv))
-    ce = -np.log(p[np.arange(8), y]).mean()
-    kl = np.mean([entropy(a, b) for a, b in zip(p, q, strict=True)])
-    assert np.isclose(total.item(), ce + 3 * kl, rtol=1e-5)
-    assert np.isclose(parts["kl"].item(), kl, rtol=1e-5)
-    for side in (z, z_adv):
-        (gradient,) = torch.autograd.grad(parts["kl"], side, retain_graph=True)
-        assert gradient.abs().max() > 1e-4
-
-
-def test_attacks_in_training_use_eval_statistics_unless_told():
-    assert make_method("pgd_at").attack_settings()["batchnorm"] == "eval"
-    assert make_method("pgd_at", attack_batchnorm="train").attack_settings()["batchnorm"] == "train"
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -240,33 +164,124 @@ def test_every_method_tells_readers_what_it_is(name):
     assert not list(table.index[table["meaning"] == ""]), "each field needs a comment, which the page shows"
 
 
+NAN, INF = float("nan"), float("inf")
+# method -> values outside the range of a field, each alone
+OUTSIDE = {
+    "pgd_at": {"attack_steps": [0, 2.5], "epochs": [True], "eps": [-0.1], "ema": [1.5], "momentum": [-0.9]}
+    | {"awp_gamma": [-0.1, NAN], "awp_warmup": [-1], "batch_size": [1], "train_examples": [-1], "lr": [NAN, INF]},
+    "trades": {"beta": [-1.0]},
+    "mart": {"beta": [-1.0]},
+    "fgsm_rs": {"step_factor": [0.0], "attack_steps": [10], "attack_step_size": [0.1]},
+    "n_fgsm": {"noise": [-1.0, NAN], "attack_step_size": [0.1]},
+    "vaft": {"pretrain_lr": [-1.0], "pretrain_epochs": [0]},
+    "afkd": {"weight": [0.0]},
+    "arrest": {"weight": [NAN], "angle": [-1.0, 181.0], "replay": [1.5]},
+    "afd": {"alpha": [0.0], "beta": [-0.1, INF], "gamma": [NAN], "pretrain_lr": [-1.0]},
+    "ancra": {"zeta": [INF, 0.0], "ra_weight": [-1.0], "alpha": [1.5], "beta": [-1.0], "mining_from": [-1]},
+    "atop": {"missing": [1.0, -0.1], "sigma": [-0.1], "grid": [0], "cls_weight": [-1.0], "gan_weight": [NAN]}
+    | {"purifier_lr": [-1.0], "classifier_lr": [-1.0], "classifier_epochs": [0], "purifier_epochs": [0], "repeats": [0]}
+    | {"attack_steps": [0], "width": [0], "embed_dim": [0, 6], "warm_up": [-1, 50]},
+    "simclr": {"head_epochs": [0], "head_lr": [-0.1], "tuning_epochs": [0], "tuning_lr": [-1.0], "final_steps": [0]},
+    "supcon": {"projection": [(), (0,)], "temperature": [0.0], "beta": [-1.0]},
+    "rocl": {"regulariser": [0.0]},
+    "claf": {
+        "temperature": [0.0],
+        "aug_epochs": [40, -1],
+        "refresh_passes": [0],
+        "adv_views": [-1],
+        "refresh_lr": [-1.0],
+    },
+    "rep_spectral": {"strength": [-0.1, NAN], "burn_in": [-0.1], "cadence": [0], "iterations": [0]},
+    "cross_lipschitz": {"burn_in": [1.0, 60.0], "projections": [-1]},
+    "barlow_spectral": {"off_diagonal": [-1.0], "projection": [()], "readout_c": [0.0], "readout_iterations": [0]},
+    "simclr_spectral": {"temperature": [0.0], "strength": [-1.0]},
+    "transfer": {"pretrain_epochs": [0]},
+    "l2_sp": {"alpha": [-0.1], "beta": [NAN]},
+    "bss": {"k": [0]},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "settings", "says"),
-    [
-        ("tradez", {}, "Did you mean 'trades'"),
-        ("trades", {"betta": 1.0}, "Did you mean 'beta'"),
-        ("standard", {"beta": 1.0}, "Unknown hyper-parameter of standard"),
-        ("trades", {"beta": "six"}, r"beta='six' should be of type float"),
-        ("trades", {"beta": -1.0}, "beta=-1.0"),
-        ("pgd_at", {"attack_steps": 0}, "attack_steps=0"),
-        ("pgd_at", {"attack_steps": 2.5}, "attack_steps=2.5"),
-        ("pgd_at", {"epochs": True}, "epochs=True"),
-        ("pgd_at", {"eps": 8.0}, "8/255"),
-        ("pgd_at", {"eps": -0.1}, "eps=-0.1"),
-        ("pgd_at", {"norm": "l1"}, "Unknown norm 'l1'"),
-        ("pgd_at", {"arch": "resnet-18"}, "Did you mean 'resnet18'"),
-        ("pgd_at", {"schedule": "cosin"}, "Did you mean 'cosine'"),
-        ("pgd_at", {"ema": 1.5}, "ema=1.5"),
-        ("pgd_at", {"schedule": "piecewise"}, "needs points"),
-        ("pgd_at", {"momentum": -0.9}, "momentum=-0.9"),
-        ("pgd_at", {"milestones": (5, 3)}, "sort it"),
-        ("pgd_at", {"preset": "digit"}, "Did you mean 'digits'"),
-    ],
+    ("name", "field", "value"),
+    [(name, field, value) for name, some in OUTSIDE.items() for field, values in some.items() for value in values],
 )
+def test_a_value_outside_its_range_is_named(name, field, value):
+    with pytest.raises(InputError, match=re.escape(f"{field}={value!r}")):
+        make_method(name, "digits", **{field: value})
+
+
+SENTENCES = (
+    ("tradez", {}, "Did you mean 'trades'"),
+    ("trades", {"betta": 1.0}, "Did you mean 'beta'"),
+    ("standard", {"beta": 1.0}, "Unknown hyper-parameter of standard"),
+    ("vaft", {"weight": 1.0}, "Unknown hyper-parameter of vaft"),
+    ("trades", {"beta": "six"}, r"trades: beta='six' should be of type float"),
+    ("trades", {"awp_gamma": 1.0}, "trades: awp_gamma=1.0: give a share of the weights, 0 <= awp_gamma < 1"),
+    ("pgd_at", {"epochs": 0}, "pgd_at: epochs=0: give a whole number of at least 1"),
+    ("pgd_at", {"attack_step_size": 0.0}, "give a positive length or null"),
+    ("pgd_at", {"eps": 8.0}, "8/255"),
+    ("pgd_at", {"norm": "l1"}, "Unknown norm 'l1'"),
+    ("pgd_at", {"arch": "resnet-18"}, "Unknown architecture 'resnet-18'. Did you mean 'resnet18'"),
+    ("pgd_at", {"schedule": "cosin"}, "Did you mean 'cosine'"),
+    ("pgd_at", {"optimiser": "adamw"}, "Unknown optimiser 'adamw'"),
+    ("pgd_at", {"attack_batchnorm": "both"}, "Unknown attack_batchnorm 'both'"),
+    ("pgd_at", {"schedule": "piecewise"}, "needs points"),
+    ("pgd_at", {"milestones": (5, 3)}, "sort it"),
+    ("afd", {"points": ((5, 1), (0, 1))}, "must rise: sort it"),
+    ("fgsm_rs", {"attack_steps": 10}, "it takes 1; for more train pgd_at"),
+    ("n_fgsm", {"attack_step_size": 0.1}, "n_fgsm: attack_step_size=0.1: give step_factor"),
+    ("afkd", {"weight": 0.0}, "give a positive weight, or train vaft"),
+    ("afd", {"mode": "rep"}, "Did you mean 'repo'"),
+    ("afd", {"classify": "laten"}, "Did you mean 'latent'"),
+    ("afd", {"alpha": 0.0}, "alpha=0.0: give a positive weight, or set disentangle=false"),
+    ("afd", {"gamma": 0.0, "disentangle": False}, "gamma=0.0: give a positive weight, or set align=false"),
+    ("ancra", {"base": "trade"}, r"Unknown base 'trade'\. Did you mean 'trades'"),
+    ("ancra", {"negatives": "softer"}, r"Unknown negatives 'softer'\. Did you mean 'soft'"),
+    ("ancra", {"zeta": 0.0}, "or set negative_contrast=false"),
+    ("ancra", {"ra_weight": 0.0}, "or set reverse_attention=false"),
+    ("ancra", {"alpha": 1.5}, "give a share"),
+    ("atop", {"missing": 1.0}, r"atop: missing=1.0: .*in \[0, 1\)"),
+    ("atop", {"transform": "rt4"}, "Did you mean 'rt"),
+    ("atop", {"purifier": "vae"}, "Unknown purifier 'vae'"),
+    ("atop", {"attack_through": "pipe"}, "Did you mean 'pipeline'"),
+    ("atop", {"recon_target": "noisy"}, "Unknown recon_target 'noisy'"),
+    ("atop", {"purifier": "none"}, "nothing to fine-tune: set fine_tune=false"),
+    ("atop", {"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
+    ("atop", {"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),
+    (
+        "atop",
+        {"transform": "rt1", "missing": 0.0},
+        "transform='rt1' with missing=0, .* changes nothing: set transform=none",
+    ),
+    ("atop", {"missing": 0.0, "sigma": 0.0}, "transform='rt2' with missing=0, sigma=0 changes nothing"),
+    ("atop", {"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
+    ("atop", {"embed_dim": 6}, "give a multiple of 4"),
+    ("atop", {"awp_gamma": 0.01}, "atop does not perturb weights"),
+    ("acl", {"awp_gamma": 0.01}, "acl does not perturb weights"),
+    ("rocl", {"regulariser": 0.0}, "inf drops the term"),
+    ("supcon", {"final": "sfl"}, "Did you mean 'slf'"),
+    ("supcon", {"views": "simclear"}, "Did you mean 'simclr'"),
+    ("supcon", {"projection": ()}, "give positive widths"),
+    ("claf", {"aug_epochs": 40}, "leaves no adversarial stage"),
+    ("claf", {"refresh": "ful"}, "Did you mean 'full'"),
+    ("claf", {"refresh_batchnorm": "both"}, "Unknown refresh_batchnorm"),
+    ("claf", {"new_head": False, "pretrained": "runs/x"}, "leave new_head at true"),
+    ("rep_spectral", {"operator": "powr"}, "Did you mean 'power'"),
+    ("rep_spectral", {"burn_in": 1.0}, "give a share of the epochs"),
+    ("barlow_spectral", {"views": "simclrr"}, "Did you mean 'simclr'"),
+    ("transfer", {"source": (3, 3)}, "at least two labels"),
+    ("transfer", {"source": (3, 4), "pretrained": "x"}, "pretrained skips it"),
+    ("transfer", {"freeze": True, "strength": 0.1}, "strength=0.1 penalises an encoder that freeze holds"),
+    ("l2_sp", {"freeze": True}, "set strength to 0"),
+    ("transfer", {"pretrain_strength": -1.0}, r"transfer, its pre-training \(pretrain_...\): .*strength=-1.0"),
+    ("transfer", {"pretrain_burn_in": 1.0}, "burn_in=1.0"),
+)
+
+
+@pytest.mark.parametrize(("name", "settings", "says"), SENTENCES)
 def test_bad_settings_are_sentences(name, settings, says):
-    preset = settings.pop("preset", "digits") if "preset" in settings else "digits"
     with pytest.raises(InputError, match=says):
-        make_method(name, preset, **settings)
+        make_method(name, "digits", **settings)
 
 
 def test_overrides_are_read_as_people_write_them():
@@ -283,6 +298,8 @@ def test_overrides_are_read_as_people_write_them():
     assert make_method("trades", "digits", **values).eps == 8 / 255
     with pytest.raises(InputError, match="name=value"):
         parse_overrides(["beta"])
+    with pytest.raises(InputError, match="Did you mean 'digits'"):
+        make_method("pgd_at", "digit")
 
 
 def test_none_is_a_choice_where_there_is_no_null():

@@ -14,6 +14,9 @@ AFD = {
     "attack_steps": 10,
     "attack_step_size": 0.007,
 }
+REP_SPECTRAL = {"epochs": 200, "burn_in": 0.8, "strength": 0.01, "cadence": 24}
+SELF_SUPERVISED = {"epochs": 1000, "burn_in": 0.9, "strength": 0.01, "cadence": 24, "arch": "resnet18"}
+TUNED = {"epochs": 50, "lr": 0.01, "schedule": "cosine", "weight_decay": 0.0}
 ACL_FINAL = {"tuning_epochs": 25, "tuning_lr": 0.1, "beta": 6.0}
 
 # method -> (where it is published, values, learning rate at epochs counted from 0)
@@ -136,59 +139,38 @@ PUBLISHED = {
     ),
     "rep_spectral": (
         "README and job_train_resnet: constant 0.01, 160 of 200 epochs of burn-in, lambda 0.01 every 24 updates",
-        {
-            "epochs": 200,
-            "burn_in": 0.8,
-            "strength": 0.01,
-            "cadence": 24,
-            "batch_size": 1024,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-        },
+        REP_SPECTRAL | {"operator": "exact", "batch_size": 1024, "momentum": 0.9, "weight_decay": 1e-4},
         {0: 0.01, 199: 0.01},
     ),
-    "ll_spectral": (
-        "as rep-spectral",
-        {"epochs": 200, "burn_in": 0.8, "strength": 0.01, "cadence": 24},
-        {0: 0.01, 199: 0.01},
-    ),
+    "ll_spectral": ("as rep-spectral", REP_SPECTRAL, {0: 0.01, 199: 0.01}),
     "cross_lipschitz": ("as rep-spectral", {"epochs": 200, "burn_in": 0.8, "cadence": 24}, {0: 0.01, 199: 0.01}),
     "barlow_spectral": (
         "job_train_barlow_batch.sh: projector [256], weight 0.005, 900 of 1000 epochs of burn-in",
-        {
-            "epochs": 1000,
-            "burn_in": 0.9,
-            "strength": 0.01,
-            "off_diagonal": 0.005,
-            "projection": (256,),
-            "batch_size": 1024,
-        },
+        SELF_SUPERVISED | {"off_diagonal": 0.005, "projection": (256,), "batch_size": 1024},
         {0: 0.01, 999: 0.01},
     ),
     "simclr_spectral": (
         "job_train_simclr_batch.sh: t 0.07, batch 512",
-        {"epochs": 1000, "burn_in": 0.9, "temperature": 0.07, "batch_size": 512, "projection": (512, 10)},
+        SELF_SUPERVISED | {"temperature": 0.07, "batch_size": 512, "projection": (512, 10)},
         {0: 0.01, 999: 0.01},
     ),
     "transfer": (
         "train_transfer_batch_reg.sh and train_finetune_batch_reg.sh",
-        {
-            "epochs": 50,
-            "burn_in": 0.6,
-            "cadence": 15,
-            "pretrain_epochs": 200,
-            "pretrain_burn_in": 0.8,
-            "pretrain_cadence": 20,
-        }
-        | {"pretrain_lr": 0.1, "pretrain_weight_decay": 5e-4, "pretrain_strength": 0.01},
+        TUNED
+        | {"burn_in": 0.6, "strength": 0.0, "cadence": 15, "pretrain_epochs": 200, "pretrain_burn_in": 0.8}
+        | {"pretrain_cadence": 20, "pretrain_lr": 0.1, "pretrain_weight_decay": 5e-4, "pretrain_strength": 0.01},
         {0: 0.01, 25: 0.005},
     ),
     "l2_sp": (
         "regularizer/transfer.py: alpha 0.1, beta 0.01, no lambda",
-        {"alpha": 0.1, "beta": 0.01, "strength": 1.0},
-        {},
+        TUNED | {"alpha": 0.1, "beta": 0.01, "strength": 1.0, "burn_in": 0.0, "cadence": 1},
+        {0: 0.01, 25: 0.005},
     ),
-    "bss": ("train_finetune_batch_reg.sh: k = 1", {"k": 1, "strength": 0.001}, {}),
+    "bss": (
+        "train_finetune_batch_reg.sh: k = 1",
+        TUNED | {"k": 1, "strength": 0.001, "burn_in": 0.0, "cadence": 1},
+        {0: 0.01, 25: 0.005},
+    ),
 }
 
 
@@ -210,3 +192,26 @@ def test_the_learning_rate_is_the_published_one(name):
     method = make_method(name)
     factor = method.lr_schedule()
     assert {epoch: method.lr * factor(epoch) for epoch in rates} == pytest.approx(rates), source
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_paper_preset_has_the_methods_own_values(name):
+    own, preset = make_method(name), make_method(name, "cifar10-paper")
+    assert {**own.hyperparameters(), "preset": "cifar10-paper"} == preset.hyperparameters()
+
+
+@pytest.mark.parametrize("name", ["vaft", "afkd", "arrest", "afd"])
+def test_afd_is_tuned_anew_for_more_classes(name):
+    own, cifar100, tiny = (
+        make_method(name, p).hyperparameters() for p in (None, "cifar100-paper", "tiny-imagenet-paper")
+    )
+    weights = {"alpha": 0.1, "beta": 1.0, "gamma": 50.0} if name == "afd" else {}
+    assert cifar100 == {**own, **weights, "preset": "cifar100-paper"}
+    assert tiny == {**cifar100, "eps": 8 / 255, "preset": "tiny-imagenet-paper"}
+
+
+def test_atop_is_released_for_imagenette():
+    own, cifar100 = (make_method("atop", preset).hyperparameters() for preset in (None, "cifar100-paper"))
+    assert cifar100 == {**own, "preset": "cifar100-paper"}
+    imagenette = make_method("atop", "imagenette-paper")
+    assert (imagenette.arch, imagenette.eps, imagenette.cls_weight) == ("resnet34", 8 / 255, 0.1)

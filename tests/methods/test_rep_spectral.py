@@ -4,7 +4,6 @@ import math
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,12 @@ from torch import nn
 
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.methods import METHODS, make_method
+from robustlib.methods import make_method
 from robustlib.methods.layer_norms import LayerNorms, input_sizes
-from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
-from robustlib.training import fit, loop
+from robustlib.training import loop
 from tests.restated import class_jacobians, squared_norm, true_norms
-from tests.training_fixtures import broken_off, built, step_context, train
+from tests.training_fixtures import built, step_context, train
 
 VARIANTS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
 SMALL = {"epochs": 3, "train_examples": 200, "burn_in": 0.4, "strength": 0.05, "lr": 0.05}
@@ -234,25 +232,6 @@ def test_the_last_epoch_counts_whatever_validation_says(few, tmp_path, monkeypat
     assert torch.equal(best, last) == last_counts
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4])
-def test_a_training_with_kept_vectors_resumes_bit_for_bit(digits, tmp_path, monkeypatch, stop):
-    settings = {"operator": "power", "epochs": 4, "cadence": 2}
-    whole = trained("ll_spectral", digits, tmp_path / "whole", **settings)
-    broken_off(made("ll_spectral", **{**SMALL, **settings}), digits, tmp_path / "torn", monkeypatch, stop)
-    torn = trained("ll_spectral", digits, tmp_path / "torn", **settings)
-    for key, value in whole.model("last").state_dict().items():
-        assert torch.equal(value, torn.model("last").state_dict()[key]), key
-    assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_mixed_precision_trains(few, tmp_path, name):
-    method = made(name, "small_cnn", **SMALL, cadence=1)
-    run = fit(method, few, root=tmp_path, device="cpu", progress=False, precision="bf16-mixed")
-    assert np.isfinite(run.metrics()["penalty"].dropna()).all()
-    assert (run.metrics()["penalty"] > 0).any()
-
-
 def test_the_layers_of_a_resnet(digits):
     model = build_model("resnet18", load_dataset("digits"), padding_mode="circular")
     norms = LayerNorms(model, digits.image_shape, ("encoder.",), operator="exact")
@@ -283,49 +262,3 @@ def test_models_without_a_norm_are_refused(digits):
     grouped.encoder.stage3[0] = nn.Conv2d(64, 128, 3, padding=1, groups=2, padding_mode="circular")
     with pytest.raises(InputError, match="Conv2d of 2 groups"):
         method.stages(digits, grouped)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "says"),
-    [
-        ("rep_spectral", {"strength": -0.1}, "strength=-0.1"),
-        ("rep_spectral", {"strength": float("nan")}, "strength=nan"),
-        (
-            "ll_spectral",
-            {"burn_in": 60.0},
-            "burn_in=60.0: give a share of the epochs",
-        ),
-        ("cross_lipschitz", {"burn_in": 1.0}, "burn_in=1.0"),
-        ("rep_spectral", {"burn_in": -0.1}, "burn_in=-0.1"),
-        ("rep_spectral", {"cadence": 0}, "cadence=0"),
-        ("rep_spectral", {"iterations": 0}, "iterations=0"),
-        ("rep_spectral", {"operator": "powr"}, "Did you mean 'power'"),
-        ("cross_lipschitz", {"projections": -1}, "projections=-1"),
-    ],
-)
-def test_bad_settings_are_sentences(name, settings, says):
-    with pytest.raises(InputError, match=says):
-        make_method(name, "digits", **settings)
-
-
-def test_the_papers_own_recipe():
-    paper = make_method("rep_spectral", "cifar10-paper")
-    assert (paper.epochs, paper.burn_in, paper.batch_size, paper.lr, paper.schedule) == (
-        200,
-        0.8,
-        1024,
-        0.01,
-        "constant",
-    )
-    assert (paper.strength, paper.cadence, paper.operator, paper.momentum) == (0.01, 24, "exact", 0.9)
-    assert [(s.name, s.epochs) for s in paper.stages(load_dataset("digits"), built(paper, load_dataset("digits")))] == [
-        ("burn-in", 160),
-        ("regularised", 40),
-    ]
-
-
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if issubclass(kind, Regularised)])
-def test_the_paper_preset_has_the_methods_own_values(name):
-    own, preset = make_method(name), make_method(name, "cifar10-paper")
-    mine, theirs = ({**m.hyperparameters(), "preset": "", "milestones": ()} for m in (own, preset))
-    assert mine == theirs

@@ -195,20 +195,6 @@ def test_the_readout_moves_the_head_alone(digits):
     assert model.training
 
 
-@pytest.mark.parametrize("stop", [2, 3, 4])
-def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypatch, stop):
-    """In the burn-in, in the regularised part, and between the readout and its measurement."""
-    method = made("barlow_spectral")
-    broken_off(method, few, tmp_path, monkeypatch, stop)
-    torn, whole = train(method, few, tmp_path), runs["barlow_spectral"]
-    for which in ("best", "last"):
-        theirs = torn.model(which).state_dict()
-        assert all(torch.equal(value, theirs[key]) for key, value in whole.model(which).state_dict().items())
-    lines = [(run.path / "metrics.jsonl").read_text().splitlines() for run in (torn, whole)]
-    rows = [[{**json.loads(line), "seconds": 0} for line in some] for some in lines]
-    assert rows[0] == rows[1]
-
-
 def test_a_training_that_dies_in_the_readout_resumes(runs, few, tmp_path, monkeypatch):
     from robustlib.methods import rep_spectral
 
@@ -231,11 +217,6 @@ def test_variants_train(few, tmp_path, settings):
         assert run.metrics()["penalty"].dropna().eq(0).all()
 
 
-def test_mixed_precision_trains(few, tmp_path):
-    run = train(made("barlow_spectral", arch="small_cnn"), few, tmp_path, precision="bf16-mixed")
-    assert np.isfinite(run.metrics()["barlow"].dropna()).all()
-
-
 def test_training_says_what_it_can(few, tmp_path, capsys):
     fit(made("barlow_spectral", epochs=1), few, root=tmp_path, device="cpu", threads=1)
     first, last = capsys.readouterr().out.strip().splitlines()
@@ -251,33 +232,6 @@ def test_the_console_tells_the_accuracies_that_there_are(tmp_path, row, says):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
     job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False), epochs=5)
     assert activity(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"
-
-
-def test_the_papers_own_recipe():
-    barlow, simclr = (make_method(name, "cifar10-paper") for name in ROWS)
-    for method in (barlow, simclr):
-        assert (method.epochs, method.burn_in, method.lr, method.schedule) == (1000, 0.9, 0.01, "constant")
-        assert (method.strength, method.cadence, method.arch) == (0.01, 24, "resnet18")
-    assert (barlow.batch_size, barlow.projection, barlow.off_diagonal) == (1024, (256,), 0.005)
-    assert (simclr.batch_size, simclr.projection, simclr.temperature) == (512, (512, 10), 0.07)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "says"),
-    [
-        ("barlow_spectral", {"off_diagonal": -1.0}, "off_diagonal=-1.0"),
-        ("barlow_spectral", {"projection": ()}, r"projection=\(\)"),
-        ("barlow_spectral", {"readout_c": 0.0}, "readout_c=0.0"),
-        ("barlow_spectral", {"readout_iterations": 0}, "readout_iterations=0"),
-        ("barlow_spectral", {"views": "simclrr"}, "Did you mean 'simclr'"),
-        ("barlow_spectral", {"burn_in": 1.0}, "burn_in=1.0"),
-        ("simclr_spectral", {"temperature": 0.0}, "temperature=0.0"),
-        ("simclr_spectral", {"strength": -1.0}, "strength=-1.0"),
-    ],
-)
-def test_bad_settings_are_sentences(name, settings, says):
-    with pytest.raises(InputError, match=says):
-        make_method(name, "digits", **settings)
 
 
 def test_other_models_and_absent_classes_are_refused(digits):

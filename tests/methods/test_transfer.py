@@ -16,7 +16,7 @@ from robustlib.models import build_model
 from robustlib.runs import Run, write_json
 from robustlib.workbook.experiments import read_study, variant_name
 from tests.restated import true_norms
-from tests.training_fixtures import broken_off, built, step_context, train
+from tests.training_fixtures import built, step_context, train
 
 ROWS = ("transfer", "l2_sp", "bss")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
@@ -167,21 +167,6 @@ def test_each_row_trains_and_tells_all_classes(runs, few, name):
     assert len(images_of(runs[name], few, 20)) == 20
 
 
-@pytest.mark.parametrize(("name", "stop"), [("l2_sp", 2), ("l2_sp", 3), ("l2_sp", 4), ("bss", 3), ("transfer", 2)])
-def test_a_broken_off_training_resumes_bit_for_bit(runs, few, tmp_path, monkeypatch, name, stop):
-    broken_off(made(name), few, tmp_path, monkeypatch, stop)
-    torn, whole = train(made(name), few, tmp_path), runs[name]
-    theirs = torn.model("last").state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in whole.model("last").state_dict().items())
-    assert whole.metrics().drop(columns="seconds").equals(torn.metrics().drop(columns="seconds"))
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_mixed_precision_trains(few, tmp_path, name):
-    run = train(made(name, arch="small_cnn", epochs=1), few, tmp_path, precision="bf16-mixed")
-    assert run.finished
-
-
 # ---- an encoder of another run
 
 
@@ -318,15 +303,6 @@ def test_k_is_compared_with_the_last_batch(digits):
     assert made("bss", k=2).stages(few, model)
     with pytest.raises(InputError, match="k=3, but the smallest batch has 2 images"):
         made("bss", k=3).stages(few, model)
-
-
-def test_the_papers_own_values():
-    ours = [make_method(name, "cifar10-paper") for name in ROWS]
-    assert [(m.epochs, m.lr, m.schedule, m.weight_decay) for m in ours] == [(50, 0.01, "cosine", 0.0)] * 3
-    transfer, sp, bss = ours
-    assert (transfer.burn_in, transfer.cadence, transfer.strength, transfer.pretrain_strength) == (0.6, 15, 0.0, 0.01)
-    assert (sp.alpha, sp.beta, sp.strength, sp.burn_in, sp.cadence) == (0.1, 0.01, 1.0, 0.0, 1)
-    assert (bss.strength, bss.k, bss.burn_in, bss.cadence) == (0.001, 1, 0.0, 1)
 
 
 def test_pre_training_follows_the_released_schedule(digits):

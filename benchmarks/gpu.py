@@ -30,7 +30,7 @@ def checks(data_root: str) -> list[list[str]]:
             "-q",
             "-m",
             "gpu",
-            *(str(HERE.parent / "tests" / name) for name in ("test_gpu.py", "test_data.py")),
+            *(str(HERE.parent / "tests" / name) for name in ("benchmarks/test_gpu.py", "data/test_augmentation.py")),
         ],
         [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],

@@ -1,0 +1,128 @@
+"""Views: seeded, in the box, and drawn from the published distributions."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib.data import VIEWS, Policy, Split
+from robustlib.data.augmentation import crop_and_flip, resized_crop, shift_hue
+from tests.data.conftest import generator, random_images
+
+
+def test_the_plain_view_is_exact():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    x = VIEWS["none"](images, Policy(), None)
+    assert x.dtype == torch.float32
+    assert torch.equal(x.flatten(), torch.arange(256) / 255)
+    assert torch.equal((x * 255).round().to(torch.uint8), images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_seeded_and_stay_in_the_box(name, channels):
+    images, policy = random_images(channels=channels), Policy(pad=4, flip=True)
+    images[0], images[1] = 0, 255
+    x, again, other = (VIEWS[name](images, policy, generator(seed)) for seed in (0, 0, 1))
+    assert x.shape == images.shape
+    assert x.dtype == torch.float32
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert not x.isnan().any()
+    assert torch.equal(x, again)
+    assert torch.equal(x, other) is (name == "none")
+
+
+@pytest.mark.parametrize("name", [name for name in VIEWS if name != "none"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_example_has_parameters_of_its_own(name, channels):
+    images = random_images(1, channels).expand(64, -1, -1, -1)
+    x = VIEWS[name](images, Policy(pad=4, flip=True), generator())
+    distinct = {example.numpy().tobytes() for example in x}
+    assert len(distinct) > 40
+
+
+def shifts(image: torch.Tensor, pad: int) -> dict[bytes, tuple[int, int]]:
+    """All shifts of an image (1, H, W) by at most `pad`, with what they are."""
+    height, width = image.shape[1:]
+    padded = torch.nn.functional.pad(image, [pad] * 4)
+    offsets = [(dy, dx) for dy in range(2 * pad + 1) for dx in range(2 * pad + 1)]
+    return {padded[:, dy : dy + height, dx : dx + width].numpy().tobytes(): (dy, dx) for dy, dx in offsets}
+
+
+def test_digits_move_by_at_most_one_pixel(digits):
+    assert digits.train.policy == Policy(pad=1, flip=False)
+    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
+    moved = crop_and_flip(image.expand(500, 1, 8, 8), digits.train.policy, generator())
+    allowed = shifts(image, 1)
+    assert {allowed[one.numpy().tobytes()] for one in moved} == set(allowed.values())  # all nine, and no other
+
+
+def test_crops_reach_every_offset_and_half_are_mirrored():
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8) + 1
+    moved = crop_and_flip(image.expand(4000, 1, 8, 8), Policy(pad=2, flip=True), generator())
+    straight, mirrored = shifts(image, 2), shifts(image.flip(2), 2)
+    keys = [one.numpy().tobytes() for one in moved]
+    assert {straight[k] for k in keys if k in straight} == set(straight.values())
+    assert {mirrored[k] for k in keys if k in mirrored} == set(mirrored.values())
+    assert np.mean([k in mirrored for k in keys]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_resized_crops_keep_a_fifth_to_all_of_the_area():
+    rows = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(2000, 1, 64, 64)
+    columns = rows.transpose(2, 3)
+    x = resized_crop(torch.cat([rows, columns], 1), Policy(), generator())
+    height = (x[:, 0].amax((1, 2)) - x[:, 0].amin((1, 2))) * 64 / 63
+    width = (x[:, 1].amax((1, 2)) - x[:, 1].amin((1, 2))) * 64 / 63
+    area = height * width
+    assert area.min() > 0.15
+    assert area.max() <= 1.05
+    assert area.mean() == pytest.approx(0.58, abs=0.04)  # 0.6, less what is cut at the border
+    assert x[:, 0].amin((1, 2)).std() > 0.05  # the crop's place varies too
+    assert bool((x[:, 1, 32].diff() >= 0).all())
+    flipped = resized_crop(columns, Policy(flip=True), generator())[:, 0, 32]
+    assert (flipped[:, -1] > flipped[:, 0]).float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_hue_moves_as_in_the_standard_library():
+    pixels = torch.rand(1, 3, 20, 20, generator=generator())
+    pixels[..., 0, :3] = torch.tensor([[[0.0, 1, 0.5]]])  # black, white, grey
+    moved = shift_hue(pixels, torch.full((1, 1, 1, 1), 0.07))
+    for pixel, got in zip(pixels[0].flatten(1).T.tolist(), moved[0].flatten(1).T.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+        assert got == pytest.approx(colorsys.hsv_to_rgb((hue + 0.07) % 1, saturation, value), abs=1e-5)
+
+
+def test_simclr_turns_a_fifth_grey_and_jitters_most():
+    images = torch.zeros(2000, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0], images[:, 1], images[:, 2] = 150, 100, 60
+    x = VIEWS["simclr"](images, Policy(), generator())
+    gray = (x[:, 0] == x[:, 2]).flatten(1).all(1)
+    assert gray.float().mean() == pytest.approx(0.2, abs=0.03)
+    untouched = ((x - images / 255).abs().amax((1, 2, 3)) < 1e-3) & ~gray
+    assert untouched.float().mean() == pytest.approx(0.16, abs=0.03)  # (1 - 0.8) of those that keep their colour
+
+
+def test_one_channel_views_change_contrast_and_add_noise():
+    images = torch.full((500, 1, 8, 8), 120, dtype=torch.uint8)
+    images[:, :, :, 4:] = 160
+    x = VIEWS["simclr"](images, Policy(), generator())
+    contrast = (x[..., 4:].mean((1, 2, 3)) - x[..., :4].mean((1, 2, 3))) / (40 / 255)
+    assert contrast.quantile(0.01) > 0.45
+    assert contrast.quantile(0.99) < 1.55
+    assert contrast.std() == pytest.approx(0.8 / 12**0.5, abs=0.05)
+    assert x[..., :4].std((1, 2, 3)).mean() == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_drawn_on_the_gpu(digits, name):
+    for split in (digits.val, Split(random_images(256), digits.val.labels, digits.val.indices, Policy(4, True))):
+        seeded = [torch.Generator("cuda").manual_seed(3) for _ in range(2)]
+        one, two = (list(split.to("cuda").batches(100, shuffle=True, augment=name, generator=g)) for g in seeded)
+        assert all(torch.equal(a.x, b.x) and a.x.is_cuda and a.y.is_cuda for a, b in zip(one, two, strict=True))
+        assert all(a.x.min() >= 0 and a.x.max() <= 1 for a in one)
+        plain = one[0].view("none").cpu()
+        assert torch.equal(plain, one[0].images.cpu() / 255)

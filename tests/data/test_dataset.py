@@ -1,0 +1,116 @@
+"""Data sets and their splits: drawn once and for all, stratified, checked."""
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robustlib.data import Dataset, Split, load_dataset, sources
+from robustlib.data.dataset import channel_stats, hold_out
+from robustlib.errors import InputError
+from robustlib.threat import Threat
+from tests.data.conftest import random_images
+
+
+def test_digits_are_split_once_and_for_all(digits):
+    assert [len(split) for split in (digits.train, digits.val, digits.test)] == [1041, 256, 500]
+    assert digits.image_shape == (1, 8, 8)
+    assert digits.num_classes == 10
+    assert digits.threat == Threat("linf", 0.2)
+    everything = torch.cat([digits.train.indices, digits.val.indices, digits.test.indices])
+    assert sorted(everything.tolist()) == list(range(1797))
+    # the published numbers hold for these very splits
+    digest = hashlib.sha256(everything.numpy().tobytes()).hexdigest()
+    assert digest == "10e647155d28c2ae04e1fbcde92350edf7157b5f0fbe9ac48d5dfd176e6d717e"
+
+
+def test_indices_point_into_the_original_files(digits):
+    original, labels = sources.digits(Path(), False).train
+    shares = []
+    for split in (digits.train, digits.val, digits.test):
+        assert torch.equal(split.images, torch.from_numpy(original)[split.indices])
+        assert torch.equal(split.labels, torch.from_numpy(labels)[split.indices])
+        shares.append(split.labels.bincount() / len(split))
+    assert all((share - shares[0]).abs().max() < 0.005 for share in shares[1:]), "stratified"
+    assert digits.train.images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
+
+
+def coordinates(split: Split, reach: float) -> np.ndarray:
+    """The points (N, 2) that images of a toy show."""
+    return (split.images[:, 0, 0].double().numpy() / 127.5 - 1) * reach
+
+
+def test_xor_is_four_clouds_of_two_classes():
+    toy = load_dataset("xor")
+    assert [len(split) for split in (toy.train, toy.val, toy.test)] == [80, 20, 800]
+    assert (toy.image_shape, toy.num_classes, toy.threat) == ((1, 1, 2), 2, Threat("l2", 0.1))
+    points, labels = coordinates(toy.test, 2.0), toy.test.labels.numpy()
+    train = np.sign(coordinates(toy.train, 2.0))
+    for corner in itertools.product((-1, 1), repeat=2):
+        near = (np.sign(points) == corner).all(1)
+        assert np.abs(points[near].mean(0) - corner).max() < 0.06
+        assert np.abs(points[near].std(0) - 0.2).max() < 0.04
+        assert set(labels[near]) == {int(corner[0] != corner[1])}
+        assert (train == corner).all(1).sum() >= 17
+
+
+def test_the_sinusoid_lies_between_its_classes():
+    toy = load_dataset("sinusoid")
+    assert [len(split) for split in (toy.train, toy.val, toy.test)] == [800, 200, 800]
+    for split in (toy.train, toy.val, toy.test):
+        points = coordinates(split, 1.0)
+        above = [int(b > 0.6 * np.sin(7 * a - 1)) for a, b in points]
+        assert split.labels.tolist() == above
+    assert 0.4 < toy.train.labels.double().mean() < 0.6
+    assert np.abs(np.histogram2d(*coordinates(toy.test, 1.0).T, 4)[0] - 50).max() < 30, "uniform"
+    assert torch.equal(toy.test.images, load_dataset("sinusoid").test.images)
+
+
+def test_a_subset_is_stratified_seeded_and_leaves_the_rest(digits):
+    small, again = digits.subset(200), digits.subset(200)
+    assert len(small.train) == 200
+    assert torch.equal(small.train.indices, again.train.indices)
+    assert small.train.labels.bincount().min() >= 19
+    assert small.test is digits.test
+    assert small.mean == digits.mean
+    assert digits.subset(10**6) is digits
+    with pytest.raises(InputError, match="subset of 3 examples cannot hold all 10 classes"):
+        digits.subset(3)
+
+
+@pytest.mark.parametrize("held", [5, 700])
+def test_hold_out_moves_the_rest_up_without_a_copy(held):
+    images = random_images(3000, 1, 2).numpy()
+    labels = np.arange(3000) % 5
+    original = images.copy()
+    (rest, rest_labels, at), (out, out_labels, out_at) = hold_out(images, labels, held)
+    assert np.shares_memory(rest, images)
+    assert np.array_equal(rest, original[at])
+    assert np.array_equal(out, original[out_at])
+    assert np.array_equal(rest_labels, labels[at])
+    assert np.array_equal(out_labels, labels[out_at])
+    assert sorted([*at, *out_at]) == list(range(3000))
+
+
+def test_channel_statistics_are_exact():
+    images = random_images(50, 3, 40).numpy()
+    mean, std = channel_stats(images)
+    assert mean == pytest.approx(images.mean((0, 2, 3)) / 255, abs=1e-12)
+    assert std == pytest.approx(images.std((0, 2, 3)) / 255, abs=1e-9)
+    assert channel_stats(np.full((4, 1, 2, 2), 7, np.uint8))[1][0] > 0
+
+
+def test_a_split_refuses_what_does_not_belong_together(digits):
+    images, labels, indices = digits.val.images, digits.val.labels, digits.val.indices
+    with pytest.raises(InputError, match=r"uint8 \(N, C, H, W\), not torch.float32"):
+        Split(images.float(), labels, indices)
+    with pytest.raises(InputError, match=r"not torch.int32"):
+        Split(images, labels.int(), indices)
+    with pytest.raises(InputError, match="256 images, 255 labels"):
+        Split(images, labels[:-1], indices)
+    other = Split(images.expand(-1, 3, -1, -1), labels, indices)
+    with pytest.raises(InputError, match=r"shape \(3, 8, 8\), its training images \(1, 8, 8\)"):
+        Dataset("x", digits.train, other, digits.test, digits.class_names, (0.5,), (0.5,), digits.threat)

@@ -19,7 +19,7 @@ from side_by_side import markdown
 from robustlib.methods import METHODS, load_preset, preset_names
 from robustlib.runs import find_runs
 from robustlib.workbook.experiments import claim_findings, claim_studies
-from robustlib.workbook.tables import ATTACKS, claims, percent, verdict_label, worst_verdict
+from robustlib.workbook.tables import ATTACKS, claims, mean_percent, percent, verdict_label, worst_verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -92,7 +92,7 @@ def _cell(runs: pd.DataFrame, attack: str) -> str:
     if runs[attack].isna().all():
         return "–"
     if len(runs) > 1:
-        return f"{100 * runs[attack].mean():.1f} ± {100 * runs[attack].std():.1f} %"
+        return mean_percent(runs[attack].mean(), runs[attack].std())
     row = runs.iloc[0]
     return percent(row[attack], row.get(f"{attack}_low"), row.get(f"{attack}_high"))
 

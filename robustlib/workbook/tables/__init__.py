@@ -7,27 +7,22 @@ from robustlib.figures.labels import ATTACKS, attack_name
 from robustlib.workbook.tables.comparisons import (
     MINIMA,
     claims,
+    consistency,
     correlations,
+    cost,
     distances,
     distances_over_seeds,
+    geometry,
     incomplete,
+    inflation,
     inventory,
     leaderboard,
-    notes,
+    objections,
     over_seeds,
     strength_grid,
-)
-from robustlib.workbook.tables.features import (
-    consistency,
-    cost,
-    geometry,
-    inflation,
-    plateau_summary,
-    random_answers,
-    randomness,
     unseen,
 )
-from robustlib.workbook.tables.labels import VERDICTS, percent, show, verdict_label, worst_verdict
+from robustlib.workbook.tables.labels import VERDICTS, mean_percent, percent, show, signed, verdict_label, worst_verdict
 from robustlib.workbook.tables.runs import (
     accuracies,
     adaptive,
@@ -36,9 +31,11 @@ from robustlib.workbook.tables.runs import (
     badges,
     checks,
     hyperparameters,
-    objections,
+    plateau_summary,
     provenance,
     published_protocol,
+    random_answers,
+    randomness,
     show_adaptive,
     show_badges,
     splits,

@@ -1,32 +1,24 @@
-"""Tables of many runs: leaderboards, means over seeds, and what there is.
-
-What runs say of a paper's claims.
-
-Adversarial distances for people.
-"""
+"""Tables of many runs: leaderboards and means over seeds, claims, distances, feature spaces, purifiers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
+
+import pandas as pd
 
 from robustlib.figures.labels import ATTACKS, attack_name
-from robustlib.workbook.tables.labels import percent, verdict_label, worst_verdict
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from robustlib.workbook.tables.labels import mean_percent, number, percent, signed, verdict_label, worst_verdict
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 BADGES = ("headline", "protocol")
 
 
-def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
+def leaderboard(board: pd.DataFrame) -> pd.DataFrame:
     """The runs of a `robustlib.evaluation.leaderboard`, one a row; intervals where the board has them.
 
     The columns headline and protocol are the badges of the audit: of the worst case, and of the method's own protocol.
     Columns that would say the same of every run (one architecture, no notes) are left out.
     """
-    import pandas as pd
-
     attacks = [name for name in ATTACKS if name in board and name not in FIRST and board[name].notna().any()]
     rows = [
         {
@@ -46,7 +38,7 @@ def leaderboard(board: "pd.DataFrame") -> "pd.DataFrame":
     return _without_dull(pd.DataFrame(rows))
 
 
-def _without_dull(table: "pd.DataFrame") -> "pd.DataFrame":
+def _without_dull(table: pd.DataFrame) -> pd.DataFrame:
     empty = [name for name in ("changed", "notes") if name in table and not table[name].any()]
     empty += [label for label in ATTACKS.values() if label in table and (table[label] == "–").all()]
     alike = [name for name in ("arch", "threat") if name in table and table[name].nunique() == 1]
@@ -64,45 +56,54 @@ def notes(row: Mapping[Any, Any]) -> str:
     return "; ".join((["stale"] if row.get("stale") else []) + warnings)
 
 
-def over_seeds(aggregate: "pd.DataFrame", board: "pd.DataFrame | None" = None) -> "pd.DataFrame":
+def over_seeds(aggregate: pd.DataFrame, board: pd.DataFrame | None = None) -> pd.DataFrame:
     """Mean ± standard deviation over seeds of each method; one seed has no deviation and says so.
 
     Args:
         aggregate: of `robustlib.evaluation.aggregate`.
         board: the leaderboard it was made of, for the gravest badges of each method's runs.
     """
-    import pandas as pd
-
     rows = []
     for row in aggregate.to_dict("records"):
         numbers: dict[str, Any] = {}
         for name in (*FIRST, *ATTACKS):  # first what matters most
-            label = ATTACKS[name]
-            mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
-            if mean is None or mean != mean:  # not every model meets every attack
-                numbers[label] = "–"
-            else:
-                numbers[label] = percent(mean) if std is None or std != std else f"{100 * mean:.1f} ± {100 * std:.1f} %"
+            numbers[ATTACKS[name]] = mean_percent(row.get(f"{name}_mean"), row.get(f"{name}_std"))
             if name == "worst" and board is not None:
-                numbers |= _gravest(row, board)
-        who: dict[str, Any] = {
-            key: row[key] for key in ("method", "arch", "changed", "attack passes", "seeds") if key in row
-        }
-        rows.append(who | numbers)
+                numbers |= _worst_badges(row, board)
+        names = ("method", "arch", "changed", "attack passes", "seeds")
+        rows.append({key: row[key] for key in names if key in row} | numbers)
     return _without_dull(pd.DataFrame(rows))
 
 
-def _gravest(row: Mapping[Any, Any], board: "pd.DataFrame") -> dict[str, str]:
+def _worst_badges(row: Mapping[Any, Any], board: pd.DataFrame) -> dict[str, str]:
     """The gravest badge of each kind among the runs that a row sums up."""
     shared = [key for key in ("dataset", "method", "arch", "changed", "precision", "n") if key in row and key in board]
-    mine = board[(board[shared] == [row[key] for key in shared]).all(axis=1)]
-    return {kind: verdict_label(worst_verdict(mine[f"{kind}_badge"])) for kind in BADGES if f"{kind}_badge" in mine}
+    own = board[(board[shared] == [row[key] for key in shared]).all(axis=1)]
+    return {kind: verdict_label(worst_verdict(own[f"{kind}_badge"])) for kind in BADGES if f"{kind}_badge" in own}
 
 
-def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
+def objections(board: pd.DataFrame) -> str:
+    """What the badges of a leaderboard say against its numbers, as Markdown; that there is nothing, if so.
+
+    From `robustlib.evaluation.leaderboard`.
+    """
+    said: dict[str, list[str]] = {}
+    for row in board.to_dict("records"):
+        names = ["method", "changed"] + ["arch"] * (board["arch"].nunique() > 1)
+        who = " ".join(str(row[key]) for key in names if row.get(key) not in ("", None))
+        for kind in ("headline", "protocol"):
+            if row.get(f"{kind}_badge") in ("amber", "red"):
+                text = f"{verdict_label(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']), quote=False)}"
+                said.setdefault(f"**{who}, {kind}**", []).append(text)
+    lines = [f"- {who}: {' '.join(texts)}" for who, texts in said.items()]
+    silent = sum(word not in ("pass", "amber", "red", "n/a") for word in board.get("headline_badge", [""] * len(board)))
+    if silent:
+        lines.append(f"- {silent} of {len(board)} runs are not audited; `robustlib audit RUN` does it.")
+    return "\n".join(lines) or "All runs are audited, and no check objects to a headline or a protocol."
+
+
+def inventory(runs: Iterable[Any]) -> pd.DataFrame:
     """All runs, finished or not, as `robustlib list` shows them."""
-    import pandas as pd
-
     rows = []
     for run in runs:
         params, state = run.params(), run.status()["state"]
@@ -122,11 +123,10 @@ def inventory(runs: Iterable[Any]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def incomplete(frame: "pd.DataFrame") -> "pd.DataFrame":
+def incomplete(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs that a comparison does not show, or not in full, and what they lack.
 
-    Args:
-        frame: of `robustlib.evaluation.incomplete`; the preset is told where there are several.
+    From `robustlib.evaluation.incomplete`; the preset is told where there are several.
     """
     shared = [name for name in ("preset",) if frame[name].nunique() > 1]
     return frame[["run", *shared, "missing"]].rename(columns={"missing": "what is missing"}).reset_index(drop=True)
@@ -147,26 +147,19 @@ FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature 
 COLUMNS = ["claim", "effect", "verdict", "p (Holm)", "detectable", "notes", "compared", "source"]
 
 
-def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> "pd.DataFrame":
+def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> pd.DataFrame:
     """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
 
     Effects are the first variant less the second (or zero), in points; in % of the second where the measure is a distance, and in %
-    where it is a growth.
-    Detectable is the smallest true effect that these seeds would have found with 80 % power.
-
-    Args:
-        findings: of `robustlib.workbook.claims.evaluate_claims`.
-        reference: findings of the committed reference results; their verdicts, by the name of the claim, stand in a column
-            of their own. Without any there is no such column.
+    where it is a growth. Detectable is the smallest true effect that these seeds would have found with 80 % power. Verdicts of
+    `reference`, findings of the committed results, stand in a column of their own.
     """
-    import pandas as pd
-
     findings = list(findings)
     table = pd.DataFrame([_row(finding) for finding in findings], columns=COLUMNS)
     if reference:
         known = {other.claim.name: _verdict(other) for other in reference}
-        told = [known.get(finding.claim.name, "–") for finding in findings]
-        table.insert(COLUMNS.index("verdict") + 1, "reference", told)
+        verdicts = [known.get(finding.claim.name, "–") for finding in findings]
+        table.insert(COLUMNS.index("verdict") + 1, "reference", verdicts)
     return table if table["notes"].any() else table.drop(columns="notes")
 
 
@@ -176,14 +169,14 @@ def _verdict(finding: Any) -> str:
 
 def _row(finding: Any) -> dict[str, str]:
     claim, (effect, low, high, _) = finding.claim, finding.interval
-    detectable = f"{100 * finding.detectable:.1f} {claim.unit}" if finding.detectable < float("inf") else "–"
+    interval = f"{signed(100 * low)} to {signed(100 * high)}" if high < float("inf") else "one seed"
     return {
         "claim": claim.text,
         "source": claim.source,
         "compared": f"{claim.variant} − {claim.than or 'zero'}: {measure_name(claim.measure)}",
-        "effect": _effect(effect, low, high, claim.unit),
+        "effect": f"{signed(100 * effect)} {claim.unit} ({interval})" if effect == effect else "–",
         "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
-        "detectable": detectable,
+        "detectable": f"{100 * finding.detectable:.1f} {claim.unit}" if finding.detectable < float("inf") else "–",
         "verdict": _verdict(finding),
         "notes": "; ".join([*finding.evidence.notes, *_gaps(finding.evidence.missing)]),
     }
@@ -202,20 +195,8 @@ def measure_name(measure: str) -> str:
     return KINDS.get(kind, "{}").format(named)
 
 
-def _effect(effect: float, low: float, high: float, unit: str) -> str:
-    """ "+2.4 points (1.0 to 3.8)"; one seed has no interval, and says so."""
-    if effect != effect:
-        return "–"
-    interval = f"{_signed(low)} to {_signed(high)}" if high < float("inf") else "one seed"
-    return f"{_signed(effect)} {unit} ({interval})"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
 def _gaps(missing: Iterable[str]) -> list[str]:
-    """Seeds without a difference; those with the same reason are told together."""
+    """Seeds without a difference, those with the same reason together."""
     seeds: dict[str, list[str]] = {}
     for sentence in missing:
         seed, _, reason = sentence.removeprefix("seed ").partition(": ")
@@ -227,30 +208,21 @@ def _gaps(missing: Iterable[str]) -> list[str]:
 MINIMA = {"Tangent": "Tangent (decisions only)", "FAB": "FAB (white box)"}
 
 
-def distances(compared: "pd.DataFrame") -> "pd.DataFrame":
+def distances(compared: pd.DataFrame) -> pd.DataFrame:
     """Mean and median L2 adversarial distance of several models on the same images, with 95 % bootstrap intervals.
 
-    Args:
-        compared: of `robustlib.evaluation.compare_distances`.
+    From `robustlib.evaluation.compare_distances`.
     """
-    import pandas as pd
-
     rows = []
     for row in compared.to_dict("records"):
-        images = f"{row['n']} of {row['images']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
-        numbers = {kind: _interval(row, kind, f"{kind}_low", f"{kind}_high") for kind in ("mean", "median")}
-        rows.append(
-            {
-                "model": row["model"],
-                "accuracy": percent(row["correct"] / row["images"]),
-                **numbers,
-                "images compared": images,
-            }
-        )
+        cells = {"model": row["model"], "accuracy": percent(row["correct"] / row["images"])}
+        cells |= {kind: number(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("mean", "median")}
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        rows.append({**cells, "images compared": f"{row['n']} of {row['images']}{failed}"})
     return pd.DataFrame(rows)
 
 
-def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
+def strength_grid(grid: pd.DataFrame) -> pd.DataFrame:
     """What each strength of each variant costs and buys on validation images, and which is chosen.
 
     It says of the chosen one if the grid ends there, so that a better one may lie beyond, and if its distance cannot be told
@@ -259,15 +231,13 @@ def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
     Args:
         grid: of `robustlib.evaluation.select_strength`.
     """
-    import pandas as pd
-
     rows = [
         {
             "variant": row["variant"],
             "strength": f"{row['strength']:g}",
             "seeds": row["seeds"],
             "accuracy": percent(row["accuracy"]),
-            "mean distance": _interval(row, "distance", "low", "high"),
+            "mean distance": number(row["distance"], row["low"], row["high"]),
             "images compared": row["n"],
             "": _choice(row, grid.loc[grid["variant"] == row["variant"], "strength"]),
         }
@@ -276,32 +246,29 @@ def strength_grid(grid: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def _choice(row: Mapping[Any, Any], strengths: "pd.Series") -> str:
+def _choice(row: Mapping[Any, Any], strengths: pd.Series) -> str:
     """What is said of a strength among those of its variant."""
     if not row["chosen"]:
         return "" if row["allowed"] else "✕ costs too much accuracy"
-    told = {"✓ chosen": True, "the only one of the grid": len(strengths) == 1}
-    told["largest of the grid"] = row["strength"] == strengths.max() > strengths.min()
-    told["smallest of the grid"] = row["strength"] == strengths.min() < strengths.max()
-    told["no different from none"] = row["gain_low"] <= 0 <= row["gain_high"]
-    told["nearer than none"] = row["gain_high"] < 0
-    return ", ".join(words for words, true in told.items() if true)
+    remarks = {"✓ chosen": True, "the only one of the grid": len(strengths) == 1}
+    remarks["largest of the grid"] = row["strength"] == strengths.max() > strengths.min()
+    remarks["smallest of the grid"] = row["strength"] == strengths.min() < strengths.max()
+    remarks["no different from none"] = row["gain_low"] <= 0 <= row["gain_high"]
+    remarks["nearer than none"] = row["gain_high"] < 0
+    return ", ".join(words for words, true in remarks.items() if true)
 
 
-def distances_over_seeds(measured: "pd.DataFrame") -> "pd.DataFrame":
+def distances_over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
     """Mean adversarial distances of variants over seeds with 95 % intervals, by Tangent and beside it by FAB.
 
-    Args:
-        measured: of `robustlib.workbook.experiments.variant_distances`.
+    From `robustlib.workbook.experiments.variant_distances`.
     """
-    import pandas as pd
-
     rows = [
         {
             "variant": row["variant"],
             "seeds": row["seeds"],
-            f"mean distance, {MINIMA['Tangent']}": _interval(row, "distance", "low", "high"),
-            f"mean distance, {MINIMA['FAB']}": _interval(row, "fab", "fab_low", "fab_high"),
+            f"mean distance, {MINIMA['Tangent']}": number(row["distance"], row["low"], row["high"]),
+            f"mean distance, {MINIMA['FAB']}": number(row["fab"], row["fab_low"], row["fab_high"]),
             "images compared": row["n"],
         }
         for row in measured.to_dict("records")
@@ -315,17 +282,14 @@ CORRELATES = {
 }
 
 
-def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
+def correlations(family: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation with the mean adversarial distance over runs; runs of one variant are no independent ones.
 
-    Args:
-        family: of `robustlib.workbook.experiments.spectral_family`; of fewer than three runs there is no row.
+    From `robustlib.workbook.experiments.spectral_family`; of fewer than three runs there is no row.
     """
-    import pandas as pd
-
     ranks = family.rank(numeric_only=True).corr() if len(family) > 2 else pd.DataFrame()
     rows = [
-        {"measure": words, "rank correlation with distance": f"{float(ranks['distance'][name]):+.2f}".replace("-", "−")}
+        {"measure": words, "rank correlation with distance": signed(float(ranks["distance"][name]), 2)}
         | {"runs": len(family), "variants": family["title"].nunique(), "images": family["n"].min()}
         for name, words in CORRELATES.items()
         if len(ranks)
@@ -333,6 +297,99 @@ def correlations(family: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def _interval(row: Mapping[Any, Any], name: str, low: str, high: str) -> str:
-    value = row[name]
-    return "–" if value != value else f"{value:.3f} ({row[low]:.3f}–{row[high]:.3f})"
+MEASURES = {  # of `robustlib.representation.measures` -> heading, decimals
+    "relative_l2": ("relative L2 gap", 3),
+    "cosine": ("cosine gap", 3),
+    "alignment": ("alignment, clean to adversarial", 3),
+    "margin": ("exclusion margin, clean", 3),
+    "adversarial_margin": ("exclusion margin, adversarial", 3),
+    "cka": ("CKA, clean with adversarial", 3),
+    "effective_rank": ("effective rank, clean", 1),
+    "adversarial_effective_rank": ("effective rank, adversarial", 1),
+    "variability": ("within-class spread (NC1)", 3),
+}
+
+
+def geometry(frame: pd.DataFrame) -> pd.DataFrame:
+    """The feature spaces of runs side by side: mean ± standard deviation over the seeds of each method, then each run.
+
+    Gaps, alignment and NC1 are the better the smaller, exclusion margins the better the larger; a method of one seed has no
+    mean. Measures that the frame lacks are left out; "–" is a number that is not there.
+
+    Args:
+        frame: of `robustlib.representation.measure_runs`, a row a run (and layer): `method`, `seed`, the measures, and
+            optionally `title`, `changed` and `layer`.
+    """
+    rows = frame.assign(method=frame.get("title", frame["method"]).fillna(frame["method"]))
+    names = [name for name in MEASURES if name in rows]
+    who = ["method", *(name for name in ("changed", "layer") if name in rows and rows[name].nunique() > 1)]
+    means: list[dict[Any, Any]] = [
+        dict(zip(who, key, strict=True)) | {"seed": f"mean of {len(part)}"} | _geometry_cells(part, names)
+        for key, part in rows.groupby(who, sort=False, dropna=False)
+        if len(part) > 1
+    ]
+    single: list[dict[Any, Any]] = [
+        row[who].to_dict() | {"seed": str(row["seed"])} | _geometry_cells(row.to_frame().T, names)
+        for _, row in rows.iterrows()
+    ]
+    return pd.DataFrame(means + single, columns=[*who, "seed", *(MEASURES[name][0] for name in names)])
+
+
+def consistency(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far copies of images move in the feature spaces of models, for people, from `robustlib.representation.measures`."""
+    same = [percent(share) for share in frame["same answer"]]
+    cells = {MEASURES["relative_l2"][0]: [f"{value:.3f}" for value in frame["relative_l2"]]}
+    cells |= {"alignment with the image": [f"{value:.3f}" for value in frame["alignment"]], "same answer": same}
+    return frame[["model", "copy"]].assign(**cells)
+
+
+def _geometry_cells(rows: pd.DataFrame, names: list[str]) -> dict[str, str]:
+    """The measures of one run, or the means of several with their standard deviations."""
+    cells = {}
+    for name in names:
+        heading, digits = MEASURES[name]
+        values = rows[name].astype(float)
+        spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+        mean = f"{values.mean():.{digits}f}".replace("-", "−")
+        cells[heading] = mean + spread if values.notna().all() else "–"
+    return cells
+
+
+def unseen(measured: pd.DataFrame) -> pd.DataFrame:
+    """Known worst case and unseen attacks of several runs on the same images, and what each run loses from one to the other.
+
+    From `robustlib.evaluation.measure_unseen`.
+    """
+    rows = []
+    for name, run in measured.groupby("run", sort=False):
+        cells = {
+            attack_name(row["attack"]): percent(row["accuracy"], row.get("low"), row.get("high"))
+            for row in run.to_dict("records")
+        }
+        lost = {
+            f"lost to {attack_name(row['attack']).removeprefix('unseen: ')}": signed(100 * row["loss"])
+            for row in run.to_dict("records")
+            if row["attack"] not in ("clean", "known")
+        }
+        rows.append({"run": name, **cells, **lost, "images": int(run["n"].iloc[0])})
+    return pd.DataFrame(rows)
+
+
+def inflation(grid: pd.DataFrame) -> pd.DataFrame:
+    """Purifiers by transform and fine-tuning: what a weak attack says of each, what a strong one, and how far these are apart.
+
+    From `robustlib.workbook.experiments.purifier_grid`.
+    """
+    rows = []
+    for row in grid.to_dict("records"):
+        cells = {kind: percent(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("weak", "strong")}
+        cells = {"model": row["row"], "clean": percent(row["clean"]), **cells}
+        cells |= {"weak less strong": f"{signed(100 * (row['weak'] - row['strong']))} points"}
+        rows.append({**cells, "worst case": percent(row["worst"]), "seeds": row["seeds"], "images": row["n"]})
+    return pd.DataFrame(rows)
+
+
+def cost(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the purifier costs each image, for people, from `robustlib.representation.forward_cost`."""
+    sides = {f"{side}, ms an image": [f"{value:.3g}" for value in frame[side]] for side in ("classifier", "purified")}
+    return frame[["pass"]].assign(**sides, ratio=[f"{value:.1f}×" for value in frame["ratio"]])

@@ -1,31 +1,22 @@
-"""Tables of one run: its method, its data, its accuracies, and where they come from.
-
-The paper's protocol and the adaptive minimum side by side, for a model that can be attacked through other views of itself.
-
-What the audit of a run says: its two badges and the table of its checks.
-"""
+"""Tables of one run: its method, its data, its accuracies, its audit, and where they come from."""
 
 import dataclasses
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape, unescape
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from robustlib.figures.labels import attack_name
 from robustlib.workbook.tables.labels import percent, show, verdict_label
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
 
 
-def hyperparameters(method: Any) -> "pd.DataFrame":
+def hyperparameters(method: Any) -> pd.DataFrame:
     """All fields of a dataclass such as a `Method`: value, default, and the comment that stands on the field."""
-    import pandas as pd
-
     meaning: dict[str, str] = {}
     for kind in reversed(type(method).__mro__[:-1]):
         meaning |= dict(FIELD.findall(inspect.getsource(kind)))
@@ -48,10 +39,8 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def splits(dataset: Any) -> "pd.DataFrame":
+def splits(dataset: Any) -> pd.DataFrame:
     """How many images each split of a data set has, of which shape and classes."""
-    import pandas as pd
-
     shape = " × ".join(map(str, dataset.image_shape))
     rows = [
         {
@@ -66,7 +55,7 @@ def splits(dataset: Any) -> "pd.DataFrame":
     return pd.DataFrame(rows).set_index("split")
 
 
-def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
+def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     """A run's accuracy under each attack, for its best and its last epoch, with the protocol of each number.
 
     Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are expected ones, over its draws; what a single draw gave stands beside them.
@@ -74,8 +63,6 @@ def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
     Args:
         results: of `robustlib.evaluation.evaluate_run`.
     """
-    import pandas as pd
-
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     table = pd.DataFrame({column: _by_attack(rows) for column, rows in columns.items() if rows}).fillna("–")
     first = {row["attack"]: row for row in results["rows"] if "@" not in row["attack"]}
@@ -89,7 +76,7 @@ def accuracies(results: Mapping[str, Any]) -> "pd.DataFrame":
 
 def published_protocol(
     results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20"
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """What an invalid protocol says of a run, beside what valid ones say, each labelled.
 
     Args:
@@ -97,14 +84,12 @@ def published_protocol(
         rows: of the invalid protocol, e.g. `robustlib.evaluation.PublishedProtocol.rows`.
         protocol: the valid attack to show beside clean accuracy and worst case.
     """
-    import pandas as pd
-
     shown = [row for row in results["rows"] if row["attack"] in ("clean", protocol, "worst")]
     return pd.DataFrame(
         [
             {
                 "attack": attack_name(row["attack"]),
-                "accuracy": percent(row["accuracy"], row["low"], row["high"]),
+                "accuracy": _accuracy(row),
                 "images": row.get("n", results["n"]),
                 "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
             }
@@ -113,14 +98,12 @@ def published_protocol(
     )
 
 
-def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What each step of AutoAttack took from those before it, one row a step.
 
     Args:
         rows: `results["cascade"]` of `evaluate_run`, or the rows of `robustlib.evaluation.cascade_steps`.
     """
-    import pandas as pd
-
     table = [
         {
             "attack": attack_name(row["attack"] + (f"@{row['surrogate']}" if row.get("surrogate") else "")),
@@ -137,10 +120,14 @@ def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 def _by_attack(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     shown = [row for row in rows if "@" not in row["attack"]]
-    return {row["attack"]: percent(row["accuracy"], row["low"], row["high"]) for row in shown}
+    return {row["attack"]: _accuracy(row) for row in shown}
 
 
-def warnings(metrics: "pd.DataFrame") -> str:
+def _accuracy(row: Mapping[str, Any]) -> str:
+    return percent(row["accuracy"], row.get("low"), row.get("high"))
+
+
+def warnings(metrics: pd.DataFrame) -> str:
     """What training warned of, as Markdown; a sentence if there was nothing."""
     lists: Iterable[Any] = metrics.get("warnings", [])
     said = [(n, text) for n, texts in zip(metrics.get("epoch_total", []), lists, strict=False) for text in texts]
@@ -149,10 +136,8 @@ def warnings(metrics: "pd.DataFrame") -> str:
     return "**Warnings**\n\n" + "\n".join(f"- {f'epoch {n}' if n else 'before training'}: {text}" for n, text in said)
 
 
-def provenance(facts: Mapping[str, Any], path: object = "") -> "pd.DataFrame":
+def provenance(facts: Mapping[str, Any], path: object = "") -> pd.DataFrame:
     """Where a run's numbers come from: machine, versions, code, time, and the command that repeats it."""
-    import pandas as pd
-
     packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items())
     card: dict[str, object] = {
         "repeat it with": facts.get("command", "–"),
@@ -173,7 +158,7 @@ SEARCHES = ("pgd20", "cw50", "pgd_eot", "aa_standard")  # on surrogates: in full
 ALONE = (*SEARCHES, "autoattack")  # attacks with a column of their own
 
 
-def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
+def adaptive(results: Mapping[str, Any]) -> pd.DataFrame:
     """What each view of a model tells an attacker: first the deployed logits, which papers attack, last the minimum over all.
 
     Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with the share
@@ -185,8 +170,6 @@ def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     Returns:
         A row a view and columns of text; no rows for a model without surrogates.
     """
-    import pandas as pd
-
     rows = {row["attack"]: row for row in results["rows"]}
     searched, costly = _split(rows)
     columns = [attack_name(name) for name in ALONE if name in rows]
@@ -196,8 +179,7 @@ def adaptive(results: Mapping[str, Any]) -> "pd.DataFrame":
     for attack, left in costly.items():
         table[f"{attack_name(attack)} on surrogates"] = {FAR: percent(rows[left]["accuracy"])}
     if searched:
-        worst = rows["worst"]
-        table[MINIMUM] = {FAR: percent(worst["accuracy"], worst["low"], worst["high"])}
+        table[MINIMUM] = {FAR: _accuracy(rows["worst"])}
     frame = pd.DataFrame.from_dict(table, orient="index", columns=[*columns, FAR])
     return frame.fillna("–").rename_axis("searched on")
 
@@ -266,10 +248,8 @@ def show_badges(audit: Mapping[str, Any], path: object = "RUN") -> None:
     display({"text/html": html, "text/plain": unescape(re.sub("<[^>]+>", "", html))}, raw=True)
 
 
-def checks(audit: Mapping[str, Any]) -> "pd.DataFrame":
+def checks(audit: Mapping[str, Any]) -> pd.DataFrame:
     """The checks of an audit, in their order: verdict, what was measured, its threshold, and what that means."""
-    import pandas as pd
-
     rows = [
         {
             "check": f"{check['number']}. {check['name']}",
@@ -290,22 +270,82 @@ def _measure(value: float | None, unit: str) -> str:
     return f"{number} {unit}" if unit in ("points", "%") else number
 
 
-def objections(board: "pd.DataFrame") -> str:
-    """What the badges of a leaderboard say against its numbers, as Markdown; that there is nothing, if so.
+NOTHING = {"accuracy": None}
+BARE = "classifier"  # the surrogate without purifier, whose gradients say little
+PLATEAU = {
+    "flat": "flat",
+    "falling": "still falling, a stronger attack finds more",
+    "unclear": "so few images cannot tell",
+}  # of a plateau's last step
+
+
+def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> pd.DataFrame:
+    """A randomised model asked in every way, clean and attacked, with 95 % intervals: expected, once, worst of K, fixed, at full strength.
+
+    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what
+    an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's budget, answered by a vote as
+    it is published, and PGD+EOT over gradient samples (and, after a plateau check, steps), which should no longer fall.
 
     Args:
-        board: of `robustlib.evaluation.leaderboard`.
+        results: of `robustlib.evaluation.evaluate_run`.
+        found: of `robustlib.evaluation.measure_randomness`.
     """
-    said: dict[str, list[str]] = {}
-    for row in board.to_dict("records"):
-        names = ["method", "changed"] + ["arch"] * (board["arch"].nunique() > 1)
-        who = " ".join(str(row[key]) for key in names if row.get(key) not in ("", None))
-        for kind in ("headline", "protocol"):
-            if row.get(f"{kind}_badge") in ("amber", "red"):
-                text = f"{verdict_label(row[f'{kind}_badge'])}, seed {row['seed']}: {escape(str(row[f'{kind}_text']), quote=False)}"
-                said.setdefault(f"**{who}, {kind}**", []).append(text)
-    lines = [f"- {who}: {' '.join(texts)}" for who, texts in said.items()]
-    silent = sum(word not in ("pass", "amber", "red", "n/a") for word in board.get("headline_badge", [""] * len(board)))
-    if silent:
-        lines.append(f"- {silent} of {len(board)} runs are not audited; `robustlib audit RUN` does it.")
-    return "\n".join(lines) or "All runs are audited, and no check objects to a headline or a protocol."
+    rows = {row["attack"]: row for row in results["rows"]}
+    table = random_answers(found)
+    if "plateau" in results:
+        plateau = results["plateau"]
+        told = "its number is the headline" if plateau["taken"] else "the headline stands"
+        table[f"PGD+EOT at full strength: {told}"] = (NOTHING, plateau["full"])
+        table["headline before it"] = (rows["clean"], plateau["worst"])
+    if weak := [row for name, row in rows.items() if name.endswith(f"@{BARE}")]:
+        least = min(weak, key=lambda row: float(row["accuracy"]))
+        table[f"weak: {attack_name(least['attack'])} alone"] = (NOTHING, least)
+    if vote := found.get("vote"):
+        steps, samples = found["budget"]["bpda"]
+        strength = f"{_strength({'steps': steps, 'samples': samples})}, {vote['clean']['n']} images"
+        table[f"BPDA + EOT with {strength}, answered by a vote of {vote['draws']} draws"] = (
+            vote["clean"],
+            vote["attacked"],
+        )
+    for point in [*found["eot"], *_grid(results, "samples"), *_grid(results, "steps")]:
+        table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (NOTHING, point)
+    written = {
+        name: {"clean": _accuracy(clean), "attacked": _accuracy(attacked)} for name, (clean, attacked) in table.items()
+    }
+    return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
+
+
+def random_answers(found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By how a randomised model is asked, its clean and its attacked accuracy with their intervals."""
+    kinds = {"expected": "mean over fresh draws", "single": "a single draw"}
+    kinds["worst"] = f"worst of {found['draws']} draws"
+    answers = {name: (found["clean"][kind], found["attacked"][kind]) for kind, name in kinds.items()}
+    for fixed in found["fixed"]:
+        name = f"draw fixed by seed {fixed['seed']}, known to the attacker"
+        answers[name] = (fixed["clean"], fixed["attacked"])
+    return answers
+
+
+def plateau_summary(results: Mapping[str, Any]) -> str:
+    """Whether PGD+EOT still gains by more gradient samples or steps; "" for results without a plateau check."""
+    said = []
+    for name in ("samples", "steps"):
+        if points := _grid(results, name):
+            before, last = points[-2:]
+            step = results["plateau"][name]["last"]
+            lost, low, high = (f"{100 * step[end]:.1f}" for end in ("lost", "low", "high"))
+            less = f"{lost} points ({low} to {high}) less than with {before[name]}: {PLATEAU[step['verdict']]}"
+            said.append(f"with {_strength(last)} PGD+EOT leaves {_accuracy(last)} of {last['n']} images, {less}")
+    words = "; ".join(said).replace(" -", " −").replace("(-", "(−")
+    return f"Plateau (flat: the last step surely loses less than 3 points): {words}." if said else ""
+
+
+def _grid(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The points of a plateau check over "samples" or "steps"; [] without one."""
+    points: list[dict[str, Any]] = results.get("plateau", {}).get(name, {}).get("points", [])
+    return points
+
+
+def _strength(point: Mapping[str, Any]) -> str:
+    steps, samples = point["steps"], point["samples"]
+    return f"{steps} step{'s' * (steps > 1)} of {samples} gradient sample{'s' * (samples > 1)}"

@@ -15,15 +15,10 @@ TINY = 1e-12  # guards divisions by a norm
 
 @dataclass(frozen=True)
 class Threat:
-    """All x' with ||x' - x|| <= eps and x' in [0, 1].
+    """All x' with ||x' - x|| <= eps and x' in [0, 1]."""
 
-    Args:
-        norm: "linf" (largest absolute change of any pixel) or "l2" (Euclidean length over all pixels).
-        eps: radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2.
-    """
-
-    norm: Norm
-    eps: float
+    norm: Norm  # "linf" (largest absolute change of any pixel) or "l2" (Euclidean length over all pixels)
+    eps: float  # radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -41,8 +36,7 @@ class Threat:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point to `x_adv` (B, ...) inside the ball around `x`, then inside [0, 1].
 
-        For linf this is the exact projection on the intersection; for l2 the box comes last, which keeps the ball
-        because `x` itself is inside the box.
+        Exact for linf; for l2 the box comes last, which keeps the ball because `x` itself is inside the box.
         """
         delta = x_adv - x
         if self.norm == "linf":

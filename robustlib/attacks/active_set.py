@@ -80,8 +80,8 @@ class IterativeAttack(BaseAttack):
 class MinNormResult:
     """The nearest adversarial images that were found: their distances are upper bounds of the true ones.
 
-    Where none was found the image itself stands, with a distance of NaN, since a failed search proves no robustness; where the
-    model is wrong without attack, the image itself with a distance of 0.
+    Else the image itself: with distance NaN where none was found (a failed search proves no robustness), and 0 where the model is
+    wrong without attack.
     """
 
     x_adv: Tensor  # (B, C, H, W) in [0, 1]

@@ -144,9 +144,7 @@ class EOTBatcher:
     """Several draws of a randomised model in one batch: the images repeated as often as memory allows."""
 
     size: int  # images of one forward pass, repetitions counted; it shrinks when memory runs out
-    repeats: (
-        bool  # whether images may be repeated at all; not where examples see each other, as in BatchNorm's train mode
-    )
+    repeats: bool  # whether images may be repeated; not where examples see each other, as in BatchNorm's train mode
     shrunk: bool = False
 
     def chunks(self, model: nn.Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:

@@ -124,11 +124,10 @@ UNREST = 0.1  # length of what is added to each kept vector of length 1 before a
 class PowerIteration(nn.Module):
     """sigma_max^2 of one layer's linear map from below, by block power iteration V <- orth(W'W V) and the best v in its span.
 
-    The layer itself is applied, so padding (circular, zeros, any other), stride, dilation and kernel are its own. The vectors
-    are kept: weights move slowly, so after `converge` one iteration a use follows them. They are a buffer, so a checkpoint
-    holds them. The gradient of the value is the analytic 2 sigma u v', v held.
+    The layer itself is applied, with its padding, stride and dilation. The vectors are kept (in a buffer): weights move slowly,
+    so after `converge` one iteration per use follows them. The gradient is the analytic 2 sigma u v', v held.
 
-    One vector (Yoshida and Miyato 2017) does not do here: the penalty lowers the singular value of the very vector it keeps, and
+    One vector (Yoshida and Miyato 2017) is not enough: the penalty lowers the singular value of the very vector it keeps, and
     a converged one has no share of the direction that takes over (other frequencies of a circular convolution are
     orthogonal to it), so its value falls far below sigma^2 within a few steps. Hence several, and a little noise on them from
     torch's global generator, which the loop seeds.
@@ -223,9 +222,8 @@ def cross_lipschitz(
     """1/(n K^2) sum_i sum_{l,m} |grad f_l(x_i) - grad f_m(x_i)|_2^2, a scalar (Hein and Andriushchenko 2017, eq. 6).
 
     It equals 2/(n K) sum_i |C J_i|_F^2 with the Jacobian J_i (K, D) and C = I - 11'/K, which takes K backward passes, or
-    in the mean over z ~ N(0, I) 2/(n K) sum_i |J_i' C z_i|^2, which takes one for each projection. Double backward passes
-    then give its gradient. What rep-spectral's release computes of softmax outputs is 1/K of this. With BatchNorm in train
-    mode the statistics couple the images, and J_i contains what an image does to the others' outputs.
+    in the mean over z ~ N(0, I) 2/(n K) sum_i |J_i' C z_i|^2, which takes one for each projection. rep-spectral's release
+    computes 1/K of this for softmax outputs. With BatchNorm in train mode J_i contains what an image does to the others.
 
     Args:
         outputs: f(x) (B, K), K >= 2, with the graph to the images `x`; logits or probabilities.

@@ -1,14 +1,9 @@
 """The list of benchmarks/mutants.py fits the code of today."""
 
-import sys
-
+import mutants
 import pytest
 
 from tests import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))  # its scripts import each other by name
-
-import mutants
 
 
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.what)

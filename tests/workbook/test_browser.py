@@ -1,10 +1,10 @@
 """Reports in a real browser (Debian's headless Chromium): they sort and filter, load nothing, turn dark, and can be read by all."""
 
 import os
-import sys
 import urllib.parse
 from pathlib import Path
 
+import lab
 import nbformat
 import pandas as pd
 import pytest
@@ -13,7 +13,6 @@ from playwright.sync_api import Page
 
 from robustlib import figures
 from robustlib.workbook.report import render, write_index
-from tests import ROOT
 from tests.fixtures import compared, incomplete, leaderboard, notebook, write_made_up_atlas
 
 pytestmark = pytest.mark.browser
@@ -23,9 +22,6 @@ KINDS = ("index", "run", "comparison", "atlas")
 
 @pytest.fixture(scope="module")
 def browser():
-    sys.path.append(str(ROOT / "benchmarks"))
-    import lab
-
     if lab.chromium() is None:
         reason = "chromium not found: install Debian's chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

@@ -1,18 +1,14 @@
 """The explorer in a real JupyterLab and Debian's headless Chromium: it opens, it moves, it is clicked, nothing complains."""
 
 import os
-import sys
 
+import lab as laboratory
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from robustlib.methods import make_method
 from robustlib.training import fit
 from tests import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))  # where the laboratory of the screenshots is
-
-import lab as laboratory
 
 pytestmark = pytest.mark.browser
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
-from robustlib.audit import audit as judged
+from robustlib.audit import audit as audit_model
 from robustlib.data import Dataset, Split, load_dataset
 from robustlib.evaluation import StochasticProtocol, measure_distances
 from robustlib.methods import METHODS, load_preset, make_method
@@ -68,16 +68,9 @@ class TestStatic:
             assert re.search(r"  # [^=]+$", line), line
 
     def test_first_cell_imports_and_no_other_does(self, notebook: Path) -> None:
-        imports = [
-            {
-                isinstance(node, ast.Import | ast.ImportFrom)
-                for node in ast.walk(ast.parse(cell.source))
-                if hasattr(node, "lineno") and isinstance(node, ast.stmt)
-            }
-            for cell in cells(notebook)
-        ]
-        assert imports[0] == {True}
-        assert not any(True in kinds for kinds in imports[1:])
+        first, *rest = (ast.parse(cell.source) for cell in cells(notebook))
+        assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in first.body)
+        assert not [n for tree in rest for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
 
     def test_cells_are_thin(self, notebook: Path) -> None:
         for cell in cells(notebook):
@@ -111,27 +104,27 @@ def text(executed: Path) -> str:
     )
 
 
+def assert_shows(shown: str, *signs: str) -> None:
+    """Every sign is in what is shown; the first that is not is named."""
+    for sign in signs:
+        assert sign in shown, sign
+
+
+def pictures(executed: Path) -> list[dict[str, Any]]:
+    """What is known of each picture of an executed notebook: its alternative text and its numbers."""
+    outputs = [output for cell in cells(executed) for output in cell.outputs]
+    return [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with baselines.ipynb executed by papermill's own command (out.ipynb) and its runs."""
     place = tmp_path_factory.mktemp("trained")
-    options = [
-        "-p",
-        "method",
-        "trades",
-        "-p",
-        "seed",
-        "1",
-        "-p",
-        "test_examples",
-        "12",
-        "-p",
-        "runs",
-        str(place / "runs"),
-    ]
-    changes = ["-y", 'overrides: ["epochs=1", "train_examples=256", "attack_steps=2"]']
-    command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options, *changes]
-    subprocess.run([*command, "--no-progress-bar"], check=True, timeout=300)
+    parameters = {"method": "trades", "seed": "1", "test_examples": "12", "runs": str(place / "runs")}
+    options = [word for name, value in parameters.items() for word in ("-p", name, value)]
+    options += ["-y", 'overrides: ["epochs=1", "train_examples=256", "attack_steps=2"]', "--no-progress-bar"]
+    command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options]
+    subprocess.run(command, check=True, timeout=300)
     return place
 
 
@@ -140,25 +133,11 @@ def test_baselines_by_papermill(trained: Path) -> None:
     assert run.finished
     assert run.params()["seed"] == 1
     assert run.results()["n"] == 12
-    shown = text(trained / "out.ipynb")
-    for sign in (
-        "TRADES",
-        "beta",
-        "epoch 1/1",
-        "worst case",
-        "PGD(",
-        "robustlib run trades",
-        "overfitting was detected",
-        "apgd-t",
-        "headline: ",
-        "protocol: ",
-        "15. ",
-    ):
-        assert sign in shown, sign
-    images = [o for c in cells(trained / "out.ipynb") for o in c.outputs if "image/png" in o.get("data", {})]
+    signs = ["TRADES", "beta", "epoch 1/1", "worst case", "PGD(", "robustlib run trades", "overfitting was detected"]
+    assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
+    images = pictures(trained / "out.ipynb")
     assert len(images) == 10
-    assert all(len(image.metadata["image/png"]["alt"]) > 40 for image in images)
-    assert all("\n" in image.metadata["image/png"]["csv"] for image in images)
+    assert all(len(image["alt"]) > 40 and "\n" in image["csv"] for image in images)
     assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
 
 
@@ -166,13 +145,9 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     task = Task(FOLDER / "compare.ipynb", {"runs": trained / "runs"}, trained / "compare.ipynb")
     assert execute(task)["state"] == "done"
     shown = text(task.output)
-    assert "1 runs" in shown
-    assert "trades" in shown
-    for sign in ("worst case", "AutoAttack", "headline", "protocol"):
-        assert sign in shown, sign
+    signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "undecided: 0 of 8 seeds")
+    assert_shows(shown, *signs, "TRADES · epochs=1, train_examples=256, attack_steps=2")
     assert "not audited" not in shown
-    assert "TRADES · epochs=1, train_examples=256, attack_steps=2" in shown
-    assert "undecided: 0 of 8 seeds" in shown
     lifted = [c for c in cells(task.output) if "index" in c.metadata.get("tags", [])]
     assert sum("image/png" in o.get("data", {}) for c in lifted for o in c.outputs) >= 5
     assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
@@ -190,7 +165,7 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
         monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
     monkeypatch.setattr(
-        sys.modules["robustlib.audit.audit"], "audit", partial(judged, queries=20, noise=20, readouts=8)
+        sys.modules["robustlib.audit.audit"], "audit", partial(audit_model, queries=20, noise=20, readouts=8)
     )
     monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
 
@@ -230,19 +205,17 @@ def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: list
     parameters = {"method": method, "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     shown, drawn = page_of(Task(FOLDER / f"{METHODS[method].notebook}.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == figures
-    for sign in signs:
-        assert sign in shown, sign
+    assert_shows(shown, *signs)
 
 
 def page_of(task: Task) -> tuple[str, int]:
     """All that a notebook says, performed here, its figures' alternative texts included; and how many figures it shows."""
     perform(task)
-    outputs = [output for cell in cells(task.output) for output in cell.outputs]
-    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    images = pictures(task.output)
     return text(task.output) + "".join(image["alt"] for image in images), len(images)
 
 
-def planted(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float = 0.6, **changes: Any) -> Run:
+def stored_run(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float = 0.6, **changes: Any) -> Run:
     """A finished run of a variant of the preset digits with made-up results, never trained: no weights, no metrics."""
     method = make_method(name, "digits", **changes)
     run = Run.of(params := run_params(method, dataset, method.arch, seed, "32-true"), root)
@@ -254,32 +227,33 @@ def planted(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: float
     return run
 
 
-def far(run: Run, distance: float) -> None:
+def store_distances(run: Run, distance: float) -> None:
     """Makes up stored distances of four test images, the last one wrong; FAB's are shorter by a tenth."""
     columns = {"index": [1, 2, 3, 4], "correct": [True, True, True, False], "split": "test"}
-    looks = {
+    measured = {
         name: columns | {"attack": f"{name}()", "distance": [share * distance] * 3 + [0.0]}
         for name, share in (("Tangent", 1.0), ("FAB", 0.9))
     }
-    write_json(run.path / "distances.json", looks)
+    write_json(run.path / "distances.json", measured)
 
 
 @pytest.mark.usefixtures("brief")
 def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -> None:
     for refresh, level in (("never", 0.5), ("reinit", 0.75)):
-        run = planted(tmp_path / "runs", few, "claf", worst=level, refresh=refresh)
+        run = stored_run(tmp_path / "runs", few, "claf", worst=level, refresh=refresh)
         probes = {f"probe/head_{end}/{kind}": level for end in ("start", "end") for kind in ("clean", "attacked")}
         rows = [{"stage": "adversarial", "epoch": e, "epoch_total": e, "warnings": [], **probes} for e in (1, 2)]
         (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for seed, worst in ((0, 0.3), (1, 0.5)):
-        planted(tmp_path / "runs", few, "pgd_at", seed, worst, epochs=25, augment="weak")
-    planted(tmp_path / "runs", few, "claf", final="alf")
+        stored_run(tmp_path / "runs", few, "pgd_at", seed, worst, epochs=25, augment="weak")
+    stored_run(tmp_path / "runs", few, "claf", final="alf")
     overrides = ["train_examples=200", "attack_steps=2", "epochs=2", "aug_epochs=1", "head_epochs=1"]
     parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == 5
-    for sign in ("✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds"):
-        assert sign in shown, sign
+    assert_shows(
+        shown, "✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds"
+    )
     assert "3 of the 33 runs of the study **claf-ablation**" in shown
     assert "3 of the 60 runs of the study **claf-comparison**" in shown
     for level, refresh in ((0.5, "never"), (0.75, "reinit")):
@@ -292,14 +266,13 @@ def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -
 @pytest.mark.usefixtures("brief")
 def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(tmp_path: Path, few: Dataset) -> None:
     for seed, study in ((0, {"strength": 0.0}), (1, {"arch": "small_cnn"})):
-        far(planted(tmp_path / "runs", few, "rep_spectral", seed, **study), 0.5)
+        store_distances(stored_run(tmp_path / "runs", few, "rep_spectral", seed, **study), 0.5)
     overrides = ["epochs=3", "train_examples=200"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8, "dataset": "digits-0-4"}
     shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == 6
-    told = ("σ of head", "Quartiles", "FAB (white box)", "Fewer than three runs", "No seed has measured", "worst case")
-    for sign in (*told, "undecided: 0 of 8 seeds"):
-        assert sign in shown, sign
+    words = ("σ of head", "Quartiles", "FAB (white box)", "Fewer than three runs", "No seed has measured", "worst case")
+    assert_shows(shown, *words, "undecided: 0 of 8 seeds")
     for study in ("grid", "cnn", "transfer"):
         words = f"The runs of the study **spectral-{study}** are of digits, not of this page's data set, digits-0-4"
         assert words in shown
@@ -337,13 +310,15 @@ def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Pat
         measure_distances({"it": run}, few, n=8)
         measure_distances({"it": run}, few, FAB(Threat("l2", 0.5)), n=8)
         measure_distances({"it": run}, few, n=8, split="val")
-        made = planted(root, few, name, **changes)
+        made = stored_run(root, few, name, **changes)
         assert made.path == run.path
     for seed in (0, 1):
         for strength, distance in ((0.001, 0.5), (0.0, 0.3)):
-            far(planted(root, few, "rep_spectral", seed, arch="small_cnn", strength=strength), distance + seed / 100)
+            store_distances(
+                stored_run(root, few, "rep_spectral", seed, arch="small_cnn", strength=strength), distance + seed / 100
+            )
     for name, distance in (("barlow_spectral", 0.7), ("bss", 0.4)):
-        far(planted(root, few, name), distance)
+        store_distances(stored_run(root, few, name), distance)
     return root
 
 
@@ -376,15 +351,12 @@ def test_the_notebook_of_atop(tmp_path: Path) -> None:
     short = ["epochs=2", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
     overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
-    task = Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb")
-    perform(task)
-    outputs = [output for cell in cells(task.output) for output in cell.outputs]
-    images = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    shown = text(task.output) + "".join(image["alt"] for image in images)
-    assert len(images) == 8
-    told = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
-    for sign in (*told, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case"):
-        assert sign in shown, sign
+    shown, drawn = page_of(Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 8
+    words = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
+    assert_shows(
+        shown, *words, "unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case"
+    )
     (run,) = find_runs(tmp_path / "runs", method="atop")
     assert run.results()["n"] == 8
     assert run.audit()["n"] == 8
@@ -396,8 +368,7 @@ def test_compare_without_data_compares_the_rest(trained: Path) -> None:
     parameters = {"runs": trained / "runs", "look_inside": False}
     task = Task(FOLDER / "compare.ipynb", parameters, trained / "outside.ipynb")
     perform(task)
-    images = [o for c in cells(task.output) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(images) == 3
+    assert len(pictures(task.output)) == 3
 
 
 def test_runs_of_other_data_are_named_not_mixed(trained: Path) -> None:

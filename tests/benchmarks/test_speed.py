@@ -1,0 +1,107 @@
+"""The speed benchmarks do what they count, and the plain loops they compare with differentiate our losses."""
+
+from types import SimpleNamespace
+
+import cifar_smoke
+import plain_loops
+import pytest
+import report_speed
+import torch
+from side_by_side import cifar_model
+from training_speed import COUNTS, LOOPS
+from training_steps import our_step
+
+from robustlib.data import load_dataset
+from robustlib.losses import mart_loss, trades_loss
+from robustlib.methods import METHODS, AdversarialMethod, make_method
+from robustlib.methods.ancra import head_logits
+from robustlib.models import build_model
+from robustlib.workbook.experiments import Options, plan, preset_methods
+
+
+def test_every_adversarial_method_has_its_step_counted():
+    adversarial = {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)}
+    assert adversarial - {"atop"} <= set(
+        COUNTS
+    )  # its purifier's passes are no classifier's: purifier_speed.py times it
+    assert set(LOOPS) <= set(COUNTS)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
+    digits = load_dataset("digits")
+    for name in METHODS:
+        preset = cifar_smoke.PRESETS[dataset]
+        method, usual = (make_method(name, preset, **short) for short in (cifar_smoke.lengths(name, preset), {}))
+        kinds = [
+            [stage.name for stage in made.stages(digits, build_model("small_cnn", digits, **made.model_options()))]
+            for made in (method, usual)
+        ]
+        assert kinds[0] == kinds[1], name
+        stages = method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
+        assert {stage.epochs for stage in stages} == {1}, name
+
+
+def test_the_report_speed_benchmark_can_plan_its_runs(tmp_path):
+    variants = [(name, report_speed.lengths(name, "digits") | report_speed.TINY) for name in preset_methods("digits")]
+    jobs = plan(variants, [0], Options(runs=tmp_path / "runs", reports=tmp_path / "reports"))
+    assert [job.name.split(" ")[0] for job in jobs] == preset_methods("digits")
+
+
+FORWARDS = {"trades": 2, "afkd": 1, "arrest": 2, "afd": 1}  # passes without a backward one, which count half
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "trades", "mart", "n_fgsm", "vaft", "afkd", "arrest", "afd", "ancra"])
+def test_a_step_goes_backwards_as_often_as_it_is_counted(name, monkeypatch):
+    backward = []
+
+    class Tap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            backward.append(1)
+            return gradient
+
+    conv2d = torch.nn.functional.conv2d
+    first = (64, 3)  # shape of the first layer's weight, also of its copies
+    tapped = lambda z, w, *a, **k: Tap.apply(conv2d(z, w, *a, **k)) if w.shape[:2] == first else conv2d(z, w, *a, **k)  # noqa: E731
+    step = our_step(name, "fp32", 2, torch.device("cpu"))
+    monkeypatch.setattr("torch.nn.functional.conv2d", tapped)
+    step()
+    assert len(backward) + 0.5 * FORWARDS.get(name, 0) == COUNTS[name][0]
+
+
+@pytest.mark.parametrize("name", ["trades", "mart", "afd", "ancra"])
+def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypatch):
+    seen: list[float] = []
+    found: list[torch.Tensor] = []
+    backward, climb = torch.Tensor.backward, plain_loops._climb
+    monkeypatch.setattr(plain_loops, "STEPS", 1)
+    monkeypatch.setattr(plain_loops, "_climb", lambda *a: found.append(climb(*a)) or found[-1])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda z, *a, **k: seen.append(z.item()) or backward(z, *a, **k))
+    x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1])
+    plain_loops.LOOPS[name](x, y)()
+    method = make_method(name)
+    model = cifar_model("resnet18", x.device, **method.model_options())
+    teacher = cifar_model("resnet18", x.device, **method.model_options())
+    model.train()
+    if name == "ancra":
+        other = torch.stack([torch.nonzero(y != label)[0, 0] for label in y])
+        pair = found[0], y[other]
+        ours = [method.loss(head_logits(model), SimpleNamespace(x=x, y=y), found[1], pair).total]
+    elif name == "afd":
+        losses = method.losses(model, SimpleNamespace(x=x, y=y), found[0], teacher.latent(x).detach())
+        ours = [losses["confused"].total, losses["model"].total]
+    else:
+        loss, beta = {"trades": (trades_loss, 6.0), "mart": (mart_loss, 5.0)}[name]
+        ours = [loss(model(x), model(found[0]), y, beta)[0]]
+    assert seen == pytest.approx([value.item() for value in ours], rel=1e-4)
+
+
+def test_the_attack_of_the_plain_loops_ends_on_the_ball():
+    x = torch.rand(2, 3, 4, 4)
+    x_adv = plain_loops._climb(x, x, lambda z: z.sum())
+    assert torch.allclose(x_adv, (x + plain_loops.EPS).clamp(0, 1))

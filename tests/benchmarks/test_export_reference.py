@@ -178,9 +178,9 @@ def test_agreement_shows_the_claims_on_the_whole_cascade(tmp_path):
         "- holds: linf, square: equal",
     ]
     (tmp_path / "autoattack_agreement.md").write_text("\n".join(lines))
-    told = readme_tables.agreement(tmp_path)
-    assert told.startswith("`python benchmarks/x.py` on a CPU; [")
-    assert told.endswith("\n\n- holds: linf, ensemble: equal")
+    shown = readme_tables.agreement(tmp_path)
+    assert shown.startswith("`python benchmarks/x.py` on a CPU; [")
+    assert shown.endswith("\n\n- holds: linf, ensemble: equal")
 
 
 def duel(seed: int, ours: list[int], theirs: list[int]) -> Any:

@@ -266,9 +266,9 @@ def test_no_request_leaves_the_page_and_the_console_is_silent(page, pages, kind)
     opened(page, pages[kind])
     for fold in page.locator("summary").all():
         fold.click()
-    mine = urllib.parse.unquote(pages[kind].as_uri())
-    assert mine in page.asked
-    assert not [url for url in page.asked if not url.startswith("data:") and url != mine]
+    own = urllib.parse.unquote(pages[kind].as_uri())
+    assert own in page.asked
+    assert not [url for url in page.asked if not url.startswith("data:") and url != own]
     assert page.complaints == []
 
 

@@ -235,12 +235,12 @@ def test_dry_run_makes_nothing(call, tmp_path: Path) -> None:
     assert out.count("train") >= 6
     assert not list(tmp_path.iterdir())
     assert "standard · seed 0" in call("run", "--dry-run")[1]
-    code, _, told = call("run", "rep_spectral", "pgd_at", "--set", "arch=mlp_8", "--set", "lr=0.3", "--dry-run")
+    code, _, err = call("run", "rep_spectral", "pgd_at", "--set", "arch=mlp_8", "--set", "lr=0.3", "--dry-run")
     assert code == 0
-    assert told.count("Warning: ") == 2
-    assert "rep_spectral: batch_size=64" in told
-    assert "strength=0.1" in told
-    assert "lr" not in told
+    assert err.count("Warning: ") == 2
+    assert "rep_spectral: batch_size=64" in err
+    assert "strength=0.1" in err
+    assert "lr" not in err
 
 
 def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_probabilities_are_those_of_the_logits(grid):
 def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
     monkeypatch.setattr(stored, "features", None)
     calls = []
-    again = make_grid(find_runs(root)[1], digits, "FGSM", n=N, report=lambda *told: calls.append(told))
+    again = make_grid(find_runs(root)[1], digits, "FGSM", n=N, report=lambda *args: calls.append(args))
     assert again.steps[8]["features"].equal(grid.steps[8]["features"])
     assert [(done, total) for done, total, _ in calls] == [(k, 8) for k in range(8)]
     with pytest.raises(InputError, match="Unknown attack of the explorer 'PGD-30'"):

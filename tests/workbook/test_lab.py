@@ -56,7 +56,7 @@ def page(folder, heard):
 PICTURE = ".rl-three figure:nth-child(3) img"
 
 
-def look(page):
+def on_screen(page):
     """What is on the screen: the adversarial image, where its cross is, and the last line."""
     image = page.locator(PICTURE).get_attribute("src")
     cross = page.locator(".rl-scatter .crosses path").first.get_attribute("style")
@@ -64,25 +64,25 @@ def look(page):
 
 
 def test_the_eps_slider_moves_the_picture_and_the_map(page):
-    before = look(page)
+    before = on_screen(page)
     handle = page.get_by_role("slider", name="eps")
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")  # the keyboard is enough
     page.wait_for_function(f"document.querySelector('{PICTURE}').alt.includes('eps 0.35')")
-    after = look(page)
+    after = on_screen(page)
     assert all(now != then for now, then in zip(after, before, strict=True))
     assert "at eps 0.35" in after[2]
     assert handle.get_attribute("aria-valuetext") == "0.35"
 
 
 def test_a_click_on_a_point_shows_its_image(page):
-    before = look(page)
+    before = on_screen(page)
     page.locator(".rl-scatter").scroll_into_view_if_needed()
     box = page.locator(".rl-scatter .circles path").nth(17).bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_function("said => document.querySelector('[role=status]').innerText !== said", arg=before[2])
-    after = look(page)
+    after = on_screen(page)
     assert after[0] != before[0]
     chosen = page.locator(".rl-explorer select").last.evaluate("node => node.selectedOptions[0].text")
     assert after[2].startswith(f"Image {chosen.split(':')[0]},")
@@ -116,7 +116,7 @@ def test_arrow_keys_choose_and_leave_the_cells_alone(page, control, key):
 
 def test_the_sentence_is_a_live_region(page):
     page.evaluate("window.kept = document.querySelector('[role=status]')")
-    before = look(page)
+    before = on_screen(page)
     page.get_by_role("slider", name="eps").press("ArrowDown")
     page.wait_for_function("said => document.querySelector('[role=status]').innerText !== said", arg=before[2])
     assert page.evaluate("window.kept === document.querySelector('[role=status]')")

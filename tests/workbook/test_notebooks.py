@@ -148,8 +148,8 @@ def test_compare_shows_the_runs(trained: Path) -> None:
     signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "undecided: 0 of 8 seeds")
     assert_shows(shown, *signs, "TRADES · epochs=1, train_examples=256, attack_steps=2")
     assert "not audited" not in shown
-    lifted = [c for c in cells(task.output) if "index" in c.metadata.get("tags", [])]
-    assert sum("image/png" in o.get("data", {}) for c in lifted for o in c.outputs) >= 5
+    tagged = [c for c in cells(task.output) if "index" in c.metadata.get("tags", [])]
+    assert sum("image/png" in o.get("data", {}) for c in tagged for o in c.outputs) >= 5
     assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
 
 

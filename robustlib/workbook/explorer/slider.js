@@ -22,11 +22,11 @@ function render({ model, el }) {
   draw();
 
   // Arrow keys work what has the focus, here and in the explorer's other choices; JupyterLab would walk through its cells.
-  const mine = ({ target }) => {
+  const follow = ({ target }) => {
     if (target.matches(".rl-explorer :is(select, input)")) target.dataset.lmSuppressShortcuts = "true";
   };
-  document.addEventListener("focusin", mine);
-  return () => document.removeEventListener("focusin", mine);
+  document.addEventListener("focusin", follow);
+  return () => document.removeEventListener("focusin", follow);
 }
 
 export default { render };

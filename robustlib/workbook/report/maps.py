@@ -21,7 +21,7 @@ from robustlib.workbook.report.page import fill_template
 
 LIMIT = 2_900_000  # bytes of a page, which is to stay below 3 MB
 COLUMNS = 25  # images in a row of the sprite
-FEW = 10  # classes that can be told apart by colour
+FEW = 10  # classes that colours can still distinguish
 SCALE = 9999  # coordinates are whole numbers in [0, SCALE]
 
 

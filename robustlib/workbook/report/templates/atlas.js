@@ -63,7 +63,7 @@ const captions = (css) => { // the class's name at the clean point nearest to th
 const sheet = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
 const tile = (block, example) => sheet.getImageData(
   example % data.columns * width, (block * rows + Math.floor(example / data.columns)) * height, width, height);
-const look = () => {
+const update = () => {
   const example = shown[at], clean = tile(0, example), added = tile(run + 1, example), label = data.labels[example];
   const [change, after] = [new ImageData(width, height), new ImageData(width, height)];
   let most = 1;
@@ -73,8 +73,8 @@ const look = () => {
   }
   for (let k = 0; k < clean.data.length; k++) change.data[k] = k % 4 === 3 ? 255 : 128 + 127 / most * (after.data[k] - clean.data[k]);
   const truth = data.classes[label], said = data.runs[run].answers.map((side) => data.classes[side[example]] ?? "no answer");
-  const told = said.map((word) => `called ${word} ${word === truth ? "✓" : "✕"}`);
-  const words = [told[0], `× ${(127 / most).toPrecision(2)}`, told[1]];
+  const answers = said.map((word) => `called ${word} ${word === truth ? "✓" : "✕"}`);
+  const words = [answers[0], `× ${(127 / most).toPrecision(2)}`, answers[1]];
   document.querySelectorAll(".pair figure").forEach((figure, k) => {
     const canvas = figure.firstElementChild;
     [canvas.width, canvas.height] = [width, height];
@@ -84,7 +84,7 @@ const look = () => {
   });
   document.getElementById("example").textContent = `Example ${at + 1} of ${shown.length}, labelled ${truth}`;
   slider.value = at;
-  slider.setAttribute("aria-valuetext", `${at + 1} of ${shown.length}, labelled ${truth}: clean ${told[0]}, adversarial ${told[1]}`);
+  slider.setAttribute("aria-valuetext", `${at + 1} of ${shown.length}, labelled ${truth}: clean ${answers[0]}, adversarial ${answers[1]}`);
   draw();
 };
 
@@ -101,19 +101,19 @@ const choose = () => {
   const share = (count) => `${(100 * count / shown.length).toFixed(1)}\u00a0%`;
   document.getElementById("summary").textContent = `${name}: of ${shown.length} images, ${share(clean)} are right when clean and ${share(attacked)} after this attack.`;
   document.getElementById("note").textContent = note;
-  look();
+  update();
 };
 const point = (event) => {
   const box = map.getBoundingClientRect(), [x, y] = [event.clientX - box.left, event.clientY - box.top];
   const away = shown.map((example) => Math.min(...[0, 1].map((side) => { const [a, b] = place(example, side); return Math.hypot(a - x, b - y); })));
   const nearest = away.indexOf(Math.min(...away));
-  if (away[nearest] < REACH && nearest !== at) { at = nearest; look(); }
+  if (away[nearest] < REACH && nearest !== at) { at = nearest; update(); }
 };
 sprite.decode().then(() => {
   [sheet.canvas.width, sheet.canvas.height] = [sprite.naturalWidth, sprite.naturalHeight];
   sheet.drawImage(sprite, 0, 0);
   form.addEventListener("change", (event) => event.target !== slider && choose());
-  slider.addEventListener("input", () => { at = Number(slider.value); look(); });
+  slider.addEventListener("input", () => { at = Number(slider.value); update(); });
   for (const kind of ["pointermove", "pointerdown"]) map.addEventListener(kind, point);
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
   const [clean, attacked] = data.runs[0].answers; // begin with an image that the attack turned

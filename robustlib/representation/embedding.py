@@ -29,22 +29,14 @@ ARRAYS, SCORES = ("points", "pca"), ("explained", "trustworthiness", "pca_trustw
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Two-dimensional views of T tables of N features, all of the same examples: clean ones first, then adversarial ones.
+    """Two-dimensional views of T tables of N features, all of the same examples: clean ones first, then adversarial ones."""
 
-    Args:
-        points: UMAP coordinates, float32 (T, N, 2).
-        pca: the first two principal components of the unit vectors, float32 (T, N, 2).
-        explained: share of their variance that those two hold, in [0, 1].
-        trustworthiness, pca_trustworthiness: of the two views, in [0, 1], see `trustworthiness`.
-        parameters: how the map was made.
-    """
-
-    points: np.ndarray
-    pca: np.ndarray
-    explained: float
-    trustworthiness: float
+    points: np.ndarray  # UMAP coordinates, float32 (T, N, 2)
+    pca: np.ndarray  # the first two principal components of the unit vectors, float32 (T, N, 2)
+    explained: float  # share of their variance that those two hold, in [0, 1]
+    trustworthiness: float  # of `points`, in [0, 1], see `trustworthiness`
     pca_trustworthiness: float
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # how the map was made
 
     @property
     def clean(self) -> np.ndarray:

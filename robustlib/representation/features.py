@@ -151,21 +151,13 @@ def as_labels(labels: Tensor, features: Tensor, classes: int = 1) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The answers of a model to N images.
+    """The answers of a model to N images, on the CPU in the split's order; labels, indices and predictions are int64 (N,)."""
 
-    Args:
-        layers: by name, float32 (N, D) on the CPU, in the split's order.
-        labels: int64 (N,).
-        indices: position of each example in the original files, int64 (N,).
-        predictions: of the model, int64 (N,).
-        images: what the model was shown, rounded to uint8 (N, C, H, W); None unless it was kept.
-    """
-
-    layers: dict[str, Tensor]
+    layers: dict[str, Tensor]  # by name, float32 (N, D)
     labels: Tensor
-    indices: Tensor
+    indices: Tensor  # of the examples in the original files
     predictions: Tensor
-    images: Tensor | None = None
+    images: Tensor | None = None  # what the model was shown, rounded to uint8 (N, C, H, W), if it was kept
 
     def __getitem__(self, layer: str) -> Tensor:
         """The features of one layer, (N, D), under its name with or without "encoder."."""
@@ -200,7 +192,6 @@ def features(
 
     Args:
         model: x -> logits, on the device where it shall run; in eval mode for the time.
-        split: the images; the same call of two models uses the same ones in the same order.
         layers: names that `layers(model)` lists or paths of submodules; None = "features", the penultimate ones.
         attack: finds what the model is shown instead, on its `attack_view` where it has one (reverse attention); success is
             decided by the model itself. None shows the images themselves.

@@ -1,4 +1,8 @@
-"""How fast features change around an image: local slopes, and the metric that a feature map pulls back onto images."""
+"""How fast features change around an image: local slopes, and the metric that a feature map pulls back onto images.
+
+Models map x -> logits, run in eval mode and are left as found. f is the part of a model up to `layer`, see `layers`; None = the
+penultimate features.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,11 +32,9 @@ def local_lipschitz(
     robustness", eq. 3), who take the L1 norm of the outputs: with L2 and an l2 threat a linear layer has its spectral norm.
 
     Args:
-        model: x -> logits; in eval mode for the time and left as found.
         x: (B, C, H, W) in [0, 1].
         threat: the ball, eps above 0.
-        layer: f, see `layers`; None = the penultimate features.
-        steps: of the ascent, at least 1.
+        steps: of the ascent.
         seed: of the start, one stream an image.
     """
     check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
@@ -74,10 +76,8 @@ def feature_jacobian_norm(
     standard error of one image's norm is at most sqrt(1 / (2 projections)). Where that is no cheaper than exact, it is exact.
 
     Args:
-        model: x -> logits; in eval mode for the time and left as found.
         x: (B, C, H, W).
-        layer: f, see `layers`; None = the penultimate features.
-        projections: backward passes, at least 1; as many as f has outputs, or 0, give the exact norm.
+        projections: backward passes; as many as f has outputs, or 0, give the exact norm.
         generator: of the projections, on the images' device; None = torch's global one.
     """
     if projections < 0:
@@ -105,12 +105,8 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
     The top eigenvalue is the squared length that the most visible unit step in pixels has among features (rep-spectral bounds it
     layer by layer; Yang et al. 2024, section 2). The log volume element is 1/2 log det g, and where features are fewer than
     pixels, and g singular, the same of JJ': the volume along those directions that f sees; -inf where f is flat along one.
-    Exact, by min(pixels, features) backward passes; where pixels are fewer, f must be twice differentiable by autograd.
-
-    Args:
-        model: x -> logits; in eval mode for the time and left as found.
-        x: points (B, C, H, W); they may lie outside [0, 1].
-        layer: f, see `layers`; None = the penultimate features.
+    Exact, by min(pixels, features) backward passes; where pixels are fewer, f must be twice differentiable by autograd. Images x
+    (B, C, H, W) may lie outside [0, 1].
     """
     f = layer_function(model, layer)
     with frozen_eval(model):
@@ -146,15 +142,10 @@ def _slopes(answer: Tensor, at: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane of images with coordinates in pixel units: lengths in it are L2 distances between images.
+    """A plane of images with coordinates in pixel units: lengths in it are L2 distances between images."""
 
-    Args:
-        origin: the image (C, H, W) at (0, 0).
-        across, up: orthonormal directions (C, H, W) of the two coordinates.
-    """
-
-    origin: Tensor
-    across: Tensor
+    origin: Tensor  # the image (C, H, W) at (0, 0)
+    across: Tensor  # orthonormal directions (C, H, W) of the two coordinates
     up: Tensor
 
     @classmethod
@@ -194,11 +185,9 @@ def metric_over_plane(
     """The answers of models, and the metric they pull back, on a grid over the part of a plane that holds some images.
 
     Args:
-        models: name -> x -> logits (B, K), all on the plane's device and of as many classes.
-        plane: of images.
+        models: by name, all on the plane's device and of K classes.
         around: images (N, C, H, W) whose projections the grid surrounds.
-        layer: see `pullback_metric`.
-        steps: points along each side, at least 2.
+        steps: points along each side.
         margin: of the grid around the images, as a share of their extent on each side.
 
     Returns:

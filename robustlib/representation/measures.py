@@ -90,16 +90,12 @@ def class_alignment(features: Tensor, labels: Tensor) -> Tensor:
 class Exclusion:
     """Distances |u - v| between unit vectors, for each example (N,), in [0, 2]; margin in [-2, 2].
 
-    Args:
-        nearest: to the nearest example of another class (ANCRA's negative pair at its hardest).
-        mean: to all examples of other classes, on average.
-        margin: nearest of another class minus nearest of the own class; below 0 its nearest neighbour is of another class.
-            Twice the hypothesis margin of Gilad-Bachrach et al. (2004). NaN where the class has no other example.
+    The margin is twice the hypothesis margin of Gilad-Bachrach et al. (2004): below 0 the nearest neighbour is of another class.
     """
 
-    nearest: Tensor
-    mean: Tensor
-    margin: Tensor
+    nearest: Tensor  # to the nearest example of another class (ANCRA's negative pair at its hardest)
+    mean: Tensor  # to all examples of other classes, on average
+    margin: Tensor  # nearest of another class minus nearest of the own class; NaN where that has no other example
 
 
 def exclusion(features: Tensor, labels: Tensor, reference: Tensor | None = None) -> Exclusion:
@@ -107,11 +103,8 @@ def exclusion(features: Tensor, labels: Tensor, reference: Tensor | None = None)
 
     Memory: some 100 MB beside the features; time grows with N^2 D.
 
-    Args:
-        features: (N, D), of natural or adversarial images.
-        labels: (N,).
-        reference: where neighbours come from: the features of the same N examples in the same order, e.g. natural ones for
-            adversarial `features`; None = `features` themselves. An example never is its own neighbour.
+    Neighbours come from `reference`, the features of the same N examples in the same order, e.g. natural ones for adversarial
+    `features`; None = `features` themselves. An example never is its own neighbour.
     """
     features, reference = as_features(features, features if reference is None else reference)
     labels = as_labels(labels, features, classes=2)
@@ -186,31 +179,19 @@ def effective_rank(features: Tensor) -> float:
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """Distances from neural collapse (Papyan, Han and Donoho 2020); all are 0 when it is complete.
+    """Distances from neural collapse (Papyan, Han and Donoho 2020); all are 0 when it is complete. NC3 and NC4 need a head."""
 
-    Args:
-        variability: NC1, trace(S_W pinv(S_B)) / K of the within- and between-class covariances, in [0, inf).
-        equinorm: NC2, standard deviation over mean of the lengths of centred class means, in [0, inf).
-        equiangular: NC2, mean over pairs of |cos + 1 / (K - 1)|, in [0, 2].
-        self_duality: NC3, |W / |W| - M / |M|| of the head's weights and centred class means, in [0, 2]; NaN without a head.
-        nearest_centre: NC4, share of examples for which the head decides otherwise than the nearest class mean, in [0, 1];
-            NaN without a head.
-    """
-
-    variability: float
-    equinorm: float
-    equiangular: float
-    self_duality: float = math.nan
-    nearest_centre: float = math.nan
+    variability: float  # NC1: trace(S_W pinv(S_B)) / K of the within- and between-class covariances, in [0, inf)
+    equinorm: float  # NC2: standard deviation over mean of the lengths of centred class means, in [0, inf)
+    equiangular: float  # NC2: mean over pairs of |cos + 1 / (K - 1)|, in [0, 2]
+    self_duality: float = math.nan  # NC3: |W / |W| - M / |M|| of the head's weights and centred class means, in [0, 2]
+    nearest_centre: float = math.nan  # NC4: share of examples where head and nearest class mean disagree, in [0, 1]
 
 
 def neural_collapse(features: Tensor, labels: Tensor, head: nn.Linear | None = None) -> NeuralCollapse:
-    """How far features (N, D) are from collapsing onto a simplex of class means, see NeuralCollapse.
+    """How far features (N, D) of the layer before `head`, the last linear one, are from collapsing onto a simplex of class means.
 
-    Args:
-        features: of the layer before `head`.
-        labels: (N,), every class 0 .. K - 1 at least once, K at least 2.
-        head: the last linear layer, for NC3 and NC4.
+    Labels (N,) hold every class 0 .. K - 1 at least once, K at least 2.
     """
     (features,) = as_features(features)
     labels = as_labels(labels, features)
@@ -287,12 +268,7 @@ class Probe:
 
 
 def linear_probe(features: Tensor, labels: Tensor) -> Probe:
-    """Multinomial logistic regression on frozen features, the usual probe of a layer (Alain and Bengio 2017).
-
-    Args:
-        features: (N, D) of training images; they are standardised.
-        labels: (N,).
-    """
+    """Multinomial logistic regression on standardised features (N, D), the usual probe of a layer (Alain and Bengio 2017)."""
     from sklearn.linear_model import LogisticRegression
 
     (features,) = as_features(features)
@@ -308,13 +284,7 @@ def linear_probe(features: Tensor, labels: Tensor) -> Probe:
 
 
 def knn_probe(features: Tensor, labels: Tensor, *, k: int = 20) -> Probe:
-    """k nearest neighbours by cosine, their votes weighted by exp(cos / 0.07) (Wu et al. 2018, section 3.4).
-
-    Args:
-        features: (N, D) of training images.
-        labels: (N,).
-        k: neighbours, at most N.
-    """
+    """The k nearest of features (N, D) by cosine, their votes weighted by exp(cos / 0.07) (Wu et al. 2018, section 3.4)."""
     (features,) = as_features(features)
     check_neighbours(len(features), k)
     bank, votes = unit(features), F.one_hot(as_labels(labels, features)).float()

@@ -1,6 +1,6 @@
 """Images beside their copies, augmented or attacked, and beside images of other classes: how far their features lie apart."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -26,12 +26,7 @@ def image_copies(
 ) -> dict[str, Features]:
     """The penultimate features of the same images as they are ("clean"), "augmented" and "attacked", N each in one order.
 
-    Args:
-        model: x -> logits; left as found.
-        split: the images.
-        attack: on the plain images.
-        augment: the view of the augmented copies; see `features`.
-        seed: of augmentation and attack.
+    `augment` and `seed` as of `features`; the attack is on the plain images.
     """
     return {
         CLEAN: features(model, split, seed=seed),
@@ -112,7 +107,6 @@ def attacked_pairs(
     Args:
         model: x -> logits, with `features`; left as found.
         split: the N images.
-        threat: of both attacks.
         seed: of negatives and random starts.
         embed: x (B, C, H, W) -> features (B, D), instead of `model.features`.
     """
@@ -135,32 +129,26 @@ def attacked_pairs(
 
 
 def gap_probe(
-    attack: Attack,
-    layers: Mapping[str, str],
-    *,
-    measures: Sequence[GapMeasure] = ("relative_l2", "cosine", "linf"),
-    images: int = 128,
-    seed: int = 0,
+    attack: Attack, layers: Mapping[str, str], *, images: int = 128
 ) -> Callable[[nn.Module, Batch], dict[str, float]]:
     """Mean feature gaps of several layers under one attack, to watch during training: an entry of `Stage.probes`.
 
-    They appear in the metrics as "probe/<layer's name>/<measure>". The attack runs once for all of them. The model is left as
-    found.
+    They appear in the metrics as "probe/<layer's name>/<measure>": "linf" is what AFD plots, the others do not depend on the
+    features' scale. The attack runs once for all of them, with the same random numbers in every epoch; the model is left as found.
 
     Args:
-        attack: finds the adversarial examples.
         layers: name in the metrics -> layer, see `resolve_layers`.
-        measures: of `feature_gap`; "linf" is what AFD plots, the others do not depend on the features' scale.
         images: how many of the batch are attacked, spread evenly over it (its order may be that of classes), always the same.
-        seed: of the attack, one stream an example, the same in every epoch.
     """
+
+    measures: tuple[GapMeasure, ...] = ("relative_l2", "cosine", "linf")
 
     def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
         names = resolve_layers(model, tuple(layers.values()))
         spread = torch.arange(0, len(batch), max(1, len(batch) // images), device=batch.y.device)[:images]
         few = replace(batch, images=batch.images[spread], y=batch.y[spread], index=batch.index[spread])
         with frozen_eval(model):
-            x_adv = attack(validation_view(model), few.x, few.y, rng=ExampleRNG.for_examples(seed, few.index))
+            x_adv = attack(validation_view(model), few.x, few.y, rng=ExampleRNG.for_examples(0, few.index))
             with torch.no_grad():
                 clean, adversarial = activations(model, few.x, names), activations(model, x_adv, names)
         return {

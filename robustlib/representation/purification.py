@@ -1,4 +1,7 @@
-"""What a purifier does to images, to features and to running time: the data of the figures and tables of AToP's notebook."""
+"""What a purifier does to images, to features and to running time: the data of the figures and tables of AToP's notebook.
+
+Models run in eval mode and are left as found; clean images and their adversarial copies are (B, C, H, W) in [0, 1], alike.
+"""
 
 import time
 from collections.abc import Callable
@@ -43,11 +46,6 @@ def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, s
     The steps: "image"; "noise added"; "blocks hidden" (of rt3 behind the first of its N masks); "holes filled", where hidden
     pixels alone are the purifier's; "purified", what the classifier sees: all pixels are the purifier's. Steps that the model does
     not take are left out.
-
-    Args:
-        model: in eval mode for the time and left as found.
-        clean, adversarial: (B, C, H, W) in [0, 1], alike.
-        seed: of the draw.
     """
     if clean.shape != adversarial.shape:
         raise InputError(
@@ -84,12 +82,7 @@ def transform_surface(transform: RandomTransform, clean: Tensor, adversarial: Te
     T is the mean of several draws of the transform (noise, then blocks at mid-grey; of rt3 one mask a draw). With it, what the attack
     did shrinks by the missing rate alone, while what the transform itself does averages out: mixing brings the attack back out of
     the noise. After the released "impact of missing rate and mix number", whose figure has 4000 times the same numbers for masks of
-    single pixels; here blocks, noise and radius are those of the model.
-
-    Args:
-        transform: its sigma, grid and clipping are taken; instead of its missing rate, those near RATES that its grid can have.
-        clean, adversarial: (B, C, H, W) in [0, 1], alike.
-        seed: of the draws.
+    single pixels; here blocks, noise and radius are those of the model. Missing rates are those near RATES that its grid can have.
 
     Returns:
         A row for each rate and number of MIXES: missing, mixes, apart (|T(x') - T(x)|, both by the same draws), changed
@@ -115,13 +108,7 @@ def purified_copies(model: Purified, split: Split, attack: Attack, *, seed: int 
     """Penultimate features of the same images with and without the purifier before the classifier, N each in one order.
 
     "clean" and "attacked" are those of the bare classifier, "purified" and "attacked, purified" those behind the purifier, by one
-    draw. For `consistency`, `displacement` and `embed_path`.
-
-    Args:
-        model: left as found.
-        split: the images.
-        attack: on the whole model; the attacked images are rounded to 256 levels.
-        seed: of the attack and of the draws.
+    draw. The attack is on the whole model; its images are rounded to 256 levels. For `consistency`, `displacement` and `embed_path`.
     """
     pure = features(model, split, seed=seed)
     attacked = features(model, split, attack=attack, seed=seed, keep_images=True)
@@ -147,16 +134,10 @@ class _Classifier(nn.Module):
 
 
 def forward_cost(model: Purified, x: Tensor) -> pd.DataFrame:
-    """What an image costs with the purifier and without: one forward pass, and one with its gradient, as an attacker needs it.
+    """The time for an image of x (B, C, H, W) with the purifier and without: a forward pass, and one with its gradient.
 
-    Both take turns, so that what else the machine does falls on both; the median of 15 rounds counts.
-
-    Args:
-        model: in eval mode for the time and left as found.
-        x: images (B, C, H, W), all at once.
-
-    Returns:
-        A row a pass: pass ("forward", "forward and gradient"), classifier, purified (milliseconds an image), ratio.
+    Both take turns, so that other work of the machine falls on both; the median of 15 rounds counts. A row a pass: pass
+    ("forward", "forward and gradient"), classifier, purified (milliseconds an image), ratio.
     """
     sides: dict[str, Callable[[Tensor], Tensor]] = {"classifier": model.classify, "purified": model}
     rows, x = [], x.to(model.mean.device)

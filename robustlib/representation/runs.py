@@ -50,11 +50,9 @@ def run_features(
 
     Args:
         run: finished, of this data set.
-        dataset: its test images are used.
         attack: on the run's own model, through its `attack_view`.
         layers: see `robustlib.representation.features`; None = the penultimate features.
         n: a stratified choice of so many test images, always the same; 0 for all.
-        seed: of the attack.
     """
     check_runs([run], dataset)
     model, weights = run.model(), run.path / "model.safetensors"
@@ -118,8 +116,7 @@ def gap_table(
         classes: a row for each class besides the one for all.
 
     Returns:
-        Columns run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and the measures of
-        `feature_gap`: relative_l2 and cosine are comparable, l1, l2, linf are raw.
+        run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and each measure of `feature_gap`.
     """
     check_runs(runs, dataset)
     attacks = [attack] if eps is None else [at_eps(attack, radius) for radius in eps]
@@ -210,10 +207,7 @@ def embed_runs(
 
     Features and coordinates are kept in the runs. Print an Embedding to see how it was made and how far to trust it.
 
-    Args:
-        runs, dataset, attack, n, seed: see `run_features`; `seed` is UMAP's too.
-        layer: one layer; None = the penultimate features.
-        settings: of `embed`.
+    Arguments as of `run_features`, for one layer; `seed` is UMAP's too. Other settings are those of `embed`.
     """
     check_runs(runs, dataset)
     maps = []

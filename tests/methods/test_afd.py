@@ -488,17 +488,15 @@ def test_one_attack_serves_all_monitored_layers(digits):
         return (x + 0.1).clamp(0, 1)
 
     model = build_model("small_cnn", digits)
-    probe = gap_probe(attack, {"h": "features", "first": "stage1"}, measures=("l2",), images=10)
+    probe = gap_probe(attack, {"h": "features", "first": "stage1"}, images=10)
     ordered = digits.val.labels.argsort(stable=True)
     batch = next(iter(digits.val.select(ordered).batches(200)))
     found = probe(model, batch)
     assert calls == [(10, batch.y[::20].tolist())]
     assert len(set(calls[0][1])) >= 8, "spread over a batch that is sorted by class"
-    assert set(found) == {"h/l2", "first/l2"}
+    assert set(found) == {f"{layer}/{gap}" for layer in ("h", "first") for gap in ("relative_l2", "cosine", "linf")}
     with pytest.raises(InputError, match="There is no layer 'stage9'"):
         gap_probe(attack, {"h": "stage9"})(model, probe_batch(digits.val))
-    with pytest.raises(InputError, match="Unknown measure"):
-        gap_probe(attack, {"h": "features"}, measures=("l3",))(model, probe_batch(digits.val))
 
 
 # ---- starting from a finished run

@@ -1,7 +1,7 @@
 """The figures of the reports: one function for each, data in, `Figure(fig, alt, data)` out.
 
 Nothing here knows runs, files or notebooks. Colours are colour-blind safe and never alone: every series also has
-its own marker or line style.
+its own marker or line style. `class_names` are by label; numbers if not given.
 """
 
 from robustlib.figures.attacks import accuracy_bars, accuracy_dots, cascade, confusion_flow

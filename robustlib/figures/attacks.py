@@ -37,9 +37,7 @@ def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """One run's accuracy under each attack, with 95 % Wilson intervals.
 
     Attacks on surrogates ("pgd20@denoiser") are not drawn: the worst case, which counts them, is then called adaptive minimum.
-
-    Args:
-        rows: `attack`, `accuracy` and optionally `low` and `high` (fractions) of each; the order is kept.
+    Columns are `attack`, `accuracy` and optionally `low` and `high` (fractions); the order is kept.
     """
     given = require_columns("accuracy", DataFrame(rows), ["attack", "accuracy"])
     frame = given[~given["attack"].str.contains("@", regex=False)].reset_index(drop=True)
@@ -63,10 +61,8 @@ def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
 def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
 
-    Args:
-        rows: of `robustlib.evaluation.cascade_steps` or `results["cascade"]`: `component`, `accuracy` after it (fraction of all
-            images), in order, the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade
-            of the first is drawn.
+    Rows are those of `robustlib.evaluation.cascade_steps`: `component`, `accuracy` after it (fraction of all images), in order,
+    the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade of the first is drawn.
     """
     frame = require_columns("cascade", DataFrame(rows), ["component", "accuracy"])
     for column in ("attack", "surrogate"):
@@ -93,9 +89,7 @@ def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
 def accuracy_dots(table: DataFrame, title: str) -> Figure:
     """Accuracies as dots with intervals and numbers: several series (attacks, models) in each of several rows.
 
-    Args:
-        table: `row`, `series`, `accuracy` and optionally `low` and `high` (fractions); in order, the first row on top.
-        title: of the figure.
+    Columns are `row`, `series`, `accuracy` and optionally `low` and `high` (fractions); in order, the first row on top.
     """
     given = require_columns("accuracy-dots", table, ["row", "series", "accuracy"]).reset_index(drop=True)
     rows, marks = list(dict.fromkeys(given["row"])), styles(dict.fromkeys(map(str, given["series"])))
@@ -147,10 +141,7 @@ def confusion_flow(clean: ArrayLike, adversarial: ArrayLike, class_names: Sequen
 
     Predictions that stay are grey; those that change have the colour of where they come from. Of more than 15 classes,
     those that change least are one band, "other classes".
-
-    Args:
-        clean, adversarial: predictions (N,) for the same images, whole numbers; adversarial ones below 0 are no answer.
-        class_names: by label; numbers if not given.
+    Predictions (N,) are whole numbers for the same images; adversarial ones below 0 are no answer.
     """
     before, after = (np.maximum(np.asarray(side), -1) for side in (clean, adversarial))
     same_length("confusion-flow", clean=before, adversarial=after)

@@ -28,17 +28,11 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 class Figure(NamedTuple):
-    """A figure, the words for those who cannot see it, and its numbers.
-
-    Attributes:
-        fig: the matplotlib figure.
-        alt: what it shows, with its main numbers, in a sentence or three.
-        data: what it draws, a tidy table: one row a point, bar or answer; numbers and words only.
-    """
+    """A figure, the words for those who cannot see it, and its numbers."""
 
     fig: "Canvas"
-    alt: str
-    data: DataFrame
+    alt: str  # what it shows, with its main numbers, in a sentence or three
+    data: DataFrame  # what it draws, a tidy table: one row a point, bar or answer; numbers and words only
 
 
 @contextmanager
@@ -109,26 +103,26 @@ def title_of(row: Mapping[Any, Any] | Series) -> str:
 def legend_below(fig: "Canvas", axis: "Axes") -> None:
     """The legend of `axis` below the figure, in as many columns as its texts leave room for; the axes keep their size."""
     handles, labels = axis.get_legend_handles_labels()
-    columns = _legend_columns(labels, fig.get_figwidth())
-    fig.set_figheight(fig.get_figheight() + 0.2 * (-(-len(labels) // columns) - 1))
+    columns, rows = _legend_shape(labels, fig.get_figwidth())
+    fig.set_figheight(fig.get_figheight() + 0.2 * (rows - 1))
     fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
 
 
 def legends_below(fig: "Canvas", row: Sequence["Axes"]) -> None:
     """The legend of each of the axes of one row below it, where it hides no curve; the axes keep their size."""
-    rows = 1
+    most = 1
     for axis in row:
         handles, labels = axis.get_legend_handles_labels()
-        columns = _legend_columns(labels, fig.get_figwidth() / len(row))
-        rows = max(rows, -(-len(labels) // columns))
+        columns, rows = _legend_shape(labels, fig.get_figwidth() / len(row))
+        most = max(most, rows)
         if labels:
-            below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-            axis.legend(handles, labels, ncols=columns, handlelength=3, **below)
-    fig.set_figheight(fig.get_figheight() + 0.2 * rows)
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            axis.legend(handles, labels, ncols=columns, handlelength=3, **place)
+    fig.set_figheight(fig.get_figheight() + 0.2 * most)
 
 
-def _legend_columns(labels: Sequence[str], width: float) -> int:
-    """In how many columns the entries of a legend fit into so many inches; at most 4."""
+def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
+    """In how many columns, at most 4, the entries of a legend fit into so many inches, and in how many rows they stand."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
@@ -136,7 +130,9 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     points = [TextToPath().get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
     inches = np.array(points) / 72 + 0.73  # with the line before a text and the gap after it
     counts = range(1, min(4, len(labels)) + 1)
-    return max((n for n in counts if sum(part.max() for part in np.array_split(inches, n)) <= width), default=1)
+    fitting = [n for n in counts if sum(part.max() for part in np.array_split(inches, n)) <= width]
+    columns = max(fitting, default=1)
+    return columns, -(-len(labels) // columns)
 
 
 def same_length(what: str, **arrays: Any) -> None:

@@ -37,9 +37,8 @@ COLUMNS = ("method", "seed", "clean", "clean_low", "clean_high", "worst", "worst
 def trade_off(leaderboard: DataFrame) -> Figure:
     """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
 
-    Args:
-        leaderboard: one row a run: `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the
-            intervals `clean_low`, `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, for the legend.
+    Columns are `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the intervals `clean_low`,
+    `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, for the legend.
     """
     rows = _titled(require_columns("trade-off", leaderboard, ["clean", "worst"]))
     fig, (axis,) = axes(height=4.4)
@@ -53,11 +52,7 @@ def trade_off(leaderboard: DataFrame) -> Figure:
 
 @style()
 def cost(leaderboard: DataFrame) -> Figure:
-    """What robustness cost: minutes of training against worst-case accuracy, one dot for each run.
-
-    Args:
-        leaderboard: as for `trade_off`, with `minutes` instead of `clean`.
-    """
+    """What robustness cost: minutes of training against worst-case accuracy, one dot for each run; columns as for `trade_off`."""
     rows = _titled(require_columns("cost", leaderboard, ["minutes", "worst"]))
     fig, (axis,) = axes(height=4.4)
     _scatter(axis, rows, "minutes")
@@ -166,9 +161,8 @@ def _effect(claim: Mapping[Any, Any]) -> str:
 def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     """The share of images with an adversarial image within each distance, a line for each model; farther right is better.
 
-    Args:
-        distances: model -> adversarial distances (N,) in pixel units, of the same images for all, e.g. those of
-            `robustlib.evaluation.compare_distances`; all finite and at least 0.
+    Of each model the adversarial distances (N,) in pixel units, of the same images for all, e.g. those of
+    `robustlib.evaluation.compare_distances`; all finite and at least 0.
     """
     ordered = {name: np.sort(np.asarray(values, dtype=float).ravel()) for name, values in distances.items()}
     lengths = {len(values) for values in ordered.values()}

@@ -60,10 +60,8 @@ NO_LOSS = {"epoch", "epoch_total", "lr", "seconds", "warnings", "stage", "pass",
 def training_curves(metrics: DataFrame) -> Figure:
     """Losses and accuracies of one run over its epochs.
 
-    Args:
-        metrics: one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or
-            `epoch`), losses and their parts, and any of `clean_val`, `robust_val`, `fgsm_val`, `robust_train`
-            (fractions). `stage` and `warnings`, where given, are marked.
+    Metrics have one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or `epoch`),
+    losses and their parts, and any of ACCURACIES (fractions). `stage` and `warnings`, where given, are marked.
     """
     clock = "epoch_total" if "epoch_total" in metrics else "epoch"
     rows = require_columns("training", metrics, [clock]).reset_index(drop=True)
@@ -187,11 +185,8 @@ def _radius(eps: float) -> str:
 def over_seeds(table: DataFrame, x: str, value: str, what: str) -> dict[str, DataFrame]:
     """For each method, "TITLE (8 seeds)", the mean of `value` at each `x`, with its 95 % t interval over seeds in `low` and `high`.
 
-    Of a single seed, these are those of the table, or NaN.
-
-    Args:
-        table: one row a seed and point: `method`, `seed`, `x`, `value`, optionally `title`, `low` and `high`.
-        what: the figure, for messages.
+    Of a single seed, these are those of the table, or NaN. One row a seed and point: `method`, `seed`, `x`, `value`, optionally
+    `title`, `low` and `high`. Messages name the figure `what`.
     """
     from scipy.stats import t
 
@@ -236,9 +231,7 @@ def _stack(curves: Mapping[str, Curves], panel: str, value: str) -> DataFrame:
 def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> Figure:
     """Accuracy under attack against its radius: the mean over seeds of each method, with 95 % bands over seeds.
 
-    Args:
-        table: one row a run and point: `method`, `seed`, `eps`, `accuracy` (a fraction), optionally `title`.
-        threat_eps: the radius of the threat model, which is marked.
+    One row a run and point: `method`, `seed`, `eps`, `accuracy` (a fraction), optionally `title`. `threat_eps` is marked.
     """
     curves = over_seeds(table, "eps", "accuracy", "robustness")
     for curve in curves.values():

@@ -38,9 +38,8 @@ FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some l
 def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Histograms of distances between pairs of features, a panel for each method, all on one scale.
 
-    Args:
-        distances: method -> kind of pair ("clean to adversarial", "same class", "nearest other class") -> distances (N,), >= 0;
-            those that are not finite are left out.
+    By method and kind of pair ("clean to adversarial", "same class", "nearest other class") distances (N,), >= 0; those that are
+    not finite are left out.
     """
     pairs = {
         (method, kind): np.asarray(values, dtype=float).ravel()
@@ -88,10 +87,9 @@ def _draw_histograms(axis: "Axes", bins: DataFrame, marks: Mapping[str, dict[str
 def alignment_exclusion(table: DataFrame) -> Figure:
     """How near each run keeps an image to its adversarial one, and how far that stays from other classes: up and left is better.
 
-    Args:
-        table: one row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared
-            distance of a clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the
-            nearest of another class less that to the nearest of its own), and optionally `title`.
+    One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared distance of a
+    clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the nearest of another class
+    less that to the nearest of its own), and optionally `title`.
     """
     rows = require_columns("alignment-exclusion", table, ["method", "alignment", "adversarial_margin"])
     rows = rows.assign(method=[title_of(row) for row in rows.to_dict("records")])
@@ -137,7 +135,6 @@ def umap_atlas(
         maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
             `adversarial`; panels for methods, or for UMAP and PCA.
         labels: (N,) classes, the same for all maps.
-        class_names: by label; numbers if not given.
         note: what to say below all: parameters and seed.
         notes: name of a map -> what to say below it alone, e.g. its trustworthiness.
         copies: what the second coordinates are of, e.g. "augmented" ones.
@@ -282,7 +279,6 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
         table: e.g. of `robustlib.representation.metric_over_plane`: `model`, `across`, `up` (a full grid for each model),
             `top_eigenvalue`, `logit 0` .. `logit K - 1`.
         points: what to draw into every panel, such as training points: `across`, `up`, `label`.
-        class_names: by label; numbers if not given.
     """
     from matplotlib.colors import LogNorm
 

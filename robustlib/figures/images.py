@@ -33,7 +33,6 @@ def example_strips(
         clean, adversarial: (N, C, H, W) in [0, 1], C 1 or 3; the first ten are shown (eight if names are long).
         labels: (N,) true classes.
         predictions: for the clean and for the adversarial images, (N,) each.
-        class_names: by label; numbers if not given.
     """
     before, after, y = np.asarray(clean, dtype=float), np.asarray(adversarial, dtype=float), np.asarray(labels)
     answers = dict(zip(("predictions", "adversarial predictions"), map(np.asarray, predictions), strict=True))
@@ -136,7 +135,6 @@ def purification_steps(
             three of each are shown.
         labels: (N,) true classes.
         answers: step -> answers (N,) to the clean and to the attacked images as they are after it, written below them.
-        class_names: by label; numbers if not given.
     """
     y = np.asarray(labels)[:SHOWN]
     steps = {
@@ -222,9 +220,8 @@ SURFACES = {
 def transform_surface(table: DataFrame) -> Figure:
     """How far a random transform moves images, against missing rate and number of mixed copies; two heat maps, one colour scale.
 
-    Args:
-        table: of `robustlib.representation.transform_surface`: `missing` (share), `mixes`, `apart`, `changed` (mean absolute
-            difference of a pixel, in [0, 1]); a full grid.
+    The table is a full grid, as of `robustlib.representation.transform_surface`: `missing` (share), `mixes`, `apart`, `changed`
+    (mean absolute difference of a pixel, in [0, 1]).
     """
     columns = ["missing", "mixes", *SURFACES]
     rows = require_columns("transform", table, columns).sort_values(["mixes", "missing"])

@@ -1,0 +1,163 @@
+"""What every figure promises: words, numbers, the same picture each time, and sentences for what cannot be drawn."""
+
+import io
+import subprocess
+import sys
+from numbers import Number
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustlib import figures
+from robustlib.errors import InputError
+from tests.figures.conftest import (
+    ALL,
+    CLASSES,
+    DISTANCES,
+    DOTS,
+    HOLDS,
+    IMAGES,
+    MAP,
+    POINT,
+    ROWS,
+    gaps,
+    grid,
+    heat,
+    plane,
+    probes,
+    surface,
+    swept,
+)
+from tests.fixtures import curve, leaderboard, metrics
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_carries_its_numbers(name):
+    data = ALL[name]().data
+    column, number = HOLDS[name]
+    assert np.isclose(data[column], number).any()
+    assert data.columns.is_unique
+    assert data.index.is_unique
+    assert data.map(lambda cell: isinstance(cell, str | Number)).all(axis=None), "no lists, no tensors"
+    again = pd.read_csv(io.StringIO(data.to_csv(index=False, float_format="%.6g")), dtype=data.dtypes.to_dict())
+    same = data.reset_index(drop=True).replace("", np.nan)
+    pd.testing.assert_frame_equal(again, same, check_dtype=False, rtol=1e-4, atol=1e-5)
+
+
+def test_data_speak_of_titles_and_points():
+    assert set(ALL["trade-off"]().data["method"]) == {"STANDARD", "TRADES"}
+    assert set(ALL["gap over eps"]().data["curve"]) == {"A (2 seeds)", "B (2 seeds)"}
+    assert len(ALL["atlas"]().data) == 2 * 2 * 60, "maps, sides, images"
+    assert ALL["strips"]().data.to_dict("records")[1] == {
+        "example": 1,
+        "label": "dog",
+        "before": "dog",
+        "after": "cat",
+    }
+    shares = ALL["pairs"]().data.groupby(["method", "pair"])["share"].sum()
+    assert shares.tolist() == pytest.approx([1] * 6)
+    assert "PGD accuracy fell" in ALL["training"]().data["warnings"].tolist()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_is_a_reproducible_picture_with_words(name):
+    from PIL import Image
+
+    first, second = ALL[name](), ALL[name]()
+    assert len(first.alt) > 40
+    assert "nan" not in first.alt
+    png = figures.to_png(first, dpi=60)
+    assert png == figures.to_png(second, dpi=60)
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert (picture[0] == 255).all(), "figures stand on white"
+    assert picture.std() > 10
+
+
+def test_alt_texts_name_the_main_numbers():
+    assert "98.6 %" in figures.accuracy_bars(ROWS).alt
+    assert "worst case 73.6 %" in figures.accuracy_bars(ROWS).alt
+    assert "75.0 % at the threat model's eps 0.2" in ALL["eps"]().alt
+    assert "STANDARD: mean of 2 runs" in ALL["trade-off"]().alt
+    training = figures.training_curves(metrics()).alt
+    assert "6 epochs" in training
+    assert "PGD accuracy fell" in training
+    assert "from 1 to 0.286" in training, "the row before training has no loss"
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: figures.robustness_curves({}), "at least one curve"),
+        (lambda: figures.robustness_curves({"A": curve()}, x="time"), "'time'"),
+        (lambda: figures.trade_off(pd.DataFrame({"clean": [0.9]})), "'worst'"),
+        (lambda: figures.cost(leaderboard().assign(worst=float("nan"))), "4 given"),
+        (lambda: figures.accuracy_bars([]), "'attack'"),
+        (lambda: figures.cascade([]), "'component'"),
+        (lambda: figures.robustness_over_seeds(curve()), "'method'"),
+        (lambda: figures.feature_gap_curves(gaps(), "depth"), "x='depth'"),
+        (lambda: figures.feature_gap_curves(gaps(), "eps"), "over eps needs one layer, the table has 'stem', 'head'"),
+        (lambda: figures.feature_gap_curves(gaps().drop(columns="eps"), "eps"), "the column 'eps'"),
+        (lambda: figures.pair_distances({}), "needs distances"),
+        (lambda: figures.pair_distances({"A": {"same class": [np.nan]}}), "needs distances"),
+        (lambda: figures.alignment_exclusion(plane()[["method", "alignment"]]), "'adversarial_margin'"),
+        (lambda: figures.umap_atlas({}, CLASSES), "at least one map"),
+        (lambda: figures.umap_atlas({"A": MAP}, CLASSES, notes={"B": ""}), "no map 'B'"),
+        (lambda: figures.umap_atlas({"A": MAP}, CLASSES[:3]), "labels 3, clean 60"),
+        (lambda: figures.confusion_flow([0, 1], [0]), "clean 2, adversarial 1"),
+        (lambda: figures.confusion_flow([], []), "at least one"),
+        (lambda: figures.example_strips(IMAGES, IMAGES[:1], [0, 1], ([0, 1], [0, 1])), "adversarial 1"),
+        (lambda: figures.example_strips(IMAGES[0], IMAGES[0], [0], ([0], [0])), r"\(1, 8, 8\)"),
+        (lambda: figures.claim_effects([]), "'claim'"),
+        (lambda: figures.probe_curves({}, ["probe/h/cosine"]), "at least one method"),
+        (lambda: figures.probe_curves(probes(), ["probe/h/cosine"]), "'probe/h/cosine'"),
+        (lambda: figures.sweep(swept().drop(columns="robust")), "'robust'"),
+        (lambda: figures.metric_plane(heat().drop(columns="logit 1"), POINT), "'logit 1'"),
+        (lambda: figures.metric_plane(heat(), POINT[["across", "up"]]), "'label'"),
+        (lambda: figures.metric_plane(heat().iloc[1:], POINT), "A has 44 rows for 9 x 5 points"),
+        (lambda: figures.distance_distributions({}), "given: none"),
+        (lambda: figures.distance_distributions({**DISTANCES, "c": [1.0]}), "c 1 of 1"),
+        (lambda: figures.distance_distributions({"none": [0.1, np.nan]}), "none 1 of 2"),
+        (lambda: figures.accuracy_distance(grid().drop(columns="chosen")), "'chosen'"),
+        (lambda: figures.accuracy_distance(grid()[1:]), "a row of strength 0"),
+        (lambda: figures.purification_steps({"image": IMAGES}, {}, [0, 1]), r"image \(2, 1, 8, 8\)\."),
+        (lambda: figures.purification_steps({"a": IMAGES[:, 0]}, {"a": IMAGES[:, 0]}, [0, 1]), r"\(2, 8, 8\)"),
+        (lambda: figures.purification_steps({}, {}, []), "every step"),
+        (lambda: figures.accuracy_dots(DOTS.drop(columns="series"), "A"), "'series'"),
+        (lambda: figures.transform_surface(surface()[1:]), "5 rows for 2 x 3"),
+    ],
+)
+def test_missing_data_is_a_sentence(draw, words):
+    with pytest.raises(InputError, match=words):
+        draw()
+
+
+def test_show_sends_a_png_with_its_alt_text(monkeypatch):
+    import IPython
+    import IPython.display
+
+    sent = {}
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr(IPython.display, "display", lambda data, **how: sent.update(data=data, **how))
+    figure = figures.accuracy_bars(ROWS)
+    assert figures.show(figure) is None
+    csv = "attack,accuracy,low,high\nclean,0.986,0.97,0.995\nworst case,0.736,,\n"
+    assert sent["metadata"]["image/png"] == {"alt": figure.alt, "width": 768, "csv": csv}
+    assert sent["data"]["image/png"].startswith("iVBOR")
+
+
+def test_show_outside_a_notebook_prints_the_words(capsys):
+    figure = figures.accuracy_bars(ROWS)
+    figures.show(figure)
+    assert capsys.readouterr().out.strip() == figure.alt
+
+
+def test_no_backend_is_chosen_and_no_figure_stays_open():
+    code = (
+        "import robustlib.figures as f, matplotlib, sys; assert 'matplotlib.pyplot' not in sys.modules;"
+        "f.to_png(f.accuracy_bars([{'attack': 'clean', 'accuracy': .5}]), dpi=50);"
+        "import matplotlib.pyplot as p; assert not p.get_fignums(); assert matplotlib.rcParams['axes.spines.top'];"
+        "assert matplotlib.get_backend(auto_select=False) is None"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment, cwd="/")

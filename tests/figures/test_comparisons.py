@@ -1,0 +1,60 @@
+"""Runs side by side, claims, and adversarial distances."""
+
+import pytest
+
+from robustlib import figures
+from tests.figures.conftest import ALL, CLAIMS, DISTANCES, grid
+from tests.fixtures import leaderboard
+
+
+def test_runs_with_other_settings_are_other_methods():
+    board = leaderboard().assign(changed=["", "", "beta=1.0, compiled", "compiled"])
+    assert set(figures.trade_off(board).data["method"]) == {"STANDARD", "TRADES · beta=1.0", "TRADES"}
+
+
+def test_claims_have_a_dot_where_there_is_an_effect():
+    figure = ALL["claims"]()
+    (axis,) = figure.fig.axes
+    assert len(axis.containers) == 2
+    assert sum(container.has_xerr for container in axis.containers) == 1, "one seed has no interval"
+    assert "supported (3.0, interval 2.0 to 4.0)" in figure.alt
+    assert axis.containers[0][0].get_xdata() == pytest.approx([3]), "in smallest effects of interest"
+    assert "(3.0 points, interval" in figures.claim_effects([CLAIMS[0] | {"unit": "points"}]).alt
+
+
+def test_a_long_claim_is_told_in_full():
+    long = "The defence keeps more accuracy than the other one " * 5
+    (axis,) = figures.claim_effects([CLAIMS[0] | {"claim": long}]).fig.axes
+    assert axis.texts[0].get_text().replace("\n", " ") == long.strip()
+
+
+def test_dots_carry_their_intervals():
+    (axis,) = ALL["trade-off"]().fig.axes
+    bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
+    assert len(bars) == 2
+    told = {text.get_text() for text in axis.figure.legends[0].get_texts()}
+    assert told == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
+
+
+def test_each_line_of_a_distribution_is_its_share_of_images():
+    """By hand: of four images one lies within 0.2, two within 0.3."""
+    data = figures.distance_distributions(DISTANCES).data
+    mine = data[data["model"] == "none"].set_index("distance")["share"]
+    assert mine.to_dict() == {0.2: 0.25, 0.3: 0.5, 0.4: 0.75, 0.5: 1.0}
+    (axis,) = figures.distance_distributions(DISTANCES).fig.axes
+    assert [text.get_text() for text in axis.figure.legends[0].get_texts()] == [
+        "none, median 0.350",
+        "rep-spectral, median 0.550",
+    ]
+
+
+def test_what_is_chosen_has_a_ring_and_what_costs_too_much_is_shaded():
+    drawn = figures.accuracy_distance(grid())
+    (axis,) = drawn.fig.axes
+    rings = [line for line in axis.lines if line.get_markersize() == 15 and len(line.get_xdata())]
+    assert sorted(float(line.get_ydata()[0]) for line in rings) == [0.55, 0.61]
+    (shade,) = axis.patches
+    assert shade.get_x() + shade.get_width() == pytest.approx(0.96)
+    assert shade.get_x() <= 0.91
+    assert {text.get_text() for text in axis.texts} == {"", "0.01", "0.1"}
+    assert "none: accuracy 97.0 %, distance 0.500; rep at strength 0.1, chosen" in drawn.alt

@@ -1,0 +1,92 @@
+"""Pictures of a feature space: histograms, planes, maps and boundaries."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustlib import figures
+from tests.figures.conftest import ALL, CLASSES, MAP, POINT, heat
+
+
+def test_pair_distances_share_one_scale():
+    first, second = ALL["pairs"]().fig.axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_xlim() == second.get_xlim()
+    heights = [patch.get_data().values.sum() for patch in first.patches]
+    assert heights == pytest.approx([1] * 6), "shares of the pairs, infinite distances left out"
+    assert "other class 1.1" in ALL["pairs"]().alt
+
+
+def test_the_plane_has_a_dot_for_each_run_and_a_ring_at_their_mean():
+    (axis,) = ALL["plane"]().fig.axes
+    dots, ring, lone = axis.lines
+    assert (len(dots.get_xdata()), len(lone.get_xdata())) == (2, 1)
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((0.2, 0.5))
+
+
+def test_the_atlas_tells_clean_from_adversarial_by_shape():
+    first, _ = ALL["atlas"]().fig.axes
+    circles, crosses = first.collections[0:6:2], first.collections[1:6:2]
+    assert {len(c.get_paths()[0].vertices) for c in circles} != {len(c.get_paths()[0].vertices) for c in crosses}
+    assert np.concatenate([c.get_offsets() for c in circles]).tolist() == MAP[0].tolist()
+    assert {text.get_text() for text in first.texts} == {"0", "1", "2"}
+    arrows = first.collections[6]
+    assert len(arrows.get_offsets()) == 30
+    start, end = arrows.get_offsets()[0], arrows.get_offsets()[0] + (arrows.U[0], arrows.V[0])
+    assert (start.tolist(), np.asarray(end)) == (MAP[0][0].tolist(), pytest.approx(MAP[1][0]))
+    (place,) = {text.get_text(): text for text in first.texts if text.get_text() == "0"}.values()
+    assert place.xy in [tuple(point) for point in MAP[0][CLASSES == 0].tolist()], "a name points into its class"
+    many = figures.umap_atlas({"A": MAP}, np.arange(60)).fig.axes[0]
+    assert not many.texts, "sixty names would hide the map"
+
+
+def test_each_map_has_its_own_note():
+    notes = {"UMAP": "Trustworthiness 0.98.", "PCA": "Trustworthiness 0.85, 36 % of the variance."}
+    figure = figures.umap_atlas({"UMAP": MAP, "PCA": MAP}, CLASSES, note="300 images.", notes=notes)
+    assert [axis.get_xlabel().replace("\n", " ") for axis in figure.fig.axes] == list(notes.values())
+    assert all(note in figure.alt for note in (*notes.values(), "300 images."))
+    nine = figures.umap_atlas({f"map {k}": MAP for k in range(9)}, CLASSES)
+    assert nine.fig.get_figwidth() == 8
+    assert len(nine.fig.axes) == 9
+
+
+def test_maps_say_what_the_copies_are():
+    figure = figures.umap_atlas({"A": MAP}, CLASSES, copies="augmented")
+    assert figure.alt.startswith("Maps of clean and augmented features of 60 images")
+    assert "A: augmented images lie" in figure.alt
+    assert set(figure.data["side"]) == {"clean", "augmented"}
+    (legend,) = figure.fig.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["clean image", "its augmented one"]
+
+
+def test_names_of_near_classes_do_not_hide_each_other():
+    near = (MAP[0] * 0.01, MAP[0] * 0.01)
+    figure = figures.umap_atlas({"A": near, "B": near}, CLASSES, ["airplane", "automobile", "bird"])
+    figures.to_png(figure, dpi=60)
+    boxes = [text.get_window_extent() for text in figure.fig.axes[0].texts]
+    spans = [(b.y0, b.y1) for b in boxes]  # the widths hold the line to the class too
+    assert len(set(spans)) == 3
+
+
+def test_the_boundary_lies_where_the_decision_changes_and_colours_are_shared():
+    dots = pd.DataFrame({"across": [0.1, 0.9], "up": [0.2, 0.3], "label": [0, 1]})
+    figure = figures.metric_plane(heat(), dots, ["left", "right"])
+    a, b = figure.fig.axes[:2]
+    line = np.concatenate([path.vertices for path in a.collections[1].get_paths()])
+    assert np.allclose(line[:, 0], 0.5, atol=1e-6)
+    assert np.ptp(line[:, 1]) == pytest.approx(0.5)
+    assert len(b.collections) == 1, "no boundary where one class is all there is"
+    limits = [axis.collections[0].get_clim() for axis in (a, b)]
+    assert limits == [(1.0, 20.0)] * 2
+    markers = {line.get_label(): line.get_marker() for line in a.get_lines()}
+    assert len(set(markers.values())) == 2
+    assert set(markers) == {"left", "right"}
+    assert "A median 1.5, at most 2; left on 55.6 %, right on 44.4 %; B median 15" in figure.alt
+    assert not a.texts, "points tell which class is where"
+    named = figures.metric_plane(heat(), dots[:1], ["left", "right"]).fig.axes[0].texts
+    assert [(text.get_text(), text.get_position()[0] < 0.5) for text in named] == [("right", False)]
+
+
+def test_a_metric_that_vanishes_has_a_picture():
+    flat = heat().assign(top_eigenvalue=0.0)
+    assert figures.to_png(figures.metric_plane(flat, POINT), dpi=40)

@@ -13,7 +13,7 @@ from robustlib.runs import Run, write_json
 from tests.conftest import Linear
 
 PACKAGE = str(Path(robustlib.__file__).parent)
-MOST, OWN = 16, 6  # frames of robustlib's own code, and of those outside the attacks
+MOST, OWN = 10, 6  # frames of robustlib's own code, and of those outside the attacks
 
 
 class Deployed(Linear):

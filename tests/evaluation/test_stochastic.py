@@ -1,6 +1,7 @@
 """Models that answer at random: what they meet, what their randomness is worth, and what unseen attacks leave of them."""
 
 import re
+import sys
 from dataclasses import replace
 from math import erf, sqrt
 from pathlib import Path
@@ -564,7 +565,7 @@ def test_a_study_measures_what_its_claims_need(
         if run.params()["seed"] == 1:
             raise InputError("not on these images.")
 
-    monkeypatch.setattr("robustlib.evaluation.measure_unseen", measure)
+    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.publish"], "measure_unseen", measure)
     variant, other = variant_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
     told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", variant=variant, than="trades")
     runs, options = [*evaluated.values(), other, Run(tmp_path / "none")], Options(device="cpu")

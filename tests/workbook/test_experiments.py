@@ -269,6 +269,17 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     assert varied[-1].path == other.path
 
 
+def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
+    name = experiments.variant_name(("trades", {"milestones": (20, 30), "lr": 0.123}), "digits")
+    assert name == "trades lr=0.123, milestones=(20, 30)"
+    run = made(tmp_path, "trades", 0, changed="lr=0.123, milestones=(20, 30)")  # text, as version 0.1 wrote it
+    new = Run(tmp_path / "digits" / "trades" / "new")
+    params = {key: value for key, value in run.params().items() if key != "changed"}
+    write_json(new.path / "params.json", params | {"changes": {"lr": 0.123, "milestones": [20, 30]}})
+    assert variant_of(run) == variant_of(new) == name
+    assert run.changes() == new.changes() == {"lr": 0.123, "milestones": (20, 30)}
+
+
 def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:
     runs = [made(tmp_path, "trades", seed, changed=changed) for seed, changed in ((0, ""), (1, ""), (0, "beta=1.0"))]
     found = metrics_of([*runs, runs[0]])

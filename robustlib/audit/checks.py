@@ -14,11 +14,11 @@ from robustlib.audit.binarisation import binarised
 from robustlib.audit.verdicts import (
     Check,
     Part,
+    accuracy_percent,
     align,
     effect,
     inconsistent,
     make_check,
-    mean_percent,
     minimum,
     mismatched,
     not_applicable,
@@ -50,7 +50,7 @@ def check_iterations(e: AuditAttacks) -> Check:
     """1: many small steps find what one large step finds and not much more, and no attack improves a model."""
     clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
     worse, leak, n = effect(pgd, torch.minimum(once, clean)), effect(once, clean), len(e.x)
-    said = f"PGD-20 leaves {mean_percent(pgd)}, FGSM {mean_percent(once)} of {mean_percent(clean)} clean"
+    said = f"PGD-20 leaves {accuracy_percent(pgd)}, FGSM {accuracy_percent(once)} of {accuracy_percent(clean)} clean"
     fine = "many steps find more than one"
     missed = "one step finds what many do not, so gradients mislead the search"
     leaks = "attacked images are easier, so the attack leaks the label"
@@ -77,7 +77,7 @@ def check_radii(e: AuditAttacks) -> Check:
     rise, low, high = max(rises, key=lambda r: r[0].low)
     at_large = e.accuracy(e.radius(large, 50)) if large > eps else curve[eps]
     unbounded = e.accuracy(e.radius(whole, 100))
-    rose = f"Accuracy rises from {mean_percent(curve[low])} at eps {low:g} to {mean_percent(curve[high])} at {high:g}"
+    rose = f"Accuracy rises from {accuracy_percent(curve[low])} at eps {low:g} to {accuracy_percent(curve[high])} at {high:g}"
     return make_check(
         2,
         "radii",
@@ -89,7 +89,7 @@ def check_radii(e: AuditAttacks) -> Check:
 
 def _nothing_left(left: Tensor, most: float, where: str) -> Part:
     rest = effect(left, torch.zeros_like(left))
-    said = f"PGD at {where} leaves {mean_percent(left)}"
+    said = f"PGD at {where} leaves {accuracy_percent(left)}"
     fine, bad = "large perturbations break it", "the search fails"
     return Part(rest.value, most, rest.low > most, said, fine, bad, images=len(left))
 
@@ -98,7 +98,7 @@ def check_steps(e: AuditAttacks) -> Check:
     """3: PGD has converged: doubling its steps once more changes little."""
     curve = {steps: e.accuracy(found) for steps, (found, _) in e.trajectory.items()}
     gain, n = effect(curve[50], curve[100]), len(e.x)
-    said = ", ".join(f"{mean_percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
+    said = ", ".join(f"{accuracy_percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
     most = max(DOUBLING, 100 * IMAGES / n)
     fine, bad = "the search has converged", "it still falls, use more steps"
     return make_check(3, "steps", Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=n))
@@ -108,7 +108,7 @@ def check_restarts(e: AuditAttacks) -> Check:
     """4: the result does not hang on the random start."""
     one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
     gain, n = effect(one, many), len(one)
-    said = f"{RESTARTS} random starts leave {mean_percent(many)}, one {mean_percent(one)}"
+    said = f"{RESTARTS} random starts leave {accuracy_percent(many)}, one {accuracy_percent(one)}"
     fine, bad = "the start matters little", "use more restarts"
     return make_check(4, "restarts", Part(gain.value, RESTART, gain.low > RESTART, said, fine, bad, "amber", images=n))
 
@@ -118,7 +118,7 @@ def check_losses(e: AuditAttacks) -> Check:
     ce = e.accuracy(e.pgd20)
     gains = {name: effect(ce, e.accuracy(result)) for name, result in e.losses.items()}
     name, gain = max(gains.items(), key=lambda item: item[1].low)
-    said = f"PGD-20 on the cross-entropy leaves {mean_percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
+    said = f"PGD-20 on the cross-entropy leaves {accuracy_percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
     fine, bad = "the loss matters little", "the scale or shape of the logits hides gradients"
     parts = [Part(gain.value, LOSS, gain.low > LOSS, said, fine, bad, images=len(ce))]
     if bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-5).all()):
@@ -133,18 +133,18 @@ def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
         pgd, auto = align(*(minimum(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
         whose = "AutoAttack"
-    said = f"PGD-20 leaves {mean_percent(pgd)}, {whose} {mean_percent(auto)}"
+    said = f"PGD-20 leaves {accuracy_percent(pgd)}, {whose} {accuracy_percent(auto)}"
     fine = "a gap as healthy models have it"
     parts = _disagreement(pgd, auto, said, fine, "a PGD number says little here")
     if e.declared < len(e.views):
         pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
-        said = f"PGD-20 leaves {mean_percent(pgd)}, all attacks {mean_percent(every)} when they see head(features(x)) as well"
+        said = f"PGD-20 leaves {accuracy_percent(pgd)}, all attacks {accuracy_percent(every)} when they see head(features(x)) as well"
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
         parts += _disagreement(pgd, every, said, "nothing is hidden", bad)
     if records is not None:
         found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
         reported, ours = align(minimum(records), found)
-        said = f"The evaluation's attacks leave {mean_percent(reported)} of the {len(ours)} images that both saw, the audit's {mean_percent(ours)}"
+        said = f"The evaluation's attacks leave {accuracy_percent(reported)} of the {len(ours)} images that both saw, the audit's {accuracy_percent(ours)}"
         parts += _disagreement(reported, ours, said, "nothing is hidden", "the evaluation missed adversarial examples")
     return make_check(6, "gap to AutoAttack", *parts)
 
@@ -166,7 +166,7 @@ def check_black_box(e: AuditAttacks) -> Check:
     for name, found in sources.items():
         alone = e.accuracy(found)
         better, newly = effect(white, alone), effect(white, e.accuracy(e.white, found))
-        said = f"{name} alone leaves {mean_percent(alone)}, all gradient attacks {mean_percent(white)}; it breaks {newly.value:.1f} points more"
+        said = f"{name} alone leaves {accuracy_percent(alone)}, all gradient attacks {accuracy_percent(white)}; it breaks {newly.value:.1f} points more"
         found_more = newly.value > most and newly.low > NEWLY
         parts.append(Part(newly.value, most, found_more, said, fine, bad, images=n))
         parts.append(Part(better.value, 0.0, better.low > 0, said, fine, bad, images=n))
@@ -280,7 +280,7 @@ def check_randomness(e: AuditAttacks) -> Check:
     strongest = torch.stack(images)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
     control, worst = e.clean[0].all(1), e.right(strongest)[0].all(1)
     cost = effect(control.double(), worst.double())
-    said += f", as declared; {mean_percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {mean_percent(worst)}"
+    said += f", as declared; {accuracy_percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {accuracy_percent(worst)}"
     bad = "attacked images are easier than clean ones"
     part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)
     return make_check(12, "randomness", part)

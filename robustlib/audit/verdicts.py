@@ -103,7 +103,7 @@ def effect(weaker: Tensor, stronger: Tensor) -> Effect:
     return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * (mean - error), 100 * (mean + error))
 
 
-def mean_percent(share: Tensor) -> str:
+def accuracy_percent(share: Tensor) -> str:
     """The mean of (N,) as "71.5 %"."""
     return f"{100 * float(share.double().mean()):.1f} %" if len(share) else "no image"
 

@@ -15,7 +15,6 @@ from robustlib.figures.canvas import (
     axes,
     dots,
     legend_below,
-    percent,
     percent_axis,
     require_columns,
     same_length,
@@ -23,7 +22,7 @@ from robustlib.figures.canvas import (
     styles,
     whiskers,
 )
-from robustlib.figures.labels import BARS
+from robustlib.figures.labels import BARS, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

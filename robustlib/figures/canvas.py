@@ -169,11 +169,6 @@ def percent_axis(axis: "Axes", which: str = "y") -> None:
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−")))
 
 
-def percent(value: float) -> str:
-    """A fraction in words: 0.5 is "50.0 %"."""
-    return f"{100 * value:.1f} %"
-
-
 def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> DataFrame:
     """The rows of `frame` that have numbers in all of `columns`; at least one, or an InputError that says so."""
     missing = [name for name in columns if name not in frame]

@@ -18,7 +18,6 @@ from robustlib.figures.canvas import (
     axes,
     dots,
     legend_below,
-    percent,
     percent_axis,
     require_columns,
     style,
@@ -26,6 +25,7 @@ from robustlib.figures.canvas import (
     title_of,
     whiskers,
 )
+from robustlib.figures.labels import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

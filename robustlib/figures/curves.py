@@ -18,13 +18,13 @@ from robustlib.figures.canvas import (
     legend_below,
     legends_below,
     panels,
-    percent,
     percent_axis,
     require_columns,
     style,
     styles,
     title_of,
 )
+from robustlib.figures.labels import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,13 +19,13 @@ from robustlib.figures.canvas import (
     dots,
     legend_below,
     panels,
-    percent,
     require_columns,
     same_length,
     style,
     styles,
     title_of,
 )
+from robustlib.figures.labels import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

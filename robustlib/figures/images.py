@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from pandas import DataFrame
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import INK, Figure, axes, percent, require_columns, same_length, style
+from robustlib.figures.canvas import INK, Figure, axes, require_columns, same_length, style
+from robustlib.figures.labels import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

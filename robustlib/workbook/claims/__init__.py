@@ -3,8 +3,7 @@
 Nothing here trains, attacks or writes: runs are read.
 """
 
-from robustlib.workbook.claims.claim import Claim, by_variant, read_claims, variant_of
-from robustlib.workbook.claims.evidence import Evidence, gather
+from robustlib.workbook.claims.claim import Claim, Evidence, by_variant, gather, read_claims, variant_of
 from robustlib.workbook.claims.measures import measure_of
 from robustlib.workbook.claims.verdict import (
     Finding,

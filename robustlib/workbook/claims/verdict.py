@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run
-from robustlib.workbook.claims.claim import Claim, by_variant
-from robustlib.workbook.claims.evidence import Evidence, gather
+from robustlib.workbook.claims.claim import Claim, Evidence, by_variant, gather
 
 LEVEL = 0.05  # of error: intervals are 95 % intervals
 POWER = 0.8  # with which the minimal detectable effect would have been found

@@ -3,7 +3,16 @@
 Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
 """
 
-from robustlib.figures.labels import ATTACKS, attack_name
+from robustlib.figures.labels import (
+    ATTACKS,
+    VERDICTS,
+    attack_name,
+    mean_percent,
+    percent,
+    signed,
+    verdict_label,
+    worst_verdict,
+)
 from robustlib.workbook.tables.comparisons import (
     MINIMA,
     claims,
@@ -22,7 +31,6 @@ from robustlib.workbook.tables.comparisons import (
     strength_grid,
     unseen,
 )
-from robustlib.workbook.tables.labels import VERDICTS, mean_percent, percent, show, signed, verdict_label, worst_verdict
 from robustlib.workbook.tables.runs import (
     accuracies,
     adaptive,
@@ -36,6 +44,7 @@ from robustlib.workbook.tables.runs import (
     published_protocol,
     random_answers,
     randomness,
+    show,
     show_adaptive,
     show_badges,
     splits,

@@ -6,8 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.labels import ATTACKS, attack_name
-from robustlib.workbook.tables.labels import mean_percent, number, percent, signed, verdict_label, worst_verdict
+from robustlib.figures.labels import (
+    ATTACKS,
+    attack_name,
+    mean_percent,
+    number,
+    percent,
+    signed,
+    verdict_label,
+    worst_verdict,
+)
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 BADGES = ("headline", "protocol")

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.labels import attack_name
-from robustlib.workbook.tables.labels import percent, show, verdict_label
+from robustlib.figures.labels import attack_name, percent, verdict_label
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
 
@@ -349,3 +348,13 @@ def _grid(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 def _strength(point: Mapping[str, Any]) -> str:
     steps, samples = point["steps"], point["samples"]
     return f"{steps} step{'s' * (steps > 1)} of {samples} gradient sample{'s' * (samples > 1)}"
+
+
+def show(table: pd.DataFrame) -> None:
+    """Displays a table in a notebook with its texts in full (pandas would cut them at 50 characters)."""
+    from IPython.display import display
+
+    with pd.option_context("display.max_colwidth", None, "display.width", 200):
+        named = table.reset_index() if table.index.name else table
+        data = {"text/html": named.to_html(index=False, border=0), "text/plain": named.to_string(index=False)}
+    display(data, raw=True)

@@ -57,11 +57,6 @@ def mean_percent(mean: float | None, std: float | None) -> str:
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 
-def number(value: float, low: float, high: float) -> str:
-    """A number with its interval, "0.412 (0.398–0.426)"; "–" for one that is not there."""
-    return "–" if value != value else f"{value:.3f} ({low:.3f}–{high:.3f})"
-
-
 def signed(value: float, digits: int = 1) -> str:
     """A difference with its sign, "+2.4" or "−2.4"."""
     return f"{value:+.{digits}f}".replace("-", "−")

@@ -6,16 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.labels import (
-    ATTACKS,
-    attack_name,
-    mean_percent,
-    number,
-    percent,
-    signed,
-    verdict_label,
-    worst_verdict,
-)
+from robustlib.figures.labels import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 BADGES = ("headline", "protocol")
@@ -224,7 +215,7 @@ def distances(compared: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in compared.to_dict("records"):
         cells = {"model": row["model"], "accuracy": percent(row["correct"] / row["images"])}
-        cells |= {kind: number(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("mean", "median")}
+        cells |= {kind: _number(row[kind], row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("mean", "median")}
         failed = f" ({row['failed']} failed)" if row["failed"] else ""
         rows.append({**cells, "images compared": f"{row['n']} of {row['images']}{failed}"})
     return pd.DataFrame(rows)
@@ -245,7 +236,7 @@ def strength_grid(grid: pd.DataFrame) -> pd.DataFrame:
             "strength": f"{row['strength']:g}",
             "seeds": row["seeds"],
             "accuracy": percent(row["accuracy"]),
-            "mean distance": number(row["distance"], row["low"], row["high"]),
+            "mean distance": _number(row["distance"], row["low"], row["high"]),
             "images compared": row["n"],
             "": _choice(row, grid.loc[grid["variant"] == row["variant"], "strength"]),
         }
@@ -275,8 +266,8 @@ def distances_over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
         {
             "variant": row["variant"],
             "seeds": row["seeds"],
-            f"mean distance, {MINIMA['Tangent']}": number(row["distance"], row["low"], row["high"]),
-            f"mean distance, {MINIMA['FAB']}": number(row["fab"], row["fab_low"], row["fab_high"]),
+            f"mean distance, {MINIMA['Tangent']}": _number(row["distance"], row["low"], row["high"]),
+            f"mean distance, {MINIMA['FAB']}": _number(row["fab"], row["fab_low"], row["fab_high"]),
             "images compared": row["n"],
         }
         for row in measured.to_dict("records")
@@ -401,3 +392,8 @@ def cost(frame: pd.DataFrame) -> pd.DataFrame:
     """What the purifier costs each image, for people, from `robustlib.representation.forward_cost`."""
     sides = {f"{side}, ms an image": [f"{value:.3g}" for value in frame[side]] for side in ("classifier", "purified")}
     return frame[["pass"]].assign(**sides, ratio=[f"{value:.1f}×" for value in frame["ratio"]])
+
+
+def _number(value: float, low: float, high: float) -> str:
+    """A number with its interval, "0.412 (0.398–0.426)"; "–" for one that is not there."""
+    return "–" if value != value else f"{value:.3f} ({low:.3f}–{high:.3f})"

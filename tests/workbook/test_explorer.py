@@ -64,10 +64,8 @@ def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
 
 
 def test_curve_counts_the_images_that_are_still_right(grid):
-    every = torch.ones(N, dtype=torch.bool)
-    step = grid.steps[4]
-    right = int((step.predictions == step.labels).sum())
-    assert grid.curve(every)[4] == {"eps": grid.radii[4], **accuracy(right, N)}
+    right = int((grid.steps[4].predictions == grid.steps[4].labels).sum())
+    assert grid.curve(torch.ones(N, dtype=torch.bool))[4] == {"eps": grid.radii[4], **accuracy(right, N)}
     of_class = grid.curve(grid.clean.labels == 3)
     assert [row["n"] for row in of_class] == [int((grid.clean.labels == 3).sum())] * 9
     assert grid.fooled(0).sum() == 0
@@ -98,11 +96,8 @@ def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
     assert [(done, total) for done, total, _ in calls] == [(k, 8) for k in range(8)]
     with pytest.raises(InputError, match="Unknown attack of the explorer 'PGD-30'"):
         make_grid(find_runs(root)[1], digits, "PGD-30", n=N)
-
-
-def test_attacks_average_over_draws_of_a_stochastic_model(digits):
-    assert {attack.eot for attack in explorer_attacks(digits.threat, stochastic=True).values()} == {8}
-    assert {attack.eot for attack in explorer_attacks(digits.threat).values()} == {1}
+    for stochastic, draws in ((True, 8), (False, 1)):
+        assert {attack.eot for attack in explorer_attacks(digits.threat, stochastic=stochastic).values()} == {draws}
 
 
 # What the controls do
@@ -139,9 +134,7 @@ def test_the_slider_opens_at_the_eps_of_the_threat_model(explorer):
     assert explorer.grid.radii[board.eps.value] == 0.2
     assert board.eps.options[board.eps.value] == "0.2 (threat model)"
     assert "trained for" not in board.curve.value
-    moving = board.map.scatter.moving
-    assert len(moving["path"]) == 5
-    assert len(moving["crosses"]) == N
+    assert [len(board.map.scatter.moving[name]) for name in ("path", "crosses")] == [5, N]
 
 
 def test_a_click_on_the_map_chooses_the_image(explorer):
@@ -157,13 +150,10 @@ def test_a_click_on_the_map_chooses_the_image(explorer):
 def test_buttons_walk_through_the_images(explorer):
     board = explorer.board
     board.eps.value, board.image.value = 8, 0
-    board.back.click()
-    assert board.image.value == N - 1
-    board.forth.click()
-    assert board.image.value == 0
-    fooled = explorer.grid.fooled(8).nonzero().flatten().tolist()
-    board.fooled.click()
-    assert board.image.value == next(place for place in fooled if place > 0)
+    fooled = next(place for place in explorer.grid.fooled(8).nonzero().flatten().tolist() if place > 0)
+    for button, image in ((board.back, N - 1), (board.forth, 0), (board.fooled, fooled)):
+        button.click()
+        assert board.image.value == image
     board.eps.value = 0
     board.fooled.click()
     assert "No image of any class is fooled at eps 0: take a larger eps" in board.status.said
@@ -197,23 +187,18 @@ def umap(monkeypatch):
     return made
 
 
-def test_umap_is_made_on_request_and_once(explorer, umap):
+def test_umap_is_made_on_request_and_once_and_its_failure_leaves_pca(explorer, umap):
     board = explorer.board
     assert "PCA of clean" in board.note.value
-    board.view.value = "UMAP"
-    assert "a map" in board.note.value
-    board.view.value = "PCA"
-    board.view.value = "UMAP"
+    for view, note in (("UMAP", "a map"), ("PCA", "PCA of clean"), ("UMAP", "a map")):
+        board.view.value = view
+        assert note in board.note.value
     assert umap.calls == ["features"]
+    umap.error = InputError("30 neighbours among 9 examples: give more.")
     board.layer.value = "logits"
     assert umap.calls == ["features", "logits"]
-
-
-def test_a_failed_umap_is_told_and_pca_stays(explorer, umap):
-    umap.error = InputError("30 neighbours among 9 examples: give more.")
-    explorer.board.view.value = "UMAP"
-    assert "30 neighbours among 9 examples" in explorer.board.status.said
-    assert "PCA of clean" in explorer.board.note.value
+    assert "30 neighbours among 9 examples" in board.status.said
+    assert "PCA of clean" in board.note.value
 
 
 def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, umap):
@@ -221,11 +206,14 @@ def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explo
     umap.error, board = MemoryError("<no> room"), explorer.board
 
     async def in_a_notebook():
-        unheard = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        umap.go.clear()
         board.view.value = "UMAP"
+        await asyncio.sleep(0.1)
+        assert board.status.doing.startswith("UMAP, 0 s")
+        umap.go.set()
         await explorer._task
-        said = board.status.said
+        assert board.status.said.endswith("MemoryError: <no> room")
         board.image.value, board.eps.value = 3, 8
         assert explorer._task.done()
         assert "MemoryError: &lt;no&gt; room" in board.note.value
@@ -235,27 +223,24 @@ def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explo
         board.view.value = "UMAP"  # asked for again
         await explorer._task
         del explorer._task
-        return said, unheard
 
-    said, unheard = asyncio.run(in_a_notebook())
-    assert said.endswith("MemoryError: <no> room")
+    unheard = []
+    asyncio.run(in_a_notebook())
     assert (len(umap.calls), unheard, board.status.doing) == (2, [], "")
 
 
 def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, umap):
-    board = explorer.board
-    umap.go.clear()
-
     async def in_a_notebook():
+        umap.go.clear()
         board.view.value = "UMAP"
         await asyncio.sleep(0.1)
-        assert board.status.doing.startswith("UMAP, 0 s")
         board.view.value, board.image.value = "PCA", 7
         umap.go.set()
         await explorer._task
-        return board.status.said
 
-    assert asyncio.run(in_a_notebook()).startswith("Image 7, class")
+    board = explorer.board
+    asyncio.run(in_a_notebook())
+    assert board.status.said.startswith("Image 7, class")
     assert board.status.doing == ""
 
 
@@ -339,12 +324,10 @@ def test_everything_that_is_drawn_has_words(explorer):
 def test_a_class_without_survivors_is_told(explorer):
     board = explorer.board
     survivors = [explorer.grid.steps[8].correct[explorer.split.labels == k].sum() for k in range(10)]
-    board.label.value = int(np.argmin(survivors))
     assert min(survivors) == 0
-    board.eps.value = 8
-    assert re.search(
-        r"None of the \d images of class \d survives</b> FGSM at eps 0.4: take a smaller eps", board.curve.value
-    )
+    board.label.value, board.eps.value = int(np.argmin(survivors)), 8
+    words = r"None of the \d images of class \d survives</b> FGSM at eps 0.4: take a smaller eps"
+    assert re.search(words, board.curve.value)
 
 
 def test_only_classes_with_images_are_offered(root, digits):
@@ -384,17 +367,14 @@ def test_what_cannot_be_looked_at_is_said_at_once(root, digits):
         Explorer(digits, [])
 
 
-def test_no_runs_and_none_wanted(tmp_path):
+def test_runs_of_no_or_two_data_sets(root, tmp_path):
     with pytest.raises(InputError, match=r"no finished runs in .*robustlib run.*train_missing"):
         explore(tmp_path, train_missing=False)
     with pytest.raises(InputError, match="no finished runs of mnist"):
         explore(tmp_path, dataset="mnist")
     assert not list(tmp_path.iterdir())
-
-
-def test_runs_of_two_data_sets(root, tmp_path):
-    shutil.copytree(root / "digits", tmp_path / "digits")
-    shutil.copytree(root / "digits", tmp_path / "mnist")
+    for name in ("digits", "mnist"):
+        shutil.copytree(root / "digits", tmp_path / name)
     for file in (tmp_path / "mnist").rglob("params.json"):
         write_json(file, read_json(file) | {"dataset": "mnist"})
     with pytest.raises(InputError, match=r"runs of digits and mnist.*dataset='digits'"):
@@ -414,8 +394,6 @@ def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeyp
 
 
 def test_the_notebook_runs_by_papermill(root, tmp_path):
-    parameters = {"runs": root, "examples": N, "neighbours": 5}
-    task = Task(NOTEBOOK, parameters, tmp_path / "explore.ipynb")
-    status = execute(task)
-    assert status["state"] == "done", status
+    task = Task(NOTEBOOK, {"runs": root, "examples": N, "neighbours": 5}, tmp_path / "explore.ipynb")
+    assert execute(task)["state"] == "done"
     assert "application/vnd.jupyter.widget-view+json" in task.output.read_text()

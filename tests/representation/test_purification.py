@@ -55,20 +55,17 @@ def test_steps_follow_each_other(digits, pair):
     found = purification_steps(model, *pair, seed=3)
     drawn = model.transform.draw(pair[0], torch.Generator().manual_seed(3))
     hidden = drawn.masks[0].expand_as(pair[0]) == 1
-    for side, x in ((found.clean, pair[0]), (found.adversarial, pair[1])):
+    for k, (side, x) in enumerate(zip((found.clean, found.adversarial), pair, strict=True)):
         assert torch.equal(side["image"], x)
         assert torch.equal(side["noise added"], (x + drawn.noise).clamp(0, 1))
         assert torch.equal(side["blocks hidden"][~hidden], side["noise added"][~hidden])
         assert (side["blocks hidden"][hidden] == 0.5).all()
         with torch.no_grad():
             pure = model.purify(x, drawn)
-            said = model.classify(pure).argmax(1)
         assert torch.equal(side["purified"], pure)
-        assert torch.equal(side["holes filled"][hidden], pure[hidden])
-        assert torch.equal(side["holes filled"][~hidden], side["noise added"][~hidden])
-        k = 0 if side is found.clean else 1
-        assert torch.equal(found.answers["purified"][k], said)
-        assert torch.equal(found.answers["image"][k], model.classify(x).argmax(1))
+        assert torch.equal(side["holes filled"], torch.where(hidden, pure, side["noise added"]))
+        for name, image in (("purified", pure), ("image", x)):
+            assert torch.equal(found.answers[name][k], model.classify(image).argmax(1))
     again = purification_steps(model, *pair, seed=3)
     assert all(torch.equal(again.clean[name], found.clean[name]) for name in NAMES)
     with pytest.raises(InputError, match="must be the same images"):
@@ -107,12 +104,10 @@ def test_the_surface_is_that_of_a_loop():
         assert found.loc[mixes, "changed"] == pytest.approx(np.mean(changed), rel=1e-5)
 
 
-def test_rates_are_those_that_a_grid_can_have():
+@pytest.mark.parametrize(("grid", "rates"), [(2, {0.0, 0.25, 0.5, 0.75}), (4, {0.0, 0.125, 0.25, 0.375, 0.5, 0.75})])
+def test_rates_are_those_that_a_grid_can_have(grid, rates):
     x = torch.rand(2, 1, 8, 8)
-    transforms = {grid: RandomTransform("rt1", grid=grid, missing=0.25) for grid in (2, 4)}
-    rates = {grid: set(transform_surface(each, x, x)["missing"]) for grid, each in transforms.items()}
-    assert rates[2] == {0.0, 0.25, 0.5, 0.75}
-    assert rates[4] == {0.0, 0.125, 0.25, 0.375, 0.5, 0.75}
+    assert set(transform_surface(RandomTransform("rt1", grid=grid, missing=0.25), x, x)["missing"]) == rates
 
 
 def test_features_with_and_without_the_purifier(digits):

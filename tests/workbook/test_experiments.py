@@ -25,35 +25,21 @@ from robustlib.workbook.experiments import (
 )
 from robustlib.workbook.experiments.studies import REFERENCE
 
-STUDY = experiments.preset_study("digits")
+STUDY = experiments.read_study("digits-claims")
 
 
-def made(
-    root: Path,
-    method: str,
-    seed: int,
-    changed: str = "",
-    arch: str = "small_cnn",
-    threat: str = "Linf 0.2",
-    **params: Any,
-) -> Run:
+def made(root: Path, method: str, seed: int, changed: str = "", threat: str = "Linf 0.2", **params: Any) -> Run:
     """A run directory with the facts that comparisons read."""
-    run = Run(root / "digits" / method / f"{arch}-seed{seed}-{changed}")
-    run.path.mkdir(parents=True)
-    params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed, "arch": arch}
+    params = {"arch": "small_cnn", "dataset": "digits", "preset": "digits"} | params
+    run = Run(root / "digits" / method / f"{params['arch']}-seed{seed}-{changed}")
+    params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed}
+    params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
     results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)], "rows": rows}
     results |= {"last": {"rows": rows}, "n": 500, "checkpoint": "best"}
-    params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
-    contents = {"params": {**params, "dataset": "digits", "preset": "digits"}, "status": {"state": "done"}}
-    for name, content in (contents | {"results": results}).items():
-        (run.path / f"{name}.json").write_text(json.dumps(content))
+    for name, content in (("params", params), ("status", {"state": "done"}), ("results", results)):
+        write_json(run.path / f"{name}.json", content)
     return run
-
-
-def representation(run: Run) -> list[dict[str, Any]]:
-    """What was measured of a run's feature space."""
-    return list(read_json(run.path / "representation.json").values())
 
 
 @pytest.fixture
@@ -63,26 +49,20 @@ def runs(tmp_path: Path) -> list[Run]:
     return [made(tmp_path, *variant) for variant in variants]
 
 
-def test_arms_are_told_apart(runs: list[Run]) -> None:
-    assert {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()} == {
-        "PGD_AT": 0,
-        "TRADES": 0,
-        "TRADES · beta=3.0": 2,
-    }
+def test_arms_and_networks_are_told_apart(tmp_path: Path, runs: list[Run]) -> None:
+    found = {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()}
+    assert found == {"PGD_AT": 0, "TRADES": 0, "TRADES · beta=3.0": 2}
     assert list(experiments.first_seed(runs, most=2)) == ["PGD_AT", "TRADES"], "variants without changes come first"
-
-
-def test_networks_are_named_where_there_are_several(tmp_path: Path) -> None:
-    pair = [made(tmp_path, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
+    assert {title: len(tables) for title, tables in metrics_of([*runs, runs[0]]).items()} == {
+        **{"TRADES": 2, "TRADES · beta=3.0": 1, "PGD_AT": 1},
+    }
+    pair = [made(tmp_path / arch, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
     assert list(experiments.first_seed(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
 
 
 def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs: list[Run]) -> None:
     made(tmp_path, "trades", 7, "norm=l2", threat="L2 0.5")
-    params = read_json(runs[0].path / "params.json") | {"dataset": "mnist"}
-    other = tmp_path / "mnist" / "trades" / "x"
-    other.mkdir(parents=True)
-    (other / "params.json").write_text(json.dumps(params))
+    write_json(tmp_path / "mnist" / "trades" / "x" / "params.json", runs[0].params() | {"dataset": "mnist"})
     compared = experiments.compare_runs(tmp_path, "digits")
     assert (len(compared.shown), len(compared.every), compared.threat) == (4, 5, "Linf 0.2")
     assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.summary
@@ -101,11 +81,8 @@ def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, r
 def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
     table = experiments.curves(runs)
     assert len(table) == 8
-    assert table.groupby(["title", "changed"]).seed.nunique().to_dict() == {
-        ("PGD_AT", ""): 1,
-        ("TRADES", ""): 2,
-        ("TRADES", "beta=3.0"): 1,
-    }
+    seeds = table.groupby(["title", "changed"]).seed.nunique().to_dict()
+    assert seeds == {("PGD_AT", ""): 1, ("TRADES", ""): 2, ("TRADES", "beta=3.0"): 1}
     assert experiments.curves([]).empty
 
 
@@ -134,30 +111,21 @@ def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: py
         experiments.plan(variants, [0], options)
 
 
-def test_a_preset_without_claims_has_no_study() -> None:
-    assert STUDY is not None
-    assert STUDY.name == "digits-claims"
-    assert experiments.preset_study("cifar10-paper") is None
-
-
-def test_verdicts_wait_for_all_seeds(runs: list[Run]) -> None:
-    assert STUDY is not None
+def test_findings_are_those_of_runs_or_of_committed_results(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [experiments.preset_study(preset) for preset in ("digits", "cifar10-paper")] == [STUDY, None]
     assert {found.verdict for found in experiments.claim_findings(STUDY, runs)} == {"undecided"}
-
-
-def test_committed_results_are_read_as_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert STUDY is not None
     committed = experiments.reference_findings(STUDY)
     assert [found.claim.name for found in committed] == [claim.name for claim in STUDY.claims]
     there = {variant_of(run) for run in find_runs(REFERENCE, dataset="digits")} | {""}
     decided = [found for found in committed if {found.claim.variant, found.claim.than} <= there]
     assert len(decided) >= 6
     assert all(found.evidence.differences for found in decided), "study and export"
-    looks = [look for run in find_runs(REFERENCE, dataset="digits") for look in representation(run)]
-    assert {look["attack"] for look in looks} == {repr(probe_attack(Threat("linf", 0.2)))}
-    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path)
+    looks = [read_json(run.path / "representation.json") for run in find_runs(REFERENCE, dataset="digits")]
+    assert {part["attack"] for look in looks for part in look.values()} == {repr(probe_attack(Threat("linf", 0.2)))}
+    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path / "none")
     assert experiments.reference_findings(STUDY) == []
-    assert find_runs(tmp_path) == []
 
 
 # ---- the runs of a study
@@ -172,28 +140,18 @@ def study(tmp_path: Path) -> Path:
 
 def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
     root = tmp_path / "runs"
-    for method, changed, seed in (
-        ("pgd_at", "", 1),
-        ("trades", "", 0),
-        ("trades", "beta=1.0", 0),
-        ("trades", "beta=9.0", 0),
-        ("trades", "", 5),
-    ):
-        made(root, method, seed, changed=changed)
+    made(root, "pgd_at", 1)
+    for seed, changed in ((0, ""), (0, "beta=1.0"), (0, "beta=9.0"), (5, "")):
+        made(root, "trades", seed, changed)
     found = study_runs(str(study), root)
     assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in found.runs] == [
         *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
     ]
     assert found.summary.startswith("3 of the 8 runs")
     assert f"robustlib study {study}" in found.summary
-
-
-def test_a_complete_study_asks_for_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "one.yaml"
-    file.write_text("methods: [pgd_at]\nseeds: 1")
-    made(tmp_path / "runs", "pgd_at", 1)
-    words = f"1 of the 1 runs of the study **{file}** (preset digits) are here, judged under Linf 0.2 on 500 images."
-    assert study_runs(str(file), tmp_path / "runs").summary == words
+    study.write_text("methods: [pgd_at]\nseeds: 1")
+    words = f"1 of the 1 runs of the study **{study}** (preset digits) are here, judged under Linf 0.2 on 500 images."
+    assert study_runs(str(study), root).summary == words, "a complete study asks for nothing"
 
 
 def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -> None:
@@ -218,10 +176,8 @@ def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path,
         made(tmp_path / "runs", "pgd_at", seed)
     assert len(study_runs(str(study), tmp_path / "runs", "digits").runs) == 2
     found = study_runs(str(study), tmp_path / "runs", "mnist")
-    assert found.runs == []
-    assert found.summary == (
-        f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
-    )
+    words = f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
+    assert (found.runs, found.summary) == ([], words)
     other = made(tmp_path / "runs", "pgd_at", 1, changed="x")  # the study asked for with --dataset mnist
     write_json(other.path / "params.json", other.params() | {"changed": "", "dataset": "mnist"})
     (tmp_path / "runs" / "mnist" / "pgd_at").mkdir(parents=True)
@@ -249,19 +205,13 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     others += [made(tmp_path, "ancra", 0, **threat), made(tmp_path, "pgd_at", 0, **threat)]
     others += [made(tmp_path, "mart", 1, arch="mlp", **threat)]
     run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
-    found = {
-        title: (one.params()["seed"], one.path == run.path)
-        for title, one in comparable_runs(run, [*others, run]).items()
-    }
+    beside = comparable_runs(run, [*others, run])
+    found = {title: (one.params()["seed"], one.path == run.path) for title, one in beside.items()}
     assert found == {"ANCRA · base=mart": (1, True), "ANCRA": (0, False), "PGD_AT": (0, False), "TRADES": (1, False)}
     assert next(iter(found)) == "ANCRA · base=mart"
     same = same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
-    assert {(one.params()["method"], one.params()["seed"]) for one in same[1:]} == {
-        ("ancra", 0),
-        ("trades", 0),
-        ("trades", 1),
-    }
+    assert {one.name.split(" ")[0] + str(one.params()["seed"]) for one in same[1:]} == {"ancra0", "trades0", "trades1"}
     other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
     made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
     varied = same_setting(run, tmp_path, ["trades"], vary=["beta"])
@@ -278,12 +228,6 @@ def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
     write_json(new.path / "params.json", params | {"changes": {"lr": 0.123, "milestones": [20, 30]}})
     assert variant_of(run) == variant_of(new) == name
     assert run.changes() == new.changes() == {"lr": 0.123, "milestones": (20, 30)}
-
-
-def test_metrics_over_seeds_by_arm(tmp_path: Path) -> None:
-    runs = [made(tmp_path, "trades", seed, changed=changed) for seed, changed in ((0, ""), (1, ""), (0, "beta=1.0"))]
-    found = metrics_of([*runs, runs[0]])
-    assert {title: len(tables) for title, tables in found.items()} == {"TRADES": 2, "TRADES · beta=1.0": 1}
 
 
 def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
@@ -316,7 +260,6 @@ def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
         variants = [make_method(name, "digits", **changes) for name, changes in experiments.read_study(study).variants]
         equal = {variant.name for variant in variants if variant.attack_passes == passes}
         assert equal == {"claf", "pgd_at"} | ({"trades"} if study == "claf-comparison" else set())
-    assert STUDY is not None
     rivals = {part.than for part in STUDY.claims if part.name.startswith("claf") and part.than}
     assert rivals == {"pgd_at epochs=25", "rocl", "acl", "claf refresh=never"}
 
@@ -327,10 +270,6 @@ def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
 
     runs = [run(""), run("alpha=0.2", alpha=0.2), run("alpha=0.2, beta=1.0", alpha=0.2, beta=1.0), run("lr=1", lr=1)]
     table = sweep_table(runs, ["alpha", "beta"])
-    assert list(zip(table["parameter"], table["value"], strict=True)) == [
-        ("alpha", 0.05),
-        ("beta", 0.25),
-        ("alpha", 0.2),
+    assert table[["parameter", "value", "clean", "robust"]].to_numpy().tolist() == [
+        *(["alpha", 0.05, 0.9, 0.6], ["beta", 0.25, 0.9, 0.6], ["alpha", 0.2, 0.9, 0.6]),
     ]
-    assert set(table["clean"]) == {0.9}
-    assert set(table["robust"]) == {0.6}

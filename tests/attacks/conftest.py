@@ -1,10 +1,25 @@
-"""Models that several test modules of the attacks share."""
+"""What tests of attacks share."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import ConvNet
+
+
+def name(attack: Any) -> str:
+    threat = getattr(attack, "threat", None)
+    return f"{type(attack).__name__}-{threat.norm if threat else attack.bound}{'-t' if getattr(attack, 'targets', 0) else ''}"
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(classes: int = 5, n: int = 24, shape: tuple[int, ...] = (3, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(n, *shape), torch.randint(classes, (n,))
 
 
 @pytest.fixture

@@ -9,24 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import (
-    APGD,
-    FAB,
-    PGD,
-    PGDEOT,
-    AutoAttack,
-    BatchPGD,
-    ExampleRNG,
-    Square,
-    StAdv,
-    SurrogateModel,
-    Tangent,
-    Threat,
-)
-from robustlib.attacks.base import AttackBatch, attack_context
+from robustlib.attacks import APGD, FAB, PGD, PGDEOT, AutoAttack, BatchPGD, ExampleRNG, Square, StAdv, Tangent, Threat
+from robustlib.attacks.base import AttackBatch, SurrogateModel, attack_context
 from robustlib.errors import InputError
 from robustlib.evaluation import valid
-from tests.conftest import ConvNet, Linear
+from tests.attacks.conftest import batch, generator, name
+from tests.conftest import Hidden, Linear
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
 QUICK: list[Any] = [APGD(LINF, 5), APGD(LINF, 5, targets=2, objective="margin"), FAB(LINF, 5, 2), Square(LINF, 20)]
@@ -37,19 +25,6 @@ ALL = [
     *(PGD(LINF, 4, start="gaussian", batchnorm="train"), StAdv(0.5, 6, lr=0.2), StAdv(None, 4, lr=0.2)),
     *(Tangent(L2, 300), AutoAttack(LINF, "custom", (("apgd", QUICK[0]), ("square", QUICK[3])))),
 ]
-
-
-def name(attack: Any) -> str:
-    threat = getattr(attack, "threat", None)
-    return f"{type(attack).__name__}-{threat.norm if threat else attack.bound}{'-t' if getattr(attack, 'targets', 0) else ''}"
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(classes: int = 5, n: int = 24, shape: tuple[int, ...] = (3, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.rand(n, *shape), torch.randint(classes, (n,))
 
 
 # --- every attack
@@ -78,9 +53,8 @@ def test_stays_in_the_ball_and_leaves_all_as_found(attack, precision, conv_net):
 
 
 def test_modes_come_back_after_an_error(conv_net):
-    conv_net.train()
     with pytest.raises(RuntimeError):
-        PGD(LINF)(conv_net, torch.rand(2, 4, 8, 8), torch.zeros(2, dtype=torch.int64))
+        PGD(LINF)(conv_net.train(), torch.rand(2, 4, 8, 8), torch.zeros(2, dtype=torch.int64))
     assert conv_net.training
     assert all(p.requires_grad for p in conv_net.parameters())
 
@@ -143,10 +117,9 @@ def test_large_images_stay_inside_large_l2_balls(attack, eps):
     assert not valid(x + 1.001 * (x_adv - x), x, threat)[threat.distance(x_adv, x) > 0.9999 * eps].any()
 
 
-def test_models_in_double_precision_are_attacked_as_they_are():
-    model, x = ConvNet(), batch()[0]
-    model(x)
-    model, x = model.double().eval(), x.double()
+def test_models_in_double_precision_are_attacked_as_they_are(conv_net):
+    x = batch()[0].double()
+    model = conv_net.double()
     y = model(x).argmax(1)
     for attack in (PGD(LINF, 5), *QUICK):
         x_adv = attack(model, x, y, generator=generator())
@@ -154,35 +127,20 @@ def test_models_in_double_precision_are_attacked_as_they_are():
         assert LINF.distance(x_adv, x).max() <= LINF.eps + 1e-9
 
 
-class Blind(nn.Module):
-    """The same decisions as `inner`, without gradients."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        with torch.no_grad():
-            return 100.0 * nn.functional.one_hot(self.inner(x).argmax(1), 5).float()
-
-
 @pytest.mark.parametrize("attack", [PGD(LINF, 5, early_stop=True), *QUICK], ids=name)
 def test_a_surrogate_is_searched_and_the_target_decides(attack):
     inner = Linear(5, (3, 8, 8), scale=3.0)
-    deployed, x = Blind(inner).eval(), batch()[0]
+    deployed, x = Hidden(inner, open=False).eval(), batch()[0]
     y = inner(x).argmax(1)
 
     def left(model):
         return int((deployed(attack(model, x, y, generator=generator())).argmax(1) == y).sum())
 
-    assert left(SurrogateModel(inner, deployed)) <= left(deployed) - (
-        not isinstance(attack, Square)
-    )  # no gradient needed
-    other = Linear(5, (3, 8, 8))  # fooling this one proves nothing about the deployed model
-    x_adv = attack(
-        SurrogateModel(Linear(5, (3, 8, 8), scale=100.0), other), x, other(x).argmax(1), generator=generator()
-    )
-    assert attack.threat.distance(x_adv, x).max() > 0
+    needs_gradients = not isinstance(attack, Square)
+    assert left(SurrogateModel(inner, deployed)) <= left(deployed) - needs_gradients
+    other = Linear(5, (3, 8, 8))  # fooling the surrogate proves nothing about the deployed model
+    unrelated = SurrogateModel(Linear(5, (3, 8, 8), scale=100.0), other)
+    assert attack.threat.distance(attack(unrelated, x, other(x).argmax(1), generator=generator()), x).max() > 0
 
 
 def test_success_by_chance_is_no_success():
@@ -246,6 +204,9 @@ def test_softmax_outputs_warn(linear):
         (FAB, {"targets": 0}, "targets=0"),
         (Square, {"p_init": 1.5}, "p_init=1.5"),
         (Square, {"precision": "16"}, "precision '16'"),
+        (PGDEOT, {"eot": 0}, "eot=0"),
+        (AutoAttack, {"version": "rand", "eot": 0}, "eot=0"),
+        (AutoAttack, {"steps": 0}, "steps=0"),
         (AutoAttack, {"version": "fast"}, "version 'fast'"),
         (AutoAttack, {"version": "custom"}, "Give `attacks`"),
         (AutoAttack, {"attacks": (("apgd-ce", QUICK[0]),)}, "Give `attacks`"),
@@ -329,13 +290,9 @@ def restated(model, x, y):
 @pytest.mark.parametrize(("fits", "sizes"), [(10**9, [40]), (20, [40, 20, 20]), (12, [40, 20, 10, 10, 10, 10])])
 def test_draws_in_one_batch_or_in_what_memory_holds(fits, sizes):
     model, (x, y) = Recorded(fits), images()
-    if fits < 40:
-        with pytest.warns(UserWarning, match="8 draws of 5 images") as said:
-            gradient, logits = look(model, x, y, 8)
-        assert len(said) == 1
-    else:
+    with pytest.warns(UserWarning, match="8 draws of 5 images") if fits < 40 else nullcontext([0]) as said:
         gradient, logits = look(model, x, y, 8)
-    assert model.sizes == sizes
+    assert (len(said), model.sizes) == (1, sizes)
     wanted, mean = restated(model, x, y)
     assert torch.allclose(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     assert torch.allclose(logits, mean, rtol=1e-4, atol=1e-4)
@@ -364,26 +321,19 @@ def test_every_draw_of_every_image_is_its_own():
     model, (x, y) = Recorded(), images()
     with attack_context(model, x, (y,)) as oracle:
         verdicts = oracle.target_logits(x, 6)
-        assert verdicts.shape == (6, 5, 4)
-        assert len(verdicts.flatten(0, 1).unique(dim=0)) == 30
+        assert (verdicts.shape, len(verdicts.flatten(0, 1).unique(dim=0))) == ((6, 5, 4), 30)
         torch.manual_seed(3)
         every = oracle.target_logits(x, 6)
         torch.manual_seed(3)
         assert torch.allclose(oracle.logits(x, 6), every.mean(0))
 
 
-def test_a_model_that_does_not_draw_by_example_is_asked_draw_by_draw():
-    class ByBatch(Recorded):
-        draws_by_example = False
-
-    model, (x, y) = ByBatch(), images()
-    look(model, x, y, 8)
-    assert model.sizes == [5] * 8
-
-
-def test_batchnorm_in_train_mode_never_sees_an_image_twice():
+@pytest.mark.parametrize(("by_example", "batchnorm"), [(False, "eval"), (True, "train")])
+def test_batches_that_hold_an_image_once(by_example, batchnorm):
+    """Of a model that does not draw by example, and of BatchNorm in train mode."""
     model, (x, y) = Recorded(), images()
-    look(model, x, y, 8, batchnorm="train")
+    model.draws_by_example = by_example
+    look(model, x, y, 8, batchnorm=batchnorm)
     assert model.sizes == [5] * 8
 
 

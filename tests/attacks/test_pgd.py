@@ -12,6 +12,7 @@ from torch import nn
 from robustlib.attacks import FGSM, PGD, ExampleRNG, Threat
 from robustlib.attacks.objectives import dlr, kl, margin
 from robustlib.errors import InputError
+from tests.attacks.conftest import batch, generator
 from tests.conftest import Linear
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.3)
@@ -39,23 +40,12 @@ def test_pgd_reaches_the_analytic_optimum_of_a_linear_model(linear, threat, obje
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_nll_of_log_probabilities_is_the_cross_entropy(conv_net, targeted):
-    class LogProbabilities(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x):
-            return self.model(x).log_softmax(1)
-
-    x, y = torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))
-    found = [
-        PGD(LINF, objective=objective, start="zero", targeted=targeted)(
-            model, x, y, target=(y + 1) % 5 if targeted else None
-        )
-        for objective, model in (("ce", conv_net), ("nll", LogProbabilities(conv_net)))
-    ]
-    assert (found[0] - found[1]).abs().max() < 1e-6
-    assert LINF.distance(found[0], x).min() > 0.09
+    x, y = batch(5, 6)
+    target, attack = (y + 1) % 5 if targeted else None, PGD(LINF, start="zero", targeted=targeted)
+    ce = attack(conv_net, x, y, target=target)
+    nll = replace(attack, objective="nll")(nn.Sequential(conv_net, nn.LogSoftmax(1)).eval(), x, y, target=target)
+    assert (ce - nll).abs().max() < 1e-6
+    assert LINF.distance(ce, x).min() > 0.09
 
 
 def test_fgsm_is_the_optimum_in_one_step(linear):
@@ -104,45 +94,42 @@ def trained_net():
     return model.eval(), x[:300], y[:300]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_same_predictions_as_torchattacks(norm):
-    torchattacks = pytest.importorskip("torchattacks")
-    model, x, y = trained_net()
-    eps = 0.03 if norm == "linf" else 0.2
+def torchattacks(model, x, y, threat):
+    """Its PGD of 10 steps, and where it started."""
+    peer = pytest.importorskip("torchattacks")
+    settings = {"eps": threat.eps, "alpha": threat.eps / 4, "steps": 10}
+    if threat.norm == "l2":
+        return peer.PGDL2(model, **settings, random_start=False)(x, y), x
     torch.manual_seed(3)
-    if norm == "linf":
-        theirs = torchattacks.PGD(model, eps=eps, alpha=eps / 4, steps=10, random_start=True)(x, y)
-        torch.manual_seed(3)
-        start = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)  # as it draws its start
-    else:
-        theirs = torchattacks.PGDL2(model, eps=eps, alpha=eps / 4, steps=10, random_start=False)(x, y)
-        start = x
-    ours = PGD(Threat(norm, eps), steps=10, step_size=eps / 4)(model, x, y, start=start)
-    changed = model(ours).argmax(1) != model(theirs).argmax(1)
-    assert (model(ours).argmax(1) == y).float().mean() < 0.9 * (model(x).argmax(1) == y).float().mean()
-    assert changed.float().mean() <= 0.01
+    start = (x + torch.empty_like(x).uniform_(-threat.eps, threat.eps)).clamp(0, 1)
+    torch.manual_seed(3)
+    return peer.PGD(model, **settings, random_start=True)(x, y), start
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_same_predictions_as_foolbox(norm):
+def foolbox(model, x, y, threat):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # foolbox 3.3.4 (2024) imports with deprecation warnings
-        foolbox = pytest.importorskip("foolbox")
+        peer = pytest.importorskip("foolbox")
     import eagerpy
 
-    model, x, y = trained_net()
-    eps = 0.03 if norm == "linf" else 0.2
-    start = Threat(norm, eps).random_start(x, torch.rand_like(x), torch.randn_like(x))
-    base = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+    start = threat.random_start(x, torch.rand_like(x), torch.randn_like(x))
 
-    class FromStart(base):
+    class FromStart(peer.attacks.LinfPGD if threat.norm == "linf" else peer.attacks.L2PGD):
         def get_random_start(self, x0, epsilon):
             return eagerpy.astensor(start)
 
-    peer = FromStart(abs_stepsize=eps / 4, steps=10, random_start=True)
-    _, theirs, _ = peer(foolbox.PyTorchModel(model, (0, 1), device="cpu"), x, y, epsilons=eps)
-    ours = PGD(Threat(norm, eps), steps=10, step_size=eps / 4)(model, x, y, start=start)
-    assert (model(ours).argmax(1) != model(theirs).argmax(1)).float().mean() <= 0.01
+    attack = FromStart(abs_stepsize=threat.eps / 4, steps=10, random_start=True)
+    return attack(peer.PyTorchModel(model, (0, 1), device="cpu"), x, y, epsilons=threat.eps)[1], start
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.03), Threat("l2", 0.2)], ids=str)
+@pytest.mark.parametrize("peer", [torchattacks, foolbox])
+def test_same_predictions_as_peers(peer, threat):
+    model, x, y = trained_net()
+    theirs, start = peer(model, x, y, threat)
+    said = model(PGD(threat, steps=10, step_size=threat.eps / 4)(model, x, y, start=start)).argmax(1)
+    assert (said == y).float().mean() < 0.9 * (model(x).argmax(1) == y).float().mean()
+    assert (said != model(theirs).argmax(1)).float().mean() <= 0.01
 
 
 # ---- the promises of the docstring
@@ -151,10 +138,8 @@ def test_same_predictions_as_foolbox(norm):
 def test_draws_are_uniform_and_normal_and_differ():
     rng = ExampleRNG.for_examples(0, torch.arange(200))
     u, z = rng.uniform(50), rng.fold_in(1).normal(50)
-    assert abs(float(u.mean()) - 0.5) < 0.01
-    assert abs(float(u.std()) - 12**-0.5) < 0.01
-    assert abs(float(z.mean())) < 0.03
-    assert abs(float(z.std()) - 1) < 0.03
+    assert (float(u.mean()), float(u.std())) == pytest.approx((0.5, 12**-0.5), abs=0.01)
+    assert (float(z.mean()), float(z.std())) == pytest.approx((0, 1), abs=0.03)
     assert len(u.unique()) > 9900
     assert abs(float(torch.corrcoef(u[:2])[0, 1])) < 0.5
     assert not torch.equal(u, ExampleRNG.for_examples(1, torch.arange(200)).uniform(50))
@@ -162,7 +147,7 @@ def test_draws_are_uniform_and_normal_and_differ():
 
 def test_generator_seeds_the_attack():
     model, x, y = trained_net()
-    runs = [PGD(LINF)(model, x[:9], y[:9], generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    runs = [PGD(LINF)(model, x[:9], y[:9], generator=generator(s)) for s in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -170,16 +155,10 @@ def test_generator_seeds_the_attack():
 def test_restarts_and_early_stop_never_lose_a_success():
     model, x, y = trained_net()
     threat, rng = Threat("linf", 0.02), ExampleRNG.for_examples(0, torch.arange(300))
-    broken = {}
-    for name, attack in {
-        "last iterate": PGD(threat, steps=5),
-        "any iterate": PGD(threat, steps=5, early_stop=True),
-        "restarts": PGD(threat, steps=5, restarts=4, early_stop=True),
-    }.items():
-        broken[name] = model(attack(model, x, y, rng=rng)).argmax(1) != y
-    assert bool((broken["last iterate"] <= broken["any iterate"]).all())
-    assert bool((broken["any iterate"] <= broken["restarts"]).all())
-    assert broken["restarts"].sum() > 0
+    attacks = (PGD(threat, 5), PGD(threat, 5, early_stop=True), PGD(threat, 5, restarts=4, early_stop=True))
+    last, best, restarts = (model(attack(model, x, y, rng=rng)).argmax(1) != y for attack in attacks)
+    assert bool(((last <= best) & (best <= restarts)).all())
+    assert restarts.any()
 
 
 # ---- objectives
@@ -202,18 +181,14 @@ def test_dlr_equals_its_formula():
 def test_kl_and_margin_equal_their_formulas():
     z, other, y = torch.randn(20, 4).double(), torch.randn(20, 4).double(), torch.randint(0, 4, (20,))
     assert np.allclose(kl(other, z), entropy(z.softmax(1).T, other.softmax(1).T))
-    wrong = [
-        max(v for k, v in enumerate(row) if k != i) - row[i] for row, i in zip(z.tolist(), y.tolist(), strict=True)
-    ]
-    assert np.allclose(margin(z, y), wrong)
+    wrong = z.clone()
+    wrong[range(20), y] = -torch.inf
+    assert torch.allclose(margin(z, y), wrong.max(1).values - z[range(20), y])
 
 
 def test_dlr_needs_three_classes(linear):
     with pytest.raises(InputError, match="3 classes"):
         PGD(LINF, objective="dlr")(linear, inner_images(), torch.zeros(6, dtype=torch.int64))
-
-
-# ---- bad input
 
 
 def test_repr_is_the_protocol():

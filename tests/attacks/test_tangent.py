@@ -14,14 +14,21 @@ from robustlib.attacks.base import AttackBatch, attack_context
 from robustlib.attacks.tangent import TangentState, tangent_point
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
-from tests.conftest import Linear
+from tests.attacks.conftest import generator
+from tests.conftest import Hidden, Linear
 
 L2 = Threat("l2", 0.5)
 QUICK = Tangent(L2, queries=1500)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+BOTH = pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
+
+
+@pytest.fixture
+def case(conv_net):
+    """A network, ten images, and what it says of them."""
+    x = torch.rand(10, 3, 8, 8)
+    return conv_net, x, conv_net(x).argmax(1)
 
 
 class Line(nn.Module):
@@ -82,10 +89,7 @@ def test_the_tangent_point_solves_its_equations(dims):
 def test_the_normal_is_the_mean_of_probes_weighted_by_decisions():
     model, x = Linear(3, (1, 2, 2), scale=5.0), torch.rand(4, 1, 2, 2)
     y, rng = model(x).argmax(1), ExampleRNG.for_examples(1, torch.arange(4))
-    reach, count = (
-        torch.tensor([0.1, 0.3, 0.6, 1e-4]),
-        5000,
-    )  # more than a block; some are clipped, of the last all agree
+    reach, count = torch.tensor([0.1, 0.3, 0.6, 1e-4]), 5000  # more than a block; some clipped; of the last all agree
     with attack_context(model, x, (y,)) as oracle:
         walk = TangentState(Tangent(L2, 1500), oracle, AttackBatch(x, y), rng)
         spent = walk.spent.clone()
@@ -161,20 +165,17 @@ def test_fab_measures_a_linear_model_exactly():
         assert (ratio < 1.06).all()  # it oversteps by 5 %
 
 
-def test_the_white_box_attack_confirms_the_distances(conv_net):
-    x = torch.rand(12, 3, 8, 8)
-    y = conv_net(x).argmax(1)
-    ours = Tangent(L2, queries=6000).nearest(conv_net, x, y, generator=generator())
-    white = FAB(L2, steps=50, restarts=2).nearest(conv_net, x, y, generator=generator())
+def test_the_white_box_attack_confirms_the_distances(case):
+    ours = Tangent(L2, queries=6000).nearest(*case, generator=generator())
+    white = FAB(L2, steps=50, restarts=2).nearest(*case, generator=generator())
     assert ours.distance.isfinite().all()
     assert (white.queries == 2 * 50 * 4 * 2).all()
     assert 0.9 < (white.distance / ours.distance).median() < 1.1
 
 
-def test_fab_goes_on_from_where_it_is_told(conv_net):
-    x = torch.rand(6, 3, 8, 8)
-    y, fab = conv_net(x).argmax(1), FAB(L2, steps=3, targets=1)
-    default, same, other = (fab.nearest(conv_net, x, y, starts=starts) for starts in (None, x, 1 - x))
+def test_fab_goes_on_from_where_it_is_told(case):
+    x, fab = case[1], FAB(L2, steps=3, targets=1)
+    default, same, other = (fab.nearest(*case, starts=starts) for starts in (None, x, 1 - x))
     assert torch.equal(default.x_adv, same.x_adv)
     assert not torch.equal(default.x_adv, other.x_adv)
 
@@ -193,39 +194,35 @@ def test_every_query_is_counted_and_none_is_too_many(queries):
     assert queries == 200 or found.queries.min() > 0.5 * queries
 
 
-def test_more_queries_come_nearer(conv_net):
-    x = torch.rand(10, 3, 8, 8)
-    y = conv_net(x).argmax(1)
-    far, near = (Tangent(L2, queries=q).nearest(conv_net, x, y, generator=generator()).distance for q in (300, 4000))
+def test_more_queries_come_nearer(case):
+    far, near = (Tangent(L2, queries=q).nearest(*case, generator=generator()).distance for q in (300, 4000))
     assert (near <= far).all()
     assert near.mean() < 0.8 * far.mean()
 
 
-def test_restarts_share_the_queries_and_the_nearest_counts(conv_net):
-    x = torch.rand(10, 3, 8, 8)
-    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(0, torch.arange(10))
-    four = Tangent(L2, 4000, restarts=4).nearest(conv_net, x, y, rng=rng)
-    first = Tangent(L2, 1000).nearest(conv_net, x, y, rng=rng)
+def test_restarts_share_the_queries_and_the_nearest_counts(case):
+    rng = ExampleRNG.for_examples(0, torch.arange(10))
+    four = Tangent(L2, 4000, restarts=4).nearest(*case, rng=rng)
+    first = Tangent(L2, 1000).nearest(*case, rng=rng)
     assert (four.distance <= first.distance).all()
     assert (four.distance < first.distance).any()
     assert (four.queries <= 4000).all()
     assert (four.queries > 3 * first.queries).all()
-    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(conv_net, x, y, rng=rng)
-    assert (conv_net(within).argmax(1) != y).sum() >= 5
+    within = Tangent(Threat("l2", float(four.distance.median())), 4000, restarts=4)(*case, rng=rng)
+    assert (case[0](within).argmax(1) != case[2]).sum() >= 5
 
 
-@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
-def test_draws_belong_to_examples(attack, conv_net):
-    x = torch.rand(7, 3, 8, 8)
-    y, rng = conv_net(x).argmax(1), ExampleRNG.for_examples(3, torch.arange(7))
-    whole = attack.nearest(conv_net, x, y, rng=rng)
-    parts = [attack.nearest(conv_net, x[i : i + 3], y[i : i + 3], rng=rng[i : i + 3]) for i in range(0, 7, 3)]
+@BOTH
+def test_draws_belong_to_examples(attack, case):
+    (model, x, y), rng = case, ExampleRNG.for_examples(3, torch.arange(10))
+    whole = attack.nearest(*case, rng=rng)
+    parts = [attack.nearest(model, x[i : i + 4], y[i : i + 4], rng=rng[i : i + 4]) for i in range(0, 10, 4)]
     assert torch.allclose(whole.distance, torch.cat([part.distance for part in parts]), rtol=0.02)
-    again = attack.nearest(conv_net, x, y, rng=ExampleRNG.for_examples(4, torch.arange(7)))
+    again = attack.nearest(*case, rng=ExampleRNG.for_examples(4, torch.arange(10)))
     assert isinstance(attack, FAB) or not torch.equal(whole.x_adv, again.x_adv)
 
 
-@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: type(a).__name__)
+@BOTH
 def test_what_is_found_fools_the_model_alone_too(attack, conv_net):
     conv_net.train()
     before = {key: value.clone() for key, value in conv_net.state_dict().items()}
@@ -241,8 +238,7 @@ def test_what_is_found_fools_the_model_alone_too(attack, conv_net):
     alone = torch.cat([conv_net(one[None]).argmax(1) for one in found.x_adv])
     assert (alone != y)[found.distance.isfinite()].all()
     assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
-    assert found.distance[2] == 0
-    assert found.queries[2] == 0
+    assert (found.distance[2], found.queries[2]) == (0, 0)
     assert torch.equal(found.x_adv[2], x[2])
 
 
@@ -253,7 +249,7 @@ class Deaf(nn.Module):
         return x.new_tensor([3.0, 0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :2]
 
 
-@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 1)], ids=lambda a: type(a).__name__)
+@BOTH
 def test_a_failed_search_has_no_distance(attack):
     x, y = torch.rand(5, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1])
     found = attack.nearest(Deaf(), x, y, generator=generator())
@@ -288,12 +284,7 @@ def test_a_view_is_walked_and_the_deployed_model_judges():
     inner, other, x = Line(), Linear(2, (1, 1, 2), scale=3.0), torch.rand(8, 1, 1, 2)
     y = inner(x).argmax(1)
 
-    class Blind(nn.Module):
-        def forward(self, x):
-            with torch.no_grad():
-                return nn.functional.one_hot(inner(x).argmax(1), 2).float() * 9
-
-    blind = Blind()
+    blind = Hidden(inner, open=False)
     plain, seen = (QUICK.nearest(m, x, y, generator=generator()) for m in (inner, SurrogateModel(inner, blind)))
     assert torch.equal(plain.x_adv, seen.x_adv)
     right = other(x).argmax(1)
@@ -302,20 +293,20 @@ def test_a_view_is_walked_and_the_deployed_model_judges():
     assert (other(found.x_adv[hit]).argmax(1) != right[hit]).all()
 
 
-@pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 1)], ids=lambda a: type(a).__name__)
+@BOTH
 def test_bad_input_is_a_sentence(attack):
     class Noisy(Linear):
         stochastic = True
 
     model, x, y = Linear(), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(InputError, match=r"\[0, 1\]"):
-        attack.nearest(model, 3 * x, y)
-    with pytest.raises(InputError, match=r"\[0, 1\]"):
-        attack.nearest(model, x, y, starts=x - 2)
-    with pytest.raises(InputError, match="do not fit"):
-        attack.nearest(model, x, y + 5)
-    with pytest.raises(InputError, match="stochastic"):
-        attack.nearest(Noisy(), x, y)
+    for says, given, starts in (
+        (r"\[0, 1\]", (model, 3 * x, y), None),
+        (r"\[0, 1\]", (model, x, y), x - 2),
+        ("do not fit", (model, x, y + 5), None),
+        ("stochastic", (Noisy(), x, y), None),
+    ):
+        with pytest.raises(InputError, match=says):
+            attack.nearest(*given, starts=starts)
     with pytest.raises(InputError, match="stochastic"):
         QUICK(Noisy(), x, Noisy()(x).argmax(1))
     assert attack.nearest(model, x[:0], y[:0]).x_adv.shape == (0, 1, 4, 4)

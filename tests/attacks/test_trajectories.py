@@ -70,12 +70,8 @@ class FirstStep:
         return super().check_oscillation(x, j, k, y5, k3)
 
 
-class Authors(FirstStep, autopgd_base.APGDAttack):
-    pass
-
-
-class AuthorsTargeted(FirstStep, autopgd_base.APGDAttack_targeted):
-    pass
+Authors = type("Authors", (FirstStep, autopgd_base.APGDAttack), {})
+AuthorsTargeted = type("AuthorsTargeted", (FirstStep, autopgd_base.APGDAttack_targeted), {})
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -150,10 +146,8 @@ def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
     asked = [seen for seen in wavy.shown if len(seen) == N and not torch.equal(seen, x)]
     assert len(asked) > 20
     for seen in asked:
-        if threat.norm == "linf":
-            assert torch.allclose((seen - x).abs(), torch.full_like(x, threat.eps), atol=1e-9)
-        else:
-            assert torch.allclose(threat.distance(seen, x), torch.full((N,), threat.eps, dtype=x.dtype), atol=1e-6)
+        used = (seen - x).abs() if threat.norm == "linf" else threat.distance(seen, x)
+        assert torch.allclose(used, torch.full_like(used, threat.eps), atol=1e-6)
 
 
 def test_square_spends_what_is_unused_in_its_window():
@@ -182,18 +176,16 @@ def test_the_standard_version_is_the_published_one():
     }
     theirs = reference.AutoAttack(Wavy(), norm="Linf", eps=threat.eps, version="standard", device="cpu")
     assert theirs.attacks_to_run == list(parts)
-    for ours, authors in (("apgd-ce", theirs.apgd), ("apgd-t", theirs.apgd_targeted)):
-        assert (parts[ours].steps, parts[ours].restarts) == (authors.n_iter, authors.n_restarts)
-        assert parts[ours].rho == authors.thr_decr
-    assert parts["apgd-t"].targets == theirs.apgd_targeted.n_target_classes
-    fab, square = parts["fab-t"], parts["square"]
-    assert (fab.steps, fab.targets, fab.alpha_max) == (
-        theirs.fab.n_iter,
-        theirs.fab.n_target_classes,
-        theirs.fab.alpha_max,
-    )
-    assert (fab.eta, fab.beta) == (theirs.fab.eta, theirs.fab.beta)
-    assert (square.queries, square.p_init) == (theirs.square.n_queries, theirs.square.p_init)
+    apgd = {"steps": "n_iter", "restarts": "n_restarts", "rho": "thr_decr"}
+    fab = {"steps": "n_iter", "targets": "n_target_classes"} | {k: k for k in ("alpha_max", "eta", "beta")}
+    for ours, authors, fields in (
+        ("apgd-ce", theirs.apgd, apgd),
+        ("apgd-t", theirs.apgd_targeted, apgd | {"targets": "n_target_classes"}),
+        ("fab-t", theirs.fab, fab),
+        ("square", theirs.square, {"queries": "n_queries", "p_init": "p_init"}),
+    ):
+        for mine, name in fields.items():
+            assert getattr(parts[ours], mine) == getattr(authors, name), (ours, mine)
 
 
 def test_the_rand_version_is_the_published_one():

@@ -295,20 +295,18 @@ def test_a_view_is_walked_and_the_deployed_model_judges():
 
 @BOTH
 def test_bad_input_is_a_sentence(attack):
-    class Noisy(Linear):
-        stochastic = True
-
-    model, x, y = Linear(), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    model, noisy, x, y = Linear(), Linear(), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    noisy.stochastic = True
     for says, given, starts in (
         (r"\[0, 1\]", (model, 3 * x, y), None),
         (r"\[0, 1\]", (model, x, y), x - 2),
         ("do not fit", (model, x, y + 5), None),
-        ("stochastic", (Noisy(), x, y), None),
+        ("stochastic", (noisy, x, y), None),
     ):
         with pytest.raises(InputError, match=says):
             attack.nearest(*given, starts=starts)
     with pytest.raises(InputError, match="stochastic"):
-        QUICK(Noisy(), x, Noisy()(x).argmax(1))
+        QUICK(noisy, x, noisy(x).argmax(1))
     assert attack.nearest(model, x[:0], y[:0]).x_adv.shape == (0, 1, 4, 4)
 
 

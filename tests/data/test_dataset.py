@@ -17,9 +17,7 @@ from tests.data.conftest import random_images
 
 def test_digits_are_split_once_and_for_all(digits):
     assert [len(split) for split in (digits.train, digits.val, digits.test)] == [1041, 256, 500]
-    assert digits.image_shape == (1, 8, 8)
-    assert digits.num_classes == 10
-    assert digits.threat == Threat("linf", 0.2)
+    assert (digits.image_shape, digits.num_classes, digits.threat) == ((1, 8, 8), 10, Threat("linf", 0.2))
     everything = torch.cat([digits.train.indices, digits.val.indices, digits.test.indices])
     assert sorted(everything.tolist()) == list(range(1797))
     # the published numbers hold for these very splits
@@ -88,10 +86,9 @@ def test_hold_out_moves_the_rest_up_without_a_copy(held):
     original = images.copy()
     (rest, rest_labels, at), (out, out_labels, out_at) = hold_out(images, labels, held)
     assert np.shares_memory(rest, images)
-    assert np.array_equal(rest, original[at])
-    assert np.array_equal(out, original[out_at])
-    assert np.array_equal(rest_labels, labels[at])
-    assert np.array_equal(out_labels, labels[out_at])
+    for part, part_labels, place in ((rest, rest_labels, at), (out, out_labels, out_at)):
+        assert np.array_equal(part, original[place])
+        assert np.array_equal(part_labels, labels[place])
     assert sorted([*at, *out_at]) == list(range(3000))
 
 
@@ -105,12 +102,13 @@ def test_channel_statistics_are_exact():
 
 def test_a_split_refuses_what_does_not_belong_together(digits):
     images, labels, indices = digits.val.images, digits.val.labels, digits.val.indices
-    with pytest.raises(InputError, match=r"uint8 \(N, C, H, W\), not torch.float32"):
-        Split(images.float(), labels, indices)
-    with pytest.raises(InputError, match=r"not torch.int32"):
-        Split(images, labels.int(), indices)
-    with pytest.raises(InputError, match="256 images, 255 labels"):
-        Split(images, labels[:-1], indices)
+    for said, wrong in (
+        (r"uint8 \(N, C, H, W\), not torch.float32", (images.float(), labels)),
+        (r"not torch.int32", (images, labels.int())),
+        ("256 images, 255 labels", (images, labels[:-1])),
+    ):
+        with pytest.raises(InputError, match=said):
+            Split(*wrong, indices)
     other = Split(images.expand(-1, 3, -1, -1), labels, indices)
     with pytest.raises(InputError, match=r"shape \(3, 8, 8\), its training images \(1, 8, 8\)"):
         Dataset("x", digits.train, other, digits.test, digits.class_names, (0.5,), (0.5,), digits.threat)

@@ -85,8 +85,7 @@ def test_mnist_layout(tmp_path, monkeypatch):
     ds = load_dataset("mnist", root=tmp_path)
     assert [len(split) for split in (ds.train, ds.val, ds.test)] == [80, 20, 20]
     assert torch.equal(ds.test.images, random_images(20, 1, 28))
-    assert ds.image_shape == (1, 28, 28)
-    assert ds.class_names == tuple("0123456789")
+    assert (ds.image_shape, ds.class_names) == ((1, 28, 28), tuple("0123456789"))
 
 
 def test_fashion_mnist_layout(tmp_path, monkeypatch):
@@ -121,26 +120,20 @@ def test_mnist_files_that_are_not_as_published(tmp_path, monkeypatch):
 def test_cifar_layout(tmp_path, monkeypatch, name, classes, sizes):
     fake_cifar(monkeypatch, tmp_path, classes, n=100 if classes == 10 else 600)
     ds = load_dataset(name, root=tmp_path)
-    assert tuple(len(split) for split in (ds.train, ds.val, ds.test)) == sizes
-    assert ds.num_classes == classes
-    assert ds.class_names[1] == "class 1"
-    assert ds.threat == Threat("linf", 8 / 255)
+    assert (tuple(len(split) for split in (ds.train, ds.val, ds.test)), ds.num_classes) == (sizes, classes)
+    assert (ds.class_names[1], ds.threat) == ("class 1", Threat("linf", 8 / 255))
     # channel, row, column survive the loader's detour over (N, H, W, C)
     first_batch = random_images(100 if classes == 10 else 600, seed=0)
     here = ds.train.indices < len(first_batch)
     assert torch.equal(ds.train.images[here], first_batch[ds.train.indices[here]])
 
 
-def test_corrupted_cifar_names_the_file(tmp_path, monkeypatch):
+def test_corrupted_and_absent_files_of_cifar_are_named(tmp_path, monkeypatch):
     folder = fake_cifar(monkeypatch, tmp_path)
     file = folder / "data_batch_3"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(InputError, match=r"data_batch_3' is corrupted: its MD5 sum is .* Delete it .* --download"):
         load_dataset("cifar10", root=tmp_path)
-
-
-def test_an_incomplete_data_set_names_what_is_absent(tmp_path, monkeypatch):
-    folder = fake_cifar(monkeypatch, tmp_path)
     (folder / "test_batch").unlink()
     with pytest.raises(InputError, match=r"looked for cifar-10-batches-py/test_batch\).*--data-root.*--download"):
         load_dataset("cifar10", root=tmp_path)
@@ -159,12 +152,9 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
 def test_imagenette_layouts(tmp_path, folder):
     fake_imagenette(tmp_path / folder)
     ds = load_dataset("imagenette", root=tmp_path)
-    assert ds.image_shape == (3, 160, 160)
-    assert ds.class_names == ("tench", "church")
+    assert (ds.image_shape, ds.class_names) == ((3, 160, 160), ("tench", "church"))
     assert [len(split) for split in (ds.train, ds.val, ds.test)] == [16, 4, 6]
-    red, green, blue = ds.test.images[0].float().mean((1, 2)).tolist()
-    assert red == pytest.approx(200, abs=3)
-    assert (green, blue) == pytest.approx((0, 10), abs=3)
+    assert ds.test.images[0].float().mean((1, 2)).tolist() == pytest.approx((200, 0, 10), abs=3)
 
 
 def test_imagenette_is_downloaded_and_its_published_folder_preferred(tmp_path, monkeypatch):
@@ -189,8 +179,7 @@ def test_imagenette_is_downloaded_and_its_published_folder_preferred(tmp_path, m
 def test_tiny_imagenet_layout(tmp_path):
     fake_tiny(tmp_path)
     ds = load_dataset("tiny-imagenet", root=tmp_path)
-    assert ds.image_shape == (3, 64, 64)
-    assert ds.class_names == ("goldfish", "n02")
+    assert (ds.image_shape, ds.class_names) == ((3, 64, 64), ("goldfish", "n02"))
     assert [len(split) for split in (ds.train, ds.val, ds.test)] == [16, 4, 8]
     assert ds.test.labels.tolist() == [0] * 4 + [1] * 4
     gray = ds.test.images[3]
@@ -221,10 +210,10 @@ def test_unknown_data_set_names_the_nearest():
 
 @pytest.mark.parametrize("name", sorted(name for name, source in DATASETS.items() if not source.embedded))
 def test_a_missing_data_root_comes_with_its_remedy(name, tmp_path):
-    remedies = r"--data-root.*ROBUSTLIB_DATA.*--download"
-    with pytest.raises(InputError, match=f"No data root for '{name}'.*{remedies}"):
-        load_dataset(name, root="")
-    with pytest.raises(InputError, match=f"nowhere' is not a directory.*{remedies}"):
-        load_dataset(name, root=tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"No data set '{name}' in the data root .*{remedies}"):
-        load_dataset(name, root=tmp_path)
+    for root, said in (
+        ("", f"No data root for '{name}'"),
+        (tmp_path / "nowhere", "nowhere' is not a directory"),
+        (tmp_path, f"No data set '{name}' in the data root "),
+    ):
+        with pytest.raises(InputError, match=rf"{said}.*--data-root.*ROBUSTLIB_DATA.*--download"):
+            load_dataset(name, root=root)

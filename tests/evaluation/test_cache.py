@@ -84,7 +84,7 @@ SCRIPT = "import sys; from tests.evaluation.test_cache import run; run({stochast
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_killed_twice_it_ends_with_the_records_of_an_uninterrupted_run(tmp_path: Path, stochastic: bool) -> None:
+def test_killed_twice_it_ends_with_the_records_of_an_uninterrupted_run(tmp_path, stochastic):
     state, script = tmp_path / "state", SCRIPT.format(stochastic=stochastic)
     for parts in (10, 18):  # in the middle of the first attack, then of the cascade
         process = subprocess.Popen([sys.executable, "-c", script, str(state)], cwd=ROOT)
@@ -111,13 +111,13 @@ def state_of(tmp_path: Path) -> tuple[Path, nn.Module, Split, dict]:
     return tmp_path / "state", model, split, attacks
 
 
-def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path):
     state, model, split, attacks = state_of(tmp_path)
     other, _ = case()
     with torch.no_grad():
         other.map.bias += 1e-3
     warmer, _ = case()
-    warmer.temperature = 2.0  # type: ignore[assignment]  # a plain attribute may change what a model does
+    warmer.temperature = 2.0  # a plain attribute may change what a model does
     mislabelled = Split(split.images, split.labels.flip(0), split.indices)
     changed = [
         ("another model ", lambda: evaluate(other, split, attacks, state=state)),
@@ -137,7 +137,7 @@ def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path:
     assert len(evaluate(model, split, attacks, state=state)) == 120
 
 
-def test_damaged_and_orphaned_states(tmp_path: Path) -> None:
+def test_damaged_and_orphaned_states(tmp_path):
     state, model, split, attacks = state_of(tmp_path)
     (part,) = state.glob("part-000-*")
     part.write_bytes(part.read_bytes()[:50])
@@ -150,7 +150,7 @@ def test_damaged_and_orphaned_states(tmp_path: Path) -> None:
         evaluate(model, split, attacks, state=tmp_path / "file" / "state")
 
 
-def test_a_new_memory_address_is_no_new_attack(tmp_path: Path) -> None:
+def test_a_new_memory_address_is_no_new_attack(tmp_path):
     class Plain:
         def __call__(self, model, x, y, *, generator=None, rng=None):
             return x
@@ -183,7 +183,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", list(ERRORS))
-def test_half_the_batch_when_memory_runs_out_changes_no_record(tmp_path: Path, error: str) -> None:
+def test_half_the_batch_when_memory_runs_out_changes_no_record(tmp_path, error):
     model, split = case()
     hungry, said = Hungry(THREAT, 8, ERRORS[error]), []
     records = evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path / "state", progress=said.append)
@@ -198,7 +198,7 @@ def test_half_the_batch_when_memory_runs_out_changes_no_record(tmp_path: Path, e
     assert not [p for p in said if p.note], "what fits is remembered"
 
 
-def test_no_memory_for_one_image_and_other_errors() -> None:
+def test_no_memory_for_one_image_and_other_errors():
     model, split = case()
     with pytest.raises(InputError, match="h needs more memory than there is for a single image"):
         evaluate(model, split, {"h": Hungry(THREAT, 0, ERRORS["cuda"])})
@@ -206,7 +206,7 @@ def test_no_memory_for_one_image_and_other_errors() -> None:
         evaluate(model, split, {"h": Hungry(THREAT, 0, lambda: RuntimeError("size mismatch"))})
 
 
-def test_progress_counts_examples_and_foresees_the_end() -> None:
+def test_progress_counts_examples_and_foresees_the_end():
     said: list[Progress] = []
     run(False, seconds=0.01, progress=said.append)
     steps = list(dict.fromkeys((p.attack, p.surrogate, p.component) for p in said))
@@ -214,6 +214,5 @@ def test_progress_counts_examples_and_foresees_the_end() -> None:
     shaky = [p for p in said if p.attack == "shaky"]
     assert [p.done for p in shaky] == [0, 8, 16, 24, 32, 40, 48, 50]  # 10 of 60 are wrong without an attack
     assert shaky[0].eta is None
-    assert shaky[1].eta == pytest.approx(shaky[1].seconds * 42 / 8)
-    assert shaky[-1].eta == 0
+    assert (shaky[1].eta, shaky[-1].eta) == (pytest.approx(shaky[1].seconds * 42 / 8), 0)
     assert next(p.total for p in said if p.component == "pgd") < 50

@@ -17,23 +17,10 @@ from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, ExampleRNG, Square, S
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation import (
-    adapt,
-    aggregate,
-    cascade_steps,
-    compare_with_reference,
-    evaluate,
-    evaluate_run,
-    incomplete,
-    leaderboard,
-    robustness_curve,
-    standard_attacks,
-    summarise,
-    t_interval,
-    wilson,
-)
-from robustlib.evaluation.metrics import robust_correct
-from robustlib.evaluation.schedule import group_surrogates, select_groups
+from robustlib.evaluation import compare_with_reference, evaluate, evaluate_run, robustness_curve, standard_attacks
+from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
+from robustlib.evaluation.metrics import cascade_steps, robust_correct, summarise, t_interval, wilson
+from robustlib.evaluation.schedule import adapt, group_surrogates, select_groups
 from robustlib.methods import make_method
 from robustlib.runs import Run, transfer_sources, write_atomic, write_json
 from robustlib.training import fit
@@ -106,7 +93,7 @@ class Notes:
 
 
 def test_what_is_wrong_already_is_not_attacked(model, split):
-    wrong = Split(split.images, torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels), split.indices)
+    wrong = replace(split, labels=torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels))
     plain, part = Notes(THREAT, []), Notes(THREAT, [])
     pair = AutoAttack(THREAT, version="custom", attacks=(("first", part), ("second", FGSM(THREAT))))
     records = evaluate(model, wrong, {"plain": plain, "pair": pair}, batch_size=32)
@@ -124,15 +111,12 @@ def test_what_is_wrong_already_is_not_attacked(model, split):
 
 def test_a_cascade_is_autoattack_called_directly(split):
     model = Linear(classes=5)
-    with torch.no_grad():
-        labels = model(split.images / 255).argmax(1)
-    split, threat = Split(split.images, labels, split.indices), Threat("linf", 0.04)
+    labels = model(split.images / 255).argmax(1)
+    split, threat = replace(split, labels=labels), Threat("linf", 0.04)
     weak = (("random", PGD(threat, steps=1, step_size=1e-9)), ("square", Square(threat, queries=20)))
     attack = AutoAttack(threat, version="custom", attacks=(*weak, ("apgd-t", APGD(threat, 10, "dlr", targets=3))))
     records = evaluate(model, split, {"aa": attack}, batch_size=50)
-    x_adv = attack(model, split.images / 255, labels, rng=ExampleRNG.for_examples(0, split.indices))
-    with torch.no_grad():
-        logits = model(x_adv)
+    logits = model(attack(model, split.images / 255, labels, rng=ExampleRNG.for_examples(0, split.indices))).detach()
     last = records[records.attack == "aa"].groupby("index").last()
     broken = (last.prediction != last.label).to_numpy()
     assert 0.2 < broken.mean() < 0.9
@@ -193,59 +177,50 @@ class Through(torch.nn.Module):
         return self.linear(x * seen + (x * (1 - seen)).detach())
 
 
-class ManySurrogates(Linear):
+class ManySurrogates(Through):
     """Hides its gradients but for two pixels; its views show other pixels, those of the family each at the cost of an aim."""
 
     def __init__(self):
-        super().__init__(classes=4)
-        self.plain = Linear(classes=4)
-        self.plain.map = self.map
-
-    def forward(self, x):
-        return Through(self.plain, [0, 1])(x)
+        super().__init__(Linear(classes=4, scale=4.0), [0, 1])
 
     def surrogates(self):
-        family = {f"gate {t}": Through(self.plain, list(range(4 * t, 4 * t + 4)), target=t) for t in range(4)}
-        return {"left": Through(self.plain, [2, 3, 4, 5]), **family, "right": Through(self.plain, [6, 7, 8, 9, 10])}
+        family = {f"gate {t}": Through(self.linear, list(range(4 * t, 4 * t + 4)), target=t) for t in range(4)}
+        return {"left": Through(self.linear, [2, 3, 4, 5]), **family, "right": Through(self.linear, [6, 7, 8, 9, 10])}
 
 
-def brute_force(model, split, attacks, adaptive, sources=None):
+def brute_force(model, split, attacks, adaptive):
     """Which examples withstand every attack on every view that it is made on, each of them in full."""
     x, y, rng = split.images / 255, split.labels, ExampleRNG.for_examples(0, split.indices)
     left = model(x).argmax(1) == y
 
-    def tried(attack, view, **aim):
+    def tried(attack, view):
         parts = attack.components(4) if hasattr(attack, "components") else {"": attack}
         for k, part in enumerate(parts.values()):
-            mine = rng.fold_in(k) if len(parts) > 1 or aim else rng
-            yield model(part(SurrogateModel(view, model), x, y, rng=mine, **aim)).argmax(1) == y
+            mine = rng.fold_in(k) if len(parts) > 1 else rng
+            yield model(part(SurrogateModel(view, model), x, y, rng=mine)).argmax(1) == y
 
-    for attack in attacks.values():
-        left &= torch.stack(list(tried(attack, model))).all(0)
-    for attack in adaptive.values():
-        for name, view in {**model.surrogates(), **(sources or {})}.items():
-            if "gate" not in name and (name in model.surrogates() or not hasattr(attack, "components")):
-                left &= torch.stack(list(tried(attack, view))).all(0)
+    views = model.surrogates()
+    pairs = [(attack, model) for attack in attacks.values()]
+    pairs += [(attack, views[name]) for attack in adaptive.values() for name in ("left", "right")]
+    for attack, view in pairs:
+        left &= torch.stack(list(tried(attack, view))).all(0)
+    aim = replace(adaptive["margin"], targeted=True)
     for t in range(4):
-        aim = replace(adaptive["margin"], targeted=True)
-        fork = rng.fold_in(t)
-        view = SurrogateModel(model.surrogates()[f"gate {t}"], model)
-        left &= (model(aim(view, x, y, rng=fork, target=torch.full_like(y, t))).argmax(1) == y) | (y == t)
+        view, target = SurrogateModel(views[f"gate {t}"], model), torch.full_like(y, t)
+        left &= (model(aim(view, x, y, rng=rng.fold_in(t), target=target)).argmax(1) == y) | (y == t)
     return left
 
 
 @pytest.fixture
 def surrogates_case(split):
     model = ManySurrogates()
-    with torch.no_grad():
-        model.map.weight.mul_(4)
-        labels = model.plain(split.images / 255).argmax(1)
+    labels = model(split.images / 255).argmax(1)
     threat = Threat("linf", 0.15)
     pgd = PGD(threat, steps=10, early_stop=True)
     pair = AutoAttack(threat, version="custom", attacks=(("first", pgd), ("second", replace(pgd, objective="dlr"))))
     attacks = {"pgd": pgd, "pair": pair}
     adaptive = {"pgd": pgd, "margin": replace(pgd, objective="margin"), "many": replace(pgd, restarts=3), "pair": pair}
-    return model, Split(split.images, labels, split.indices), attacks, adaptive
+    return model, replace(split, labels=labels), attacks, adaptive
 
 
 def test_the_adaptive_minimum_is_that_of_everything_against_everything(surrogates_case):
@@ -256,8 +231,7 @@ def test_the_adaptive_minimum_is_that_of_everything_against_everything(surrogate
     costly = [f"{attack}@{view}" for attack in ("many", "pair") for view in ("left", "right")]
     assert list(table.index) == ["clean", *attacks, *searched, "margin@gate of each class", *costly, "worst"]
     left = robust_correct(records).groupby(records["index"]).min().reindex(split.indices.tolist()).to_numpy()
-    with torch.no_grad():
-        assert np.array_equal(left, brute_force(model, split, attacks, adaptive).numpy())
+    assert np.array_equal(left, brute_force(model, split, attacks, adaptive).numpy())
     assert 0.1 < table["worst"] < min(table[["pgd", "pair", *searched]]), "it takes several views"
     assert list(table[costly]) == sorted(table[costly], reverse=True), "costly rows count what broke before them"
     assert table["worst"] == table[costly[-1]]
@@ -281,10 +255,9 @@ def test_a_family_is_aimed_and_leaves_its_own_class_alone(surrogates_case):
     model, split, _, adaptive = surrogates_case
     records = evaluate(model, split, {}, adaptive={"margin": adaptive["margin"]})
     family = records[records.surrogate == "gate of each class"]
-    assert set(family.component) == {"clean", *(f"gate {t}" for t in range(4))}
-    for t in range(4):
-        assert (family[family.component == f"gate {t}"].label != t).all()
-    assert family[family.component == "clean"].label.eq(0).all(), "the first class keeps its clean rows"
+    met = {name: set(rows.label) for name, rows in family.groupby("component")}
+    assert all(t not in met[f"gate {t}"] for t in range(4))
+    assert met["clean"] == {0}, "the first class keeps its clean rows"
     broken = family[~robust_correct(family)]
     assert len(broken) > 5
     assert not broken.duplicated("index").any(), "what one gate broke no other meets"
@@ -483,24 +456,27 @@ def test_labels_beyond_the_classes_are_a_sentence(model, split):
     with pytest.raises(InputError, match="1 logit"):
         evaluate(Linear(classes=1), split, {})
     with pytest.raises(InputError, match="2 classes"):
-        evaluate(model, Split(split.images, split.labels + 5, split.indices), {})
+        evaluate(model, replace(split, labels=split.labels + 5), {})
 
 
 def test_means_keep_data_sets_precisions_and_changes_apart():
-    rows = [
-        {"dataset": d, "method": "m", "title": "M", "arch": "a", "changed": c, "precision": p, "n": 9, "seed": 0}
-        for d, c, p in (("x", "", "32-true"), ("y", "", "32-true"), ("x", "beta=1", "32-true"), ("x", "", "bf16-mixed"))
-    ]
-    numbers = dict.fromkeys(("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "worst", "minutes"), 0.5)
-    assert len(aggregate(pd.DataFrame([row | numbers for row in rows]))) == 4
+    row = dict.fromkeys(("clean", "fgsm", "pgd20", "pgd50x10", "cw50", "worst", "minutes"), 0.5)
+    row |= {
+        "dataset": "x",
+        "method": "m",
+        "title": "M",
+        "arch": "a",
+        "changed": "",
+        "precision": "32-true",
+        "n": 9,
+        "seed": 0,
+    }
+    changes = ({}, {"dataset": "y"}, {"changed": "beta=1"}, {"precision": "bf16-mixed"})
+    assert len(aggregate(pd.DataFrame([row | change for change in changes]))) == 4
 
 
 def test_a_model_without_an_answer_is_wrong(split):
-    class Mute(Linear):
-        def forward(self, x):
-            return super().forward(x) * float("nan")
-
-    records = evaluate(Mute(), split, {})
+    records = evaluate(Linear(scale=float("nan")), split, {})
     assert (records.prediction == -1).all()
     assert summarise(records).accuracy[0] == 0
 
@@ -556,25 +532,24 @@ def test_samples_are_stratified_and_fixed(digits):
 
 def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(digits, train):
     runs = [train(seed=seed, epochs=2, examples=300) for seed in (0, 1)]
-    _, results = (evaluate_run(run, digits, n=20) for run in runs)
+    run, (_, results) = runs[-1], (evaluate_run(run, digits, n=20) for run in runs)
     assert [row["attack"] for row in results["rows"]] == ["clean", *standard_attacks(THREAT), "worst"]
     assert all("(threat=Threat(" in row["protocol"] for row in results["rows"][1:-1])
     assert [row["component"] for row in results["cascade"]][:2] == ["clean", "apgd-ce"]
     assert results["cascade"][-1]["accuracy"] == results["rows"][-2]["accuracy"]
     assert "autoattack" not in [row["attack"] for row in results["last"]["rows"]]
-    assert not runs[-1].evaluation.exists()
+    assert not run.evaluation.exists()
     assert (results["n"], results["last"]["rows"][0]["n"], len(results["curve"])) == (20, 20, 8)
-    stamp = (runs[-1].path / "records.parquet").stat().st_mtime_ns
-    assert evaluate_run(runs[-1], digits, n=20) == runs[-1].results() == results
-    assert (runs[-1].path / "records.parquet").stat().st_mtime_ns == stamp
-    assert evaluate_run(runs[-1], digits, n=12)["n"] == 12
-    assert runs[-1].results() == results, "a look at fewer images must not replace what more have shown"
-    assert accuracies(runs[-1].records()).to_dict() == {row["attack"]: row["accuracy"] for row in results["rows"]}
-    assert set(runs[-1].records("last")["index"]) == set(runs[-1].records()["index"])
+    stamp = (run.path / "records.parquet").stat().st_mtime_ns
+    assert evaluate_run(run, digits, n=20) == run.results() == results
+    assert (run.path / "records.parquet").stat().st_mtime_ns == stamp
+    assert evaluate_run(run, digits, n=12)["n"] == 12
+    assert run.results() == results, "a look at fewer images must not replace what more have shown"
+    assert accuracies(run.records()).to_dict() == {row["attack"]: row["accuracy"] for row in results["rows"]}
+    assert set(run.records("last")["index"]) == set(run.records()["index"])
     board = leaderboard(runs)
     assert (len(board), board.title[0]) == (2, "Standard training")
-    assert (board.worst <= board.autoattack).all()
-    assert (board.worst <= board.pgd20).all()
+    assert (board.worst <= board[["autoattack", "pgd20"]].min(axis=1)).all()
     assert (board.headline_badge == "").all()
     badges = {"headline": {"verdict": "amber", "text": "weak"}, "protocol": {"verdict": "pass", "text": "fair"}}
     (runs[0].path / "audit.json").write_text(json.dumps({"badges": badges}))
@@ -583,11 +558,9 @@ def test_a_run_is_evaluated_once_and_lands_on_the_leaderboard(digits, train):
     evaluate_run(runs[0], digits, n=21)
     assert runs[0].audit() == {}, "a badge must not stand beside a number that it did not judge"
     means = aggregate(board)
-    assert means.seeds[0] == 2
-    assert np.isclose(means.clean_mean[0], board.clean.mean())
-    assert np.isclose(means.clean_std[0], board.clean.std())
+    assert (means.seeds[0], board.threat[0]) == (2, "Linf 0.2")
+    assert (means.clean_mean[0], means.clean_std[0]) == pytest.approx((board.clean.mean(), board.clean.std()))
     assert leaderboard([]).empty
-    assert board.threat[0] == "Linf 0.2"
 
 
 def test_runs_that_lack_something_are_named_with_the_remedy(digits, train):
@@ -716,11 +689,10 @@ def test_a_summary_of_nothing_has_its_columns(model, split):
 
 
 def test_a_cascade_is_held_to_its_own_threat(model, split):
-    class Far:
-        def __call__(self, model, x, y, *, generator=None, rng=None):
-            return 1 - x
+    def far(model, x, y, *, generator=None, rng=None):
+        return 1 - x
 
-    records = evaluate(model, split, {"aa": AutoAttack(THREAT, "custom", (("far", Far()),))})
+    records = evaluate(model, split, {"aa": AutoAttack(THREAT, "custom", (("far", far),))})
     table = summarise(records).set_index("attack")
     assert table.eps["aa"] == THREAT.eps
     assert table.invalid["aa"] > 100

@@ -27,11 +27,11 @@ QUICK = Tangent(Threat("l2", 0.5), queries=300)
 @pytest.fixture(scope="module")
 def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """The unregularised variant and a regularised one, hardly trained."""
-    root = tmp_path_factory.mktemp("runs")
-    variants = {
-        name: make_method("rep_spectral", "digits", epochs=3, strength=s) for name, s in (("none", 0.0), ("rep", 0.1))
-    }
-    return {name: fit(variant, digits, root=root, device="cpu", progress=False) for name, variant in variants.items()}
+    root, made = tmp_path_factory.mktemp("runs"), {}
+    for name, strength in (("none", 0.0), ("rep", 0.1)):
+        variant = make_method("rep_spectral", "digits", epochs=3, strength=strength)
+        made[name] = fit(variant, digits, root=root, device="cpu", progress=False)
+    return made
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,9 +39,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustlib.evaluation.measurements.adversarial_distances", lambda *_, **__: 1 / 0)
 
 
-def test_runs_are_measured_once_on_the_same_images(
-    digits: Dataset, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_measured_once_on_the_same_images(digits, runs, monkeypatch):
     found = measure_distances(runs, digits, QUICK, n=20, seed=3)
     assert list(found) == ["none", "rep"]
     for name, run in runs.items():
@@ -67,9 +65,7 @@ def test_runs_are_measured_once_on_the_same_images(
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_a_distance_is_measured_anew(
-    digits: Dataset, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch, change: dict
-) -> None:
+def test_whatever_changes_a_distance_is_measured_anew(digits, runs, monkeypatch, change):
     one, asked = {"rep": runs["rep"]}, {"attack": QUICK, "n": 20, "seed": 3}
     measure_distances(one, digits, **asked)
     file = runs["rep"].path / "distances.json"
@@ -85,12 +81,10 @@ def test_whatever_changes_a_distance_is_measured_anew(
             measure_distances(one, digits, **{**asked, **change})
 
 
-def test_failed_searches_are_stored_as_such(
-    digits: Dataset, runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    invented = pd.DataFrame({"index": [1, 2], "label": [0, 0], "correct": [True, True], "distance": [0.5, np.nan]})
+def test_failed_searches_are_stored_as_such(digits, runs, monkeypatch):
+    columns = {"index": [1, 2], "label": 0, "correct": True, "distance": [0.5, np.nan], "queries": 7}
     monkeypatch.setattr(
-        "robustlib.evaluation.measurements.adversarial_distances", lambda *_, **__: invented.assign(queries=7)
+        "robustlib.evaluation.measurements.adversarial_distances", lambda *_, **__: pd.DataFrame(columns)
     )
     for _ in range(2):
         frame = measure_distances({"rep": runs["rep"]}, digits, FAB(Threat("l2", 0.5)), n=2)["rep"]
@@ -99,25 +93,23 @@ def test_failed_searches_are_stored_as_such(
     assert runs["rep"].distances(attack="FAB")["distance"] == [0.5, None]
 
 
-def test_the_last_look_of_a_kind_counts(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_the_last_look_of_a_kind_counts(runs, tmp_path):
     run = Run(tmp_path)
     assert run.distances() == {}
     looks = [("Tangent(a)", "test"), ("Tangent(b)", "test"), ("FAB(c)", "test"), ("Tangent(d)", "val")]
     write_json(run.path / "distances.json", {str(k): {"attack": a, "split": s} for k, (a, s) in enumerate(looks)})
-    assert run.distances()["attack"] == "Tangent(b)"
-    assert run.distances("val")["attack"] == "Tangent(d)"
+    assert (run.distances()["attack"], run.distances("val")["attack"]) == ("Tangent(b)", "Tangent(d)")
     assert run.distances(attack="FAB")["attack"] == "FAB(c)"
 
 
-def test_what_cannot_be_measured_is_a_sentence(
-    digits: Dataset, runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(InputError, match="no runs to measure"):
-        measure_distances({}, digits)
-    with pytest.raises(InputError, match="was trained on 'digits', not on 'mnist'"):
-        measure_distances(runs, replace(digits, name="mnist"))
-    with pytest.raises(InputError, match="Unknown split 'tets'"):
-        measure_distances(runs, digits, split="tets")
+def test_what_cannot_be_measured_is_a_sentence(digits, runs, tmp_path, monkeypatch):
+    for said, given, options in (
+        ("no runs to measure", ({}, digits), {}),
+        ("was trained on 'digits', not on 'mnist'", (runs, replace(digits, name="mnist")), {}),
+        ("Unknown split 'tets'", (runs, digits), {"split": "tets"}),
+    ):
+        with pytest.raises(InputError, match=said):
+            measure_distances(*given, **options)
     broken = Run(tmp_path / "broken")
     write_json(broken.path / "params.json", runs["rep"].params())
     write_json(broken.path / "status.json", {"state": "interrupted"})
@@ -132,7 +124,7 @@ def test_what_cannot_be_measured_is_a_sentence(
 # ---- several runs of the family
 
 
-def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path: Path) -> None:
+def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path):
     def cell(method: str, strength: float, seed: int, distance: float, changed: str = "", **look: object) -> Run:
         variant = f"{method} {changed or f'strength={strength}'}"
         run = measured(tmp_path, variant, seed, [1, 1, 1, 1], [distance] * 4, split="val", images="a", **look)
@@ -155,7 +147,7 @@ def test_the_grid_is_made_of_what_is_stored_of_validation_images(tmp_path: Path)
     assert experiments.strength_grid([]).empty
 
 
-def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset, runs: dict[str, Run]) -> None:
+def test_what_a_distance_goes_with_is_measured_on_shared_images(digits, runs):
     """Restated: the Jacobian of a network of one hidden layer by hand, and the norm of its one matrix."""
     attack = replace(QUICK, queries=301)
     found = measure_distances(runs, digits, attack, n=12)
@@ -175,7 +167,7 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(digits: Dataset,
     assert experiments.spectral_family([], digits).empty
 
 
-def test_one_sum_of_norms_is_of_one_architecture(digits: Dataset, tmp_path: Path) -> None:
+def test_one_sum_of_norms_is_of_one_architecture(digits, tmp_path):
     runs = [measured(tmp_path, f"rep arch={arch}", 0, [1, 1, 1, 1], [0.5] * 4) for arch in ("mlp_512", "small_cnn")]
     for run, arch in zip(runs, ("mlp_512", "small_cnn"), strict=True):
         write_json(run.path / "params.json", run.params() | {"arch": arch, "title": "Rep"})
@@ -183,32 +175,26 @@ def test_one_sum_of_norms_is_of_one_architecture(digits: Dataset, tmp_path: Path
         experiments.spectral_family(runs, digits)
 
 
-def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path: Path) -> None:
+def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path):
     study = experiments.read_study("spectral-grid")
-    for variant, preset, belongs in (
-        ("rep_spectral", "digits", True),
-        ("ll_spectral strength=0.5", "digits", True),
-        ("rep_spectral", "cifar10-short", False),
-        ("rep_spectral train_examples=200, strength=0.0", "digits", False),
-        ("bss", "digits", False),
-    ):
+    cases = [("rep_spectral", "digits", True), ("ll_spectral strength=0.5", "digits", True), ("bss", "digits", False)]
+    cases += [("rep_spectral", "cifar10-short", False)]
+    cases += [("rep_spectral train_examples=200, strength=0.0", "digits", False)]
+    for variant, preset, belongs in cases:
         run = measured(tmp_path / preset, variant, 0, [1, 1, 1, 1], [0.5] * 4)
         write_json(run.path / "params.json", run.params() | {"preset": preset})
         assert experiments.in_grid(run, study) is belongs, variant
 
 
-def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -> None:
+def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path):
     runs = [
         measured(tmp_path, variant, seed, [1, 1, seed, 1], [far + seed / 10] * 4, images="a")
         for variant, far in (("rep", 0.5), ("rep strength=0.0", 0.3))
         for seed in (0, 1)
     ]
     for run in runs:
-        look = next(iter(read_json(run.path / "distances.json").values()))
-        facts = {"title": "REP"}
-        write_json(run.path / "params.json", run.params() | facts)
-        white = look | {"attack": "FAB()", "distance": [*(0.9 * far for far in look["distance"][:3]), None]}
-        write_json(run.path / "distances.json", {"look": look, "white": white})
+        write_json(run.path / "params.json", run.params() | {"title": "REP"})
+        look = seen_by_fab(run, 0.9, [0, 1, 2])
     table = experiments.variant_distances(runs)
     assert table["variant"].tolist() == ["REP", "REP · strength=0.0"]
     assert table["distance"].tolist() == pytest.approx([0.55, 0.35])
@@ -217,32 +203,22 @@ def test_distances_of_arms_stand_beside_those_of_the_white_box(tmp_path: Path) -
     half = 12.7062 * np.std([0.5, 0.6], ddof=1) / 2**0.5
     assert (table["low"][0], table["high"][0]) == pytest.approx((0, 0.55 + half), rel=1e-3)
     shown = tables.distances_over_seeds(table)
-    assert list(shown.columns) == [
-        *(
-            "variant",
-            "seeds",
-            "mean distance, Tangent (decisions only)",
-            "mean distance, FAB (white box)",
-            "images compared",
-        )
-    ]
-    assert shown.iloc[1]["mean distance, FAB (white box)"].startswith("0.315 (")
+    tangent, fab = "mean distance, Tangent (decisions only)", "mean distance, FAB (white box)"
+    assert list(shown.columns) == ["variant", "seeds", tangent, fab, "images compared"]
+    assert shown.iloc[1][fab].startswith("0.315 (")
     write_json(runs[0].path / "distances.json", {"look": look})
     alone = experiments.variant_distances(runs)
     assert (alone["n"][0], alone["fab"].isna().all()) == (3, True), "FAB lacks a run"
-    assert tables.distances_over_seeds(alone)["mean distance, FAB (white box)"].tolist() == ["–", "–"]
+    assert tables.distances_over_seeds(alone)[fab].tolist() == ["–", "–"]
     assert experiments.variant_distances([]).empty
 
 
-def test_epochs_of_all_stages_are_one_axis() -> None:
+def test_epochs_of_all_stages_are_one_axis():
     rows = pd.DataFrame({"stage": ["a", "a", "b", "b"], "epoch": [0, 1, 0, 1], "epoch_total": [0, 1, 1, 2]})
     (frame,) = experiments.concat_stages({"A": [rows.assign(value=[1.0, 2.0, 3.0, 4.0])]})["A"]
     assert frame[["epoch", "value"]].values.tolist() == [[0, 1.0], [1, 3.0], [2, 4.0]]
     drawn = figures.probe_curves({"A-B": [frame]}, ["value"])
     assert drawn.alt == "Measures over the epochs. value: A-B (1 seed) 3 at epoch 1, 4 at epoch 2."
-
-
-# ---- claims
 
 
 def measured(
@@ -259,15 +235,18 @@ def measured(
     return run
 
 
-FARTHER = Claim(
-    name="farther",
-    text="Rep-spectral is farther.",
-    source="a test",
-    measure="distance/mean",
-    variant="rep_spectral",
-    than="rep_spectral strength=0.0",
-    relative=True,
-)
+def seen_by_fab(run: Run, share: float, images: list[int]) -> dict:
+    """Stores that FAB finds `share` of the distances of these images and fails on others; what was stored before."""
+    look = read_json(run.path / "distances.json")["look"]
+    far = [share * value if k in images and value is not None else None for k, value in enumerate(look["distance"])]
+    write_json(run.path / "distances.json", {"look": look, "white": look | {"attack": "FAB()", "distance": far}})
+    return look
+
+
+# ---- claims
+
+FACTS = {"name": "farther", "text": "Rep-spectral is farther.", "source": "a test", "variant": "rep_spectral"}
+FARTHER = Claim(**FACTS, measure="distance/mean", than="rep_spectral strength=0.0", relative=True)
 
 
 def pair(root: Path, seed: int, **look: object) -> list[Run]:
@@ -276,12 +255,11 @@ def pair(root: Path, seed: int, **look: object) -> list[Run]:
     return [first, measured(root, "rep_spectral strength=0.0", seed, [1, 1, 1, 1], [0.5, 1.5, 9.0, 9.0])]
 
 
-def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path: Path) -> None:
+def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path):
     runs = [run for seed in (0, 1) for run in pair(tmp_path, seed)]
     evidence = gather(FARTHER, runs, [0, 1])
     assert evidence.differences == {seed: pytest.approx(1.5 / 1.0 - 1) for seed in (0, 1)}
-    assert evidence.notes == ("on 2 to 2 of 4 images",)
-    assert evidence.step == 0.0
+    assert (evidence.notes, evidence.step) == (("on 2 to 2 of 4 images",), 0.0)
     middle = replace(FARTHER, measure="distance/median", relative=False)
     assert gather(middle, runs, [0, 1]).differences == {seed: pytest.approx(0.5) for seed in (0, 1)}
     assert gather(middle, runs, [0, 1]).step == 0.0, "no accuracy, so no step of an image"
@@ -292,25 +270,21 @@ def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path:
     assert row["effect"].startswith("+50.0 %")
 
 
-def test_a_claim_on_distances_says_what_the_white_box_finds(tmp_path: Path) -> None:
+def test_a_claim_on_distances_says_what_the_white_box_finds(tmp_path):
     """Decision-based distances are the looser bound: a difference that FAB does not see may be the attack's."""
     pairs = [pair(tmp_path, seed) for seed in (0, 1)]
     runs = [run for both in pairs for run in both]
     assert not any("FAB" in note for note in gather(FARTHER, runs, [0, 1]).notes)
     for both in pairs:
         for run, share in zip(both, (0.9, 0.6), strict=True):
-            look = next(iter(read_json(run.path / "distances.json").values()))
-            far = [value and share * value for value in look["distance"]]
-            write_json(
-                run.path / "distances.json", {"look": look, "white": look | {"attack": "FAB()", "distance": far}}
-            )
+            seen_by_fab(run, share, [0, 1, 2, 3])
     evidence = gather(FARTHER, runs, [0, 1])
     (note,) = (note for note in evidence.notes if "FAB" in note)
     expected = np.mean([0.9 / 0.6 * (1 + gain) - 1 for gain in evidence.differences.values()])
     assert note == f"by FAB, which sees gradients, {100 * expected:+.1f} %"
 
 
-def test_missing_distances_are_told(tmp_path: Path) -> None:
+def test_missing_distances_are_told(tmp_path):
     first, second = pair(tmp_path, 0)
     (first.path / "distances.json").unlink()
     (missing,) = gather(FARTHER, [first, second, *pair(tmp_path, 1)], [0, 1]).missing
@@ -319,14 +293,11 @@ def test_missing_distances_are_told(tmp_path: Path) -> None:
         measure_of(first, "distance/mean")
     with pytest.raises(InputError, match=r"Unknown statistic of distances 'men'. Did you mean 'mean'"):
         measure_of(second, "distance/men")
+    (missing,) = gather(FARTHER, pair(tmp_path / "val", 0, split="val"), [0]).missing
+    assert "rep_spectral has no measured distances" in missing, "on test images"
 
 
-def test_only_validation_images_are_no_test_images(tmp_path: Path) -> None:
-    (missing,) = gather(FARTHER, pair(tmp_path, 0, split="val"), [0]).missing
-    assert "rep_spectral has no measured distances" in missing
-
-
-def test_other_protocols_and_images_are_not_paired(tmp_path: Path) -> None:
+def test_other_protocols_and_images_are_not_paired(tmp_path):
     usual = [run for seed in (1, 2) for run in pair(tmp_path, seed)]
     other = pair(tmp_path, 0, attack="Tangent(queries=9)")
     (missing,) = gather(FARTHER, [*usual, *other], [0, 1, 2]).missing

@@ -47,11 +47,9 @@ def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
         step = torch.maximum(torch.minimum(at + 0.05 * g.sign(), z + 0.2), z - 0.2)
         at = step.clamp(0, 1).detach()
     right = [(logits(images).argmax(1) == few.labels).float().mean().item() for images in (at, z.clamp(0, 1))]
-    assert found.accuracy == pytest.approx(right[0], abs=1.5 / 80)
-    assert found.clamped == pytest.approx(right[1])
+    assert (found.accuracy, found.clamped) == (pytest.approx(right[0], abs=1.5 / 80), pytest.approx(right[1]))
     moved = ((at - z).abs().flatten(1).amax(1) * digits.std[0]).mean().item()
-    assert found.moved == pytest.approx(moved, rel=1e-3)
-    assert found.n == 80
+    assert (found.moved, found.n) == (pytest.approx(moved, rel=1e-3), 80)
 
 
 def test_it_says_what_is_wrong_with_it(digits, model):
@@ -67,35 +65,28 @@ def test_its_table_labels_it_invalid():
     published, clamp = found.rows
     assert (published["correct"], published["n"], published["valid"], clamp["accuracy"]) == (48, 80, False, 0.7)
     assert published["low"] < 0.6 < published["high"]
-    valid = [
-        {"attack": name, **accuracy(k, 50)} for name, k in (("clean", 45), ("pgd20", 20), ("cw50", 19), ("worst", 18))
-    ]
+    counts = {"clean": 45, "pgd20": 20, "cw50": 19, "worst": 18}
+    valid = [{"attack": name, **accuracy(k, 50)} for name, k in counts.items()]
     table = tables.published_protocol({"n": 50, "rows": valid}, found.rows)
-    assert list(table["attack"]) == [
-        "clean",
-        "PGD-20",
-        "worst case",
-        "published protocol",
-        "its clamp alone, without an attack",
-    ]
+    shown = ["clean", "PGD-20", "worst case", "published protocol", "its clamp alone, without an attack"]
+    assert list(table["attack"]) == shown
     assert list(table["counts"]) == ["✓ valid"] * 3 + ["✕ invalid"] * 2
     assert list(table["images"]) == [50] * 3 + [80] * 2
     assert table["accuracy"][3].startswith("60.0 % (")
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "value"),
     [
-        *({"eps": v} for v in (-1.0, float("nan"), float("inf"))),
-        *({"step_size": v} for v in (0.0, float("inf"))),
-        {"steps": 0},
+        *(("eps", v) for v in (-1.0, float("nan"), float("inf"))),
+        ("step_size", 0.0),
+        ("step_size", float("inf")),
+        ("steps", 0),
     ],
-    ids=str,
 )
-def test_bad_settings_are_sentences(digits, model, wrong):
-    ((name, value),) = wrong.items()
+def test_bad_settings_are_sentences(digits, model, name, value):
     with pytest.raises(InputError, match=f"{name}={value!r}.*give a radius of at least 0"):
-        claf_published_protocol(model, digits.test.sample(4), **wrong)
+        claf_published_protocol(model, digits.test.sample(4), **{name: value})
 
 
 def test_a_radius_of_zero_is_the_clamp_alone(digits, model):

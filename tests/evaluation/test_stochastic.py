@@ -16,28 +16,26 @@ from torch import Tensor, nn
 from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation import (
-    StochasticProtocol,
-    check_plateau,
-    draw_statistics,
-    evaluate,
-    evaluate_run,
-    measure_randomness,
-    measure_unseen,
-    standard_attacks,
-    stochastic_protocol,
-    summarise,
-)
-from robustlib.evaluation.metrics import predict
+from robustlib.evaluation import StochasticProtocol, evaluate, evaluate_run, standard_attacks, stochastic_protocol
+from robustlib.evaluation.measurements import check_plateau, measure_randomness, measure_unseen
+from robustlib.evaluation.metrics import predict, summarise
 from robustlib.evaluation.protocols import UnseenStrengths, adaptive_attacks, unseen_attacks, unseen_strengths
 from robustlib.evaluation.schedule import compatible_attacks
-from robustlib.evaluation.stochastic import Vote, eot_curve, fixed_accuracies, last_step, vote, with_plateau
+from robustlib.evaluation.stochastic import (
+    Vote,
+    draw_statistics,
+    eot_curve,
+    fixed_accuracies,
+    last_step,
+    vote,
+    with_plateau,
+)
 from robustlib.methods import make_method
 from robustlib.models import build_model
 from robustlib.runs import Run, read_json, save_weights, write_json
 from robustlib.training import fit
 from robustlib.workbook import cli, tables
-from robustlib.workbook.claims import Claim, gather, measure_of, variant_of
+from robustlib.workbook.claims import Claim, evaluate_claims, gather, measure_of, variant_of
 from robustlib.workbook.experiments import Options, measure_claimed
 from tests.workbook.test_cli import outcome
 
@@ -106,7 +104,7 @@ def phi(z: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_draws_are_counted_as_written_out(mixed: bool) -> None:
+def test_draws_are_counted_as_written_out(mixed):
     """Restated with loops: chosen by the odd draws of the image and of all images, counted on the even ones; or the single attack
     that leaves less, on all draws."""
     rng, n = np.random.default_rng(0), 40
@@ -114,11 +112,12 @@ def test_draws_are_counted_as_written_out(mixed: bool) -> None:
     if mixed:  # each attack is the strong one on half of the images
         shares = {"clean": [0.9] * n, "a": [0.1, 0.7] * (n // 2), "b": [0.7, 0.1] * (n // 2)}
     names = tuple(shares)
-    rows: list[dict[str, Any]] = [
-        {"index": i, "label": 0, "attack": attack, "surrogate": "", "component": "", "eps": 0.2, "draw": draw}
-        | {"prediction": int(rng.random() > shares[attack][i]), "margin": rng.normal(), "valid": True}
+    base: dict[str, Any] = {"label": 0, "surrogate": "", "component": "", "eps": 0.2, "valid": True}
+    rows = [
+        base
+        | {"index": i, "attack": attack, "draw": draw, "prediction": int(rng.random() > p[i]), "margin": rng.normal()}
         for i in range(n)
-        for attack in names
+        for attack, p in shares.items()
         for draw in range(20)
     ]
     found = draw_statistics(pd.DataFrame(rows))
@@ -129,11 +128,8 @@ def test_draws_are_counted_as_written_out(mixed: bool) -> None:
     single = {a: [[right[i, a, d] for d in range(20)] for i in range(n)] for a in names}
     chosen = []
     for i in range(n):
-        key = {
-            a: (overall[a] + np.mean([right[i, a, d] for d in odd]), np.mean([margin[i, a, d] for d in odd]))
-            for a in names
-        }
-        attack = min(key, key=lambda a: key[a])
+        sums = {a: overall[a] + np.mean([right[i, a, d] for d in odd]) for a in names}
+        attack = min(names, key=lambda a: (sums[a], np.mean([margin[i, a, d] for d in odd])))
         chosen.append([right[i, attack, d] for d in range(0, 20, 2)])
     attacked = min([chosen, *single.values()], key=lambda stood: float(np.mean(stood)))
     assert (attacked is chosen) is mixed
@@ -148,7 +144,7 @@ def test_draws_are_counted_as_written_out(mixed: bool) -> None:
     assert found["attacked"]["expected"]["correct"] == pytest.approx(worst["correct"]), "the headline, and no other"
 
 
-def test_too_few_draws_to_take_the_worst_of() -> None:
+def test_too_few_draws_to_take_the_worst_of():
     few = evaluate(Coin(0.9), images(5), {}, draws=4)
     assert draw_statistics(few, draws=2)["draws"] == 2
     with pytest.raises(InputError, match="The worst of 10 draws needs 20"):
@@ -161,7 +157,7 @@ def test_too_few_draws_to_take_the_worst_of() -> None:
 # ---- fixed randomness
 
 
-def test_a_fixed_draw_is_attacked_and_judged_by_itself() -> None:
+def test_a_fixed_draw_is_attacked_and_judged_by_itself():
     model, split = Noisy(), images(200)
     x = split.images.float() / 255
     rows = fixed_accuracies(model, split, THREAT, TINY, seeds=(0, 3))
@@ -174,7 +170,7 @@ def test_a_fixed_draw_is_attacked_and_judged_by_itself() -> None:
     assert 0 < rows[0]["attacked"]["correct"] < rows[0]["clean"]["correct"]
 
 
-def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient() -> None:
+def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient():
     model, split = Noisy(), images(300)
     taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
     expected = phi((model.margin(split.images.float() / 255) - taken) / model.sigma).mean()
@@ -183,7 +179,7 @@ def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient(
     assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
 
 
-def test_a_single_draw_of_a_stochastic_model_is_no_evaluation() -> None:
+def test_a_single_draw_of_a_stochastic_model_is_no_evaluation():
     with pytest.raises(InputError, match=r"fix its randomness with a seed: model.fixed\(seed\)"):
         evaluate(Noisy(), images(4), {}, draws=1)
 
@@ -208,7 +204,7 @@ class Backward(Noisy):
         return {"bpda": Noisy(self.sigma), "other": Noisy(self.sigma)}
 
 
-def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatch):
     monkeypatch.setattr("robustlib.attacks.base.PIECE", 16 * 40)
     model, x = Backward(0.5), images(8).images.float() / 255
     model.train()
@@ -225,7 +221,7 @@ def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatc
         Vote(model, 0)
 
 
-def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves() -> None:
+def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves():
     """With 400 draws the noise of 2 on the margin is 0.1, so a linear model's margin alone decides; a single draw would flip many."""
     model, split, budget = Backward(2.0), images(300), replace(TINY, bpda=(4, 2), defence=400)
     margin = model.margin(split.images.float() / 255)
@@ -244,54 +240,42 @@ def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves() -> None:
 # ---- budgets
 
 
-def test_a_preset_says_what_randomised_models_meet() -> None:
+def test_a_preset_says_what_randomised_models_meet():
     budget = stochastic_protocol("digits")
     assert (budget.images, budget.pgd_eot, budget.autoattack) == (128, (40, 8), (20, 8))
     assert (budget.stadv, budget.queries, budget.full) == ((40, 8), 1000, (200, 20))
     assert (budget.bpda, budget.defence) == ((40, 8), 150)
     assert (StochasticProtocol().bpda, StochasticProtocol().defence) == ((50, 15), 150), "Hill et al."
     assert budget.curve * 2 * budget.defence <= 128 * 150, "clean and attacked images are voted on"
-    assert (
-        stochastic_protocol("cifar10-paper")
-        == stochastic_protocol("")
-        == stochastic_protocol(None)
-        == StochasticProtocol()
-    )
+    assert [stochastic_protocol(name) for name in ("cifar10-paper", "", None)] == [StochasticProtocol()] * 3
     attacks = standard_attacks(THREAT, stochastic=True, protocol=budget)
     assert attacks["pgd_eot"] == PGDEOT(THREAT, 40, 8)
     assert attacks["autoattack"] == AutoAttack(THREAT, version="rand", steps=20, eot=8, queries=1000)
-    first = attacks["autoattack"].components(10)["apgd-dlr"]  # type: ignore[attr-defined]
+    first = attacks["autoattack"].components(10)["apgd-dlr"]
     assert first == APGD(THREAT, 20, "dlr", eot=8)
-    assert (attacks["square"].queries, attacks["square"].votes) == (1000, 4)  # type: ignore[attr-defined]
-    assert {part.steps for name, part in attacks["aa_standard"].components(10).items() if name != "square"} == {20}  # type: ignore[attr-defined]
+    assert (attacks["square"].queries, attacks["square"].votes) == (1000, 4)
+    assert {part.steps for name, part in attacks["aa_standard"].components(10).items() if name != "square"} == {20}
     assert unseen_strengths("digits").l2 == 0.6
     assert unseen_strengths("cifar10-paper") == UnseenStrengths(l2=0.5, flow=0.8)
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("budget", "said"),
     [
-        (
-            lambda: StochasticProtocol(pgd_eot=(40, 0)),
-            r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1",
-        ),
-        (lambda: StochasticProtocol(queries=0), "queries=0"),
-        (lambda: StochasticProtocol(defence=0), "defence=0"),
-        (lambda: StochasticProtocol(bpda=(0, 1)), r"bpda=\(0, 1\)"),
-        (lambda: StochasticProtocol(stadv=(3,)), r"stadv=\(3,\)"),  # type: ignore[arg-type]
-        (lambda: UnseenStrengths(l2=0.0), "l2=0.0: give a number above 0"),
-        (lambda: PGDEOT(THREAT, 10, 0), "eot=0"),
-        (lambda: AutoAttack(THREAT, version="rand", eot=0), "eot=0"),
-        (lambda: StAdv(0.2, eot=0), "eot=0"),
-        (lambda: AutoAttack(THREAT, steps=0), "steps=0"),
+        ({"pgd_eot": (40, 0)}, r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1"),
+        ({"queries": 0}, "queries=0"),
+        ({"defence": 0}, "defence=0"),
+        ({"bpda": (0, 1)}, r"bpda=\(0, 1\)"),
+        ({"stadv": (3,)}, r"stadv=\(3,\)"),
+        ({"l2": 0.0}, "l2=0.0: give a number above 0"),
     ],
 )
-def test_budgets_and_gradient_samples_below_one_are_refused(make: Any, said: str) -> None:
+def test_budgets_below_one_are_refused(budget, said):
     with pytest.raises(InputError, match=said):
-        make()
+        (UnseenStrengths if "l2" in budget else StochasticProtocol)(**budget)
 
 
-def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_budget_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.protocols.PRESETS", tmp_path)
     (tmp_path / "odd.yaml").write_text("randomised: {imags: 3}\nunseen: {l3: 1}\n")
     with pytest.raises(InputError, match=r"Unknown entry of randomised in odd\.yaml 'imags'\. Did you mean 'images'"):
@@ -300,7 +284,7 @@ def test_a_misspelt_budget_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         unseen_strengths("odd")
 
 
-def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
+def test_random_views_meet_what_averages_and_others_what_does_not():
     attacks = adaptive_attacks(THREAT, True, TINY)
     assert list(compatible_attacks(attacks, Noisy())) == ["pgd_eot"]
     assert list(compatible_attacks(attacks, Noisy(shift=0.0))) == ["pgd20", "aa_standard"]
@@ -312,7 +296,7 @@ def test_random_views_meet_what_averages_and_others_what_does_not() -> None:
 
 
 @pytest.mark.parametrize(("full", "taken"), [(0.50, False), (0.4999, True), (0.6, False)])
-def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full: float, taken: bool) -> None:
+def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full, taken):
     rows = [{"attack": "clean", "accuracy": 0.9}, {"attack": "worst", "accuracy": 0.53, "protocol": "all"}]
     told = with_plateau({"rows": rows, "n": 128}, {"attack": "pgd_eot", "accuracy": full, "protocol": "PGD(200)"})
     headline = told["rows"][-1]
@@ -327,7 +311,7 @@ def test_a_lower_plateau_becomes_the_headline_beyond_three_points(full: float, t
     ("n", "lost", "noise", "verdict"),
     [(400, 0.0, 0.1, "flat"), (400, 0.06, 0.1, "falling"), (16, 0.02, 0.2, "unclear"), (400, 0.012, 0.05, "flat")],
 )
-def test_the_last_step_of_a_curve_is_judged_by_its_interval(n: int, lost: float, noise: float, verdict: str) -> None:
+def test_the_last_step_of_a_curve_is_judged_by_its_interval(n, lost, noise, verdict):
     """Paired: that the images differ among themselves costs nothing. A step that surely loses some, but less than 3 points, is flat."""
     generator = np.random.default_rng(0)
     before = generator.uniform(size=n)
@@ -340,17 +324,15 @@ def test_the_last_step_of_a_curve_is_judged_by_its_interval(n: int, lost: float,
     assert step["verdict"] == verdict
 
 
-def test_words_on_the_plateau() -> None:
-    def point(steps: int, samples: int, share: float) -> dict[str, Any]:
-        return {"steps": steps, "samples": samples, "n": 64, "accuracy": share, "low": share - 0.1, "high": share + 0.1}
+def test_words_on_the_plateau():
+    def curve(points: list[tuple[int, int, float]], *last: Any) -> dict[str, Any]:
+        told = [
+            {"steps": k, "samples": s, "n": 64, "accuracy": p, "low": p - 0.1, "high": p + 0.1} for k, s, p in points
+        ]
+        return {"points": told, "last": dict(zip(("lost", "low", "high", "verdict"), last, strict=True))}
 
-    def step(lost: float, low: float, high: float, verdict: str) -> dict[str, Any]:
-        return {"lost": lost, "low": low, "high": high, "verdict": verdict}
-
-    grid = {
-        "samples": {"points": [point(40, 20, 0.41), point(40, 50, 0.415)], "last": step(-0.005, -0.02, 0.01, "flat")},
-        "steps": {"points": [point(100, 8, 0.44), point(200, 8, 0.4)], "last": step(0.04, 0.01, 0.07, "falling")},
-    }
+    grid = {"samples": curve([(40, 20, 0.41), (40, 50, 0.415)], -0.005, -0.02, 0.01, "flat")}
+    grid["steps"] = curve([(100, 8, 0.44), (200, 8, 0.4)], 0.04, 0.01, 0.07, "falling")
     said = tables.plateau_summary({"plateau": grid})
     assert "with 40 steps of 50 gradient samples PGD+EOT leaves 41.5 % (31.5–51.5) of 64 images" in said
     assert "−0.5 points (−2.0 to 1.0) less than with 20: flat" in said
@@ -373,11 +355,19 @@ def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     options = {"purified": {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "grid": 4, "width": 2}}
     model = build_model("mlp", digits, **options)
     model.load_state_dict(made["pure"].model().state_dict(), strict=False)
-    model.deploy()  # type: ignore[operator]
+    model.deploy()
     for file in ("model.safetensors", "last.safetensors"):
         save_weights(model, made["pure"].path / file)
     write_json(made["pure"].path / "params.json", made["pure"].params() | {"model": options})
     return made
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What models have been asked to judge."""
+    given: list[Any] = []
+    monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *some: given.append(some) or predict(*some))
+    return given
 
 
 @pytest.fixture
@@ -386,7 +376,7 @@ def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: TINY)
     quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
     deterministic = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=2), "cw50": FGSM(digits.threat)}
-    deterministic["autoattack"] = quick  # type: ignore[assignment]
+    deterministic["autoattack"] = quick
     real = standard_attacks
 
     def attacks(threat: Threat, stochastic: bool = False, budget: StochasticProtocol = TINY) -> Any:
@@ -403,13 +393,10 @@ def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyP
     return runs
 
 
-def test_a_randomised_run_is_evaluated_within_its_budget(
-    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_randomised_run_is_evaluated_within_its_budget(evaluated, digits, monkeypatch):
     run = evaluated["pure"]
     results = run.results()
-    assert (results["n"], results["budget"]) == (6, TINY.facts())
-    assert evaluated["plain"].results()["n"] == 8
+    assert (results["n"], results["budget"], evaluated["plain"].results()["n"]) == (6, TINY.facts(), 8)
     assert "budget" not in evaluated["plain"].results()
     rows = {row["attack"]: row["protocol"] for row in results["rows"]}
     assert repr(PGDEOT(digits.threat, 2, 2)) == rows["pgd_eot"]
@@ -418,10 +405,9 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
     views = {name for name in rows if "@" in name}
     assert {"pgd_eot@bpda", "pgd_eot@unclipped", "pgd20@classifier", "aa_standard@classifier"} <= views
     assert not views & {"pgd20@bpda", "aa_standard@bpda", "pgd_eot@classifier", "cw50@bpda"}
-    assert rows["pgd_eot@bpda"].endswith(", searched on the surrogate bpda, judged by the deployed model")
-    assert rows["aa_standard@classifier"].endswith(
-        ", searched on the surrogate classifier, judged by the deployed model"
-    )
+    for name in ("pgd_eot@bpda", "aa_standard@classifier"):
+        view = name.split("@")[1]
+        assert rows[name].endswith(f", searched on the surrogate {view}, judged by the deployed model")
     found = read_json(run.path / "randomness.json")
     assert [row["seed"] for row in found["fixed"]] == [0, 1, 2]
     assert [(row["steps"], row["samples"]) for row in found["eot"]] == [(2, 1), (2, 5), (2, 20)]
@@ -440,37 +426,33 @@ def test_a_randomised_run_is_evaluated_within_its_budget(
     } <= set(table.index)
     assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
     monkeypatch.setattr("robustlib.evaluation.measurements.draw_statistics", lambda *_: 1 / 0)
-    assert evaluate_run(run, digits, n=8, device="cpu") == results
-    assert measure_randomness(run, digits) == found
+    assert (evaluate_run(run, digits, n=8, device="cpu"), measure_randomness(run, digits)) == (results, found)
     with pytest.raises(InputError, match="answers the same each time"):
         measure_randomness(evaluated["plain"], digits)
 
 
-def test_the_plateau_is_checked_once(
-    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, real = evaluated["pure"], evaluate
+def test_the_plateau_is_checked_once(evaluated, digits, monkeypatch, judged):
+    run = evaluated["pure"]
     write_json(run.path / "results.json", {name: value for name, value in run.results().items() if name != "plateau"})
     before, known = run.results(), measure_randomness(run, digits, device="cpu")["eot"]
     assert {point["n"] for point in known} == {4}, "too few images for the plateau, which asks again"
-    asked, judged = [], []
+    asked: list[str] = []
 
     def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
         asked.append(re.sub("-[0-9a-f]{8}", "", settings["state"].name))
         if asked[-1] == "plateau-4x2":
             raise KeyboardInterrupt
-        return real(*arguments, **settings)
+        return evaluate(*arguments, **settings)
 
-    for module in ("measurements", "stochastic"):
-        monkeypatch.setattr(f"robustlib.evaluation.{module}.evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        check_plateau(run, digits, device="cpu")
+    with monkeypatch.context() as patch:
+        for module in ("measurements", "stochastic"):
+            patch.setattr(f"robustlib.evaluation.{module}.evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check_plateau(run, digits, device="cpu")
     points = ["2x1", "2x5", "2x20", "2x50", "1x2", "2x2", "4x2"]
     assert asked == ["plateau", *(f"plateau-{point}" for point in points)]
     assert run.results() == before, "nothing is stored by halves"
-    monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *given: judged.append(given) or predict(*given))
-    for module in ("measurements", "stochastic"):
-        monkeypatch.setattr(f"robustlib.evaluation.{module}.evaluate", real)
+    judged.clear()
     results = check_plateau(run, digits, device="cpu")
     assert results == run.results()
     assert len(judged) == 2, "clean and attacked images of the point that was missing"
@@ -478,30 +460,22 @@ def test_the_plateau_is_checked_once(
     assert [point["samples"] for point in plateau["samples"]["points"]] == [1, 5, 20, 50]
     assert [(point["steps"], point["samples"]) for point in plateau["steps"]["points"]] == [(1, 2), (2, 2), (4, 2)]
     for curve in (plateau["samples"], plateau["steps"]):
-        assert curve["last"] == last_step(curve["points"])
-        assert {point["n"] for point in curve["points"]} == {6}
+        assert (curve["last"], {point["n"] for point in curve["points"]}) == (last_step(curve["points"]), {6})
         assert all(np.mean(point["stood"]) == pytest.approx(point["accuracy"], abs=1e-3) for point in curve["points"])
         assert all(point["low"] < point["high"] for point in curve["points"])
-    assert results["plateau"]["full"]["protocol"] == repr(PGDEOT(digits.threat, 3, 2))
-    assert results["plateau"]["full"]["n"] == 6
+    assert (plateau["full"]["protocol"], plateau["full"]["n"]) == (repr(PGDEOT(digits.threat, 3, 2)), 6)
     assert not run.evaluation.exists()
     monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
     assert check_plateau(run, digits, device="cpu") == results
     index = tables.randomness(results, measure_randomness(run, digits)).index
-    assert {
-        f"PGD+EOT with {words} gradient samples, 6 images" for words in ("2 steps of 50", "1 step of 2", "4 steps of 2")
-    } <= set(index)
-    told = [name for name in index if "full strength" in name]
-    assert told == [
-        "PGD+EOT at full strength: "
-        + ("its number is the headline" if results["plateau"]["taken"] else "the headline stands")
-    ]
+    for words in ("2 steps of 50", "1 step of 2", "4 steps of 2"):
+        assert f"PGD+EOT with {words} gradient samples, 6 images" in index
+    verdict = "its number is the headline" if plateau["taken"] else "the headline stands"
+    assert [name for name in index if "full strength" in name] == [f"PGD+EOT at full strength: {verdict}"]
     assert evaluate_run(run, digits, n=8, device="cpu") == results, "it stays with the results"
 
 
-def test_what_was_already_at_full_strength_is_not_attacked_again(
-    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_already_at_full_strength_is_not_attacked_again(evaluated, digits, monkeypatch):
     run = evaluated["pure"]
     kept = run.results()
     write_json(run.path / "results.json", {name: value for name, value in kept.items() if name != "plateau"})
@@ -516,34 +490,27 @@ def test_what_was_already_at_full_strength_is_not_attacked_again(
     write_json(run.path / "results.json", kept)
 
 
-def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(
-    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, judged, seen = evaluated["pure"], [], []
+def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(evaluated, digits, monkeypatch, judged):
+    run, seen = evaluated["pure"], []
     known = measure_randomness(run, digits, device="cpu")
     (run.path / "randomness.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "robustlib.evaluation.measurements.vote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr("robustlib.evaluation.measurements.vote", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
             measure_randomness(run, digits, device="cpu", progress=seen.append)
     assert seen, "progress is told"
-    monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *given: judged.append(given) or predict(*given))
+    judged.clear()
     assert measure_randomness(run, digits, device="cpu") == known
     assert len(judged) == 2, "clean and attacked images of the vote: all before it was kept"
     assert not (run.path / "randomness").exists()
 
 
-def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
-    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(evaluated, monkeypatch, capsys):
     monkeypatch.setattr(cli.out, "width", 250)
     code, out, err = outcome(capsys, "evaluate", evaluated["pure"].path, "--plateau")
     assert (code, err) == (0, "")
-    assert "What its randomness is worth" in out
-    assert "PGD+EOT at full strength" in out
-    assert "Plateau (flat: the last step surely loses less than 3 points): with 2 steps of 50" in out
+    plateau = "Plateau (flat: the last step surely loses less than 3 points): with 2 steps of 50"
+    assert all(part in out for part in ("What its randomness is worth", "PGD+EOT at full strength", plateau))
     assert "plateau" in evaluated["pure"].results()
     code, _, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--plateau")
     assert code == 2
@@ -553,9 +520,7 @@ def test_the_command_line_checks_the_plateau_and_tells_what_randomness_is_worth(
 # ---- unseen attacks
 
 
-def test_a_study_measures_what_its_claims_need(
-    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_study_measures_what_its_claims_need(evaluated, monkeypatch, tmp_path):
     """The pages of other methods than AToP's measure no unseen attacks, and a claim would wait for them forever."""
     asked: list[tuple[Path, str, str]] = []
 
@@ -576,9 +541,7 @@ def test_a_study_measures_what_its_claims_need(
     assert len(asked) == 2
 
 
-def test_the_command_line_measures_unseen_attacks(
-    evaluated: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_measures_unseen_attacks(evaluated, monkeypatch, capsys):
     monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     monkeypatch.setattr(cli.out, "width", 250)
     code, out, err = outcome(capsys, "evaluate", evaluated["plain"].path, "--unseen", "--device", "cpu")
@@ -587,9 +550,7 @@ def test_the_command_line_measures_unseen_attacks(
     assert "lost to StAdv" in out
 
 
-def test_unseen_attacks_of_any_run_beside_the_known_ones(
-    evaluated: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unseen_attacks_of_any_run_beside_the_known_ones(evaluated, digits, monkeypatch):
     monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     table = measure_unseen(evaluated, digits, device="cpu")
     assert table["run"].unique().tolist() == ["plain", "pure"]
@@ -623,12 +584,12 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(
     pd.testing.assert_frame_equal(measure_unseen(evaluated, digits, device="cpu"), table)
     with pytest.raises(InputError, match=r"not evaluated on all of these 7 images.*--examples 7"):
         measure_unseen({"pure": evaluated["pure"]}, digits, n=7)
-    results = evaluated["plain"].results()
-    write_json(evaluated["plain"].path / "results.json", results | {"n": 5})
+    plain, pure = evaluated["plain"], evaluated["pure"]
+    results = plain.results()
+    write_json(plain.path / "results.json", results | {"n": 5})
     with pytest.raises(ZeroDivisionError):
         measure_unseen(evaluated, digits, device="cpu")  # on fewer images
-    write_json(evaluated["plain"].path / "results.json", results)
-    pure = evaluated["pure"]
+    write_json(plain.path / "results.json", results)
     taken = {"n": 6, "correct": 0.0, "accuracy": 0.0, "low": 0.0, "high": 0.4, "protocol": "PGDEOT"}
     write_json(pure.path / "results.json", pure.results() | {"plateau": {"full": taken, "taken": True}})
     monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", evaluate)
@@ -644,18 +605,16 @@ def quick_unseen(unseen: UnseenStrengths, stochastic: bool, budget: StochasticPr
     return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}
 
 
-def test_the_unseen_attacks_have_the_strengths_of_the_preset() -> None:
-    random, still = (
-        unseen_attacks(UnseenStrengths(l2=0.6, flow=0.2), stochastic, TINY) for stochastic in (True, False)
-    )
-    assert list(random) == list(still) == ["l2", "stadv"]
-    assert random["l2"] == {
-        "pgd_eot": PGDEOT(Threat("l2", 0.6), 2, 2),
-        "autoattack": AutoAttack(Threat("l2", 0.6), version="rand", steps=1, eot=2),
+def test_the_unseen_attacks_have_the_strengths_of_the_preset():
+    threat = Threat("l2", 0.6)
+    assert unseen_attacks(UnseenStrengths(l2=0.6, flow=0.2), True, TINY) == {
+        "l2": {"pgd_eot": PGDEOT(threat, 2, 2), "autoattack": AutoAttack(threat, version="rand", steps=1, eot=2)},
+        "stadv": {"stadv": StAdv(0.2, 1, eot=2)},
     }
-    assert still["l2"] == {"autoattack": AutoAttack(Threat("l2", 0.6), queries=2)}
-    assert random["stadv"] == {"stadv": StAdv(0.2, 1, eot=2)}
-    assert still["stadv"] == {"stadv": StAdv(0.2, 1)}
+    assert unseen_attacks(UnseenStrengths(l2=0.6, flow=0.2), False, TINY) == {
+        "l2": {"autoattack": AutoAttack(threat, queries=2)},
+        "stadv": {"stadv": StAdv(0.2, 1)},
+    }
 
 
 def looked(root: Path, variant: str, seed: int, **accuracies: float) -> Run:
@@ -671,29 +630,26 @@ def looked(root: Path, variant: str, seed: int, **accuracies: float) -> Run:
 
 
 def claim(measure: str, direction: Any = "higher") -> Claim:
-    return Claim(
-        name="c", text="A claim.", source="a test", measure=measure, variant="a", than="b", direction=direction
-    )
+    facts = {"name": "c", "text": "A claim.", "source": "a test", "variant": "a", "than": "b"}
+    return Claim(**facts, measure=measure, direction=direction)
 
 
-def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path: Path) -> None:
+def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path):
     runs = [looked(tmp_path, "a", s, clean=0.9, known=0.5 + s / 10, l2=0.4, stadv=0.3) for s in (0, 1)]
     runs += [looked(tmp_path, "b", s, clean=0.8, known=0.7, l2=0.2, stadv=0.25) for s in (0, 1)]
     expected = {"unseen/l2": [0.2, 0.2], "unseen/stadv": [0.05, 0.05], "unseen/clean": [0.1, 0.1]}
     expected |= {"unseen/known": [-0.2, -0.1], "unseen/loss/l2": [-0.4, -0.3], "unseen/loss/stadv": [-0.25, -0.15]}
     for measure, differences in expected.items():
         evidence = gather(claim(measure), runs, [0, 1])
-        assert list(evidence.differences.values()) == pytest.approx(differences)
-        assert evidence.step == 0.01
+        assert (list(evidence.differences.values()), evidence.step) == (pytest.approx(differences), 0.01)
         assert not evidence.missing
     with pytest.raises(InputError, match=r"Unknown accuracy under unseen attacks 'l3'\. Did you mean 'l2'"):
         measure_of(runs[0], "unseen/l3")
-    row = tables.claims([tested := _finding(claim("unseen/loss/stadv", "lower"), runs)]).iloc[0]
+    row = tables.claims(evaluate_claims([claim("unseen/loss/stadv", "lower")], runs, [0, 1])).iloc[0]
     assert row["compared"] == "a − b: known attacks, worst case, less unseen: StAdv"
-    assert tested.evidence.differences
 
 
-def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
+def test_claims_say_where_one_arm_answers_at_random(tmp_path):
     runs = [looked(tmp_path, variant, s, clean=0.9, known=0.5, l2=0.4) for variant in "ab" for s in (0, 1)]
     assert not gather(claim("unseen/l2"), runs, [0, 1]).notes
     for run in runs:
@@ -706,23 +662,16 @@ def test_claims_say_where_one_arm_answers_at_random(tmp_path: Path) -> None:
     assert not gather(claim("unseen/clean"), runs, [0, 1]).notes
 
 
-def _finding(asked: Claim, runs: list[Run]) -> Any:
-    from robustlib.workbook.claims import evaluate_claims
-
-    return evaluate_claims([asked], runs, [0, 1])[0]
-
-
-def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path: Path) -> None:
-    usual = [looked(tmp_path, variant, s, known=0.5, l2=0.4) for variant in "ab" for s in (1, 2)]
-    alone = looked(tmp_path, "a", 0, known=0.5, l2=0.4)
-    bare = looked(tmp_path, "b", 0, known=0.5, l2=0.4)
+def test_unseen_looks_of_other_images_or_strengths_are_not_paired(tmp_path):
+    runs = [looked(tmp_path, variant, s, known=0.5, l2=0.4) for variant in "ab" for s in (2, 1, 0)]
+    *usual, bare = runs
     (bare.path / "unseen.json").unlink()
-    (missing,) = gather(claim("unseen/l2"), [*usual, alone, bare], [0, 1, 2]).missing
+    (missing,) = gather(claim("unseen/l2"), runs, [0, 1, 2]).missing
     assert missing == "seed 0: b has not met unseen attacks"
     with pytest.raises(InputError, match=r"robustlib evaluate .* --unseen"):
         measure_of(bare, "unseen/l2")
     other = looked(tmp_path / "o", "b", 0, known=0.5, l2=0.4)
     looks = read_json(other.path / "unseen.json")
     write_json(other.path / "unseen.json", {"x": looks["last"] | {"strengths": {"l2": 0.9}}})
-    (missing,) = gather(claim("unseen/l2"), [*usual, alone, other], [0, 1, 2]).missing
+    (missing,) = gather(claim("unseen/l2"), [*usual, other], [0, 1, 2]).missing
     assert "b was judged otherwise (attack {'l2': 0.9} and not {'l2': 0.6, 'flow': 0.2})" in missing

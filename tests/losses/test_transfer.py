@@ -35,11 +35,7 @@ def test_barlow_twins_where_it_is_known():
 
 def test_losses_are_float32_under_autocast():
     a, b = torch.randn(64, 16) + 10, torch.randn(64, 16)
-    for loss in (
-        lambda: barlow_twins_loss(a, b),
-        lambda: l2_sp([a], [b], [b]),
-        lambda: batch_spectral_shrinkage(a, 2),
-    ):
+    for loss in (lambda: barlow_twins_loss(a, b), lambda: l2_sp([a], [b], [b]), lambda: batch_spectral_shrinkage(a, 2)):
         plain = loss()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = loss()

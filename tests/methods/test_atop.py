@@ -343,11 +343,7 @@ def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits)
 
 def test_a_finished_run_is_the_classifier(few, digits, tmp_path):
     natural = fit(
-        make_method("standard", "digits", epochs=1, train_examples=64),
-        few,
-        root=tmp_path,
-        device="cpu",
-        progress=False,
+        make_method("standard", "digits", epochs=1, train_examples=64), few, root=tmp_path, device="cpu", progress=False
     )
     method = make_method("atop", "digits", **TINY, pretrained=str(natural.path))
     assert method.all_epochs == 3

@@ -21,12 +21,8 @@ def test_barlow_twins_equals_its_double_loop(off_diagonal, eps):
 
 def test_barlow_twins_where_it_is_known():
     a = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # uncorrelated columns
-    assert barlow_twins_loss(a, 5 * a + 3, eps=0.0).item() == pytest.approx(0, abs=1e-10), (
-        "scale and shift do not matter"
-    )
+    assert barlow_twins_loss(a, 5 * a + 3, eps=0.0).item() == pytest.approx(0, abs=1e-10), "at any scale and shift"
     assert barlow_twins_loss(a, -a, eps=0.0).item() == pytest.approx(2 * 4)
-    twice = a[:, :1].expand(4, 3)
-    assert barlow_twins_loss(twice, twice, 0.5, eps=0.0).item() == pytest.approx(0.5 * 6)
     collapsed = torch.ones(4, 2, requires_grad=True)
     loss = barlow_twins_loss(collapsed, collapsed)
     assert loss.item() == pytest.approx(2.0)
@@ -35,51 +31,35 @@ def test_barlow_twins_where_it_is_known():
 
 def test_losses_are_float32_under_autocast():
     a, b = torch.randn(64, 16) + 10, torch.randn(64, 16)
-    for loss in (lambda: barlow_twins_loss(a, b), lambda: l2_sp([a], [b], [b]), lambda: batch_spectral_shrinkage(a, 2)):
-        plain = loss()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            mixed = loss()
-        assert mixed.dtype == torch.float32
-        assert mixed.item() == plain.item()
+    losses = lambda: [barlow_twins_loss(a, b), l2_sp([a], [b], [b]), batch_spectral_shrinkage(a, 2)]  # noqa: E731
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = losses()
+    assert mixed == losses()
+    assert {loss.dtype for loss in mixed} == {torch.float32}
     low = a.bfloat16(), b.bfloat16()
     assert barlow_twins_loss(*low).item() == pytest.approx(barlow_twins(*low, 0.005), rel=1e-3)
 
 
-def test_barlow_twins_has_the_gradient_of_its_formula():
-    a, b = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3)
-    (gradient,) = torch.autograd.grad(barlow_twins_loss(a, b, eps=0.0), a)
-    step = 1e-4 * torch.randn(6, 3)
-    difference = barlow_twins(a + step, b, 0.005) - barlow_twins(a - step, b, 0.005)
-    assert 2 * float((gradient * step).sum()) == pytest.approx(difference, rel=1e-3)
-
-
-def test_l2_sp_equals_its_loop():
+def test_l2_sp_equals_its_formula():
     weights, start = ([torch.randn(4, 3), torch.randn(5)] for _ in range(2))
-    new = [torch.randn(2, 5), torch.randn(2)]
-    total = 0.0
-    for w, w0 in zip(weights, start, strict=True):
-        for x, y in zip(w.flatten().tolist(), w0.flatten().tolist(), strict=True):
-            total += 0.1 * (x - y) ** 2
-    total += 0.01 * sum(v * v for part in new for v in part.flatten().tolist())
-    assert l2_sp(weights, start, new).item() == pytest.approx(total, rel=1e-5)
+    new, free = [torch.randn(2, 5), torch.randn(2)], [w.clone().requires_grad_() for w in weights]
+    total = 0.1 * sum(((w - s).double() ** 2).sum() for w, s in zip(weights, start, strict=True))
+    total += 0.01 * sum((part.double() ** 2).sum() for part in new)
+    loss = l2_sp(iter(free), iter(start), iter(new))
+    assert loss.item() == pytest.approx(float(total), rel=1e-5)
     assert l2_sp(weights, weights, new, 5.0, 0.0).item() == 0
-    free = [w.clone().requires_grad_() for w in weights]
-    for gradient, w, w0 in zip(
-        torch.autograd.grad(l2_sp(iter(free), iter(start), iter(new)), free), weights, start, strict=True
-    ):
-        assert torch.allclose(gradient, 0.2 * (w - w0), atol=1e-6)
+    for gradient, w, s in zip(torch.autograd.grad(loss, free), weights, start, strict=True):
+        assert torch.allclose(gradient, 0.2 * (w - s), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_spectral_shrinkage_is_the_sum_of_the_smallest_squares(shape, k):
     features = torch.randn(*shape, requires_grad=True)
-    values = np.linalg.eigvalsh(features.detach().double().numpy().T @ features.detach().double().numpy())
-    wanted = float(np.sort(values)[-min(shape) :][:k].sum())  # of D eigenvalues the first D - B are no singular values
-    loss = batch_spectral_shrinkage(features, k)
-    assert loss.item() == pytest.approx(wanted, rel=1e-4)
-    (gradient,) = torch.autograd.grad(loss, features)
     u, s, v = np.linalg.svd(features.detach().double().numpy(), full_matrices=False)
+    loss = batch_spectral_shrinkage(features, k)
+    assert loss.item() == pytest.approx((s[-k:] ** 2).sum(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, features)
     assert np.allclose(gradient.numpy(), 2 * (u[:, -k:] * s[-k:]) @ v[-k:], atol=1e-4)
 
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD, ExampleRNG
+from robustlib.attacks import PGD
 from robustlib.attacks.base import SurrogateModel, validation_view
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
-from robustlib.losses import trades_loss
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.backbones import GatedStage
 from robustlib.models.reverse_attention import TEMPERATURES, BPDAGate
@@ -45,18 +44,17 @@ def last_maps(model, x):
 
 
 def restated(model, x, labels=None):
-    """Section 2.1 of the paper's page, image by image and channel by channel."""
+    """Section 2.1 of the paper's page, image by image and channel by channel: logits, auxiliary logits, features."""
     h, blocks, finish = last_maps(model, x)
-    weight, bias, aux = model.head.weight, model.head.bias, []
+    weight, bias, auxiliary = model.head.weight, model.head.bias, []
     for block in blocks:
         z = finish(block(h))
         pooled = [image.mean((1, 2)) for image in z]
         p = torch.stack([torch.stack([(weight[c] * g).sum() + bias[c] for c in range(10)]) for g in pooled])
         chosen = p.argmax(1) if labels is None else labels
-        weighted = [[weight[j, k] * z[n, k] for k in range(z.shape[1])] for n, j in enumerate(chosen)]
-        h = torch.stack([torch.stack(channels) for channels in weighted])
-        aux.append(p)
-    return h.mean((2, 3)) @ weight.t() + bias, aux, h.mean((2, 3))
+        h = torch.stack([torch.stack([weight[j, k] * c for k, c in enumerate(z[n])]) for n, j in enumerate(chosen)])
+        auxiliary.append(p)
+    return h.mean((2, 3)) @ weight.t() + bias, auxiliary, h.mean((2, 3))
 
 
 @pytest.mark.parametrize("mask", ["true", "predicted"])
@@ -65,15 +63,11 @@ def test_logits_equal_the_papers_loops(arch, mask):
     model, x = attentive(arch), torch.rand(3, 3, 16, 16)
     labels = torch.tensor([1, 7, 7]) if mask == "true" else None
     with torch.no_grad():
-        seen = model.attend(x, labels)
-        logits, auxiliary, features = restated(model, x, labels)
-    assert torch.allclose(seen.logits, logits, rtol=1e-4, atol=1e-4)
-    assert len(seen.auxiliary) == len(auxiliary) == model.gates == (1 if arch == "small_cnn" else 2)
-    for ours, theirs in zip(seen.auxiliary, auxiliary, strict=True):
+        seen, (logits, auxiliary, features) = model.attend(x, labels), restated(model, x, labels)
+    assert len(seen.auxiliary) == model.gates == (1 if arch == "small_cnn" else 2)
+    mine = (seen.logits, seen.after[-1], *seen.auxiliary, *map(model.head, seen.before))
+    for ours, theirs in zip(mine, (logits, features, *auxiliary, *auxiliary), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(seen.after[-1], features, rtol=1e-4, atol=1e-4)
-    for p, g in zip(seen.auxiliary, seen.before, strict=True):
-        assert torch.allclose(p, model.head(g), atol=1e-5)
 
 
 def test_a_wide_resnet_gates_its_last_two_blocks():
@@ -108,52 +102,24 @@ def test_every_convolutional_architecture_takes_gates_and_keeps_its_weights(arch
     assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
 
 
-# Not of preact: BatchNorm and ReLU come between the blocks as well.
-@pytest.mark.parametrize("arch", ["small_cnn", "resnet18"])
-def test_gates_that_do_nothing_are_the_plain_classifier(arch):
-    model, x = attentive(arch), torch.rand(4, 3, 16, 16)
-    plain = build_model(arch, spec((3, 16, 16)))
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "gated_blocks"})
-    plain.eval()
-    seen = model.gated(x, lambda logits: logits.new_ones(len(logits), model.head.in_features))
-    assert torch.allclose(seen.logits, plain(x), rtol=1e-4, atol=1e-4)
-    assert torch.allclose(seen.auxiliary[-1], seen.logits, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("arch", SMALL)
 def test_the_mask_is_an_argument_and_no_side_effect_of_the_mode(arch):
     model, x = attentive(arch), torch.rand(4, 3, 16, 16)
-    labels = torch.tensor([0, 1, 2, 3])
-    assert torch.equal(model(x), model.attend(x).logits)
-    if model.gates == 1:
-        assert torch.equal(model.attend(x, model.attend(x).auxiliary[0].argmax(1)).logits, model(x))
-    assert not torch.allclose(model(x), model.attend(x, labels).logits)
     deployed = model(x)
+    assert not torch.allclose(deployed, model.attend(x, torch.arange(4)).logits)
     for module in model.modules():
         module.training = not isinstance(module, nn.BatchNorm2d)
     assert torch.equal(model(x), deployed)
-    assert model.training
 
 
 def test_weights_take_gradients_through_the_mask_and_features_feed_the_head():
-    model, x, y = attentive("resnet18"), torch.rand(4, 3, 16, 16), torch.tensor([3, 3, 3, 3])
-    features = model.features(x)
-    assert torch.allclose(model.head(features), model(x), atol=1e-5)
-    seen = model.attend(x, y)
-    weight = model.head.weight
-    (gradient,) = torch.autograd.grad(seen.logits[:, 5].sum(), weight)
-    assert gradient[3].abs().max() > 1e-4, "row 3 only stands in the mask of logit 5"
-    assert gradient[5].abs().max() > 1e-4
-    assert gradient[7].abs().max() == 0
-
-
-def test_a_confirmed_guess_is_a_sum_of_squares():
-    """p'_j = sum_k W[j,k]^2 g_k + b_j, the analysis of the self-confirming head."""
-    model, x = attentive("small_cnn"), torch.rand(16, 3, 16, 16)
-    seen = model.attend(x)
-    j = seen.auxiliary[-1].argmax(1)
-    expected = (model.head.weight[j] ** 2 * seen.before[-1]).sum(1) + model.head.bias[j]
-    assert torch.allclose(seen.logits.gather(1, j[:, None])[:, 0], expected, rtol=1e-4, atol=1e-4)
+    model, x = attentive("resnet18"), torch.rand(4, 3, 16, 16)
+    assert torch.allclose(model.head(model.features(x)), model(x), atol=1e-5)
+    logits = model.attend(x, torch.full((4,), 3)).logits
+    (gradient,) = torch.autograd.grad(logits[:, 5].sum(), model.head.weight)
+    moved = gradient.abs().amax(1)
+    assert moved[[3, 5]].min() > 1e-4, "row 3 only stands in the mask of logit 5"
+    assert moved[7] == 0
 
 
 # --- surrogates
@@ -208,36 +174,27 @@ def test_a_quick_attack_looks_at_the_last_auxiliary_head_behind_soft_gates(arch)
     quick = validation_view(model)
     assert isinstance(quick, SurrogateModel)
     assert quick.target is model
-    weight = model.head.weight
-    soft = model.gated(x, lambda logits: (logits / 0.3).softmax(1) @ weight)
+    soft = model.gated(x, lambda logits: (logits / 0.3).softmax(1) @ model.head.weight)
     assert torch.equal(quick(x), soft.auxiliary[-1])
     if model.gates > 1:  # it feels the gate before the last head, which the hard one hides
         assert not torch.allclose(quick(x), model.attend(x).auxiliary[-1])
         assert torch.equal(model.surrogates()["soft head 0.3"](x), quick(x))
-    plain, bare = build_model(arch, spec((3, 16, 16))), nn.Flatten()
-    assert plain.attack_view() is validation_view(plain) is plain
-    assert validation_view(bare) is bare
+    for plain in (build_model(arch, spec((3, 16, 16))), nn.Flatten()):
+        assert validation_view(plain) is plain
 
 
 def test_each_surrogate_equals_its_formula():
     model, x = attentive("resnet18"), torch.rand(4, 3, 16, 16)
     views, seen = {k: v.eval() for k, v in model.surrogates().items()}, model.attend(x)
     p1, p2 = seen.auxiliary
-    assert torch.equal(views["head 1"](x), p1)
-    assert torch.equal(views["head 2"](x), p2)
-    assert torch.allclose(views["mean of heads"](x), (p1 + p2) / 2, atol=1e-5)
-    y = torch.tensor([0, 4, 4, 9])
-    ce = [nn.functional.cross_entropy(p, y) for p in (seen.logits, p1, p2)]
-    joint = -views["joint"](x)[range(4), y].mean()
-    assert torch.isclose(joint, ce[0] + 2 * (ce[1] + ce[2]) / 2, rtol=1e-5)
-    for label in (0, 9):
-        fixed = torch.full((4,), label)
-        assert torch.equal(views[f"gate {label}"](x), model.attend(x, fixed).auxiliary[-1])
-    cold = type(views["soft gate 1"])(model, 1e-4).eval()
-    assert torch.allclose(cold(x), model(x), rtol=1e-3, atol=1e-3), "as the temperature falls, the model itself"
-    rows = model.head.weight
+    rows, y = model.head.weight, torch.tensor([0, 4, 4, 9])
     warm = model.gated(x, lambda p: torch.stack([sum(q[c] * rows[c] for c in range(10)) for q in p.softmax(1)]))
-    assert torch.allclose(views["soft gate 1"](x), warm.logits, rtol=1e-4, atol=1e-4)
+    wanted = {"head 1": p1, "head 2": p2, "mean of heads": (p1 + p2) / 2, "soft gate 1": warm.logits}
+    wanted |= {f"gate {c}": model.attend(x, torch.full((4,), c)).auxiliary[-1] for c in (0, 9)}
+    for name, logits in wanted.items():
+        assert torch.allclose(views[name](x), logits, rtol=1e-4, atol=1e-4), name
+    ce = [nn.functional.cross_entropy(p, y) for p in (seen.logits, p1, p2)]
+    assert torch.isclose(-views["joint"](x)[range(4), y].mean(), ce[0] + 2 * (ce[1] + ce[2]) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("arch", SMALL)
@@ -252,59 +209,6 @@ def test_every_surrogate_has_gradients_and_a_folded_twin(arch):
         assert twin is not None, name
         with torch.no_grad():
             assert torch.allclose(twin(x), view(x), rtol=1e-3, atol=1e-3), name
-
-
-def test_the_deployed_gradient_is_flipped_where_the_row_is_negative():
-    """The mechanism of section 5: at the map z, the deployed margin's gradient is the deciding margin's times W[j]."""
-    model, x, maps = attentive("small_cnn"), torch.rand(8, 3, 16, 16), []
-    model.encoder.stage3.register_forward_hook(lambda module, args, out: maps.append(out))
-    seen, weight = model.attend(x), model.head.weight
-    j = seen.auxiliary[0].argmax(1)
-    deployed, deciding = (
-        torch.autograd.grad((p.gather(1, j[:, None]) - p[:, :1]).sum(), maps[0], retain_graph=True)[0].mean((2, 3))
-        for p in (seen.logits, seen.auxiliary[0])
-    )
-    assert torch.allclose(deployed, weight[j] * deciding, atol=1e-6)
-    assert 0.3 < (weight[j] < 0).float().mean() < 0.7
-
-
-def trained(digits):
-    """small_cnn with gates after a few adversarial steps in the paper's way: true-label mask and heads of weight 2."""
-    torch.manual_seed(0)
-    model = build_model("small_cnn", digits, reverse_attention=True)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    attack, generator = PGD(digits.threat, steps=5), torch.Generator().manual_seed(0)
-    for _ in range(6):
-        for batch in digits.train.batches(128, shuffle=True, generator=generator):
-            x_adv = attack(model, batch.x, batch.y, generator=generator)
-            model.train()
-            clean, robust = (model.attend(x, batch.y) for x in (batch.x, x_adv))
-            loss = trades_loss(clean.logits, robust.logits, batch.y, 3.0)[0]
-            loss = loss + 2 * trades_loss(clean.auxiliary[0], robust.auxiliary[0], batch.y, 3.0)[0]
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return model.eval()
-
-
-def test_surrogates_break_what_the_papers_protocol_calls_robust(digits):
-    model = trained(digits)
-    batch = next(iter(digits.test.batches(300)))
-    attack = PGD(digits.threat, steps=20)
-    left = {}
-    for name, view in {"": model, **model.surrogates()}.items():
-        rng = ExampleRNG.for_examples(0, batch.index)
-        x_adv = attack(SurrogateModel(view, model) if name else model, batch.x, batch.y, rng=rng)
-        with torch.no_grad():
-            left[name] = model(x_adv).argmax(1) == batch.y
-    with torch.no_grad():
-        seen = model.attend(batch.x)
-    agrees = seen.logits.argmax(1) == seen.auxiliary[-1].argmax(1)
-    assert agrees.float().mean() > 0.95, "the final head confirms the auxiliary one"
-    assert (seen.logits.argmax(1) == batch.y).float().mean() > 0.8
-    shares = {name: round(float(right.float().mean()), 3) for name, right in left.items()}
-    assert shares["head 1"] < shares[""] - 0.03, shares
-    assert torch.stack(list(left.values())).all(0).float().mean() <= min(shares.values())
 
 
 def test_the_evaluation_attacks_every_surrogate(digits):
@@ -330,25 +234,29 @@ def test_layers_are_seen_as_deployed(arch):
 def test_a_copy_is_the_same_model_and_a_plain_checkpoint_is_another(tmp_path):
     model, x = attentive(shape=(1, 8, 8)), torch.rand(4, 1, 8, 8)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
+    again, plain = (build_model("small_cnn", spec((1, 8, 8)), reverse_attention=on) for on in (True, False))
     save_weights(model, tmp_path / "ours.safetensors")
-    again = build_model("small_cnn", spec((1, 8, 8)), reverse_attention=True)
     load_weights(again, tmp_path / "ours.safetensors")
     assert torch.equal(again.eval()(x), model(x))
-    plain = build_model("small_cnn", spec((1, 8, 8)))
     save_weights(plain, tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match="weights of another model: gated_blocks is missing"):
-        load_weights(again, tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match="weights of another model: gated_blocks"):
-        load_weights(plain, tmp_path / "ours.safetensors")
+    for other, file in ((again, "plain"), (plain, "ours")):
+        with pytest.raises(InputError, match="weights of another model: gated_blocks"):
+            load_weights(other, tmp_path / f"{file}.safetensors")
 
 
-def test_what_it_cannot_use_is_refused():
+@pytest.mark.parametrize(
+    ("shape", "labels", "says"),
+    [
+        ((4, 1, 8, 8), [1, 2, 3], r"Gates need labels int64 \(4,\), got torch.int64 \(3,\)"),
+        ((1, 1, 8, 8), [1.0], r"got torch\.float32"),
+        ((4, 3, 8, 8), None, r"images of 1 channel\(s\)"),
+    ],
+)
+def test_what_it_cannot_use_is_refused(shape, labels, says):
+    with pytest.raises(InputError, match=says):
+        attentive(shape=(1, 8, 8)).attend(torch.rand(shape), None if labels is None else torch.tensor(labels))
+
+
+def test_a_model_without_blocks_takes_no_gates():
     with pytest.raises(InputError, match=r"MLP has none: choose small_cnn.*reverse_attention=false"):
         build_model("mlp", spec((1, 8, 8)), reverse_attention=True)
-    model = attentive(shape=(1, 8, 8))
-    with pytest.raises(InputError, match=r"Gates need labels int64 \(4,\), got torch.int64 \(3,\)"):
-        model.attend(torch.rand(4, 1, 8, 8), torch.tensor([1, 2, 3]))
-    with pytest.raises(InputError, match=r"got torch\.float32"):
-        model.attend(torch.rand(1, 1, 8, 8), torch.tensor([1.0]))
-    with pytest.raises(InputError, match=r"images of 1 channel\(s\)"):
-        model.attend(torch.rand(4, 3, 8, 8))

@@ -1,5 +1,7 @@
 """What tests of methods share: fresh models, a place in a training, small trainings, and one that breaks off."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -71,3 +73,12 @@ def broken_off(method, dataset, root, monkeypatch, stop):
         patch.setattr(Training, "_epoch", dying)
         with pytest.raises(KeyboardInterrupt):
             train(method, dataset, root)
+
+
+@contextmanager
+def unchecked_purifier():
+    """Within, AToP's purifiers need not learn: what small trainings see teaches them nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
+            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
+        yield

@@ -15,18 +15,9 @@ from robustlib.methods import atop, make_method
 from robustlib.methods.atop import l1_share, median_image, purifier_steps
 from robustlib.models import Randomness, RandomTransform, build_model
 from robustlib.runs import Run
-from robustlib.training import StepContext, fit
 from robustlib.training.validation import probe_batch
+from tests.training_fixtures import built, first_batch, step_context, tiny, train, unchecked_purifier, updated
 
-TINY = {
-    "width": 4,
-    "embed_dim": 8,
-    "repeats": 1,
-    "classifier_epochs": 1,
-    "purifier_epochs": 1,
-    "epochs": 2,
-    "warm_up": 1,
-}
 ROWS = {
     "only the transform": {"purifier": "none", "fine_tune": False},
     "pre-trained": {"fine_tune": False},
@@ -37,27 +28,18 @@ ROWS = {
 }
 
 
-def step_context(epoch=1, seed=5):
-    return StepContext(epoch, 0, 0.5, torch.Generator().manual_seed(seed), "32-true")
-
-
-def first_batch(digits, size=12):
-    return next(digits.train.batches(size, augment="none"))
-
-
 def made(digits, stage=-1, **settings):
     """Method, deployed model in train mode, and a stage of its training."""
-    method = make_method("atop", "digits", **{**TINY, **settings})
-    torch.manual_seed(0)
-    model = build_model("small_cnn", digits, **method.model_options())
+    method = tiny("atop", **settings)
+    model = built(method, digits)
     chosen = method.stages(digits, model)[stage]
     model.deploy()
     return method, model.train(), chosen
 
 
-def updated(stage, batch, now=None):
-    """The losses of one update, in order, without a step between them."""
-    return dict(stage.passes[0].updates(batch, now or step_context()))
+@pytest.fixture
+def batch(digits):
+    return first_batch(digits, 12)
 
 
 def test_the_purifier_that_is_judged_is_the_one_that_is_kept_and_tuned(digits):
@@ -82,50 +64,38 @@ class Scores(nn.Module):
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_the_two_losses_equal_their_formulas(passes):
-    torch.manual_seed(3)
     d, target = Scores(), torch.rand(2, 1, 2, 2)
-    outputs = tuple(torch.rand(passes, 2, 1, 2, 2, requires_grad=True) for _ in range(2))
+    coarse, fine = outputs = tuple(torch.rand(passes, 2, 1, 2, 2, requires_grad=True) for _ in range(2))
     masks = (torch.rand(passes, 2, 1, 2, 2) > 0.5).float()
-    ce = torch.tensor(1.7)
-    steps = dict(purifier_steps(d, target, outputs, Randomness(None, masks), 0.7, {"ce": (0.2, ce)}))
+    steps = dict(purifier_steps(d, target, outputs, Randomness(None, masks), 0.7, {"ce": (0.2, torch.tensor(1.7))}))
 
-    def score(image, mask):
-        w, v = d.w.detach().double().numpy(), d.v.item()
-        return sum(w[p] * image[p] + v * mask[p] for p in range(4))
-
-    hinge, verdict, l1 = [], [], 0.0
-    coarse, fine = (o.detach().double().flatten(2).numpy() for o in outputs)
-    m, x = masks.flatten(2).numpy(), target.double().flatten(1).numpy()
+    hinge, verdict, l1 = [], [], []
     for n in range(passes):
-        for i in range(2):
-            a, b = score(x[i], m[n, i]), score(fine[n, i], m[n, i])
-            for real, false in ((a, b), (1 - 2 * a, 1 - 2 * b)):
-                hinge.append(0.5 * max(0, 1 - real) + 0.5 * max(0, 1 + false))
-                verdict.append(-false)
-            for p in range(4):
-                l1 += (abs(x[i, p] - coarse[n, i, p]) + abs(x[i, p] - fine[n, i, p])) / (passes * 2 * 4)
+        l1 += [(target - image[n]).abs().mean().item() for image in (coarse, fine)]
+        for a, b in zip(d(target, masks[n]).flatten().tolist(), d(fine[n], masks[n]).flatten().tolist(), strict=True):
+            hinge.append(0.5 * max(0, 1 - a) + 0.5 * max(0, 1 + b))
+            verdict.append(-b)
+    l1, gan = sum(l1) / passes, np.mean(verdict)
     assert list(steps) == ["discriminator", "model"]
-    half = (2 * l1 + 0.7 * np.mean(verdict) + 0.2 * 1.7) / 2  # the release's L1 is of images in [-1, 1]
     assert steps["discriminator"].total.item() == pytest.approx(np.mean(hinge), rel=1e-5)
+    half = (2 * l1 + 0.7 * gan + 0.2 * 1.7) / 2  # the release's L1 is of images in [-1, 1]
     assert steps["model"].total.item() == pytest.approx(half, rel=1e-5, abs=1e-6)
-    assert {k: v.item() for k, v in steps["model"].parts.items()} == pytest.approx(
-        {"l1": l1, "ce": 1.7, "gan": np.mean(verdict)}, rel=1e-5, abs=1e-6
-    )
+    parts = {k: v.item() for k, v in steps["model"].parts.items()}
+    assert parts == pytest.approx({"l1": l1, "ce": 1.7, "gan": gan}, rel=1e-5, abs=1e-6)
     steps["discriminator"].total.backward()
     assert all(output.grad is None for output in outputs), "the discriminator's step is its own"
 
 
 @pytest.mark.parametrize("kind", ["gan", "mae"])
 @pytest.mark.parametrize("transform", ["rt1", "rt3"])
-def test_each_term_reaches_every_weight_of_the_purifier(digits, kind, transform):
+def test_each_term_reaches_every_weight_of_the_purifier(digits, batch, kind, transform):
     _, model, stage = made(digits, purifier=kind, transform=transform)
-    parts = updated(stage, first_batch(digits))["model"].parts
+    parts = updated(stage, batch)["model"].parts
     assert set(parts) == ({"l1", "gan", "ce"} if kind == "gan" else {"l1", "ce"})
-    named = dict(model.purifier.named_parameters())
+    names, weights = zip(*model.purifier.named_parameters(), strict=True)
     for name, value in parts.items():
-        gradients = torch.autograd.grad(value, list(named.values()), retain_graph=True, allow_unused=True)
-        reached = [key for key, g in zip(named, gradients, strict=True) if g is not None and g.abs().max() > 0]
-        assert reached == list(named), f"{name} misses {set(named) - set(reached)}"
+        gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        assert not [key for key, g in zip(names, gradients, strict=True) if g is None or not g.any()], name
 
 
 def restated_fgsm(model, x, y, eps):
@@ -136,11 +106,10 @@ def restated_fgsm(model, x, y, eps):
 
 
 @pytest.mark.parametrize("target", ["adversarial", "clean"])
-def test_tuning_equals_its_formula(digits, target):
+def test_tuning_equals_its_formula(digits, batch, target):
     weights = {"gan_weight": 0.0, "cls_weight": 0.4}
     method, model, stage = made(digits, recon_target=target, attack_through="classifier", **weights)
-    batch, generator = first_batch(digits), torch.Generator().manual_seed(5)
-    loss = updated(stage, batch)["model"]
+    loss, generator = updated(stage, batch, step_context(1))["model"], step_context().generator
     x_adv = restated_fgsm(model, batch.x, batch.y, digits.threat.eps)
     assert method.threat(digits) == digits.threat
     torch.randint(-(2**63), 2**63 - 1, (len(batch),), generator=generator)  # what the attack took
@@ -150,50 +119,41 @@ def test_tuning_equals_its_formula(digits, target):
     ce = nn.functional.cross_entropy(model.head(model.encoder(model.normalise(seen[-1]))), batch.y)
     wanted, images = (batch.x, model.outputs(batch.x, randomness)) if target == "clean" else (x_adv, seen)
     l1 = sum((image.reshape(wanted.shape) - wanted).abs().mean() for image in images)
-    assert loss.parts["ce"].item() == pytest.approx(ce.item(), rel=1e-4)
-    assert loss.parts["l1"].item() == pytest.approx(l1.item(), rel=1e-4)
-    released = sum((2 * image.reshape(wanted.shape) - 1 - (2 * wanted - 1)).abs().mean() for image in images) + 0.4 * ce
-    assert 2 * loss.total.item() == pytest.approx(released.item(), rel=1e-4)
+    found = [loss.parts["ce"].item(), loss.parts["l1"].item(), 2 * loss.total.item()]
+    assert found == pytest.approx([ce.item(), l1.item(), (2 * l1 + 0.4 * ce).item()], rel=1e-4)
 
 
-def test_lambda_waits_for_its_warm_up(digits):
+@pytest.mark.parametrize(("epoch", "weight"), [(0, 0.0), (1, 0.0), (2, 3.0)])
+def test_lambda_waits_for_its_warm_up(digits, batch, epoch, weight):
     _, _, stage = made(digits, epochs=4, warm_up=2, cls_weight=3.0, gan_weight=0.0)
-    batch = first_batch(digits)
-    for epoch, weight in ((0, 0.0), (1, 0.0), (2, 3.0)):
-        loss = updated(stage, batch, step_context(epoch))["model"]
-        assert 2 * (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
+    loss = updated(stage, batch, step_context(epoch))["model"]
+    assert 2 * (loss.total - loss.parts["l1"]).item() == pytest.approx(weight * loss.parts["ce"].item(), abs=1e-5)
 
 
 # ---- attacks inside
 
 
 @pytest.mark.parametrize(("through", "draws"), [("classifier", 1), ("pipeline", 1 + 3 + 1)])
-def test_what_the_attack_sees_and_draws(digits, monkeypatch, through, draws):
-    """Through the pipeline the look at one image and every gradient are of draws of their own; all come from the update's generator."""
-    _, model, stage = made(digits, attack_through=through, attack_steps=3)
-    batch, now, seen, real = first_batch(digits), step_context(), [], RandomTransform.draw
+def test_what_the_attack_sees_and_draws(digits, batch, monkeypatch, through, draws):
+    """Through the pipeline the look at one image and every gradient are of draws of their own, from the update's generator."""
+    settings = {"attack_through": through, "attack_steps": 3}
+    (_, model, stage), now, seen, real = made(digits, **settings), step_context(1), [], RandomTransform.draw
 
     def draw(self, x, generator=None):
         seen.append((generator is now.generator, real(self, x, generator)))
         return seen[-1][1]
 
     before = copy.deepcopy(model.state_dict())
-    twin = made(digits, attack_through=through, attack_steps=3)[2]  # spectral norms take a step in each pass
-    torch.manual_seed(1)
-    plain = updated(twin, batch)["model"].total
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
+    twin = made(digits, **settings)[2]  # spectral norms take a step in each pass
+    plain, state = updated(twin, batch, step_context(1))["model"].total, torch.get_rng_state()
     monkeypatch.setattr(RandomTransform, "draw", draw)
     assert torch.equal(updated(stage, batch, now)["model"].total, plain)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(mine for mine, _ in seen)
     assert len({float(randomness.noise.sum()) for _, randomness in seen}) == len(seen) == draws
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [model.training, model.purifier.training, model.encoder.training] == [True, True, False]
     assert all(p.requires_grad for p in model.purifier.parameters())
-    other = made(digits, attack_through="classifier" if through == "pipeline" else "pipeline", attack_steps=3)[2]
-    assert not torch.equal(updated(other, batch)["model"].total, plain)
 
 
 def test_one_step_is_fgsm_and_more_are_pgd(digits):
@@ -211,19 +171,16 @@ def few(digits):
     return replace(digits, val=digits.val.sample(20))
 
 
-def train(few, root, **settings):
-    method = make_method("atop", "digits", **{**TINY, "train_examples": 64, **settings})
-    return fit(method, few, root=root, device="cpu", progress=False)
+def row(few, root, **settings):
+    return train(tiny("atop", **{"train_examples": 64, **settings}), few, root)
 
 
 @pytest.fixture(scope="module")
 def runs(few, tmp_path_factory):
     """A run of each row; what little they see teaches the purifier nothing, so the gate stands open."""
     root = tmp_path_factory.mktemp("atop")
-    with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
-            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
-        return {row: train(few, root, **settings) for row, settings in ROWS.items()}
+    with unchecked_purifier():
+        return {name: row(few, root, **settings) for name, settings in ROWS.items()}
 
 
 def test_rows_train_what_they_say(runs):
@@ -241,35 +198,29 @@ def test_rows_train_what_they_say(runs):
 
 def test_the_classifier_is_the_same_in_every_row(runs):
     """Paired comparisons rest on it; and no later stage moves its weights or its statistics."""
-    first = runs["only the transform"].model("last")
-    for row, run in runs.items():
-        model = run.model("last")
-        for part in ("encoder", "head"):
-            theirs = getattr(model, part).state_dict()
-            assert all(torch.equal(value, theirs[key]) for key, value in getattr(first, part).state_dict().items()), row
+    first, *others = (run.model("last") for run in runs.values())
+    for model in others:
+        for mine, theirs in ((model.encoder, first.encoder), (model.head, first.head)):
+            assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in mine.state_dict().items())
 
 
 def test_fine_tuning_goes_on_from_the_pre_trained_purifier(runs):
     before, after = (runs[row].metrics() for row in ("pre-trained", "AToP"))
-    ends, begins = before.iloc[-1], after[after.stage == "tuning"].iloc[0]
-    for column in ("clean_val", "robust_val", "fgsm_val", "gradient_alignment"):
-        both = [frame[frame.stage == "purifier"][column].tolist() for frame in (before, after)]
-        assert both[0] == both[1]
-    assert begins.clean_val == ends.clean_val, "a model is scored on the same draws in every epoch"
+    columns = ["clean_val", "robust_val", "fgsm_val", "gradient_alignment"]
+    assert before[before.stage == "purifier"][columns].equals(after[after.stage == "purifier"][columns])
+    begins = after[after.stage == "tuning"].clean_val.iloc[0]
+    assert begins == before.clean_val.iloc[-1], "a model is scored on the same draws in every epoch"
     moved = [runs[row].model("last").purifier.state_dict() for row in ("pre-trained", "AToP")]
     assert any(not torch.equal(value, moved[1][key]) for key, value in moved[0].items())
 
 
 def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
+    says = "has learnt nothing: over all pixels .* of the best constant image, and 0.7 is asked for: raise"
     for _ in range(2):  # again when it is resumed
-        with pytest.raises(
-            InputError,
-            match=r"has learnt nothing: over all pixels .* of the best constant image, and 0.7 is asked for: raise",
-        ):
-            train(few, tmp_path, purifier_lr=0.0)
+        with pytest.raises(InputError, match=says):
+            row(few, tmp_path, purifier_lr=0.0)
     (run,) = (Run(path.parent) for path in tmp_path.rglob("params.json"))
     assert run.status()["state"] == "failed"
-    assert not run.finished
     assert list(dict.fromkeys(run.metrics().stage)) == ["classifier", "purifier"]
 
 
@@ -293,11 +244,20 @@ def test_the_gate(transform, share, hidden, says):
 
 def test_the_purifiers_of_a_comparison_are_of_one_size(digits):
     """By default on digits: a study that asks which purifier is better must not ask which is larger."""
-    sizes = []
-    for kind in ("gan", "mae"):
-        model = build_model("small_cnn", digits, **make_method("atop", "digits", purifier=kind).model_options())
-        sizes.append(sum(p.numel() for p in model.purifier.parameters()))
-    assert max(sizes) < 1.2 * min(sizes)
+    models = [built(make_method("atop", "digits", purifier=kind), digits) for kind in ("gan", "mae")]
+    small, large = sorted(sum(p.numel() for p in model.purifier.parameters()) for model in models)
+    assert large < 1.2 * small
+
+
+class Answer(nn.Module):
+    """A purifier that always answers with one image; None: with what it is shown."""
+
+    def __init__(self, image=None):
+        super().__init__()
+        self.image = image
+
+    def outputs(self, x, mask):
+        return (x if self.image is None else self.image.expand_as(x),)
 
 
 def test_the_share_of_the_constant_image(digits):
@@ -306,17 +266,7 @@ def test_the_share_of_the_constant_image(digits):
     batch, median = probe_batch(digits.val), median_image(digits.train)
     images = digits.train.sample(256).images.numpy() / 255
     assert np.allclose(median.numpy(), np.sort(images, axis=0)[127], atol=1e-6)
-
-    class Answer(nn.Module):
-        def __init__(self, image):
-            super().__init__()
-            self.image = image
-
-        def outputs(self, x, mask):
-            return (x if self.image is None else self.image.expand_as(x),)
-
-    x = batch.x.numpy()
-    grey = np.abs(x - 0.5).mean() / np.abs(x - median.numpy()).mean()
+    grey = ((batch.x - 0.5).abs().mean() / (batch.x - median).abs().mean()).item()
     for image, share in ((median, 1.0), (None, 0.0), (torch.full((1, 8, 8), 0.5), grey)):
         model.purifier = Answer(image)
         assert l1_share(model, batch, median) == pytest.approx(share, abs=1e-5)
@@ -327,51 +277,36 @@ def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits)
     """Over all pixels of rt1 it passes the gate: three in four are shown to it as they are."""
     _, model, _ = made(digits, transform="rt1")
     batch, median = probe_batch(digits.val), median_image(digits.train)
-
-    class Back(nn.Module):
-        def outputs(self, x, mask):
-            return (x,)
-
-    model.purifier = Back()
-    hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0].numpy() == 1
-    x = batch.x.numpy()
-    expected = np.abs(x - 0.5)[hidden].sum() / np.abs(x - median.numpy())[hidden].sum()
+    model.purifier = Answer()
+    hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0] == 1
+    expected = ((batch.x - 0.5).abs()[hidden].sum() / (batch.x - median).abs()[hidden].sum()).item()
     assert l1_share(model, batch, median) < atop.MAX_L1_SHARE
     assert l1_share(model, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
     assert expected > 1
 
 
 def test_a_finished_run_is_the_classifier(few, digits, tmp_path):
-    natural = fit(
-        make_method("standard", "digits", epochs=1, train_examples=64), few, root=tmp_path, device="cpu", progress=False
-    )
-    method = make_method("atop", "digits", **TINY, pretrained=str(natural.path))
+    natural = train(make_method("standard", "digits", epochs=1, train_examples=64), few, tmp_path)
+    method = tiny("atop", pretrained=str(natural.path))
     assert method.all_epochs == 3
-    model = build_model("small_cnn", digits, **method.model_options())
+    model = built(method, digits)
     first, second = method.stages(digits, model)
     assert [first.name, second.name] == ["purifier", "tuning"]
     first.begin()
-    theirs = natural.model("last")
     x = digits.val.images[:20].float() / 255
-    assert torch.equal(model.eval().classify(x), theirs(x))
-    with pytest.raises(
-        InputError, match=r"atop: pretrained=.* is standard .* on digits, done: give .* standard on other"
-    ):
+    assert torch.equal(model.eval().classify(x), natural.model("last")(x))
+    says = r"atop: pretrained=.* is standard .* on digits, done: give .* standard on other"
+    with pytest.raises(InputError, match=says):
         method.stages(replace(digits, name="other"), model)[0].begin()
-    larger = build_model("mlp", digits, **method.model_options())
-    with pytest.raises(InputError, match="give --set arch=small_cnn"):
-        method.stages(digits, larger)[0].begin()
-
-
-def test_a_model_of_another_kind_is_refused(digits):
-    with pytest.raises(InputError, match="atop trains a Purified, not a Classifier"):
-        make_method("atop", "digits").stages(digits, build_model("small_cnn", digits))
 
 
 # ---- settings
 
 
-def test_a_grid_finer_than_the_images_is_said_before_anything_is_trained(digits):
-    method = make_method("atop", "digits", grid=9)
-    with pytest.raises(InputError, match="grid=9"):
-        method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
+@pytest.mark.parametrize(
+    ("grid", "options", "says"),
+    [(9, {"purified": {}}, "grid=9"), (4, {}, "atop trains a Purified, not a Classifier")],
+)
+def test_a_grid_finer_than_the_images_and_another_model_are_refused_at_once(digits, grid, options, says):
+    with pytest.raises(InputError, match=says):
+        make_method("atop", "digits", grid=grid).stages(digits, build_model("small_cnn", digits, **options))

@@ -16,9 +16,10 @@ from robustlib.methods.claf import head_probe
 from robustlib.models import build_model
 from robustlib.models.projected import clean_statistics
 from robustlib.runs import Run
+from robustlib.training import loop
 from robustlib.training.validation import probe_batch
 from tests.restated import supcon
-from tests.training_fixtures import step_context, train
+from tests.training_fixtures import built, first_batch, step_context, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
 SMALL = {"attack_steps": 2, "train_examples": 130, "epochs": 2, "batch_size": 64, "head_epochs": 1, "tuning_epochs": 1}
@@ -32,81 +33,79 @@ def settings(name, **changes):
 def made(digits, name, seed=0, **changes):
     """The method, a model of some training in train mode, and the stages."""
     method = make_method(name, "digits", **settings(name, **changes))
-    torch.manual_seed(seed)
-    model = build_model("small_cnn", digits, **method.model_options()).train()
+    model = built(method, digits, seed)
     model.project(torch.rand(64, 1, 8, 8))
     return method, model, method.stages(digits, model)
 
 
-def first_batch(digits, size=16):
-    return next(digits.train.batches(size, augment="none", generator=torch.Generator().manual_seed(7)))
+def fresh(dataset):
+    """The first batch, its draws not begun."""
+    return replace(first_batch(dataset), generator=torch.Generator().manual_seed(7))
 
 
-def fresh(batch):
-    """The same batch, its draws not begun."""
-    return replace(batch, generator=torch.Generator().manual_seed(7))
+def two_views(batch):
+    return [batch.view("simclr"), batch.view("simclr")]
+
+
+def supcon_of(model, views, labels=None, temperature=0.5):
+    """The restated loss of these views' projections."""
+    return supcon(model.project(torch.cat(views)).reshape(len(views), 16, -1), labels, temperature)
+
+
+def loss_of(part, batch):
+    ((_, loss),) = part.updates(batch, step_context())
+    return loss
 
 
 def stepped(model, stage, part, batch):
-    """Runs one update as the loop does, and says what moved: the names of parameters and of buffers."""
+    """Runs one update as the loop does, and says which modules' parameters and buffers moved."""
     before = copy.deepcopy(model.state_dict())
     model.train()
     for key, loss in part.updates(batch, step_context()):
-        optimiser = stage.optimisers[key].build()
-        for spec in stage.optimisers.values():
-            spec.build().zero_grad()
+        model.zero_grad()
         loss.total.backward()
-        optimiser.step()
+        stage.optimisers[key].build().step()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     weights = {name for name, _ in model.named_parameters()}
-    return {name.split(".")[0] for name in moved & weights}, {name.split(".")[0] for name in moved - weights}
+    return tuple({name.split(".")[0] for name in names} for names in (moved & weights, moved - weights))
 
 
 # ---- losses
 
 
-def test_supcon_and_simclr_contrast_two_views(digits):
-    for name, temperature in (("supcon", 0.1), ("simclr", 0.5)):
-        _, model, stages = made(digits, name)
-        batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-        ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
-        other = fresh(batch)
-        views = [other.view("simclr"), other.view("simclr")]
-        assert not torch.equal(*views)
-        z = twin.project(torch.cat(views)).reshape(2, 16, -1)
-        labels = batch.y if name == "supcon" else None
-        assert np.isclose(loss.total.item(), supcon(z, labels, temperature), rtol=1e-4)
+@pytest.mark.parametrize(("name", "temperature"), [("supcon", 0.1), ("simclr", 0.5)])
+def test_supcon_and_simclr_contrast_two_views(digits, name, temperature):
+    _, model, stages = made(digits, name)
+    batch, twin = fresh(digits), copy.deepcopy(model)
+    loss, views = loss_of(stages[0].passes[0], batch), two_views(fresh(digits))
+    assert not torch.equal(*views)
+    wanted = supcon_of(twin, views, batch.y if name == "supcon" else None, temperature)
+    assert np.isclose(loss.total.item(), wanted, rtol=1e-4)
 
 
 def test_rocl_is_its_formula(digits):
     _, model, stages = made(digits, "rocl", regulariser=8.0)
-    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
-    other = fresh(batch)
-    x1, x2 = other.view("simclr"), other.view("simclr")
+    twin = copy.deepcopy(model)
+    loss, (x1, x2) = loss_of(stages[0].passes[0], fresh(digits)), two_views(fresh(digits))
 
     def pair(seen, x):
-        z = torch.cat((seen.project(x), twin.project(x2)))  # one side of the similarity is constant
-        u = F.normalize(z, dim=1)
-        s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)
+        u = F.normalize(torch.cat((seen.project(x), twin.project(x2))), dim=1)
+        s = (u @ u.detach().t() / 0.5).fill_diagonal_(-torch.inf)  # one side of the similarity is constant
         return F.cross_entropy(s, torch.arange(32).roll(16))
 
     x_adv = BatchPGD(digits.threat, 2)(twin, x1, pair, generator=step_context().generator)
     assert pair(twin, x_adv) > pair(twin, x1)
-    parts = [twin.project(torch.cat(views)).reshape(len(views), 16, -1) for views in ((x_adv, x2), (x1, x2, x_adv))]
-    short, long = (supcon(z, None, 0.5) for z in parts)
+    short, long = (supcon_of(twin, views) for views in ((x_adv, x2), (x1, x2, x_adv)))
     assert np.isclose(loss.total.item(), 2 * long + short / 8, rtol=1e-4)
     assert np.isclose(loss.parts["pair"].item(), short, rtol=1e-4)
 
 
 def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     _, model, stages = made(digits, "acl")
-    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[0].passes[0].updates(batch, step_context())
-    other = fresh(batch)
-    views = torch.cat((other.view("simclr"), other.view("simclr")))
+    twin = copy.deepcopy(model)
+    loss, views = loss_of(stages[0].passes[0], fresh(digits)), torch.cat(two_views(fresh(digits)))
     with clean_statistics(twin):
-        clean = supcon(twin.project(views).reshape(2, 16, -1), None, 0.5)
+        clean = supcon_of(twin, views.chunk(2))
 
     def stream(seen, x):
         u = F.normalize(seen.project(x), dim=1)
@@ -114,29 +113,23 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
 
     x_adv = BatchPGD(digits.threat, 2)(twin, views, stream, generator=step_context().generator)
     assert (x_adv - views).flatten(1).abs().amax(1).min() > 0, "both views are perturbed"
-    attacked = supcon(twin.project(x_adv).reshape(2, 16, -1), None, 0.5)
+    attacked = supcon_of(twin, x_adv.chunk(2))
     assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)
     assert attacked > clean
-    for (
-        key,
-        value,
-    ) in twin.state_dict().items():  # the clean pass moved one set, the attacked one the other, attacks neither
-        assert torch.allclose(value.float(), model.state_dict()[key].float(), atol=1e-4), key
+    # The clean pass moved one set of statistics, the attacked one the other, attacks neither.
+    assert all(
+        torch.allclose(v.float(), model.state_dict()[k].float(), atol=1e-4) for k, v in twin.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("adv_views", [0, 1, 2])
 def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
     _, model, stages = made(digits, "claf", adv_views=adv_views)
-    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model)
-    ((_, loss),) = stages[1].passes[-1].updates(batch, step_context())
-    other, now = fresh(batch), step_context()
-    views = [other.view("simclr"), other.view("simclr")]
-    attack = PGD(digits.threat, steps=2)
-    for _ in range(adv_views):
-        views.append(attack(twin, batch.images.float() / 255, batch.y, generator=now.generator))
-    z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
-    assert np.isclose(loss.total.item(), supcon(z, batch.y, 0.07), rtol=1e-3)
-    ((_, plain),) = stages[0].passes[0].updates(fresh(batch), step_context())
+    batch, twin, now = fresh(digits), copy.deepcopy(model), step_context()
+    loss, views, attack = loss_of(stages[1].passes[-1], batch), two_views(fresh(digits)), PGD(digits.threat, steps=2)
+    views += [attack(twin, batch.x, batch.y, generator=now.generator) for _ in range(adv_views)]
+    assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-3)
+    plain = loss_of(stages[0].passes[0], fresh(digits))
     assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
 
@@ -150,19 +143,14 @@ def shifted(images, generator):
 @pytest.mark.parametrize("adv_views", [1, 2])
 def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, adv_views):
     _, model, stages = made(digits, "claf", adv_views=adv_views, augment="weak")
-    contrast = stages[1].passes[-1]
+    contrast, twin, now = stages[1].passes[-1], copy.deepcopy(model), step_context()
     assert contrast.augment == "weak"
-    batch, twin = replace(fresh(first_batch(digits)), augment=contrast.augment), copy.deepcopy(model)
-    ((_, loss),) = contrast.updates(batch, step_context())
-    other, now = fresh(batch), step_context()
-    views = [other.view("simclr"), other.view("simclr")]
+    batch, other = (replace(fresh(digits), augment="weak") for _ in range(2))
+    loss, views = loss_of(contrast, batch), two_views(other)
     weak = [shifted(batch.images, other.generator) for _ in range(adv_views)]
-    plain = batch.images.float() / 255
-    assert all(not torch.equal(x, y) for x, y in itertools.combinations([*weak, plain], 2))
-    attack = PGD(digits.threat, steps=2)
-    views += [attack(twin, x, batch.y, generator=now.generator) for x in weak]
-    z = twin.project(torch.cat(views)).reshape(2 + adv_views, 16, -1)
-    assert np.isclose(loss.total.item(), supcon(z, batch.y, 0.07), rtol=1e-4)
+    assert all(not torch.equal(x, y) for x, y in itertools.combinations([*weak, batch.images.float() / 255], 2))
+    views += [PGD(digits.threat, steps=2)(twin, x, batch.y, generator=now.generator) for x in weak]
+    assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-4)
 
 
 # ---- what is frozen when
@@ -183,10 +171,9 @@ def test_claf_freezes_what_the_paper_freezes(digits):
 @pytest.mark.parametrize(("refresh", "attacked"), [("full", True), ("clean", False), ("reinit", True)])
 def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacked):
     _, model, stages = made(digits, "claf", refresh=refresh)
-    batch, twin = fresh(first_batch(digits)), copy.deepcopy(model).eval()
-    ((key, loss),) = stages[1].passes[0].updates(batch, step_context())
+    batch, twin = fresh(digits), copy.deepcopy(model).eval()
+    loss = loss_of(stages[1].passes[0], batch)
     x = PGD(digits.threat, steps=2)(twin, batch.x, batch.y, generator=step_context().generator) if attacked else batch.x
-    assert key == "head"
     assert torch.isclose(loss.total, F.cross_entropy(twin(x), batch.y), rtol=1e-4)
     assert loss.parts["accuracy"] == (twin(x).argmax(1) == batch.y).float().mean()
 
@@ -233,37 +220,37 @@ def test_the_last_head_is_new_unless_told(digits, new_head):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_linear_heads_leave_the_encoder_alone_and_fine_tuning_does_not(digits, name):
-    batch = first_batch(digits)
-    for final, moves in (
-        ("slf", ({"head"}, set())),
-        ("alf", ({"head"}, set())),
-        ("aff", ({"encoder", "head"}, {"encoder"})),
-    ):
-        _, model, stages = made(digits, name, final=final)
-        last = stages[-1]
-        assert (last.name, last.adversarial) == (final, final != "slf")
-        assert stepped(model, last, last.passes[0], batch) == moves
+@pytest.mark.parametrize(
+    ("final", "moves"),
+    [("slf", ({"head"}, set())), ("alf", ({"head"}, set())), ("aff", ({"encoder", "head"}, {"encoder"}))],
+)
+def test_linear_heads_leave_the_encoder_alone_and_fine_tuning_does_not(digits, name, final, moves):
+    _, model, (*_, last) = made(digits, name, final=final)
+    assert (last.name, last.adversarial) == (final, final != "slf")
+    assert stepped(model, last, last.passes[0], first_batch(digits)) == moves
 
 
-def test_alf_is_fitted_on_attacked_images_and_aff_by_trades(digits):
-    batch = first_batch(digits)
+def test_alf_is_fitted_on_attacked_images(digits):
     _, model, stages = made(digits, "supcon", final="alf", final_steps=3)
-    twin = copy.deepcopy(model).eval()
-    ((_, loss),) = stages[-1].passes[0].updates(batch, step_context())
+    batch, twin = first_batch(digits), copy.deepcopy(model).eval()
+    loss = loss_of(stages[-1].passes[0], batch)
     x_adv = PGD(digits.threat, steps=3)(twin, batch.x, batch.y, generator=step_context().generator)
     assert torch.isclose(loss.total, F.cross_entropy(twin(x_adv), batch.y), rtol=1e-4)
+
+
+def test_aff_is_trades(digits):
     _, model, stages = made(digits, "supcon", final="aff", beta=2.0, final_steps=3)
-    twin = copy.deepcopy(model)
-    ((_, loss),) = stages[-1].passes[0].updates(batch, step_context())
+    batch, twin = first_batch(digits), copy.deepcopy(model)
+    loss = loss_of(stages[-1].passes[0], batch)
     attack = PGD(digits.threat, steps=3, objective="kl", start="gaussian")
     x_adv = attack(twin, batch.x, batch.y, generator=step_context().generator)
     p, q = twin(batch.x).log_softmax(1), twin(x_adv).log_softmax(1)
     expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
     assert torch.isclose(loss.total, expected, rtol=1e-3)
     twin(batch.x)  # TRADES' release forwards x, x' and x again
-    for key, value in twin.state_dict().items():
-        assert torch.allclose(value.float(), model.state_dict()[key].float(), atol=1e-5), key
+    assert all(
+        torch.allclose(v.float(), model.state_dict()[k].float(), atol=1e-5) for k, v in twin.state_dict().items()
+    )
     rates = [stages[-1].optimisers["model"].schedule(e) for e in (0.5, 0.7, 0.9)]
     assert np.allclose(rates, [1, 0.1, 0.01])
 
@@ -278,50 +265,36 @@ def runs(few, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_each_trains_saves_and_loads(runs, few, name):
-    run = runs[name]
-    rows = run.metrics()
+def test_each_trains_saves_and_loads(runs, name):
+    rows = runs[name].metrics()
     stages = {"claf": ["augmented", "adversarial", "slf"]}.get(name, ["contrastive", "slf"])
     assert list(dict.fromkeys(rows.stage)) == stages
-    assert run.model()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    losses = rows.filter(regex="loss$")
-    assert losses.notna().any().all()
+    assert runs[name].model()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert rows.filter(regex="loss$").notna().any().all()
 
 
 def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(runs):
-    rows = runs["claf"].metrics()
-    stage = rows[(rows.stage == "adversarial") & (rows.epoch > 0)]
-    for key in ("head_start/clean", "head_start/attacked", "head_end/clean", "head_end/attacked"):
-        assert stage[f"probe/{key}"].between(0, 1).all()
-    assert "refresh/head/accuracy" in stage
+    rows = runs["claf"].metrics().query("stage == 'adversarial' and epoch > 0")
+    shares = [f"probe/head_{end}/{images}" for end in ("start", "end") for images in ("clean", "attacked")]
+    assert rows[[*shares, "refresh/head/accuracy"]].apply(lambda share: share.between(0, 1)).all(axis=None)
 
 
 def test_the_head_probe_is_the_heads_accuracy(digits):
     _, model, _ = made(digits, "claf")
-    batch = probe_batch(digits.val)
-    found = head_probe("head", PGD(digits.threat, steps=2))(model, batch)
+    batch, attack = probe_batch(digits.val), PGD(digits.threat, steps=2)
+    found = head_probe("head", attack)(model, batch)
     assert model.training
-    model.eval()
-    assert found["head/clean"] == pytest.approx((model(batch.x).argmax(1) == batch.y).float().mean().item())
-    x_adv = PGD(digits.threat, steps=2)(model, batch.x, batch.y, generator=torch.Generator().manual_seed(0))
-    assert found["head/attacked"] == pytest.approx((model(x_adv).argmax(1) == batch.y).float().mean().item())
+    x_adv = attack(model.eval(), batch.x, batch.y, generator=torch.Generator().manual_seed(0))
+    accuracies = [(model(x).argmax(1) == batch.y).float().mean().item() for x in (batch.x, x_adv)]
+    assert found == pytest.approx(dict(zip(("head/clean", "head/attacked"), accuracies, strict=True)))
 
 
 def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypatch):
-    from robustlib.training import loop
-
     monkeypatch.setattr(loop, "overfitting", lambda *_: ["robust overfitting: it seems"])
     changes = {"refresh": "never", "aug_epochs": 0, "final": "alf", "epochs": 1}
     rows = train(make_method("claf", "digits", **settings("claf", **changes)), few, tmp_path).metrics()
-    said = rows[rows.epoch > 0].set_index("stage")["warnings"]
-    assert {stage: bool(texts) for stage, texts in said.items()} == {
-        "first-head": False,
-        "adversarial": False,
-        "alf": True,  # the head that is deployed
-    }
-    ordinary = make_method("pgd_at", "digits", epochs=1, train_examples=130, attack_steps=1)
-    rows = train(ordinary, few, tmp_path).metrics()
-    assert rows["warnings"].map(len).tolist() == [0, 1]
+    said = rows[rows.epoch > 0].set_index("stage")["warnings"].map(bool)
+    assert said.to_dict() == {"first-head": False, "adversarial": False, "alf": True}  # the head that is deployed
 
 
 # ---- another head on the same encoder
@@ -337,20 +310,6 @@ def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
     assert all(torch.equal(value, other[key]) for key, value in first.items()) == (final == "alf")
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"temperature": 0.3}, "was pre-trained with temperature=0.07, not 0.3"),
-        ({"pretrained": "nowhere"}, "is no run: give the directory of a finished run of claf on digits"),
-        ({"arch": "mlp"}, "is a 'small_cnn', whose weights do not fit: give --set arch=small_cnn"),
-    ],
-)
-def test_a_run_that_does_not_fit_is_refused(runs, few, tmp_path, changes, says):
-    method = make_method("claf", "digits", **settings("claf", **{"pretrained": str(runs["claf"].path), **changes}))
-    with pytest.raises(InputError, match=says):
-        train(method, few, tmp_path)
-
-
 def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
     never = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}
     root = train(make_method("claf", "digits", **settings("claf", **never)), few, tmp_path).path
@@ -359,20 +318,21 @@ def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
         asked = {**never, "final": "alf", "pretrained": str(root), **changes}
         return train(make_method("claf", "digits", **settings("claf", **asked)), few, tmp_path)
 
-    with pytest.raises(InputError, match="was pre-trained with head_epochs=2, not 1"):
-        again(head_epochs=1)
-    with pytest.raises(InputError, match="was pre-trained with refresh='never', not 'full'"):
-        again(head_epochs=1, refresh="full")
-    with pytest.raises(InputError, match=r"was pre-trained with refresh_lr=0\.01, not 0\.5"):
-        again(refresh_lr=0.5)
+    for changes, says in (
+        ({"head_epochs": 1}, "head_epochs=2, not 1"),
+        ({"head_epochs": 1, "refresh": "full"}, "refresh='never', not 'full'"),
+        ({"refresh_lr": 0.5}, r"refresh_lr=0\.01, not 0\.5"),
+        ({"temperature": 0.3}, "temperature=0.07, not 0.3"),
+    ):
+        with pytest.raises(InputError, match=f"was pre-trained with {says}"):
+            again(**changes)
     assert again(head_lr=0.5, tuning_epochs=3).finished, "what the last head alone sees may differ"
 
 
 def test_a_run_of_another_data_set_is_named(runs, few, tmp_path):
     method = make_method("claf", "digits", **settings("claf", pretrained=str(runs["claf"].path)))
-    with pytest.raises(
-        InputError, match="small_cnn · seed 0 on digits, done: give the directory of a finished run of claf on mnist"
-    ):
+    says = "small_cnn · seed 0 on digits, done: give the directory of a finished run of claf on mnist"
+    with pytest.raises(InputError, match=says):
         train(method, replace(few, name="mnist"), tmp_path)
 
 

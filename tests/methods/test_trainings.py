@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_fixtures import broken_off, tiny, train
+from tests.training_fixtures import broken_off, tiny, train, unchecked_purifier
 
 RESUMED = (
     ("afd", {"pretrain_epochs": 2}, 4),  # within the fine-tuning
@@ -35,8 +35,9 @@ def undisturbed(few, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _unchecked(unchecked_purifier):
-    """A purifier need not learn here."""
+def _unchecked():
+    with unchecked_purifier():
+        yield
 
 
 @pytest.mark.parametrize(("name", "settings", "stop"), RESUMED)

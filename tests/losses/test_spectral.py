@@ -119,14 +119,6 @@ def test_kept_vectors_follow_a_training_that_a_single_one_loses(mode):
     assert followed(1, mode) > 2 * followed(16, mode)
 
 
-def test_the_vector_is_a_buffer_that_a_checkpoint_restores():
-    layer = nn.Linear(6, 4)
-    first, second = PowerIteration(layer), PowerIteration(layer, seed=1)
-    first.converge(layer)
-    second.load_state_dict(first.state_dict())
-    assert first(layer, 0) == second(layer, 0)
-
-
 def test_norms_are_computed_in_float32_under_autocast():
     layer = conv(3, 4, 3)
     power, found = PowerIteration(layer, (8, 8)), []

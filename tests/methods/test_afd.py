@@ -355,16 +355,6 @@ def test_only_attacked_images_move_the_statistics(digits):
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
 
 
-def test_afds_attack_ascends_the_intrinsic_logits_whatever_is_deployed(digits):
-    batch, found = first_batch(digits, 24), []
-    for kind in ("intrinsic", "latent"):
-        model, _, stage = tuned(digits, "afd", classify=kind)
-        with torch.no_grad():
-            model.intrinsic.weight += 0.1 * torch.randn(128, 128, generator=torch.Generator().manual_seed(3))
-        found.append(updated(stage, batch)["model"].total)
-    assert torch.equal(*found)
-
-
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_model_of_another_kind_is_refused(digits, name):
     with pytest.raises(InputError, match=r"not a ReverseAttention: build_model\('small_cnn', dataset"):
@@ -491,12 +481,6 @@ def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, 
     assert torch.equal(model.eval()(x), theirs(x))
     assert torch.equal(teacher.features(x), theirs.features(x))
     assert not teacher.training
-
-
-def test_a_finished_run_is_fine_tuned(tmp_path, few, natural):
-    run = train(tiny("afd", pretrained=str(natural.path)), few, tmp_path)
-    assert list(run.metrics().stage) == ["afd"] * 3
-    assert run.metrics().clean_val.iloc[0] == natural.metrics().clean_val.iloc[-1]
 
 
 @pytest.fixture

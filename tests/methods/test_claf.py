@@ -1,7 +1,6 @@
 """CLAF and the contrastive family: losses against formulas, what is frozen when, stages, heads, bad input, small trainings."""
 
 import copy
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -122,35 +121,28 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     )
 
 
-@pytest.mark.parametrize("adv_views", [0, 1, 2])
-def test_claf_adds_adversarial_views_of_the_head(digits, adv_views):
-    _, model, stages = made(digits, "claf", adv_views=adv_views)
-    batch, twin, now = fresh(digits), copy.deepcopy(model), step_context()
-    loss, views, attack = loss_of(stages[1].passes[-1], batch), two_views(fresh(digits)), PGD(digits.threat, steps=2)
-    views += [attack(twin, batch.x, batch.y, generator=now.generator) for _ in range(adv_views)]
-    assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-3)
-    plain = loss_of(stages[0].passes[0], fresh(digits))
-    assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
-
-
-def shifted(images, generator):
+def shifted(batch):
     """Digits' weak view: each image moved by up to one pixel, a fresh draw."""
-    offsets = torch.randint(0, 3, (2, len(images), 1), generator=generator).flatten(1).t().tolist()
-    padded = F.pad(images.float() / 255, (1, 1, 1, 1))
+    offsets = torch.randint(0, 3, (2, len(batch), 1), generator=batch.generator).flatten(1).t().tolist()
+    padded = F.pad(batch.images.float() / 255, (1, 1, 1, 1))
     return torch.stack([x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets, strict=True)])
 
 
-@pytest.mark.parametrize("adv_views", [1, 2])
-def test_claf_attacks_a_weak_view_drawn_anew_for_each_adversarial_view(digits, adv_views):
-    _, model, stages = made(digits, "claf", adv_views=adv_views, augment="weak")
+@pytest.mark.parametrize("augment", ["none", "weak"])
+@pytest.mark.parametrize("adv_views", [0, 1, 2])
+def test_claf_adds_adversarial_views_of_the_head(digits, augment, adv_views):
+    """Each attack starts from a view of its own."""
+    _, model, stages = made(digits, "claf", adv_views=adv_views, augment=augment)
     contrast, twin, now = stages[1].passes[-1], copy.deepcopy(model), step_context()
-    assert contrast.augment == "weak"
-    batch, other = (replace(fresh(digits), augment="weak") for _ in range(2))
-    loss, views = loss_of(contrast, batch), two_views(other)
-    weak = [shifted(batch.images, other.generator) for _ in range(adv_views)]
-    assert all(not torch.equal(x, y) for x, y in itertools.combinations([*weak, batch.images.float() / 255], 2))
-    views += [PGD(digits.threat, steps=2)(twin, x, batch.y, generator=now.generator) for x in weak]
-    assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-4)
+    assert contrast.augment == augment
+    batch, other = (replace(fresh(digits), augment=augment) for _ in range(2))
+    loss, views, attack = loss_of(contrast, batch), two_views(other), PGD(digits.threat, steps=2)
+    for _ in range(adv_views):
+        x = shifted(other) if augment == "weak" else other.images.float() / 255
+        views.append(attack(twin, x, batch.y, generator=now.generator))
+    assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-3)
+    plain = loss_of(stages[0].passes[0], fresh(digits))
+    assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
 
 # ---- what is frozen when
@@ -180,40 +172,45 @@ def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacke
 
 def test_the_stages_of_claf(digits):
     settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
-    _, model, (augmented, adversarial, final) = made(digits, "claf", **settings)
-    assert [(s.name, s.epochs, s.adversarial, s.monitored) for s in (augmented, adversarial)] == [
-        ("augmented", 2, False, True),
-        ("adversarial", 4, True, False),
-    ]
+    augmented, adversarial, _ = stages = made(digits, "claf", **settings)[2]
+    facts = [(s.name, s.epochs, s.adversarial, s.monitored) for s in stages]
+    assert facts[:2] == [("augmented", 2, False, True), ("adversarial", 4, True, False)]
+    assert facts[2][::2] == ("slf", False)
     refresh, contrast = adversarial.passes
     assert (refresh.repeats, refresh.reset_optimizers, refresh.begin) == (3, ("head",), None)
     assert (contrast.repeats, contrast.reset_optimizers, contrast.augment) == (1, (), "none")
-    assert (final.name, final.adversarial) == ("slf", False)
-    rates = [augmented.optimisers["encoder"].schedule(e) for e in (0, 1, 2)]
-    rates += [adversarial.optimisers["encoder"].schedule(e) for e in (0, 1, 4)]
-    expected = [0.001 + 0.999 * (1 + np.cos(np.pi * e / 6)) / 2 for e in (0, 1, 2, 2, 3, 6)]
-    assert np.allclose(rates, expected)
+    rates = [
+        stage.optimisers["encoder"].schedule(e)
+        for stage, last in ((augmented, 2), (adversarial, 4))
+        for e in (0, 1, last)
+    ]
+    assert np.allclose(rates, [0.001 + 0.999 * (1 + np.cos(np.pi * e / 6)) / 2 for e in (0, 1, 2, 2, 3, 6)])
     assert adversarial.optimisers["head"].kind == "adam"
 
+
+def test_a_head_that_is_never_refreshed_comes_first(digits):
     method, model, stages = made(digits, "claf", refresh="never", aug_epochs=0, head_epochs=7)
     assert [(stage.name, stage.epochs) for stage in stages] == [("first-head", 7), ("adversarial", 2), ("slf", 7)]
     assert method.all_epochs == 16
-    assert (stages[0].passes[0].repeats, stages[0].passes[0].reset_optimizers) == (1, ())
-    assert stepped(model, stages[0], stages[0].passes[0], first_batch(digits)) == ({"head"}, set())
-    assert len(stages[1].passes) == 1
-    assert set(stages[1].optimisers) == {"encoder"}
-    _, model, stages = made(digits, "claf", refresh="reinit")
-    before = model.head.weight.clone()
-    stages[1].passes[0].begin()
-    assert not torch.equal(model.head.weight, before)
+    (part,) = stages[0].passes
+    assert (part.repeats, part.reset_optimizers) == (1, ())
+    assert stepped(model, stages[0], part, first_batch(digits)) == ({"head"}, set())
+    assert (len(stages[1].passes), set(stages[1].optimisers)) == (1, {"encoder"})
 
 
-@pytest.mark.parametrize("new_head", [True, False])
-def test_the_last_head_is_new_unless_told(digits, new_head):
-    _, model, stages = made(digits, "claf", new_head=new_head)
+@pytest.mark.parametrize(
+    ("changes", "begun", "new"),
+    [
+        ({"refresh": "reinit"}, lambda stages: stages[1].passes[0], True),
+        ({}, lambda stages: stages[-1], True),
+        ({"new_head": False}, lambda stages: stages[-1], False),
+    ],
+)
+def test_heads_begin_anew_where_told(digits, changes, begun, new):
+    _, model, stages = made(digits, "claf", **changes)
     before = model.head.weight.clone()
-    stages[-1].begin()
-    assert torch.equal(model.head.weight, before) != new_head
+    begun(stages).begin()
+    assert torch.equal(model.head.weight, before) != new
 
 
 # ---- heads

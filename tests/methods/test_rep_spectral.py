@@ -157,18 +157,6 @@ def test_the_schedule_goes_on(digits):
         assert last.optimisers["model"].schedule(epoch) == usual(epoch + 6)
 
 
-def test_momentum_starts_anew_after_the_burn_in(digits, tmp_path, monkeypatch):
-    real, buffers = torch.optim.SGD.step, []
-
-    def step(self, *args):
-        buffers.append(len(self.state))
-        return real(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
-    train(made("rep_spectral", epochs=4, burn_in=0.5, train_examples=100, batch_size=50), digits, tmp_path)
-    assert [min(n, 1) for n in buffers] == [0, 1, 1, 1] * 2, "two stages of two epochs of two steps"
-
-
 def test_arms_share_their_burn_in_and_lower_what_they_penalise(digits, tmp_path):
     settings = {"epochs": 6, "train_examples": 400, "burn_in": 0.4, "lr": 0.05, "cadence": 1}
     arms = {**dict.fromkeys(VARIANTS, 0.2), "none": 0.0}

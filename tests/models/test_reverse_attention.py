@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD
 from robustlib.attacks.base import SurrogateModel, validation_view
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
-from robustlib.evaluation import evaluate, summarise
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.backbones import GatedStage
 from robustlib.models.reverse_attention import TEMPERATURES, BPDAGate
@@ -209,13 +207,6 @@ def test_every_surrogate_has_gradients_and_a_folded_twin(arch):
         assert twin is not None, name
         with torch.no_grad():
             assert torch.allclose(twin(x), view(x), rtol=1e-3, atol=1e-3), name
-
-
-def test_the_evaluation_attacks_every_surrogate(digits):
-    model = attentive(shape=(1, 8, 8))
-    records = evaluate(model, digits.test.sample(12), {"pgd": PGD(digits.threat, steps=2)})
-    table = summarise(records)
-    assert list(table.attack) == ["clean", "pgd", *(f"pgd@{name}" for name in model.surrogates()), "worst"]
 
 
 # --- the rest of the house

@@ -13,7 +13,6 @@ from tests.conftest import Hidden
 
 
 def test_validation_attacks_the_view_and_judges_the_deployed_model(digits):
-    torch.manual_seed(0)
     model, generator = build_model("mlp", digits), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(4):
@@ -26,15 +25,15 @@ def test_validation_attacks_the_view_and_judges_the_deployed_model(digits):
         validate(net, digits.train, few, digits.threat, 0, "32-true")
         for net in (model, Hidden(model, open=False), Hidden(model, open=True))
     )
-    for name in ("clean_val", "robust_val", "fgsm_val", "robust_train", "gradient_alignment"):
-        assert known.numbers[name] == plain.numbers[name], name
-    assert torch.equal(known.robust, plain.robust)
-    assert hidden.numbers["robust_val"] > plain.numbers["robust_val"] + 0.3, "what the view is for"
-    assert hidden.numbers["gradient_alignment"] == 0
-    right = known.numbers["robust_val"]
+    right = known.numbers.pop("robust_val")
     sure, wrong = (np.log(np.exp([3.0, *[0.0] * 9]).sum()) - top for top in (3.0, 0.0))
     deployed = right * sure + (1 - right) * wrong
-    assert known.numbers["robust_loss_val"] == pytest.approx(deployed, rel=1e-5), "the loss of the deployed logits"
+    assert known.numbers.pop("robust_loss_val") == pytest.approx(deployed, rel=1e-5), "the loss of the deployed logits"
+    assert known.numbers.items() <= plain.numbers.items()
+    assert right == plain.numbers["robust_val"]
+    assert torch.equal(known.robust, plain.robust)
+    assert hidden.numbers["robust_val"] > right + 0.3, "what the view is for"
+    assert hidden.numbers["gradient_alignment"] == 0
 
 
 class Noisy(torch.nn.Module):
@@ -99,9 +98,7 @@ def test_overfitting_is_noticed(changes, says):
 def test_healthy_training_is_not_accused():
     same = torch.arange(1000) % 2 == 0
     assert overfitting([row(), row(robust_val=0.52)], same, same) == []
-    noisy = same.clone()
-    noisy[:8] = ~noisy[:8]
-    assert overfitting([row()], same, noisy) == []
+    assert overfitting([row()], same, torch.cat((~same[:8], same[8:]))) == []
 
 
 def test_robust_overfitting_needs_a_significant_paired_loss():

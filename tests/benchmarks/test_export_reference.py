@@ -31,28 +31,21 @@ def made_up_run(root: Path, method: str, seed: int, worst: int, **changes: Any) 
     run = Run.of(params, root)
     right = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10, "pgd50x10": worst, "cw50": worst}
     right |= {"autoattack": worst, "worst": worst}
-    rows = [
-        {"attack": name, "eps": 0.2, **accuracy(k, 500), "invalid": 0, "protocol": "PGD()"} for name, k in right.items()
-    ]
+    fixed = {"eps": 0.2, "invalid": 0, "protocol": "PGD()"}
+    rows = [{"attack": name, **fixed, **accuracy(k, 500)} for name, k in right.items()]
     curve = [{"eps": eps, **accuracy(k, 500)} for eps, k in ((0, 490), (0.2, worst), (0.4, worst // 9))]
     asked = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0}
     asked["numerics"] = versions("attacks/pgd")
-    facts = {
-        "git": "0123",
-        "numerics": versions(*made.numerics),
-        "packages": {"torch": "2"},
-        "device_name": "a CPU",
-        "threads": 1,
-        "wall_seconds": 60.0,
-    }
-    write_json(run.path / "params.json", params)
-    write_json(run.path / "status.json", {"state": "done"})
-    write_json(run.path / "provenance.json", facts)
-    write_json(run.path / "results.json", {**asked, "rows": rows, "last": {"rows": rows}, "curve": curve})
+    facts = {"git": "0123", "numerics": versions(*made.numerics), "packages": {"torch": "2"}}
+    contents = {"params": params, "status": {"state": "done"}}
+    contents["provenance"] = facts | {"device_name": "a CPU", "threads": 1, "wall_seconds": 60.0}
+    contents["results"] = {**asked, "rows": rows, "last": {"rows": rows}, "curve": curve}
     if method == "trades":
         protocol = {"verdict": "amber" if seed else "pass", "text": "The paper's protocol overstates by 4.2 points."}
         badges = {"headline": {"verdict": "pass", "text": "14 checks found nothing."}, "protocol": protocol}
-        write_json(run.path / "audit.json", {"checks": [], "badges": badges})
+        contents["audit"] = {"checks": [], "badges": badges}
+    for name, content in contents.items():
+        write_json(run.path / f"{name}.json", content)
     write_atomic(run.path / "metrics.jsonl", '{"epoch_total": 40, "warnings": []}\n')
     write_atomic(run.path / "model.safetensors", b"weights")
 
@@ -82,14 +75,17 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "model.safetensors" not in kept
     assert kept.count("params.json") == 4
     assert kept.count("audit.json") == 3
-    words = (exported / "digits" / "README.md").read_text()
-    assert "robustlib run standard --preset digits --seeds 0 --examples 500\nrobustlib run trades" in words
-    assert "robustlib run trades --preset digits --seeds 0,1,2 --examples 500\n" in words
-    assert "70.0 % (65.8–73.9)" in words
-    assert "[trades](trades.zip)" in words
-    assert "| ✓ pass | ▲ amber |" in words
-    assert "- **trades, protocol**: ▲ amber, seed 1: The paper" in words
-    assert "1 of 4 runs are not audited" in words
+    page = (exported / "digits" / "README.md").read_text()
+    for words in (
+        "robustlib run standard --preset digits --seeds 0 --examples 500\nrobustlib run trades",
+        "robustlib run trades --preset digits --seeds 0,1,2 --examples 500\n",
+        "70.0 % (65.8–73.9)",
+        "[trades](trades.zip)",
+        "| ✓ pass | ▲ amber |",
+        "- **trades, protocol**: ▲ amber, seed 1: The paper",
+        "1 of 4 runs are not audited",
+    ):
+        assert words in page
 
 
 def test_a_claim_about_one_arm_is_exported_against_zero(tmp_path, monkeypatch):
@@ -151,33 +147,23 @@ def test_tables_and_picture_of_exported_results(exported):
     assert "| 70.2 ± 0.2 % | ✓ pass | ▲ amber | 1.0 | 3 |" in table, "badges stand beside the worst case"
     assert "| – not audited | – not audited |" in table
     assert "2.0 % (1.1–3.6)" in table  # one seed: an interval instead
-    figures = readme_figure.panels(readme_figure.reference_runs("digits", exported))
-    png = readme_figure.stacked(figures)
+    png = readme_figure.stacked(readme_figure.panels(readme_figure.reference_runs("digits", exported)))
     assert png.startswith(b"\x89PNG")
     assert len(png) < 300_000
     (exported / "digits" / "robustness.png").write_bytes(png)
-    assert re.match(
-        r"!\[[^\]\n]*TRADES[^\]\n]*\]\(reports/reference/digits/robustness.png\)", readme_tables.picture(exported)
-    )
+    link = r"!\[[^\]\n]*TRADES[^\]\n]*\]\(reports/reference/digits/robustness.png\)"
+    assert re.match(link, readme_tables.picture(exported))
 
 
-def test_speed_is_folded_under_how_many_claims_hold(tmp_path):
+def test_speed_and_agreement_are_told_by_their_claims(tmp_path):
     assert readme_tables.speed(tmp_path).startswith("No speed measurements")
     (tmp_path / "own_speed.md").write_text("# Own\n\n| a |\n|---|\n\n- holds: b\n- **does not hold**: c\n- holds: d\n")
     folded = readme_tables.speed(tmp_path)
     assert folded.startswith("<details><summary><b>Own</b> (2 of 3 claims hold)</summary>\n\n| a |\n")
     assert folded.endswith("- holds: d\n\n</details>")
-
-
-def test_agreement_shows_the_claims_on_the_whole_cascade(tmp_path):
     assert "Not measured yet" in readme_tables.agreement(tmp_path)
-    lines = [
-        "# A title",
-        "`python benchmarks/x.py` on a CPU",
-        "- holds: linf, ensemble: equal",
-        "- holds: linf, square: equal",
-    ]
-    (tmp_path / "autoattack_agreement.md").write_text("\n".join(lines))
+    claims = "- holds: linf, ensemble: equal\n- holds: linf, square: equal"
+    (tmp_path / "autoattack_agreement.md").write_text(f"# A title\n`python benchmarks/x.py` on a CPU\n{claims}")
     shown = readme_tables.agreement(tmp_path)
     assert shown.startswith("`python benchmarks/x.py` on a CPU; [")
     assert shown.endswith("\n\n- holds: linf, ensemble: equal")
@@ -193,9 +179,7 @@ def test_agreement_counts_both_sides():
     equal, weaker = duel(0, [1] * 100, [1] * 100), duel(1, [1] * 100, [0] * 2 + [1] * 98)
     assert weaker.difference == pytest.approx(2.0)
     assert all(autoattack_agreement.claims([equal]).values())
-    assert not any(autoattack_agreement.claims([equal, weaker]).values()), (
-        "weaker by 2 points on one model, by 1 in the mean"
-    )
+    assert not any(autoattack_agreement.claims([equal, weaker]).values()), "weaker by 2 points, by 1 in the mean"
     table = autoattack_agreement.over_models([equal, weaker])
     assert "| ensemble | 100.00 | 99.00 | +1.00 | +0.0 | +2.0 | 0 | 2 |" in table
     assert "100.0 / 98.0" in autoattack_agreement.each_model([equal, weaker])

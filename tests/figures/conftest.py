@@ -9,38 +9,21 @@ from tests.fixtures import cascade, curve, leaderboard, metrics
 ROWS = [{"attack": "clean", "accuracy": 0.986, "low": 0.97, "high": 0.995}, {"attack": "worst", "accuracy": 0.736}]
 
 NUMBERS = np.random.default_rng(0)
-
 PAIRS = {"clean to adversarial": [0.1, 0.2, 0.3], "same class": [0.5, 0.6, 0.9], "other class": [1.0, 1.2, np.inf]}
 
 CLASSES = np.repeat([0, 1, 2], 20)
-
 MAP = (NUMBERS.normal(size=(60, 2)), NUMBERS.normal(size=(60, 2)))
-
 BEFORE, AFTER = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2, 2, 2, -1]
-
 IMAGES = NUMBERS.uniform(0, 0.9, (2, 1, 8, 8))
 
 CLAIMS = [
-    {"claim": "A beats B.", "effect": 0.03, "low": 0.02, "high": 0.04, "verdict": "supported", "words": "supported"},
-    {
-        "claim": "A costs.",
-        "effect": 0.03,
-        "low": -np.inf,
-        "high": np.inf,
-        "verdict": "undecided",
-        "words": "1 of 8 seeds",
-    },
-    {
-        "claim": "A is new.",
-        "effect": np.nan,
-        "low": np.nan,
-        "high": np.nan,
-        "verdict": "undecided",
-        "words": "no seeds",
-    },
+    dict(zip(("claim", "effect", "low", "high", "verdict", "words"), row, strict=True)) | {"smallest": 0.01}
+    for row in (
+        ("A beats B.", 0.03, 0.02, 0.04, "supported", "supported"),
+        ("A costs.", 0.03, -np.inf, np.inf, "undecided", "1 of 8 seeds"),
+        ("A is new.", np.nan, np.nan, np.nan, "undecided", "no seeds"),
+    )
 ]
-
-CLAIMS = [row | {"smallest": 0.01} for row in CLAIMS]
 
 
 def runs_curves() -> pd.DataFrame:
@@ -70,9 +53,8 @@ def grid() -> pd.DataFrame:
 
 def plane() -> pd.DataFrame:
     """Two runs of A, one of B."""
-    return pd.DataFrame(
-        {"method": ["A", "A", "B"], "alignment": [0.1, 0.3, 0.5], "adversarial_margin": [0.4, 0.6, 0.2]}
-    )
+    rows = [("A", 0.1, 0.4), ("A", 0.3, 0.6), ("B", 0.5, 0.2)]
+    return pd.DataFrame(rows, columns=["method", "alignment", "adversarial_margin"])
 
 
 def probes(seeds: int = 3) -> dict[str, pd.DataFrame | list[pd.DataFrame]]:
@@ -86,9 +68,8 @@ def probes(seeds: int = 3) -> dict[str, pd.DataFrame | list[pd.DataFrame]]:
 
 def swept() -> pd.DataFrame:
     """Two hyper-parameters of AFD, two seeds each; beta's values are not in order."""
-    rows = [("alpha", v, s) for v in (0.01, 0.05) for s in (0, 1)] + [
-        ("beta", v, s) for v in (1, 0, 0.25) for s in (0, 1)
-    ]
+    pairs = [("alpha", 0.01), ("alpha", 0.05), ("beta", 1), ("beta", 0), ("beta", 0.25)]
+    rows = [(*pair, seed) for pair in pairs for seed in (0, 1)]
     table = pd.DataFrame(rows, columns=["parameter", "value", "seed"]).assign(method="AFD", clean=0.98)
     return table.assign(robust=0.7 + 0.02 * table["seed"] - 0.1 * table["value"])
 

@@ -48,18 +48,7 @@ def test_what_others_write_during_a_measurement_survives(tmp_path):
         return {"value": 4}
 
     measured(Run(tmp_path), "file.json", {"n": 4}, measure, key="own")
-    assert list(read_json(file).items()) == [
-        ("meanwhile", {"n": 2}),
-        ("earlier", {"n": 3}),
-        ("own", {"n": 4, "value": 4}),
-    ]
-
-
-def test_what_is_merged_again_stands_last(tmp_path):
-    file = tmp_path / "run" / "file.json"
-    for key, value in (("a", 1), ("b", 2), ("a", 3)):
-        merge_json(file, key, value)
-    assert file.read_text() == '{"b": 2, "a": 3}\n'
+    assert file.read_text() == '{"meanwhile": {"n": 2}, "earlier": {"n": 3}, "own": {"n": 4, "value": 4}}\n'
 
 
 SEVERAL = "for k in range(10): merge_json(Path({file!r}), f'{name} {{k}}', k)"

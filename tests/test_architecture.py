@@ -126,7 +126,7 @@ def functions() -> Iterator[tuple[str, int]]:
 def test_functions_are_small():
     sizes = dict(functions())
     assert not {place: lines for place, lines in sizes.items() if lines > 60}
-    assert statistics.median(sizes.values()) <= 12
+    assert statistics.median(sizes.values()) <= 10
 
 
 def test_files_are_small():

@@ -50,7 +50,7 @@ class ActiveSet:
         """Takes a round's images for the active examples (S, C, H, W): keeps the better ones; the broken leave."""
         y = self.batch.y
         if self.oracle.stochastic:
-            right = self.oracle.target_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
+            right = self.oracle.deployed_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
             score, success = 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros_like(y, dtype=torch.bool)
         else:
             logits = self.oracle.logits(x_adv)
@@ -104,7 +104,7 @@ class MinimumNorm(IterativeAttack):
     ) -> MinNormResult:
         """The nearest adversarial image found for each of a batch; the threat's norm measures, its radius plays no part.
 
-        The target model decides, in float32, what is adversarial. A stochastic model is refused.
+        The deployed model decides, in float32, what is adversarial. A stochastic model is refused.
 
         Args:
             starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own

@@ -96,12 +96,12 @@ def frozen_eval(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") 
 
 
 class SurrogateModel(nn.Module):
-    """A differentiable `surrogate` x -> logits (B, K) to search on, and the `target` model, which decides what is a success."""
+    """A differentiable `surrogate` x -> logits (B, K) to search on, and the `deployed` model, which decides what is a success."""
 
-    def __init__(self, surrogate: nn.Module, target: nn.Module) -> None:
+    def __init__(self, surrogate: nn.Module, deployed: nn.Module) -> None:
         super().__init__()
-        self.surrogate, self.target = surrogate, target
-        self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (surrogate, target))
+        self.surrogate, self.deployed = surrogate, deployed
+        self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (surrogate, deployed))
 
     def forward(self, x: Tensor) -> Tensor:
         """The surrogate's logits (B, K)."""
@@ -175,7 +175,7 @@ class GradientOracle:
     """A frozen model as an attack sees it."""
 
     source: nn.Module  # as the attack got it, perhaps a SurrogateModel
-    target: nn.Module  # decides what is a success
+    deployed: nn.Module  # decides what is a success
     fast: nn.Module  # to search with
     precision: Precision
     classes: int
@@ -183,14 +183,14 @@ class GradientOracle:
     piece: int  # images of one forward pass; 0 for all
     batcher: EOTBatcher
 
-    def target_logits(self, x: Tensor, draws: int = 1) -> Tensor:
+    def deployed_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._draws(self.target, x, draws)
+            return self._draws(self.deployed, x, draws)
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
-        """The mean (B, K) of `target_logits`."""
-        return _mean(self.target_logits(x, draws))
+        """The mean (B, K) of `deployed_logits`."""
+        return _mean(self.deployed_logits(x, draws))
 
     def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Mean logits (B, K) of the fast model, without gradients: good enough to steer by."""
@@ -245,10 +245,10 @@ class GradientOracle:
 
         Never for a stochastic model: success by chance in one draw proves nothing.
         """
-        if self.source is not self.target:  # whatever class the surrogate shall reach, any wrong answer is a success
+        if self.source is not self.deployed:  # whatever class the surrogate shall reach, any wrong answer is a success
             target = None
         success = is_adversarial(logits, y, target) & (not self.stochastic)
-        exact = self.fast is self.target and self.precision == "32-true"
+        exact = self.fast is self.deployed and self.precision == "32-true"
         if not exact and bool(success.any()):
             verdict = self.logits(x_adv[success])
             success[success.clone()] = is_adversarial(verdict, y[success], None if target is None else target[success])
@@ -309,7 +309,7 @@ def attack_context(
 
     Raises InputError for fewer than 2 classes, and for `labels` (B,) that are none of the model's.
     """
-    surrogate, target = (model.surrogate, model.target) if isinstance(model, SurrogateModel) else (model, model)
+    surrogate, deployed = (model.surrogate, model.deployed) if isinstance(model, SurrogateModel) else (model, model)
     with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
         fast = fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None
         with torch.no_grad():
@@ -326,7 +326,7 @@ def attack_context(
         stochastic = bool(getattr(model, "stochastic", False))
         batcher = EOTBatcher(piece or sys.maxsize, repeats=batchnorm == "eval")
         fast = surrogate if fast is None else fast
-        yield GradientOracle(model, target, fast, precision, first.shape[1], stochastic, piece, batcher)
+        yield GradientOracle(model, deployed, fast, precision, first.shape[1], stochastic, piece, batcher)
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def test_softmax_outputs_warn(linear):
         (PGD, {"precision": "fp16"}, "bf16-mixed"),
         (PGD, {"batchnorm": "frozen"}, "batchnorm 'frozen'"),
         (PGD, {"targeted": True, "objective": "kl"}, "no target"),
+        (BatchPGD, {"steps": 0}, "BatchPGD steps=0"),
         (BatchPGD, {"step_size": 0.0}, "BatchPGD step_size=0.0"),
         (APGD, {"steps": 0}, "steps=0"),
         (APGD, {"objective": "kl"}, "objective 'kl'"),
@@ -300,7 +301,7 @@ def test_what_fits_is_remembered():
             oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
         model.sizes = []
         oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
-        assert oracle.target_logits(x, 8).shape == (8, 5, 4)
+        assert oracle.deployed_logits(x, 8).shape == (8, 5, 4)
     assert model.sizes == [20] * 4
 
 
@@ -315,10 +316,10 @@ def test_a_piece_of_the_cache_holds_draws_too(monkeypatch):
 def test_every_draw_of_every_image_is_its_own():
     model, (x, y) = Recorded(), images()
     with attack_context(model, x, (y,)) as oracle:
-        verdicts = oracle.target_logits(x, 6)
+        verdicts = oracle.deployed_logits(x, 6)
         assert (verdicts.shape, len(verdicts.flatten(0, 1).unique(dim=0))) == ((6, 5, 4), 30)
         torch.manual_seed(3)
-        every = oracle.target_logits(x, 6)
+        every = oracle.deployed_logits(x, 6)
         torch.manual_seed(3)
         assert torch.allclose(oracle.logits(x, 6), every.mean(0))
 

@@ -1,5 +1,6 @@
 """PGD against what is known: analytic optima, invariants, peers, and the promises of its docstring."""
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ import torch
 from scipy.stats import entropy
 from torch import nn
 
-from robustlib.attacks import FGSM, PGD, ExampleRNG, Threat
+from robustlib.attacks import FGSM, PGD, BatchPGD, ExampleRNG, Threat
 from robustlib.attacks.objectives import dlr, kl, margin
 from robustlib.errors import InputError
+from robustlib.losses import nt_xent
+from robustlib.rng import uniform_point
 from tests.attacks.conftest import batch, generator
 from tests.conftest import Linear
 
@@ -159,6 +162,28 @@ def test_restarts_and_early_stop_never_lose_a_success():
     last, best, restarts = (model(attack(model, x, y, rng=rng)).argmax(1) != y for attack in attacks)
     assert bool(((last <= best) & (best <= restarts)).all())
     assert restarts.any()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_batch_pgd_is_the_loop_written_out(threat, conv_net):
+    x, fixed = torch.rand(12, 3, 8, 8), torch.randn(12, 5)
+    before = copy.deepcopy(conv_net.train().state_dict())
+    x_adv = BatchPGD(threat, 4, 0.03)(conv_net, x, lambda m, v: nt_xent(m(v), fixed), generator=generator(5))
+    assert conv_net.training
+    assert all(torch.equal(value, before[key]) for key, value in conv_net.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in conv_net.eval().parameters())
+    at = start = uniform_point(threat, x, ExampleRNG.from_generator(generator(5), 12, x.device))
+    for _ in range(4):
+        at.requires_grad_(True)
+        (g,) = torch.autograd.grad(nt_xent(conv_net(at), fixed), at)
+        if threat.norm == "linf":
+            at = (x + (at + 0.03 * g.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1).detach()
+        else:
+            delta = at + 0.03 * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) - x
+            at = (x + delta * (0.3 / delta.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)).clamp(0, 1).detach()
+    assert (x_adv - at).abs().gt(1e-4).float().mean() < 0.02  # a sign may flip where a gradient is nearly 0
+    assert nt_xent(conv_net(x_adv), fixed) > nt_xent(conv_net(start), fixed)
+    assert threat.distance(x_adv, x).max() <= threat.eps + 1e-6
 
 
 # ---- objectives

@@ -1,4 +1,4 @@
-"""Models with a projection head and dual BatchNorm, and the ascent on a batch's loss that trains them without labels."""
+"""Models with a projection head and dual BatchNorm."""
 
 import copy
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustlib.attacks import PGD, BatchPGD, ExampleRNG, Threat
+from robustlib.attacks import PGD
 from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
 from robustlib.errors import InputError
-from robustlib.losses import nt_xent
 from robustlib.models import Projected, build_model
 from robustlib.models.projected import DualBatchNorm, clean_statistics
-from robustlib.rng import uniform_point
 from robustlib.runs import load_weights, save_weights
 
 DUAL = {"projection": (16, 8), "projection_batchnorm": True, "dual_batchnorm": True}
@@ -99,53 +97,12 @@ def test_bad_options_are_sentences(digits, options, says):
         build_model("small_cnn", digits, **options)
 
 
-# ---- the ascent
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_ascent_is_the_loop_written_out(digits, norm):
-    model, x = build_model("small_cnn", digits, projection=(16, 8)).train(), images()
-    model.project(x)
-    before = copy.deepcopy(model.state_dict())
-    threat, fixed = Threat(norm, 0.1), torch.randn(12, 8)
-    attack = BatchPGD(threat, 4, 0.03)
-    x_adv = attack(model, x, lambda m, v: nt_xent(m.project(v), fixed), generator=torch.Generator().manual_seed(5))
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    model.eval()
-    rng = ExampleRNG.from_generator(torch.Generator().manual_seed(5), 12, x.device)
-    at = uniform_point(threat, x, rng)
-    values = []
-    for _ in range(4):
-        at = at.detach().requires_grad_(True)
-        value = nt_xent(model.project(at), fixed)
-        (g,) = torch.autograd.grad(value, at)
-        values.append(value.item())
-        if norm == "linf":
-            at = (x + (at + 0.03 * g.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
-        else:
-            moved = at + 0.03 * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) - x
-            at = (x + moved * (0.1 / moved.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)).clamp(0, 1)
-    assert (x_adv - at).abs().gt(1e-4).float().mean() < 0.02  # the twin's sign may flip where a gradient is nearly 0
-    assert nt_xent(model.project(x_adv), fixed).item() > values[0]
-    assert threat.distance(x_adv, x).max() <= 0.1 + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"), [({"steps": 0}, "BatchPGD steps=0"), ({"step_size": -1.0}, "step_size=-1.0: give a positive")]
-)
-def test_bad_settings_of_the_ascent_are_sentences(wrong, says):
-    with pytest.raises(InputError, match=says):
-        BatchPGD(Threat("linf", 0.1), **wrong)
-
-
 @pytest.mark.parametrize("dual", [False, True])
-def test_the_twin_of_an_ascent_projects_as_its_model_does(digits, dual):
+def test_the_folded_copy_projects_as_its_model_does(digits, dual):
     model = build_model("small_cnn", digits, **(DUAL if dual else {"projection": (16, 8)})).train()
     model.project(2 * images())
     model.eval()
-    twin = fold_batchnorm(model, images(), "32-true")
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules()) or dual
+    folded = fold_batchnorm(model, images(), "32-true")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) or dual
     assert len(batchnorm_after(model)) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    assert torch.allclose(twin.project(images()), model.project(images()), atol=1e-4)
+    assert torch.allclose(folded.project(images()), model.project(images()), atol=1e-4)

@@ -171,7 +171,7 @@ def test_a_quick_attack_looks_at_the_last_auxiliary_head_behind_soft_gates(arch)
     model, x = attentive(arch), torch.rand(4, 3, 16, 16)
     quick = validation_view(model)
     assert isinstance(quick, SurrogateModel)
-    assert quick.target is model
+    assert quick.deployed is model
     soft = model.gated(x, lambda logits: (logits / 0.3).softmax(1) @ model.head.weight)
     assert torch.equal(quick(x), soft.auxiliary[-1])
     if model.gates > 1:  # it feels the gate before the last head, which the hard one hides

@@ -22,7 +22,8 @@ from side_by_side import markdown
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
-from robustlib.runs import Run, find_runs, read_bytes, read_json, write_archive, write_atomic
+from robustlib.runs import Run, find_runs, read_bytes, read_json, write_atomic
+from robustlib.runs.files import write_archive
 from robustlib.workbook.claims import Finding, variant_of
 from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names, variant_name
 from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict_label

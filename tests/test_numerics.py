@@ -11,7 +11,7 @@ from robustlib.runs import NUMERICS, Run, attack_names, outdated, versions, writ
 from tests import numerics
 
 HOW = (
-    "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/numerics.py (runs "
+    "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/run.py (runs "
     "made before are stale then) and store the new ones: python -m tests.numerics {name}"
 )
 

@@ -36,38 +36,6 @@ def plain(images: Tensor, policy: Policy | None = None, generator: Generator | N
 
 def weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
     """The papers' crop from a zero-padded image, then a flip with probability 1/2 where the policy allows one."""
-    return plain(crop_and_flip(images, policy, generator))
-
-
-def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
-    """SimCLR's view in colour; for one channel a shift, contrast 0.6-1.4 and pixel noise of 0.05."""
-    if images.shape[1] != 3:
-        x = weak(images, policy, generator)
-        x = _blend(x, x.mean((1, 2, 3), keepdim=True), _uniform(x, *CONTRAST, generator))
-        return (x + NOISE * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
-    x = simclr_weak(images, policy, generator)
-    chosen = _chance(x, JITTER_SHARE, generator)
-    x = torch.where(chosen, _jitter(x, generator), x)
-    return torch.where(_chance(x, GRAY_SHARE, generator), luma(x).expand_as(x), x)
-
-
-def simclr_weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
-    """SimCLR's resized crop and flip alone (CLAF's weak view); for one channel the weak view."""
-    if images.shape[1] != 3:
-        return weak(images, policy, generator)
-    return resized_crop(plain(images), policy, generator)
-
-
-VIEWS: dict[str, Callable[[Tensor, Policy, Generator | None], Tensor]] = {
-    "none": plain,
-    "weak": weak,
-    "simclr": simclr,
-    "simclr-weak": simclr_weak,
-}
-
-
-def crop_and_flip(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
-    """Shifts each image of (B, C, H, W) by its own offset of at most `policy.pad` and mirrors half of them."""
     batch, channels, height, width = images.shape
     pad, device = policy.pad, images.device
     offsets = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator, device=device)
@@ -80,14 +48,17 @@ def crop_and_flip(images: Tensor, policy: Policy, generator: Generator | None) -
     examples = torch.arange(batch, device=device).view(-1, 1, 1, 1)
     layers = torch.arange(channels, device=device).view(1, -1, 1, 1)
     padded = F.pad(images, [pad] * 4)
-    return padded[examples, layers, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
+    return plain(padded[examples, layers, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)])
 
 
-def resized_crop(x: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
-    """A random rectangle of each image of (B, C, H, W), enlarged to full size (bilinear), and flipped half the time.
+def simclr_weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
+    """SimCLR's resized crop (bilinear) and flip alone, CLAF's weak view; for one channel the weak view.
 
     Width and height are those of torchvision's RandomResizedCrop, cut to the image where it would draw again.
     """
+    if images.shape[1] != 3:
+        return weak(images, policy, generator)
+    x = plain(images)
     area = _uniform(x, *CROP_SCALE, generator)
     ratio = _uniform(x, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), generator).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
@@ -102,7 +73,30 @@ def resized_crop(x: Tensor, policy: Policy, generator: Generator | None) -> Tens
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
-def luma(x: Tensor) -> Tensor:
+def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
+    """SimCLR's view in colour; for one channel a shift, contrast 0.6-1.4 and pixel noise of 0.05."""
+    x = simclr_weak(images, policy, generator)
+    if images.shape[1] != 3:
+        x = _blend(x, x.mean((1, 2, 3), keepdim=True), _uniform(x, *CONTRAST, generator))
+        return (x + NOISE * torch.randn(x.shape, generator=generator, device=x.device)).clamp_(0, 1)
+    chosen, factors = _chance(x, JITTER_SHARE, generator), (1 - JITTER, 1 + JITTER)
+    # Brightness, contrast, saturation, then hue: torchvision draws the order, here it is fixed.
+    jittered = (x * _uniform(x, *factors, generator)).clamp(0, 1)
+    jittered = _blend(jittered, _luma(jittered).mean((2, 3), keepdim=True), _uniform(x, *factors, generator))
+    jittered = _blend(jittered, _luma(jittered), _uniform(x, *factors, generator))
+    x = torch.where(chosen, shift_hue(jittered, _uniform(x, -HUE, HUE, generator)).clamp(0, 1), x)
+    return torch.where(_chance(x, GRAY_SHARE, generator), _luma(x).expand_as(x), x)
+
+
+VIEWS: dict[str, Callable[[Tensor, Policy, Generator | None], Tensor]] = {
+    "none": plain,
+    "weak": weak,
+    "simclr": simclr,
+    "simclr-weak": simclr_weak,
+}
+
+
+def _luma(x: Tensor) -> Tensor:
     """Brightness (B, 1, H, W) of colour images (B, 3, H, W)."""
     return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
@@ -111,25 +105,12 @@ def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Colour images (B, 3, H, W) in [0, 1] with their hue in HSV moved by `turns` (B, 1, 1, 1) of the colour circle."""
     red, green, blue = x.unbind(1)
     value, chroma = x.amax(1), x.amax(1) - x.amin(1)
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))  # grey has no hue: any number will do
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    moved = hue + 6 * turns.view(-1, 1, 1)
-    sectors = torch.stack([(k + moved) % 6 for k in (5, 3, 1)], 1)
+    safe = torch.where(chroma > 0, chroma, 1)  # grey has no hue: any number will do
+    hue = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    hue = torch.where(value == red, (green - blue) / safe, hue) + 6 * turns.view(-1, 1, 1)
+    sectors = torch.stack([(k + hue) % 6 for k in (5, 3, 1)], 1)
     ramp = torch.minimum(sectors, 4 - sectors).clamp(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * ramp
-
-
-def _jitter(x: Tensor, generator: Generator | None) -> Tensor:
-    """Brightness, contrast, saturation, then hue; torchvision draws the order, here it is fixed."""
-    low, high = 1 - JITTER, 1 + JITTER
-    x = (x * _uniform(x, low, high, generator)).clamp(0, 1)
-    x = _blend(x, luma(x).mean((2, 3), keepdim=True), _uniform(x, low, high, generator))
-    x = _blend(x, luma(x), _uniform(x, low, high, generator))
-    return shift_hue(x, _uniform(x, -HUE, HUE, generator)).clamp(0, 1)
 
 
 def _blend(x: Tensor, other: Tensor, share: Tensor) -> Tensor:

@@ -1,25 +1,128 @@
-"""Data sets by name: where each comes from, and how it is cut into train, validation and test."""
+"""Data sets by name: where each comes from, how it is cut into train, validation and test, and the batches these are served in."""
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from robustlib.data import sources
-from robustlib.data.augmentation import Policy
+from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.sources import Arrays
-from robustlib.data.splits import Split
 from robustlib.errors import InputError, unknown
 from robustlib.threat import Threat
 
-SPLIT_SEED = 0  # every split and subset is drawn with this seed, once and for all
+SEED = 0  # every split and sample is drawn with this seed, once and for all
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,), positions int64 (N,)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some examples of a split; each `view` draws from the batch's generator, so the order of views matters."""
+
+    images: Tensor  # uint8 (B, C, H, W)
+    y: Tensor  # labels int64 (B,)
+    index: Tensor  # position of each example in the original files, int64 (B,)
+    policy: Policy = field(default_factory=Policy)  # what the images may undergo
+    augment: str = "none"  # the view that `x` shows
+    generator: Generator | None = None  # source of every draw, on the images' device; None means PyTorch's global one
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The view `augment`, float32 (B, C, H, W) in [0, 1]; drawn at the first use, then kept."""
+        return self.view(self.augment)
+
+    def view(self, name: str) -> Tensor:
+        """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "weak", "simclr" or "simclr-weak"."""
+        if name not in VIEWS:
+            raise unknown("view", name, VIEWS)
+        return VIEWS[name](self.images, self.policy, self.generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of a data set, whole on one device."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
+    indices: Tensor  # position of each example in the original files, int64 (N,)
+    policy: Policy = field(default_factory=Policy)  # what the images may undergo
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            given = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
+            raise InputError(f"A split holds images as uint8 (N, C, H, W), not {given}: convert them first.")
+        if self.labels.dtype != torch.int64 or self.indices.dtype != torch.int64:
+            raise InputError(f"Labels and indices are int64, not {self.labels.dtype} and {self.indices.dtype}.")
+        if not len(self.images) == len(self.labels) == len(self.indices):
+            counts = f"{len(self.images)} images, {len(self.labels)} labels, {len(self.indices)} indices"
+            raise InputError(f"A split needs one label and one index per image, not {counts}.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same examples on `device`."""
+        return Split(self.images.to(device), self.labels.to(device), self.indices.to(device), self.policy)
+
+    def select(self, idx: Tensor) -> "Split":
+        """The examples at positions `idx` (int64 (M,) or bool (N,)) of this split."""
+        idx = idx.to(self.labels.device)
+        return Split(self.images[idx], self.labels[idx], self.indices[idx], self.policy)
+
+    def sample(self, n: int) -> "Split":
+        """`n` examples with the classes' shares kept, always the same ones, in order; all if there are no more (or n is 0)."""
+        if not 0 < n < len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SEED))
+        labels = self.labels.cpu()[order]
+        is_class = torch.nn.functional.one_hot(labels)
+        rank = is_class.cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class, and so on
+        place = (rank - 0.5) / is_class.sum(0)[labels]  # the classes advance side by side
+        return self.select(order[place.argsort(stable=True)[:n]].sort().values)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: str | None = None,
+        generator: Generator | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """All examples once, `batch_size` at a time (the last batch may be smaller), on the split's device.
+
+        Args:
+            shuffle: in a random order, drawn before the first batch.
+            augment: the view that `batch.x` shows; None shows the plain images.
+            generator: source of the order and of all views, on the split's device; None means PyTorch's global one.
+            drop_last: leave out a last batch that is not full.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
+        if augment is not None and augment not in VIEWS:
+            raise unknown("view", augment, VIEWS)
+
+        def serve() -> Iterator[Batch]:
+            order = torch.randperm(len(self), generator=generator, device=self.labels.device) if shuffle else None
+            stop = len(self) - len(self) % batch_size if drop_last else len(self)
+            for start in range(0, stop, batch_size):
+                at: Tensor | slice = slice(start, start + batch_size)
+                at = at if order is None else order[at]
+                yield Batch(
+                    self.images[at], self.labels[at], self.indices[at], self.policy, augment or "none", generator
+                )
+
+        return serve()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +139,16 @@ class Dataset:
     threat: Threat  # that its robust accuracy is usually reported for
 
     def __post_init__(self) -> None:
-        for part in ("train", "val", "test"):
-            split: Split = getattr(self, part)
-            check_labels(split.labels, self.num_classes, f"the {part} split of {self.name}")
-            if tuple(split.images.shape[1:]) != self.image_shape:
+        for part, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            wrong = ((split.labels < 0) | (split.labels >= self.num_classes)).nonzero().flatten()
+            if len(wrong):
+                first = int(wrong[0])
+                raise InputError(
+                    f"Label {int(split.labels[first])} of example {first} in the {part} split of {self.name} is out of range: with "
+                    f"{self.num_classes} classes labels are 0 to {self.num_classes - 1}. {len(wrong)} label(s) are wrong; check the "
+                    "label file."
+                )
+            if split.images.shape[1:] != self.train.images.shape[1:]:
                 shapes = f"{tuple(split.images.shape[1:])}, its training images {self.image_shape}"
                 raise InputError(f"The {part} images of {self.name} have the shape {shapes}: make them equal.")
 
@@ -58,9 +167,7 @@ class Dataset:
         """The same data set with `n` stratified, seeded training examples; everything else stays as it is."""
         if n < self.num_classes:
             raise InputError(f"A subset of {n!r} examples cannot hold all {self.num_classes} classes of {self.name}.")
-        if n >= len(self.train):
-            return self
-        return replace(self, train=self.train.sample(n))
+        return self if n >= len(self.train) else replace(self, train=self.train.sample(n))
 
     def only(self, classes: Iterable[int], *, relabel: bool = False) -> "Dataset":
         """The examples of some classes (labels), in all splits; statistics and threat stay those of the whole.
@@ -75,27 +182,14 @@ class Dataset:
             raise InputError(
                 f"No training image of {self.name} shows any of the {named}: give labels that occur in it."
             )
-
-        def part(split: Split) -> Split:
-            kept = split.select(torch.isin(split.labels, chosen.to(split.labels.device)))
-            if not relabel:
-                return kept
-            return replace(kept, labels=torch.searchsorted(chosen.to(kept.labels.device), kept.labels))
-
-        train, val, test = map(part, (self.train, self.val, self.test))
+        splits = []
+        for split in (self.train, self.val, self.test):
+            labels = chosen.to(split.labels.device)
+            kept = split.select(torch.isin(split.labels, labels))
+            splits.append(replace(kept, labels=torch.searchsorted(labels, kept.labels)) if relabel else kept)
+        train, val, test = splits
         names = tuple(self.class_names[label] for label in chosen.tolist()) if relabel else self.class_names
         return replace(self, train=train, val=val, test=test, class_names=names)
-
-
-def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
-    """Raises InputError naming the first label outside 0 .. num_classes - 1."""
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        raise InputError(
-            f"Label {int(labels[first])} of example {first} in {where} is out of range: with {num_classes} classes "
-            f"labels are 0 to {num_classes - 1}. {len(wrong)} label(s) are wrong; check the label file."
-        )
 
 
 def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Triple, Triple]:
@@ -106,7 +200,7 @@ def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Tri
     from sklearn.model_selection import train_test_split
 
     try:
-        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=SPLIT_SEED)
+        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=SEED)
     except ValueError as error:
         raise InputError(
             f"Cannot hold out {held_out} of {len(labels)} examples with every class in both: {error}"
@@ -148,18 +242,16 @@ class Source:
 # Crops are padded by an eighth of the image, as 4 of 32 in the CIFAR papers; mirrored digits are no digits.
 DATASETS: dict[str, Source] = {
     "digits": Source(sources.digits, Threat("linf", 0.2), Policy(pad=1), val=256, embedded=True),
-    "mnist": Source(sources.mnist, Threat("linf", 0.3), Policy(pad=2)),
-    "fashion-mnist": Source(sources.fashion_mnist, Threat("linf", 0.1), Policy(pad=2, flip=True)),
-    "cifar10": Source(sources.cifar10, Threat("linf", 8 / 255), Policy(pad=4, flip=True)),
-    "cifar100": Source(sources.cifar100, Threat("linf", 8 / 255), Policy(pad=4, flip=True)),
+    "mnist": Source(partial(sources.idx, "mnist"), Threat("linf", 0.3), Policy(pad=2)),
+    "fashion-mnist": Source(partial(sources.idx, "fashion-mnist"), Threat("linf", 0.1), Policy(pad=2, flip=True)),
+    "cifar10": Source(partial(sources.cifar, "cifar10"), Threat("linf", 8 / 255), Policy(pad=4, flip=True)),
+    "cifar100": Source(partial(sources.cifar, "cifar100"), Threat("linf", 8 / 255), Policy(pad=4, flip=True)),
     "imagenette": Source(sources.imagenette, Threat("linf", 4 / 255), Policy(pad=20, flip=True)),
     "tiny-imagenet": Source(sources.tiny_imagenet, Threat("linf", 4 / 255), Policy(pad=8, flip=True)),
     # Radii of 0.4 and 0.1 in the toys' own coordinates, whose classes lie 2 apart and touch.
     "xor": Source(sources.xor, Threat("l2", 0.1), Policy(), embedded=True),
     "sinusoid": Source(sources.sinusoid, Threat("l2", 0.05), Policy(), embedded=True),
 }
-
-LABEL_SET = re.compile(r"(.+)-(\d+)-(\d+)")  # of a data set, and its first and last label
 
 
 def load_dataset(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
@@ -170,44 +262,32 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         root: directory with the published files; default: the environment variable ROBUSTLIB_DATA.
         download: fetch what is missing into `root`; without it nothing touches the network.
     """
-    if name not in DATASETS and (found := LABEL_SET.fullmatch(name)):
-        whole, first, last = found[1], int(found[2]), int(found[3])
-        dataset = load_dataset(whole, root=root, download=download)
-        return replace(dataset.only(range(first, last + 1), relabel=True), name=name)
     if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
-    source = DATASETS[name]
-    return _assemble(name, source, source.read(_root(name, source, root, download), download))
-
-
-def _root(name: str, source: Source, root: str | Path | None, download: bool) -> Path:
-    """The directory to look in; created when something is to be downloaded there."""
-    given = root or os.environ.get("ROBUSTLIB_DATA")
-    if source.embedded:
-        return Path(given or ".")
-    if not given:
+        if not (label_set := re.fullmatch(r"(.+)-(\d+)-(\d+)", name)):
+            raise unknown("dataset", name, DATASETS)
+        whole, first, last = label_set.groups()
+        dataset = load_dataset(whole, root=root, download=download)
+        return replace(dataset.only(range(int(first), int(last) + 1), relabel=True), name=name)
+    source, given = DATASETS[name], root or os.environ.get("ROBUSTLIB_DATA")
+    if not given and not source.embedded:
         raise InputError(
             f"No data root for {name!r}: say where its files are with --data-root DIR or the environment variable "
             "ROBUSTLIB_DATA, and add --download to fetch them there."
         )
-    path = Path(given).expanduser()
-    if not path.is_dir() and not download:
+    path = Path(given or ".").expanduser()
+    if not (path.is_dir() or download or source.embedded):
         raise InputError(
             f"The data root {str(path)!r} is not a directory: correct --data-root or ROBUSTLIB_DATA, "
             f"or add --download to create it and fetch {name!r}."
         )
-    return path
-
-
-def _assemble(name: str, source: Source, arrays: Arrays) -> Dataset:
-    """Cuts validation (and test, if none is published) from the training data."""
-    (images, labels), positions = arrays.train, np.arange(len(arrays.train[1]))
-    if arrays.test is None:
+    (images, labels), published_test, class_names = source.read(path, download)
+    positions = np.arange(len(labels))
+    if published_test is None:
         (images, labels, positions), held_test = hold_out(images, labels, sources.DIGITS_TEST)
     else:
-        held_test = (*arrays.test, np.arange(len(arrays.test[1])))
+        held_test = (*published_test, np.arange(len(published_test[1])))
     kept, held_val = hold_out(images, labels, min(source.val, len(labels) // 5))
     mean, std = channel_stats(kept[0])
     cuts = (*((x, y, positions[k]) for x, y, k in (kept, held_val)), held_test)
     train, val, test = (Split(*map(torch.from_numpy, cut), source.policy) for cut in cuts)  # type: ignore[call-arg, arg-type]
-    return Dataset(name, train, val, test, arrays.class_names, mean, std, source.threat)
+    return Dataset(name, train, val, test, class_names, mean, std, source.threat)

@@ -43,34 +43,6 @@ def digits(root: Path, download: bool) -> Arrays:
     return Arrays((images, bunch.target.astype(np.int64)), None, tuple("0123456789"))
 
 
-def mnist(root: Path, download: bool) -> Arrays:
-    """MNIST (LeCun et al. 1998), 60 000 + 10 000 digits, 28 x 28: `root/MNIST/raw`."""
-    from torchvision.datasets import MNIST
-
-    return _idx("mnist", MNIST, tuple("0123456789"), MNIST_MD5, root, download)
-
-
-def fashion_mnist(root: Path, download: bool) -> Arrays:
-    """Fashion-MNIST (Xiao et al. 2017), 60 000 + 10 000 garments, 28 x 28: `root/FashionMNIST/raw`."""
-    from torchvision.datasets import FashionMNIST
-
-    return _idx("fashion-mnist", FashionMNIST, tuple(FashionMNIST.classes), {}, root, download)
-
-
-def cifar10(root: Path, download: bool) -> Arrays:
-    """CIFAR-10 (Krizhevsky 2009), 50 000 + 10 000 photographs, 32 x 32: `root/cifar-10-batches-py`."""
-    from torchvision.datasets import CIFAR10
-
-    return _cifar("cifar10", CIFAR10, root, download)
-
-
-def cifar100(root: Path, download: bool) -> Arrays:
-    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels: `root/cifar-100-python`."""
-    from torchvision.datasets import CIFAR100
-
-    return _cifar("cifar100", CIFAR100, root, download)
-
-
 def missing(name: str, root: Path, expected: str) -> InputError:
     """The error for a data root that lacks a data set."""
     return InputError(
@@ -84,11 +56,11 @@ def corrupted(path: Path, reason: str) -> InputError:
     return InputError(f"The data file {str(path)!r} is corrupted: {reason}. Delete it and call again with --download.")
 
 
-def fetched(name: str, root: Path, make: Any, **options: Any) -> Any:
-    """`make(root, ..., download=True)` of torchvision, whose own failures become one sentence."""
+def fetched(name: str, root: Path, make: Any, **options: Any) -> None:
+    """Calls torchvision's `make(root, ..., download=True)`, whose own failures become one sentence."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return make(str(root), download=True, **options)
+        make(str(root), download=True, **options)
     except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError, a bad archive a RuntimeError
         raise InputError(
             f"Could not download {name!r} to {str(root)!r}: {error}. Check the network and the free space, "
@@ -96,72 +68,61 @@ def fetched(name: str, root: Path, make: Any, **options: Any) -> Any:
         ) from error
 
 
-def check_md5(path: Path, md5: str) -> None:
-    """Raises InputError if the file's MD5 sum is another one."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        raise corrupted(path, f"its MD5 sum is {found}, the published one is {md5}")
+def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
+    """Raises InputError where a file is absent, or where its MD5 sum is not the one given; or, where none is given, its CRC-32
+    not that at the end of the gzip archive that a download leaves beside it."""
+    absent = [str(path.relative_to(root)) for path in sums if not path.is_file()]
+    if absent:
+        raise missing(name, root, absent[0] if len(absent) == len(sums) else ", ".join(absent))
+    for path, md5 in sums.items():
+        archive = path.with_name(path.name + ".gz")
+        if md5 is not None:
+            with path.open("rb") as file:
+                actual = hashlib.file_digest(file, "md5").hexdigest()
+            if actual != md5:
+                raise corrupted(path, f"its MD5 sum is {actual}, the published one is {md5}")
+        elif archive.is_file() and zlib.crc32(path.read_bytes()) != int.from_bytes(
+            archive.read_bytes()[-8:-4], "little"
+        ):
+            raise corrupted(path, f"its CRC-32 is not the one in {archive.name}")
 
 
-def _cifar(name: str, make: Any, root: Path, download: bool) -> Arrays:
-    folder = root / make.base_folder
-    sums = {folder / file: md5 for file, md5 in [*make.train_list, *make.test_list]}
-    sums[folder / make.meta["filename"]] = make.meta["md5"]
+def cifar(name: str, root: Path, download: bool) -> Arrays:
+    """CIFAR-10 or CIFAR-100 with its fine labels (Krizhevsky 2009), 50 000 + 10 000 photographs, 32 x 32:
+    `root/cifar-10-batches-py` or `root/cifar-100-python`."""
+    from torchvision import datasets
+
+    make: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    files = [*make.train_list, *make.test_list, (make.meta["filename"], make.meta["md5"])]
     if download:
         fetched(name, root, make)
-    _all_there(name, root, list(sums))
-    for path, md5 in sums.items():
-        check_md5(path, md5)
-
-    class Checked(make):
-        """torchvision's loader, which would read every file twice more for the sums just compared."""
-
-        def _check_integrity(self) -> bool:
-            return True
-
+    check_files(name, root, {root / make.base_folder / file: md5 for file, md5 in files})
+    # torchvision's loader would read every file twice more for the sums just compared.
+    unchecked: Any = type(make.__name__, (make,), {"_check_integrity": lambda self: True})
     with warnings.catch_warnings():  # old pickles of arrays make NumPy 2 complain about their dtype
         warnings.simplefilter("ignore")
-        parts = [Checked(str(root), train=train) for train in (True, False)]
+        parts = [unchecked(str(root), train=train) for train in (True, False)]
     train, test = ((np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), np.array(p.targets, np.int64)) for p in parts)
     return Arrays(train, test, tuple(parts[0].classes))
 
 
-def _idx(
-    name: str, make: Any, class_names: tuple[str, ...], sums: Mapping[str, str], root: Path, download: bool
-) -> Arrays:
-    folder = root / make.__name__ / "raw"
-    paths = [folder / Path(archive).stem for archive, _ in make.resources]
+def idx(name: str, root: Path, download: bool) -> Arrays:
+    """MNIST (LeCun et al. 1998) or Fashion-MNIST (Xiao et al. 2017), 60 000 + 10 000 images, 28 x 28:
+    `root/MNIST/raw` or `root/FashionMNIST/raw`."""
+    from torchvision import datasets
+
+    make: Any = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
+    folder, sums = root / make.__name__ / "raw", MNIST_MD5 if name == "mnist" else {}
+    files = [Path(archive).stem for archive, _ in make.resources]
     if download:
         fetched(name, root, make)
-    _all_there(name, root, paths)
-    for path in paths:
-        _check_unpacked(path, sums.get(path.name))
+    check_files(name, root, {folder / file: sums.get(file) for file in files})
     try:
         parts = [make(str(root), train=train) for train in (True, False)]
     except (RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
         raise corrupted(folder, f"it does not hold readable idx files ({error})") from error
     train, test = ((p.data.numpy()[:, None], p.targets.numpy().astype(np.int64)) for p in parts)
-    return Arrays(train, test, class_names)
-
-
-def _all_there(name: str, root: Path, paths: list[Path]) -> None:
-    absent = [path for path in paths if not path.is_file()]
-    if len(absent) == len(paths):
-        raise missing(name, root, f"{paths[0].parent.relative_to(root)}/{paths[0].name}")
-    if absent:
-        raise missing(name, root, ", ".join(str(path.relative_to(root)) for path in absent))
-
-
-def _check_unpacked(path: Path, md5: str | None) -> None:
-    """By the published sum if known, else by the CRC-32 at the end of the gzip archive that a download leaves."""
-    archive = path.with_name(path.name + ".gz")
-    if md5 is not None:
-        check_md5(path, md5)
-    elif archive.is_file():
-        promised = int.from_bytes(archive.read_bytes()[-8:-4], "little")
-        if zlib.crc32(path.read_bytes()) != promised:
-            raise corrupted(path, f"its CRC-32 is not the one in {archive.name}")
+    return Arrays(train, test, tuple("0123456789") if name == "mnist" else tuple(make.classes))
 
 
 IMAGENETTE_SIZE, TINY_SIZE = 160, 64
@@ -199,18 +160,31 @@ def imagenette(root: Path, download: bool) -> Arrays:
 
 
 def tiny_imagenet(root: Path, download: bool) -> Arrays:
-    """Tiny ImageNet (Stanford CS231n), 200 classes, 64 x 64; its labelled validation images are the test split."""
+    """Tiny ImageNet (Stanford CS231n), 200 classes, 64 x 64; its labelled validation images are the test split.
+
+    A class is named by its first English word, by its WordNet number where words.txt is silent.
+    """
     folder = root / TINY_FOLDER
+    annotations = folder / "val" / "val_annotations.txt"
     if download and not (folder / "train").is_dir():
         from torchvision.datasets.utils import download_and_extract_archive
 
         fetched("tiny-imagenet", root, lambda to, download: download_and_extract_archive(TINY_URL, to, md5=TINY_MD5))
-    if not (folder / "train").is_dir() or not (folder / "val" / "val_annotations.txt").is_file():
+    if not (folder / "train").is_dir() or not annotations.is_file():
         raise missing("tiny-imagenet", root, f"{TINY_FOLDER}/train and {TINY_FOLDER}/val/val_annotations.txt")
     wnids = _class_folders(folder / "train")
-    files = [_images(folder / "train" / wnid / "images") for wnid in wnids]
-    train = _read(files, TINY_SIZE)
-    return Arrays(train, _tiny_test(folder / "val", wnids), _tiny_names(folder / "words.txt", wnids))
+    train = _read([_images(folder / "train" / wnid / "images") for wnid in wnids], TINY_SIZE)
+    named: dict[str, list[Path]] = {wnid: [] for wnid in wnids}  # the test images of each class
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        file, wnid, *_ = [*line.split("\t"), ""]
+        if wnid not in named:
+            raise InputError(f"Line {number} of {str(annotations)!r} names the class {wnid!r}, which train/ lacks.")
+        named[wnid].append(folder / "val" / "images" / file)
+    test = _read([sorted(named[wnid]) for wnid in wnids], TINY_SIZE)
+    words = folder / "words.txt"
+    lines = words.read_text().splitlines() if words.is_file() else []
+    first_words = {wnid: text.split(",")[0] for wnid, _, text in (line.partition("\t") for line in lines)}
+    return Arrays(train, test, tuple(first_words.get(wnid, wnid) for wnid in wnids))
 
 
 def decode(path: Path, size: int) -> np.ndarray:
@@ -257,31 +231,12 @@ def _read(files: Sequence[Sequence[Path]], size: int) -> Pair:
     return images, labels
 
 
-def _tiny_test(folder: Path, wnids: Sequence[str]) -> Pair:
-    """The images that val_annotations.txt names, by class and then by name."""
-    annotations = folder / "val_annotations.txt"
-    by_class: dict[str, list[Path]] = {wnid: [] for wnid in wnids}
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
-        file, wnid, *_ = [*line.split("\t"), ""]
-        if wnid not in by_class:
-            raise InputError(f"Line {number} of {str(annotations)!r} names the class {wnid!r}, which train/ lacks.")
-        by_class[wnid].append(folder / "images" / file)
-    return _read([sorted(by_class[wnid]) for wnid in wnids], TINY_SIZE)
-
-
-def _tiny_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """The first English word of each class; its WordNet number where words.txt is silent."""
-    lines = words.read_text().splitlines() if words.is_file() else []
-    names = {wnid: text.split(",")[0] for wnid, _, text in (line.partition("\t") for line in lines)}
-    return tuple(names.get(wnid, wnid) for wnid in wnids)
-
-
 # Points of a plane as images (1, 1, 2), the toys of rep-spectral, whose whole decision can be drawn. Grey levels are the coordinates,
 # on a grid of 255 steps: 0.016 of XOR's coordinates where its noise is 0.2, 0.008 of the sinusoid's.
 SEED = 0  # every toy is drawn with this seed, once and for all
 CORNERS = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
 XOR_REACH, XOR_STD, XOR_EACH = 2.0, 0.2, 20  # half the width of the square, and points a corner
-SINUSOID_TRAIN, SINUSOID_TEST = 800, 800  # half of the release's 40 x 40 points each
+SINUSOID_EACH = 800  # of training and of test: half of the release's 40 x 40 points each
 
 
 def xor(root: Path, download: bool) -> Arrays:
@@ -289,28 +244,24 @@ def xor(root: Path, download: bool) -> Arrays:
 
     Twenty points a corner are left for training, more or less, after a fifth went to validation; ten times as many for the test.
     """
-    rng = np.random.default_rng(SEED)
-
-    def draw(each: int) -> Pair:
-        points = np.tile(CORNERS, (each, 1)) + XOR_STD * rng.normal(size=(4 * each, 2))
-        return _pair(points, XOR_REACH, lambda x: x[:, 0] * x[:, 1] < 0)
-
-    return Arrays(draw(XOR_EACH * 5 // 4), draw(XOR_EACH * 10), ("equal signs", "opposite signs"))
+    rng, sizes = np.random.default_rng(SEED), (XOR_EACH * 5 // 4, XOR_EACH * 10)
+    points = [np.tile(CORNERS, (each, 1)) + XOR_STD * rng.normal(size=(4 * each, 2)) for each in sizes]
+    return _toy(points, XOR_REACH, lambda x: x[:, 0] * x[:, 1] < 0, ("equal signs", "opposite signs"))
 
 
 def sinusoid(root: Path, download: bool) -> Arrays:
     """Uniform points of [-1, 1]^2, labelled by whether they lie above 0.6 sin(7 x_1 - 1) (Yang et al. 2024, the release's
     load_sin_random): 800 for training besides a fifth for validation, 800 for the test."""
     rng = np.random.default_rng(SEED)
-
-    def draw(count: int) -> Pair:
-        return _pair(rng.uniform(-1, 1, (count, 2)), 1.0, lambda x: x[:, 1] > 0.6 * np.sin(7 * x[:, 0] - 1))
-
-    return Arrays(draw(SINUSOID_TRAIN * 5 // 4), draw(SINUSOID_TEST), ("below", "above"))
+    points = [rng.uniform(-1, 1, (count, 2)) for count in (SINUSOID_EACH * 5 // 4, SINUSOID_EACH)]
+    return _toy(points, 1.0, lambda x: x[:, 1] > 0.6 * np.sin(7 * x[:, 0] - 1), ("below", "above"))
 
 
-def _pair(points: np.ndarray, reach: float, is_second: Callable[[np.ndarray], np.ndarray]) -> Pair:
-    """Images uint8 (N, 1, 1, 2) of points (N, 2) of [-reach, reach]^2, and the labels of what the images show."""
-    levels = np.rint((points / reach).clip(-1, 1) * 127.5 + 127.5).astype(np.uint8)
-    shown = (levels / 127.5 - 1) * reach
-    return levels[:, None, None, :], is_second(shown).astype(np.int64)
+def _toy(
+    points: Sequence[np.ndarray], reach: float, is_second: Callable[[np.ndarray], np.ndarray], names: tuple[str, str]
+) -> Arrays:
+    """Images of training and test points (N, 2) of [-reach, reach]^2, with the labels of what the images show."""
+    levels = [np.rint((some / reach).clip(-1, 1) * 127.5 + 127.5).astype(np.uint8) for some in points]
+    labels = [is_second((some / 127.5 - 1) * reach).astype(np.int64) for some in levels]
+    train, test = ((some[:, None, None, :], of_some) for some, of_some in zip(levels, labels, strict=True))
+    return Arrays(train, test, names)

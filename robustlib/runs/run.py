@@ -1,33 +1,77 @@
-"""The run directory: what a training leaves behind."""
+"""The run directory: what a training leaves behind, and where its numbers come from.
+
+A run is stale when what made its numbers gives others today, and not when a file moved or a comment changed.
+"""
 
 import ast
 import fcntl
+import importlib.metadata
 import io
 import json
+import platform
 import re
+import resource
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from robustlib.errors import InputError
 from robustlib.models import Classifier, build_model
-from robustlib.runs.files import (
-    digest,
-    load_weights,
-    merge_json,
-    read_archive,
-    read_bytes,
-    read_json,
-    write_atomic,
-    write_json,
-)
-from robustlib.runs.provenance import outdated
+from robustlib.runs import files
+from robustlib.runs.files import read_json
+
+# What makes numbers -> its version. tests/test_numerics.py makes a tiny fixed run of each and compares it with stored numbers: where
+# they move, the version must too, and whatever was made with another one is stale.
+NUMERICS: dict[str, int] = {
+    **dict.fromkeys(("methods/standard", "methods/pgd_at", "methods/mart", "methods/fgsm_rs", "methods/n_fgsm"), 1),
+    "methods/trades": 2,  # x forwarded again, for BatchNorm
+    **dict.fromkeys(("methods/vaft", "methods/afkd", "methods/arrest", "methods/afd", "methods/ancra"), 1),
+    "methods/atop": 2,  # weights in units of an L1 on [-1, 1]
+    **dict.fromkeys(("methods/supcon", "methods/simclr", "methods/rocl", "methods/acl", "methods/claf"), 1),
+    "methods/aff": 2,  # fine-tuning as a last stage: as TRADES
+    "methods/awp": 1,
+    **dict.fromkeys(("methods/rep_spectral", "methods/ll_spectral", "methods/cross_lipschitz"), 1),
+    "methods/barlow_spectral": 2,  # its loss is not divided by the batch
+    **dict.fromkeys(("methods/simclr_spectral", "methods/transfer", "methods/l2_sp", "methods/bss"), 1),
+    **dict.fromkeys(("attacks/pgd", "attacks/apgd", "attacks/fab", "attacks/square", "attacks/autoattack"), 1),
+    **dict.fromkeys(("attacks/tangent", "attacks/stadv", "attacks/ascent"), 1),
+    **dict.fromkeys(("measures/evaluation", "measures/audit", "measures/distances", "measures/randomness"), 1),
+    "measures/representation": 1,
+    "measures/embedding": 2,  # neighbours by the angle at the origin
+}
+
+
+def versions(*names: str) -> dict[str, int]:
+    """Today's version of each name that has one; what is not of this package has none."""
+    return {name: NUMERICS[name] for name in sorted(names) if name in NUMERICS}
+
+
+def attack_names(attacks: Iterable[object]) -> set[str]:
+    """The names of attacks and of what they are made of, such as AutoAttack's parts."""
+    names = set()
+    for attack in attacks:
+        parts = attack.components(10) if hasattr(attack, "components") else {}
+        names |= {f"attacks/{type(one).__name__.lower()}" for one in (attack, *parts.values())}
+    return names
+
+
+def outdated(made: Mapping[str, Any]) -> list[str]:
+    """Which of the versions that numbers were made with are others today, in words."""
+    return [
+        f"{name} {made[name]} (now {NUMERICS.get(name, 'gone')})"
+        for name in sorted(made)
+        if NUMERICS.get(name) != made[name]
+    ]
+
 
 UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
 
@@ -36,7 +80,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
     """Eight characters that name a set of parameters; presets and places do not enter."""
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
     kept["hyperparameters"] = {k: v for k, v in params.get("hyperparameters", {}).items() if k not in UNHASHED}
-    return digest(json.dumps(kept, sort_keys=True, default=str), length=8)
+    return files.digest(json.dumps(kept, sort_keys=True, default=str), length=8)
 
 
 FILES = (
@@ -70,7 +114,11 @@ class Run:
             return {name: _tuples(value) for name, value in params["changes"].items()}
         # Runs of version 0.1 hold text: "beta=3.0, milestones=(20, 30), compiled".
         parts = re.split(r", (?=\w+=|compiled$)", params.get("changed") or "")
-        return {name: _literal(text) for name, sign, text in (part.partition("=") for part in parts) if sign}
+        changes: dict[str, Any] = dict(part.split("=", 1) for part in parts if "=" in part)
+        for name, text in changes.items():
+            with suppress(ValueError, SyntaxError):  # what is no literal is text
+                changes[name] = ast.literal_eval(text)
+        return changes
 
     @property
     def changed(self) -> str:
@@ -81,9 +129,16 @@ class Run:
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""
         status = read_json(self.path / "status.json") or {"state": "new"}
-        if status["state"] == "running" and not self.locked:
-            return {**status, "state": "interrupted", "reason": "the process ended without a word"}
-        return status
+        if status["state"] != "running":
+            return status
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass
+        except OSError:  # a process is training it now
+            return status
+        return {**status, "state": "interrupted", "reason": "the process ended without a word"}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -101,18 +156,6 @@ class Run:
                     f"{self.path} is being trained by another process: wait for it, or stop it."
                 ) from error
             yield
-
-    @property
-    def locked(self) -> bool:
-        """Whether a process is training the run now."""
-        try:
-            with open(self.path / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
 
     def clear(self) -> None:
         """Removes what a training wrote and what was measured on it, and nothing else."""
@@ -140,7 +183,7 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """One row for each finished epoch of each stage; row 0 is the model before training."""
-        lines = (read_bytes(self.path / "metrics.jsonl") or b"").splitlines()
+        lines = (files.read_bytes(self.path / "metrics.jsonl") or b"").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines])
 
     def records(self, which: Literal["best", "last"] = "best") -> pd.DataFrame:
@@ -153,9 +196,8 @@ class Run:
 
     def distances(self, split: str = "test", attack: str = "Tangent") -> dict[str, Any]:
         """What `robustlib.evaluation.measure_distances` stored last for a split and kind of attack: protocol, then columns; or {}."""
-        looks = read_json(self.path / "distances.json").values()
-        kind = (split, attack)
-        return next((look for look in reversed(looks) if (look["split"], look["attack"].partition("(")[0]) == kind), {})
+        stored = reversed(read_json(self.path / "distances.json").values())
+        return next((s for s in stored if (s["split"], s["attack"].partition("(")[0]) == (split, attack)), {})
 
     def model(self, which: Literal["best", "last"] = "best") -> Classifier:
         """The trained model in eval mode on the CPU: that of the best epoch (see `Stage.keep`), or of the last one."""
@@ -166,7 +208,7 @@ class Run:
             )
         spec = SimpleNamespace(**params["spec"])
         model = build_model(params["arch"], spec, **params.get("model", {}))
-        load_weights(model, self.path / ("model.safetensors" if which == "best" else "last.safetensors"))
+        files.load_weights(model, self.path / ("model.safetensors" if which == "best" else "last.safetensors"))
         return model.eval()
 
     @property
@@ -199,7 +241,7 @@ class Run:
         """Stores a data frame as parquet under `name`."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
-        write_atomic(self.path / name, buffer.getvalue())
+        files.write_atomic(self.path / name, buffer.getvalue())
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
@@ -209,13 +251,6 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def trained_with(run: Run) -> dict[str, int]:
@@ -237,7 +272,7 @@ def find_runs(
     folder, methods = Path(root), f"{dataset or '*'}/{method or '*'}"
     paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
     for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
-        paths |= {archive.with_suffix("") / name.partition("/")[0] for name in read_archive(archive)}
+        paths |= {archive.with_suffix("") / name.partition("/")[0] for name in files.read_archive(archive)}
     runs = [Run(path) for path in sorted(paths)]
     runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
     return [run for run in runs if run.finished or not finished]
@@ -246,7 +281,7 @@ def find_runs(
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
     """Another finished run of each method, by method: same root, data set and threat; if possible with the same architecture,
     an unchanged preset, and the same seed."""
-    path, params, found = run.path.resolve(), run.params(), {}
+    path, params, sources = run.path.resolve(), run.params(), {}
 
     def unlike(other: Run) -> tuple[bool, ...]:  # the gravest difference first
         arch, preset, seed = (other.params().get(name) != params.get(name) for name in ("arch", "preset", "seed"))
@@ -257,8 +292,8 @@ def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
         others = [r for r in others if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
         others = [r for r in others if (r.path / "model.safetensors").exists()]
         if others:
-            found[method] = min(others, key=unlike)
-    return found
+            sources[method] = min(others, key=unlike)
+    return sources
 
 
 def measured(
@@ -273,9 +308,50 @@ def measured(
     known: dict[str, Any] = read_json(file).get(key, {}) if key else read_json(file)
     if known and all(known.get(fact) == value for fact, value in facts.items()):
         return known
-    found = {**facts, **measure()}
+    content = {**facts, **measure()}
     if key:
-        merge_json(file, key, found)
+        files.merge_json(file, key, content)
     else:
-        write_json(file, found)
-    return found
+        files.write_json(file, content)
+    return content
+
+
+def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
+    """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
+    packages, git = {}, ""
+    for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError, subprocess.SubprocessError):
+        git = subprocess.check_output(
+            describe, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        )
+    return {
+        "command": command,
+        "numerics": dict(numerics),
+        "git": git.strip(),
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": threads,
+    }
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

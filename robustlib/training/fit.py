@@ -14,7 +14,7 @@ from robustlib.errors import InputError
 from robustlib.models import build_model
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, outdated, trained_with, versions, write_json
-from robustlib.runs.provenance import peak_memory_mb, provenance
+from robustlib.runs.run import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 

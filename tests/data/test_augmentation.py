@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustlib.data import VIEWS, Policy, Split
-from robustlib.data.augmentation import crop_and_flip, resized_crop, shift_hue
+from robustlib.data.augmentation import shift_hue
 from tests.data.conftest import generator, random_images
 
 
@@ -45,28 +45,28 @@ def shifts(image: torch.Tensor, pad: int) -> dict[bytes, tuple[int, int]]:
     return {padded[:, dy : dy + height, dx : dx + width].numpy().tobytes(): (dy, dx) for dy, dx in offsets}
 
 
-def test_digits_move_by_at_most_one_pixel(digits):
-    assert digits.train.policy == Policy(pad=1, flip=False)
-    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
-    moved = crop_and_flip(image.expand(500, 1, 8, 8), digits.train.policy, generator())
-    allowed = shifts(image, 1)
-    assert {allowed[one.numpy().tobytes()] for one in moved} == set(allowed.values())  # all nine, and no other
+def weak_views(image: torch.Tensor, n: int, policy: Policy) -> list[bytes]:
+    x = VIEWS["weak"](image.expand(n, 1, 8, 8), policy, generator())
+    return [one.numpy().tobytes() for one in (x * 255).round().to(torch.uint8)]
 
 
-def test_crops_reach_every_offset_and_half_are_mirrored():
+def test_weak_views_reach_every_offset_and_half_are_mirrored(digits):
     image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8) + 1
-    moved = crop_and_flip(image.expand(4000, 1, 8, 8), Policy(pad=2, flip=True), generator())
+    policy = digits.train.policy
+    assert policy == Policy(pad=1, flip=False)
+    allowed = shifts(image, 1)
+    assert {allowed[key] for key in weak_views(image, 500, policy)} == set(allowed.values())  # all nine, and no other
     straight, mirrored = shifts(image, 2), shifts(image.flip(2), 2)
-    keys = [one.numpy().tobytes() for one in moved]
+    keys = weak_views(image, 4000, Policy(pad=2, flip=True))
     assert {straight[k] for k in keys if k in straight} == set(straight.values())
     assert {mirrored[k] for k in keys if k in mirrored} == set(mirrored.values())
     assert np.mean([k in mirrored for k in keys]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_resized_crops_keep_a_fifth_to_all_of_the_area():
-    rows = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(2000, 1, 64, 64)
-    columns = rows.transpose(2, 3)
-    x = resized_crop(torch.cat([rows, columns], 1), Policy(), generator())
+    rows = torch.arange(0, 256, 4, dtype=torch.uint8).view(1, 1, 64, 1).expand(2000, 1, 64, 64)
+    images = torch.cat([rows, rows.transpose(2, 3), rows], 1)
+    x = VIEWS["simclr-weak"](images, Policy(), generator()) * 255 / 252
     height = (x[:, 0].amax((1, 2)) - x[:, 0].amin((1, 2))) * 64 / 63
     width = (x[:, 1].amax((1, 2)) - x[:, 1].amin((1, 2))) * 64 / 63
     area = height * width
@@ -74,7 +74,7 @@ def test_resized_crops_keep_a_fifth_to_all_of_the_area():
     assert area.mean() == pytest.approx(0.58, abs=0.04)  # 0.6, less what is cut at the border
     assert x[:, 0].amin((1, 2)).std() > 0.05  # the crop's place varies too
     assert bool((x[:, 1, 32].diff() >= 0).all())
-    flipped = resized_crop(columns, Policy(flip=True), generator())[:, 0, 32]
+    flipped = VIEWS["simclr-weak"](images, Policy(flip=True), generator())[:, 1, 32]
     assert (flipped[:, -1] > flipped[:, 0]).float().mean() == pytest.approx(0.5, abs=0.06)
 
 

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from robustlib import runs
 from robustlib.errors import InputError, unknown
 from robustlib.models import build_model
-from robustlib.runs import Run, find_runs, load_weights, parameter_hash, save_weights, write_atomic
+from robustlib.runs import Run, find_runs, load_weights, save_weights, write_atomic
+from robustlib.runs.files import write_archive
+from robustlib.runs.run import parameter_hash
 from tests import ROOT
 
 PARAMS = {
@@ -67,7 +69,7 @@ def test_runs_in_an_archive_are_runs(tmp_path):
     files = {"params.json": json.dumps(PARAMS).encode(), "status.json": b'{"state": "done"}', "metrics.jsonl": lines}
     archive = run.path.parent.with_suffix(".zip")
     for _ in range(2):
-        runs.write_archive(archive, {f"{run.path.name}/{name}": data for name, data in files.items()})
+        write_archive(archive, {f"{run.path.name}/{name}": data for name, data in files.items()})
         written = archive.read_bytes()
     assert find_runs(tmp_path) == find_runs(tmp_path, method="pgd_at", preset="digits") == [run]
     assert find_runs(tmp_path, method="trades") == []
@@ -78,7 +80,7 @@ def test_runs_in_an_archive_are_runs(tmp_path):
     assert find_runs(tmp_path) == [run], "not twice"
     assert run.params()["title"] == "nearer"
     later = dict(reversed(list(files.items())))
-    runs.write_archive(archive, {f"{run.path.name}/{name}": data for name, data in later.items()})
+    write_archive(archive, {f"{run.path.name}/{name}": data for name, data in later.items()})
     assert archive.read_bytes() == written, "the same files, the same bytes"
     archive.write_bytes(written[:100])
     with pytest.raises(InputError, match=r"not readable.*restore"):

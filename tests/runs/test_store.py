@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from robustlib.errors import InputError
-from robustlib.runs import Run, digest, measured, merge_json, read_json, write_json
+from robustlib.runs import Run, digest, measured, read_json, write_json
+from robustlib.runs.files import merge_json
 
 
 @pytest.mark.parametrize("key", ["", "a"])
@@ -57,7 +58,7 @@ SEVERAL = "for k in range(10): merge_json(Path({file!r}), f'{name} {{k}}', k)"
 def test_threads_and_processes_take_turns(tmp_path):
     file = tmp_path / "file.json"
     codes = [SEVERAL.format(file=str(file), name=name) for name in "abcxy"]
-    start = "from pathlib import Path\nfrom robustlib.runs import merge_json\n"
+    start = "from pathlib import Path\nfrom robustlib.runs.files import merge_json\n"
     workers = [subprocess.Popen([sys.executable, "-c", start + code]) for code in codes[3:]]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda code: exec(start + code, {}), codes[:3]))

@@ -14,7 +14,8 @@ from scipy import stats
 from robustlib import figures
 from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
-from robustlib.runs import Run, find_runs, parameter_hash, read_json, write_json
+from robustlib.runs import Run, find_runs, read_json, write_json
+from robustlib.runs.run import parameter_hash
 from robustlib.workbook import tables
 from robustlib.workbook.claims import (
     Claim,

@@ -16,7 +16,7 @@ from robustlib.losses import confusion_labels, mean_cosine
 from robustlib.methods.base import AdversarialMethod, Ranges
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import Classifier, Disentangled
-from robustlib.models.disentangled import IntrinsicBranch
+from robustlib.models.classifier import View
 from robustlib.representation import gap_probe, probe_attack
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
@@ -198,7 +198,7 @@ class AFD(VAFT):
 
     def attack_target(self, model: Any) -> nn.Module:
         """z1, whatever is deployed."""
-        return model if self.classify == "intrinsic" else IntrinsicBranch(model)
+        return model if self.classify == "intrinsic" else View(model, "intrinsic_logits")
 
     def monitored(self) -> dict[str, str]:
         """h, and f1 where the deployed model computes it."""

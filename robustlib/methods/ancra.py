@@ -17,7 +17,8 @@ from robustlib.losses.contrastive import Strategy
 from robustlib.methods.base import AdversarialMethod, Ranges
 from robustlib.methods.baselines import cross_entropy
 from robustlib.models import ReverseAttention
-from robustlib.models.reverse_attention import AUXILIARY_WEIGHT, Joint
+from robustlib.models.classifier import View
+from robustlib.models.reverse_attention import AUXILIARY_WEIGHT
 from robustlib.training import Loss, Stage, StepContext
 
 Heads = Callable[[Tensor, Tensor], list[Tensor]]  # images and the labels of their gates -> p', p_1 .. p_n, each (B, K)
@@ -87,7 +88,7 @@ class ANCRA(AdversarialMethod):
             )
         heads, target = (
             head_logits(model),
-            Joint(model, self.ra_weight) if isinstance(model, ReverseAttention) else model,
+            View(model, "joint", self.ra_weight) if isinstance(model, ReverseAttention) else model,
         )
         objective = "nll" if self.reverse_attention else "ce"
         attack = PGD(self.threat(dataset), **{"objective": objective, "start": "gaussian", **self.attack_settings()})

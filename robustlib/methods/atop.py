@@ -15,7 +15,7 @@ from robustlib.methods.base import AdversarialMethod, Ranges
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
 from robustlib.models.build import default_width
-from robustlib.models.purified import BareClassifier
+from robustlib.models.classifier import View
 from robustlib.models.purifier import HEADS
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
@@ -181,7 +181,7 @@ class AToP(AdversarialMethod):
     def _fine_tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
         """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
         attack = self.inner_attack(dataset)
-        target = BareClassifier(model) if self.attack_through == "classifier" else Pipeline(model)
+        target = View(model, "classify") if self.attack_through == "classifier" else Pipeline(model)
 
         def updates(batch: Batch, context: StepContext) -> Updates:
             if isinstance(target, Pipeline):

@@ -15,7 +15,7 @@ from robustlib.losses import nt_xent, supcon_loss
 from robustlib.methods.base import AdversarialMethod, Ranges, Update, copy_weights, pretrained_run
 from robustlib.methods.baselines import cross_entropy, trades_forward
 from robustlib.models import Projected
-from robustlib.models.projected import clean_statistics
+from robustlib.models.branches import clean_statistics
 from robustlib.threat import Threat
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates, step
 

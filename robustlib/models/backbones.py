@@ -1,5 +1,5 @@
-"""Encoders x -> features: a multi-layer perceptron, a small CNN, pre-activation ResNets (He et al. 2016b) and wide ones
-(Zagoruyko and Komodakis 2016)."""
+"""Encoders x -> features: a multi-layer perceptron, a small CNN, residual networks (He et al. 2016), pre-activation ones
+(He et al. 2016b), wide or not (Zagoruyko and Komodakis 2016)."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,6 +12,7 @@ from robustlib.models.classifier import spatial_mean
 
 Gate = Callable[[Tensor], Tensor]  # maps (B, C, H, W) -> maps of the same shape that replace them
 GATES = 2  # blocks followed by a gate: all of ResNet-18's last stage, the last two of a wide ResNet's (ANCRA)
+LARGEST_SMALL = 64  # pixels; above it the stem divides the image by four, as in ResNet
 
 
 class GatedStage(nn.Sequential):
@@ -19,9 +20,9 @@ class GatedStage(nn.Sequential):
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """x (B, inputs, H, W) -> (B, outputs, H', W')."""
-        for left, block in zip(range(len(self), 0, -1), self, strict=True):
+        for number, block in enumerate(self):
             x = block(x)
-            if gate is not None and left <= GATES:
+            if gate is not None and number >= len(self) - GATES:
                 x = gate(x)
         return x
 
@@ -29,9 +30,9 @@ class GatedStage(nn.Sequential):
 class MLP(nn.Module):
     """Flatten, then (linear, GELU) per hidden width: x (B, C, H, W) -> features (B, last width).
 
-    GELU is smooth, as rep-spectral's theory wants. `scaled` is the parametrisation of that paper's release (its MNIST network is
-    one hidden layer of 2000): outputs of a hidden layer are divided by the square root of its width, and all weights and biases,
-    the head's too, start from N(0, 0.01^2). So the next layer's inputs are divided by sqrt(fan-in); the release divides its bias too.
+    GELU is smooth, as rep-spectral's theory wants. `scaled` is the parametrisation of that paper's release: outputs of a hidden
+    layer are divided by the square root of its width (the release divides the next layer's bias too), and all weights and
+    biases, the head's too, start from N(0, 0.01^2).
     """
 
     def __init__(self, image_shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, scaled: bool = False) -> None:
@@ -98,7 +99,43 @@ class SmallCNN(nn.Module):
         return spatial_mean(x) if gate is None else gate(x).mean((2, 3))
 
 
-LARGEST_SMALL = 64  # pixels; above it the stem divides the image by four, as in ResNet
+class ResNet(nn.Module):
+    """torchvision's ResNet `name` without its last linear layer: x (B, C, H, W) -> features (B, out_features).
+
+    Up to 64 pixels the stem is a 3 x 3 convolution of stride 1 without max-pooling, above it is ImageNet's.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3", "layer4")
+    gates: ClassVar[int] = GATES
+    folds: ClassVar = (("conv1", "bn1"),)  # which BatchNorm directly follows which convolution
+
+    def __init__(self, image_shape: Sequence[int], name: str) -> None:
+        from torchvision import models  # only when one is built: it takes a second
+
+        super().__init__()
+        network = getattr(models, name)(num_classes=1)
+        self.out_features = network.fc.in_features
+        for part, module in network.named_children():
+            setattr(self, part, module)
+        self.fc = nn.Identity()  # the classifier's head is outside the encoder
+        for block in network.modules():
+            if hasattr(block, "conv2"):
+                block.folds = tuple((f"conv{k}", f"bn{k}") for k in (1, 2, 3) if hasattr(block, f"conv{k}"))
+        self.layer4 = GatedStage(*network.layer4)
+        channels, height, width = image_shape
+        if max(height, width) <= LARGEST_SMALL:
+            self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        elif channels != 3:
+            self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` follows each of the last two blocks."""
+        for part in ("conv1", "bn1", "relu", "maxpool", *self.stages[:-1]):
+            x = self.get_submodule(part)(x)
+        x = self.layer4(x, gate)
+        return self.get_submodule("avgpool")(x).flatten(1) if gate is None else x.mean((2, 3))
 
 
 class PreActBlock(nn.Module):
@@ -126,13 +163,18 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Stem, stages `layer1`, `layer2` ..., final BatchNorm and ReLU, global average: x -> features (B, last width).
 
-    `widths` are the channels of the stem and of each stage of `blocks` blocks; every stage but the first halves the image. Up to
-    64 pixels the stem is one 3 x 3 convolution of stride 1, above it is ImageNet's.
+    `widths` are the channels of the stem, which is as that of `ResNet`, and of each stage of `blocks` blocks; every stage but the
+    first halves the image.
     """
 
     def __init__(self, image_shape: Sequence[int], widths: Sequence[int], blocks: int) -> None:
         super().__init__()
-        self.stem = _stem(image_shape, widths[0])
+        channels, *sides = image_shape
+        if max(sides) <= LARGEST_SMALL:
+            self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1, bias=False))
+        else:
+            large = nn.Conv2d(channels, widths[0], 7, stride=2, padding=3, bias=False)
+            self.stem = nn.Sequential(large, nn.MaxPool2d(3, stride=2, padding=1))
         self.stages = tuple(f"layer{number}" for number in range(1, len(widths)))
         for name, (inputs, outputs) in zip(self.stages, pairwise(widths), strict=True):
             stage = [PreActBlock(inputs, outputs, 1 if name == "layer1" else 2)]
@@ -154,26 +196,3 @@ class PreActResNet(nn.Module):
         if gate is None:
             return spatial_mean(self.relu(self.bn(last(x))))
         return last(x, lambda z: gate(self.relu(self.bn(z)))).mean((2, 3))
-
-
-def preact_resnet18(image_shape: Sequence[int]) -> PreActResNet:
-    """PreActResNet-18 with the paper's final BatchNorm, as Rice et al. 2020 train it: 11 172 170 parameters."""
-    return PreActResNet(image_shape, (64, 64, 128, 256, 512), 2)
-
-
-def wrn28_10(image_shape: Sequence[int]) -> PreActResNet:
-    """WRN-28-10: 36 479 194 parameters with ten classes."""
-    return PreActResNet(image_shape, (16, 160, 320, 640), 4)
-
-
-def wrn34_10(image_shape: Sequence[int]) -> PreActResNet:
-    """WRN-34-10, the large model of TRADES: 46 160 474 parameters with ten classes."""
-    return PreActResNet(image_shape, (16, 160, 320, 640), 5)
-
-
-def _stem(image_shape: Sequence[int], width: int) -> nn.Sequential:
-    channels, height, breadth = image_shape
-    if max(height, breadth) <= LARGEST_SMALL:
-        return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-    large = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-    return nn.Sequential(large, nn.MaxPool2d(3, stride=2, padding=1))

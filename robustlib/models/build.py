@@ -7,10 +7,9 @@ from typing import Any, Literal
 from torch import nn
 
 from robustlib.errors import InputError, unknown
-from robustlib.models.backbones import MLP, SmallCNN, preact_resnet18, wrn28_10, wrn34_10
+from robustlib.models.backbones import MLP, PreActResNet, ResNet, SmallCNN
+from robustlib.models.branches import Disentangled, Projected, SelfSupervised
 from robustlib.models.classifier import Classifier, ImageSpec
-from robustlib.models.disentangled import Disentangled
-from robustlib.models.projected import Projected, SelfSupervised
 from robustlib.models.purified import Purified, RandomTransform
 from robustlib.models.purifier import SMALL, Generator, MaskedAutoencoder, Purifier
 from robustlib.models.reverse_attention import ReverseAttention
@@ -18,34 +17,18 @@ from robustlib.models.reverse_attention import ReverseAttention
 PADDING_MODES = ("zeros", "circular")
 WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
 
-Builder = Callable[[tuple[int, int, int]], nn.Module]
-
-
-def _resnet(name: str) -> Builder:
-    """torchvision is imported only when one of its networks is built."""
-
-    def build(image_shape: tuple[int, int, int]) -> nn.Module:
-        from robustlib.models import resnet
-
-        return getattr(resnet, name)(image_shape)
-
-    return build
-
-
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
-ARCHITECTURES: dict[str, Builder] = {
+ARCHITECTURES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "mlp": MLP,
     "mlp_512": partial(MLP, hidden=(512,)),
     "mlp_2000": partial(MLP, hidden=(2000,), scaled=True),  # rep-spectral's MNIST network
     "mlp_8": partial(MLP, hidden=(8,)),  # its toys: XOR
     "mlp_8_8_8": partial(MLP, hidden=(8, 8, 8)),  # and the sinusoid
     "small_cnn": SmallCNN,
-    "resnet18": _resnet("resnet18"),
-    "resnet34": _resnet("resnet34"),
-    "resnet50": _resnet("resnet50"),
-    "preact_resnet18": preact_resnet18,
-    "wrn28_10": wrn28_10,
-    "wrn34_10": wrn34_10,
+    **{name: partial(ResNet, name=name) for name in ("resnet18", "resnet34", "resnet50")},
+    "preact_resnet18": partial(PreActResNet, widths=(64, 64, 128, 256, 512), blocks=2),  # as Rice et al. 2020 train it
+    "wrn28_10": partial(PreActResNet, widths=(16, 160, 320, 640), blocks=4),
+    "wrn34_10": partial(PreActResNet, widths=(16, 160, 320, 640), blocks=5),  # the large model of TRADES
 }
 
 
@@ -67,7 +50,7 @@ def build_model(
 
     Args:
         arch: one of ARCHITECTURES.
-        spec: a Dataset, or anything with num_classes, image_shape, mean and std.
+        spec: e.g. a Dataset.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
         classify: which of a `Disentangled`'s features its deployed head sees.
@@ -81,7 +64,6 @@ def build_model(
         raise unknown("architecture", arch, ARCHITECTURES)
     if padding_mode not in PADDING_MODES:
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
-    channels, height, width = spec.image_shape
     if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
         raise InputError(
             "A model is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP): choose one."
@@ -92,12 +74,14 @@ def build_model(
         )
     if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
         raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
-    encoder = ARCHITECTURES[arch]((channels, height, width))
+    encoder = ARCHITECTURES[arch](spec.image_shape)
     if disentangled:
         model: Classifier = Disentangled(encoder, spec, classify)
     elif projection:
-        extra = {"projection_batchnorm": projection_batchnorm, "dual_batchnorm": dual_batchnorm}
-        model = (SelfSupervised if self_supervised else Projected)(encoder, spec, projection, **extra)
+        kind = SelfSupervised if self_supervised else Projected
+        model = kind(
+            encoder, spec, projection, projection_batchnorm=projection_batchnorm, dual_batchnorm=dual_batchnorm
+        )
     elif purified is not None:
         model = build_purified(encoder, spec, purified)
     else:
@@ -117,17 +101,17 @@ def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, An
             raise unknown("option of a purified model", name, (*known, *names))
     kind, transform, width = ({**known, **options}[name] for name in known)
     destroy = RandomTransform(transform, **{name: options[name] for name in names if name in options})
-    shape = tuple(spec.image_shape)
-    model = Purified(encoder, spec, Purifier(shape), destroy)
-    model.purifier = build_purifier(kind, shape, width)  # after the head: every purifier meets the same classifier
+    model = Purified(encoder, spec, Purifier(spec.image_shape), destroy)
+    # after the head: every purifier meets the same classifier
+    model.purifier = build_purifier(kind, spec.image_shape, width)
     return model
 
 
 def build_purifier(
     kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
 ) -> Purifier:
-    """A freshly initialised purifier of images (C, H, W): a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves
-    holes grey; `width` is `default_width` unless given."""
+    """A purifier of images (C, H, W): a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves holes grey; `width` is
+    `default_width` unless given."""
     if kind == "none":
         return Purifier(image_shape)
     if kind not in WIDTHS:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,22 @@ class Classifier(nn.Module):
             f"The model was built for images of {own}, but {whose} of {other} "
             f"(shape {shape}, expected {self.image_shape}): choose the data set it was trained on."
         )
+
+
+class View(nn.Module):
+    """x -> `method`(x, *args) (B, K) of a model, as a module that attacks take; it shares the model's weights and mode.
+
+    `hints` become attributes: how the view is to be attacked.
+    """
+
+    def __init__(self, model: nn.Module, method: str, *args: Any, **hints: Any) -> None:
+        super().__init__()
+        self.model, self.method, self.args = model, method, args
+        vars(self).update(hints)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K)."""
+        return getattr(self.model, self.method)(x, *self.args)
 
 
 def spatial_mean(z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError, check_choices, check_counts
-from robustlib.models.classifier import Classifier, ImageSpec
+from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
 
 KINDS = ("none", "rt1", "rt2", "rt3")
@@ -92,24 +92,13 @@ class RandomTransform:
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Randomness:
         """Noise and masks for every image of x (B, C, H, W), on its device and in its dtype; of x only the shape matters."""
+        size, _, height, width = x.shape
         device = x.device if generator is None else generator.device
         noise = None
         if self.noisy:
             noise = torch.randn(x.shape, generator=generator, device=device).to(x) * self.sigma
-        return Randomness(noise, self._masks(x, generator, device).to(x))
-
-    def apply(self, x: Tensor, randomness: Randomness) -> Tensor:
-        """t(x) (N, B, C, H, W) of images x (B, C, H, W) in [0, 1] with this noise and behind these masks."""
-        if randomness.noise is not None:
-            x = x + randomness.noise
-            x = x.clamp(0, 1) if self.clip else x
-        return x * (1 - randomness.masks) + GREY * randomness.masks
-
-    def _masks(self, x: Tensor, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """(N, B, 1, H, W) bool."""
-        size, _, height, width = x.shape
         if self.kind == "none":
-            return torch.zeros(1, size, 1, height, width, dtype=torch.bool, device=device)
+            return Randomness(noise, x.new_zeros(1, size, 1, height, width))
         if self.grid > min(height, width):
             raise InputError(
                 f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels: "
@@ -123,7 +112,15 @@ class RandomTransform:
         else:
             hidden = (places < self.hidden)[None]
         rows, columns = (torch.arange(side, device=device) * self.grid // side for side in (height, width))
-        return hidden.view(-1, size, 1, self.grid, self.grid)[..., rows[:, None], columns]
+        masks = hidden.view(-1, size, 1, self.grid, self.grid)[..., rows[:, None], columns]
+        return Randomness(noise, masks.to(x))
+
+    def apply(self, x: Tensor, randomness: Randomness) -> Tensor:
+        """t(x) (N, B, C, H, W) of images x (B, C, H, W) in [0, 1] with this noise and behind these masks."""
+        if randomness.noise is not None:
+            x = x + randomness.noise
+            x = x.clamp(0, 1) if self.clip else x
+        return x * (1 - randomness.masks) + GREY * randomness.masks
 
 
 class Purified(Classifier):
@@ -133,11 +130,6 @@ class Purified(Classifier):
     classifier is frozen: always in eval mode, whatever `train` says, and its weights take no gradients, though gradients flow
     through it to the purifier and to the image. Whether it is deployed is saved with its weights. Unless `fixed`, every image of
     every pass gets its own randomness from torch's global generator: the model is `stochastic`, and attacks must average over draws.
-
-    Args:
-        encoder, spec: see `Classifier`.
-        purifier: completes images of this shape.
-        transform: what is applied before it.
     """
 
     purifying: Tensor
@@ -165,9 +157,9 @@ class Purified(Classifier):
             )
         spec = SimpleNamespace(image_shape=classifier.image_shape, num_classes=classifier.num_classes)
         spec.mean, spec.std = classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()
-        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform)
+        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform).to(classifier.mean.device)
         model.head.load_state_dict(classifier.head.state_dict())
-        model.to(classifier.mean.device).deploy()
+        model.deploy()
         return model
 
     @property
@@ -181,7 +173,9 @@ class Purified(Classifier):
         A frozen classifier's weights have `requires_grad=False`: make its optimisers before.
         """
         self.purifying.fill_(purifying)
-        self._freeze()
+        for part in (self.encoder, self.head):
+            part.requires_grad_(not purifying)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """As of any module, but the classifier behind a purifier stays in eval mode."""
@@ -200,20 +194,13 @@ class Purified(Classifier):
         return Randomness(noise, once.masks.repeat_interleave(len(x), 1))
 
     def outputs(self, x: Tensor, randomness: Randomness) -> tuple[Tensor, ...]:
-        """All outputs of the purifier, each (N, B, C, H, W), one for each of an image's N masks; deployed or not.
-
-        `purify` combines the last one; a loss uses all.
-        """
+        """All outputs of the purifier, each (N, B, C, H, W), one for each of an image's N masks; deployed or not."""
         hidden = self.transform.apply(x, randomness)
         completed = self.purifier.outputs(hidden.flatten(0, 1), randomness.masks.flatten(0, 1))
         return tuple(image.view(hidden.shape) for image in completed)
 
     def purify(self, x: Tensor, randomness: Randomness | None = None) -> Tensor:
-        """What the classifier sees (B, C, H, W), in [0, 1]: x itself until it is deployed; None draws the model's own randomness.
-
-        rt1 and rt2 take the purifier's image as a whole, visible pixels included; rt3 takes of each of its N images what was
-        hidden there: sum_i m_i * g((1 - m_i) * ..., m_i), all of it painted.
-        """
+        """What the classifier sees (B, C, H, W), in [0, 1]: x itself until it is deployed; None draws the model's own randomness."""
         self.check_input(x)
         if not bool(self.purifying):
             return x
@@ -222,7 +209,11 @@ class Purified(Classifier):
         return pure.detach() + (x - x.detach()) if self.straight_through else pure
 
     def combined(self, images: Tensor, randomness: Randomness) -> Tensor:
-        """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness; see `purify`."""
+        """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness.
+
+        rt1 and rt2 take the purifier's image as a whole, visible pixels included; rt3 takes of each of its N images what was
+        hidden there: sum_i m_i * g((1 - m_i) * ..., m_i), all of it painted.
+        """
         return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 
     def classify(self, x: Tensor) -> Tensor:
@@ -238,8 +229,7 @@ class Purified(Classifier):
 
         An attacker who knows it meets no randomness at all; what robustness is left is the purifier's. It shares the weights.
         """
-        view = self._view(seed=seed)
-        check_counts(view, "seed", least=0)
+        check_counts(view := self._view(seed=seed), "seed", least=0)
         return view
 
     def surrogates(self) -> dict[str, nn.Module]:
@@ -251,7 +241,7 @@ class Purified(Classifier):
         """
         if not bool(self.purifying) or (type(self.purifier) is Purifier and not self.transform.random):
             return {}
-        views: dict[str, nn.Module] = {"bpda": self._view(straight_through=True), "classifier": BareClassifier(self)}
+        views: dict[str, nn.Module] = {"bpda": self._view(straight_through=True), "classifier": View(self, "classify")}
         if self.transform.noisy and self.transform.clip:
             views["unclipped"] = self._view(transform=replace(self.transform, clip=False))
         return views
@@ -268,12 +258,6 @@ class Purified(Classifier):
             )
         return super().features(x)
 
-    def _freeze(self) -> None:
-        """Sets the classifier's mode and gradients to what `purifying` says."""
-        for part in (self.encoder, self.head):
-            part.requires_grad_(not bool(self.purifying))
-        self.train(self.training)
-
     def _view(self, **changes: Any) -> "Purified":
         """The same modules, weights and buffers under other settings."""
         view = copy.copy(self)
@@ -282,16 +266,4 @@ class Purified(Classifier):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._freeze()
-
-
-class BareClassifier(nn.Module):
-    """The classifier of a `Purified` by itself; it shares its weights and its mode."""
-
-    def __init__(self, model: Purified) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        return self.model.classify(x)
+        self.deploy(bool(self.purifying))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError
-from robustlib.models.classifier import Classifier, ImageSpec, spatial_mean
+from robustlib.models.classifier import Classifier, ImageSpec, View, spatial_mean
 
 TEMPERATURES = (0.1, 0.3, 1.0)  # of the soft and the BPDA gates among the surrogates
 SOFT = 0.3  # of the soft gates before the last head
@@ -96,112 +96,59 @@ class ReverseAttention(Classifier):
         """What an adaptive adversary attacks: heads, their mean, the last behind soft gates, the joint loss, soft, BPDA and fixed gates.
 
         A view aimed at one class names it in `target`, one that needs another objective than the cross-entropy in `objective`, and
-        one that is the deployed logits with softer gates is `relaxed`. Views that would repeat another one are left out: with one
-        gate the mean is that head, and no gate comes before it.
+        one that differs from the deployed logits in its gates only, forwards, backwards or both, is `relaxed`. Views that would
+        repeat another one are left out: with one gate the mean is that head, and no gate comes before it.
         """
-        views: dict[str, nn.Module] = {f"head {i + 1}": Heads(self, i, i + 1) for i in range(self.gates)}
+        views: dict[str, nn.Module] = {f"head {i + 1}": View(self, "mean_head", i, i + 1) for i in range(self.gates)}
         if self.gates > 1:
-            views |= {"mean of heads": Heads(self, 0, self.gates), f"soft head {SOFT:g}": SoftHead(self, SOFT)}
-        views["joint"] = Joint(self)
-        views |= {f"soft gate {t:g}": SoftGate(self, t) for t in TEMPERATURES}
-        views |= {f"bpda gate {t:g}": BPDAGate(self, t) for t in TEMPERATURES}
+            views["mean of heads"] = View(self, "mean_head", 0, self.gates)
+            views[f"soft head {SOFT:g}"] = View(self, "soft_head", SOFT)
+        views["joint"] = View(self, "joint", objective="nll")
+        views |= {f"soft gate {t:g}": View(self, "soft_gate", t, relaxed=True) for t in TEMPERATURES}
+        views |= {f"bpda gate {t:g}": View(self, "bpda_gate", t, relaxed=True) for t in TEMPERATURES}
         if self.gates > 1:
-            views |= {f"gate {label}": FixedGate(self, label) for label in range(self.num_classes)}
+            views |= {f"gate {c}": View(self, "fixed_gate", c, target=c) for c in range(self.num_classes)}
         return views
 
     def attack_view(self) -> nn.Module:
         """The last auxiliary head p_n, which nearly always decides, behind soft gates, whose gradients are not hidden."""
-        return Heads(self, 0, 1) if self.gates == 1 else SoftHead(self, SOFT)
+        return View(self, "mean_head", 0, 1) if self.gates == 1 else View(self, "soft_head", SOFT)
 
+    def mean_head(self, x: Tensor, first: int, last: int) -> Tensor:
+        """The mean (B, K) of auxiliary logits p_i over blocks first <= i < last, counted from 0."""
+        return torch.stack(self.attend(x).auxiliary[first:last]).mean(0)
 
-class _Surrogate(nn.Module):
-    """A differentiable view x -> (B, K) of a ReverseAttention; it shares the model's weights and mode."""
+    def joint(self, x: Tensor, weight: float = AUXILIARY_WEIGHT) -> Tensor:
+        """log q' + weight * mean_i log q_i with q = softmax(p), (B, K) in float32: minus its entry at y is the release's joint loss.
 
-    def __init__(self, model: ReverseAttention) -> None:
-        super().__init__()
-        self.model = model
-
-
-class Heads(_Surrogate):
-    """The mean of auxiliary logits p_i over blocks first <= i < last, counted from 0."""
-
-    def __init__(self, model: ReverseAttention, first: int, last: int) -> None:
-        super().__init__(model)
-        self.first, self.last = first, last
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, K)."""
-        return torch.stack(self.model.attend(x).auxiliary[self.first : self.last]).mean(0)
-
-
-class Joint(_Surrogate):
-    """log q' + weight * mean_i log q_i with q = softmax(p), in float32: minus its entry at y is the release's joint loss.
-
-    Entries are no log-probabilities of one distribution: the attack's objective "nll" climbs the loss itself, CE(p', y) +
-    weight * mean_i CE(p_i, y), and "margin" the joint margin.
-    """
-
-    objective = "nll"
-
-    def __init__(self, model: ReverseAttention, weight: float = AUXILIARY_WEIGHT) -> None:
-        super().__init__(model)
-        self.weight = weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, K), at most 0."""
-        seen = self.model.attend(x)
+        Entries are no log-probabilities of one distribution: the attack's objective "nll" climbs the loss itself, CE(p', y) +
+        weight * mean_i CE(p_i, y), and "margin" the joint margin.
+        """
+        seen = self.attend(x)
         heads = torch.stack(seen.auxiliary).float().log_softmax(2).mean(0)
-        return seen.logits.float().log_softmax(1) + self.weight * heads
+        return seen.logits.float().log_softmax(1) + weight * heads
 
+    def soft_gate(self, x: Tensor, temperature: float) -> Tensor:
+        """Deployed logits (B, K) with `soft_mask`: as temperature falls, the model itself, but with a gradient through its gates."""
+        return self.gated(x, lambda logits: self.soft_mask(logits, temperature)).logits
 
-class SoftGate(_Surrogate):
-    """The deployed logits with masks sum_c softmax(p_i / temperature)_c W[c], forwards and backwards: as temperature falls,
-    the model itself, but with a gradient through its gates."""
+    def soft_head(self, x: Tensor, temperature: float) -> Tensor:
+        """The last auxiliary logits p_n (B, K) behind soft gates: behind hard ones part of their gradient is hidden too."""
+        return self.gated(x, lambda logits: self.soft_mask(logits, temperature)).auxiliary[-1]
 
-    relaxed = True  # it differs from the deployed logits in its gates only, forwards, backwards or both
+    def bpda_gate(self, x: Tensor, temperature: float) -> Tensor:
+        """Deployed logits (B, K), differentiated as if their gates were soft (BPDA, Athalye et al. 2018, section 4.1.2)."""
 
-    def __init__(self, model: ReverseAttention, temperature: float) -> None:
-        super().__init__(model)
-        self.temperature = temperature
+        def mask(logits: Tensor) -> Tensor:
+            soft = self.soft_mask(logits, temperature)
+            return self.head.weight[logits.argmax(1)] + (soft - soft.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """p' (B, K)."""
-        return self.model.gated(x, self.mask).logits
+        return self.gated(x, mask).logits
 
-    def mask(self, logits: Tensor) -> Tensor:
-        """Weights (B, D) of a block's maps from its auxiliary logits (B, K)."""
-        weight = self.model.head.weight
-        return (logits / self.temperature).softmax(1).to(weight) @ weight
+    def fixed_gate(self, x: Tensor, label: int) -> Tensor:
+        """p_n (B, K) with every gate before it set to one class: a targeted attack on that class needs no gate to flip on its way."""
+        return self.attend(x, torch.full((len(x),), label, device=x.device)).auxiliary[-1]
 
-
-class SoftHead(SoftGate):
-    """The last auxiliary logits p_n behind soft gates: behind hard ones, which have no gradient, part of theirs is hidden too."""
-
-    relaxed = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """p_n (B, K)."""
-        return self.model.gated(x, self.mask).auxiliary[-1]
-
-
-class BPDAGate(SoftGate):
-    """The deployed logits themselves, differentiated as if their gates were soft (BPDA, Athalye et al. 2018, section 4.1.2)."""
-
-    def mask(self, logits: Tensor) -> Tensor:
-        """Weights (B, D): W[argmax] forwards, the soft mask backwards."""
-        soft = super().mask(logits)
-        return self.model.head.weight[logits.argmax(1)] + (soft - soft.detach())
-
-
-class FixedGate(_Surrogate):
-    """The last auxiliary logits p_n with every gate before them set to one class: a targeted attack on that class needs no gate
-    to flip on its way."""
-
-    def __init__(self, model: ReverseAttention, target: int) -> None:
-        super().__init__(model)
-        self.target = target
-
-    def forward(self, x: Tensor) -> Tensor:
-        """p_n (B, K)."""
-        labels = torch.full((len(x),), self.target, device=x.device)
-        return self.model.attend(x, labels).auxiliary[-1]
+    def soft_mask(self, logits: Tensor, temperature: float) -> Tensor:
+        """Weights sum_c softmax(p_i / temperature)_c W[c], (B, D), of a block's maps from its auxiliary logits p_i (B, K)."""
+        return (logits / temperature).softmax(1).to(self.head.weight) @ self.head.weight

@@ -12,7 +12,7 @@ from robustlib.errors import InputError
 from robustlib.losses import mart_loss, pick_negatives, trades_loss
 from robustlib.methods import make_method
 from robustlib.models import ReverseAttention, build_model
-from robustlib.models.reverse_attention import Joint
+from robustlib.models.classifier import View
 from robustlib.runs import save_weights
 from tests.training_fixtures import built, step_context, train, updated
 
@@ -85,7 +85,7 @@ def test_the_inner_attack_climbs_the_sum_over_heads(digits, batch, warm, targete
     start = (batch.x + 0.001 * torch.randn_like(batch.x)).clamp(0, 1)
     target = (batch.y + 1) % 10
     attack = PGD(digits.threat, steps=10, objective="nll", targeted=targeted)
-    ours = attack(Joint(model), batch.x, batch.y, start=start, target=target if targeted else None)
+    ours = attack(View(model, "joint"), batch.x, batch.y, start=start, target=target if targeted else None)
     labels, sign = (target, -1) if targeted else (batch.y, 1)
     theirs = joint_attack(model, batch.x, start, labels, sign, digits.threat.eps, digits.threat.eps / 4)
     assert ((ours - theirs).abs() < 1e-4).float().mean() > 0.98  # a sign of a gradient near zero may differ
@@ -168,7 +168,7 @@ def test_weights_are_perturbed_on_the_whole_loss_after_the_attacks(digits, batch
     weights = {name: w for name, w in other.named_parameters() if "weight" in name and w.ndim > 1}
     gradients = torch.autograd.grad(first.total, list(weights.values()))
 
-    now, joint = step_context(), Joint(fresh)  # on unmoved weights, and negatives before the images' own attack
+    now, joint = step_context(), View(fresh, "joint")  # on unmoved weights, and negatives before the images' own attack
     negatives = calm.draw_negatives(fresh, joint, replace(joint_pgd(calm, digits), targeted=True), batch, now)
     x_adv = calm.attacked(joint_pgd(calm, digits), joint, batch, now)
     for (name, w), g in zip(weights.items(), gradients, strict=True):
@@ -201,9 +201,9 @@ def test_negatives_are_pulled_to_the_anchors_class(digits, batch, warm):
     for attacked in (True, False):
         method, model = warm(attack_negatives=attacked)
         pull = replace(joint_pgd(method, digits), targeted=True)
-        x_o, y_o = method.draw_negatives(model, Joint(model), pull, batch, step_context())
+        x_o, y_o = method.draw_negatives(model, View(model, "joint"), pull, batch, step_context())
         assert bool((y_o != batch.y).all())
-        values[attacked] = Joint(model.eval())(x_o)[range(24), batch.y]
+        values[attacked] = View(model.eval(), "joint")(x_o)[range(24), batch.y]
         distance = (x_o - batch.x[picked]).abs().max()
         assert distance <= digits.threat.eps + 1e-6
         assert (distance > 0.5 * digits.threat.eps) == attacked
@@ -213,7 +213,9 @@ def test_negatives_are_pulled_to_the_anchors_class(digits, batch, warm):
 def test_negatives_are_mined_after_the_first_epochs(digits, batch, warm):
     method, model = warm(negatives="hard", attack_negatives=False, mining_from=2)
     pull = PGD(digits.threat, objective="nll", targeted=True)
-    before, after = (method.draw_negatives(model, Joint(model), pull, batch, step_context(epoch)) for epoch in (1, 2))
+    before, after = (
+        method.draw_negatives(model, View(model, "joint"), pull, batch, step_context(epoch)) for epoch in (1, 2)
+    )
     assert model.training
     hard = {"strategy": "hard", "logits": model.eval()(batch.x)}
     for (x_o, _), settings in ((before, {}), (after, hard)):

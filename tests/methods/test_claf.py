@@ -13,7 +13,7 @@ from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.methods.claf import head_probe
 from robustlib.models import build_model
-from robustlib.models.projected import clean_statistics
+from robustlib.models.branches import clean_statistics
 from robustlib.runs import Run
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch

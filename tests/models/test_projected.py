@@ -10,7 +10,7 @@ from robustlib.attacks import PGD
 from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.models import Projected, build_model
-from robustlib.models.projected import DualBatchNorm, clean_statistics
+from robustlib.models.branches import DualBatchNorm, clean_statistics
 from robustlib.runs import load_weights, save_weights
 
 DUAL = {"projection": (16, 8), "projection_batchnorm": True, "dual_batchnorm": True}

@@ -11,7 +11,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.backbones import GatedStage
-from robustlib.models.reverse_attention import TEMPERATURES, BPDAGate
+from robustlib.models.reverse_attention import TEMPERATURES
 from robustlib.representation.features import activations, layers
 from robustlib.runs import save_weights
 from robustlib.runs.files import load_weights
@@ -144,7 +144,7 @@ def test_surrogates_are_named_views_of_the_same_weights():
 def test_a_bpda_gate_answers_as_deployed(arch):
     model, x = attentive(arch), torch.rand(4, 3, 16, 16)
     for temperature in TEMPERATURES:
-        assert torch.equal(BPDAGate(model, temperature)(x), model(x))
+        assert torch.equal(model.bpda_gate(x, temperature), model(x))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
@@ -152,10 +152,9 @@ def test_a_bpda_gate_feels_the_soft_mask(temperature):
     """dp'_c/dg_k = W[c,k] W[j,k] + sum_l W[c,l] g_l dm_l/dg_k, with dm_l/dg_k = sum_a q_a W[a,l] (W[a,k] - sum_b q_b W[b,k]) / T."""
     model, x, maps = attentive("small_cnn"), torch.rand(5, 3, 16, 16), []
     model.encoder.stage3.register_forward_hook(lambda module, args, out: maps.append(out))
-    view = BPDAGate(model, temperature)
     for c in (0, 6):
         maps.clear()
-        logits = view(x)
+        logits = model.bpda_gate(x, temperature)
         ours = torch.autograd.grad(logits[:, c].sum(), maps[0])[0].sum((2, 3)).detach()
         weight, g = model.head.weight.detach(), maps[0].detach().mean((2, 3))
         for image in range(5):

@@ -1,16 +1,64 @@
-"""Classifiers with a projection head for contrastive losses, supervised or without labels, and with dual BatchNorm."""
+"""Classifiers with more maps beside encoder and head: AFD's disentangler (Zhou et al. 2025), and projectors for contrastive losses,
+supervised or without labels, with dual BatchNorm."""
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.errors import InputError
 from robustlib.models.classifier import Classifier, ImageSpec
+
+
+class Branches(NamedTuple):
+    """What a `Disentangled` model computes of a batch: features (B, D) and logits (B, K)."""
+
+    latent: Tensor  # h, the encoder's output
+    intrinsic: Tensor  # f1 = D1 h, which the deployed model classifies
+    confused: Tensor  # f2 = D2 sg[h]; no gradient reaches the encoder
+    logits: Tensor  # z1 = W f1 + b
+    confused_logits: Tensor  # z2 = W f2 + b
+
+
+class Disentangled(Classifier):
+    """normalise -> encoder -> D1 -> head, and beside it encoder -> stop-gradient -> D2 -> the same head.
+
+    D1 (`intrinsic`) and D2 (`confused`) are D x D matrices without bias that start as the identity, as in the released code
+    (models/resnet.py): a fresh model is the plain `Classifier` of the same seed. The deployed path is x -> z1; with `classify`
+    "latent" it is x -> W h + b, as if D1 were absent.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, spec: ImageSpec, classify: Literal["intrinsic", "latent"] = "intrinsic"
+    ) -> None:
+        super().__init__(encoder, spec)
+        self.classify = classify
+        width = self.head.in_features
+        self.intrinsic, self.confused = (nn.Linear(width, width, bias=False) for _ in range(2))
+        for branch in (self.intrinsic, self.confused):
+            nn.init.eye_(branch.weight)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """The encoder's features h (B, D), before they are disentangled."""
+        return super().features(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The input of `head`: the intrinsic features f1 = D1 h (B, D), or h if those are classified."""
+        return self.latent(x) if self.classify == "latent" else self.intrinsic(self.latent(x))
+
+    def branches(self, x: Tensor) -> Branches:
+        """Features and logits of both branches from one pass through the encoder."""
+        latent = self.latent(x)
+        intrinsic, confused = self.intrinsic(latent), self.confused(latent.detach())
+        return Branches(latent, intrinsic, confused, self.head(intrinsic), self.head(confused))
+
+    def intrinsic_logits(self, x: Tensor) -> Tensor:
+        """z1 (B, K), also where the latent features are deployed."""
+        return self.head(self.intrinsic(self.latent(x)))
 
 
 class DualBatchNorm(nn.Module):
@@ -26,14 +74,6 @@ class DualBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x of the shape that the BatchNorm takes, normalised."""
         return (self.clean if self.use_clean else self.attacked)(x)
-
-
-def dual(model: nn.Module) -> None:
-    """Replaces every BatchNorm of `model` by a `DualBatchNorm`."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                setattr(module, name, DualBatchNorm(child))
 
 
 @contextmanager
@@ -55,7 +95,6 @@ class Projected(Classifier):
     A fresh model deploys what the plain `Classifier` of its seed does.
 
     Args:
-        encoder, spec: see `Classifier`.
         projection: widths of the projector's linear maps with ReLU between them, e.g. (512, 128) in SupCon and CLAF.
         projection_batchnorm: a BatchNorm after each map; maps after the first have no bias (ACL's release).
         dual_batchnorm: all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
@@ -73,24 +112,20 @@ class Projected(Classifier):
         super().__init__(encoder, spec)
         if not projection or min(projection) < 1:
             raise InputError(f"projection={tuple(projection)!r}: give positive widths, e.g. (512, 128).")
-        self.projector = nn.Sequential(*_maps([self.head.in_features, *projection], projection_batchnorm))
-        if dual_batchnorm:
-            dual(self)
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise([self.head.in_features, *projection]):
+            layers += [nn.ReLU(inplace=True)] if layers else []
+            layers.append(nn.Linear(wide, narrow, bias=not (projection_batchnorm and layers)))
+            layers += [nn.BatchNorm1d(narrow)] if projection_batchnorm else []
+        self.projector = nn.Sequential(*layers)
+        for module in list(self.modules()) if dual_batchnorm else ():
+            for name, child in list(module.named_children()):
+                if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    setattr(module, name, DualBatchNorm(child))
 
     def project(self, x: Tensor) -> Tensor:
         """Projections (B, P) of images (B, C, H, W), not normalised: the losses do that."""
         return self.projector(self.features(x))
-
-
-def _maps(widths: Sequence[int], batchnorm: bool) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for wide, narrow in pairwise(widths):
-        if layers:
-            layers.append(nn.ReLU(inplace=True))
-        layers.append(nn.Linear(wide, narrow, bias=not (batchnorm and layers)))
-        if batchnorm:
-            layers.append(nn.BatchNorm1d(narrow))
-    return layers
 
 
 class SelfSupervised(Projected):

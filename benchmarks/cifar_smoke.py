@@ -25,9 +25,7 @@ from side_by_side import markdown
 from robustlib.audit import audit_run
 from robustlib.audit import binarisation as binarise
 from robustlib.data import Dataset, load_dataset
-from robustlib.evaluation import evaluate_run
-from robustlib.evaluation import protocols as budgets
-from robustlib.evaluation import protocols as suites
+from robustlib.evaluation import evaluate_run, protocols
 from robustlib.evaluation import runs as run_results
 from robustlib.methods import METHODS, atop, make_method
 from robustlib.representation import measure_runs, probe_attack
@@ -36,7 +34,7 @@ from robustlib.threat import Threat
 from robustlib.training import fit
 
 PRESETS = {"cifar10": "cifar10-short", "mnist": "digits", "imagenette": "imagenette-paper"}  # a data set's recipes
-BRIEF = {name: [4, 2] for name in ("pgd_eot", "autoattack", "stadv", "full", "bpda")}  # the budget of randomised models
+BRIEF = dict.fromkeys(("pgd_eot", "autoattack", "stadv", "full", "bpda"), (4, 2))  # the budget of randomised models
 BRIEF |= {"images": 16, "curve": 4, "queries": 20, "votes": 2, "defence": 4}
 LOOK = 40  # images whose features are compared: measures need two of each class
 
@@ -89,10 +87,10 @@ def brief() -> Iterator[None]:
     """What randomised models are asked, for as long as it lasts: an epoch teaches a purifier nothing, and its stage would say so."""
     with (
         patch.multiple(atop, MAX_L1_SHARE=float("inf"), MAX_L1_SHARE_RT3=float("inf"), MAX_HIDDEN_SHARE=float("inf")),
-        patch.object(budgets, "_section", return_value=BRIEF),
+        patch.object(protocols, "_section", return_value=BRIEF),
         patch.multiple(sys.modules["robustlib.audit.audit"], DRAWS=2, EOT=1),
         patch.object(binarise, "FITTED", 2),
-        patch.object(suites, "EOT", 1),
+        patch.object(protocols, "EOT", 1),
         patch.object(run_results, "EOT", 1),
     ):
         yield

@@ -9,12 +9,10 @@ from robustlib.evaluation.distances import (
     shared_distances,
 )
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
-from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
-from robustlib.evaluation.measurements import check_plateau, measure_distances, measure_randomness, measure_unseen
+from robustlib.evaluation.measurements import measure_distances, measure_unseen
 from robustlib.evaluation.metrics import accuracy, cascade_steps, summarise, t_interval, valid, wilson
 from robustlib.evaluation.protocols import StochasticProtocol, adaptive_attacks, standard_attacks, stochastic_protocol
-from robustlib.evaluation.published_protocol import PublishedProtocol, claf_published_protocol
-from robustlib.evaluation.reference import compare_with_reference
-from robustlib.evaluation.runs import evaluate_run, has_new_sources
+from robustlib.evaluation.reference import PublishedProtocol, claf_published_protocol, compare_with_reference
+from robustlib.evaluation.runs import aggregate, evaluate_run, has_new_sources, incomplete, leaderboard
 from robustlib.evaluation.schedule import Progress, adapt
-from robustlib.evaluation.stochastic import draw_statistics
+from robustlib.evaluation.stochastic import check_plateau, draw_statistics, measure_randomness

@@ -2,19 +2,19 @@
 regulariser that moves them farthest and costs hardly any accuracy."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import MinimumNorm, MinNormResult
+from robustlib.attacks import MinimumNorm
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.metrics import t_interval, valid
+from robustlib.evaluation.metrics import answer, t_interval, valid
 from robustlib.models.classifier import full_float32
 from robustlib.rng import ExampleRNG
 
@@ -25,9 +25,7 @@ Cell = tuple[str, float]  # a regulariser and its strength
 Name = TypeVar("Name", bound=Hashable)
 
 
-def adversarial_distances(
-    model: nn.Module, split: Split, attack: MinimumNorm, *, batch_size: int = BATCH, seed: int = 0
-) -> pd.DataFrame:
+def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *, seed: int = 0) -> pd.DataFrame:
     """The distance of the nearest adversarial image that `attack` finds for each image of a split: an upper bound.
 
     Where the attack finds none by itself, it tries once more from the nearest image of the split that the model gives another
@@ -36,58 +34,34 @@ def adversarial_distances(
     Args:
         model: x -> logits (B, K), deterministic, on the device where it shall be evaluated.
         attack: Tangent, or FAB as a white-box cross-check; its threat's norm measures.
-        batch_size: examples at a time; it changes no random draw.
 
     Returns:
         Columns index (in the original file), label, correct (without attack), distance (in pixel units of [0, 1]; 0 where not
         correct, NaN where none was found), queries (how often the model was asked).
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
     split = split.to(device_of(model, split))
-    x, rng = split.images.float() / 255, ExampleRNG.for_examples(seed, split.indices)
-    parts = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
-    distance, queries = x.new_zeros(len(x)), torch.zeros_like(split.labels)
+    x, y, rng = split.images.float() / 255, split.labels, ExampleRNG.for_examples(seed, split.indices)
+    parts = torch.arange(len(split), device=y.device).split(BATCH) if len(split) else ()
+    distance, queries, predicted = x.new_zeros(len(x)), torch.zeros_like(y), torch.zeros_like(y)
 
-    def measure(rows: Tensor | slice, starts: Tensor | None = None) -> None:
-        y = split.labels[rows]
-        result = attack.nearest(model, x[rows], y, starts=starts, rng=rng[rows])
-        distance[rows] = _verified(model, result, x[rows], y, attack)
+    def measure(rows: Tensor, starts: Tensor | None = None) -> None:
+        result = attack.nearest(model, x[rows], y[rows], starts=starts, rng=rng[rows])
+        success = (answer(model, result.x_adv)[1] != y[rows]) & valid(result.x_adv, x[rows], None)
+        measured = attack.threat.distance(result.x_adv.double(), x[rows].double()).to(x.dtype)
+        distance[rows] = torch.where(success, measured, torch.nan)
         queries[rows] += result.queries
 
     with frozen_eval(model), full_float32():
         for rows in parts:
             measure(rows)
-        predicted = torch.cat([_prediction(model, x[rows]) for rows in parts]) if parts else split.labels
-        failed = distance.isnan().nonzero()[:, 0]
-        for chosen in failed.split(batch_size) if len(failed) else ():
-            other, starts = _nearest_other(x, predicted, x[chosen], split.labels[chosen])
-            if bool(other.any()):
-                measure(chosen[other], starts[other])
-    columns = {"index": split.indices, "label": split.labels, "correct": predicted == split.labels}
-    columns |= {"distance": distance, "queries": queries}
+            predicted[rows] = answer(model, x[rows])[1]
+        for rows in distance.isnan().nonzero()[:, 0].split(BATCH) if len(split) else ():
+            between = torch.cdist(x[rows].flatten(1), x.flatten(1))
+            least = between.masked_fill(predicted[None] == y[rows, None], torch.inf).min(1)
+            if bool((other := least.values.isfinite()).any()):
+                measure(rows[other], x[least.indices][other])
+    columns = {"index": split.indices, "label": y, "correct": predicted == y, "distance": distance, "queries": queries}
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
-
-
-def _prediction(model: nn.Module, x: Tensor) -> Tensor:
-    """The class (B,) of each image; -1 where a logit is not finite."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        logits = model(x).float()
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
-
-
-def _verified(model: nn.Module, result: MinNormResult, x: Tensor, y: Tensor, attack: MinimumNorm) -> Tensor:
-    """The distances (B,) of what was found; NaN where the model is right about it, or it is no image."""
-    fine = (_prediction(model, result.x_adv) != y) & valid(result.x_adv, x, None)
-    return torch.where(fine, attack.threat.distance(result.x_adv.double(), x.double()).to(x.dtype), torch.nan)
-
-
-def _nearest_other(x: Tensor, predicted: Tensor, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """For `images` (M, ...) of classes y (M,): whether some of the images x (N, ...) has another prediction (N,), and the nearest of
-    these (M, ...)."""
-    distances = torch.cdist(images.flatten(1), x.flatten(1)).masked_fill(predicted[None] == y[:, None], torch.inf)
-    least = distances.min(1)
-    return least.values.isfinite(), x[least.indices]
 
 
 def compare_distances(models: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -105,31 +79,22 @@ def compare_distances(models: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         this model's attack), n (images that count), mean, mean_low, mean_high, median, median_low, median_high (95 %
         percentile intervals; NaN where n is 0).
     """
-    frames = _by_image(models)
-    right, counts = _counting(frames)
-    statistics: dict[str, Callable[..., float]] = {"mean": np.mean, "median": np.median}
-    rows = []
-    for name, frame in frames.items():
-        row: dict[str, object] = {"model": name, "images": len(frame), "correct": int(frame["correct"].sum())}
-        row |= {"failed": int((right & frame["distance"].isna()).sum()), "n": int(counts.sum())}
-        distance = frame["distance"].to_numpy()[counts].astype(float)
-        for kind, statistic in statistics.items():
-            low, high = bootstrap(statistic, distance)
-            row |= {kind: float(statistic(distance)) if len(distance) else float("nan")}
-            row |= {f"{kind}_low": low, f"{kind}_high": high}
+    shared, rows = shared_distances(models), []
+    right = np.logical_and.reduce([frame.set_index("index")["correct"].sort_index() for frame in models.values()])
+    for name, frame in models.items():
+        failed = frame.set_index("index")["distance"].sort_index().isna()
+        row = {"model": name, "images": len(frame), "correct": int(frame["correct"].sum())}
+        row |= {"failed": int((right & failed).sum()), "n": len(shared[name])}
+        for kind, statistic in (("mean", np.mean), ("median", np.median)):
+            low, high = bootstrap(statistic, shared[name])
+            value = float(statistic(shared[name])) if len(shared[name]) else float("nan")
+            row |= {kind: value, f"{kind}_low": low, f"{kind}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def shared_distances(models: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
     """By name the distances (n,) that `compare_distances` compares, image by image."""
-    frames = _by_image(models)
-    _, counts = _counting(frames)
-    return {name: frame["distance"].to_numpy()[counts].astype(float) for name, frame in frames.items()}
-
-
-def _by_image(models: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The frames by image, sorted; all of the same images."""
     if not models:
         raise InputError("There are no models to compare: give at least one frame of adversarial_distances.")
     frames = {name: frame.set_index("index").sort_index() for name, frame in models.items()}
@@ -139,13 +104,8 @@ def _by_image(models: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
             raise InputError(
                 f"{name!r} and {first!r} were measured on different images: measure both on the same split."
             )
-    return frames
-
-
-def _counting(frames: Mapping[str, pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-    """Masks over the images: those that all models have right, and of these the ones on which no attack failed."""
-    right = np.logical_and.reduce([frame["correct"] for frame in frames.values()])
-    return right, right & np.logical_and.reduce([frame["distance"].notna() for frame in frames.values()])
+    counts = np.logical_and.reduce([frame["correct"] & frame["distance"].notna() for frame in frames.values()])
+    return {name: frame["distance"].to_numpy()[counts].astype(float) for name, frame in frames.items()}
 
 
 def bootstrap(statistic: Callable[..., float], *columns: np.ndarray) -> tuple[float, float]:
@@ -182,22 +142,22 @@ def select_strength(
         over images), gain_low, gain_high (the same interval of the distance less none's on the same images; NaN for none
         itself and what is not allowed), allowed, chosen. Distances are NaN where n is 0.
     """
-    every = {NONE: none, **cells}
+    every, accuracy = {NONE: none, **cells}, {}
     for (variant, strength), frames in every.items():
         if not frames or set(frames) != set(none):
             raise InputError(
                 f"{variant} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}."
             )
-    accuracy = {cell: _mean([float(frame["correct"].mean()) for frame in f.values()]) for cell, f in every.items()}
+        accuracy[variant, strength] = sum(float(f["correct"].mean()) for f in frames.values()) / len(frames)
     allowed = [cell for cell in every if accuracy[cell] >= accuracy[NONE] - slack - 1e-9]
     shared, rows = _shared({cell: every[cell] for cell in allowed}, none), []
     for cell in every:
-        rest = {} if cell in allowed else _shared({name: every[name] for name in [*allowed, cell]}, none)
-        row = {"variant": cell[0], "strength": cell[1], "seeds": len(none), "accuracy": accuracy[cell]}
-        row |= _over_seeds((rest or shared)[cell]) | {"gain_low": float("nan"), "gain_high": float("nan")}
+        parts = shared[cell] if cell in allowed else _shared({c: every[c] for c in [*allowed, cell]}, none)[cell]
+        row = {"variant": cell[0], "strength": cell[1], "accuracy": accuracy[cell], **_over_seeds(parts)}
+        row |= {"gain_low": float("nan"), "gain_high": float("nan")}
         if cell in allowed and cell != NONE:
-            pairs = zip(shared[cell], shared[NONE], strict=True)
-            row["gain_low"], row["gain_high"] = _interval([far - near for far, near in pairs])
+            pairs = zip(parts, shared[NONE], strict=True)
+            row["gain_low"], row["gain_high"] = _mean_interval([far - near for far, near in pairs])[1:]
         rows.append(row | {"allowed": cell in allowed})
     table = pd.DataFrame(rows)
     best = table[table["allowed"] & (table["variant"] != NONE[0])].dropna(subset=["distance"])
@@ -210,11 +170,9 @@ def distances_over_seeds(variants: Mapping[str, Mapping[int, pd.DataFrame]]) -> 
     Distances of a seed are means over the images that all its variants have right and no attack failed on. Columns variant, seeds, n (images
     that count, the least of a seed), distance, low, high as of `select_strength`.
     """
-    seeds = sorted(set.intersection(*(set(frames) for frames in variants.values()))) if variants else []
+    seeds = sorted(set.intersection(*map(set, variants.values()))) if variants else []
     shared = _shared(variants, seeds) if seeds else {}
-    return pd.DataFrame(
-        [{"variant": variant, "seeds": len(seeds)} | _over_seeds(parts) for variant, parts in shared.items()]
-    )
+    return pd.DataFrame([{"variant": variant, **_over_seeds(parts)} for variant, parts in shared.items()])
 
 
 def _shared(frames: Mapping[Name, Mapping[int, pd.DataFrame]], seeds: Iterable[int]) -> dict[Name, list[np.ndarray]]:
@@ -223,21 +181,14 @@ def _shared(frames: Mapping[Name, Mapping[int, pd.DataFrame]], seeds: Iterable[i
     return {name: [part[str(name)] for part in parts] for name in frames}
 
 
-def _over_seeds(parts: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How many images count, and the mean distance with its interval, of the distances (n,) of each seed."""
-    low, high = _interval(parts)
-    row = {"n": min(len(part) for part in parts), "distance": _mean(_means(parts))}
-    return row | {"low": max(low, 0.0) if low == low else low, "high": high}
+def _over_seeds(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    """How many seeds and images count, and the mean distance with its interval, of the distances (n,) of each seed."""
+    mean, low, high = _mean_interval(parts)
+    least = float(np.maximum(low, 0))  # no distance is negative; NaN stays
+    return {"seeds": len(parts), "n": min(map(len, parts)), "distance": mean, "low": least, "high": high}
 
 
-def _interval(parts: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The 95 % interval of the mean of the seeds' means: Student's t over seeds; of one seed, bootstrap over its images."""
-    return t_interval(_means(parts)) if len(parts) > 1 else bootstrap(np.mean, parts[0])
-
-
-def _means(parts: Sequence[np.ndarray]) -> list[float]:
-    return [float(part.mean()) if len(part) else float("nan") for part in parts]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean_interval(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """The mean of the seeds' means and its 95 % interval: Student's t over seeds; of one seed, bootstrap over its images."""
+    means = [float(part.mean()) if len(part) else float("nan") for part in parts]
+    return sum(means) / len(means), *(t_interval(means) if len(parts) > 1 else bootstrap(np.mean, parts[0]))

@@ -17,6 +17,8 @@ Of a stochastic model every example meets everything that its view does: a rando
 deterministic view or source what does not (see `compatible_attacks`).
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +26,23 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustlib.attacks import PGD, Attack
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import State, fingerprint
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.evaluation.schedule import CLEAN, AttackSchedule, Progress, Step, concat_records, plan
 from robustlib.models.classifier import full_float32
+from robustlib.runs import attack_names, digest, read_json, versions, write_json
 from robustlib.threat import Threat
 
 BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example
 RESERVED = (CLEAN, "worst")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass; another one in each process
+ORDER = "order of attacks"
 
 
 def evaluate(
@@ -85,11 +89,11 @@ def evaluate(
     _check({**attacks, **adaptive}, batch_size, draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
-    kept = State(None)
-    if state is not None:
+    path = None if state is None else Path(state)
+    if path is not None:
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
-        kept = State.open(state, fingerprint(model, {**surrogates, **sources}, split, attacks, adaptive, **settings))
-    schedule = AttackSchedule(model, split, seed, draws, min(batch_size, kept.limit or batch_size), kept, progress)
+        _begin(path, _fingerprint(model, {**surrogates, **sources}, split, attacks, adaptive, settings))
+    schedule = AttackSchedule(model, split, seed, draws, batch_size, path, progress)
     with frozen_eval(model), full_float32():
         classes = _classes(model, split) if len(split) else 0
         schedule.run([Step(CLEAN)])
@@ -131,6 +135,69 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
             raise InputError(
                 f"An attack cannot be called {name!r}: {', '.join(RESERVED)} and names with @ have a meaning."
             )
+
+
+def _begin(path: Path, facts: Mapping[str, Any]) -> None:
+    """Begins a state in `path` if there is none; an error if it belongs to another evaluation."""
+    stored, asked = read_json(path / "protocol.json"), json.loads(json.dumps(facts, default=str))
+    if not stored:
+        for orphan in path.glob("part-*.parquet"):  # nobody knows what they are of
+            orphan.unlink()
+        write_json(path / "protocol.json", asked)
+    # What follows from the attacks comes last: their order and versions. The sort is stable.
+    for name in sorted({**asked, **stored}, key=lambda name: name in (ORDER, "numerics")) if stored else ():
+        if stored.get(name) != asked.get(name):
+            raise InputError(
+                f"The evaluation state in {path} was begun with another {name} "
+                f"({stored.get(name, 'none')} there, {asked.get(name, 'none')} now): delete that directory, or give "
+                "another one as `state`."
+            )
+
+
+def _fingerprint(
+    model: nn.Module,
+    others: Mapping[str, nn.Module],
+    split: Split,
+    attacks: Mapping[str, Attack],
+    adaptive: Mapping[str, Attack],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that decides the records of `evaluate`, `others` being surrogates and sources: with equal ones a state is shared."""
+    suites = {"attack": attacks, "adaptive attack": adaptive}
+    hints = {n: f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}" for n, view in others.items()}
+    return {
+        "model": model_digest(model),
+        **{f"surrogate {name}": f"{model_digest(other)} {hints[name]}" for name, other in others.items()},
+        "split": _tensor_digest(split.images, split.labels, split.indices),
+        **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
+        ORDER: [list(suite) for suite in suites.values()],
+        **settings,
+        "numerics": versions("measures/evaluation", *attack_names([*attacks.values(), *adaptive.values()])),
+        "device": split.labels.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def model_digest(model: nn.Module) -> str:
+    """Sixteen characters for a model's class, weights, buffers and plain settings such as a temperature."""
+    weights = model.state_dict()
+    settings = [
+        ADDRESS.sub("", f"{name}.{key}={value!r}")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "training" and (value is None or isinstance(value, (bool, int, float, str, tuple)))
+    ]
+    words = f"{type(model).__qualname__} {ADDRESS.sub('', str(model))} {sorted(weights)} {settings}"
+    unsaved = (buffer for name, buffer in model.named_buffers() if name not in weights)
+    return _tensor_digest(*(weights[name] for name in sorted(weights)), *unsaved, words=words)
+
+
+def _tensor_digest(*tensors: Tensor, words: str = "") -> str:
+    parts: list[str | bytes] = [words]
+    for tensor in tensors:
+        parts.append(f"{tensor.dtype}{tuple(tensor.shape)}")
+        parts.append(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest(*parts)
 
 
 def robustness_curve(

@@ -15,10 +15,7 @@ from robustlib.data import Batch
 from robustlib.threat import Threat
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
-COLUMNS = (
-    *("index", "label", "attack", "surrogate", "component", "eps", "draw"),
-    *("prediction", "margin", "valid"),
-)
+COLUMNS = ["index", "label", "attack", "surrogate", "component", "eps", "draw", "prediction", "margin", "valid"]
 CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -31,13 +28,24 @@ def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     return inside & (threat.distance(x_adv.double(), x.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps))
 
 
-def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> pd.DataFrame:
-    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example, in float32.
+def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (B, K) in float32, and the predicted class (B,) of each image; -1 where a logit is not finite."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        logits = model(x).float()
+    return logits, torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
-    `ok` (B,) bool says whether the attacker was allowed to make them. Columns index, label, draw, prediction (-1 where a logit is not
-    finite), margin (z_y - max z_k) and valid.
+
+def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> pd.DataFrame:
+    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example.
+
+    `ok` (B,) bool says whether the attacker was allowed to make them. Columns index, label, draw, prediction (-1: no answer), margin
+    (z_y - max z_k) and valid.
     """
-    answers = [_answer(model, x_adv, batch.y) for _ in range(draws)]
+    answers = []
+    for _ in range(draws):
+        logits, prediction = answer(model, x_adv)
+        check_labels(batch.y, logits.shape[1])
+        answers.append((prediction, margin_of(logits, batch.y)))
     prediction, margin = (torch.stack(parts, 1).flatten() for parts in zip(*answers, strict=True))
     each = {"index": batch.index, "label": batch.y, "valid": ok}
     columns = {name: column.repeat_interleave(draws) for name, column in each.items()}
@@ -45,18 +53,9 @@ def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: in
     return pd.DataFrame({name: columns[name].cpu().numpy() for name in COLUMNS if name in columns})
 
 
-def _answer(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions and margins (B,)."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        logits = model(x).float()
-    check_labels(y, logits.shape[1])
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1), margin_of(logits, y)
-
-
 def labelled(frame: pd.DataFrame, attack: str, surrogate: str, component: str | np.ndarray, eps: float) -> pd.DataFrame:
     """The frame of `predict` with the names of what attacked and its radius, columns in their order."""
-    frame = frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)
-    return frame[list(COLUMNS)]
+    return frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)[COLUMNS]
 
 
 def robust_correct(records: pd.DataFrame) -> pd.Series:
@@ -64,7 +63,7 @@ def robust_correct(records: pd.DataFrame) -> pd.Series:
     return (records["prediction"] == records["label"]) & records["valid"]
 
 
-def summarise(records: pd.DataFrame, *, worst: bool = True) -> pd.DataFrame:
+def summarise(records: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over everything.
 
     Invalid adversarial examples count as errors of the model and are shown in `invalid`: a broken attack is never reported
@@ -80,7 +79,7 @@ def summarise(records: pd.DataFrame, *, worst: bool = True) -> pd.DataFrame:
     """
     table = with_correct(records)
     rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in by_attack(table)]
-    if worst and len(rows) > 1:
+    if len(rows) > 1:
         whole = _row(table)
         least = min((whole, *rows), key=lambda row: row["accuracy"])
         rows.append({**least, "attack": "worst", "eps": whole["eps"], "invalid": whole["invalid"]})
@@ -111,15 +110,14 @@ def cascade_steps(records: pd.DataFrame) -> pd.DataFrame:
     table, rows = with_correct(records), []
     clean = table[table["attack"] == "clean"]
     for (attack, surrogate), group in table[table["component"] != ""].groupby(["attack", "surrogate"], sort=False):
-        seen, n = clean, clean["index"].nunique()
+        parts = {"clean": clean, **dict(list(group[group["component"] != "clean"].groupby("component", sort=False)))}
+        n = clean["index"].nunique()
         before: float = n
-        for component in ["clean", *(c for c in group["component"].unique() if c != "clean")]:
-            part = clean if component == "clean" else group[group["component"] == component]
-            seen = seen if component == "clean" else pd.concat([seen, part])
-            left = _score(seen)["correct"].sum()
+        for k, (component, part) in enumerate(parts.items(), 1):
+            after = _score(pd.concat(list(parts.values())[:k]))["correct"].sum()
             row = {"attack": attack, "surrogate": surrogate, "component": component}
-            rows.append(row | {"attacked": part["index"].nunique(), "broken": before - left, "accuracy": left / n})
-            before = left
+            rows.append(row | {"attacked": part["index"].nunique(), "broken": before - after, "accuracy": after / n})
+            before = after
     return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
 
 
@@ -137,7 +135,7 @@ def _row(group: pd.DataFrame) -> dict[str, float]:
 
 
 def _score(table: pd.DataFrame) -> pd.DataFrame:
-    """For each example under its strongest adversarial image: `correct` in [0, 1], the mean over draws, and `single`."""
+    """For each example under its strongest adversarial image: `correct`, the mean over draws in [0, 1], and `single`."""
     if table["draw"].max() == 0:
         least = table.groupby("index")["correct"].min()
         return least.to_frame("correct").assign(single=least)

@@ -1,6 +1,6 @@
 """The attacks that every model meets, those that no training here has seen, and how each number is explained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -58,25 +58,42 @@ class StochasticProtocol:
         return {"steps": self.autoattack[0], "eot": self.autoattack[1], "queries": self.queries}
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnseenStrengths:
+    """How strong the unseen attacks are. The defaults are those of Nie et al. (2022) on CIFAR-10."""
+
+    l2: float = 0.5  # radius, in pixel units of [0, 1]
+    flow: float = 0.8  # bound of StAdv, in pixels
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise InputError(f"UnseenStrengths {name}={value!r}: give a number above 0.")
+
+
 @lru_cache
 def stochastic_protocol(preset: str | None) -> StochasticProtocol:
     """What a preset's section `randomised` says; the published protocol where there is no such section, or no such preset."""
-    section = _section(preset, "randomised", [field.name for field in fields(StochasticProtocol)])
-    values: Any = {name: tuple(value) if name in PAIRS else value for name, value in section.items()}
-    return StochasticProtocol(**values)
+    return StochasticProtocol(**_section(preset, "randomised", StochasticProtocol))
 
 
-def _section(preset: str | None, name: str, known: Sequence[str]) -> Mapping[str, Any]:
+@lru_cache
+def unseen_strengths(preset: str | None) -> UnseenStrengths:
+    """The strengths in a preset's section `unseen`; the published ones where there is none."""
+    return UnseenStrengths(**_section(preset, "unseen", UnseenStrengths))
+
+
+def _section(preset: str | None, name: str, kind: type[StochasticProtocol] | type[UnseenStrengths]) -> dict[str, Any]:
     """A section of a preset's YAML; {} where there is no such section, or no such preset."""
     import yaml
 
-    file = PRESETS / f"{preset}.yaml"
+    file, known = PRESETS / f"{preset}.yaml", [field.name for field in fields(kind)]
     content: Mapping[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
     section: Mapping[str, Any] = content.get(name) or {}
     for key in section:
         if key not in known:
             raise unknown(f"entry of {name} in {file.name}", key, known)
-    return section
+    return {key: tuple(value) if key in PAIRS else value for key, value in section.items()}
 
 
 PUBLISHED = StochasticProtocol()
@@ -125,11 +142,8 @@ def adaptive_attacks(
     transfer: PGD-20, and AutoAttack's standard version on the former.
     """
     if stochastic:
-        return {
-            "pgd20": PGD(threat, steps=20),
-            "pgd_eot": PGDEOT(threat, *protocol.pgd_eot),
-            "aa_standard": AutoAttack(threat, **protocol.autoattack_settings()),
-        }
+        kept = standard_attacks(threat, True, protocol)
+        return {"pgd20": PGD(threat, steps=20)} | {name: kept[name] for name in ("pgd_eot", "aa_standard")}
     pgd = PGD(threat, steps=100, restarts=5, early_stop=True)
     return {
         **{name: attack for name, attack in standard_attacks(threat).items() if is_search(attack)},
@@ -143,30 +157,22 @@ TRANSFER_METHODS = ("pgd_at", "trades")  # methods whose adversarial examples ar
 TRANSFER = "transfer from "  # begins the surrogate's name of what was found on them
 
 
-@dataclass(frozen=True)
 class Suite:
-    """The attacks of an `evaluate`, and the words for each of its numbers."""
+    """The standard and the adaptive attacks of an `evaluate`, and the words for each of its numbers."""
 
-    model: Classifier
-    attacks: Mapping[str, Attack]  # on the model itself
-    adaptive: Mapping[str, Attack]  # on its surrogates
-    sources: Mapping[str, Run]  # finished runs by method, of those in TRANSFER_METHODS that are tried
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: Classifier,
         threat: Threat,
         protocol: StochasticProtocol,
-        sources: Mapping[str, Run],
-        only: Iterable[str] = (),
-    ) -> "Suite":
-        """The standard and the adaptive attacks; `only` these of both, if there are some."""
+        sources: Mapping[str, Run],  # finished runs by method, of those in TRANSFER_METHODS that are tried
+        only: Iterable[str] = (),  # these attacks; () for all
+    ) -> None:
         settings = (threat, model.stochastic, protocol)
-        suites = (standard_attacks(*settings), adaptive_attacks(*settings))
+        suites = (standard_attacks(*settings), adaptive_attacks(*settings))  # on the model itself, on its surrogates
         keep = tuple(only) or tuple({**suites[0], **suites[1]})
-        attacks, adaptive = ({name: suite[name] for name in suite if name in keep} for suite in suites)
-        return cls(model, attacks, adaptive, sources)
+        self.attacks, self.adaptive = ({name: suite[name] for name in suite if name in keep} for suite in suites)
+        self.model, self.sources = model, sources
 
     def table(self, records: pd.DataFrame) -> list[dict[str, Any]]:
         """The rows of `summarise`, each with its protocol."""
@@ -181,9 +187,8 @@ class Suite:
         if surrogate:
             where = self._where(surrogate, self.adaptive[attack])
             return f"{self.adaptive[attack]!r}, searched on {where}, judged by the deployed model"
-        return self._worst() if attack == "worst" else repr(self.attacks[attack])
-
-    def _worst(self) -> str:
+        if attack != "worst":
+            return repr(self.attacks[attack])
         said, missing = "per-example worst case over the attacks above", set(TRANSFER_METHODS) - set(self.sources)
         if self.model.stochastic:
             said = f"{said}, or the lowest of them where that is lower,"
@@ -210,32 +215,12 @@ class Suite:
         return said if every else f"{said}, on what withstood everything before"
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnseenStrengths:
-    """How strong the unseen attacks are. The defaults are those of Nie et al. (2022) on CIFAR-10."""
-
-    l2: float = 0.5  # radius, in pixel units of [0, 1]
-    flow: float = 0.8  # bound of StAdv, in pixels
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise InputError(f"UnseenStrengths {name}={value!r}: give a number above 0.")
-
-
-@lru_cache
-def unseen_strengths(preset: str | None) -> UnseenStrengths:
-    """The strengths in a preset's section `unseen`; the published ones where there is none."""
-    return UnseenStrengths(**_section(preset, "unseen", [field.name for field in fields(UnseenStrengths)]))
-
-
 def unseen_attacks(
     strengths: UnseenStrengths, stochastic: bool, protocol: StochasticProtocol
 ) -> dict[str, dict[str, Attack]]:
-    """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if the model is stochastic) and
-    "stadv".
+    """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if `stochastic`) and "stadv".
 
-    The gradients of a `stochastic` model are averaged as its `protocol` says, which gives others the number of Square's queries and
+    The gradients of a stochastic model are averaged as its `protocol` says, which gives others the number of Square's queries and
     StAdv's steps.
     """
     threat, (steps, samples) = Threat("l2", strengths.l2), protocol.autoattack

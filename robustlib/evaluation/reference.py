@@ -1,27 +1,35 @@
-"""The authors' own AutoAttack (package pyautoattack) on the same images, as a second opinion."""
+"""What others publish, on the same images: the authors' own AutoAttack (package pyautoattack) as a second opinion, and CLAF's
+protocol as it was run, which is no valid robust accuracy, so that a reader sees where 60.47 % comes from."""
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.measurements import images_of
-from robustlib.evaluation.metrics import accuracy, robust_correct, valid
+from robustlib.evaluation.measurements import images_of, threat_of
+from robustlib.evaluation.metrics import accuracy, answer, robust_correct, valid
+from robustlib.models import Classifier
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 INSTALL = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
+STEPS, CLAF_BATCH = 10, 500  # of CLAF's release
+INVALID = (
+    "Invalid: the attack clamps normalised images to [0, 1], as CLAF's release does, so that they are no images of the data set "
+    "within the stated radius."
+)
 
 
 @dataclass(frozen=True)
@@ -47,38 +55,28 @@ def compare_with_reference(
 
     The model must be deterministic and have at least 4 classes.
     """
-    split, threat, model = images_of(run, dataset, n), Threat(**run.params()["threat"]), run.model()
-    records = run.records()
-    ours = _our_correct(records, split) if len(records) else None
-    if ours is None or ours.isna().any():
+    split, model, records = images_of(run, dataset, n), run.model(), run.records()
+    if len(records):
+        records = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
+    if not len(records) or not set(split.indices.tolist()) <= set(records["index"]):
         raise InputError(f"{run.path} has no AutoAttack on all {len(split)} images: call `robustlib evaluate` first.")
     if model.stochastic or model.num_classes < 4:
         raise InputError("The authors' standard AutoAttack judges deterministic models of at least 4 classes only.")
+    withstood = robust_correct(records).groupby(records["index"]).min()
+    ours = torch.tensor(withstood.loc[split.indices.tolist()].tolist())
     began = time.monotonic()
-    theirs = reference_correct(model.to(resolve_device(device)), split, threat, seed=seed).numpy()
-    mine = ours.to_numpy(dtype=bool)
+    theirs = reference_correct(model.to(resolve_device(device)), split, threat_of(run), seed=seed)
     return Comparison(
-        accuracy(int(mine.sum()), len(split)),
+        accuracy(int(ours.sum()), len(split)),
         accuracy(int(theirs.sum()), len(split)),
-        split.indices[torch.from_numpy(theirs & ~mine)].tolist(),
-        split.indices[torch.from_numpy(mine & ~theirs)].tolist(),
+        split.indices[theirs & ~ours].tolist(),
+        split.indices[ours & ~theirs].tolist(),
         time.monotonic() - began,
     )
 
 
-def _our_correct(records: pd.DataFrame, split: Split) -> pd.Series:
-    """Which images withstood our AutoAttack on the deployed model, in the split's order; NaN where it was not tried."""
-    ours = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
-    return robust_correct(ours).groupby(ours["index"]).min().reindex(split.indices.tolist())
-
-
 def reference_correct(
-    model: nn.Module,
-    split: Split,
-    threat: Threat,
-    *,
-    seed: int = 0,
-    attacks: Sequence[str] = (),
+    model: nn.Module, split: Split, threat: Threat, *, seed: int = 0, attacks: Sequence[str] = ()
 ) -> Tensor:
     """Which examples withstand the authors' standard AutoAttack: (N,) bool on the CPU, judged like ours.
 
@@ -100,6 +98,62 @@ def reference_correct(
         for attack in (authors.fab, authors.apgd_targeted):
             attack.n_target_classes = min(attack.n_target_classes, classes - 1)
         x_adv, _ = authors.run_standard_evaluation(x, y, batch_size=BATCH)
-        with torch.no_grad():
-            logits = torch.cat([model(part) for part in x_adv.split(BATCH)])
-    return ((logits.argmax(1) == y) & logits.isfinite().all(1) & valid(x_adv, x, threat)).cpu()
+        predicted = torch.cat([answer(model, part)[1] for part in x_adv.split(BATCH)])
+    return ((predicted == y) & valid(x_adv, x, threat)).cpu()
+
+
+@dataclass(frozen=True)
+class PublishedProtocol:
+    """What `claf_published_protocol` finds; `said` must stand wherever `accuracy` does. All in [0, 1], pixel units or fractions."""
+
+    accuracy: float  # on the clamped and attacked images
+    clamped: float  # accuracy on images that are clamped and not attacked
+    budget: float  # mean over channels of the radius that +-eps of normalised values are
+    moved: float  # mean over images of the largest change of a pixel; far above eps because of the clamp
+    n: int
+    said: str = INVALID
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The two accuracies as rows: attack, accuracy with its Wilson interval low to high, and valid: False."""
+        shares = {"published protocol": self.accuracy, "its clamp alone, without an attack": self.clamped}
+        return [{"attack": name, **accuracy(round(v * self.n), self.n), "valid": False} for name, v in shares.items()]
+
+
+def claf_published_protocol(
+    model: Classifier, split: Split, *, eps: float = 8 / 255, step_size: float = 2 / 255
+) -> PublishedProtocol:
+    """PGD in the space of normalised images, clamped to [0, 1] there (AdirRahamim/CLAF's main.py with torchattacks 3.0).
+
+    There z = (x - mean) / std is taken for an image: z_0 = clamp(z + U(-eps, eps)), then 10 steps of step_size * sign(gradient of the
+    cross-entropy), each projected on |z' - z| <= eps and clamped to [0, 1]. So the radius in pixels is eps std, about a fifth
+    of eps on CIFAR-10, while the clamp alone lifts each pixel below the channel's mean to the mean and cuts what is more than one
+    standard deviation above it. The release makes its training images so too, which no method here does. Report it beside
+    `evaluate`, never instead. `eps` and `step_size` are in units of normalised images.
+    """
+    if not (0 <= eps < math.inf and 0 < step_size < math.inf):
+        raise InputError(
+            f"claf_published_protocol: eps={eps!r}, step_size={step_size!r}: give a radius of at least 0 and a positive length."
+        )
+
+    def logits(z: Tensor) -> Tensor:  # of normalised images
+        return model(z * model.std + model.mean).float()
+
+    split = split.to(model.mean.device)
+    generator = torch.Generator(model.mean.device).manual_seed(0)
+    right, clamped, moved = [], [], []
+    with frozen_eval(model):
+        for batch in split.batches(CLAF_BATCH):
+            z = model.normalise(batch.x)
+            at = (z + eps * (2 * torch.rand(z.shape, generator=generator, device=z.device) - 1)).clamp(0, 1)
+            for _ in range(STEPS):
+                at = at.detach().requires_grad_(True)
+                with torch.enable_grad():
+                    (gradient,) = torch.autograd.grad(F.cross_entropy(logits(at), batch.y), at)
+                at = (z + (at + step_size * gradient.sign() - z).clamp(-eps, eps)).clamp(0, 1).detach()
+            with torch.no_grad():
+                right.append(logits(at).argmax(1) == batch.y)
+                clamped.append(logits(z.clamp(0, 1)).argmax(1) == batch.y)
+            moved.append(((at - z) * model.std).flatten(1).abs().amax(1))
+    attacked, still, far = (float(torch.cat(parts).float().mean()) for parts in (right, clamped, moved))
+    return PublishedProtocol(attacked, still, float((eps * model.std).mean()), far, len(split))

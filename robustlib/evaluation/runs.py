@@ -1,29 +1,41 @@
-"""The standard evaluation of a finished run, stored with it."""
+"""The standard evaluation of finished runs, stored with them; their leaderboard, and its means over seeds."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Dataset, Split
-from robustlib.evaluation.cache import state_key
+from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
-from robustlib.evaluation.measurements import OnProgress, images_of, measure_randomness, protocol_of, threat_of
-from robustlib.evaluation.metrics import cascade_steps
+from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
+from robustlib.evaluation.metrics import by_attack, cascade_steps
 from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suite
+from robustlib.evaluation.stochastic import measure_randomness
+from robustlib.figures import labels
 from robustlib.runs import Run, attack_names, measured, transfer_sources, versions
-from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 EPS_MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the threat's eps, for the curve
 STEPS = (0, 1, 2, 5, 10, 20, 50)  # of PGD, for the curve
 CURVE_EXAMPLES = 500
 LAST = ("fgsm", "pgd20", "cw50")  # attacks on the last epoch's weights
+
+# What runs must share for a mean over their seeds to mean something.
+KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
+ELSEWHERE = ("pgd100x5", "cw100x5", "square", "aa_standard", "known", "l2", "stadv")
+# The attacks of the common protocol; what only randomised models, surrogates or a measurement meet is no column.
+ATTACKS = tuple(name for name in labels.ATTACKS if name not in ELSEWHERE)
+FACTS = ("preset", "dataset", "method", "title", "arch", "precision", "seed")
+COLUMNS = (
+    *("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed", "threat", *ATTACKS),
+    *("clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs", "path", "stale"),
+    *("warnings", "checkpoint", "headline_badge", "headline_text", "protocol_badge", "protocol_text"),
+)
 
 
 def evaluate_run(
@@ -53,24 +65,10 @@ def evaluate_run(
         (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources by
         method), of a stochastic one budget. It is evaluated again when a method of TRANSFER_METHODS has a finished run that had none.
     """
-    split, facts = _evaluation_facts(run, dataset, n, seed)
-    stored = run.results()
-    keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
-    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep)
-    results = measured(run, "results.json", facts, measure) if keep else {**facts, **measure()}
-    if results != stored:
-        shutil.rmtree(run.evaluation, ignore_errors=True)
-    if "budget" in facts:
-        measure_randomness(run, dataset, device=device, progress=progress)
-    return results
-
-
-def _evaluation_facts(run: Run, dataset: Dataset, n: int | None, seed: int) -> tuple[Split, dict[str, Any]]:
-    """The images, and the facts by which a stored evaluation is known again."""
     split, model, protocol, threat = images_of(run, dataset, n), run.model(), protocol_of(run), threat_of(run)
     if model.stochastic:
         split = images_of(run, dataset, min(len(split), protocol.images))
-    suite = Suite.of(model, threat, protocol, {})
+    suite, stored = Suite(model, threat, protocol, {}), run.results()
     names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
     facts: dict[str, Any] = {
         "n": len(split),
@@ -81,51 +79,47 @@ def _evaluation_facts(run: Run, dataset: Dataset, n: int | None, seed: int) -> t
     }
     facts |= {"numerics": versions("measures/evaluation", *names)}
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
-    return split, facts | ({"transfer": _sources(run)} if has_new_sources(run) else {})
+    facts |= {"transfer": _sources(run)} if has_new_sources(run) else {}
+    keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
+    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep)
+    results = measured(run, "results.json", facts, measure) if keep else {**facts, **measure()}
+    if results != stored:
+        shutil.rmtree(run.evaluation, ignore_errors=True)
+    if model.stochastic:
+        measure_randomness(run, dataset, device=device, progress=progress)
+    return results
 
 
 def _evaluate_weights(
-    run: Run,
-    dataset: Dataset,
-    split: Split,
-    facts: Mapping[str, Any],
-    device: str,
-    progress: OnProgress,
-    keep: bool,
+    run: Run, dataset: Dataset, split: Split, facts: Mapping[str, Any], device: str, progress: OnProgress, keep: bool
 ) -> dict[str, Any]:
     """What results.json holds besides its facts; the records of best and last weights are stored if they shall be kept."""
-    run.model().check_data(dataset)
-    where, threat, protocol, random = resolve_device(device), threat_of(run), protocol_of(run), "budget" in facts
-    sources = transfer_sources(run, TRANSFER_METHODS) if run.model().surrogates() else {}
-    transfer = {"transfer": _sources(run)} if run.model().surrogates() else {}
-    quick, tables, frames = LAST[:2] if random else LAST, {}, {}
-    key = state_key({**facts, **transfer}, where)
+    best, where, threat, protocol = run.model(), resolve_device(device), threat_of(run), protocol_of(run)
+    best.check_data(dataset)
+    sources = transfer_sources(run, TRANSFER_METHODS) if best.surrogates() else {}
+    transfer = {"transfer": _sources(run)} if best.surrogates() else {}
+    key, quick, tables, frames = state_key({**facts, **transfer}, where), LAST[:2] if best.stochastic else LAST, {}, {}
     for which, others, only in (("best", sources, ()), ("last", {}, quick)):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload,arg-type]
-        suite = Suite.of(model, threat, protocol, others, only)
-        found = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
-        suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": found}
+        suite = Suite(model, threat, protocol, others, only)
+        views = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
+        suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": views}
         state = run.evaluation / f"{which}-{key}"
         frames[which] = evaluate(model, split, **suites, seed=facts["seed"], state=state, progress=progress)
         tables[which] = suite.table(frames[which])
     cascade = cascade_steps(frames["best"][frames["best"]["surrogate"] == ""]).to_dict("records")
-    few = split.sample(protocol.curve if random else CURVE_EXAMPLES)
-    curves = _curves(run.model().to(where), few, threat, facts["seed"])
+    curve: dict[str, Any] = {"seed": facts["seed"]}
+    curve["attack"] = PGD(threat, steps=20, early_stop=not best.stochastic, eot=EOT if best.stochastic else 1)
+    model, few = best.to(where), split.sample(protocol.curve if best.stochastic else CURVE_EXAMPLES)
+    over_eps = robustness_curve(model, few, eps=sorted({threat.scaled(k).eps for k in EPS_MULTIPLES}), **curve)
+    over_steps = robustness_curve(model, few, steps=STEPS, **curve)
+    curves = {"curve": over_eps.to_dict("records"), "steps_curve": over_steps.to_dict("records")}
     if keep:  # before results.json, which would have no proof without; what judged older numbers goes with them
         for old in ("audit.json", "randomness.json"):
             (run.path / old).unlink(missing_ok=True)
         both = [frame.assign(checkpoint=which) for which, frame in frames.items()]
         run.write_frame("records.parquet", pd.concat(both, ignore_index=True))
     return {**transfer, "rows": tables["best"], "cascade": cascade, "last": {"rows": tables["last"]}, **curves}
-
-
-def _curves(model: nn.Module, split: Split, threat: Threat, seed: int) -> dict[str, Any]:
-    stochastic = bool(getattr(model, "stochastic", False))
-    attack = PGD(threat, steps=20, early_stop=not stochastic, eot=EOT if stochastic else 1)
-    radii = sorted({threat.scaled(multiple).eps for multiple in EPS_MULTIPLES})
-    over_eps = robustness_curve(model, split, attack, eps=radii, seed=seed)
-    over_steps = robustness_curve(model, split, attack, steps=STEPS, seed=seed)
-    return {"curve": over_eps.to_dict("records"), "steps_curve": over_steps.to_dict("records")}
 
 
 def _sources(run: Run) -> dict[str, str]:
@@ -136,3 +130,81 @@ def has_new_sources(run: Run) -> bool:
     """Whether an evaluated model with surrogates would now be attacked by way of other runs than it was: more, or fitter ones."""
     stored = run.results()
     return "transfer" in stored and _sources(run) not in ({}, stored["transfer"])
+
+
+def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row for each evaluated run, the best worst case first.
+
+    Returns:
+        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
+        as "Linf 0.2"), the ATTACKS (fractions, NaN where not measured; clean and worst with _low and _high),
+        last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
+        the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber", "red" or "n/a"; ""
+        before an audit), headline_text, protocol_text.
+    """
+    rows = [_row(run) for run in runs if run.results()]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    params, results, metrics, audit = run.params(), run.results(), run.metrics(), run.audit().get("badges", {})
+    rows = {row["attack"]: row for row in results["rows"]}
+    badges = {kind: audit.get(kind, {}) for kind in ("headline", "protocol")}
+    return {
+        **{name: params.get(name) for name in FACTS},
+        "changed": run.changed,
+        "threat": results["threat"],
+        **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
+        **{f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")},
+        "last_worst": next(row["accuracy"] for row in results["last"]["rows"] if row["attack"] == "worst"),
+        "n": results["n"],
+        "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
+        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
+        "path": str(run.path),
+        "stale": run.stale,
+        "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],
+        "checkpoint": results["checkpoint"],
+        **{f"{kind}_badge": badge.get("verdict", "") for kind, badge in badges.items()},
+        **{f"{kind}_text": badge.get("text", "") for kind, badge in badges.items()},
+    }
+
+
+def aggregate(board: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds for each kind of run in a leaderboard (see KIND); std is NaN for one seed."""
+    groups = board.groupby(KIND, sort=False)
+    present = [name for name in ATTACKS if name in board]  # leaderboards of version 0.1 have no autoattack
+    table = groups[[*present, "minutes"]].agg(["mean", "std"])
+    table.columns = table.columns.map("_".join)
+    return table.assign(seeds=groups.seed.nunique()).reset_index()
+
+
+def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
+    """The runs that lack something: run, preset, dataset, path and missing (what, and the command that makes it)."""
+    rows = []
+    for run in runs:
+        if missing := _missing(run):
+            facts = {name: run.params().get(name) for name in ("preset", "dataset")}
+            rows.append({"run": run.name, **facts, "path": str(run.path), "missing": missing})
+    return pd.DataFrame(rows, columns=["run", "preset", "dataset", "path", "missing"])
+
+
+def _missing(run: Run) -> str:
+    """What a run lacks, and the command that makes it; "" if nothing."""
+    again = "robustlib run --rerun"
+    try:
+        again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
+        if not run.finished:
+            return f"training {run.status()['state']}: {again.removesuffix(' --rerun')}"
+        run.model()
+        results, _ = run.results(), run.metrics()
+        if not results:
+            begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
+            return f"{begun}: robustlib evaluate {run.path}"
+        records = run.records()
+        kept = {name: part["index"].nunique() for name, part in by_attack(records)} if len(records) else {}
+        counted = {row["attack"]: row["n"] for row in results["rows"] if row["attack"] != "worst"}
+        if short := [attack for attack, n in counted.items() if kept.get(attack, 0) < n]:
+            return f"records of {', '.join(short)} are incomplete: {again}"
+        return "" if run.audit() else f"not audited: robustlib audit {run.path}"
+    except (InputError, OSError, ValueError) as error:  # a damaged file, by whichever library reads it
+        return f"a file cannot be read ({' '.join(str(error).split())}): {again}"

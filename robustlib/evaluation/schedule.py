@@ -5,9 +5,11 @@ surrogates and other models as sources of transfer. An example leaves once it is
 """
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,12 @@ from robustlib.attacks import APGD, Attack
 from robustlib.attacks.base import MemoryGuard, SurrogateModel
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
-from robustlib.evaluation.cache import State
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
 from robustlib.rng import ExampleRNG
+from robustlib.runs import read_json, write_atomic, write_json
 from robustlib.threat import Threat
 
-CLEAN, BEFORE = (
-    "clean",
-    "before",
-)  # components of a cascade that were not needed: wrong without attack, broken before it
+CLEAN, BEFORE = "clean", "before"  # components of a cascade not needed: wrong without attack, broken before it
 FAMILY = "of each class"  # how surrogates that are aimed at one class each are called together
 
 
@@ -64,21 +63,12 @@ class Step:
         return float(self.threat.eps if self.threat is not None else getattr(self.attack, "bound", None) or 0)
 
 
-@dataclass(frozen=True)
-class SurrogateGroup:
-    """What records call a surrogate: one view, or a family of views that are aimed at one class each."""
-
-    name: str  # in the column `surrogate`
-    views: Mapping[str, nn.Module]  # by their name in the column `component`; a single view has ""
-
-    @property
-    def family(self) -> bool:
-        """Whether its views are aimed at classes."""
-        return "" not in self.views
+Views = Mapping[str, nn.Module]  # by their name in the column `component`; a single view has ""
 
 
-def group_surrogates(surrogates: Mapping[str, nn.Module]) -> list[SurrogateGroup]:
-    """The surrogates in their order; those with a `target` that differ by its number only ("gate 0", "gate 1") are a family."""
+def group_surrogates(surrogates: Mapping[str, nn.Module]) -> dict[str, Views]:
+    """The views by their name in the column `surrogate`, in order; those with a `target` that differ by its number only ("gate 0",
+    "gate 1") are a family."""
     groups: dict[str, dict[str, nn.Module]] = {}
     for name, view in surrogates.items():
         target = getattr(view, "target", None)
@@ -86,7 +76,7 @@ def group_surrogates(surrogates: Mapping[str, nn.Module]) -> list[SurrogateGroup
             groups[name] = {"": view}
         else:
             groups.setdefault(f"{name.removesuffix(str(target)).strip()} {FAMILY}", {})[name] = view
-    return [SurrogateGroup(name, views) for name, views in groups.items()]
+    return dict(groups)
 
 
 def is_search(attack: Attack) -> bool:
@@ -95,15 +85,11 @@ def is_search(attack: Attack) -> bool:
 
 
 def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
-    """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws, a
-    deterministic one the others; all, where there are none of that kind."""
+    """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws (AutoAttack does in
+    its rand version only), a deterministic one the others; all, where there are none of that kind."""
     random = bool(getattr(view, "stochastic", False))
-    return {name: attack for name, attack in attacks.items() if _averages(attack) == random} or dict(attacks)
-
-
-def _averages(attack: Attack) -> bool:
-    """Whether an attack takes the mean gradient of several draws; AutoAttack does so in its rand version only."""
-    return getattr(attack, "version", "rand") == "rand" and getattr(attack, "eot", 1) > 1
+    averages = {n: getattr(a, "version", "rand") == "rand" and getattr(a, "eot", 1) > 1 for n, a in attacks.items()}
+    return {name: attack for name, attack in attacks.items() if averages[name] == random} or dict(attacks)
 
 
 def targeted_attacks(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
@@ -113,11 +99,11 @@ def targeted_attacks(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
     return margin or able
 
 
-def select_groups(attack: Attack, groups: Sequence[SurrogateGroup]) -> list[SurrogateGroup]:
+def select_views(attack: Attack, groups: Mapping[str, Views]) -> dict[str, Views]:
     """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
-    single = [group for group in groups if not group.family]
-    joint = [group for group in single if getattr(group.views[""], "objective", None)]
-    rest = [group for group in single if group not in joint]
+    single = {name: views for name, views in groups.items() if "" in views}
+    joint = {name: views for name, views in single.items() if getattr(views[""], "objective", None)}
+    rest = {name: views for name, views in single.items() if name not in joint}
     return (rest if hasattr(attack, "components") else joint) or single
 
 
@@ -149,64 +135,65 @@ def plan(
     minimum: bool,
 ) -> Iterator[tuple[list[Step], bool]]:
     """The steps of each attack on each view, and whether they meet only what withstood everything before; see `evaluate`."""
-    stochastic, groups = bool(getattr(model, "stochastic", False)), group_surrogates(surrogates)
+    groups = group_surrogates(surrogates)
+    searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
 
-    def steps(name: str, attack: Attack, group: SurrogateGroup) -> list[Step]:
-        return _steps(name, attack, group, model, classes)
-
-    def met(name: str, group: SurrogateGroup) -> bool:
-        return not stochastic or name in compatible_attacks(adaptive, group.views[""])
+    def met(views: Views) -> Mapping[str, Attack]:
+        return compatible_attacks(adaptive, views[""]) if getattr(model, "stochastic", False) else adaptive
 
     for name, attack in attacks.items():
-        yield steps(name, attack, SurrogateGroup("", {"": model})), False
-    searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
+        yield _steps(name, attack, "", {"": model}, model, classes), False
     for name, attack in searches.items():
-        for group in (*groups, *group_surrogates(sources)):
-            if not group.family and met(name, group):
-                yield steps(name, attack, group), minimum
+        for surrogate, views in {**groups, **group_surrogates(sources)}.items():
+            if "" in views and name in met(views):
+                yield _steps(name, attack, surrogate, views, model, classes), minimum
     for name, attack in targeted_attacks(adaptive).items():
-        for group in groups:
-            if group.family:
-                yield steps(name, attack, group), minimum
+        for family, views in groups.items():
+            if "" not in views:
+                yield _steps(name, attack, family, views, model, classes), minimum
     for name, attack in adaptive.items():
-        for group in select_groups(attack, groups) if name not in searches else ():
-            if met(name, group):
-                yield steps(name, attack, group), True
+        for surrogate, views in select_views(attack, groups).items() if name not in searches else ():
+            if name in met(views):
+                yield _steps(name, attack, surrogate, views, model, classes), True
 
 
-def _steps(name: str, attack: Attack, group: SurrogateGroup, model: nn.Module, classes: int) -> list[Step]:
+def _steps(name: str, attack: Attack, surrogate: str, views: Views, model: nn.Module, classes: int) -> list[Step]:
     """One step, or one for each view of a family or each component of a cascade."""
     threat = getattr(attack, "threat", None)  # a cascade's is that of all its components
     steps: list[Step] = []
-    for member, module in group.views.items():
-        view = SurrogateModel(module, model) if group.name else module
+    for member, module in views.items():
+        view = SurrogateModel(module, model) if surrogate else module
         parts = components(attack, module, classes) if hasattr(attack, "components") else {member: attack}
         for component, part in parts.items():
             stream = len(steps) if component else None
-            adapted, target = adapt(part, module) if group.name else part, getattr(module, "target", None)
-            steps.append(Step(name, adapted, view, group.name, component, threat, stream, target))
+            adapted, target = adapt(part, module) if surrogate else part, getattr(module, "target", None)
+            steps.append(Step(name, adapted, view, surrogate, component, threat, stream, target))
     return steps
 
 
 @dataclass
 class AttackSchedule:
-    """One model on one split: runs steps one after another and collects their records."""
+    """One model on one split: runs steps one after another and collects their records.
+
+    Every finished batch is kept in a file whose name says where it belongs. A killed process leaves whole files only, so whatever is
+    there can be used, and whatever is not is done again.
+    """
 
     model: nn.Module
     split: Split
     seed: int
     draws: int
     batch_size: int  # halved when memory runs out
-    state: State  # where finished batches are kept
+    path: Path | None  # a directory for finished batches; None to remember nothing
     progress: Callable[[Progress], None] | None
     frames: list[pd.DataFrame] = field(default_factory=list)  # all records, the clean ones first
     broken: pd.DataFrame = field(default_factory=lambda: concat_records([]))  # the record that first broke each example
     steps: int = 0  # begun so far
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether every example meets everything, since nothing is broken for good."""
-        return bool(getattr(self.model, "stochastic", False))
+    def __post_init__(self) -> None:
+        self.stochastic = bool(getattr(self.model, "stochastic", False))  # then nothing is broken for good
+        if self.path is not None:
+            self.batch_size = min(self.batch_size, read_json(self.path / "memory.json").get("limit", self.batch_size))
 
     def run(self, steps: Sequence[Step], after_all: bool = False) -> None:
         """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything.
@@ -215,8 +202,8 @@ class AttackSchedule:
         """
         first, labels = steps[0], self.split.labels.cpu()
         lost = self.broken if after_all else self.broken[self.broken["attack"] == CLEAN]
-        gone = np.isin(self.split.indices.cpu().numpy(), lost["index"].to_numpy(dtype=np.int64))
-        standing = torch.from_numpy(~gone) | self.stochastic
+        out = np.isin(self.split.indices.cpu().numpy(), lost["index"].to_numpy(dtype=np.int64))
+        standing = torch.from_numpy(~out) | self.stochastic
         if not self.stochastic:
             rows = lost.loc[lost.index.repeat(self.draws)]
             self._keep(first, rows.assign(draw=np.tile(np.arange(self.draws), len(lost))))
@@ -232,27 +219,53 @@ class AttackSchedule:
 
     def _run_step(self, step: Step, todo: Tensor) -> pd.DataFrame:
         """The records of a step on the examples at positions `todo`; finished batches are not attacked again."""
-        frames, number, began = self.state.load(self.steps), self.steps, time.monotonic()
+        began, frames, number = time.monotonic(), self._finished(), self.steps
         self.steps += 1
         before = done = sum(map(len, frames)) // self.draws
-        self._report(step, done, before, len(todo), began)
+
+        def report(note: str = "") -> None:
+            if self.progress is not None:
+                seconds = time.monotonic() - began
+                eta = seconds / (done - before) * (len(todo) - done) if done > before else None
+                names = (step.name, step.surrogate, step.component)
+                self.progress(Progress(*names, done, len(todo), seconds, eta, note))
+
+        report()
         while done < len(todo):
             rows = todo[done : done + self.batch_size]
             with MemoryGuard() as guard:
                 frame = self._attack_batch(step, rows)
-            note = self._halve(step, len(rows)) if guard.failed else ""
-            if not guard.failed:
-                self.state.save(number, done, frame)
-                frames.append(frame)
-                done += len(rows)
-            self._report(step, done, before, len(todo), began, note)
+            if guard.failed:
+                report(self._halve(step, len(rows)))
+                continue
+            if self.path is not None:
+                buffer = io.BytesIO()
+                frame.to_parquet(buffer, index=False)
+                write_atomic(self.path / f"part-{number:03d}-{done:08d}.parquet", buffer.getvalue())
+            frames.append(frame)
+            done += len(rows)
+            report()
         return concat_records(frames)
+
+    def _finished(self) -> list[pd.DataFrame]:
+        """The finished batches of the next step, in order."""
+        frames: list[pd.DataFrame] = []
+        done = 0
+        while self.path is not None and (file := self.path / f"part-{self.steps:03d}-{done:08d}.parquet").exists():
+            try:
+                frames.append(pd.read_parquet(file))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{file} is damaged ({error}): delete {self.path} and evaluate again.") from error
+            done += len(frames[-1]) // self.draws
+        return frames
 
     def _attack_batch(self, step: Step, rows: Tensor) -> pd.DataFrame:
         part, device = self.split.select(rows), self.split.labels.device
         batch = Batch(part.images, part.labels, part.indices, part.policy)
+        # What has no `rng`, such as a stochastic model, draws from torch's own generator.
+        facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(_seed(self.seed, step.name, step.surrogate, step.component, int(rows[0])))
+            torch.manual_seed(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:7], "big"))
             x_adv = batch.x
             if step.attack is not None and step.view is not None:
                 rng = ExampleRNG.for_examples(self.seed, batch.index)
@@ -270,14 +283,9 @@ class AttackSchedule:
                 "free some, use another device, or a smaller model."
             )
         self.batch_size = (size + 1) // 2
-        self.state.shrink(self.batch_size)
+        if self.path is not None:
+            write_json(self.path / "memory.json", {"limit": self.batch_size})
         return f"Out of memory with {size} images at a time: going on with {self.batch_size}."
-
-    def _report(self, step: Step, done: int, before: int, total: int, began: float, note: str = "") -> None:
-        if self.progress is not None:
-            seconds = time.monotonic() - began
-            eta = seconds / (done - before) * (total - done) if done > before else None
-            self.progress(Progress(step.name, step.surrogate, step.component, done, total, seconds, eta, note))
 
     def _keep(self, step: Step, rows: pd.DataFrame) -> None:
         """What is known of those that an attack leaves out, in its name; a component says so where there are components."""
@@ -294,13 +302,8 @@ class AttackSchedule:
 def concat_records(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """One frame, with all columns even where there is nothing."""
     filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
 
 
 def _correct(frame: pd.DataFrame) -> np.ndarray:
     return robust_correct(frame).to_numpy(dtype=bool, copy=True)
-
-
-def _seed(*facts: object) -> int:
-    """A number for torch's own generator, from which stochastic models and attacks without `rng` draw."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7], "big")

@@ -2,6 +2,7 @@
 control that its critics asked for), randomness fixed (arXiv 2404.14309 and 2505.22839), a vote in place of a draw (Hill et al. 2021),
 and whether the attack has reached its plateau."""
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,24 @@ from torch import Tensor, nn
 
 from robustlib.attacks import APGD, PGD, PGDEOT, Attack
 from robustlib.attacks.base import attack_context
-from robustlib.data import Split
+from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, check_counts
 from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
+from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
 from robustlib.evaluation.metrics import accuracy, headline_draws, summarise, with_correct
 from robustlib.evaluation.protocols import StochasticProtocol
+from robustlib.runs import Run, measured, versions, write_json
 from robustlib.threat import Threat
+from robustlib.training.fit import resolve_device
 
 WORST_OF = 10  # draws
 SEEDS = (0, 1, 2)  # of fixed randomness
 SLACK = 0.03  # accuracy: what more of an attack may still take and be called no stronger
 BPDA = "bpda"  # the surrogate that is differentiated as if the purified image were the image
+FACTS = ("n", "seed", "numerics", "threat", "budget")  # of results.json, by which randomness.json belongs to it
+SAMPLES = (1, 5, 20)  # gradient samples over which PGD+EOT is measured
+PLATEAU_SAMPLES, PLATEAU_STEPS = (*SAMPLES, 50), (20, 100, 200)  # of PGD+EOT in the plateau check
 
 
 def draw_statistics(records: pd.DataFrame, draws: int = WORST_OF) -> dict[str, Any]:
@@ -44,17 +51,14 @@ def draw_statistics(records: pd.DataFrame, draws: int = WORST_OF) -> dict[str, A
     table = with_correct(records)
     if not len(table) or table["draw"].max() < 2 * draws - 1:
         raise InputError(f"The worst of {draws} draws needs {2 * draws} of each image: evaluate a stochastic model.")
-    clean, attacked = headline_draws(table[table["attack"] == "clean"]), headline_draws(table)
-    lost = attacked[attacked[0] == 0]
-    again = float(1 - lost.drop(columns=0).to_numpy().mean()) if len(lost) and lost.shape[1] > 1 else None
-    counted = {"draws": draws, "clean": _counted(clean, draws), "attacked": _counted(attacked, draws)}
+    counted: dict[str, Any] = {"draws": draws}
+    for kind, part in (("clean", table[table["attack"] == "clean"]), ("attacked", table)):
+        correct = headline_draws(part)
+        shares = {"expected": correct.mean(axis=1), "single": correct[0], "worst": correct.iloc[:, :draws].min(axis=1)}
+        counted[kind] = {name: accuracy(float(share.sum()), len(correct)) for name, share in shares.items()}
+    lost = correct[correct[0] == 0].drop(columns=0)
+    again = float(1 - lost.to_numpy().mean()) if lost.size else None
     return counted | {"successes": len(lost), "repeated": again}
-
-
-def _counted(correct: pd.DataFrame, draws: int) -> dict[str, dict[str, float]]:
-    """Accuracies of (images, draws) zeros and ones: the mean, that of draw 0, and that of images right in all of K draws."""
-    shares = {"expected": correct.mean(axis=1), "single": correct[0], "worst": correct.iloc[:, :draws].min(axis=1)}
-    return {name: accuracy(float(share.sum()), len(correct)) for name, share in shares.items()}
 
 
 def fixed_accuracies(
@@ -79,19 +83,13 @@ def fixed_accuracies(
     Returns:
         {"seed", "clean", "attacked"} for each of the seeds; accuracies, `attacked` of the per-example minimum.
     """
-    pgd = PGD(threat, protocol.pgd_eot[0], early_stop=True)
-    attacks: dict[str, Attack] = {
-        "pgd": pgd,
-        "cw": replace(pgd, objective="margin"),
-        "apgd": APGD(threat, protocol.pgd_eot[0]),
-    }
-    rows = []
-    for fixed in seeds:
-        state_dir = _part_of(state, f"fixed{fixed}")
-        drawn: nn.Module = model.fixed(fixed)  # type: ignore[operator]
-        records = evaluate(drawn, split, attacks, adaptive={}, state=state_dir, **settings)
-        found = _accuracies(summarise(records))
-        rows.append({"seed": fixed, "clean": found["clean"], "attacked": found["worst"]})
+    pgd, rows = PGD(threat, protocol.pgd_eot[0], early_stop=True), []
+    attacks: dict[str, Attack] = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": APGD(threat, pgd.steps)}
+    for seed in seeds:
+        drawn: nn.Module = model.fixed(seed)  # type: ignore[operator]
+        records = evaluate(drawn, split, attacks, adaptive={}, state=_part_of(state, f"fixed{seed}"), **settings)
+        shares = _accuracies(records)
+        rows.append({"seed": seed, "clean": shares["clean"], "attacked": shares["worst"]})
     return rows
 
 
@@ -113,12 +111,10 @@ def eot_curve(
     """
     rows = []
     for steps, samples in pairs:
-        state_dir = _part_of(state, f"{steps}x{samples}")
-        attacks: dict[str, Attack] = {"eot": PGDEOT(threat, steps, samples)}
-        records = evaluate(model, split, attacks, adaptive={}, state=state_dir, **settings)
+        settings["state"], attack = _part_of(state, f"{steps}x{samples}"), PGDEOT(threat, steps, samples)
+        records = evaluate(model, split, {"eot": attack}, adaptive={}, **settings)
         stood = headline_draws(records[records["attack"] == "eot"]).mean(axis=1).sort_index().round(4).tolist()
-        point = _accuracies(summarise(records, worst=False))["eot"]
-        rows.append({"steps": steps, "samples": samples, **point, "stood": stood})
+        rows.append({"steps": steps, "samples": samples, **_accuracies(records)["eot"], "stood": stood})
     return rows
 
 
@@ -132,18 +128,6 @@ def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
     low, high = bootstrap(lambda one, two: float((one - two).mean()), before, last)
     verdict = "flat" if high < SLACK else "falling" if low > 0 else "unclear"
     return {"lost": float((before - last).mean()), "low": low, "high": high, "verdict": verdict}
-
-
-def with_plateau(results: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    """The results with the row of a full-strength PGD+EOT, which is the headline if it is lower by more than 3 points."""
-    *rows, worst = results["rows"]
-    taken = worst["accuracy"] - full["accuracy"] > SLACK + 1e-9
-    if taken:
-        before = f"the worst case over the attacks above leaves {100 * worst['accuracy']:.1f} %"
-        rows.append({**full, "attack": "worst", "protocol": f"{full['protocol']}, the plateau check; {before}"})
-    else:
-        rows.append(worst)
-    return {**results, "rows": rows, "plateau": {"full": dict(full), "worst": worst, "taken": taken}}
 
 
 class Vote(nn.Module):
@@ -174,10 +158,8 @@ def vote(
 ) -> dict[str, Any]:
     """BPDA+EOT as Hill et al. (2021) report it: a `Vote` answers. For comparison with their numbers, never part of a headline.
 
-    Images that the vote gets wrong without attack stay as they are.
-
-    The protocol's `bpda` searches, from the image itself, and its `defence` is the number of draws; `state` and `settings` as for
-    `fixed_accuracies`.
+    Images that the vote gets wrong without attack stay as they are. The protocol's `bpda` searches, from the image itself, and its
+    `defence` is the number of draws; `state` and `settings` as for `fixed_accuracies`.
 
     Returns:
         {"draws", "protocol", "clean", "attacked"}, the last two accuracies; {} for a model without a surrogate "bpda".
@@ -188,10 +170,9 @@ def vote(
     attack = PGDEOT(threat, *protocol.bpda)
     suites: dict[str, Any] = {"attacks": {}, "adaptive": {"pgd_eot": attack}, "sources": {BPDA: views[BPDA]}}
     records = evaluate(Vote(model, protocol.defence), split, **suites, state=_part_of(state, "vote"), **settings)
-    found = _accuracies(summarise(records))
-    said = f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"
-    result = {"draws": protocol.defence, "protocol": said, "clean": found["clean"]}
-    return result | {"attacked": found[f"pgd_eot@{BPDA}"]}
+    shares, said = _accuracies(records), f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"
+    result = {"draws": protocol.defence, "protocol": said, "clean": shares["clean"]}
+    return result | {"attacked": shares[f"pgd_eot@{BPDA}"]}
 
 
 def _part_of(state: Path | None, name: str) -> Path | None:
@@ -199,7 +180,107 @@ def _part_of(state: Path | None, name: str) -> Path | None:
     return None if state is None else state.with_name(f"{state.name}-{name}")
 
 
-def _accuracies(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+def _accuracies(records: pd.DataFrame) -> dict[str, dict[str, float]]:
     """By attack, of the rows of `summarise`."""
+    table = summarise(records)
     rows = zip(table["attack"], table["correct"], table["n"], strict=True)
     return {name: accuracy(float(correct), int(n)) for name, correct, n in rows}
+
+
+# ---- runs
+
+
+def measure_randomness(
+    run: Run, dataset: Dataset, *, device: str = "auto", progress: OnProgress = None
+) -> dict[str, Any]:
+    """What becomes of an evaluated randomised run if its draws are counted otherwise or fixed; stored in randomness.json.
+
+    The images, seed and protocol are those of `evaluate_run`. An interrupted measurement is resumed.
+
+    Returns:
+        The content of randomness.json: facts of the evaluation, then those of `draw_statistics`, "fixed" (see `fixed_accuracies`;
+        empty if the model has no method `fixed`), "eot" (see `eot_curve`; over gradient samples, on the protocol's images of curves)
+        and "vote" (see `vote`; on the same images).
+    """
+    images, facts = _randomised(run, dataset)
+
+    def measure() -> dict[str, Any]:
+        where, threat, protocol = resolve_device(device), threat_of(run), protocol_of(run)
+        model, few, counted = run.model().to(where), images.sample(protocol.curve), draw_statistics(run.records())
+        settings: dict[str, Any] = {"state": run.path / "randomness" / state_key(facts, where)}
+        settings |= {"seed": facts["seed"], "progress": progress}
+        fixed = fixed_accuracies(model, images, threat, protocol, **settings) if hasattr(model, "fixed") else []
+        eot = eot_curve(model, few, threat, [(protocol.pgd_eot[0], count) for count in SAMPLES], **settings)
+        return counted | {"fixed": fixed, "eot": eot, "vote": vote(model, few, threat, protocol, **settings)}
+
+    stored = measured(run, "randomness.json", facts, measure)
+    shutil.rmtree(run.path / "randomness", ignore_errors=True)
+    return stored
+
+
+def _randomised(run: Run, dataset: Dataset) -> tuple[Split, dict[str, Any]]:
+    """The images of an evaluated randomised run, and the facts that what is measured on it must share."""
+    results = run.results()
+    if not results:
+        raise InputError(f"{run.path} has no evaluation: call `robustlib evaluate {run.path}` first.")
+    if "budget" not in results:
+        raise InputError(f"{run.path} answers the same each time: there is no randomness to measure.")
+    facts = {name: results.get(name) for name in FACTS}
+    facts["numerics"] = {**results.get("numerics", {}), **versions("measures/randomness")}
+    return images_of(run, dataset, results["n"]), facts
+
+
+def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress: OnProgress = None) -> dict[str, Any]:
+    """One PGD+EOT at full strength on the images of an evaluated randomised run, and more of its gradient samples and of its
+    steps; results.json keeps what they found. An interrupted check is resumed.
+
+    Where the first leaves less than the headline by more than 3 points, its number becomes the headline; the other is kept beside
+    it. The others say whether the attack has reached its plateau (see `last_step`). What the evaluation measured is not repeated:
+    with the published protocol it was at full strength.
+
+    Returns:
+        The content of results.json, with "plateau": {"full" (the attack's row), "worst" (the headline before it), "taken",
+        "samples" and "steps"}: the last two {"points" (see `eot_curve`), "last" (see `last_step`)}.
+    """
+    images, facts = _randomised(run, dataset)
+    results = run.results()
+    if "plateau" in results:
+        return results
+    threat, protocol, where = threat_of(run), protocol_of(run), resolve_device(device)
+    attack, model = PGDEOT(threat, *protocol.full), run.model().to(where)
+    settings: dict[str, Any] = {"seed": results["seed"], "progress": progress}
+    settings |= {"state": run.evaluation / f"plateau-{state_key(facts, where)}"}
+    if protocol.full == protocol.pgd_eot:
+        full = next(row for row in results["rows"] if row["attack"] == "pgd_eot")
+    else:
+        records = evaluate(model, images, {"pgd_eot": attack}, **settings, adaptive={})
+        table = summarise(records)
+        row: Any = table[table["attack"] == "pgd_eot"].to_dict("records")[0]
+        full = {**row, "protocol": repr(attack)}
+    known = measure_randomness(run, dataset, device=device, progress=progress)["eot"]
+    results = with_plateau(results, full)
+    steps, samples = protocol.pgd_eot
+    pairs = {"samples": [(steps, k) for k in PLATEAU_SAMPLES], "steps": [(k, samples) for k in PLATEAU_STEPS]}
+    points = {(point["steps"], point["samples"]): point for point in known if point["n"] == len(images)}
+    todo = [pair for pair in dict.fromkeys([*pairs["samples"], *pairs["steps"]]) if pair not in points]
+    points |= zip(todo, eot_curve(model, images, threat, todo, **settings), strict=True)
+    for name, curve in pairs.items():
+        over = [points[pair] for pair in curve]
+        results["plateau"][name] = {"points": over, "last": last_step(over)}
+    if results["plateau"]["taken"]:
+        (run.path / "audit.json").unlink(missing_ok=True)  # it judged another number
+    write_json(run.path / "results.json", results)
+    shutil.rmtree(run.evaluation, ignore_errors=True)
+    return results
+
+
+def with_plateau(results: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the row of a full-strength PGD+EOT, which is the headline if it is lower by more than 3 points."""
+    *rows, worst = results["rows"]
+    taken = worst["accuracy"] - full["accuracy"] > SLACK + 1e-9
+    headline = worst
+    if taken:
+        before = f"the worst case over the attacks above leaves {100 * worst['accuracy']:.1f} %"
+        headline = {**full, "attack": "worst", "protocol": f"{full['protocol']}, the plateau check; {before}"}
+    plateau = {"full": dict(full), "worst": worst, "taken": taken}
+    return {**results, "rows": [*rows, headline], "plateau": plateau}

@@ -18,9 +18,9 @@ from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import compare_with_reference, evaluate, evaluate_run, robustness_curve, standard_attacks
-from robustlib.evaluation.leaderboard import aggregate, incomplete, leaderboard
 from robustlib.evaluation.metrics import cascade_steps, robust_correct, summarise, t_interval, wilson
-from robustlib.evaluation.schedule import adapt, group_surrogates, select_groups
+from robustlib.evaluation.runs import aggregate, incomplete, leaderboard
+from robustlib.evaluation.schedule import adapt, group_surrogates, select_views
 from robustlib.methods import make_method
 from robustlib.runs import Run, transfer_sources, write_atomic, write_json
 from robustlib.training import fit
@@ -292,7 +292,7 @@ def test_a_view_has_its_own_objective(linear):
     views = {"a": linear, "joint": wish, "gate 0": Through(linear, [0], target=0)}
     many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
     for attack, given, met in ((many, views, "joint"), (cascade, views, "a"), (many, {"a": linear}, "a")):
-        assert [group.name for group in select_groups(attack, group_surrogates(given))] == [met]
+        assert [*select_views(attack, group_surrogates(given))] == [met]
 
 
 def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):

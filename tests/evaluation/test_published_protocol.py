@@ -30,7 +30,7 @@ def model(digits):
 def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
     before = copy.deepcopy(model.state_dict())
     few = digits.test.sample(80)
-    found = claf_published_protocol(model, few, eps=0.2, step_size=0.05, steps=3, seed=4)
+    found = claf_published_protocol(model, few, eps=0.2, step_size=0.05)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -39,9 +39,9 @@ def test_it_is_pgd_on_normalised_images_clamped_there(digits, model):
         return model.head(model.encoder(z))  # behind the normalisation
 
     z = (few.images / 255 - digits.mean[0]) / digits.std[0]
-    noise = torch.rand(z.shape, generator=torch.Generator().manual_seed(4))
+    noise = torch.rand(z.shape, generator=torch.Generator().manual_seed(0))
     at = (z - 0.2 + 0.4 * noise).clamp(0, 1)
-    for _ in range(3):
+    for _ in range(10):
         at = at.detach().requires_grad_(True)
         (g,) = torch.autograd.grad(F.cross_entropy(logits(at), few.labels, reduction="sum"), at)
         step = torch.maximum(torch.minimum(at + 0.05 * g.sign(), z + 0.2), z - 0.2)
@@ -81,7 +81,6 @@ def test_its_table_labels_it_invalid():
         *(("eps", v) for v in (-1.0, float("nan"), float("inf"))),
         ("step_size", 0.0),
         ("step_size", float("inf")),
-        ("steps", 0),
     ],
 )
 def test_bad_settings_are_sentences(digits, model, name, value):

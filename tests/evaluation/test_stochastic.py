@@ -17,16 +17,18 @@ from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation import StochasticProtocol, evaluate, evaluate_run, standard_attacks, stochastic_protocol
-from robustlib.evaluation.measurements import check_plateau, measure_randomness, measure_unseen
+from robustlib.evaluation.measurements import measure_unseen
 from robustlib.evaluation.metrics import predict, summarise
 from robustlib.evaluation.protocols import UnseenStrengths, adaptive_attacks, unseen_attacks, unseen_strengths
 from robustlib.evaluation.schedule import compatible_attacks
 from robustlib.evaluation.stochastic import (
     Vote,
+    check_plateau,
     draw_statistics,
     eot_curve,
     fixed_accuracies,
     last_step,
+    measure_randomness,
     vote,
     with_plateau,
 )
@@ -385,7 +387,7 @@ def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("robustlib.evaluation.protocols.standard_attacks", attacks)
     monkeypatch.setattr("robustlib.evaluation.runs.EPS_MULTIPLES", (0, 1))
     monkeypatch.setattr("robustlib.evaluation.runs.STEPS", (0, 1))
-    monkeypatch.setattr("robustlib.evaluation.measurements.PLATEAU_STEPS", (1, 2, 4))
+    monkeypatch.setattr("robustlib.evaluation.stochastic.PLATEAU_STEPS", (1, 2, 4))
     for module in ("runs", "protocols"):
         monkeypatch.setattr(f"robustlib.evaluation.{module}.EOT", 2)
     for run in runs.values():
@@ -425,7 +427,7 @@ def test_a_randomised_run_is_evaluated_within_its_budget(evaluated, digits, monk
         "draw fixed by seed 2, known to the attacker",
     } <= set(table.index)
     assert any(name.startswith("weak: ") and "classifier" in name for name in table.index)
-    monkeypatch.setattr("robustlib.evaluation.measurements.draw_statistics", lambda *_: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.stochastic.draw_statistics", lambda *_: 1 / 0)
     assert (evaluate_run(run, digits, n=8, device="cpu"), measure_randomness(run, digits)) == (results, found)
     with pytest.raises(InputError, match="answers the same each time"):
         measure_randomness(evaluated["plain"], digits)
@@ -445,8 +447,7 @@ def test_the_plateau_is_checked_once(evaluated, digits, monkeypatch, judged):
         return evaluate(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        for module in ("measurements", "stochastic"):
-            patch.setattr(f"robustlib.evaluation.{module}.evaluate", interrupted)
+        patch.setattr("robustlib.evaluation.stochastic.evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             check_plateau(run, digits, device="cpu")
     points = ["2x1", "2x5", "2x20", "2x50", "1x2", "2x2", "4x2"]
@@ -465,7 +466,7 @@ def test_the_plateau_is_checked_once(evaluated, digits, monkeypatch, judged):
         assert all(point["low"] < point["high"] for point in curve["points"])
     assert (plateau["full"]["protocol"], plateau["full"]["n"]) == (repr(PGDEOT(digits.threat, 3, 2)), 6)
     assert not run.evaluation.exists()
-    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.stochastic.evaluate", lambda *_, **__: 1 / 0)
     assert check_plateau(run, digits, device="cpu") == results
     index = tables.randomness(results, measure_randomness(run, digits)).index
     for words in ("2 steps of 50", "1 step of 2", "4 steps of 2"):
@@ -482,8 +483,8 @@ def test_what_was_already_at_full_strength_is_not_attacked_again(evaluated, digi
     monkeypatch.setattr(
         "robustlib.evaluation.measurements.stochastic_protocol", lambda _: replace(TINY, full=TINY.pgd_eot)
     )
-    monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("robustlib.evaluation.measurements._plateau_curves", lambda *_: {})
+    monkeypatch.setattr("robustlib.evaluation.stochastic.evaluate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("robustlib.evaluation.stochastic.eot_curve", lambda *a, **_: [{"stood": [1.0]} for _ in a[3]])
     plateau = check_plateau(run, digits, device="cpu")["plateau"]
     assert plateau["full"] == next(row for row in kept["rows"] if row["attack"] == "pgd_eot")
     assert not plateau["taken"]
@@ -495,7 +496,7 @@ def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(evaluated, di
     known = measure_randomness(run, digits, device="cpu")
     (run.path / "randomness.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("robustlib.evaluation.measurements.vote", lambda *_, **__: 1 / 0)
+        patch.setattr("robustlib.evaluation.stochastic.vote", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure_randomness(run, digits, device="cpu", progress=seen.append)
     assert seen, "progress is told"

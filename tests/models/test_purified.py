@@ -215,7 +215,7 @@ def test_only_surrogates_that_differ_are_offered(transform, purifier, sigma, off
 
 
 def test_digests_tell_views_apart():
-    from robustlib.evaluation.cache import model_digest
+    from robustlib.evaluation.evaluate import model_digest
 
     model = purified()
     views = [model, model.fixed(0), model.fixed(1), *model.surrogates().values()]

@@ -21,8 +21,7 @@ from robustlib.runs import find_runs, read_json, write_json
 from robustlib.training import fit
 from robustlib.workbook.engines import execute
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
-from robustlib.workbook.explorer.board import FeatureMap
-from robustlib.workbook.explorer.grid import Projection, umap_projection
+from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
 from robustlib.workbook.task import Task
 from tests import ROOT
 
@@ -44,11 +43,20 @@ def grid(root, digits):
     return make_grid(find_runs(root)[1], digits, "FGSM", n=N)
 
 
-@pytest.fixture
-def explorer(root, digits):
-    made = Explorer(digits, find_runs(root), examples=N, neighbours=5)
+def loaded(dataset, runs) -> Explorer:
+    made = Explorer(dataset, runs, examples=N, neighbours=5)
     made.board.attack.value = "FGSM"  # loads, since FGSM was not chosen before
     return made
+
+
+@pytest.fixture
+def explorer(root, digits):
+    return loaded(digits, find_runs(root))
+
+
+@pytest.fixture
+def board(explorer):
+    return explorer.board
 
 
 # What is computed once
@@ -56,10 +64,9 @@ def explorer(root, digits):
 
 def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
     assert np.allclose(grid.radii, np.arange(9) * 0.05)
-    assert len(grid.steps) == 9
-    moved = [(step.images.int() - grid.clean.images.int()).abs().amax() / 255 for step in grid.steps]
-    assert all(m <= eps + 0.003 for m, eps in zip(moved, grid.radii, strict=True))
-    assert moved[0] == 0 < moved[1]
+    sizes = [(step.images.int() - grid.clean.images.int()).abs().amax() / 255 for step in grid.steps]
+    assert all(size <= eps + 0.003 for size, eps in zip(sizes, grid.radii, strict=True))
+    assert sizes[0] == 0 < sizes[1]
     assert grid.clean.images.equal(digits.test.sample(N).images)
 
 
@@ -68,7 +75,7 @@ def test_curve_counts_the_images_that_are_still_right(grid):
     assert grid.curve(torch.ones(N, dtype=torch.bool))[4] == {"eps": grid.radii[4], **accuracy(right, N)}
     of_class = grid.curve(grid.clean.labels == 3)
     assert [row["n"] for row in of_class] == [int((grid.clean.labels == 3).sum())] * 9
-    assert grid.fooled(0).sum() == 0
+    assert grid.is_adversarial(0).sum() == 0
 
 
 def test_neighbours_are_the_nearest_by_cosine_and_never_the_image_itself(grid):
@@ -85,7 +92,6 @@ def test_probabilities_are_those_of_the_logits(grid):
     p = grid.probabilities(3, 4)
     assert float(p.sum()) == pytest.approx(1)
     assert int(p.argmax()) == int(grid.steps[4].predictions[3])
-    assert grid.gap("features", 3, 0) == 0 < grid.gap("features", 3, 4)
 
 
 def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
@@ -103,54 +109,45 @@ def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
 # What the controls do
 
 
-def shown(explorer: Explorer) -> dict[str, object]:
-    board = explorer.board
+def shown(board) -> dict[str, object]:
     panels = {name: getattr(board, name).value for name in ("pictures", "bars", "near", "curve", "note")}
-    return panels | {"moving": board.map.scatter.moving, "still": board.map.scatter.still}
+    return panels | {"moving": board.map.moving, "still": board.map.still}
 
 
-def changed(explorer: Explorer, before: dict[str, object]) -> set[str]:
-    return {name for name, value in shown(explorer).items() if value != before[name]}
+def changed(board, before: dict[str, object]) -> set[str]:
+    return {name for name, value in shown(board).items() if value != before[name]}
 
 
-def test_a_slider_move_asks_no_model_and_moves_what_depends_on_eps(explorer, monkeypatch):
-    def forward(*_):
-        raise AssertionError("a model was asked")
-
-    monkeypatch.setattr(Classifier, "forward", forward)
-    monkeypatch.setattr(app, "make_grid", forward)
-    before = shown(explorer)
-    explorer.board.eps.value = 8
-    assert changed(explorer, before) == {"pictures", "bars", "near", "curve", "moving"}
-    assert "eps 0.4" in explorer.board.pictures.value
-    for control, value in {"image": 5, "layer": "encoder.stage1", "label": 2}.items():
-        before = shown(explorer)
-        getattr(explorer.board, control).value = value
-        assert changed(explorer, before), control
-
-
-def test_the_slider_opens_at_the_eps_of_the_threat_model(explorer):
-    board = explorer.board
+def test_a_slider_move_asks_no_model_and_moves_what_depends_on_eps(explorer, board, monkeypatch):
     assert explorer.grid.radii[board.eps.value] == 0.2
     assert board.eps.options[board.eps.value] == "0.2 (threat model)"
-    assert "trained for" not in board.curve.value
-    assert [len(board.map.scatter.moving[name]) for name in ("path", "crosses")] == [5, N]
+    assert [len(board.map.moving[name]) for name in ("path", "crosses")] == [5, N]
+    monkeypatch.setattr(Classifier, "forward", None)
+    monkeypatch.setattr(app, "make_grid", None)
+    before = shown(board)
+    board.eps.value = 8
+    assert changed(board, before) == {"pictures", "bars", "near", "curve", "moving"}
+    assert "eps 0.4" in board.pictures.value
+    for control, value in {"image": 5, "layer": "encoder.stage1", "label": 2}.items():
+        before = shown(board)
+        getattr(board, control).value = value
+        assert changed(board, before), control
+    board.eps.value = 0
+    assert "moved by <b>0 %</b> of their length" in board.near.value
 
 
-def test_a_click_on_the_map_chooses_the_image(explorer):
-    board = explorer.board
+def test_a_click_on_the_map_chooses_the_image(explorer, board):
     other = next(k for k in range(N) if int(explorer.split.labels[k]) != 0)
     board.label.value = 0
     assert [int(explorer.split.labels[place]) for _, place in board.image.options] == [0] * len(board.image.options)
-    board.map.scatter.clicked = [other, 1]
+    board.map.clicked = [other, 1]
     assert (board.image.value, board.label.value) == (other, -1)
     assert f"Image {other}:" in board.pictures.value
 
 
-def test_buttons_walk_through_the_images(explorer):
-    board = explorer.board
+def test_buttons_walk_through_the_images(explorer, board):
     board.eps.value, board.image.value = 8, 0
-    fooled = next(place for place in explorer.grid.fooled(8).nonzero().flatten().tolist() if place > 0)
+    fooled = next(place for place in explorer.grid.is_adversarial(8).nonzero().flatten().tolist() if place > 0)
     for button, image in ((board.back, N - 1), (board.forth, 0), (board.fooled, fooled)):
         button.click()
         assert board.image.value == image
@@ -159,15 +156,13 @@ def test_buttons_walk_through_the_images(explorer):
     assert "No image of any class is fooled at eps 0: take a larger eps" in board.status.said
 
 
-def test_another_run_shows_the_same_image(explorer, root):
-    board = explorer.board
+def test_another_run_shows_the_same_image(explorer, board):
     board.image.value, before = 9, explorer.grid
-    titles = [title for title, _ in board.run.options]
-    assert titles[0].startswith("PGD adversarial training · small_cnn · seed 0 · epochs=2")
-    board.run.value = board.run.options[1][1]
+    (title, _), (_, other) = board.run.options
+    assert title.startswith("PGD adversarial training · small_cnn · seed 0 · epochs=2")
+    board.run.value = other
     assert explorer.grid is not before
-    assert board.image.value == 9
-    assert board.status.doing == ""
+    assert (board.image.value, board.status.doing) == (9, "")
 
 
 @pytest.fixture
@@ -187,8 +182,7 @@ def umap(monkeypatch):
     return made
 
 
-def test_umap_is_made_on_request_and_once_and_its_failure_leaves_pca(explorer, umap):
-    board = explorer.board
+def test_umap_is_made_on_request_and_once_and_its_failure_leaves_pca(board, umap):
     assert "PCA of clean" in board.note.value
     for view, note in (("UMAP", "a map"), ("PCA", "PCA of clean"), ("UMAP", "a map")):
         board.view.value = view
@@ -201,16 +195,18 @@ def test_umap_is_made_on_request_and_once_and_its_failure_leaves_pca(explorer, u
     assert "PCA of clean" in board.note.value
 
 
-def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, umap):
-    """In a running loop, where the map is made in a task that nobody awaits."""
-    umap.error, board = MemoryError("<no> room"), explorer.board
+async def begin_umap(board, umap):
+    """In a running loop the map is made in a task that nobody awaits."""
+    umap.go.clear()
+    board.view.value = "UMAP"
+    await asyncio.sleep(0.1)
+    assert board.status.doing.startswith("UMAP, 0 s")
 
+
+def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, board, umap):
     async def in_a_notebook():
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-        umap.go.clear()
-        board.view.value = "UMAP"
-        await asyncio.sleep(0.1)
-        assert board.status.doing.startswith("UMAP, 0 s")
+        await begin_umap(board, umap)
         umap.go.set()
         await explorer._task
         assert board.status.said.endswith("MemoryError: <no> room")
@@ -224,21 +220,18 @@ def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explo
         await explorer._task
         del explorer._task
 
-    unheard = []
+    unheard, umap.error = [], MemoryError("<no> room")
     asyncio.run(in_a_notebook())
     assert (len(umap.calls), unheard, board.status.doing) == (2, [], "")
 
 
-def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, umap):
+def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, board, umap):
     async def in_a_notebook():
-        umap.go.clear()
-        board.view.value = "UMAP"
-        await asyncio.sleep(0.1)
+        await begin_umap(board, umap)
         board.view.value, board.image.value = "PCA", 7
         umap.go.set()
         await explorer._task
 
-    board = explorer.board
     asyncio.run(in_a_notebook())
     assert board.status.said.startswith("Image 7, class")
     assert board.status.doing == ""
@@ -258,35 +251,29 @@ def damaged(root, tmp_path):
 
 
 def test_a_run_that_cannot_be_loaded_leaves_everything_as_it_was(damaged, digits):
-    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
-    explorer.load()
-    before, board = shown(explorer), explorer.board
+    explorer = loaded(digits, damaged)
+    before, board = shown(explorer.board), explorer.board
     board.run.set_state({"index": 1})  # as from the browser
     assert "model.safetensors" in board.status.said or "SafetensorError" in board.status.said
     assert (board.run.value, explorer.grid.run) == (damaged[0], damaged[0])
-    assert changed(explorer, before) == set()
-    board.eps.value = 8
-    assert {key[0] for key in explorer._projections} == {str(damaged[0].path)}
+    assert changed(board, before) == set()
 
 
-def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(explorer, monkeypatch):
-    def broken(*_, **__):
+def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(board, monkeypatch):
+    def fails(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(app, "make_grid", broken)
-    explorer.board.attack.value = "APGD-CE"
-    assert explorer.board.status.said == "RuntimeError: out of memory"
-    assert explorer.board.attack.value == "FGSM"
+    monkeypatch.setattr(app, "make_grid", fails)
+    board.attack.value = "APGD-CE"
+    assert board.status.said == "RuntimeError: out of memory"
+    assert board.attack.value == "FGSM"
 
 
 def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
     runs = find_runs(root)
-    explorer = Explorer(digits, runs, examples=N, neighbours=5)
     with monkeypatch.context() as patch:
         patch.setattr(app, "make_grid", None)
-        with pytest.raises(TypeError):
-            explorer.load()
-    board = explorer.board
+        board = loaded(digits, runs).board
     board.fooled.click()
     assert board.status.said == "Nothing is loaded: choose another run or attack."
     board.run.value = runs[1]
@@ -294,8 +281,7 @@ def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(roo
 
 
 def test_a_run_deleted_meanwhile(damaged, digits):
-    explorer = Explorer(digits, damaged, examples=N, neighbours=5)
-    explorer.load()
+    explorer = loaded(digits, damaged)
     for run in damaged:
         shutil.rmtree(run.path)
     board = explorer.board
@@ -308,21 +294,20 @@ def test_a_run_deleted_meanwhile(damaged, digits):
     assert not damaged[0].path.exists()
 
 
-def test_everything_that_is_drawn_has_words(explorer):
-    html = "".join(value for value in shown(explorer).values() if isinstance(value, str))
+# What it says
+
+
+def test_everything_that_is_drawn_has_words(board):
+    html = "".join(value for value in shown(board).values() if isinstance(value, str))
     images = re.findall(r"<img [^>]*>", html)
     assert len(images) == 3 + 5
     assert all(re.search(r'alt="[^"]{8,}"', image) for image in images)
     assert 'aria-label="Accuracy of 40 images under FGSM alone: ' in html
     assert "http" not in html
-    assert "Chosen: image 0, eps 0.2" in explorer.board.map.scatter.moving["alt"]
+    assert "Chosen: image 0, eps 0.2" in board.map.moving["alt"]
 
 
-# What it says when it cannot
-
-
-def test_a_class_without_survivors_is_told(explorer):
-    board = explorer.board
+def test_a_class_without_survivors_is_told(explorer, board):
     survivors = [explorer.grid.steps[8].correct[explorer.split.labels == k].sum() for k in range(10)]
     assert min(survivors) == 0
     board.label.value, board.eps.value = int(np.argmin(survivors)), 8
@@ -339,12 +324,11 @@ def test_only_classes_with_images_are_offered(root, digits):
 
 def test_names_and_messages_are_words_and_never_tags(root, digits):
     odd = replace(digits, class_names=tuple(f"<b>{k}</b>&" for k in range(10)))
-    explorer = Explorer(odd, find_runs(root), examples=N, neighbours=5)
-    board = explorer.board
-    board.attack.value, board.eps.value = "FGSM", 8
+    board = loaded(odd, find_runs(root)).board
+    board.eps.value = 8
     for label in range(10):
         board.label.value = label
-        html = "".join(value for value in shown(explorer).values() if isinstance(value, str))
+        html = "".join(value for value in shown(board).values() if isinstance(value, str))
         assert not re.search(r"<b>\d</b>&", html)
     assert "images of class &lt;b&gt;9&lt;/b&gt;&amp;" in board.curve.value
     assert "class <b>9</b>&" in board.status.said  # plain text, as its widget shows it
@@ -352,19 +336,24 @@ def test_names_and_messages_are_words_and_never_tags(root, digits):
 
 @pytest.mark.parametrize(("classes", "colours", "words"), [(10, 10, "in the colour of the class"), (11, 1, "(blue)")])
 def test_the_legend_says_what_the_colours_mean(classes, colours, words):
-    made = FeatureMap(np.arange(classes), [str(k) for k in range(classes)], print)
-    assert len(set(made.colours[0])) == colours
+    grid = SimpleNamespace(radii=[0.0], steps=[SimpleNamespace(predictions=torch.arange(classes))])
+    made = FeatureMap(np.arange(classes), [str(k) for k in range(classes)])
+    made.draw(Projection(np.zeros((1, classes, 2)), ""), grid, 0, 0, np.ones(classes, bool))
+    assert len(set(made.still["colours"][0])) == colours
     assert words in made.legend
 
 
-def test_what_cannot_be_looked_at_is_said_at_once(root, digits):
-    runs = find_runs(root)
-    with pytest.raises(InputError, match=r"Unknown layer 'stage9'.*features, logits, stage1, stage2, stage3"):
-        Explorer(digits, runs, layer="stage9", examples=N)
-    with pytest.raises(InputError, match="10 neighbours among 7 examples"):
-        Explorer(digits, runs, examples=8)
-    with pytest.raises(InputError, match="There are no runs"):
-        Explorer(digits, [])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layer": "stage9", "examples": N}, "Unknown layer 'stage9'.*features, logits, stage1, stage2, stage3"),
+        ({"examples": 8}, "10 neighbours among 7 examples"),
+        ({"runs": []}, "There are no runs"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_said_at_once(root, digits, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Explorer(digits, **({"runs": find_runs(root)} | options))
 
 
 def test_runs_of_no_or_two_data_sets(root, tmp_path):

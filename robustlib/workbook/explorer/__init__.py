@@ -5,4 +5,4 @@ the run, and only looked up when a slider moves. Needs a live kernel; a report s
 """
 
 from robustlib.workbook.explorer.app import Explorer, explore
-from robustlib.workbook.explorer.grid import Grid, explorer_attacks, make_grid
+from robustlib.workbook.explorer.board import Grid, explorer_attacks, make_grid

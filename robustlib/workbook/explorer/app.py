@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,8 @@ from robustlib.representation.measures import check_neighbours
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit
-from robustlib.workbook.explorer.board import (
-    ALL,
-    Board,
-    curve_panel,
-    neighbours_panel,
-    pictures_panel,
-    probabilities_panel,
-)
-from robustlib.workbook.explorer.grid import Grid, Projection, make_grid, pca_projection, umap_projection
+from robustlib.workbook.explorer import board as parts
+from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, umap_projection
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
 PATIENCE = (
@@ -129,15 +121,27 @@ class Explorer:
             raise unknown("layer", layer, known)
         self._grid: Grid | None = None
         self._grids: dict[tuple[str, str], Grid] = {}
-        self._projections: dict[Key, dict[str, Projection]] = {}
+        self._pca: dict[Key, Projection] = {}
+        self._umap: dict[Key, Projection] = {}
         self._making: set[Key] = set()
-        self._failed: dict[Key, str] = {}  # why there is no UMAP: none is tried again by itself
+        self._failed: dict[Key, str] = {}  # why there is no UMAP: none is computed again by itself
         self._quiet = False
-        self.board = Board(dataset, runs, self.split, self._choose)
-        self.widget = self.board.widget
+        self.board = board = Board(dataset, runs, self.split)
+        self.widget = board.widget
         self._offer_layers(list(known.values()), known[short])
         self._offer_images()
-        self._listen()
+        actions: dict[Any, tuple[Callable[[], object], ...]] = {
+            **dict.fromkeys((board.run, board.attack), (self.load,)),
+            **dict.fromkeys((board.layer, board.eps, board.image), (self.draw,)),
+            board.label: (self._offer_images, self.draw),
+            board.view: (self._failed.clear, self.draw),
+        }
+        for control, todo in actions.items():
+            control.observe(lambda _, todo=todo: self._act(*todo), "value")
+        board.map.observe(lambda change: self._choose(change["new"][0]), "clicked")
+        board.back.on_click(lambda _: self._walk(-1))
+        board.forth.on_click(lambda _: self._walk(1))
+        board.fooled.on_click(lambda _: self._act(self._next_fooled))
 
     @property
     def grid(self) -> Grid:
@@ -147,20 +151,6 @@ class Explorer:
         return self._grid
 
     # What is chosen
-
-    def _listen(self) -> None:
-        board = self.board
-        actions: dict[Any, tuple[Callable[[], object], ...]] = {
-            **dict.fromkeys((board.run, board.attack), (self.load,)),
-            **dict.fromkeys((board.layer, board.eps, board.image), (self.draw,)),
-            board.label: (self._offer_images, self.draw),
-            board.view: (self._failed.clear, self.draw),
-        }
-        for control, todo in actions.items():
-            control.observe(lambda _, todo=todo: self._act(*todo), "value")
-        board.back.on_click(lambda _: self._walk(-1))
-        board.forth.on_click(lambda _: self._walk(1))
-        board.fooled.on_click(lambda _: self._act(self._next_fooled))
 
     def _act(self, *actions: Callable[[], object]) -> None:
         """Does what a control asks for, unless it was changed by us."""
@@ -198,6 +188,10 @@ class Explorer:
         y, label = self.split.labels, self.board.label.value
         return (y == label) | (label == ALL)
 
+    def _of_class(self) -> str:
+        label = self.board.label.value
+        return "" if label == ALL else f" of class {self.dataset.class_names[label]}"
+
     def _choose(self, image: int) -> None:
         """Shows an image of any class, as a click on the map does."""
         if not bool(self._kept()[image]):
@@ -210,30 +204,32 @@ class Explorer:
 
     def _next_fooled(self) -> None:
         board, step = self.board, self.board.eps.value
-        places = (self.grid.fooled(step) & self._kept()).nonzero().flatten().tolist()
+        places = (self.grid.is_adversarial(step) & self._kept()).nonzero().flatten().tolist()
         if places:
             board.image.value = next((place for place in places if place > board.image.value), places[0])
         else:
-            eps = f"{self.grid.radii[step]:.3g}"
-            board.status.said = f"No image of {self._class()} is fooled at eps {eps}: take a larger eps."
-
-    def _class(self) -> str:
-        label = self.board.label.value
-        return "any class" if label == ALL else f"class {self.dataset.class_names[label]}"
+            which, eps = self._of_class() or " of any class", self.grid.radii[step]
+            board.status.said = f"No image{which} is fooled at eps {eps:.3g}: take a larger eps."
 
     # What is shown
 
     def load(self) -> None:
-        """Finds or computes the grid of the chosen run and attack, with progress, and shows it.
+        """Looks up or computes the grid of the chosen run and attack, with progress, and shows it.
 
         Where that fails, what was shown before stays, and so do its run and attack.
         """
         board, run, attack = self.board, self.board.run.value, self.board.attack.value
         key = (str(run.path), attack)
+
+        def report(done: int, total: int, eps: float) -> None:
+            place = f"{attack} at eps {eps:.3g}, {done + 1} of {total}"
+            board.status.share = done / total
+            board.status.doing = f"{place}: computed once, then kept beside the run."
+
         try:
             if key not in self._grids:
-                n, seed, report = self.examples, self.seed, self._report
-                self._grids[key] = make_grid(run, self.dataset, attack, n=n, seed=seed, report=report)
+                options: dict[str, Any] = {"n": self.examples, "seed": self.seed, "report": report}
+                self._grids[key] = make_grid(run, self.dataset, attack, **options)
             grid = self._grid = self._grids[key]
         finally:
             board.status.doing = ""
@@ -246,70 +242,52 @@ class Explorer:
         self._offer_layers(list(grid.clean.layers), board.layer.value)
         self.draw()
 
-    def _report(self, done: int, total: int, eps: float) -> None:
-        words = f"{self.board.attack.value} at eps {eps:.3g}, {done + 1} of {total}: computed once, then kept beside the run."
-        self.board.progress(done / total, words)
-
     def draw(self) -> None:
         """Shows what is chosen; asks no model. Only a map is computed, when it is wanted for the first time."""
         board, grid, names, keep = self.board, self.grid, self.dataset.class_names, self._kept()
-        step, image, layer = board.eps.value, board.image.value, board.layer.value
-        projection, failure = self._projection(), self._failed.get(self._key(), "")
+        step, image, layer, key = board.eps.value, board.image.value, board.layer.value, self._key()
+        if key not in self._pca:
+            self._pca[key] = parts.pca_projection(grid, layer)
+        wanted = board.view.value == "UMAP"
+        projection = self._umap.get(key, self._pca[key]) if wanted else self._pca[key]
         board.map.draw(projection, grid, step, image, keep.numpy())
-        notes = [projection.note, *([failure] if failure and board.view.value == "UMAP" else [])]
-        board.note.value = f"<p>{board.map.legend}</p>" + "".join(f"<p><small>{escape(p)}</small></p>" for p in notes)
-        board.pictures.value = pictures_panel(grid, image, step, names)
-        board.bars.value = probabilities_panel(grid, image, step, names)
-        board.near.value = neighbours_panel(grid, layer, image, step, names, self.k)
-        of = "" if board.label.value == ALL else f" of {self._class()}"
-        board.curve.value = curve_panel(grid, keep, step, of)
-        label, prediction = (names[int(part[image])] for part in (self.split.labels, grid.steps[step].predictions))
+        failure = [self._failed[key]] if wanted and key in self._failed else []
+        board.note.value = parts.PANELS.notes(board.map.legend, [projection.note, *failure])
+        board.pictures.value = parts.pictures_panel(grid, image, step, names)
+        board.bars.value = parts.probabilities_panel(grid, image, step, names)
+        board.near.value = parts.neighbours_panel(grid, layer, image, step, names, self.k)
+        board.curve.value = parts.curve_panel(grid, keep, step, self._of_class())
+        label, prediction = (names[int(y[image])] for y in (self.split.labels, grid.steps[step].predictions))
         board.status.said = f"Image {image}, class {label}, is called {prediction} at eps {grid.radii[step]:.3g}."
-        self._begin_umap()
-
-    # The map
+        if wanted and not (key in self._umap or key in self._making or key in self._failed):
+            self._making.add(key)
+            making = self._make_umap(key, grid)
+            try:
+                self._task = asyncio.get_running_loop().create_task(making)
+            except RuntimeError:  # no loop, as in a script
+                asyncio.run(making)
 
     def _key(self) -> Key:
         return str(self.grid.run.path), self.grid.attack, self.board.layer.value
 
-    def _projection(self) -> Projection:
-        """The map that is wanted, or PCA's until it is there."""
-        known = self._projections.setdefault(self._key(), {})
-        if "PCA" not in known:
-            known["PCA"] = pca_projection(self.grid, self.board.layer.value)
-        return known.get(self.board.view.value, known["PCA"])
-
-    def _begin_umap(self) -> None:
-        """Makes a UMAP if it is wanted and was not tried before."""
-        key = self._key()
-        tried = "UMAP" in self._projections[key] or key in self._making or key in self._failed
-        if self.board.view.value != "UMAP" or tried:
-            return
-        self._making.add(key)
-        making = self._make_umap(key, self.grid)
-        try:
-            self._task = asyncio.get_running_loop().create_task(making)
-        except RuntimeError:  # no loop, as in a script
-            asyncio.run(making)
-
     async def _make_umap(self, key: Key, grid: Grid) -> None:
         """Computes a UMAP in a thread while the explorer stays usable, then shows it if it is still wanted."""
-        began = time.monotonic()
+        began, status = time.monotonic(), self.board.status
         future = asyncio.get_running_loop().run_in_executor(None, umap_projection, grid, key[2], self.seed)
         try:
             while not future.done():
                 spent = time.monotonic() - began
-                self.board.progress(min(0.95, spent / COMPILING), f"UMAP, {spent:.0f} s: {PATIENCE}")
+                status.share, status.doing = min(0.95, spent / COMPILING), f"UMAP, {spent:.0f} s: {PATIENCE}"
                 await asyncio.wait({future}, timeout=0.5)
-            self._projections[key]["UMAP"] = future.result()
+            self._umap[key] = future.result()
         except Exception as error:  # nobody awaits the task
             self._failed[key] = f"UMAP failed; choose PCA and UMAP again to try once more. {_in_words(error)}"
         finally:
             self._making.discard(key)
-            self.board.status.doing = ""
+            status.doing = ""
         if self._key() == key and self.board.view.value == "UMAP":
             self._act(self.draw)
-            self.board.status.said = self._failed.get(key, self.board.status.said)
+            status.said = self._failed.get(key, status.said)
 
 
 def _in_words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-// Draws a Scatter (board.py) as SVG: circles clean, crosses adversarial, a path. Colours of ink and paper come from style.css.
+// Draws a FeatureMap (board.py) as SVG: circles clean, crosses adversarial, a path. Colours of ink and paper come from style.css.
 const MARGIN = 14, REACH = 16; // pixels: around all points, and how near a click must be
 
 const make = (name, attributes = {}, parent = null) => {

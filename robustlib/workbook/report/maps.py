@@ -5,6 +5,7 @@ import io
 import json
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from robustlib.attacks import Attack
 from robustlib.data import Dataset
-from robustlib.figures.canvas import styles
+from robustlib.figures.canvas import COLOURS
 from robustlib.representation import embed_runs, run_features
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, write_atomic
@@ -53,10 +54,12 @@ def write_atlas(
         seed: of the attack and of UMAP.
     """
     check_runs(runs, dataset)
-    split = dataset.test.sample(n)
-    maps = [_map(run, dataset, attack, n, seed) for run in runs]
-    images = np.stack([split.images.numpy(), *(adversarial for _, adversarial in maps)])
-    shown = [facts | {"name": name} for (facts, _), name in zip(maps, _names(runs), strict=True)]
+    split, classes = dataset.test.sample(n), list(dataset.class_names)
+    shown, adversarial = zip(*(_map(run, dataset, attack, n, seed) for run in runs), strict=True)
+    images = np.stack([split.images.numpy(), *adversarial])
+    data = {"shape": list(dataset.image_shape), "columns": COLUMNS, "scale": SCALE, "classes": classes}
+    data |= {"colours": COLOURS[: len(classes)] if len(classes) <= FEW else [], "labels": split.labels.numpy()}
+    data["runs"] = [facts | {"name": name} for facts, name in zip(shown, _names(runs), strict=True)]
     facts = {
         "Attack": repr(attack),
         "Images": f"{len(split)} test images of {dataset.name}, the same for every network",
@@ -64,8 +67,10 @@ def write_atlas(
     }
     places = np.arange(len(split))
     for _ in range(5):
-        values = _values(dataset, split.labels.numpy(), shown, images, places)
-        page = fill_template("atlas.html.j2", title=title, index=index, facts=facts, **values)
+        text = json.dumps(data, separators=(",", ":"), default=partial(_values_at, places))
+        values = {"data": text.replace("<", "\\u003c"), "sprite": _sprite(images[:, places]), "facts": facts}
+        counts = {"shown": len(places), "total": len(split)}
+        page = fill_template("atlas.html.j2", title=title, index=index, **values, **counts)
         if len(page) <= LIMIT:
             break
         fewer = max(1, int(0.95 * len(places) * LIMIT / len(page)))
@@ -74,8 +79,12 @@ def write_atlas(
     return Path(target)
 
 
+def _values_at(places: np.ndarray, table: np.ndarray) -> list[int]:
+    return table[places].ravel().tolist()
+
+
 def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
-    """What the page knows of one run, for all examples, and its adversarial images."""
+    """What the page knows of one run, an entry for each example, and its adversarial images."""
     (made,) = embed_runs([run], dataset, attack, n=n, seed=seed)
     clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
     assert adversarial.images is not None
@@ -101,29 +110,6 @@ def _names(runs: Sequence[Run]) -> list[str]:
         for run, one in zip(runs, params, strict=True)
     ]
     return [" · ".join(filter(None, one)) for one in parts]
-
-
-def _values(
-    dataset: Dataset, labels: np.ndarray, shown: list[dict[str, Any]], images: np.ndarray, places: np.ndarray
-) -> dict[str, Any]:
-    """What the template shows of the examples at `places`."""
-    classes = list(dataset.class_names)
-    data = {
-        "shape": list(dataset.image_shape),
-        "columns": COLUMNS,
-        "scale": SCALE,
-        "classes": classes,
-        "colours": [style["color"] for style in styles(classes).values()] if len(classes) <= FEW else [],
-        "labels": labels[places].tolist(),
-        "runs": [
-            one
-            | {"maps": {name: table[places].ravel().tolist() for name, table in one["maps"].items()}}
-            | {"answers": [side[places].tolist() for side in one["answers"]]}
-            for one in shown
-        ],
-    }
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return {"data": text, "sprite": _sprite(images[:, places]), "shown": len(places), "found": len(labels)}
 
 
 def _sprite(images: np.ndarray) -> str:

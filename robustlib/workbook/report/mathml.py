@@ -19,11 +19,8 @@ REWRITES = {  # spellings latex2mathml does not know -> ones that mean the same
 OPERATORS = "±⧵⟹⟺¬~∼⟂⟨⟩⌊⌋⌈⌉|:;"  # latex2mathml writes them as identifiers, which have no spacing
 LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin", "∑", "∏", "⋃", "⋂"}
 STRUCK = str.maketrans("0123456789", "𝟘𝟙𝟚𝟛𝟜𝟝𝟞𝟟𝟠𝟡")
-CHILDREN = {
-    **dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2),
-    **dict.fromkeys(("msubsup", "munderover"), 3),
-}
-VARIANTS = {  # browsers draw only mathvariant="normal"; the others are told in CSS
+CHILDREN = dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2) | {"msubsup": 3, "munderover": 3}
+VARIANTS = {  # browsers draw only mathvariant="normal"; the others become CSS
     "bold": "font-weight:bold",
     "bold-italic": "font-weight:bold",
     "italic": "font-style:italic",
@@ -45,7 +42,11 @@ def to_mathml(formula: str, *, display: bool = False) -> str:
     except Exception as fault:  # latex2mathml raises a class of its own for each mistake
         raise _unreadable(formula, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(fault).__name__)) from fault
     _repair(tree)
-    _check_tree(tree, formula)
+    for node in tree.iter():
+        if "\\" in (node.text or ""):
+            raise _unreadable(formula, f"the command {node.text!r} is not known")
+        if len(node) != CHILDREN.get(node.tag, len(node)):
+            raise _unreadable(formula, f"<{node.tag}> has {len(node)} of its {CHILDREN[node.tag]} arguments")
     if display:
         _set_limits(tree)
     tree.set("alttext", formula.strip())
@@ -70,14 +71,6 @@ def _check_source(formula: str) -> None:
             raise _unreadable(formula, f"the environment {name!r} is not known")
 
 
-def _check_tree(tree: ET.Element, formula: str) -> None:
-    for node in tree.iter():
-        if "\\" in (node.text or ""):
-            raise _unreadable(formula, f"the command {node.text!r} is not known")
-        if len(node) != CHILDREN.get(node.tag, len(node)):
-            raise _unreadable(formula, f"<{node.tag}> has {len(node)} of its {CHILDREN[node.tag]} arguments")
-
-
 def _repair(tree: ET.Element) -> None:
     """Turns latex2mathml's output into what browsers draw, in place.
 
@@ -94,8 +87,13 @@ def _repair(tree: ET.Element) -> None:
         if align := node.attrib.pop("columnalign", None):
             node.set("style", f"text-align:{align}")
     for node in tree.iter():
-        _join_letters(node)
-    for node in tree.iter():
+        children = []
+        for upright, run in groupby(list(node), lambda child: child.tag == "mi" and child.get("mathvariant")):
+            letters = list(run)
+            if upright:  # one word of single letters, as in \mathrm{argmax}
+                letters[0].text = "".join(letter.text or "" for letter in letters)
+            children += letters[:1] if upright else letters
+        node[:] = children
         variant = node.get("mathvariant", "normal")
         if variant == "double-struck":  # only digits still carry it, as in the indicator function
             node.text = (node.text or "").translate(STRUCK)
@@ -103,18 +101,6 @@ def _repair(tree: ET.Element) -> None:
             del node.attrib["mathvariant"]
         if variant in VARIANTS:
             node.set("style", VARIANTS[variant])
-
-
-def _join_letters(node: ET.Element) -> None:
-    r"""Makes one upright word of single letters, for \mathrm{argmax}."""
-    joined = []
-    for variant, run in groupby(list(node), lambda child: child.get("mathvariant") if child.tag == "mi" else None):
-        letters = list(run)
-        if variant:
-            letters[0].text = "".join(letter.text or "" for letter in letters)
-            del letters[1:]
-        joined += letters
-    node[:] = joined
 
 
 def _set_limits(node: ET.Element) -> None:

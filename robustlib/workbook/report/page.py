@@ -1,9 +1,9 @@
 """An executed notebook as one HTML page that needs no other file and no network."""
 
-import base64
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
-from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from robustlib import __version__
 from robustlib.errors import InputError
 from robustlib.runs import write_atomic
 from robustlib.workbook.report.mathml import to_mathml
-from robustlib.workbook.tables import VERDICTS
+from robustlib.workbook.tables import VERDICTS, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The richest of an output's forms is shown; there are no scripts among them.
@@ -50,9 +50,9 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
         InputError: no readable notebook, a formula that cannot be drawn, or something that the page would have to load.
     """
     notebook, html, nb = Path(notebook), Path(html), read(notebook)
-    soup = to_soup(nb, notebook, title=title, index=index, failure=_failure(nb), facts=_facts(nb, notebook))
+    shown = {"title": title, "index": index, "failure": _failure(nb), "facts": _facts(nb, notebook)}
+    soup = to_soup(nb, notebook, html.stem, count(1), shown)
     _order_headings(soup)
-    offer_data(soup, html.stem)
     write_atomic(html, str(soup))
     return html
 
@@ -138,11 +138,12 @@ def _exporter() -> _Exporter:
     )
 
 
-def to_soup(
-    nb: Any, path: Path, *, title: str = "", index: str = "", failure: str = "", facts: Any = ()
-) -> BeautifulSoup:
-    """A notebook that lies at `path` as a document that loads nothing; the rest is what the template shows around it."""
-    page = {"title": title, "index": index, "failure": failure, "facts": dict(facts)}
+def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mapping[str, Any]) -> BeautifulSoup:
+    """A notebook that lies at `path` as a document that loads nothing; `shown` is what the template puts around the cells.
+
+    Below each figure its numbers are offered as a CSV file, named after `name` and the figure's number from `numbers`.
+    """
+    page = {"facts": {}, **shown, "name": name, "next_figure": lambda: next(numbers)}
     resources = {"page": page, "metadata": {"path": str(path.parent)}}
     soup = parse(_exporter().from_notebook_node(nb, resources=resources)[0])
     _refuse_loading(soup, path)
@@ -179,7 +180,9 @@ def _spell_out_links(soup: BeautifulSoup) -> None:
         if shown == address:
             link.string = address
         else:
-            link.insert_after(parse(f'<span class="address"> ({escape(address)})</span>'))
+            after = soup.new_tag("span", attrs={"class": "address"})
+            after.string = f" ({address})"
+            link.insert_after(after)
 
 
 def tidy(soup: BeautifulSoup) -> None:
@@ -218,22 +221,6 @@ def _tidy_table(table: Tag) -> None:
         cell["scope"] = "col"
 
 
-def offer_data(soup: BeautifulSoup | Tag, page: str, first: int = 1) -> int:
-    """Puts a link to a figure's numbers, a CSV file named after page and figure, below each figure that has some.
-
-    Figures are numbered from `first`; returns the number of the next one.
-    """
-    figures = soup.find_all("figure")
-    for number, figure in enumerate(figures, first):
-        csv = str(figure.img.attrs.pop("data-csv", "")) if figure.img else ""
-        if csv:
-            address = "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode()
-            label = f'Data (CSV)<span class="sr-only"> of figure {number}</span>'
-            link = f'<a download="{page}-figure-{number}.csv" href="{address}">{label}</a>'
-            figure.append(parse(f"<figcaption>{link}</figcaption>"))
-    return first + len(figures)
-
-
 def _order_headings(soup: BeautifulSoup) -> None:
     """Leaves one <h1>, the title; the notebook's first one becomes the line below it, others <h2>; then the contents."""
     (masthead,), (body,) = soup.select(".masthead"), soup.select("main")
@@ -247,11 +234,11 @@ def _order_headings(soup: BeautifulSoup) -> None:
         words = re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-")
         heading["id"] = f"{words or 'section'}-{number}"
     if len(headings) > 2:
-        entries = "".join(f'<li><a href="#{h["id"]}">{h.decode_contents()}</a></li>' for h in headings)
-        masthead.insert_after(parse(f'<nav class="contents" aria-label="Contents"><ol>{entries}</ol></nav>'))
+        masthead.insert_after(parse(fill_template("contents.html.j2", headings=headings)))
 
 
 def fill_template(template: str, **values: Any) -> str:
     """A page from one of the templates, which knows robustlib's version besides `values`."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters["percent"] = percent
     return environment.get_template(template).render(version=__version__, **values)

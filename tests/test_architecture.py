@@ -34,9 +34,7 @@ LAYERS = (
 WORKBOOK = ("tables", "claims", "task", "engines", "report", "experiments", "explorer", "cli")
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 LAYER |= {f"workbook.{name}": len(LAYERS) + place for place, name in enumerate(WORKBOOK)}
-HEAVY = (
-    "torchvision pandas sklearn scipy lightning_fabric matplotlib seaborn papermill nbconvert nbformat pyarrow ray umap"
-)
+HEAVY = "torchvision pandas sklearn scipy lightning_fabric matplotlib papermill nbconvert nbformat pyarrow ray umap"
 LOWER = [
     "data",
     "evaluation",

@@ -20,7 +20,7 @@ from robustlib.audit.verdicts import VERDICTS, Check, Part, Verdict, make_check,
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation import stochastic_protocol
-from robustlib.figures.labels import ATTACKS
+from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run, measured, transfer_sources, versions

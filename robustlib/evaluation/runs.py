@@ -16,7 +16,7 @@ from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of
 from robustlib.evaluation.metrics import by_attack, cascade_steps
 from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suite
 from robustlib.evaluation.stochastic import measure_randomness
-from robustlib.figures import labels
+from robustlib.figures import canvas
 from robustlib.runs import Run, attack_names, measured, transfer_sources, versions
 from robustlib.training.fit import resolve_device
 
@@ -29,7 +29,7 @@ LAST = ("fgsm", "pgd20", "cw50")  # attacks on the last epoch's weights
 KIND = ["dataset", "method", "title", "arch", "changed", "precision", "n"]
 ELSEWHERE = ("pgd100x5", "cw100x5", "square", "aa_standard", "known", "l2", "stadv")
 # The attacks of the common protocol; what only randomised models, surrogates or a measurement meet is no column.
-ATTACKS = tuple(name for name in labels.ATTACKS if name not in ELSEWHERE)
+ATTACKS = tuple(name for name in canvas.ATTACKS if name not in ELSEWHERE)
 FACTS = ("preset", "dataset", "method", "title", "arch", "precision", "seed")
 COLUMNS = (
     *("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed", "threat", *ATTACKS),

@@ -4,9 +4,17 @@ Nothing here knows runs, files or notebooks. Colours are colour-blind safe and n
 its own marker or line style. `class_names` are by label; numbers if not given.
 """
 
-from robustlib.figures.attacks import accuracy_bars, accuracy_dots, cascade, confusion_flow
 from robustlib.figures.canvas import Figure, show, to_png
-from robustlib.figures.comparisons import accuracy_distance, claim_effects, cost, distance_distributions, trade_off
+from robustlib.figures.comparisons import (
+    accuracy_bars,
+    accuracy_distance,
+    accuracy_dots,
+    cascade,
+    claim_effects,
+    cost,
+    distance_distributions,
+    trade_off,
+)
 from robustlib.figures.curves import (
     feature_gap_curves,
     probe_curves,
@@ -16,4 +24,4 @@ from robustlib.figures.curves import (
     training_curves,
 )
 from robustlib.figures.features import alignment_exclusion, metric_plane, pair_distances, umap_atlas
-from robustlib.figures.images import example_strips, purification_steps, transform_surface
+from robustlib.figures.images import confusion_flow, example_strips, purification_steps, transform_surface

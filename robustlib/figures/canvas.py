@@ -1,17 +1,18 @@
-"""What all figures share: how they look, and how they reach a notebook or a file.
+"""What all figures share: how they look, how attacks and numbers are written, and how they reach a notebook or a file.
 
 Figures are made without pyplot, so that no backend is chosen and nothing is left open.
 """
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pandas import DataFrame, Series
+from pandas import DataFrame
 
 from robustlib.errors import InputError
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
-INK, MUTED = "#1f2933", "#66717d"
+INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
 # Seaborn's colour-blind safe palette, whose pink and yellow fade on white, and its sky blue at the end: darker ones instead
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#332288", "#882255")
 MARKERS = "osD^vPX<>h*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+DOTS: dict[str, Any] = {"ls": "none", "mec": "white"}  # what makes of a style its markers without a line
 
 
 class Figure(NamedTuple):
@@ -37,38 +39,10 @@ class Figure(NamedTuple):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How every figure looks, said in this place only: `with style():`, or `@style()` above a function that draws."""
-    import matplotlib
-    import seaborn
+    """How every figure looks, as canvas.mplstyle says: `with style():`, or `@style()` above a function that draws."""
+    import matplotlib.style
 
-    own: dict[str, Any] = {
-        "figure.facecolor": "white",
-        "figure.constrained_layout.use": True,
-        "axes.edgecolor": "#b8c1cb",
-        "axes.labelcolor": INK,
-        "axes.titlecolor": INK,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.labelsize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.family": ["DejaVu Sans"],  # shipped with matplotlib, so that figures look the same everywhere
-        "font.size": 10,
-        "grid.color": "#e6eaee",
-        "grid.linewidth": 0.8,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 5,
-        "text.color": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-    }
-    settings: dict[Any, Any] = {**seaborn.axes_style("whitegrid"), **seaborn.plotting_context("notebook"), **own}
-    with matplotlib.rc_context(settings):
+    with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         yield
 
 
@@ -92,55 +66,26 @@ def panels(names: Sequence[str], *, height: float) -> tuple["Canvas", list["Axes
     return fig, every[: len(names)]
 
 
-def title_of(row: Mapping[Any, Any] | Series) -> str:
-    """What a row calls its method: its title, or the name if it has none, and what was changed of it."""
-    title, changed = row.get("title"), row.get("changed")
-    name = str(title) if isinstance(title, str) and title else str(row["method"])
-    changes = changed.removesuffix("compiled").removesuffix(", ") if isinstance(changed, str) else ""
-    return " · ".join(filter(None, (name, changes)))  # a compiled model is no other method
-
-
-def legend_below(fig: "Canvas", axis: "Axes") -> None:
-    """The legend of `axis` below the figure, in as many columns as its texts leave room for; the axes keep their size."""
-    handles, labels = axis.get_legend_handles_labels()
-    columns, rows = _legend_shape(labels, fig.get_figwidth())
-    fig.set_figheight(fig.get_figheight() + 0.2 * (rows - 1))
-    fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
-
-
-def legends_below(fig: "Canvas", row: Sequence["Axes"]) -> None:
-    """The legend of each of the axes of one row below it, where it hides no curve; the axes keep their size."""
-    most = 1
-    for axis in row:
-        handles, labels = axis.get_legend_handles_labels()
-        columns, rows = _legend_shape(labels, fig.get_figwidth() / len(row))
-        most = max(most, rows)
-        if labels:
-            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-            axis.legend(handles, labels, ncols=columns, handlelength=3, **place)
-    fig.set_figheight(fig.get_figheight() + 0.2 * most)
-
-
-def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
-    """In how many columns, at most 4, the entries of a legend fit into so many inches, and in how many rows they stand."""
+def legend_below(fig: "Canvas", *row: "Axes") -> None:
+    """The legend of each axes of a row below it, in as many columns as its texts leave room for; the axes keep their size."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
-    font = FontProperties(family="DejaVu Sans", size=9)
-    points = [TextToPath().get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
-    inches = np.array(points) / 72 + 0.73  # with the line before a text and the gap after it
-    counts = range(1, min(4, len(labels)) + 1)
-    fitting = [n for n in counts if sum(part.max() for part in np.array_split(inches, n)) <= width]
-    columns = max(fitting, default=1)
-    return columns, -(-len(labels) // columns)
-
-
-def same_length(what: str, **arrays: Any) -> None:
-    """Raises InputError where arrays of one figure do not hold the same number of examples, or none."""
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1 or not any(lengths.values()):
-        given = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {given}.")
+    font, width, most = FontProperties(family="DejaVu Sans", size=9), fig.get_figwidth() / len(row), 1
+    for axis in row:
+        handles, labels = axis.get_legend_handles_labels()
+        points = [TextToPath().get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
+        inches = np.array(points) / 72 + 0.73  # with the line before a text and the gap after it
+        counts = range(1, min(4, len(labels)) + 1)
+        fitting = [n for n in counts if sum(part.max() for part in np.array_split(inches, n)) <= width]
+        columns = max(fitting, default=1)
+        most = max(most, -(-len(labels) // columns))
+        if len(row) == 1:
+            fig.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3)
+        elif labels:
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            axis.legend(handles, labels, ncols=columns, handlelength=3, **place)
+    fig.set_figheight(fig.get_figheight() + 0.2 * (most - (len(row) == 1)))
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -151,28 +96,26 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def dots(mark: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """Options that draw the markers of a style without its line."""
-    return {"marker": mark["marker"], "color": mark["color"], "ls": "none", **options}
-
-
-def band(axis: "Axes", x: Any, curve: DataFrame, mark: Mapping[str, Any]) -> None:
-    """The interval of a curve, from its columns `low` to `high`."""
-    axis.fill_between(x, curve["low"], curve["high"], color=mark["color"], alpha=0.15, lw=0)
-
-
 def percent_axis(axis: "Axes", which: str = "y") -> None:
     """Write the fractions of an axis ("x" or "y") as percentages."""
-    from matplotlib.ticker import FuncFormatter
-
     side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−")))
+    side.set_major_formatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−"))
+
+
+def titles(rows: DataFrame) -> list[str]:
+    """What each row calls its method: its title, or the name if it has none, and what was changed of it."""
+    names = []
+    for row in rows.to_dict("records"):
+        title, changed = row.get("title"), row.get("changed")
+        name = str(title) if isinstance(title, str) and title else str(row["method"])
+        changes = changed.removesuffix("compiled").removesuffix(", ") if isinstance(changed, str) else ""
+        names.append(" · ".join(filter(None, (name, changes))))  # a compiled model is no other method
+    return names
 
 
 def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> DataFrame:
     """The rows of `frame` that have numbers in all of `columns`; at least one, or an InputError that says so."""
-    missing = [name for name in columns if name not in frame]
-    if missing:
+    if missing := [name for name in columns if name not in frame]:
         raise InputError(f"The {what} figure needs the column {missing[0]!r}; given: {', '.join(map(str, frame))}.")
     usable = frame.dropna(subset=list(columns))
     if usable.empty:
@@ -180,13 +123,12 @@ def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> Data
     return usable
 
 
-def whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
-    """Distances (2, rows) from column `name` to the ends of its interval, `low` and `high` behind `prefix`; None without."""
-    low, high = f"{prefix}low", f"{prefix}high"
-    if not {low, high} <= set(rows):
-        return None
-    ends = np.stack([rows[name] - rows[low], rows[high] - rows[name]]).astype(float)
-    return np.nan_to_num(ends).clip(min=0)
+def same_length(what: str, **arrays: Any) -> None:
+    """Raises InputError where arrays of one figure do not hold the same number of examples, or none."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or not any(lengths.values()):
+        given = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"The {what} figure needs the same examples in all its data, at least one; given: {given}.")
 
 
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
@@ -197,18 +139,72 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 
 def show(figure: Figure) -> None:
-    """Display the figure in a notebook as a PNG that carries its alt text and, as CSV, its numbers.
-
-    Outside a notebook the alt text is printed.
-    """
+    """Display the figure in a notebook as a PNG that carries its alt text and, as CSV, its numbers; elsewhere print the alt text."""
     from IPython import get_ipython
     from IPython.display import display
 
-    png = to_png(figure)
+    png = base64.b64encode(to_png(figure)).decode()
     if get_ipython() is None:
         print(figure.alt)
         return
-    data = {"image/png": base64.b64encode(png).decode(), "text/plain": figure.alt}
     metadata = {"alt": figure.alt, "width": round(figure.fig.get_figwidth() * CSS_DPI)}
     metadata["csv"] = figure.data.to_csv(index=False, float_format="%.6g")
-    display(data, raw=True, metadata={"image/png": metadata})
+    display({"image/png": png, "text/plain": figure.alt}, raw=True, metadata={"image/png": metadata})
+
+
+ATTACKS = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd50x10": "PGD-50×10",  # 10 restarts
+    "cw50": "CW-50",
+    "pgd100x5": "PGD-100×5",  # 5 restarts, on surrogates
+    "cw100x5": "CW-100×5",
+    "pgd_eot": "PGD+EOT",
+    "square": "Square",
+    "aa_standard": "AutoAttack, standard version",
+    "autoattack": "AutoAttack",
+    "worst": "worst case",
+    "known": "known attacks, worst case",
+    "l2": "unseen: L2",
+    "stadv": "unseen: StAdv",
+}
+# How a verdict of the audit is written: a sign and a word, so that colour is never all there is. The gravest first.
+VERDICTS = {"red": "✕ red", "amber": "▲ amber", "": "– not audited", "pass": "✓ pass", "n/a": "– n/a"}
+
+
+def attack_name(attack: str) -> str:
+    """The attack's name for people; "pgd20@denoiser" is "PGD-20 on denoiser" (a surrogate)."""
+    name, at, surrogate = attack.partition("@")
+    return ATTACKS.get(name, name) + (f" on {surrogate}" if at else "")
+
+
+def verdict_label(word: object) -> str:
+    """A verdict with its sign, e.g. "▲ amber"; nothing, or none that is known, is "– not audited"."""
+    return VERDICTS.get(str(word), VERDICTS[""])
+
+
+def worst_verdict(verdicts: Iterable[object]) -> str:
+    """The gravest of several verdicts; one that is missing weighs more than one that passed."""
+    known = [str(word) if str(word) in VERDICTS else "" for word in verdicts]
+    return min(known, key=list(VERDICTS).index, default="")
+
+
+def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A fraction as "75.2 %", with its interval "75.2 % (71.3–78.8)"; "–" for a number that is not there."""
+    if value is None or value != value:
+        return "–"
+    interval = f" ({100 * low:.1f}–{100 * high:.1f})" if low is not None and high is not None else ""
+    return f"{100 * value:.1f} %{interval}"
+
+
+def mean_percent(mean: float | None, std: float | None) -> str:
+    """The mean of fractions over seeds as "75.2 ± 1.3 %"; one seed has no deviation."""
+    if mean is None or mean != mean or std is None or std != std:
+        return percent(mean)
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, "+2.4" or "−2.4"."""
+    return f"{value:+.{digits}f}".replace("-", "−")

@@ -1,7 +1,7 @@
-"""Runs side by side: what robustness costs, what they say of a paper's claims, and how far away adversarial images are."""
+"""Accuracies under each attack, runs side by side, a paper's claims, and how far away adversarial images are."""
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,99 +11,183 @@ from numpy.typing import ArrayLike
 from pandas import DataFrame
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import (
-    INK,
-    MUTED,
-    Figure,
-    axes,
-    dots,
-    legend_below,
-    percent_axis,
-    require_columns,
-    style,
-    styles,
-    title_of,
-    whiskers,
-)
-from robustlib.figures.labels import percent
+from robustlib.figures import canvas
+from robustlib.figures.canvas import ATTACKS, DOTS, INK, MUTED, Figure, percent, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
-COLUMNS = ("method", "seed", "clean", "clean_low", "clean_high", "worst", "worst_low", "worst_high", "minutes")
+# Beside a bar there is room to say what a restart is, and none for "version".
+BARS = ATTACKS | {"pgd50x10": "PGD-50, 10 restarts", "aa_standard": "AutoAttack, standard"}
+CLEAN, LEFT, TAKEN = "#56b4e9", "#0173b2", "#de8f05"  # of the colour-blind safe palette; what was taken is hatched too
+LANE = 0.27  # inches between two series of one row of dots
 
 
-@style()
+@canvas.style()
+def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
+    """One run's accuracy under each attack, with 95 % Wilson intervals.
+
+    Attacks on surrogates ("pgd20@denoiser") are not drawn: the worst case, which counts them, is then called adaptive minimum.
+    Columns are `attack`, `accuracy` and optionally `low` and `high` (fractions); the order is kept.
+    """
+    given = require_columns("accuracy", DataFrame(rows), ["attack", "accuracy"])
+    frame = given[~given["attack"].str.contains("@", regex=False)].reset_index(drop=True)
+    names = BARS if len(frame) == len(given) else {**BARS, "worst": "adaptive minimum"}
+    labels = [names.get(str(name), str(name)) for name in frame["attack"]]
+    colours = [INK if name == "worst" else CLEAN if name == "clean" else LEFT for name in frame["attack"]]
+    error: dict[str, Any] = {"xerr": _whiskers(frame, "accuracy"), "error_kw": {"ecolor": "#8a949e", "lw": 1.4}}
+    fig, axis = _draw_bars(labels, frame["accuracy"], 1.1, color=colours, **error)
+    for place, (value, end) in enumerate(_ends(frame)):
+        axis.text(end + 0.012, place, percent(value), va="center", fontsize=9.5)
+    axis.set(title="Accuracy under each attack", xlabel="accuracy, with 95 % interval")
+    data = frame.assign(attack=labels).filter(["attack", "accuracy", "low", "high"])
+    return Figure(fig, f"Accuracy on the test images: {_list_shares(labels, frame['accuracy'])}.", data)
+
+
+@canvas.style()
+def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
+    """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
+
+    Rows are those of `robustlib.evaluation.cascade_steps`: `component`, `accuracy` after it (fraction of all images), in order,
+    the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade of the first is drawn.
+    """
+    frame = require_columns("cascade", DataFrame(rows), ["component", "accuracy"])
+    for column in ("attack", "surrogate"):
+        frame = frame[frame[column] == frame[column].iloc[0]] if column in frame else frame
+    labels, left = [str(name) for name in frame["component"]], [float(value) for value in frame["accuracy"]]
+    taken = [0.0, *(before - after for before, after in pairwise(left))]
+    fig, axis = _draw_bars(labels, left, 1.2, color=[CLEAN] + [LEFT] * (len(labels) - 1))
+    axis.barh(labels, taken, left=left, color="white", edgecolor=TAKEN, hatch="////", height=0.62, lw=0)
+    for place, (value, loss) in enumerate(zip(left, taken, strict=True)):
+        end = axis.text(value + loss + 0.012, place, percent(value), va="center", fontsize=9.5)
+        if loss > 0:
+            text = f"−{100 * loss:.1f}"
+            axis.annotate(text, (1.08, 0.5), xycoords=end, color=MUTED, va="center", fontsize=9.5)
+    axis.set(title="AutoAttack, step by step", xlabel="accuracy left (hatched: taken by this step)")
+    data = DataFrame({"step": labels, "accuracy": left, "taken": taken})
+    return Figure(fig, f"Accuracy left after each step of AutoAttack: {_list_shares(labels, left)}.", data)
+
+
+@canvas.style()
+def accuracy_dots(table: DataFrame, title: str) -> Figure:
+    """Accuracies as dots with intervals and numbers: several series (attacks, models) in each of several rows.
+
+    Columns are `row`, `series`, `accuracy` and optionally `low` and `high` (fractions); in order, the first row on top.
+    """
+    given = require_columns("accuracy-dots", table, ["row", "series", "accuracy"]).reset_index(drop=True)
+    rows, marks = list(dict.fromkeys(given["row"])), canvas.styles(map(str, given["series"]))
+    step = LANE * (len(marks) + 0.7)
+    fig, (axis,) = canvas.axes(height=1.3 + step * len(rows))
+    for lane, (name, mark) in enumerate(marks.items()):
+        own = given[given["series"].astype(str) == name]
+        heights = [rows.index(row) * step + lane * LANE for row in own["row"]]
+        if {"low", "high"} <= set(own):
+            axis.hlines(heights, own["low"], own["high"], color=mark["color"], lw=1.6)
+        axis.plot(own["accuracy"], heights, label=name, ms=7, mew=0.8, **mark | DOTS)
+        for height, (value, end) in zip(heights, _ends(own), strict=True):
+            axis.text(end + 0.015, height, percent(value), va="center", fontsize=9)
+    middle = LANE * (len(marks) - 1) / 2
+    axis.set_yticks([k * step + middle for k in range(len(rows))], [str(name) for name in rows])
+    axis.set_ylim(step * (len(rows) - 1) + LANE * len(marks), -LANE)
+    _accuracy_axis(axis, -0.01, 1.1)
+    axis.set(title=title, xlabel="accuracy, with 95 % interval")
+    canvas.legend_below(fig, axis)
+    described = [
+        f"{name}: {_list_shares(part['series'], part['accuracy'])}" for name, part in given.groupby("row", sort=False)
+    ]
+    data = given.filter(["row", "series", "accuracy", "low", "high"])
+    return Figure(fig, f"{title}. {'; '.join(described)}.", data)
+
+
+def _draw_bars(labels: Sequence[str], shares: Any, end: float, **options: Any) -> tuple["Canvas", "Axes"]:
+    """A bar for each accuracy, the first on top, and room for numbers up to `end`."""
+    fig, (axis,) = canvas.axes(height=0.9 + 0.42 * len(labels))
+    axis.barh(labels, shares, height=0.62, **options)
+    axis.invert_yaxis()
+    _accuracy_axis(axis, 0, end)
+    return fig, axis
+
+
+def _accuracy_axis(axis: "Axes", start: float, end: float) -> None:
+    axis.set(xlim=(start, end), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    canvas.percent_axis(axis, "x")
+    axis.grid(visible=False, axis="y")
+
+
+def _ends(frame: DataFrame) -> list[tuple[float, float]]:
+    """Each accuracy, and where its interval ends."""
+    tops = frame.get("high", frame["accuracy"]).fillna(frame["accuracy"])
+    return [(value, max(value, top)) for value, top in zip(frame["accuracy"], tops, strict=True)]
+
+
+def _list_shares(names: Iterable[Any], shares: Iterable[float]) -> str:
+    return ", ".join(f"{name} {percent(share)}" for name, share in zip(names, shares, strict=True))
+
+
+def _whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
+    """Distances (2, rows) from column `name` to the ends of its interval, `low` and `high` behind `prefix`; None without."""
+    low, high = f"{prefix}low", f"{prefix}high"
+    if not {low, high} <= set(rows):
+        return None
+    ends = np.stack([rows[name] - rows[low], rows[high] - rows[name]]).astype(float)
+    return np.nan_to_num(ends).clip(min=0)
+
+
 def trade_off(leaderboard: DataFrame) -> Figure:
     """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
 
     Columns are `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the intervals `clean_low`,
     `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, for the legend.
     """
-    rows = _titled(require_columns("trade-off", leaderboard, ["clean", "worst"]))
-    fig, (axis,) = axes(height=4.4)
-    _scatter(axis, rows, "clean")
-    percent_axis(axis, "x")
-    axis.set(title="Accuracy and robustness of each run", xlabel="clean accuracy")
-    legend_below(fig, axis)
-    alt = f"Clean against worst-case accuracy of {len(rows)} runs. {_describe_methods(rows, 'clean')}."
-    return Figure(fig, alt, rows.filter(COLUMNS))
+    return _draw_runs(leaderboard, "clean", "trade-off", "Clean against worst-case accuracy")
 
 
-@style()
 def cost(leaderboard: DataFrame) -> Figure:
     """What robustness cost: minutes of training against worst-case accuracy, one dot for each run; columns as for `trade_off`."""
-    rows = _titled(require_columns("cost", leaderboard, ["minutes", "worst"]))
-    fig, (axis,) = axes(height=4.4)
-    _scatter(axis, rows, "minutes")
-    axis.set(title="Robustness against the time it took", xlabel="minutes of training")
-    if rows["minutes"].min() > 0 and rows["minutes"].max() > 20 * rows["minutes"].min():
-        axis.set_xscale("log")
-    else:
-        axis.set_xlim(left=0)
-    legend_below(fig, axis)
-    alt = f"Training time against worst-case accuracy of {len(rows)} runs. {_describe_methods(rows, 'minutes')}."
-    return Figure(fig, alt, rows.filter(COLUMNS))
+    return _draw_runs(leaderboard, "minutes", "cost", "Training time against worst-case accuracy")
 
 
-def _titled(rows: DataFrame) -> DataFrame:
-    return rows.assign(method=[title_of(row) for row in rows.to_dict("records")])
-
-
-def _scatter(axis: "Axes", rows: DataFrame, x: str) -> None:
-    """Dots of `x` against worst-case accuracy, a colour and marker for each method."""
-    for title, mark in styles(sorted(rows["method"].unique())).items():
-        own = rows[rows["method"] == title]
-        label = title + (f", {_minutes(own['minutes'].mean())}" if x == "clean" and "minutes" in own else "")
-        ends = {"xerr": whiskers(own, x, f"{x}_"), "yerr": whiskers(own, "worst", "worst_"), "elinewidth": 1.1}
-        axis.errorbar(own[x], own["worst"], label=label, **ends, **dots(mark, ms=8, mec="white", mew=0.6))
-    percent_axis(axis)
-    axis.set_ylabel("worst-case robust accuracy")
+@canvas.style()
+def _draw_runs(leaderboard: DataFrame, x: str, what: str, alt: str) -> Figure:
+    """Dots of `x`, "clean" or "minutes", against worst-case accuracy, a colour and marker for each method."""
+    rows = require_columns(what, leaderboard, [x, "worst"])
+    rows = rows.assign(method=canvas.titles(rows))
+    fig, (axis,) = canvas.axes(height=4.4)
+    described = []
+    for name, mark in canvas.styles(sorted(rows["method"].unique())).items():
+        own = rows[rows["method"] == name]
+        minutes = own["minutes"].mean() if "minutes" in own else None
+        time = [] if minutes is None else [f"{minutes:.1f} minutes" if minutes == minutes else "unknown time"]
+        worst = f"{percent(own['worst'].mean())} worst case"
+        parts = [f"{percent(own['clean'].mean())} clean", worst, *time] if x == "clean" else [*time, worst]
+        described.append(f"{name}: {f'mean of {len(own)} runs: ' * (len(own) > 1)}{', '.join(parts)}")
+        label = ", ".join([name, *time]) if x == "clean" else name
+        ends = {"xerr": _whiskers(own, x, f"{x}_"), "yerr": _whiskers(own, "worst", "worst_"), "elinewidth": 1.1}
+        axis.errorbar(own[x], own["worst"], label=label, ms=8, mew=0.6, **ends, **mark | DOTS)
     axis.margins(0.12)
     axis.set_ylim(bottom=max(axis.get_ylim()[0], -0.02))  # accuracies below zero are no place for a reader's eye
-
-
-def _minutes(minutes: float) -> str:
-    return f"{minutes:.1f} minutes" if minutes == minutes else "unknown time"
-
-
-def _describe_methods(rows: DataFrame, x: str) -> str:
-    described = []
-    for title, own in rows.groupby("method"):
-        runs = f"mean of {len(own)} runs: " if len(own) > 1 else ""
-        clean = f"{percent(own['clean'].mean())} clean, " if x == "clean" else ""
-        time = f"{_minutes(own['minutes'].mean())}" if "minutes" in own else ""
-        worst = f"{percent(own['worst'].mean())} worst case"
-        parts = [clean + worst, time] if clean else [time, worst]
-        described.append(f"{title}: {runs}{', '.join(filter(None, parts))}")
-    return "; ".join(described)
+    axis.set_ylabel("worst-case robust accuracy")
+    canvas.percent_axis(axis)
+    if x == "clean":
+        canvas.percent_axis(axis, "x")
+        axis.set(title="Accuracy and robustness of each run", xlabel="clean accuracy")
+    else:
+        axis.set(title="Robustness against the time it took", xlabel="minutes of training")
+        if 0 < 20 * rows["minutes"].min() < rows["minutes"].max():
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(left=0)
+    canvas.legend_below(fig, axis)
+    columns = ["method", "seed", *(f"{name}{end}" for name in ("clean", "worst") for end in ("", "_low", "_high"))]
+    return Figure(fig, f"{alt} of {len(rows)} runs. {'; '.join(described)}.", rows.filter([*columns, "minutes"]))
 
 
 VERDICTS = {"supported": ("o", "#0173b2"), "not supported": ("X", "#a84300"), "undecided": ("D", MUTED)}
 LETTERS = 98  # of a claim on one line
 
 
-@style()
+@canvas.style()
 def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """The effect of each claim with its 95 % interval, in the claimed direction: right of 0 supports the claim.
 
@@ -119,7 +203,7 @@ def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     claims: list[dict[Any, Any]] = frame.to_dict("records")
     texts = [wrap(str(claim["claim"]), LETTERS) for claim in claims]
     heights = [0.85 + 0.18 * (len(text) - 1) for text in texts]  # inches
-    fig, (axis,) = axes(height=0.95 + sum(heights))
+    fig, (axis,) = canvas.axes(height=0.95 + sum(heights))
     for claim, text, top in zip(claims, texts, accumulate(heights, initial=0.0), strict=False):
         _draw_claim(axis, top, claim, text)
     axis.set(ylim=(sum(heights), 0), yticks=[], title="What the runs say of the claims")
@@ -135,17 +219,18 @@ def _draw_claim(axis: "Axes", top: float, claim: Mapping[Any, Any], text: Sequen
     """One claim from `top` downwards, in inches: its text, its verdict with the numbers, and its interval."""
     marker, colour = VERDICTS[claim["verdict"]]
     below = top + 0.06 + 0.18 * len(text)
-    options: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "fontsize": 9.5, "va": "top"}
-    verdict, bold = f"{claim['words']}  {_effect(claim)}", {"color": colour, "weight": "bold"}
-    for words, y, own in (("\n".join(text), top + 0.06, {}), (verdict, below, bold)):
-        axis.annotate(words, (0.01, y), **(options | own)).set_in_layout(False)  # or long texts would squeeze the axis
+    form: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "fontsize": 9.5, "va": "top"}
+    verdict = f"{claim['words']}  {_effect(claim)}"
+    words = axis.annotate("\n".join(text), (0.01, top + 0.06), **form)
+    for part in (words, axis.annotate(verdict, (0.01, below), color=colour, weight="bold", **form)):
+        part.set_in_layout(False)  # or long texts would squeeze the axis
     axis.fill_betweenx([below + 0.22, below + 0.46], 0, 1, color="#d9dfe5", lw=0, zorder=1)
     axis.plot([0, 0], [below + 0.22, below + 0.46], color=INK, lw=1.4, zorder=2)
     effect, low, high = (claim[name] / claim["smallest"] for name in ("effect", "low", "high"))
     if effect == effect:
+        ends = [[effect - low], [high - effect]] if high < float("inf") else None
         dot: dict[str, Any] = {"fmt": marker, "ms": 8, "mec": "white", "color": colour, "elinewidth": 2, "capsize": 3}
-        known = high < float("inf")
-        axis.errorbar([effect], [below + 0.34], xerr=[[effect - low], [high - effect]] if known else None, **dot)
+        axis.errorbar([effect], [below + 0.34], xerr=ends, **dot)
 
 
 def _effect(claim: Mapping[Any, Any]) -> str:
@@ -157,7 +242,7 @@ def _effect(claim: Mapping[Any, Any]) -> str:
     return f"({effect:.1f}{' ' * ('unit' in claim)}{claim.get('unit', '')}{interval})".replace("-", "−")
 
 
-@style()
+@canvas.style()
 def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     """The share of images with an adversarial image within each distance, a line for each model; farther right is better.
 
@@ -165,27 +250,27 @@ def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     `robustlib.evaluation.compare_distances`; all finite and at least 0.
     """
     ordered = {name: np.sort(np.asarray(values, dtype=float).ravel()) for name, values in distances.items()}
-    lengths = {len(values) for values in ordered.values()}
-    if len(lengths) != 1 or 0 in lengths or not all(np.isfinite(values).all() for values in ordered.values()):
+    n = min(map(len, ordered.values()), default=0)
+    if not n or any(len(values) > n or not np.isfinite(values).all() for values in ordered.values()):
         given = ", ".join(f"{name} {np.isfinite(values).sum()} of {len(values)}" for name, values in ordered.items())
         raise InputError(
             f"The distance figure needs the same images for all models, and a distance of each; given: {given or 'none'}."
         )
-    (n,) = lengths
     share = np.arange(1, n + 1) / n
-    fig, (axis,) = axes(height=3.9)
-    for name, mark in styles(ordered).items():
+    described = []
+    fig, (axis,) = canvas.axes(height=3.9)
+    for name, mark in canvas.styles(ordered).items():
+        quartiles = np.quantile(ordered[name], (0.25, 0.5, 0.75))
+        described.append(f"{name}: {', '.join(f'{value:.3g}' for value in quartiles)}")
         median = float(np.median(ordered[name]))
         axis.step([0, *ordered[name]], [0, *share], where="post", color=mark["color"], ls=mark["ls"])
         axis.plot([median], [0.5], ms=8, mec="white", label=f"{name}, median {median:.3f}", **mark)
-    percent_axis(axis)
+    canvas.percent_axis(axis)
     axis.set(xlim=(0, None), ylim=(0, 1), ylabel="images with an adversarial\nimage within it")
     axis.set_xlabel("L2 adversarial distance, in pixels of [0, 1]; marks: medians")
     axis.set_title(f"How far away adversarial images are, on the same {n} images")
-    legend_below(fig, axis)
-    quartiles = {name: np.quantile(values, (0.25, 0.5, 0.75)) for name, values in ordered.items()}
-    described = "; ".join(f"{name}: {', '.join(f'{q:.3g}' for q in three)}" for name, three in quartiles.items())
-    alt = f"Distribution of L2 adversarial distances over {n} images. Quartiles: {described}."
+    canvas.legend_below(fig, axis)
+    alt = f"Distribution of L2 adversarial distances over {n} images. Quartiles: {'; '.join(described)}."
     data = [DataFrame({"model": name, "distance": values, "share": share}) for name, values in ordered.items()]
     return Figure(fig, alt, pd.concat(data, ignore_index=True))
 
@@ -193,23 +278,22 @@ def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
 SLACK = 0.01  # what accuracy may be lost, a fraction; less is shaded
 
 
-@style()
+@canvas.style()
 def accuracy_distance(grid: DataFrame) -> Figure:
     """Mean adversarial distance against accuracy over the strengths of each variant, a ring around the chosen; up and right is better.
 
-    Args:
-        grid: of `robustlib.evaluation.select_strength`: `variant`, `strength`, `accuracy` (a fraction), `distance`, `low`, `high`,
-            `chosen`; the variant of strength 0 is the unregularised one.
+    The grid is that of `robustlib.evaluation.select_strength`: `variant`, `strength` (0 is no penalty), `accuracy` (a fraction),
+    `distance`, optionally `low` and `high`, and `chosen`.
     """
     columns = ["variant", "strength", "accuracy", "distance", "chosen"]
     rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)
     if not (rows["strength"] == 0).any():
         raise InputError("The accuracy-distance figure needs the unregularised variant: a row of strength 0.")
     base = rows[rows["strength"] == 0].iloc[0]
-    fig, (axis,) = axes(height=4.4)
-    for variant, mark in styles(rows["variant"].unique()).items():
+    fig, (axis,) = canvas.axes(height=4.4)
+    for variant, mark in canvas.styles(rows["variant"]).items():
         own = rows[rows["variant"] == variant].sort_values("strength")
-        ends = whiskers(own, "distance")
+        ends = _whiskers(own, "distance")
         axis.errorbar(own["accuracy"], own["distance"], yerr=ends, label=str(variant), ms=7, elinewidth=1.0, **mark)
         rings = own[own["chosen"].astype(bool)]
         axis.plot(rings["accuracy"], rings["distance"], "o", ms=15, mfc="none", mec=mark["color"], mew=1.8)
@@ -221,10 +305,10 @@ def accuracy_distance(grid: DataFrame) -> Figure:
     axis.set_xlim(left := min(least, base["accuracy"] - 2 * SLACK), most)
     axis.axvspan(left, base["accuracy"] - SLACK, color="#f3f5f7", zorder=0)
     axis.axhline(base["distance"], color=MUTED, lw=1, ls=(0, (2, 2)), zorder=1)
-    percent_axis(axis, "x")
+    canvas.percent_axis(axis, "x")
     axis.set(title="What each strength costs and buys; a ring: chosen", ylabel="mean L2 adversarial distance")
     axis.set_xlabel(f"accuracy (shaded: more than {100 * SLACK:g} point below no penalty)")
-    legend_below(fig, axis)
+    canvas.legend_below(fig, axis)
     described = []
     for row in rows[rows["chosen"].astype(bool) | (rows["strength"] == 0)].to_dict("records"):
         at = f" at strength {row['strength']:g}, chosen" if row["strength"] else ""

@@ -1,4 +1,4 @@
-"""Images before and after an attack, through the steps of a purifier, and how far its random transform changes them."""
+"""Images before and after an attack, through a purifier and under its random transform, and what a model says of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,19 +8,97 @@ from numpy.typing import ArrayLike, NDArray
 from pandas import DataFrame
 
 from robustlib.errors import InputError
-from robustlib.figures.canvas import INK, Figure, axes, require_columns, same_length, style
-from robustlib.figures.labels import percent
+from robustlib.figures import canvas
+from robustlib.figures.canvas import INK, MUTED, Figure, percent, require_columns, same_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+GAP = 0.012  # white between two classes, a share of all images
+LINE = 0.2  # inches from one label to the next, at least
+STAYED = "#cdd4db"
+BANDS = 15  # classes whose bands can still be followed
+OTHERS = 10**9  # sorts after all classes
+LETTERS = 20  # of a name beside a band
+COLOURS = canvas.COLOURS * 2  # of the bands
+
+
+@canvas.style()
+def confusion_flow(clean: ArrayLike, adversarial: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
+    """From what a model says of clean images to what it says of the adversarial ones: bands as wide as their share.
+
+    Predictions that stay are grey; those that change have the colour of where they come from. Of more than 15 classes,
+    those that change least are one band, "other classes".
+    Predictions (N,) are whole numbers for the same images; adversarial ones below 0 are no answer.
+    """
+    before, after = (np.maximum(np.asarray(side), -1) for side in (clean, adversarial))
+    same_length("confusion-flow", clean=before, adversarial=after)
+    changed = percent(float(np.mean(before != after)))
+    classes, places = np.unique(np.concatenate([before, after]), return_inverse=True)
+    if len(classes) > BANDS:
+        often = np.bincount(places, np.tile(before != after, 2), len(classes))
+        kept = classes[np.argsort(-often, kind="stable")[: BANDS - 1]]
+        before, after = (np.where(np.isin(side, kept), side, OTHERS) for side in (before, after))
+        classes = np.unique(np.concatenate([before, after]))
+    share = np.array([[np.mean((before == a) & (after == b)) for b in classes] for a in classes])
+    names = ["other classes" if k == OTHERS else _class_name(k, class_names) for k in classes]
+    height = max(3.6, 0.46 * len(classes) + 0.8)
+    fig, (axis,) = canvas.axes(height=height)
+    _draw_flows(axis, share)
+    _draw_classes(axis, share, names, LINE / height)
+    axis.set_axis_off()
+    axis.set_title(f"What the attack makes of each class: {changed} of the answers change")
+    moves = [(share[a, b], a, b) for a, b in zip(*np.nonzero(share), strict=True)]
+    changes = [f"{names[a]} to {names[b]} {percent(part)}" for part, a, b in sorted(moves, reverse=True) if a != b]
+    alt = f"Answers to clean and to adversarial images: {changed} change."
+    alt += f" The most frequent changes, of all images: {', '.join(changes[:5])}." if changes else ""
+    data = [(names[a], names[b], part) for part, a, b in moves]
+    return Figure(fig, alt, DataFrame(data, columns=["clean answer", "adversarial answer", "share"]))
+
+
+def _starts(totals: NDArray[Any]) -> NDArray[Any]:
+    """Where the bar of each class begins."""
+    return np.cumsum(totals) - totals + GAP * np.arange(len(totals))
+
+
+def _draw_flows(axis: "Axes", share: NDArray[Any]) -> None:
+    """Bands of equal width from the left bar to the right one, an S in between; those that stay first, below the others."""
+    starts = _starts(share.sum(1))[:, None] + np.cumsum(share, 1) - share
+    ends = _starts(share.sum(0))[None, :] + np.cumsum(share, 0) - share
+    x = np.linspace(0, 1, 60)
+    for a, b in sorted(zip(*np.nonzero(share), strict=True), key=lambda move: move[0] != move[1]):
+        y = starts[a, b] + (ends[a, b] - starts[a, b]) * (3 * x**2 - 2 * x**3)
+        colour, alpha = (STAYED, 0.6) if a == b else (COLOURS[a], 0.8)
+        axis.fill_between(0.012 + 0.976 * x, y, y + share[a, b], color=colour, alpha=alpha, lw=0)
+
+
+def _draw_classes(axis: "Axes", share: NDArray[Any], names: Sequence[str], line: float) -> None:
+    """A bar for each class on both sides, with its name and share; labels are at least `line` apart, the last in its place."""
+    from matplotlib.patches import Rectangle
+
+    short = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
+    for x, totals in ((0, share.sum(1)), (1, share.sum(0))):
+        starts = _starts(totals)
+        steps = line * np.arange(len(totals))
+        down = np.maximum.accumulate(starts + totals / 2 - steps) + steps
+        heights = np.minimum.accumulate((np.minimum(down, starts[-1] + totals[-1] / 2) - steps)[::-1])[::-1] + steps
+        for k in np.flatnonzero(totals):
+            axis.add_patch(Rectangle((x - 0.012, starts[k]), 0.024, totals[k], color=COLOURS[k], lw=0, zorder=4))
+            text = f"{short[k]}   {100 * totals[k]:.0f} %" if x else f"{100 * totals[k]:.0f} %   {short[k]}"
+            place = 1.025 * x - 0.025 * (1 - x), heights[k]
+            axis.text(*place, text, ha="left" if x else "right", va="center", fontsize=9.5)
+        text = f"answer to the {'adversarial' if x else 'clean'} image"
+        axis.text(x, -0.02, text, ha="right" if x else "left", va="bottom", color=MUTED, fontsize=9)
+    side = max(0.22, 0.015 * (max(map(len, short)) + 5))
+    axis.set(xlim=(-side, 1 + side), ylim=(1 + GAP * len(names), -0.06))
+
+
 MOST, LONG = 10, 9  # images side by side that can still be seen, and letters of a class from which on it is two fewer
 POINTS = 740.0  # letters of 1 point that fit on one line beside the words of a row
-WRONG = "#b3261e"
 
 
-@style()
+@canvas.style()
 def example_strips(
     clean: ArrayLike,
     adversarial: ArrayLike,
@@ -43,34 +121,26 @@ def example_strips(
             f"The example figure needs images (N, 1 or 3, H, W), both alike; given {before.shape}, {after.shape}."
         )
     columns = zip(("label", "before", "after"), (y, *answers.values()), strict=True)
-    names = DataFrame({column: [_class_name(int(k), class_names) for k in part[:MOST]] for column, part in columns})
+    names = DataFrame({column: [_class_name(k, class_names) for k in part[:MOST]] for column, part in columns})
     count = len(names) if names.map(len).to_numpy().max() < LONG else min(len(names), MOST - 2)
     data = names[:count].rename_axis("example").reset_index()
     noise, factor = _magnify(after[:count] - before[:count])
-    fig = _draw_strips((before, noise, after), data, f"perturbation\n× {factor:g}")
-    told = [f"{row['label']} is called {row['before']}, then {row['after']}" for row in data.to_dict("records")]
-    alt = (
-        f"{count} images, clean and adversarial, and the perturbation times {factor:g}. "
-        f"Before and after the attack: {'; '.join(told)}."
-    )
-    return Figure(fig, alt, data)
-
-
-def _draw_strips(rows: Sequence[NDArray[Any]], data: DataFrame, added: str) -> "Canvas":
-    """A row each of clean images, perturbations and adversarial images; the classes above, the answers below."""
-    headings = ["clean\n(above: class,\nbelow: answer)", added, "adversarial\n(below: answer)"]
-    count = len(data)
-    fig, every = axes(count, rows=3, height=3 * 6.6 / count + 0.9 if count > 3 else 5.6)
-    for row, images in enumerate(rows):
-        for column, example in enumerate(data.to_dict("records")):
-            axis = every[row * count + column]
-            _draw_image(axis, images[column])
+    fig, every = canvas.axes(count, rows=3, height=3 * 6.6 / count + 0.9 if count > 3 else 5.6)
+    added = f"perturbation\n× {factor:g}"
+    headings = ("clean\n(above: class,\nbelow: answer)", added, "adversarial\n(below: answer)")
+    for row, (images, heading, answer) in enumerate(
+        zip((before, noise, after), headings, ("before", "", "after"), strict=True)
+    ):
+        for axis, image, example in zip(every[row * count :], images, data.to_dict("records"), strict=False):
+            _draw_image(axis, image)
             if row == 0:
                 axis.set_title(**_fit(example["label"], count, "label"), loc="center")
-            if row != 1:
-                _write_answer(axis, example["after" if row else "before"], example["label"], count)
-        every[row * count].set_ylabel(headings[row], rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
-    return fig
+            if answer:
+                _write_answer(axis, example[answer], example["label"], count)
+        every[row * count].set_ylabel(heading, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
+    described = [f"{row['label']} is called {row['before']}, then {row['after']}" for row in data.to_dict("records")]
+    alt = f"{count} images, clean and adversarial, and the perturbation times {factor:g}. "
+    return Figure(fig, f"{alt}Before and after the attack: {'; '.join(described)}.", data)
 
 
 def _fit(text: str, count: int, key: str) -> dict[str, Any]:
@@ -95,31 +165,30 @@ def _draw_image(axis: "Axes", image: NDArray[Any]) -> None:
     axis.grid(visible=False)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(True)
-    axis.spines[:].set_color("#b8c1cb")
+    axis.spines[:].set_color(canvas.PALE)
 
 
 def _write_answer(axis: "Axes", answer: str, label: str, count: int) -> None:
     """The answer below its image; a wrong one has a cross and a red frame, so that colour is not all there is."""
     right = answer == label
-    options: dict[str, Any] = {"color": INK if right else WRONG, "weight": "normal" if right else "bold", "labelpad": 3}
-    axis.set_xlabel(**_fit(f"{'✓' if right else '✕'} {answer}", count, "xlabel"), **options)
+    form: dict[str, Any] = {"color": INK} if right else {"color": canvas.ALARM, "weight": "bold"}
+    axis.set_xlabel(**_fit(f"{'✓' if right else '✕'} {answer}", count, "xlabel"), labelpad=3, **form)
     if not right:
-        axis.spines[:].set_color(WRONG)
-        axis.spines[:].set_linewidth(1.8)
+        axis.spines[:].set(color=canvas.ALARM, linewidth=1.8)
 
 
-def _class_name(label: int, names: Sequence[str]) -> str:
+def _class_name(label: Any, names: Sequence[str]) -> str:
     """The class of a label: its name, its number if it has none, "no answer" below 0."""
-    return "no answer" if label < 0 else str(names[label]) if label < len(names) else str(label)
+    k = int(label)
+    return "no answer" if k < 0 else str(names[k]) if k < len(names) else str(k)
 
 
 SHOWN = 3  # images side by side, three pictures each, that can still be seen
 KINDS = ("clean", "attacked")
 CELL = 0.82  # inches of a picture
-Steps = Mapping[str, tuple[NDArray[Any], ...]]
 
 
-@style()
+@canvas.style()
 def purification_steps(
     clean: Mapping[str, ArrayLike],
     adversarial: Mapping[str, ArrayLike],
@@ -146,68 +215,55 @@ def purification_steps(
     if not len(y) or not all(len(pair) == 2 and all(x.shape[:2] in wanted for x in pair) for pair in steps.values()):
         shapes = ", ".join(f"{step} {' and '.join(str(x.shape) for x in pair)}" for step, pair in steps.items())
         raise InputError(f"The purification figure needs clean and attacked images of every step; given: {shapes}.")
-    words = {
-        step: [[_class_name(int(k), class_names) for k in np.asarray(side)[:SHOWN]] for side in pair]
-        for step, pair in (answers or {}).items()
-    }
-    names = [_class_name(int(k), class_names) for k in y]
+    rows = []
+    for step, (before, after) in steps.items():
+        sides = (answers or {}).get(step)
+        for image, label in enumerate(y):
+            said = [_class_name(np.asarray(side)[image], class_names) for side in sides] if sides else ["", ""]
+            difference = float(np.abs(after[image] - before[image]).mean())
+            row = {"example": image, "label": _class_name(label, class_names), "step": step, "difference": difference}
+            rows.append(row | dict(zip(KINDS, said, strict=True)))
+    data = DataFrame(rows)
     first, second = next(iter(steps.values()))
     factor = _magnify(second - first)[1]
-    data = _steps_table(steps, names, words)
-    return Figure(_draw_steps(steps, names, words, factor), _describe_steps(data, factor), data)
+    means = data.groupby("step", sort=False)["difference"].mean().items()
+    alt = (
+        f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, differences times {factor:g}. "
+        f"Mean absolute difference between both after each step: {', '.join(f'{s} {value:.3f}' for s, value in means)}."
+    )
+    described = [
+        f"after {row['step']}, {row['label']} is called {row['clean']} and, attacked, {row['attacked']}"
+        for row in rows
+        if row["clean"]
+    ]
+    alt += f" Answers: {'; '.join(described)}." if described else ""
+    return Figure(_draw_steps(steps, data, factor), alt, data)
 
 
-def _draw_steps(
-    steps: Steps, names: Sequence[str], answers: Mapping[str, Sequence[Sequence[str]]], factor: float
-) -> "Canvas":
+def _draw_steps(steps: Mapping[str, Sequence[NDArray[Any]]], data: DataFrame, factor: float) -> "Canvas":
     """A row a step; for each image three columns, then a gap."""
     from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    widths = [1.0, 1.0, 1.0, 0.12] * len(names)
+    count, said = data["example"].nunique(), data.loc[data["clean"] != "", "step"].unique()
     fig = Canvas(layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
-    fig.set_size_inches((8.0, CELL * len(steps) + 0.19 * len(answers) + 0.62))
-    grid = fig.add_gridspec(len(steps), len(widths) - 1, width_ratios=widths[:-1])
-    for row, (step, (before, after)) in enumerate(steps.items()):
-        for image, name in enumerate(names):
-            headings = (KINDS[0], f"class {name}\n{KINDS[1]}", f"change × {factor:g}")
-            shown = (before[image], after[image], _magnify(after[image] - before[image], factor)[0])
-            for kind, content in enumerate(shown):
-                axis = fig.add_subplot(grid[row, 4 * image + kind])
-                _draw_image(axis, content)
-                if row == 0:
-                    axis.set_title(headings[kind], loc="center", fontsize=8, weight="normal")
-                if step in answers and kind < len(KINDS):
-                    _write_answer(axis, answers[step][kind][image], name, 3 * len(names))
-                if image == kind == 0:
-                    text = f"{step}\n(below: what the\nclassifier says)" if step in answers else step
-                    axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
+    fig.set_size_inches((8.0, CELL * len(steps) + 0.19 * len(said) + 0.62))
+    grid = fig.add_gridspec(len(steps), 4 * count - 1, width_ratios=([1.0, 1.0, 1.0, 0.12] * count)[:-1])
+    for place, row in enumerate(data.to_dict("records")):
+        image, step = row["example"], row["step"]
+        before, after = (side[image] for side in steps[step])
+        headings = (KINDS[0], f"class {row['label']}\n{KINDS[1]}", f"change × {factor:g}")
+        for k, content in enumerate((before, after, _magnify(after - before, factor)[0])):
+            axis = fig.add_subplot(grid[place // count, 4 * image + k])
+            _draw_image(axis, content)
+            if place < count:
+                axis.set_title(headings[k], loc="center", fontsize=8, weight="normal")
+            if step in said and k < len(KINDS):
+                _write_answer(axis, row[KINDS[k]], row["label"], 3 * count)
+            if image == k == 0:
+                text = f"{step}\n(below: what the\nclassifier says)" if step in said else step
+                axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
     return fig
-
-
-def _steps_table(steps: Steps, names: Sequence[str], answers: Mapping[str, Any]) -> DataFrame:
-    """A row for each image and step: how far clean and attacked lie apart, and the answers where there are some."""
-    rows = []
-    for step, (before, after) in steps.items():
-        for image, name in enumerate(names):
-            given = {kind: answers[step][k][image] if step in answers else "" for k, kind in enumerate(KINDS)}
-            difference = float(np.abs(after[image] - before[image]).mean())
-            rows.append({"example": image, "label": name, "step": step, "difference": difference, **given})
-    return DataFrame(rows)
-
-
-def _describe_steps(data: DataFrame, factor: float) -> str:
-    differences = data.groupby("step", sort=False)["difference"].mean().items()
-    means = ", ".join(f"{step} {value:.3f}" for step, value in differences)
-    told = [
-        f"after {row['step']}, {row['label']} is called {row['clean']} and, attacked, {row['attacked']}"
-        for row in data[data["clean"] != ""].to_dict("records")
-    ]
-    text = (
-        f"{data['example'].nunique()} images and their attacked copies through {data['step'].nunique()} steps of the purifier, "
-        f"differences times {factor:g}. Mean absolute difference between both after each step: {means}."
-    )
-    return text + (f" Answers: {'; '.join(told)}." if told else "")
 
 
 GREYS = 255  # levels of a pixel
@@ -217,7 +273,7 @@ SURFACES = {
 }
 
 
-@style()
+@canvas.style()
 def transform_surface(table: DataFrame) -> Figure:
     """How far a random transform moves images, against missing rate and number of mixed copies; two heat maps, one colour scale.
 
@@ -234,7 +290,8 @@ def transform_surface(table: DataFrame) -> Figure:
         )
     grids = {name: GREYS * rows[name].to_numpy(float).reshape(len(mixes), len(rates)) for name in SURFACES}
     top = max(float(grid.max()) for grid in grids.values()) or 1.0
-    fig, every = axes(len(SURFACES), height=1.9 + 0.34 * len(mixes))
+    described = []
+    fig, every = canvas.axes(len(SURFACES), height=1.9 + 0.34 * len(mixes))
     for axis, (name, grid) in zip(every, grids.items(), strict=True):
         mesh = axis.imshow(grid, cmap="cividis", vmin=0, vmax=top, aspect="auto", origin="lower")
         for (up, across), value in np.ndenumerate(grid):
@@ -245,13 +302,10 @@ def transform_surface(table: DataFrame) -> Figure:
         axis.set_xticks(range(len(rates)), [f"{100 * rate:.3g}" for rate in rates])
         axis.set_yticks(range(len(mixes)), [f"{count:g}" for count in mixes])
         axis.set_xlabel("missing rate, % of the blocks")
+        corners = [(k, n) for k in (0, -1) for n in (0, -1)]
+        ends = [f"{grid[k, n]:.3g} at {mixes[k]:g} copies and {percent(rates[n])} missing" for k, n in corners]
+        described.append(f"{SURFACES[name][0].lower()} {', '.join(ends)}")
     every[0].set_ylabel("mixed copies")
     fig.colorbar(mesh, ax=every, label=f"grey levels of {GREYS},\nmean over pixels", shrink=0.9)
-    corners = [(k, n) for k in (0, -1) for n in (0, -1)]
-    described = "; ".join(
-        f"{SURFACES[name][0].lower()} "
-        + ", ".join(f"{grid[k, n]:.3g} at {mixes[k]:g} copies and {percent(rates[n])} missing" for k, n in corners)
-        for name, grid in grids.items()
-    )
-    alt = f"Mean absolute difference of a pixel in grey levels of {GREYS}: {described}."
+    alt = f"Mean absolute difference of a pixel in grey levels of {GREYS}: {'; '.join(described)}."
     return Figure(fig, alt, rows[columns].reset_index(drop=True))

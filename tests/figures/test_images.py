@@ -7,6 +7,26 @@ from robustlib import figures
 from tests.figures.conftest import ALL, IMAGES, purified
 
 
+def test_of_many_classes_those_that_change_least_are_one():
+    before = np.arange(100)
+    after = np.where(before < 5, before + 1, before)
+    figure = figures.confusion_flow(before, after)
+    assert set(figure.data["clean answer"]) == {*map(str, range(14)), "other classes"}
+    assert "5.0 % change" in figure.alt
+    others = figures.confusion_flow(before, np.roll(before, 1))
+    assert "100.0 % change" in others.alt, "changes among the other classes count too"
+
+
+def test_the_flow_is_as_wide_as_its_share():
+    figure = ALL["flow"]()
+    (axis,) = figure.fig.axes
+    bars = [patch.get_height() for patch in axis.patches]
+    assert bars == pytest.approx([0.4, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3]), "left: cat, dog, bird; right: no answer first"
+    assert "30.0 % change" in figure.alt
+    assert "bird to no answer 10.0 %" in figure.alt
+    assert len(axis.collections) == 6
+
+
 def test_wrong_answers_are_marked_by_more_than_colour():
     axes = ALL["strips"]().fig.axes
     said = [axis.get_xlabel() for axis in axes]

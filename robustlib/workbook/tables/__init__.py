@@ -3,7 +3,7 @@
 Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
 """
 
-from robustlib.figures.labels import (
+from robustlib.figures.canvas import (
     ATTACKS,
     VERDICTS,
     attack_name,

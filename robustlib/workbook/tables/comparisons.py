@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.labels import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
+from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 BADGES = ("headline", "protocol")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.labels import attack_name, percent, verdict_label
+from robustlib.figures.canvas import attack_name, percent, verdict_label
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
 

@@ -148,7 +148,7 @@ MUTANTS = (
         "one.T @ other / len(a)",
         "one.T @ other",
         "Barlow Twins' correlations are sums",
-        "losses/transfer",
+        "losses/contrastive",
     ),
     Mutant(
         "losses/robust.py",

@@ -82,7 +82,7 @@ def gradients(
     def work() -> None:
         with attack_context(model, batch.x, (batch.y,)) as oracle:
             if whole:
-                oracle.batcher.size = sys.maxsize
+                oracle.size = sys.maxsize
             if free:
                 leave(free, device)
             for _ in range(times):

@@ -1,7 +1,9 @@
 """The error for input that robustlib cannot use, and the checks that raise it."""
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
 
 class InputError(ValueError):
@@ -24,8 +26,11 @@ def check_counts(owner: object, *names: str, least: int = 1) -> None:
             raise InputError(f"{type(owner).__name__} {name}={value!r}: give a whole number of at least {least}.")
 
 
-def check_choices(owner: object, **choices: Collection[str]) -> None:
-    """Raises InputError for a field of `owner` that is none of its choices."""
-    for name, known in choices.items():
-        if getattr(owner, name) not in known:
-            raise unknown(name, getattr(owner, name), known)
+def check_fields(owner: Any, **least: int) -> None:
+    """Raises InputError for an int field of a dataclass that is below 1 (or `least`), and a Literal that is none of its choices."""
+    for field in fields(owner):
+        value, choices = getattr(owner, field.name), get_args(field.type) if get_origin(field.type) is Literal else ()
+        if field.type is int:
+            check_counts(owner, field.name, least=least.get(field.name, 1))
+        elif choices and value not in choices:
+            raise unknown(field.name, value, choices)

@@ -1,4 +1,4 @@
-"""Attacks in several rounds: the examples still active, and the best image that was found for each."""
+"""Attacks in several rounds: the examples still active, and the best image for each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ VOTES = 8  # draws of a stochastic model by which two of its adversarial example
 
 
 class ActiveSet:
-    """The examples of a batch that are not yet broken; one leaves at its first success, as the deciding model sees it.
+    """The examples of a batch without a success; one leaves at its first, as the deployed model sees it.
 
     Of a stochastic model none leaves, since one draw proves nothing, and each example keeps the image with the largest mean
     share of probability on wrong classes. Examples that are misclassified from the start are kept as they are.
@@ -24,7 +24,7 @@ class ActiveSet:
     """
 
     def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, eps: float) -> None:
-        self.oracle, self.all, self.found, self._rng = oracle, batch, batch.x.clone(), rng
+        self.oracle, self.all, self.x_adv, self._rng = oracle, batch, batch.x.clone(), rng
         self.active = torch.arange(len(batch.x) if eps > 0 else 0, device=batch.x.device)
         self._score = torch.full((len(batch.x),), -torch.inf, device=batch.x.device)
         if len(self.active):
@@ -47,7 +47,7 @@ class ActiveSet:
         return self._rng[self.active].fold_in(round_)
 
     def update(self, x_adv: Tensor) -> None:
-        """Takes a round's images for the active examples (S, C, H, W): keeps the better ones; the broken leave."""
+        """Takes a round's images (S, C, H, W) of the active examples: keeps the better ones, and what succeeds leaves."""
         y = self.batch.y
         if self.oracle.stochastic:
             right = self.oracle.deployed_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
@@ -57,7 +57,7 @@ class ActiveSet:
             success = is_adversarial(logits, y)
             score = torch.where(success, torch.inf, margin(logits, y)).float()
         better = score > self._score[self.active]
-        self.found[self.active[better]], self._score[self.active[better]] = x_adv[better], score[better]
+        self.x_adv[self.active[better]], self._score[self.active[better]] = x_adv[better], score[better]
         self.active = self.active[~success]
 
 
@@ -69,7 +69,7 @@ class IterativeAttack(BaseAttack):
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         active_set = ActiveSet(oracle, batch, rng, self.threat.eps)
         self._run(active_set)
-        return active_set.found
+        return active_set.x_adv
 
     def _run(self, active_set: ActiveSet) -> None:
         """All rounds, each ending in `active_set.update`."""
@@ -78,10 +78,9 @@ class IterativeAttack(BaseAttack):
 
 @dataclass(frozen=True)
 class MinNormResult:
-    """The nearest adversarial images that were found: their distances are upper bounds of the true ones.
+    """The nearest known adversarial images: their distances are upper bounds of the true ones.
 
-    Else the image itself: with distance NaN where none was found (a failed search proves no robustness), and 0 where the model is
-    wrong without attack.
+    Else the image itself: with distance NaN after a failed search (it proves no robustness), 0 where the model is wrong already.
     """
 
     x_adv: Tensor  # (B, C, H, W) in [0, 1]
@@ -102,44 +101,37 @@ class MinimumNorm(IterativeAttack):
         generator: torch.Generator | None = None,
         rng: ExampleRNG | None = None,
     ) -> MinNormResult:
-        """The nearest adversarial image found for each of a batch; the threat's norm measures, its radius plays no part.
+        """The nearest adversarial image for each of a batch (see `Attack`); the threat's norm measures, its radius plays no part.
 
-        The deployed model decides, in float32, what is adversarial. A stochastic model is refused.
-
-        Args:
-            starts: (B, C, H, W) in [0, 1], where the search starts (FAB: the first towards each class); None for the attack's own
-                way, which Tangent also takes where a start is not adversarial.
-            model, x, y, generator, rng: as of an `Attack`.
+        The deployed model decides, in float32, what is adversarial. A stochastic model is refused. The search begins at `starts`
+        (B, C, H, W) in [0, 1] (FAB: the first towards each class; Tangent: where adversarial), None for the attack's usual way.
         """
-        check_inputs(x, y)
-        if starts is not None:
-            check_inputs(starts, y)
-        found, distance, queries = x.clone(), x.new_zeros(len(x)), torch.zeros_like(y)
+        for images in (x,) if starts is None else (x, starts):
+            check_inputs(images, y)
+        x_adv, distance, queries = x.clone(), x.new_zeros(len(x)), torch.zeros_like(y)
         if not len(x):
-            return MinNormResult(found, distance, queries)
+            return MinNormResult(x_adv, distance, queries)
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         with attack_context(model, x, (y,), self.precision) as oracle:
             check_deterministic(oracle)
             right = (~is_adversarial(oracle.logits(x), y)).nonzero()[:, 0]
             if len(right):
                 batch, least = AttackBatch(x[right], y[right]), x.new_full((len(right),), torch.inf)
-                best = batch.x.clone()
-                for x_adv, spent in self._searches(
-                    oracle, batch, rng[right], None if starts is None else starts[right]
-                ):
-                    far = self.threat.distance(x_adv, batch.x)
+                best, starts = batch.x.clone(), None if starts is None else starts[right]
+                for points, spent in self._searches(oracle, batch, rng[right], starts):
+                    far = self.threat.distance(points, batch.x)
                     closer = (far > 0) & (far < least)
-                    best[closer], least[closer] = x_adv[closer], far[closer]
+                    best[closer], least[closer] = points[closer], far[closer]
                     queries[right] += spent
-                found[right] = best
+                x_adv[right] = best
                 success = is_adversarial(oracle.logits(best), batch.y)
                 distance[right] = torch.where(success, self.threat.distance(best, batch.x), torch.nan)
-        return MinNormResult(found, distance, queries)
+        return MinNormResult(x_adv, distance, queries)
 
     def _searches(
         self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor | int]]:
-        """The adversarial images (B, ...) that each search ends at, the image itself where it found none, and queries spent."""
+        """The adversarial images (B, ...) that each search ends at, the image itself where it failed, and queries spent."""
         raise NotImplementedError
 
 

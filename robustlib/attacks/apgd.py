@@ -1,14 +1,14 @@
 """Auto-PGD: projected gradient ascent with momentum that sets its own step size (Croce and Hein 2020)."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision, RowObjective
-from robustlib.errors import check_choices, check_counts
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, RowObjective
+from robustlib.errors import check_fields
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
 
@@ -28,18 +28,14 @@ class APGD(IterativeAttack):
     threat: Threat
     steps: int = 100  # gradient steps of each run
     objective: Literal["ce", "nll", "dlr", "margin"] = "ce"  # nll: of outputs that are sums of log-probabilities
-    targets: int = (
-        0  # 0 attacks away from the label; N towards each of the N likeliest wrong classes in turn (K - 1 at most)
-    )
+    targets: int = 0  # 0: away from the label; N: towards each of the N likeliest wrong classes (K - 1 at most) in turn
     restarts: int = 1  # random starts of each run
     eot: int = 1  # gradient samples averaged at each step; for stochastic models
     rho: float = 0.75  # share of steps that must raise the objective between two checkpoints
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "restarts", "eot")
-        check_counts(self, "targets", least=0)
-        check_choices(self, objective=("ce", "nll", "dlr", "margin"), precision=PRECISIONS)
+        check_fields(self, targets=0)
 
     def _run(self, active_set: ActiveSet) -> None:
         oracle = active_set.oracle
@@ -52,20 +48,24 @@ class APGD(IterativeAttack):
             active_set.update(self._ascend(oracle, batch, start))
 
     def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
-        """One run: for each example the first point that fools the model, else the one of the largest objective."""
-        found, active = start.clone(), torch.arange(len(start), device=start.device)
+        """One run: for each example the first adversarial point, else the one of the largest objective."""
+        x_adv, active = start.clone(), torch.arange(len(start), device=start.device)
         gradient, logits = oracle.gradient(start, batch.objective(self.objective), self.eot)
-        state = APGDState.begin(start, gradient, _value(batch.objective(self.objective), logits), 2 * self.threat.eps)
+        state = APGDState(start, gradient, _value(batch.objective(self.objective), logits), 2 * self.threat.eps)
         check, period = checkpoints(self.steps), 0
         for step in range(self.steps + 1):
             success = oracle.success_mask(state.x, logits, batch.y)  # any wrong class, also for targeted runs
             if bool(success.any()):
-                found[active[success]] = state.x[success]
-                active, batch, state, logits = active[~success], batch[~success], state[~success], logits[~success]
+                x_adv[active[success]] = state.x[success]
+                active, batch, logits = active[~success], batch[~success], logits[~success]
+                state.keep(~success)
             if step == self.steps or not len(active):
                 break
-            x = self._step(state, batch.x, MOMENTUM if step else 1.0)
-            objective = batch.objective(self.objective)
+            # equation 3: a projected step, mixed with the direction of the last one
+            length, momentum = state.step.view(-1, *[1] * (start.ndim - 1)), MOMENTUM if step else 1.0
+            ahead = self.threat.project(state.x + length * self.threat.steepest_step(state.gradient, 1.0), batch.x)
+            mixed = state.x + momentum * (ahead - state.x) + (1 - momentum) * (state.x - state.previous)
+            x, objective = self.threat.project(mixed, batch.x), batch.objective(self.objective)
             if step + 1 < self.steps:
                 gradient, logits = oracle.gradient(x, objective, self.eot)
             else:  # no step is taken from the last point
@@ -75,45 +75,29 @@ class APGD(IterativeAttack):
             if step + 1 in check:
                 state.adapt(self.rho * period)
                 period = 0
-        found[active] = state.best
-        return found
-
-    def _step(self, state: "APGDState", x: Tensor, momentum: float) -> Tensor:
-        """Equation 3: a projected step, mixed with the direction of the last one."""
-        length = state.step.view(-1, *[1] * (x.ndim - 1))
-        ahead = self.threat.project(state.x + length * self.threat.steepest_step(state.gradient, 1.0), x)
-        mixed = state.x + momentum * (ahead - state.x) + (1 - momentum) * (state.x - state.previous)
-        return self.threat.project(mixed, x)
+        x_adv[active] = state.best
+        return x_adv
 
 
-@dataclass
 class APGDState:
     """A run's state for each example, (B, ...): its last points, its best, and what the step size depends on."""
 
-    x: Tensor
-    previous: Tensor
-    gradient: Tensor
-    value: Tensor  # of the objective at x
-    best: Tensor
-    best_gradient: Tensor
-    best_value: Tensor
-    step: Tensor
-    rises: Tensor  # steps since the last checkpoint that raised the objective
-    checked: Tensor  # best_value at the last checkpoint
-    halved: Tensor  # whether the step was halved there
+    def __init__(self, x: Tensor, gradient: Tensor, value: Tensor, step: float) -> None:
+        self.x = self.previous = self.best = x
+        self.gradient = self.best_gradient = gradient
+        self.value = self.best_value = value  # of the objective
+        self.step = torch.full_like(value, step).to(x.dtype)
+        self.rises = torch.zeros_like(value)  # steps since the last checkpoint that raised the objective
+        self.checked = value  # best_value at the last checkpoint
+        # Whether the step was halved there. The first one cannot halve for want of progress: there is nothing to compare with.
+        self.halved = torch.ones_like(value, dtype=torch.bool)
 
-    @classmethod
-    def begin(cls, x: Tensor, gradient: Tensor, value: Tensor, step: float) -> "APGDState":
-        """Before the first step."""
-        zero = torch.zeros_like(value)
-        # The first checkpoint cannot halve for want of progress: nothing came before it to compare with.
-        return cls(x, x, gradient, value, x, gradient, value, (zero + step).to(x.dtype), zero, value, zero == 0)
-
-    def __getitem__(self, keep: Tensor) -> "APGDState":
-        return APGDState(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def keep(self, rows: Tensor) -> None:
+        """Forgets all other examples."""
+        vars(self).update({name: values[rows] for name, values in vars(self).items()})
 
     def advance(self, x: Tensor, gradient: Tensor, value: Tensor) -> None:
-        """Moves to the next points."""
+        """Takes the next points."""
         self.rises = self.rises + (value > self.value)
         self.previous, self.x, self.gradient, self.value = self.x, x, gradient, value
         better = value > self.best_value
@@ -126,7 +110,7 @@ class APGDState:
         halve = (self.rises <= needed) | stuck
         self.step = torch.where(halve, self.step / 2, self.step)
         self.x, self.gradient = _mix(halve, self.best, self.x), _mix(halve, self.best_gradient, self.gradient)
-        # `value` stays that of the point left behind, as in the authors' code: the first step after it may count as a rise.
+        # `value` stays that of the former point, as in the authors' code: the first step after it may count as a rise.
         self.rises, self.checked, self.halved = torch.zeros_like(self.rises), self.best_value, halve
 
 
@@ -141,12 +125,12 @@ def checkpoints(steps: int) -> set[int]:
     """The numbers of steps after which step sizes are checked (section 3.1): p_0 = 0, p_1 = 0.22, then
     p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), in whole steps of at least one."""
     period, shrink, shortest = (max(int(share * steps), 1) for share in (FIRST, SHRINK, SHORTEST))
-    at, found = period, set()
+    at, checked = period, set()
     while at <= steps:
-        found.add(at)
+        checked.add(at)
         period = max(period - shrink, shortest)
         at += period
-    return found
+    return checked
 
 
 def ranked_classes(oracle: GradientOracle, batch: AttackBatch, targets: int, samples: int) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Literal
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.apgd import APGD
-from robustlib.attacks.base import PRECISIONS, Attack, Precision
+from robustlib.attacks.base import Attack, Precision
 from robustlib.attacks.fab import FAB
 from robustlib.attacks.square import Square
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.errors import InputError
 from robustlib.threat import Threat
 
 
@@ -30,12 +30,9 @@ class AutoAttack(IterativeAttack):
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
-        check_counts(self, "eot", "steps", "queries")
-        check_choices(self, version=("standard", "rand", "custom"), precision=PRECISIONS)
+        super().__post_init__()
         if (self.version == "custom") != bool(self.attacks):
-            raise InputError(
-                "Give `attacks` to a custom AutoAttack, as ((name, attack), ...), and to no other version."
-            )
+            raise InputError("Give `attacks` to a custom AutoAttack, ((name, attack), ...), and to no other version.")
         names = [name for name, _ in self.attacks]
         for name, attack in self.attacks:
             if not name or name in ("clean", "worst") or "@" in name or names.count(name) > 1:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
-from robustlib.errors import InputError
+from robustlib.errors import InputError, check_fields
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
-PRECISIONS = ("32-true", "bf16-mixed")
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
 OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
     *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
@@ -72,10 +71,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 @contextmanager
 def frozen_eval(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
-    """The model in eval mode and without weight gradients; afterwards everything is as it was.
-
-    With `batchnorm="train"` modules keep their modes, and the statistics that forward passes move are restored.
-    """
+    """The model in eval mode (with batchnorm="train": in its modes) and without weight gradients; afterwards all is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
     saved = [(b, b.clone()) for b in model.buffers()] if batchnorm == "train" else []
@@ -111,17 +107,15 @@ class SurrogateModel(nn.Module):
 def validation_view(model: nn.Module) -> nn.Module:
     """What a quick attack is called with: the model, or a SurrogateModel where its `attack_view()` is another module.
 
-    Keep what you get: attacks keep a folded copy of each view as long as it lives.
+    Attacks keep a folded copy of each view as long as it lives, so keep the view.
     """
     view: nn.Module = getattr(model, "attack_view", lambda: model)()
     return model if view is model else SurrogateModel(view, model)
 
 
 class MemoryGuard:
-    """A context that swallows an out-of-memory error and notes it in `failed`: the caller goes on with half the work.
-
-    With `divisible=False` there is no half, and the error goes on.
-    """
+    """A context that swallows an out-of-memory error, unless the work is not `divisible`, and notes it in `failed`: the caller
+    goes on with half the work."""
 
     def __init__(self, divisible: bool = True) -> None:
         self.divisible, self.failed = divisible, False
@@ -140,39 +134,8 @@ class MemoryGuard:
 
 
 @dataclass
-class EOTBatcher:
-    """Several draws of a randomised model in one batch: the images repeated as often as memory allows."""
-
-    size: int  # images of one forward pass, repetitions counted; it shrinks when memory runs out
-    repeats: bool  # whether images may be repeated; not where examples see each other, as in BatchNorm's train mode
-    shrunk: bool = False
-
-    def chunks(self, model: nn.Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:
-        """(n, guard), evenly, until `draws` draws of so many images have fitted: take n draws of each within the guard.
-
-        One draw at a time of a model that does not say `draws_by_example`: in a repeated batch all its draws could be the same.
-        """
-        together = self.repeats and bool(getattr(model, "draws_by_example", False))
-        while draws > 0:
-            most = max(1, self.size // images) if together else 1
-            n = math.ceil(draws / math.ceil(draws / most))
-            guard = MemoryGuard(divisible=n > 1)
-            yield n, guard
-            if not guard.failed:
-                draws -= n
-                continue
-            self.size = images * ((n + 1) // 2)
-            if not self.shrunk:
-                message = (
-                    f"Out of memory with {n} draws of {images} images in one batch: going on with fewer at a time."
-                )
-                warnings.warn(message, UserWarning, stacklevel=5)
-            self.shrunk = True
-
-
-@dataclass(frozen=True)
 class GradientOracle:
-    """A frozen model as an attack sees it."""
+    """A frozen model as an attack sees it. It takes draws of a randomised model in one batch, as many as memory allows."""
 
     source: nn.Module  # as the attack got it, perhaps a SurrogateModel
     deployed: nn.Module  # decides what is a success
@@ -181,7 +144,9 @@ class GradientOracle:
     classes: int
     stochastic: bool
     piece: int  # images of one forward pass; 0 for all
-    batcher: EOTBatcher
+    size: int  # the same with repetitions counted; it shrinks when memory runs out
+    repeats: bool  # whether images may be repeated; not where examples see each other, as in BatchNorm's train mode
+    shrunk: bool = False
 
     def deployed_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
@@ -190,12 +155,12 @@ class GradientOracle:
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """The mean (B, K) of `deployed_logits`."""
-        return _mean(self.deployed_logits(x, draws))
+        return self.deployed_logits(x, draws).mean(0)
 
     def fast_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Mean logits (B, K) of the fast model, without gradients: good enough to steer by."""
         with torch.no_grad(), self._autocast(x):
-            return _mean(self._draws(self.fast, x, draws))
+            return self._draws(self.fast, x, draws).mean(0)
 
     def gradient(self, x: Tensor, objective: RowObjective, samples: int = 1) -> tuple[Tensor, Tensor]:
         """The direction in which the objective rises at x, and the logits (B, K) there (means over `samples` draws).
@@ -208,13 +173,14 @@ class GradientOracle:
             part = x[rows].detach().requires_grad_(True)
             gradient, mean = torch.zeros_like(part), torch.zeros(())
             scale = torch.zeros(len(part), 1, dtype=torch.float64, device=x.device)
-            for n, guard in self.batcher.chunks(self.fast, len(part), samples):
+            for n, guard in self._chunks(self.fast, len(part), samples):
                 with guard:
                     logits, largest, slope = self._sample(part, rows, objective, n)
                 if not guard.failed:
                     before, scale = scale, torch.maximum(scale, largest)
-                    gradient *= _as_factor(_ratio(before, scale), x)
-                    gradient += slope * _as_factor(_ratio(largest, scale), x) / samples
+                    ratios = (_ratio(old, scale).to(x.dtype) for old in (before, largest))
+                    keep, new = (ratio.view(-1, *[1] * (x.ndim - 1)) for ratio in ratios)
+                    gradient = gradient * keep + slope * new / samples
                     mean = mean + logits.sum(0) / samples
             gradients.append(gradient)
             means.append(mean)
@@ -261,16 +227,36 @@ class GradientOracle:
         piece = self.piece or len(x)
         return [slice(start, start + piece) for start in range(0, len(x), piece)] or [slice(0, 0)]
 
+    def _chunks(self, model: nn.Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:
+        """(n, guard), evenly, until `draws` draws of so many images have fitted: take n draws of each within the guard.
+
+        One draw at a time of a model that does not say `draws_by_example`: in a repeated batch all its draws could be the same.
+        """
+        together = self.repeats and bool(getattr(model, "draws_by_example", False))
+        while draws > 0:
+            most = max(1, self.size // images) if together else 1
+            n = math.ceil(draws / math.ceil(draws / most))
+            guard = MemoryGuard(divisible=n > 1)
+            yield n, guard
+            if not guard.failed:
+                draws -= n
+                continue
+            self.size = images * ((n + 1) // 2)
+            if not self.shrunk:
+                message = f"Out of memory with {n} draws of {images} images in one batch: going on with fewer."
+                warnings.warn(message, stacklevel=5)
+            self.shrunk = True
+
     def _draws(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
         """(draws, B, K)."""
-        found: list[Tensor] = []
+        pieces: list[Tensor] = []
         for part in (x[rows] for rows in self._pieces(x)):
             logits: list[Tensor] = []
-            for n, guard in self.batcher.chunks(model, len(part), draws):
+            for n, guard in self._chunks(model, len(part), draws):
                 with guard:
                     logits.append(_exact(model(_repeated(part, n))).view(n, len(part), -1))
-            found.append(torch.cat(logits))
-        return torch.cat(found, 1)
+            pieces.append(torch.cat(logits))
+        return torch.cat(pieces, 1)
 
 
 def _repeated(x: Tensor, n: int) -> Tensor:
@@ -281,15 +267,6 @@ def _repeated(x: Tensor, n: int) -> Tensor:
 def _exact(logits: Tensor) -> Tensor:
     """In float32, or in float64 where the model computes in it: rounding would decide which of two near values is larger."""
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _mean(draws: Tensor) -> Tensor:
-    return draws.mean(0) if len(draws) > 1 else draws[0]
-
-
-def _as_factor(values: Tensor, x: Tensor) -> Tensor:
-    """(B, 1), shaped and typed to multiply images."""
-    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
@@ -315,18 +292,16 @@ def attack_context(
         with torch.no_grad():
             first = surrogate(x[:1]).float()
         if bool((first >= 0).all()) and bool(((first.sum(1) - 1).abs() < 1e-3).all()):
-            message = (
-                "The model's outputs look like softmax probabilities; attacks need logits and are weak without them."
-            )
-            warnings.warn(message, UserWarning, stacklevel=4)
+            message = "The model's outputs look like softmax probabilities; attacks need logits and are weak without."
+            warnings.warn(message, stacklevel=4)
         for y in labels:
             check_labels(y, first.shape[1])
         whole = x.device.type != "cpu" or batchnorm == "train"  # there, examples see each other
         piece = 0 if whole else max(8, PIECE * (2 if precision == "bf16-mixed" else 1) // x[0].numel())
         stochastic = bool(getattr(model, "stochastic", False))
-        batcher = EOTBatcher(piece or sys.maxsize, repeats=batchnorm == "eval")
-        fast = surrogate if fast is None else fast
-        yield GradientOracle(model, deployed, fast, precision, first.shape[1], stochastic, piece, batcher)
+        fast, size = surrogate if fast is None else fast, piece or sys.maxsize
+        repeats, classes = batchnorm == "eval", first.shape[1]
+        yield GradientOracle(model, deployed, fast, precision, classes, stochastic, piece, size, repeats)
 
 
 @dataclass(frozen=True)
@@ -358,6 +333,9 @@ class BaseAttack:
     """An attack that needs nothing but the batch: checks, random numbers and the frozen model for `_attack`."""
 
     precision: Precision
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self,

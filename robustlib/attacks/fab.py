@@ -8,9 +8,8 @@ from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
-from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import is_adversarial
-from robustlib.errors import check_choices, check_counts
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Norm, Threat, norms
 
@@ -33,40 +32,34 @@ class FAB(MinimumNorm):
     eot: int = 1  # gradient samples averaged at each step; for stochastic models
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
-    def __post_init__(self) -> None:
-        check_counts(self, "steps", "targets", "restarts", "eot")
-        check_choices(self, precision=PRECISIONS)
-
     def _run(self, active_set: ActiveSet) -> None:
-        classes = ranked_classes(active_set.oracle, active_set.all, self.targets, self.eot)
+        oracle = active_set.oracle
+        classes = ranked_classes(oracle, active_set.all, self.targets, self.eot)
         for round_ in active_set.rounds(classes.shape[1] * self.restarts):
             batch = replace(active_set.batch, target=classes[active_set.active, round_ // self.restarts])
-            start = self._start(round_, batch, active_set.rng(round_))
-            active_set.update(self._descend(active_set.oracle, batch, start))
+            active_set.update(self._descend(oracle, batch, self._start(round_, batch.x, active_set.rng(round_))))
 
     def _searches(
         self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
     ) -> Iterator[tuple[Tensor, int]]:
         classes = ranked_classes(oracle, batch, self.targets, self.eot)
         for round_ in range(classes.shape[1] * self.restarts):
-            aimed = replace(batch, target=classes[:, round_ // self.restarts])
-            start = self._start(round_, aimed, rng.fold_in(round_))
-            if starts is not None and round_ % self.restarts == 0:
-                start = starts
-            found = self._descend(oracle, aimed, start, anywhere=True)
-            success = is_adversarial(oracle.logits(found), batch.y)
-            found[~success] = batch.x[~success]
-            yield found, 2 * self.eot * self.steps  # a gradient and an answer at each step
+            targeted = replace(batch, target=classes[:, round_ // self.restarts])
+            start = self._start(round_, batch.x, rng.fold_in(round_), starts)
+            x_adv = self._descend(oracle, targeted, start, anywhere=True)
+            success = is_adversarial(oracle.logits(x_adv), batch.y)
+            x_adv[~success] = batch.x[~success]
+            yield x_adv, 2 * self.eot * self.steps  # a gradient and an answer at each step
 
-    def _start(self, round_: int, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
-        if round_ % self.restarts == 0:
-            return batch.x
-        return surface_point(self.threat.scaled(0.5), batch.x, rng)
+    def _start(self, round_: int, x: Tensor, rng: ExampleRNG, first: Tensor | None = None) -> Tensor:
+        if round_ % self.restarts:
+            return surface_point(self.threat.scaled(0.5), x, rng)
+        return x if first is None else first
 
     def _descend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, anywhere: bool = False) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it;
         `anywhere`, the nearest of all steps, wherever it lies."""
-        found, active, x = start.clone(), torch.arange(len(start), device=start.device), start
+        x_adv, active, x = start.clone(), torch.arange(len(start), device=start.device), start
         nearest = start.new_full((len(start),), torch.inf)
         for _ in range(self.steps):
             x = self._step(oracle, batch, x)
@@ -78,12 +71,12 @@ class FAB(MinimumNorm):
             closer = wrong & (distance < nearest[active])
             nearest[active[closer]] = distance[closer]
             best = success | closer | nearest[active].isinf()  # before the first crossing, the last point
-            found[active[best]] = inside[best]
+            x_adv[active[best]] = inside[best]
             x = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), batch.x + self.beta * (x - batch.x), x)
             active, batch, x = active[~success], batch[~success], x[~success]
             if not len(active):
                 break
-        return found
+        return x_adv
 
     def _step(self, oracle: GradientOracle, batch: AttackBatch, x: Tensor) -> Tensor:
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
@@ -104,17 +97,11 @@ class FAB(MinimumNorm):
 
 
 def to_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
-    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset and x + d in [0, 1] (section 2.2 of the paper).
+    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset (B,) and x + d in [0, 1] (section 2.2 of the paper).
 
     Every coordinate moves at a rate v_i (1 for linf, |normal_i| for l2) until it meets its side of the box; the moment at
     which the hyperplane is reached solves a piecewise linear equation, exactly, by sorting the moments of the meetings.
     Where the box does not reach the hyperplane, d ends in the corner nearest to it.
-
-    Args:
-        x: points (B, ...) of the box.
-        normal: normals (B, ...) of the hyperplanes.
-        offset: (B,).
-        norm: "linf" or "l2".
     """
     flat, w = x.flatten(1).double(), normal.flatten(1).double()
     missing = offset.double() - (w * flat).sum(1)

@@ -7,18 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import (
-    PRECISIONS,
-    AttackBatch,
-    GradientOracle,
-    Precision,
-    attack_context,
-    check_inputs,
-    frozen_eval,
-)
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
-from robustlib.attacks.objectives import OBJECTIVES, is_adversarial
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.attacks.objectives import is_adversarial
+from robustlib.errors import InputError, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
@@ -32,7 +24,7 @@ class GradientSteps:
     step_size: float | None
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps")
+        check_fields(self)
         if self.step_size is not None and not self.step_size > 0:
             name = type(self).__name__
             raise InputError(f"{name} step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
@@ -59,23 +51,16 @@ class PGD(GradientSteps):
     targeted: bool = False  # move towards the class given as `target` instead of away from the label
     # a random point of the ball, x + 0.001 N(0, I) clipped to [0, 1] (TRADES' release clips after the first step), or x itself
     start: Literal["uniform", "gaussian", "zero"] = "uniform"
-    restarts: int = (
-        1  # independent starts; each example keeps its strongest: a success first, then the larger objective
-    )
+    restarts: int = 1  # starts; each example keeps its strongest: a success first, then the larger objective
     eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
-    early_stop: bool = (
-        False  # an example leaves at the first iterate that fools the model: stronger than taking the last
-    )
+    early_stop: bool = False  # an example leaves at its first success, which is stronger than taking the last iterate
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
     batchnorm: Literal["eval", "train"] = "eval"  # "train": modes as found, statistics restored afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "restarts", "eot")
         if self.targeted and self.objective == "kl":
             raise InputError("The kl objective knows no target: use 'ce', 'margin' or 'dlr' for a targeted PGD.")
-        check_choices(self, objective=(*OBJECTIVES, "kl"), start=("uniform", "gaussian", "zero"))
-        check_choices(self, precision=PRECISIONS, batchnorm=("eval", "train"))
 
     def __call__(
         self,
@@ -108,7 +93,8 @@ class PGD(GradientSteps):
             best = self._ascend(oracle, batch, first)
             for restart in range(1, self.restarts):
                 again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))
-                best = self._stronger(oracle, batch, best, again)
+                score, better = self._score(oracle, batch, best), self._score(oracle, batch, again)
+                best = torch.where((better > score).view(-1, *[1] * (x.ndim - 1)), again, best)
         return best
 
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:
@@ -119,30 +105,26 @@ class PGD(GradientSteps):
         return uniform_point(self.threat, x, rng).to(x.dtype)
 
     def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
-        """One restart: the iterate after the last step or, with early_stop, the first one that fools the model."""
-        found, active, x_adv = start.clone(), torch.arange(len(start), device=start.device), start
+        """One restart: the iterate after the last step or, with early_stop, the first adversarial one."""
+        x_adv, active, now = start.clone(), torch.arange(len(start), device=start.device), start
         for _ in range(self.steps):
-            gradient, logits = oracle.gradient(x_adv, batch.objective(self.objective), self.eot)
+            gradient, logits = oracle.gradient(now, batch.objective(self.objective), self.eot)
             if self.early_stop:
-                success = oracle.success_mask(x_adv, logits, batch.y, batch.target)
-                found[active[success]] = x_adv[success]
-                active, x_adv, gradient, batch = active[~success], x_adv[~success], gradient[~success], batch[~success]
+                success = oracle.success_mask(now, logits, batch.y, batch.target)
+                x_adv[active[success]] = now[success]
+                active, now, gradient, batch = active[~success], now[~success], gradient[~success], batch[~success]
                 if not len(active):
-                    return found
-            x_adv = self._step(x_adv, gradient, batch.x)
-        found[active] = x_adv
-        return found
+                    return x_adv
+            now = self._step(now, gradient, batch.x)
+        x_adv[active] = now
+        return x_adv
 
-    def _stronger(self, oracle: GradientOracle, batch: AttackBatch, best: Tensor, again: Tensor) -> Tensor:
-        """For each example the iterate that fools the float32 model, and of two alike the one with the larger objective."""
-        scores = []
-        for x_adv in (best, again):
-            logits = oracle.logits(x_adv, self.eot)
-            value = batch.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
-            success = is_adversarial(logits, batch.y, batch.target) & (not oracle.stochastic)
-            scores.append(torch.where(success, torch.inf, value))
-        better = (scores[1] > scores[0]).view(-1, *[1] * (best.ndim - 1))
-        return torch.where(better, again, best)
+    def _score(self, oracle: GradientOracle, batch: AttackBatch, x_adv: Tensor) -> Tensor:
+        """(B,): the objective in float32, infinite where the model, if deterministic, is fooled."""
+        logits = oracle.logits(x_adv, self.eot)
+        value = batch.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
+        success = is_adversarial(logits, batch.y, batch.target) & (not oracle.stochastic)
+        return torch.where(success, torch.inf, value)
 
 
 def FGSM(threat: Threat, **settings: Any) -> PGD:
@@ -163,7 +145,7 @@ def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> 
 class BatchPGD(GradientSteps):
     """PGD on a loss of a whole batch, in which examples see each other, as contrastive losses are; from a random point of the ball.
 
-    For training without labels. Evaluation attacks logits, with `PGD` and the others.
+    For training without labels; evaluation attacks logits.
     """
 
     threat: Threat
@@ -179,12 +161,10 @@ class BatchPGD(GradientSteps):
         generator: torch.Generator | None = None,
         precision: Precision = "32-true",
     ) -> Tensor:
-        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as found.
+        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as it was.
 
-        Args:
-            loss: the model in eval mode, or a folded copy of it, and images (B, C, H, W) -> what to maximise, a scalar.
-            generator: source of the random start.
-            precision: of the forward and backward passes.
+        `loss` takes the model in eval mode, or a folded copy of it, and images (B, C, H, W): the scalar to maximise. `generator`
+        gives the random start, `precision` is that of the passes.
         """
         x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
         with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import margin
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
@@ -32,8 +32,7 @@ class Square(IterativeAttack):
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
-        check_counts(self, "queries", "restarts", "votes")
-        check_choices(self, precision=PRECISIONS)
+        super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
@@ -42,37 +41,37 @@ class Square(IterativeAttack):
             active_set.update(self._search(active_set.oracle, active_set.batch, active_set.rng(restart)))
 
     def _search(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
-        """One random search: for each example the first point that fools the model, else the one of the largest loss."""
-        begin, step = (_stripes, _linf_step) if self.threat.norm == "linf" else (_tiles, _l2_step)
-        best = begin(batch.x, self.threat.eps, rng.fold_in(0))
-        found, active = best.clone(), torch.arange(len(best), device=best.device)
+        """One random search: for each example the first adversarial point, else the one of the largest loss."""
+        start, step = (_stripes, _linf_step) if self.threat.norm == "linf" else (_tiles, _l2_step)
+        best = start(batch.x, self.threat.eps, rng.fold_in(0))
+        x_adv, active = best.clone(), torch.arange(len(best), device=best.device)
         loss = best.new_full((len(best),), -torch.inf)
         for query in range(self.queries):
-            tried, share = best, square_share(query, self.p_init)
+            candidates, share = best, square_share(query, self.p_init)
             if query:
-                tried = step(batch.x, best, self.threat.eps, share, rng.fold_in(query))
-            new = (tried != best).flatten(1).any(1) | (query == 0) | oracle.stochastic
+                candidates = step(batch.x, best, self.threat.eps, share, rng.fold_in(query))
+            new = (candidates != best).flatten(1).any(1) | (query == 0) | oracle.stochastic
             rows = new.nonzero()[:, 0]  # a small square often lands where it changes nothing: no need to ask again
             if not len(rows):
                 continue
-            tried, y = tried[rows], batch.y[rows]
-            logits = oracle.fast_logits(tried, self.votes)
+            candidates, y = candidates[rows], batch.y[rows]
+            logits = oracle.fast_logits(candidates, self.votes)
             value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
             better = value > loss[rows]
-            best[rows[better]], loss[rows[better]] = tried[better], value[better]
-            success = oracle.success_mask(tried, logits, y)
+            best[rows[better]], loss[rows[better]] = candidates[better], value[better]
+            success = oracle.success_mask(candidates, logits, y)
             if bool(success.any()):
-                found[active[rows[success]]] = tried[success]
+                x_adv[active[rows[success]]] = candidates[success]
                 stay = torch.ones_like(new).index_fill(0, rows[success], False)
                 active, best, loss, batch, rng = active[stay], best[stay], loss[stay], batch[stay], rng[stay]
                 if not len(active):
-                    return found
-        found[active] = best
-        return found
+                    break
+        x_adv[active] = best
+        return x_adv
 
 
 def square_share(query: int, p_init: float) -> float:
-    """p of the square tried at a query: `p_init`, halved at each of HALVINGS that lies behind (section 4)."""
+    """p of a query's square: `p_init`, halved at each of HALVINGS that lies behind (section 4)."""
     return p_init / 2 ** sum(query > at for at in HALVINGS)
 
 
@@ -85,17 +84,11 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
-def _corner(rng: ExampleRNG, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Row and column numbers (B, side) of a square at a random place of each image."""
-    place = rng.uniform(2) * torch.tensor([height - side + 1, width - side + 1], device=rng.seeds.device)
-    rows, columns = place.long()[:, :, None].unbind(1)
-    steps = torch.arange(side, device=place.device)
-    return rows + steps, columns + steps
-
-
-def _window(images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-    """The index of (B, C, side, side) pixels in `images`."""
-    b, c = (torch.arange(n, device=images.device) for n in images.shape[:2])
+def _window(x: Tensor, side: int, rng: ExampleRNG) -> tuple[Tensor, ...]:
+    """The index of the (B, C, side, side) pixels of a square at a random place of each image."""
+    place = rng.uniform(2) * torch.tensor([n - side + 1 for n in x.shape[2:]], device=x.device)
+    rows, columns = (place.long()[:, :, None] + torch.arange(side, device=x.device)).unbind(1)
+    b, c = (torch.arange(n, device=x.device) for n in x.shape[:2])
     return b[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
 
 
@@ -109,12 +102,12 @@ def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRN
     """A square whose every channel goes to a random corner of the ball (algorithm 2)."""
     _, channels, height, width = x.shape
     side = square_side(share, height, width)
-    at = _window(x, *_corner(rng.fold_in(0), side, height, width))
-    tried = best.clone()
+    at = _window(x, side, rng.fold_in(0))
+    candidates = best.clone()
     # From any point of the ball a step of 2 eps, clipped, ends on its surface.
-    tried[at] = (best[at] + 2 * eps * _signs(rng.fold_in(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
-    tried[at] = tried[at].clamp(x[at] - eps, x[at] + eps)
-    return tried
+    square = (best[at] + 2 * eps * _signs(rng.fold_in(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
+    candidates[at] = square.clamp(x[at] - eps, x[at] + eps)
+    return candidates
 
 
 def _tiles(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
@@ -139,7 +132,7 @@ def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG)
     side += side % 2 == 0  # a bump has a middle
     delta = best - x
     unused = (eps**2 - norms(delta, "l2") ** 2).clamp_min(0)
-    to, source = (_window(x, *_corner(rng.fold_in(k), side, height, width)) for k in (0, 1))
+    to, source = (_window(x, side, rng.fold_in(k)) for k in (0, 1))
     budget = delta[to].square().sum((2, 3), keepdim=True)
     cleared = delta.clone()
     cleared[to] = 0
@@ -159,11 +152,9 @@ def _unit(window: Tensor) -> Tensor:
 def _bump(height: int, width: int) -> Tensor:
     """Equation 2: the pyramid of inverse squares, largest in the middle, (height, width)."""
     half = height // 2
-    rows = (torch.arange(height) - height // 2).abs()[:, None]
-    columns = (torch.arange(width) - width // 2).abs()[None, :]
-    layers = half - torch.maximum(rows, columns)  # M(r, s); below 0 outside the pyramid
-    terms = torch.stack([(layers >= k) / (half + 1 - k) ** 2 for k in range(half + 1)])
-    return terms.sum(0)
+    rows, columns = ((torch.arange(n) - n // 2).abs() for n in (height, width))
+    layers = half - torch.maximum(rows[:, None], columns)  # M(r, s); below 0 outside the pyramid
+    return torch.stack([(layers >= k) / (half + 1 - k) ** 2 for k in range(half + 1)]).sum(0)
 
 
 def _two_sided(side: int, rng: ExampleRNG, count: int = 1) -> Tensor:

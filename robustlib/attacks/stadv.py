@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustlib.attacks.base import PRECISIONS, AttackBatch, BaseAttack, GradientOracle, Precision
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, Precision
+from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
 
 BOUND = 0.8  # pixels: 0.05 of a grid from -1 to 1 over 32 pixels (Nie et al. 2022), where one pixel is 2/32
@@ -26,29 +26,24 @@ class StAdv(BaseAttack):
     deterministic model leave at their first success. See `move` for directions and borders.
     """
 
-    bound: float | None = (
-        BOUND  # largest displacement in pixels of these images; None for no bound. Records call it eps
-    )
+    bound: float | None = BOUND  # largest displacement in pixels of these images; None: no bound. Records call it eps
     steps: int = 100  # of Adam
     lr: float | None = None  # length of a step in pixels; None = bound / 5, or 0.16 without a bound
     weight: float | None = (
-        None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, or 0.05 without a bound
+        None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, without a bound 0.05
     )
     eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
-    objective: Literal["margin", "ce", "nll", "dlr"] = (
-        "margin"  # all but margin (C&W, the paper's) are scaled by the oracle
-    )
+    objective: Literal["margin", "ce", "nll", "dlr"] = "margin"  # C&W, the paper's; the oracle scales the others
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "eot")
+        super().__post_init__()
         if self.bound is not None and not 0 < self.bound < float("inf"):
             raise InputError(f"StAdv bound={self.bound!r}: give a positive number of pixels, or None for no bound.")
         if self.lr is not None and not self.lr > 0:
             raise InputError(f"StAdv lr={self.lr!r}: give a positive length in pixels, or None for bound / {PACE}.")
         if self.weight is not None and not self.weight >= 0:
             raise InputError(f"StAdv weight={self.weight!r}: give 0 or more, or None for {SMOOTH} / bound.")
-        check_choices(self, objective=("margin", "ce", "nll", "dlr"), precision=PRECISIONS)
 
     @property
     def length(self) -> float:
@@ -58,13 +53,12 @@ class StAdv(BaseAttack):
     @property
     def smoothness(self) -> float:
         """The weight of the total variation used."""
-        if self.weight is not None:
-            return self.weight
-        return TAU if self.bound is None else SMOOTH / self.bound
+        default = TAU if self.bound is None else SMOOTH / self.bound
+        return default if self.weight is None else self.weight
 
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
-        """For each example the first image that fools the model, else the one after the last step."""
-        found, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
+        """For each example the first adversarial image, else the one after the last step."""
+        x_adv, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
         start = 2 * rng.uniform(2, *batch.x.shape[2:]) - 1
         flow = (start * START * self.length).to(batch.x.dtype)
         adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb no other
@@ -75,16 +69,16 @@ class StAdv(BaseAttack):
             gradient, logits = oracle.gradient(image, batch.objective(self.objective), self.eot)
             (slope,) = torch.autograd.grad((image, roughness), moving, (-gradient, self.smoothness + 0 * roughness))
             success = oracle.success_mask(image.detach(), logits, batch.y)
-            found[active[success]] = image.detach()[success]
+            x_adv[active[success]] = image.detach()[success]
             flow.grad = torch.zeros_like(flow).index_copy(0, active, slope.nan_to_num(0.0, 0.0, 0.0))
             active, batch = active[~success], batch[~success]
             if not len(active):
-                return found
+                return x_adv
             adam.step()
             if self.bound is not None:
                 flow.clamp_(-self.bound, self.bound)
-        found[active] = move(batch.x, flow[active])
-        return found
+        x_adv[active] = move(batch.x, flow[active])
+        return x_adv
 
 
 def move(x: Tensor, flow: Tensor) -> Tensor:
@@ -95,9 +89,7 @@ def move(x: Tensor, flow: Tensor) -> Tensor:
     align_corners=True, times (side - 1) / 2; it is not used since its division by the side rounds. The gradient by a flow of
     whole pixels is that of its right or lower side.
 
-    Args:
-        x: images (B, C, H, W) in [0, 1].
-        flow: (B, 2, H, W) in pixels, down and right, the same for all channels; the result is differentiable by it.
+    Images (B, C, H, W) in [0, 1] and a flow (B, 2, H, W) in pixels, down and right, for all channels; differentiable by the flow.
     """
     height, width = x.shape[2:]
     whole = flow.detach().floor()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_deterministic
-from robustlib.attacks.base import PRECISIONS, AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import is_adversarial
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.errors import InputError, check_counts
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
@@ -38,22 +38,17 @@ class Tangent(MinimumNorm):
     """
 
     threat: Threat  # in l2
-    queries: int = (
-        18_000  # of the model for each example: about 40 steps of one walk; no step begins that might exceed them
-    )
-    restarts: int = (
-        1  # walks from other noise, which share the queries: one often ends at the boundary of a farther class
-    )
+    queries: int = 18_000  # of the model for each example, at most: about 40 steps of one walk
+    restarts: int = 1  # walks from other noise, which share the queries: one often ends at a farther class
     probes: int = (
-        100  # directions by which the first step estimates the boundary's normal; step t takes probes * sqrt(t)
+        100  # directions by which the first step estimates the boundary's normal; step t takes sqrt(t) as many
     )
     gamma: float = 1.0  # probes of later steps are Gaussian of standard deviation gamma * distance / dimensions
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
-        check_counts(self, "probes", "restarts")
+        super().__post_init__()
         check_counts(self, "queries", least=LEAST * self.restarts)
-        check_choices(self, precision=PRECISIONS)
         if not 0 < self.gamma < float("inf"):
             raise InputError(f"Tangent gamma={self.gamma!r}: give a finite number above 0.")
         if self.threat.norm != "l2":
@@ -75,13 +70,7 @@ class Tangent(MinimumNorm):
 
 
 class TangentState:
-    """A batch that walks along the decision boundary.
-
-    Args:
-        attack: whose queries, shared by the restarts, probes and gamma hold.
-        batch: images (B, C, H, W) that the model has right, and labels (B,).
-        starts: (B, C, H, W) to start from, where adversarial.
-    """
+    """A batch, of images that the model has right, that walks along the decision boundary; from `starts` where adversarial."""
 
     def __init__(
         self, attack: Tangent, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None
@@ -98,27 +87,31 @@ class TangentState:
         while len(self.active):
             step += 1
             cost = int(self.probes * sqrt(step)) + RADII * ROUNDS + BISECTION + 1  # and one for the last
-            far = (1 + TOLERANCE) * self._distance(self.active) > eps
+            far = (1 + TOLERANCE) * norms(self.now[self.active] - self.x[self.active], "l2").flatten() > eps
             self.active = self.active[far & (self.spent[self.active] + cost <= self.queries)]
             if len(self.active):
                 self._step(step)
-        self._push_across(begun)
+        if len(begun):  # beyond the boundary by the tolerance, lest rounding in another batch undoes them
+            now = self.now[begun]
+            across = (now + TOLERANCE * (now - self.x[begun])).clamp(0, 1)
+            success = self._adversarial(across, begun)
+            self.now[begun[success]] = across[success]
         return self.now
 
     def _begin(self, starts: Tensor | None) -> Tensor:
-        """Puts all on the boundary; the rows for which a start was found."""
+        """Puts all on the boundary; the rows that have a start."""
         todo = torch.arange(len(self.x), device=self.x.device)
         for attempt in range(-1 if starts is not None else 0, TRIES):
             if not len(todo):
                 break
             if attempt < 0 and starts is not None:
-                tried = starts[todo]
+                start = starts[todo]
             else:
                 noise = self.rng[todo].fold_in(0).fold_in(attempt).quick_normal(*self.x.shape[1:]).to(self.x.dtype)
-                tried = (self.x[todo] + SPREAD * noise).clamp(0, 1)
-            hit = self._adversarial(tried, todo)
-            self.now[todo[hit]] = tried[hit]
-            todo = todo[~hit]
+                start = (self.x[todo] + SPREAD * noise).clamp(0, 1)
+            success = self._adversarial(start, todo)
+            self.now[todo[success]] = start[success]
+            todo = todo[~success]
         begun = torch.ones_like(self.y, dtype=torch.bool).index_fill(0, todo, False).nonzero()[:, 0]
         if len(begun):
             self.now[begun] = self._to_boundary(self.now[begun], begun)
@@ -127,28 +120,28 @@ class TangentState:
     def _step(self, step: int) -> None:
         """One step of the active examples: the boundary's normal, the tangent point, and back to the boundary."""
         rows, x, now = self.active, self.x[self.active], self.now[self.active]
-        distance = self._distance(rows)
+        distance = norms(now - x, "l2").flatten()
         reach = self.gamma * distance / x[0].numel() if step > 1 else torch.full_like(distance, FIRST)
         normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.rng[rows].fold_in(step))
-        radius, moved = distance / sqrt(step), now.clone()
+        radius, after = distance / sqrt(step), now.clone()
         todo = torch.arange(len(rows), device=rows.device)
         halved = 0.5 ** torch.arange(RADII, device=rows.device)
         for _ in range(ROUNDS):
             each = todo.repeat_interleave(RADII)
             radii = (radius[todo, None] * halved).flatten()
-            tried = tangent_point(x[each], now[each], normal[each], radii).clamp(0, 1)
-            hit = self._adversarial(tried, rows[each]).view(-1, RADII)
-            some, first = hit.any(1), hit.int().argmax(1)  # the largest radius that hits
-            moved[todo[some]] = tried.view(-1, RADII, *x.shape[1:])[some, first[some]]
+            points = tangent_point(x[each], now[each], normal[each], radii).clamp(0, 1)
+            success = self._adversarial(points, rows[each]).view(-1, RADII)
+            some, first = success.any(1), success.int().argmax(1)  # the largest radius
+            after[todo[some]] = points.view(-1, RADII, *x.shape[1:])[some, first[some]]
             todo = todo[~some]
             radius[todo] *= halved[-1] / 2
             if not len(todo):
                 break
-        success = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
-        if bool(success.any()):
-            moved[success] = self._to_boundary(moved[success], rows[success])
-            closer = norms(moved - x, "l2") < norms(now - x, "l2")
-            self.now[rows] = torch.where(closer, moved, now)
+        done = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, todo, False)
+        if bool(done.any()):
+            after[done] = self._to_boundary(after[done], rows[done])
+            closer = norms(after - x, "l2") < norms(now - x, "l2")
+            self.now[rows] = torch.where(closer, after, now)
 
     def _normal_at(self, rows: Tensor, now: Tensor, reach: Tensor, count: int, rng: ExampleRNG) -> Tensor:
         """The estimated direction (S, ...) of length 1 into the adversarial region: the mean of the probes, each weighted by
@@ -160,12 +153,12 @@ class TangentState:
             n = min(block, count - start)
             probes = rng.fold_in(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
             base = now.flatten(1)[:, None]
-            tried = probes.add_(base).clamp_(0, 1)
-            logits = self.oracle.fast_logits(tried.view(-1, *now.shape[1:]))
+            points = probes.add_(base).clamp_(0, 1)
+            logits = self.oracle.fast_logits(points.view(-1, *now.shape[1:]))
             sign = 2.0 * is_adversarial(logits, self.y[rows].repeat_interleave(n)).view(-1, n).to(now.dtype) - 1
-            moves = tried.sub_(base)  # clipped
-            signed += (sign[:, None] @ moves)[:, 0]
-            plain += moves.sum(1)
+            deltas = points.sub_(base)  # clipped
+            signed += (sign[:, None] @ deltas)[:, 0]
+            plain += deltas.sum(1)
             balance += sign.sum(1, keepdim=True)
         self.spent[rows] += count
         mean = torch.where(balance.abs() == count, torch.zeros_like(balance), balance / count)
@@ -180,28 +173,17 @@ class TangentState:
         each = torch.arange(len(rows), device=x.device).repeat_interleave(PARTS - 1)
         for _ in range(CUTS):
             shares = (low + width * steps).view(-1, *shape[1:])
-            tried = torch.lerp(x[each], outside[each], shares.expand_as(x[each]))
-            hit = self._adversarial(tried, rows[each]).view(len(rows), -1)
-            before = torch.where(hit.any(1), hit.int().argmax(1), PARTS - 1)  # parts before the first adversarial point
+            points = torch.lerp(x[each], outside[each], shares.expand_as(x[each]))
+            success = self._adversarial(points, rows[each]).view(len(rows), -1)
+            before = torch.where(success.any(1), success.int().argmax(1), PARTS - 1)  # parts before the first success
             width /= PARTS
             low = low + width * before[:, None]
         return torch.lerp(x, outside, (low + width).view(shape).expand_as(x))
 
-    def _push_across(self, rows: Tensor) -> None:
-        """Moves the points beyond the boundary by the tolerance, lest rounding in another batch undoes them."""
-        if len(rows):
-            x, now = self.x[rows], self.now[rows]
-            tried = (now + TOLERANCE * (now - x)).clamp(0, 1)
-            hit = self._adversarial(tried, rows)
-            self.now[rows[hit]] = tried[hit]
-
-    def _adversarial(self, tried: Tensor, rows: Tensor) -> Tensor:
-        """(S,) bool: whether `tried` (S, ...) fools the model; a query each."""
+    def _adversarial(self, points: Tensor, rows: Tensor) -> Tensor:
+        """(S,) bool: whether the `points` (S, ...) are adversarial; a query each."""
         self.spent.index_add_(0, rows, torch.ones_like(rows))
-        return self.oracle.success_mask(tried, self.oracle.fast_logits(tried), self.y[rows])
-
-    def _distance(self, rows: Tensor) -> Tensor:
-        return norms(self.now[rows] - self.x[rows], "l2").flatten()
+        return self.oracle.success_mask(points, self.oracle.fast_logits(points), self.y[rows])
 
 
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from robustlib.losses.contrastive import (
 from robustlib.losses.robust import confusion_labels, mart_loss, mean_cosine, trades_loss
 from robustlib.losses.spectral import (
     PowerIteration,
+    batch_spectral_shrinkage,
     check_exact,
     conv_squared_norm,
     cross_lipschitz,
     dense_squared_norm,
     exact_squared_norm,
+    l2_sp,
     weight_of,
 )
-from robustlib.losses.transfer import batch_spectral_shrinkage, l2_sp

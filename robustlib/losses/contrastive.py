@@ -24,12 +24,8 @@ def confidence_similarity(logits: Tensor, other: Tensor) -> Tensor:
 def negative_contrast(logits: Tensor, negative: Tensor, alpha: float = 1.0) -> Tensor:
     """alpha Sim(sg[q(x)], q(x_o)) + (1 - alpha) Sim(q(x), sg[q(x_o)]): the asymmetric negative contrast of ANCRA.
 
-    Its value is Sim for every alpha, which only shares out the gradient.
-
-    Args:
-        logits: of the anchors x, (B, K).
-        negative: of one example of another class for each anchor, (B, K).
-        alpha: 1 freezes the natural example and pushes the negative away, 0 does the reverse, 0.5 is symmetric.
+    Of the logits (B, K) of the anchors x and of a negative x_o for each. The value is Sim for every alpha, which only shares out
+    the gradient: 1 freezes the natural example and pushes the negative away, 0 does the reverse, 0.5 is symmetric.
     """
     away = confidence_similarity(logits.detach(), negative)
     back = confidence_similarity(logits, negative.detach())
@@ -37,22 +33,14 @@ def negative_contrast(logits: Tensor, negative: Tensor, alpha: float = 1.0) -> T
 
 
 def pick_negatives(
-    y: Tensor,
-    strategy: Strategy = "random",
-    *,
-    logits: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    y: Tensor, strategy: Strategy = "random", *, logits: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor | None:
     """For each anchor the position in the batch of one example of another class, int64 (B,); None if there is one class only.
 
-    "random": a class uniformly among the others of the batch, then one of its images. The mined strategies take, among images
-    of other classes, those predicted as the anchor is ("soft"), as the anchor's label ("hard") or as neither ("easy"), and
-    of them the one with the largest logit of the anchor's label; where there are none, a random one (ANCRA's release).
-
-    Args:
-        y: labels, int64 (B,).
-        logits: (B, K) of the batch; mined strategies need them.
-        generator: of the random choices, on `y`'s device; None means PyTorch's global one.
+    "random": a class uniformly among the others of the batch, then one of its images, with the `generator` on `y`'s device.
+    The mined strategies need the batch's `logits` (B, K). They take, among images of other classes, those predicted as the
+    anchor is ("soft"), as the anchor's label ("hard") or as neither ("easy"), and of them the one with the largest logit of
+    the anchor's label; where there are none, a random one (ANCRA's release).
     """
     if strategy not in STRATEGIES:
         raise unknown("negative strategy", strategy, STRATEGIES)
@@ -99,8 +87,7 @@ def supcon_loss(
     with torch.autocast(z.device.type, enabled=False):
         u = F.normalize(z.flatten(0, 1).float(), dim=1)
         similar = u @ (u.detach() if one_sided else u).t() / temperature
-        same = torch.arange(size, device=z.device) if labels is None else labels
-        same = same.repeat(views)
+        same = (torch.arange(size, device=z.device) if labels is None else labels).repeat(views)
         itself = torch.eye(len(u), dtype=torch.bool, device=z.device)
         positive = (same[:, None] == same[None, :]) & ~itself
         log_p = similar - similar.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
@@ -126,7 +113,7 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
 
     Args:
         a, b: projections of the same B >= 2 images, (B, D) each.
-        off_diagonal: the weight lambda of the redundancy term, >= 0.
+        off_diagonal: lambda >= 0.
         eps: added to the variances, as their release does (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
     """
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:

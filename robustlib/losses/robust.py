@@ -10,8 +10,7 @@ MART_ROOM = 1e-4  # the release writes 1.0001 - p for the paper's 1 - p: a wrong
 def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
     """CE(f(x), y) + beta KL(p(x) || p(x')) (Zhang et al. 2019, eq. 5; the clean side is not detached, as released).
 
-    Of the logits f(x) and f(x') (B, K); beta is 1/lambda in the paper, 6 in its CIFAR-10 experiments. Returns the loss and its
-    parts {"ce", "kl"} (kl without beta).
+    Of logits (B, K); beta is 1/lambda in the paper, 6 on CIFAR-10. Returns the loss and {"ce", "kl"} (kl without beta).
     """
     p, q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
     ce, kl = F.cross_entropy(logits.float(), y), F.kl_div(q, p, log_target=True, reduction="batchmean")
@@ -26,13 +25,8 @@ def mart_loss(
     BCE = -log p_y(x') - log(1 - max_{k != y} p_k(x')). As released, nothing is detached, the weight 1 - p_y(x) neither, and
     the second logarithm is of 1.0001 - p; the released guards of 1e-7 and 1e-12 are not needed with log-softmax.
 
-    Returns the loss and its parts {"bce", "kl"} (kl weighted by 1 - p_y(x), without beta).
-
-    Args:
-        logits, logits_adv: f(x) and f(x'), (B, K), K >= 2.
-        y: labels (B,).
-        beta: lambda in the paper; 5 in the released ResNet-18 script.
-        weighing: logits (B, K) whose p_y stands in the weight 1 - p_y(x) in place of f(x)'s, e.g. another head's at x.
+    Of logits (B, K), K >= 2; beta is lambda in the paper, 5 in the released ResNet-18 script. The p_y of the weight is that of
+    `weighing` (B, K) where given, e.g. another head's logits at x. Returns the loss and {"bce", "kl"} (kl weighted, without beta).
     """
     log_p, log_q = logits.float().log_softmax(1), logits_adv.float().log_softmax(1)
     runner_up = log_q.scatter(1, y[:, None], -float("inf")).amax(1).exp()

@@ -1,6 +1,7 @@
-"""Spectral norms of linear layers, exactly or by power iteration, and the cross-Lipschitz penalty on input gradients."""
+"""Spectral norms of linear layers, exactly or by power iteration; penalties on input gradients and of fine-tuning."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from robustlib.errors import InputError
 
+NOISE = 0.1  # length of what is added to each kept vector of length 1 before a use
+
 
 def dense_squared_norm(matrix: Tensor) -> Tensor:
     """sigma_max(W)^2 of a real or complex matrix W (M, N), a scalar, in at least float32, outside autocast.
 
-    Its gradient is the analytic 2 sigma u v^H: the top singular vector of the smaller side is found without gradients and
+    Its gradient is the analytic 2 sigma u v^H: the top singular vector of the smaller side is computed without gradients and
     held, so nothing differentiates through an eigendecomposition.
     """
     with torch.autocast(matrix.device.type, enabled=False):
@@ -28,7 +31,7 @@ def conv_squared_norm(weight: Tensor, size: tuple[int, int], stride: tuple[int, 
 
     Senderovich et al. (2022, theorem 2, a poly-phase Fourier transform): the operator is unitarily equivalent to one matrix
     P_f (c_out, c_in s_h s_w) for each frequency f of the outputs, and sigma_max is the largest of theirs. Real kernels
-    have conjugate matrices at f and -f, so half the frequencies are looked at; only the largest is differentiated. Where
+    have conjugate matrices at f and -f, so half the frequencies suffice; only the largest is differentiated. Where
     the kernel lies in the padding (its origin) changes phases, not singular values.
 
     Args:
@@ -64,7 +67,7 @@ def _polyphase(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def finite(gram: Tensor) -> Tensor:
-    """Of weights that diverged, zeros: LAPACK refuses NaN, and the value at the vector found is NaN all the same."""
+    """Of weights that diverged, zeros: LAPACK refuses NaN, and the value at the vector is NaN all the same."""
     return torch.where(gram.isfinite(), gram, torch.zeros_like(gram))
 
 
@@ -80,10 +83,8 @@ def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, we
     """sigma_max^2 of a dense layer or a circular convolution, without its bias: a differentiable scalar.
 
     Args:
-        layer: nn.Linear; or nn.Conv2d with groups=1, dilation=1 and circular padding (or none and a kernel of 1x1) that
-            divides the image by its stride.
-        size: (H, W) of a convolution's input.
-        weight: in place of the layer's own, of its shape, e.g. with BatchNorm folded in.
+        layer: one that `check_exact` accepts for inputs of `size` (H, W).
+        weight: in place of the layer's, of its shape, e.g. with BatchNorm folded in.
     """
     check_exact(layer, size)
     weight = weight_of(layer) if weight is None else weight
@@ -93,9 +94,9 @@ def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, we
 
 
 def check_exact(layer: nn.Module, size: tuple[int, int] | None) -> None:
-    """Raises InputError if `exact_squared_norm` does not know the layer.
+    """Raises InputError if `exact_squared_norm` does not know the layer on inputs of `size` (H, W).
 
-    A convolution must be circular: a window for every step of the stride, and no other.
+    It knows nn.Linear, and nn.Conv2d with groups=1 that is circular: a window for every step of the stride, and no other.
     """
     weight_of(layer)
     if not isinstance(layer, nn.Conv2d):
@@ -109,16 +110,12 @@ def check_exact(layer: nn.Module, size: tuple[int, int] | None) -> None:
     pads = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
     total = [k - 1 if layer.padding == "same" else 2 * p for k, p in zip(layer.kernel_size, pads, strict=True)]
     axes = zip(size, total, layer.kernel_size, layer.stride, strict=True)
-    outputs = tuple((n + pad - k) // s + 1 for n, pad, k, s in axes)
-    whole = outputs == tuple(n // s for n, s in zip(size, layer.stride, strict=True))
+    whole = all((n + pad - k) // s + 1 == n // s for n, pad, k, s in axes)
     if not whole or layer.dilation != (1, 1) or (layer.padding_mode != "circular" and any(total)):
         raise InputError(
             f"The exact norm is that of a circular convolution, which {layer} on {size[0]}x{size[1]} pixels is not: "
             "build the model with padding_mode='circular', or give operator='power'."
         )
-
-
-UNREST = 0.1  # length of what is added to each kept vector of length 1 before a use
 
 
 class PowerIteration(nn.Module):
@@ -135,15 +132,12 @@ class PowerIteration(nn.Module):
     Args:
         layer: nn.Linear or nn.Conv2d with groups=1; it is not kept.
         size: (H, W) of a convolution's input.
-        vectors: how many are kept, at least 1.
-        seed: of the random vectors it starts from.
+        vectors: how many are kept, at least 1; they start at random, always the same.
     """
 
     vectors: Tensor  # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last
 
-    def __init__(
-        self, layer: nn.Module, size: tuple[int, int] | None = None, *, vectors: int = 16, seed: int = 0
-    ) -> None:
+    def __init__(self, layer: nn.Module, size: tuple[int, int] | None = None, *, vectors: int = 16) -> None:
         super().__init__()
         if vectors < 1:
             raise InputError(f"vectors={vectors!r}: give a number of at least 1.")
@@ -151,7 +145,7 @@ class PowerIteration(nn.Module):
         if isinstance(layer, nn.Conv2d):
             assert size is not None, "the norm of a convolution depends on the size of its input"
             shape = (*shape, *size)
-        start = torch.randn(min(vectors, math.prod(shape)), *shape, generator=torch.Generator().manual_seed(seed))
+        start = torch.randn(min(vectors, math.prod(shape)), *shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("vectors", _orthonormal(start))
 
     def forward(self, layer: nn.Module, iterations: int = 1, weight: Tensor | None = None) -> Tensor:
@@ -162,7 +156,7 @@ class PowerIteration(nn.Module):
             if iterations:
                 noise = torch.randn_like(self.vectors)
                 lengths = noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
-                self.vectors = self.vectors + UNREST * noise / lengths
+                self.vectors = self.vectors + NOISE * noise / lengths
             for _ in range(iterations):
                 self._iterate(layer, weight.detach())
             return _apply(layer, weight, self.vectors[-1:]).square().sum()
@@ -243,3 +237,36 @@ def cross_lipschitz(
         (slope,) = torch.autograd.grad(outputs, x, direction, create_graph=True)
         total = total + slope.float().square().sum()
     return 2 * total / (n * k * max(projections, 1))
+
+
+def l2_sp(
+    weights: Iterable[Tensor], start: Iterable[Tensor], new: Iterable[Tensor], alpha: float = 0.1, beta: float = 0.01
+) -> Tensor:
+    """alpha |w - w0|^2 + beta |v|^2, a scalar in float32 (L2-SP, Li et al. 2018; their factors 1/2 are left out).
+
+    Of the pre-trained `weights` w, the same w0 at the `start` of fine-tuning, and the `new` head's v; alpha, beta >= 0.
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{name}={value!r}: give a number of at least 0.")
+    pairs = zip(weights, start, strict=True)
+    distance = torch.stack([(w.float() - w0.detach().float()).square().sum() for w, w0 in pairs]).sum()
+    return alpha * distance + beta * torch.stack([v.float().square().sum() for v in new]).sum()
+
+
+def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
+    """The sum of the k smallest squared singular values of features F (B, D), a float32 scalar (BSS, Chen et al. 2019).
+
+    F has min(B, D) singular values; zeros count. As above, the right singular vectors v are held: sum |F v|^2 has the exact
+    gradient 2 F v v'.
+    """
+    if not 1 <= k <= min(features.shape):
+        raise InputError(
+            f"k={k!r}: a batch of {features.shape[0]} images with {features.shape[1]} features has {min(features.shape)} "
+            "singular values: give 1 <= k <= that."
+        )
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        with torch.no_grad():
+            v = torch.linalg.svd(finite(features), full_matrices=False).Vh[-k:]
+        return (features @ v.T).square().sum()

@@ -8,11 +8,10 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from robustlib.errors import InputError, check_choices, check_counts
+from robustlib.errors import InputError, check_counts, check_fields
 from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
 
-KINDS = ("none", "rt1", "rt2", "rt3")
 WHOLE = 0.1  # how far 1 / missing of rt3 may lie from a whole number: 0.33 is a third
 GREY = 0.5  # of a hidden pixel: 0 in the [-1, 1] space in which the released code masks
 
@@ -41,8 +40,7 @@ class RandomTransform:
     clip: bool = True  # noisy images to [0, 1]; False only for an attacker, who wants the gradient of clipped pixels
 
     def __post_init__(self) -> None:
-        check_choices(self, kind=KINDS)
-        check_counts(self, "grid")
+        check_fields(self)
         if not 0 <= self.missing < 1:
             raise InputError(f"missing={self.missing!r}: give the share of an image that is hidden, in [0, 1).")
         if not 0 <= self.sigma < float("inf"):

@@ -1,4 +1,4 @@
-"""SupCon and NT-Xent against their formulas written as loops, in bf16 too, and where their value is known."""
+"""SupCon, NT-Xent, Barlow Twins and ANCRA's contrast against their formulas written as loops, in bf16 too."""
 
 import math
 
@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from robustlib.errors import InputError
-from robustlib.losses import confidence_similarity, negative_contrast, nt_xent, pick_negatives, supcon_loss
-from tests.restated import supcon
+from robustlib.losses import (
+    barlow_twins_loss,
+    confidence_similarity,
+    negative_contrast,
+    nt_xent,
+    pick_negatives,
+    supcon_loss,
+)
+from tests.restated import barlow_twins, supcon
+
+TEMPERATURES = (0.0, -0.1, math.nan, math.inf)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
@@ -25,7 +34,6 @@ def test_nt_xent_is_the_cross_entropy_of_the_partner():
     logits = (u @ u.t() / 0.5).fill_diagonal_(-torch.inf)
     partner = torch.arange(18).roll(9)
     assert torch.isclose(nt_xent(a, b), torch.nn.functional.cross_entropy(logits, partner), rtol=1e-5)
-    assert np.isclose(nt_xent(a, b, 0.2).item(), supcon(torch.stack((a, b)), None, 0.2), rtol=1e-5)
 
 
 def test_known_values():
@@ -65,15 +73,31 @@ def test_bf16_is_safe(scale):
     assert (gradient.abs().max() > 0) == (scale > 0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan"), float("inf")])
-def test_a_temperature_is_positive(temperature):
-    with pytest.raises(InputError, match=r"temperature=.*give a positive number"):
-        nt_xent(torch.randn(2, 3), torch.randn(2, 3), temperature)
+# ---- Barlow Twins
 
 
-def test_one_view_needs_labels():
-    with pytest.raises(InputError, match="give two views or labels"):
-        supcon_loss(torch.randn(1, 4, 3))
+@pytest.mark.parametrize("off_diagonal", [0.005, 0.0, 1.0])
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.1])
+def test_barlow_twins_equals_its_double_loop(off_diagonal, eps):
+    a, b = 3 * torch.randn(9, 5) + 2, torch.randn(9, 5)
+    wanted = barlow_twins(a, b, off_diagonal, eps)
+    assert barlow_twins_loss(a, b, off_diagonal, eps=eps).item() == pytest.approx(wanted, rel=1e-5)
+    twice = barlow_twins_loss(torch.cat([a, a]), torch.cat([b, b]), off_diagonal, eps=eps)
+    assert twice.item() == pytest.approx(wanted, rel=1e-5), "the batch divides the cross-correlation alone"
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = barlow_twins_loss(a.bfloat16(), b.bfloat16(), off_diagonal, eps=eps)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(barlow_twins(a.bfloat16(), b.bfloat16(), off_diagonal, eps), rel=1e-5)
+
+
+def test_barlow_twins_where_it_is_known():
+    a = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])  # uncorrelated columns
+    assert barlow_twins_loss(a, 5 * a + 3, eps=0.0).item() == pytest.approx(0, abs=1e-10), "at any scale and shift"
+    assert barlow_twins_loss(a, -a, eps=0.0).item() == pytest.approx(2 * 4)
+    collapsed = torch.ones(4, 2, requires_grad=True)
+    loss = barlow_twins_loss(collapsed, collapsed)
+    assert loss.item() == pytest.approx(2.0)
+    assert torch.autograd.grad(loss, collapsed)[0].isfinite().all()
 
 
 # ---- ANCRA's negative contrast, and the choice of negatives
@@ -93,10 +117,10 @@ def test_alpha_shares_out_the_gradient_and_keeps_the_value(alpha):
     x, other = (torch.randn(30, 3, requires_grad=True) for _ in range(2))
     value = negative_contrast(x, other, alpha)
     assert value.item() == pytest.approx(confidence_similarity(x, other).item(), rel=1e-6)
-    mine = torch.autograd.grad(value, (x, other), allow_unused=True, materialize_grads=True)
+    shares = torch.autograd.grad(value, (x, other), allow_unused=True, materialize_grads=True)
     full = torch.autograd.grad(confidence_similarity(x, other), (x, other))
-    assert torch.allclose(mine[0], (1 - alpha) * full[0], atol=1e-7)
-    assert torch.allclose(mine[1], alpha * full[1], atol=1e-7)
+    assert torch.allclose(shares[0], (1 - alpha) * full[0], atol=1e-7)
+    assert torch.allclose(shares[1], alpha * full[1], atol=1e-7)
     assert full[0].abs().max() > 1e-3
 
 
@@ -110,25 +134,17 @@ def test_random_negatives_are_a_class_first_and_then_an_image():
 
 @pytest.mark.parametrize("strategy", ["soft", "hard", "easy"])
 def test_mined_negatives_equal_their_loop(strategy):
-    y, logits, fell_back = torch.randint(0, 5, (48,)), torch.randn(48, 5), 0
+    y, logits = torch.randint(0, 5, (48,)), torch.randn(48, 5)
+    logits[y == 4, 4], logits[y != 4, 4] = 9.0, -9.0  # no image of another class is predicted as class 4
+    random = pick_negatives(y, generator=torch.Generator().manual_seed(0))
     picked = pick_negatives(y, strategy, logits=logits, generator=torch.Generator().manual_seed(0))
-    said = logits.argmax(1).tolist()
+    predicted, without = logits.argmax(1).tolist(), 0
     for i, k in enumerate(y.tolist()):
-        wanted = {"soft": {said[i]}, "hard": {k}, "easy": set(range(5)) - {said[i], k}}[strategy]
-        pool = [j for j in range(48) if y[j] != k and said[j] in wanted]
-        fell_back += not pool
-        assert not pool or picked[i] == max(pool, key=lambda j: logits[j, k].item())
-        assert y[picked[i]] != k
-    assert fell_back < 48
-
-
-def test_without_candidates_a_random_negative_is_taken():
-    y = torch.tensor([0, 0, 1, 1, 2])
-    right = 9.0 * torch.nn.functional.one_hot(y, 3)
-    for strategy in ("soft", "hard"):  # nobody of another class is predicted as the anchor
-        settings = {"logits": right, "generator": torch.Generator().manual_seed(4)}
-        random = pick_negatives(y, generator=torch.Generator().manual_seed(4))
-        assert torch.equal(pick_negatives(y, strategy, **settings), random)
+        wanted = {"soft": {predicted[i]}, "hard": {k}, "easy": set(range(5)) - {predicted[i], k}}[strategy]
+        pool = [j for j in range(48) if y[j] != k and predicted[j] in wanted]
+        assert picked[i] == (max(pool, key=lambda j: logits[j, k].item()) if pool else random[i])
+        without += not pool
+    assert (0 < without < 48) or strategy == "easy"
 
 
 def test_a_batch_of_one_class_has_no_negatives():
@@ -137,6 +153,20 @@ def test_a_batch_of_one_class_has_no_negatives():
     assert pick_negatives(torch.tensor([3, 1])).tolist() == [1, 0]
 
 
-def test_an_unknown_strategy_is_refused():
-    with pytest.raises(InputError, match=r"Unknown negative strategy 'harrd'. Did you mean 'hard'"):
-        pick_negatives(torch.tensor([0, 1]), "harrd")
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda t=t: nt_xent(torch.rand(2, 3), torch.rand(2, 3), t), "give a positive number") for t in TEMPERATURES),
+        (lambda: supcon_loss(torch.rand(1, 4, 3)), "give two views or labels"),
+        (
+            lambda: pick_negatives(torch.tensor([0, 1]), "harrd"),
+            "Unknown negative strategy 'harrd'. Did you mean 'hard'",
+        ),
+        (lambda: barlow_twins_loss(torch.rand(4, 3), torch.rand(4, 2)), r"\(4, 3\) and \(4, 2\)"),
+        (lambda: barlow_twins_loss(torch.rand(1, 3), torch.rand(1, 3)), "B >= 2"),
+        (lambda: barlow_twins_loss(torch.rand(4, 3), torch.rand(4, 3), -1.0), "off_diagonal=-1.0"),
+    ],
+)
+def test_bad_input_is_a_sentence(call, says):
+    with pytest.raises(InputError, match=says):
+        call()

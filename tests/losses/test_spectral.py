@@ -1,4 +1,4 @@
-"""Spectral norms of layers against the dense operator, and the cross-Lipschitz penalty against its double sum."""
+"""Spectral norms of layers against the dense operator, and penalties against their formulas."""
 
 import copy
 
@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from robustlib.errors import InputError
-from robustlib.losses import PowerIteration, conv_squared_norm, cross_lipschitz, exact_squared_norm
+from robustlib.losses import (
+    PowerIteration,
+    batch_spectral_shrinkage,
+    conv_squared_norm,
+    cross_lipschitz,
+    exact_squared_norm,
+    l2_sp,
+)
 from tests.restated import class_jacobians, dense_operator, squared_norm
 
 CLOSE = 1e-5  # relative, of sigma^2
@@ -119,15 +126,17 @@ def test_kept_vectors_follow_a_training_that_a_single_one_loses(mode):
     assert followed(1, mode) > 2 * followed(16, mode)
 
 
-def test_norms_are_computed_in_float32_under_autocast():
-    layer = conv(3, 4, 3)
-    power, found = PowerIteration(layer, (8, 8)), []
+def test_all_is_computed_in_float32_under_autocast():
+    layer, (a, b) = conv(3, 4, 3), torch.randn(2, 64, 16) + 10
+    power = PowerIteration(layer, (8, 8))
     power.converge(layer)
+    values = []
     for on in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            found.append((exact_squared_norm(layer, (8, 8)), power(layer, 0)))
-    assert found[0] == found[1]
-    assert found[1][0].dtype == torch.float32
+            norms = exact_squared_norm(layer, (8, 8)), power(layer, 0)
+            values.append((*norms, l2_sp([a], [b], [b]), batch_spectral_shrinkage(a, 2)))
+    assert values[0] == values[1]
+    assert {value.dtype for value in values[1]} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -148,13 +157,24 @@ def test_layers_without_an_exact_norm_are_refused(layer, size, says):
         exact_squared_norm(layer, size)
 
 
-def test_power_iteration_refuses_what_has_no_norm():
-    with pytest.raises(InputError, match="groups=1"):
-        PowerIteration(nn.Conv2d(4, 4, 3, groups=4), (8, 8))
-    with pytest.raises(InputError, match="tolerance=0"):
-        PowerIteration(nn.Linear(3, 3)).converge(nn.Linear(3, 3), tolerance=0)
-    with pytest.raises(InputError, match="vectors=0"):
-        PowerIteration(nn.Linear(3, 3), vectors=0)
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: PowerIteration(nn.Conv2d(4, 4, 3, groups=4), (8, 8)), "groups=1"),
+        (lambda: PowerIteration(nn.Linear(3, 3)).converge(nn.Linear(3, 3), tolerance=0), "tolerance=0"),
+        (lambda: PowerIteration(nn.Linear(3, 3), vectors=0), "vectors=0"),
+        (lambda: cross_lipschitz(torch.rand(2, 2), torch.rand(2, 3), projections=-1), "projections=-1"),
+        (lambda: l2_sp([], [], [], alpha=-0.1), "alpha=-0.1"),
+        (
+            lambda: batch_spectral_shrinkage(torch.rand(4, 9), 5),
+            "k=5: a batch of 4 images with 9 features has 4 singular",
+        ),
+        (lambda: batch_spectral_shrinkage(torch.rand(4, 9), 0), "k=0"),
+    ],
+)
+def test_bad_input_is_a_sentence(call, says):
+    with pytest.raises(InputError, match=says):
+        call()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -182,5 +202,32 @@ def test_cross_lipschitz_is_its_double_sum_and_trains():
     (gradient,) = torch.autograd.grad(found, model[1].weight)
     wanted = by_differences(restated, model[1].weight.detach().clone())
     assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
-    with pytest.raises(InputError, match="projections=-1"):
-        cross_lipschitz(model(x), x, projections=-1)
+
+
+def test_l2_sp_equals_its_formula():
+    weights, start = ([torch.randn(4, 3), torch.randn(5)] for _ in range(2))
+    new, free = [torch.randn(2, 5), torch.randn(2)], [w.clone().requires_grad_() for w in weights]
+    total = 0.1 * sum(((w - s).double() ** 2).sum() for w, s in zip(weights, start, strict=True))
+    total += 0.01 * sum((part.double() ** 2).sum() for part in new)
+    loss = l2_sp(iter(free), iter(start), iter(new))
+    assert loss.item() == pytest.approx(float(total), rel=1e-5)
+    assert l2_sp(weights, weights, new, 5.0, 0.0).item() == 0
+    for gradient, w, s in zip(torch.autograd.grad(loss, free), weights, start, strict=True):
+        assert torch.allclose(gradient, 0.2 * (w - s), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_spectral_shrinkage_is_the_sum_of_the_smallest_squares(shape, k):
+    features = torch.randn(*shape, requires_grad=True)
+    u, s, v = np.linalg.svd(features.detach().double().numpy(), full_matrices=False)
+    loss = batch_spectral_shrinkage(features, k)
+    assert loss.item() == pytest.approx((s[-k:] ** 2).sum(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, features)
+    assert np.allclose(gradient.numpy(), 2 * (u[:, -k:] * s[-k:]) @ v[-k:], atol=1e-4)
+
+
+def test_spectral_shrinkage_of_a_singular_batch():
+    features = torch.randn(8, 4) @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert batch_spectral_shrinkage(features).item() == pytest.approx(0, abs=1e-10)
+    assert batch_spectral_shrinkage(torch.full((3, 2), torch.nan)).isnan()

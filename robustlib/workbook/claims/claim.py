@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
-from robustlib.errors import InputError, check_choices, unknown
+from robustlib.errors import InputError, check_fields, unknown
 from robustlib.runs import Run, changes_text
 from robustlib.workbook.claims.measures import measure_of, paired_measures, source_of
 
@@ -32,7 +32,7 @@ class Claim:
     smallest: float | None = None  # smallest effect of interest; None: 0.01 (1 point), relative 0.05 (5 %)
 
     def __post_init__(self) -> None:
-        check_choices(self, direction=("higher", "lower"))
+        check_fields(self)
         if self.variant == self.than:
             raise InputError(f"Claim {self.name!r} compares {self.variant!r} with itself: give two different variants.")
         if not self.than and (self.relative or not self.measure.startswith(SIGNED)):

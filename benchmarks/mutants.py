@@ -190,7 +190,13 @@ MUTANTS = (
         "models/disentangled methods/afd",
     ),
     # methods
-    Mutant("methods/baselines.py", "beta: float = 6.0", "beta: float = 5.0", "TRADES' beta", "methods/published"),
+    Mutant(
+        "methods/baselines.py",
+        "beta: NonNegative = 6.0",
+        "beta: NonNegative = 5.0",
+        "TRADES' beta",
+        "methods/published",
+    ),
     Mutant(
         *(
             "methods/baselines.py",
@@ -202,18 +208,18 @@ MUTANTS = (
     Mutant(
         "methods/baselines.py", "(74, 89, 99)", "(75, 90, 100)", "MART's rate falls an epoch late", "methods/published"
     ),
-    Mutant("methods/ancra.py", "zeta: float = 3.0", "zeta: float = 2.0", "ANCRA's zeta", "methods/published"),
+    Mutant("methods/ancra.py", "] = 3.0  # its weight", "] = 2.0  # its weight", "ANCRA's zeta", "methods/published"),
     Mutant(
         "methods/claf.py",
-        "refresh_passes: int = 5",
-        "refresh_passes: int = 1",
+        "refresh_passes: Count = 5",
+        "refresh_passes: Count = 1",
         "CLAF refreshes once",
         "methods/published",
     ),
     Mutant(
         "methods/claf.py",
-        "aug_epochs: int = 60",
-        "aug_epochs: int = 50",
+        "aug_epochs: Whole = 60",
+        "aug_epochs: Whole = 50",
         "CLAF's first stage is shorter",
         "methods/published",
     ),
@@ -225,7 +231,11 @@ MUTANTS = (
         "methods/afd",
     ),
     Mutant(
-        "methods/atop.py", "cls_weight: float = 0.05", "cls_weight: float = 0.1", "AToP's lambda", "methods/published"
+        "methods/atop.py",
+        "cls_weight: NonNegative = 0.05",
+        "cls_weight: NonNegative = 0.1",
+        "AToP's lambda",
+        "methods/published",
     ),
     Mutant("methods/atop.py", "weight / 2 * loss", "weight * loss", "AToP's L1 on [0, 1]", "methods/atop"),
     Mutant(

@@ -35,9 +35,21 @@ def step_context(epoch=0, step=0, progress=0.0):
     return StepContext(epoch, step, progress, torch.Generator().manual_seed(5), "32-true")
 
 
-def first_batch(dataset, size=16):
-    """The first training images, as they are."""
-    return next(dataset.train.batches(size, augment="none", generator=torch.Generator().manual_seed(7)))
+def first_batch(dataset, size=16, augment="none"):
+    """The first training images, as they are or under a view; each call draws the same views."""
+    return next(dataset.train.batches(size, augment=augment, generator=torch.Generator().manual_seed(7)))
+
+
+def same_state(one, other, atol=0.0):
+    """Whether all weights and buffers of two modules agree."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.allclose(v.float(), theirs[k].float(), rtol=0, atol=atol) for k, v in mine.items())
+
+
+def same_runs(one, other):
+    """Whether two runs have the same weights, and the same metrics but for the time they took."""
+    metrics = [run.metrics().drop(columns="seconds").to_json() for run in (one, other)]
+    return metrics[0] == metrics[1] and all(same_state(one.model(w), other.model(w)) for w in ("best", "last"))
 
 
 def updated(stage, batch, context=None):
@@ -45,32 +57,29 @@ def updated(stage, batch, context=None):
     return dict(stage.passes[-1].updates(batch, context or step_context()))
 
 
-SMALL = {"epochs": 4, "train_examples": 130, "batch_size": 64, "attack_steps": 2}
-
-
-def small(name="pgd_at", **changes):
-    """A method for the digits that trains for a moment."""
-    settings = {k: v for k, v in {**SMALL, **changes}.items() if name != "standard" or k != "attack_steps"}
-    return make_method(name, preset="digits", **settings)
-
-
 def train(method, dataset, root, **options):
     """A finished run below `root`."""
     return fit(method, dataset, root=root, device="cpu", threads=1, progress=False, **options)
 
 
+def interrupt(monkeypatch, owner, name, at):
+    """Breaks off at the `at`-th call of `owner.name`; returns the list that counts its calls."""
+    real, calls = getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(0)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    return calls
+
+
 def broken_off(method, dataset, root, monkeypatch, stop):
     """Trains until the `stop`-th epoch begins."""
-    real, calls = Training._epoch, []
-
-    def dying(self, epoch):
-        calls.append(epoch)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        real(self, epoch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_epoch", dying)
+        interrupt(patch, Training, "_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(method, dataset, root)
 

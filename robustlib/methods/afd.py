@@ -3,7 +3,8 @@
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods.base import AdversarialMethod, Ranges
+from robustlib.methods.base import AdversarialMethod, Count, NonNegative, Positive, Share, perturbed_weights
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import Classifier, Disentangled
 from robustlib.models.classifier import View
@@ -38,14 +38,10 @@ class VAFT(AdversarialMethod):
     attack, 0.007 instead of 2/255, so that all rows are trained alike.
     """
 
-    name = "vaft"
-    title = "vAFT"
+    name, title, protocol, notebook = "vaft", "vAFT", "pgd20", "afd"
     paper = "Zhou et al. 2025, Mitigating Feature Gap for Adversarial Robustness by Feature Disentanglement, AAAI"
     summary = "Fine-tunes a natural model on attacked images with cross-entropy alone."
-    protocol = "pgd20"
-    notebook = "afd"
     network: ClassVar[type[Classifier]] = Classifier  # the kind of model that it trains
-    ranges: ClassVar[Ranges] = {"pretrain_epochs": "[1, inf)", "pretrain_lr": "[0, inf)"}
 
     epochs: int = 20  # of fine-tuning
     lr: float = 0.025  # its peak learning rate
@@ -54,34 +50,23 @@ class VAFT(AdversarialMethod):
     ema: float = 0.999  # of the fine-tuning; AFD reports the average, so all its rows are compared with one
     attack_step_size: float | None = 0.007  # at 8/255
     pretrained: str = ""  # directory of a finished `standard` run to fine-tune; "" trains one first
-    pretrain_epochs: int = 100  # of natural training, SGD with a cosine to 0 (the recipe is not published)
-    pretrain_lr: float = 0.1  # its peak learning rate
-
-    @property
-    def all_epochs(self) -> int:
-        """Natural epochs, unless they are done, and those of fine-tuning."""
-        return self.epochs + (0 if self.pretrained else self.pretrain_epochs)
+    pretrain_epochs: Count = 100  # of natural training, SGD with a cosine to 0 (the recipe is not published)
+    pretrain_lr: NonNegative = 0.1  # its peak learning rate
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Natural training, unless a finished run is given, then fine-tuning."""
-        if type(model) is not self.network:
-            options = ", ".join([f"{self.arch!r}, dataset", *(f"{k}={v!r}" for k, v in self.model_options().items())])
-            raise InputError(
-                f"{self.name} trains a {self.network.__name__}, not a {type(model).__name__}: build_model({options})."
-            )
+        model = self.check_model(model, self.network)
         natural = natural_stage(self, model, "natural", self.pretrain_epochs, self.pretrain_lr)
         tuning = self._fine_tuning(dataset, model)
         return [tuning] if self.pretrained else [natural, tuning]
 
     def _fine_tuning(self, dataset: Dataset, model: Classifier) -> Stage:
         """The student begins as the natural model; with AWP all losses of a step are taken from one forward pass."""
-        threat = self.threat(dataset)
-        attack, target = PGD(threat, **self.attack_settings()), self.attack_target(model)
+        attack, target = self.inner_attack(dataset), self.attack_target(model)
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
         def begin() -> None:
             if self.pretrained:
-                load_standard_run(self.name, self.pretrained, model, dataset)
+                load_standard_run(self, model, dataset)
             teacher.load_state_dict(model.state_dict())
 
         def updates(batch: Batch, context: StepContext) -> Updates:
@@ -89,15 +74,14 @@ class VAFT(AdversarialMethod):
                 teacher.check_input(batch.x)
                 natural = teacher.encoder(teacher.normalise(batch.x))
             x_adv, said = self.training_input(attack, target, batch, context, natural)
-            with self.awp_perturbed(model, context, lambda: self.losses(model, batch, x_adv, natural)["model"].total):
-                for name, loss in self.losses(model, batch, x_adv, natural).items():
+            losses = partial(self.losses, model, batch, x_adv, natural)
+            with perturbed_weights(model, lambda: losses()["model"].total, self.awp_gamma_at(context)):
+                for name, loss in losses().items():
                     yield name, replace(loss, parts={**loss.parts, **said}) if name == "model" else loss
 
-        passes, probes = (
-            (Pass(updates, augment=self.augment),),
-            {"gap": gap_probe(probe_attack(threat), self.monitored())},
-        )
+        probes = {"gap": gap_probe(probe_attack(attack.threat), self.monitored())}
         rest: dict[str, Any] = {"ema": self.ema, "begin": begin, "modules": {"teacher": teacher}, "probes": probes}
+        passes = (Pass(updates, augment=self.augment),)
         return Stage(self.name, self.epochs, self.optimisers(model), passes, adversarial=True, **rest)
 
     def training_input(self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor) -> Input:
@@ -147,8 +131,7 @@ class AFD(VAFT):
     perturbation takes f2 as a constant.
     """
 
-    name = "afd"
-    title = "AFD"
+    name, title = "afd", "AFD"
     summary = "Fine-tunes a natural model on attacked images and removes the features that speak for the strongest wrong class."
     network = Disentangled
 
@@ -164,7 +147,7 @@ class AFD(VAFT):
         super().__post_init__()
         for name, switch in (("alpha", "disentangle"), ("beta", "disentangle"), ("gamma", "align")):
             if getattr(self, switch):
-                self.check_range(name, "(0, inf)", f"give a positive weight, or set {switch}=false")
+                self.check_range(name, "(0, inf)", f"or set {switch}=false")
 
     def model_options(self) -> dict[str, Any]:
         """The model has the disentangler from the start; natural training leaves it alone."""
@@ -201,7 +184,6 @@ class AFD(VAFT):
         return model if self.classify == "intrinsic" else View(model, "intrinsic_logits")
 
     def monitored(self) -> dict[str, str]:
-        """h, and f1 where the deployed model computes it."""
         return {"h": "encoder"} | ({"f1": "intrinsic"} if self.classify == "intrinsic" else {})
 
 
@@ -213,15 +195,12 @@ class AFKD(VAFT):
     AFD's AFKD has no released script of its own; taking ARREST's without its noisy replay for it is our reading.
     """
 
-    name = "afkd"
-    title = "AFKD"
+    name, title = "afkd", "AFKD"
     summary = "Fine-tunes a natural model on attacked images and holds its features to the natural model's clean ones."
-    ranges: ClassVar[Ranges] = {"weight": ("(0, inf)", "give a positive weight, or train vaft, which has no such term")}
 
-    weight: float = 50.0  # of 1 - cos(f(x'), f_T(x)) (ARREST.py)
+    weight: Annotated[Positive, "or train vaft, which has no such term"] = 50.0  # of 1 - cos(f(x'), f_T(x)) (ARREST.py)
 
     def losses(self, model: Any, batch: Batch, x_adv: Tensor, natural: Tensor) -> dict[str, Loss]:
-        """Cross-entropy and distillation."""
         loss = super().losses(model, batch, x_adv, natural)["model"]
         return {"model": replace(loss, total=loss.total + self.weight * loss.parts["gap"])}
 
@@ -236,27 +215,21 @@ class ARREST(AFKD):
     the attack steps 0.007 as AFD's does, not 2/255.
     """
 
-    name = "arrest"
-    title = "ARREST"
+    name, title = "arrest", "ARREST"
     paper = "Suzuki et al. 2023, Adversarial Finetuning with Latent Representation Constraint to Mitigate Accuracy-Robustness Tradeoff, ICCV"
     summary = "AFKD that shows noise instead of attacks while clean features are far from the natural model's."
-    ranges: ClassVar[Ranges] = {
-        "angle": ("[0, 180]", "give degrees, 0 <= angle <= 180; published are 30"),
-        "replay": ("[0, 1]", "give a share of the epochs, 0 <= replay <= 1"),
-    }
 
-    angle: float = 30.0  # degrees between clean features of student and teacher from which on noise is replayed
-    replay: float = 0.5  # share of the fine-tuning in which it may be; published: 10 of 20 epochs
+    angle: Annotated[float, "[0, 180]"] = 30.0  # degrees between clean features from which on noise is replayed
+    replay: Share = 0.5  # share of the fine-tuning in which it may be; published: 10 of 20 epochs
 
     def training_input(self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor) -> Input:
         """Attacked images or, where noise is replayed, the points their attack would start from; "replayed": their share."""
-        if context.progress >= self.replay or not self.features_drifted(target, batch.x, natural):
+        drifted = False
+        if context.progress < self.replay:
+            with frozen_eval(target), torch.no_grad():
+                gap = 1 - mean_cosine(natural, target.features(batch.x))
+            drifted = bool(gap >= 1 - math.cos(math.radians(self.angle)))
+        if not drifted:
             return self.attacked(attack, target, batch, context), {"replayed": 0.0}
         rng = ExampleRNG.from_generator(context.generator, len(batch.x), batch.x.device).fold_in(0)
         return uniform_point(attack.threat, batch.x, rng), {"replayed": 1.0}
-
-    def features_drifted(self, model: Classifier, x: Tensor, natural: Tensor) -> bool:
-        """Whether the clean features of the student are `angle` or more away from the teacher's."""
-        with frozen_eval(model), torch.no_grad():
-            gap = 1 - mean_cosine(natural, model.features(x))
-        return bool(gap >= 1 - math.cos(math.radians(self.angle)))

@@ -1,9 +1,8 @@
 """ANCRA: asymmetric negative contrast and reverse attention (Zhou et al. 2023)."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +10,15 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
 from robustlib.losses import mart_loss, negative_contrast, pick_negatives, trades_loss
 from robustlib.losses.contrastive import Strategy
-from robustlib.methods.base import AdversarialMethod, Ranges
+from robustlib.methods.base import AdversarialMethod, NonNegative, Positive, Share, Whole
 from robustlib.methods.baselines import cross_entropy
-from robustlib.models import ReverseAttention
+from robustlib.models import Classifier, ReverseAttention
 from robustlib.models.classifier import View
 from robustlib.models.reverse_attention import AUXILIARY_WEIGHT
 from robustlib.training import Loss, Stage, StepContext
 
-Heads = Callable[[Tensor, Tensor], list[Tensor]]  # images and the labels of their gates -> p', p_1 .. p_n, each (B, K)
 Negatives = tuple[Tensor, Tensor]  # one of another class for each anchor: images (B, C, H, W), labels (B,)
 ONE_CLASS = (
     "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training): take a larger "
@@ -43,18 +40,9 @@ class ANCRA(AdversarialMethod):
     the last is reported beside it.
     """
 
-    name = "ancra"
-    title = "ANCRA"
+    name, title, notebook = "ancra", "ANCRA", "ancra"
     paper = "Zhou et al. 2023, Enhancing Robust Representation in Adversarial Training: Alignment and Exclusion Criteria, arXiv"
     summary = "TRADES with negatives pushed away and channels weighted by the classifier's row of the label."
-    notebook = "ancra"
-    ranges: ClassVar[Ranges] = {
-        "beta": "[0, inf)",
-        "ra_weight": ("(0, inf)", "give a positive weight, or set reverse_attention=false"),
-        "zeta": ("(0, inf)", "give a positive weight, or set negative_contrast=false"),
-        "alpha": ("[0, 1]", "give a share, 0 <= alpha <= 1; the paper's is 1"),
-        "mining_from": "[0, inf)",
-    }
 
     epochs: int = 120
     lr: float = 0.01  # a tenth of what TRADES takes; what the release ships
@@ -62,14 +50,14 @@ class ANCRA(AdversarialMethod):
     milestones: tuple[float, ...] = (74, 89, 99)  # the release counts epochs from 1: 75, 90, 100
     attack_step_size: float | None = 0.007  # at 8/255
     base: Literal["trades", "pgd_at", "mart"] = "trades"  # what it extends: trades, as released, or pgd_at or mart
-    beta: float = 6.0  # weight of the KL of trades and mart; 6 is the release's for trades, give 5 for mart's own
+    beta: NonNegative = 6.0  # weight of the KL of trades and mart; 6 is the release's for trades, give 5 for mart's own
     reverse_attention: bool = True  # gate the last features by the weights of a class
-    ra_weight: float = AUXILIARY_WEIGHT  # of the auxiliary heads' mean in every term (cr_beta of the release)
+    ra_weight: Annotated[Positive, "or set reverse_attention=false"] = AUXILIARY_WEIGHT  # of auxiliary heads (cr_beta)
     negative_contrast: bool = True  # the asymmetric negative contrast
-    zeta: float = 3.0  # its weight
-    alpha: float = 1.0  # 1 freezes the natural example, 0 the negative, 0.5 is symmetric
+    zeta: Annotated[Positive, "or set negative_contrast=false"] = 3.0  # its weight
+    alpha: Share = 1.0  # 1 freezes the natural example, 0 the negative, 0.5 is symmetric
     negatives: Strategy = "random"  # images of other classes: random, soft, hard or easy
-    mining_from: int = 10  # epochs of random negatives before others are mined
+    mining_from: Whole = 10  # epochs of random negatives before others are mined
     attack_negatives: bool = True  # targeted PGD from the negative towards the anchor's class; else the image as it is
 
     @property
@@ -81,17 +69,10 @@ class ANCRA(AdversarialMethod):
         return {"reverse_attention": True} if self.reverse_attention else {}
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        if isinstance(model, ReverseAttention) != self.reverse_attention:
-            raise InputError(
-                f"ancra: reverse_attention={self.reverse_attention}, but the model is a {type(model).__name__}: "
-                "build it with the method's model_options()."
-            )
-        heads, target = (
-            head_logits(model),
-            View(model, "joint", self.ra_weight) if isinstance(model, ReverseAttention) else model,
-        )
+        model = self.check_model(model, ReverseAttention if self.reverse_attention else Classifier)
+        target = View(model, "joint", self.ra_weight) if isinstance(model, ReverseAttention) else model
         objective = "nll" if self.reverse_attention else "ce"
-        attack = PGD(self.threat(dataset), **{"objective": objective, "start": "gaussian", **self.attack_settings()})
+        attack = self.inner_attack(dataset, objective=objective, start="gaussian")
         warned = False
 
         def search(batch: Batch, context: StepContext) -> tuple[Tensor, Negatives | None]:
@@ -102,7 +83,7 @@ class ANCRA(AdversarialMethod):
                 warned = True
             return self.attacked(attack, target, batch, context), negatives
 
-        return self.adversarial_stage(model, search, lambda batch, found: self.loss(heads, batch, *found))
+        return self.adversarial_stage(model, search, lambda batch, found: self.loss(model, batch, *found))
 
     def draw_negatives(
         self, model: nn.Module, target: nn.Module, attack: PGD, batch: Batch, context: StepContext
@@ -121,32 +102,26 @@ class ANCRA(AdversarialMethod):
             x = pull(target, x, y, generator=context.generator, target=batch.y)
         return x, y
 
-    def loss(self, heads: Heads, batch: Batch, x_adv: Tensor, negatives: Negatives | None) -> Loss:
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, negatives: Negatives | None) -> Loss:
         """The loss and its parts, summed over heads; forward passes in the order x, x', x_o, as released."""
-        clean: list[Tensor] = []
+        y, clean = batch.y, list[Tensor]()
         if self.base != "pgd_at" or negatives is not None:
             with torch.set_grad_enabled(self.base != "pgd_at" or self.alpha < 1):
-                clean = heads(batch.x, batch.y)
-        each = self._base_losses(clean, heads(x_adv, batch.y), batch.y)
+                clean = head_logits(model, batch.x, y)
+        robust = head_logits(model, x_adv, y)
+        each: list[tuple[Tensor, dict[str, Tensor]]] = [(cross_entropy(q, y), {}) for q in robust]
+        if self.base == "trades":
+            each = [trades_loss(p, q, y, self.beta) for p, q in zip(clean, robust, strict=True)]
+        elif self.base == "mart":
+            pairs, final = zip(clean, robust, strict=True), clean[0]
+            each = [mart_loss(p, q, y, self.beta, weighing=None if p is final else final) for p, q in pairs]
         total = self._over_heads([loss for loss, _ in each])
         parts = {name: self._over_heads([part[name] for _, part in each]) for name in each[0][1]}
         if negatives is not None:
-            pairs = zip(clean, heads(*negatives), strict=True)
+            pairs = zip(clean, head_logits(model, *negatives), strict=True)
             parts["contrast"] = self._over_heads([negative_contrast(p, o, self.alpha) for p, o in pairs])
             total = total + self.zeta * parts["contrast"]
         return Loss(total, parts)
-
-    def _base_losses(
-        self, clean: list[Tensor], robust: list[Tensor], y: Tensor
-    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """The base's loss and its parts, for each head."""
-        if self.base == "pgd_at":
-            return [(cross_entropy(q, y), {}) for q in robust]
-        pairs = list(zip(clean, robust, strict=True))
-        if self.base == "trades":
-            return [trades_loss(p, q, y, self.beta) for p, q in pairs]
-        final = clean[0]
-        return [mart_loss(p, q, y, self.beta, weighing=None if p is final else final) for p, q in pairs]
 
     def _over_heads(self, terms: list[Tensor]) -> Tensor:
         """l(p') + ra_weight mean_i l(p_i) from [l(p'), l(p_1), ...]; l(p') alone of a plain network."""
@@ -154,13 +129,9 @@ class ANCRA(AdversarialMethod):
         return final + self.ra_weight * torch.stack(auxiliary).mean() if auxiliary else final
 
 
-def head_logits(model: nn.Module) -> Heads:
-    """The logits of all heads of a model, where it has gates with those of the given labels."""
+def head_logits(model: nn.Module, x: Tensor, labels: Tensor) -> list[Tensor]:
+    """[p', p_1, ..., p_n], each (B, K), of a model with the gates of the given labels; [p'] of a plain one."""
     if not isinstance(model, ReverseAttention):
-        return lambda x, labels: [model(x)]
-
-    def gated(x: Tensor, labels: Tensor) -> list[Tensor]:
-        seen = model.attend(x, labels)
-        return [seen.logits, *seen.auxiliary]
-
-    return gated
+        return [model(x)]
+    seen = model.attend(x, labels)
+    return [seen.logits, *seen.auxiliary]

@@ -1,17 +1,18 @@
 """AToP: a purifier before a frozen classifier, pre-trained on clean images and fine-tuned on attacked ones (Lin et al. 2024)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD
-from robustlib.data import Batch, Dataset, Split
+from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
-from robustlib.methods.base import AdversarialMethod, Ranges
+from robustlib.methods.base import AdversarialMethod, Count, NoAWP, NonNegative, Whole
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
 from robustlib.models.build import default_width
@@ -19,7 +20,10 @@ from robustlib.models.classifier import View
 from robustlib.models.purifier import HEADS
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
-BETAS = (0.5, 0.999)  # of Adam, for purifier and discriminator (released configs/train.yaml)
+ADAM = partial(
+    OptimizerSpec, kind="adam", betas=(0.5, 0.999)
+)  # of purifier and discriminator (released configs/train.yaml)
+Parts = Mapping[str, tuple[float, Tensor]]  # of the purifier's loss: name -> weight and loss
 MEDIAN_OF = 256  # training images whose median is the constant image
 # A pre-trained purifier's L1 error is below this share of the best constant image's
 MAX_L1_SHARE = 0.7
@@ -46,72 +50,55 @@ class AToP(AdversarialMethod):
     its numbers are not the paper's.
     """
 
-    name = "atop"
-    title = "AToP"
+    name, title, notebook = "atop", "AToP", "atop"
     paper = "Lin et al. 2024, Adversarial Training on Purification (AToP): Advancing Both Robustness and Generalization, ICLR"
     summary = "A purifier destroys and completes images before a frozen classifier; adversarial training fine-tunes it."
-    notebook = "atop"
-    ranges: ClassVar[Ranges] = {
-        **dict.fromkeys(("classifier_epochs", "purifier_epochs", "repeats", "width", "embed_dim"), "[1, inf)"),
-        **dict.fromkeys(("classifier_lr", "purifier_lr", "cls_weight", "gan_weight", "warm_up"), "[0, inf)"),
-    }
 
     purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
     transform: Literal["none", "rt1", "rt2", "rt3"] = "rt2"  # mask; noise and mask; noise and masks that cover all
     sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: float = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: int | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
-    embed_dim: int | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 96, 48 below 16 pixels
+    width: Count | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
+    embed_dim: Count | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
-    classifier_epochs: int = 100  # of the classifier, SGD with a cosine to 0
-    classifier_lr: float = 0.1  # its peak learning rate
-    purifier_epochs: int = 100  # of pre-training on clean images; the release starts from Places2 instead
-    purifier_lr: float = 1e-4  # of pre-training, Adam
+    classifier_epochs: Count = 100  # of the classifier, SGD with a cosine to 0
+    classifier_lr: NonNegative = 0.1  # its peak learning rate
+    purifier_epochs: Count = 100  # of pre-training on clean images; the release starts from Places2 instead
+    purifier_lr: NonNegative = 1e-4  # of pre-training, Adam
     fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
     batch_size: int = 64  # released: 8, of 256 x 256 pixels
     epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
     lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout
     schedule: str = "constant"  # of fine-tuning
-    repeats: int = 1  # passes over the images in each epoch of the purifier, which is then validated
+    repeats: Count = 1  # passes over the images in each epoch of the purifier, which is then validated
     attack_steps: int = 1  # 1 is FGSM, more are PGD
     attack_step_size: float | None = None  # in pixel units; None: eps for FGSM, eps / 4 for PGD
     attack_through: Literal["classifier", "pipeline"] = "classifier"  # the bare classifier, or the whole model
     recon_target: Literal["adversarial", "clean"] = "adversarial"  # what fine-tuning reconstructs, and from what
-    cls_weight: float = 0.05  # lambda, of the cross-entropy in fine-tuning
-    warm_up: int = 0  # epochs of fine-tuning before lambda counts; released: 10 000 images, less than one of CIFAR-10
-    gan_weight: float = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
+    awp_gamma: NoAWP = 0.0  # no weights are perturbed
+    cls_weight: NonNegative = 0.05  # lambda, of the cross-entropy in fine-tuning
+    warm_up: Whole = 0  # epochs of fine-tuning before lambda counts; released: 10 000 images, less than one of CIFAR-10
+    gan_weight: NonNegative = 1.0  # of the discriminator's verdict, purifier="gan" only; 0 trains none
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_awp()
         try:
             random = RandomTransform(self.transform, self.sigma, self.missing, self.grid).random
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
         alone, unpurified = self.transform == "none", self.purifier == "none"
-        checks = (
+        settings = f"transform={self.transform!r} with missing={self.missing:g}, sigma={self.sigma:g}"
+        grey = "rt3 keeps only what a purifier paints, and without one every image is grey"
+        waits = f"warm_up={self.warm_up} of epochs={self.epochs} leaves none with the classifier's loss"
+        self.refuse(
             ((self.embed_dim or 0) % HEADS, f"embed_dim={self.embed_dim}: give a multiple of {HEADS}, its heads."),
-            (
-                not alone and not random,
-                f"transform={self.transform!r} with missing={self.missing:g}, sigma={self.sigma:g} changes nothing: set "
-                "transform=none, or hide something.",
-            ),
+            (not alone and not random, f"{settings} changes nothing: set transform=none, or hide something."),
             (unpurified and self.fine_tune, "purifier='none' has nothing to fine-tune: set fine_tune=false."),
-            (
-                unpurified and self.transform == "rt3",
-                "rt3 keeps only what a purifier paints, and without one every image is grey: set transform=rt2, or a purifier.",
-            ),
+            (unpurified and self.transform == "rt3", f"{grey}: set transform=rt2, or a purifier."),
             (unpurified and alone, "without transform and purifier the classifier is alone: train standard."),
-            (
-                self.fine_tune and self.warm_up >= self.epochs,
-                f"warm_up={self.warm_up} of epochs={self.epochs} leaves none with the classifier's loss: give fewer, or "
-                "fine_tune=false.",
-            ),
+            (self.fine_tune and self.warm_up >= self.epochs, f"{waits}: give fewer, or fine_tune=false."),
         )
-        for wrong, sentence in checks:
-            if wrong:
-                raise InputError(f"{self.name}: {sentence}")
 
     @property
     def all_epochs(self) -> int:
@@ -129,17 +116,12 @@ class AToP(AdversarialMethod):
         width = self.embed_dim if self.purifier == "mae" else self.width
         return {"purified": {**{name: getattr(self, name) for name in names}, "width": width}}
 
-    def inner_attack(self, dataset: Dataset) -> PGD:
-        """FGSM for one step, PGD for more."""
-        settings = {name: value for name, value in self.attack_settings().items() if value is not None}
-        return (FGSM if self.attack_steps == 1 else PGD)(self.threat(dataset), **settings)
+    def inner_attack(self, dataset: Dataset, **settings: Any) -> PGD:
+        usual = {name: value for name, value in self.attack_settings().items() if value is not None}
+        return (FGSM if self.attack_steps == 1 else PGD)(self.threat(dataset), **usual | settings)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """The classifier, unless a finished run is given; the purifier; and its fine-tuning, where asked for."""
-        if not isinstance(model, Purified):
-            raise InputError(
-                f"{self.name} trains a Purified, not a {type(model).__name__}: build it with the method's model_options()."
-            )
+        model = self.check_model(model, Purified)
         shape = dataset.image_shape
         model.transform.draw(torch.zeros(1, *shape), torch.Generator())  # refuses a grid too fine before any training
         shared: dict[str, nn.Module] = {}
@@ -154,29 +136,30 @@ class AToP(AdversarialMethod):
 
         def begin() -> None:
             if self.pretrained:
-                load_standard_run(self.name, self.pretrained, model, dataset)
+                load_standard_run(self, model, dataset)
             model.deploy()
 
         def updates(batch: Batch, context: StepContext) -> Updates:
             randomness = model.transform.draw(batch.x, context.generator)
             outputs = model.outputs(batch.x, randomness)
-            yield from purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, self.gan_weight, {})
+            yield from self.purifier_steps(shared.get("discriminator"), batch.x, outputs, randomness, {})
 
         if self.purifier == "none":
             return Stage("purifier", 1, {}, (), begin=begin)
-        median = median_image(dataset.train)
+        median = dataset.train.sample(MEDIAN_OF).images.float().median(0).values / 255
 
         def end(deployed: nn.Module, batch: Batch) -> None:
             self.check_learnt(l1_share(deployed, batch, median), l1_share(deployed, batch, median, hidden=True))
 
-        passes = (Pass(updates, repeats=self.repeats, augment=self.augment),)
-        optimisers = {"model": OptimizerSpec(model.purifier.parameters(), self.purifier_lr, "adam", betas=BETAS)}
-        probes = {"l1_share": lambda deployed, batch: l1_share(deployed, batch, median)}
+        probes = {"l1_share": partial(l1_share, constant=median)}
         if self.transform != "none":
-            probes["hidden_share"] = lambda deployed, batch: l1_share(deployed, batch, median, hidden=True)
+            probes["hidden_share"] = partial(l1_share, constant=median, hidden=True)
         # The last weights are those that `end` checks and that fine-tuning starts from.
         rest: Any = {"begin": begin, "end": end, "keep": "last", "modules": shared, "probes": probes}
-        return Stage("purifier", self.purifier_epochs, optimisers | self._adam(shared), passes, **rest)
+        passes = (Pass(updates, repeats=self.repeats, augment=self.augment),)
+        adam = {"model": model.purifier, **shared}
+        optimisers = {name: ADAM(part.parameters(), self.purifier_lr) for name, part in adam.items()}
+        return Stage("purifier", self.purifier_epochs, optimisers, passes, **rest)
 
     def _fine_tuning(self, dataset: Dataset, model: Purified, shared: Mapping[str, nn.Module]) -> Stage:
         """Attacked images, and the frozen classifier's loss on what the purifier makes of them."""
@@ -194,20 +177,43 @@ class AToP(AdversarialMethod):
             original, outputs = x_adv, purified
             if self.recon_target == "clean":
                 original, outputs = batch.x, model.outputs(batch.x, randomness)
-            discriminator, parts = shared.get("discriminator"), {"ce": (weight, ce)}
-            yield from purifier_steps(discriminator, original, outputs, randomness, self.gan_weight, parts)
+            parts = {"ce": (weight, ce)}
+            yield from self.purifier_steps(shared.get("discriminator"), original, outputs, randomness, parts)
 
         passes = (Pass(updates, repeats=self.repeats, augment=self.augment),)
-        weights = OptimizerSpec(model.purifier.parameters(), self.lr, "adam", betas=BETAS, schedule=self.lr_schedule())
-        optimisers = {"model": weights, **self._adam(shared)}
+        optimisers = {"model": ADAM(model.purifier.parameters(), self.lr, schedule=self.lr_schedule())}
+        optimisers |= {name: ADAM(part.parameters(), self.purifier_lr) for name, part in shared.items()}
         return Stage("tuning", self.epochs, optimisers, passes, adversarial=True, ema=self.ema, modules=shared)
 
-    def _adam(self, shared: Mapping[str, nn.Module]) -> dict[str, OptimizerSpec]:
-        """The discriminator's optimiser, where there is one."""
-        return {
-            name: OptimizerSpec(part.parameters(), self.purifier_lr, "adam", betas=BETAS)
-            for name, part in shared.items()
-        }
+    def purifier_steps(
+        self,
+        discriminator: nn.Module | None,
+        target: Tensor,
+        outputs: Sequence[Tensor],
+        randomness: Randomness,
+        parts: Parts,
+    ) -> Updates:
+        """The discriminator's step on its hinge loss, then the purifier's, which is judged by the discriminator's new weights.
+
+        L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + `parts`, with
+        the L1 terms on images scaled to [-1, 1], as released: twice what they are on [0, 1]. Half of L_g is what is minimised, since
+        Adam does not feel a common factor; "l1" in the metrics is on [0, 1]. Each of the N images of a transform counts alike.
+
+        `target` (B, C, H, W) in [0, 1] is to be reconstructed by the purifier's `outputs`, each (N, B, C, H, W), the last of which
+        D judges; without `discriminator`, (images, masks) -> scores, both of its terms are left out.
+        """
+        l1 = torch.stack([(image.float() - target).abs().mean() for image in outputs]).sum()
+        said = {"l1": l1, **{name: loss for name, (_, loss) in parts.items()}}
+        total = l1 + sum(weight / 2 * loss for weight, loss in parts.values())
+        if discriminator is not None:
+            last, masks = outputs[-1].flatten(0, 1), randomness.masks.flatten(0, 1)
+            real = target.expand_as(outputs[-1]).flatten(0, 1)
+            verdicts = discriminator(torch.cat([real, last.detach()]), torch.cat([masks, masks])).float()
+            on_real, on_made = verdicts.chunk(2)
+            yield "discriminator", Loss((F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()) / 2)
+            said["gan"] = -discriminator(last, masks).float().mean()
+            total = total + self.gan_weight / 2 * said["gan"]
+        yield "model", Loss(total, said)
 
     def check_learnt(self, share: float, hidden: float) -> None:
         """Raises InputError for a purifier that is no better than a constant image, over all pixels or over hidden ones.
@@ -228,37 +234,6 @@ class AToP(AdversarialMethod):
         )
 
 
-def purifier_steps(
-    discriminator: nn.Module | None,
-    target: Tensor,
-    outputs: tuple[Tensor, ...],
-    randomness: Randomness,
-    gan_weight: float,
-    parts: Mapping[str, tuple[float, Tensor]],
-) -> Updates:
-    """The discriminator's step on its hinge loss, then the purifier's, which is judged by the discriminator's new weights.
-
-    L_D = E relu(1 - D(target)) / 2 + E relu(1 + D(g)) / 2, L_g = sum_k E |target - g_k| - gan_weight * E D(g) + `parts`, with the
-    L1 terms on images scaled to [-1, 1], as released: twice what they are on [0, 1]. Half of L_g is what is minimised, since Adam
-    does not feel a common factor; "l1" in the metrics is on [0, 1]. Each of the N images of a transform counts alike.
-
-    `target` (B, C, H, W) in [0, 1] is to be reconstructed by the purifier's `outputs`, each (N, B, C, H, W), the last of which D
-    judges; without `discriminator`, (images, masks) -> scores, both of its terms are left out. `parts`: name -> weight and loss.
-    """
-    l1 = torch.stack([(image.float() - target).abs().mean() for image in outputs]).sum()
-    said = {"l1": l1, **{name: loss for name, (_, loss) in parts.items()}}
-    total = l1 + sum(weight / 2 * loss for weight, loss in parts.values())
-    if discriminator is not None:
-        last, masks = outputs[-1].flatten(0, 1), randomness.masks.flatten(0, 1)
-        real = target.expand_as(outputs[-1]).flatten(0, 1)
-        verdicts = discriminator(torch.cat([real, last.detach()]), torch.cat([masks, masks])).float()
-        on_real, on_made = verdicts.chunk(2)
-        yield "discriminator", Loss((F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()) / 2)
-        said["gan"] = -discriminator(last, masks).float().mean()
-        total = total + gan_weight / 2 * said["gan"]
-    yield "model", Loss(total, said)
-
-
 class Pipeline(nn.Module):
     """x -> logits of a `Purified`, each pass with randomness of its own from `generator`, where the model draws from the global one."""
 
@@ -270,11 +245,6 @@ class Pipeline(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.model.classify(self.model.purify(x, self.model.transform.draw(x, self.generator)))
-
-
-def median_image(split: Split) -> Tensor:
-    """The median of each pixel over some images of a split, (C, H, W) in [0, 1]: of all constant images the nearest in L1."""
-    return split.sample(MEDIAN_OF).images.float().median(0).values / 255
 
 
 @torch.no_grad()

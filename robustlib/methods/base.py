@@ -1,17 +1,16 @@
 """What every method has (hyper-parameters, a threat, stages), and what those share that attack while they train."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from robustlib import training
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import InputError, unknown
@@ -21,13 +20,23 @@ from robustlib.runs import Run
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
 
+M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
-Ranges = Mapping[str, str | tuple[str, str]]  # field -> the interval of its values, alone or with the error's advice
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
 CHOICES: dict[str, Iterable[str]] = {
     **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
     **{"augment": VIEWS, "views": VIEWS},
 }
+# Types of fields whose values (of a tuple: each of them) lie in an interval; what follows it is advice for the error.
+Count = Annotated[int, "[1, inf)"]
+Whole = Annotated[int, "[0, inf)"]
+NonNegative = Annotated[float, "[0, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+Share = Annotated[float, "[0, 1]"]
+ShareBelowOne = Annotated[float, "[0, 1)"]
+Widths = Annotated[tuple[int, ...], "[1, inf)"]
+NO_AWP = "this method does not perturb weights: leave awp_gamma at 0"
+NoAWP = Annotated[float, "[0, 0]", NO_AWP]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,46 +53,44 @@ class Method:
     summary: ClassVar[str] = ""  # one sentence
     protocol: ClassVar[str] = "autoattack"  # the standard attack with which its paper reports robust accuracy; "": none
     notebook: ClassVar[str] = "baselines"  # the one in notebooks/ that trains, evaluates and shows it
-    # Of numeric fields, and of each value of a tuple. Subclasses add theirs.
-    ranges: ClassVar[Ranges] = {
-        **{"batch_size": "[2, inf)", "epochs": "[1, inf)", "train_examples": "[0, inf)"},
-        **dict.fromkeys(("lr", "momentum", "weight_decay", "eps"), "[0, inf)"),
-        "ema": ("[0, 1)", "give 0 <= ema < 1, e.g. 0.999"),
-    }
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES
-    batch_size: int = 128  # training images a step
-    epochs: int = 110  # passes over the training images
-    lr: float = 0.1  # peak learning rate
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
+    batch_size: Annotated[int, "[2, inf)"] = 128  # training images a step
+    epochs: Count = 110  # passes over the training images
+    lr: NonNegative = 0.1  # peak learning rate
+    momentum: NonNegative = 0.9  # of SGD
+    weight_decay: NonNegative = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
     optimiser: str = "sgd"  # "sgd" or "adam"
     schedule: str = "step"  # one of robustlib.training.SCHEDULES
     milestones: tuple[float, ...] = (100, 105)  # "step": epochs (from 0) at which the learning rate falls to a tenth
     points: tuple[tuple[float, float], ...] = ()  # "piecewise": (epoch, factor)
-    ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 for none
+    ema: ShareBelowOne = 0.0  # decay of the averaged weights that are evaluated; 0 for none
     norm: Norm | None = None  # of the threat; None takes the data set's
-    eps: float | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
+    eps: NonNegative | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
     augment: str = "weak"  # view of the training images: "weak" (crop and flip; digits: 1-pixel shift) or "none"
-    train_examples: int = 0  # train on a stratified subset of this size; 0 for all
+    train_examples: Whole = 0  # train on a stratified subset of this size; 0 for all
 
     def __post_init__(self) -> None:
-        for kind in type(self).__mro__:
-            for name, limit in vars(kind).get("ranges", {}).items():
-                self.check_range(name, *([limit] if isinstance(limit, str) else limit))
+        for name, (interval, *advice) in self.ranges().items():
+            self.check_range(name, interval, *advice)
         for name, hint in self.types().items():
             literals = [choice for o in options(hint) if get_origin(o) is Literal for choice in get_args(o)]
             choices, value = CHOICES.get(name, literals), getattr(self, name, None)
             if choices and value is not None and value not in choices:
                 raise unknown("architecture" if name == "arch" else name, value, choices)
-        if self.schedule == "piecewise" and not self.points:
-            raise InputError(f"{self.name}: schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0)).")
+        pointless = self.schedule == "piecewise" and not self.points
+        self.refuse((pointless, "schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0))."))
         for name, epochs in (("milestones", self.milestones), ("points", tuple(epoch for epoch, _ in self.points))):
-            if list(epochs) != sorted(epochs):
-                raise InputError(f"{self.name}: {name}={getattr(self, name)!r} must rise: sort it.")
+            self.refuse((list(epochs) != sorted(epochs), f"{name}={getattr(self, name)!r} must rise: sort it."))
         if self.eps is not None:
             Threat(self.norm or "linf", self.eps)
+
+    def refuse(self, *cases: tuple[object, str]) -> None:
+        """Raises InputError with the sentence of the first case that holds."""
+        for wrong, sentence in cases:
+            if wrong:
+                raise InputError(f"{self.name}: {sentence}")
 
     @classmethod
     @cache
@@ -91,7 +98,19 @@ class Method:
         """The types of the fields by name."""
         return get_type_hints(cls)
 
-    def check_range(self, name: str, interval: str, advice: str = "") -> None:
+    @classmethod
+    @cache
+    def ranges(cls) -> dict[str, tuple[str, ...]]:
+        """Interval and advice of each field that has them, also where a subclass sets another default under a plain type."""
+        found: dict[str, tuple[str, ...]] = {}
+        for kind in reversed(cls.__mro__):
+            for name, hint in get_type_hints(kind, include_extras=True).items():
+                for option in options(hint):
+                    if get_origin(option) is Annotated:
+                        found[name] = option.__metadata__
+        return found
+
+    def check_range(self, name: str, interval: str, *advice: str) -> None:
         """Raises InputError for a field with a value outside `interval`, e.g. "[0, 1)"; None is a default that is set elsewhere."""
         value, whole = getattr(self, name), int in options(self.types()[name])
         if value is None:
@@ -100,13 +119,23 @@ class Method:
         ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
         values = value if isinstance(value, tuple) else (value,)
         if not values or not all((low < v < high or v in ends) and (not whole or type(v) is int) for v in values):
-            least = f"{'whole ' if whole else ''}number {'of at least' if interval[0] == '[' else 'above'} {low:g}"
-            raise InputError(f"{self.name}: {name}={value!r}: {advice or f'give a {least}'}.")
+            least = f"give a {'whole ' * whole}number {'of at least' if interval[0] == '[' else 'above'} {low:g}"
+            most = f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}" * (high < float("inf"))
+            said = [least + most] * (low < high)  # where nothing but one value is allowed, advice says it all
+            raise InputError(f"{self.name}: {name}={value!r}: {', '.join([*said, *advice])}.")
+
+    def check_model(self, model: nn.Module, kind: type[M]) -> M:
+        """The model; raises InputError for one of another kind than this method trains."""
+        if type(model) is not kind:
+            arguments = [f"{self.arch!r}, dataset", *(f"{k}={v!r}" for k, v in self.model_options().items())]
+            kinds = f"trains a {kind.__name__}, not a {type(model).__name__}"
+            raise InputError(f"{self.name} {kinds}: build_model({', '.join(arguments)}).")
+        return model
 
     @property
     def all_epochs(self) -> int:
-        """Passes over the training images in all stages together."""
-        return self.epochs
+        """Passes over the training images in all stages together; pre-training counts unless it is done."""
+        return self.epochs + (0 if getattr(self, "pretrained", "") else getattr(self, "pretrain_epochs", 0))
 
     @property
     def attack_passes(self) -> int:
@@ -141,21 +170,13 @@ class Method:
 
     def optim(self, params: Iterable[nn.Parameter]) -> OptimizerSpec:
         """The recipe's optimiser and schedule over `params`."""
-        kind: Any = self.optimiser
-        return OptimizerSpec(
-            params, self.lr, kind, self.momentum, weight_decay=self.weight_decay, schedule=self.lr_schedule()
-        )
+        rest: Any = {"kind": self.optimiser, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return OptimizerSpec(params, self.lr, schedule=self.lr_schedule(), **rest)
 
     def lr_schedule(self) -> Schedule:
         """The recipe's learning-rate schedule over `epochs`."""
-        schedules = {
-            "step": training.step(self.milestones),
-            "piecewise": training.piecewise(self.points),
-            "constant": training.constant(),
-            "cosine": training.cosine(self.epochs),
-            "one_cycle": training.one_cycle(self.epochs),
-        }
-        return schedules[self.schedule]
+        arguments: dict[str, list[Any]] = {"step": [self.milestones], "piecewise": [self.points], "constant": []}
+        return SCHEDULES[self.schedule](*arguments.get(self.schedule, [self.epochs]))
 
     def hyperparameters(self) -> dict[str, Any]:
         """All fields by name."""
@@ -214,27 +235,25 @@ class Method:
         return shlex.join([*words, "--precision", precision])
 
 
-def pretrained_run(owner: str, path: str, wanted: str = "", **facts: str) -> Run:
-    """The finished run at `path` with these facts among its parameters; the InputError for any other asks for `wanted`."""
-    run = Run(Path(path))
+def pretrained_run(owner: Any, wanted: str = "", **facts: str) -> Run:
+    """The finished run at a method's `pretrained`, with these facts among its parameters; an InputError asks for `wanted`."""
+    run = Run(Path(owner.pretrained))
     params = run.params()
     if not run.finished or any(params.get(name) != fact for name, fact in facts.items()):
         found = f"{run.name} on {params['dataset']}, {run.status()['state']}" if params else "no run"
-        raise InputError(
-            f"{owner}: pretrained={path!r} is {found}: give the directory of a finished run{wanted and ' of '}{wanted}."
-        )
+        asked = f"give the directory of a finished run{wanted and ' of '}{wanted}"
+        raise InputError(f"{owner.name}: pretrained={owner.pretrained!r} is {found}: {asked}.")
     return run
 
 
-def copy_weights(owner: str, run: Run, model: nn.Module, source: nn.Module) -> None:
-    """Gives a module the weights of `source`, which is of `run`."""
+def copy_weights(owner: Any, run: Run, module: nn.Module, source: nn.Module) -> None:
+    """Gives a module the weights of `source`, which is of a method's pretrained run."""
     try:
-        model.load_state_dict(source.state_dict())
+        module.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        arch = run.params()["arch"]
-        raise InputError(
-            f"{owner}: pretrained={str(run.path)!r} is a {arch!r}, whose weights do not fit: give --set arch={arch}, or another run."
-        ) from error
+        where, arch = f"{owner.name}: pretrained={owner.pretrained!r}", run.params()["arch"]
+        fitting = f"give --set arch={arch}, or another run"
+        raise InputError(f"{where} is a {arch!r}, whose weights do not fit: {fitting}.") from error
 
 
 TINY = 1e-20  # as released: a layer without gradient stays where it is
@@ -253,24 +272,21 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
         loss: the scalar that the training step will minimise, as a function of the model's present weights.
         gamma: relative size of the perturbation; 0 does nothing at all.
     """
-    shifts = _adversarial_shifts(model, loss, gamma) if gamma else []
+    shifts: list[tuple[Tensor, Tensor]] = []
+    if gamma:
+        weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            pairs = zip(weights, gradients, strict=True)
+            shifts = [(w, gamma * w.norm() / (g.norm() + TINY) * g) for w, g in pairs if g is not None]
     _add(shifts, 1)
     try:
         yield
     finally:
         _add(shifts, -1)
-
-
-def _adversarial_shifts(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> list[tuple[Tensor, Tensor]]:
-    """(weight, its perturbation) of every layer that the loss depends on."""
-    weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        pairs = zip(weights, gradients, strict=True)
-        return [(w, gamma * w.norm() / (g.norm() + TINY) * g) for w, g in pairs if g is not None]
 
 
 @torch.no_grad()
@@ -285,18 +301,11 @@ def _add(shifts: list[tuple[Tensor, Tensor]], sign: int) -> None:
 class AdversarialMethod(Method):
     """A method with an inner PGD attack, by default in eval-mode BatchNorm (Pang et al. 2021)."""
 
-    ranges: ClassVar[Ranges] = {
-        "attack_steps": "[1, inf)",
-        "attack_step_size": ("(0, inf]", "give a positive length or null"),
-        "awp_gamma": ("[0, 1)", "give a share of the weights, 0 <= awp_gamma < 1"),
-        "awp_warmup": "[0, inf)",
-    }
-
-    attack_steps: int = 10  # K; Madry et al. used 7, most later work 10
-    attack_step_size: float | None = None  # in pixel units; None = eps / 4, i.e. 2/255 at 8/255
+    attack_steps: Count = 10  # K; Madry et al. used 7, most later work 10
+    attack_step_size: Annotated[float, "(0, inf]", "or null"] | None = None  # in pixel units; None = eps / 4
     attack_batchnorm: Literal["eval", "train"] = "eval"  # BatchNorm while attacking; Rice et al. attack in train mode
-    awp_gamma: float = 0.0  # relative size of the adversarial weight perturbation; Wu et al. 2020: 0.01, TRADES 0.005
-    awp_warmup: int = 0  # epoch, counted from 1, from which on weights are perturbed; Wu et al. 2020: 0, TRADES 10
+    awp_gamma: ShareBelowOne = 0.0  # relative size of the weight perturbation; Wu et al. 2020: 0.01, TRADES 0.005
+    awp_warmup: Whole = 0  # epoch, counted from 1, from which on weights are perturbed; Wu et al. 2020: 0, TRADES 10
 
     @property
     def numerics(self) -> tuple[str, ...]:
@@ -311,24 +320,21 @@ class AdversarialMethod(Method):
         """Keyword arguments of the inner `PGD`."""
         return {"steps": self.attack_steps, "step_size": self.attack_step_size, "batchnorm": self.attack_batchnorm}
 
+    def inner_attack(self, dataset: Dataset, **settings: Any) -> PGD:
+        """The attack inside the training: `attack_settings`, and others."""
+        return PGD(self.threat(dataset), **self.attack_settings() | settings)
+
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:
         """The batch under `attack`, which runs in the training's own precision."""
         return replace(attack, precision=context.precision)(model, batch.x, batch.y, generator=context.generator)
 
-    def awp_perturbed(
-        self, model: nn.Module, context: StepContext, loss: Callable[[], Tensor]
-    ) -> AbstractContextManager[None]:
-        """Within, the weights are perturbed to raise `loss()` (see `perturbed_weights`), from epoch `awp_warmup` on."""
-        return perturbed_weights(model, loss, self.awp_gamma if context.epoch + 1 >= self.awp_warmup else 0.0)
-
-    def refuse_awp(self) -> None:
-        """Raises InputError where `awp_gamma` asks a method that perturbs no weights to do it."""
-        if self.awp_gamma:
-            raise InputError(f"{self.name} does not perturb weights: leave awp_gamma at 0.")
+    def awp_gamma_at(self, context: StepContext) -> float:
+        """The relative size of the weight perturbation at this place of the training: 0 before `awp_warmup`."""
+        return self.awp_gamma if context.epoch + 1 >= self.awp_warmup else 0.0
 
     def single_stage(self, model: nn.Module, updates: Update, *, adversarial: bool) -> list[Stage]:
         """As in Method, without weight perturbation: `adversarial_stage` knows the loss that it raises."""
-        self.refuse_awp()
+        self.refuse((self.awp_gamma, NO_AWP + "."))
         return super().single_stage(model, updates, adversarial=adversarial)
 
     def adversarial_stage(self, model: nn.Module, attack: Any, loss: Callable[[Batch, Any], Loss]) -> list[Stage]:
@@ -341,7 +347,7 @@ class AdversarialMethod(Method):
 
         def updates(batch: Batch, context: StepContext) -> Updates:
             found = search(batch, context)
-            with self.awp_perturbed(model, context, lambda: loss(batch, found).total):
+            with perturbed_weights(model, lambda: loss(batch, found).total, self.awp_gamma_at(context)):
                 yield "model", loss(batch, found)
 
         return super().single_stage(model, updates, adversarial=True)

@@ -1,8 +1,9 @@
 """The baselines: standard training, PGD-AT, TRADES, MART, and single-step training (FGSM-RS, N-FGSM); stages that others begin with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
 from robustlib.losses import mart_loss, trades_loss
-from robustlib.methods.base import AdversarialMethod, Method, Ranges, copy_weights, pretrained_run
+from robustlib.methods.base import AdversarialMethod, Method, NonNegative, Positive, copy_weights, pretrained_run
 from robustlib.models import Classifier
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
@@ -28,33 +28,34 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 class Standard(Method):
     """Cross-entropy on clean images: min E CE(f(x), y)."""
 
-    name = "standard"
-    title = "Standard training"
+    name, title = "standard", "Standard training"
     paper = "He et al. 2016, Deep Residual Learning for Image Recognition, CVPR"
     summary = "Cross-entropy on clean images; what every defence starts from."
     protocol = ""  # its paper attacks nothing
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        def updates(batch: Batch, context: StepContext) -> Updates:
-            yield "model", Loss(cross_entropy(model(batch.x), batch.y))
-
-        return self.single_stage(model, updates, adversarial=False)
+        return self.single_stage(model, clean_updates(model), adversarial=False)
 
 
-def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr: float) -> Stage:
-    """Cross-entropy on clean images over encoder and head, by the method's optimiser from `lr` down a cosine to 0."""
+def clean_updates(model: nn.Module) -> Callable[[Batch, StepContext], Updates]:
+    """Cross-entropy on clean images: yields ("model", loss)."""
 
     def updates(batch: Batch, context: StepContext) -> Updates:
         yield "model", Loss(cross_entropy(model(batch.x), batch.y))
 
+    return updates
+
+
+def natural_stage(method: Method, model: Classifier, name: str, epochs: int, lr: float) -> Stage:
+    """Cross-entropy on clean images over encoder and head, by the method's optimiser from `lr` down a cosine to 0."""
     weights = method.optim([*model.encoder.parameters(), *model.head.parameters()])
     weights = replace(weights, lr=lr, schedule=cosine(epochs))
-    return Stage(name, epochs, {"model": weights}, (Pass(updates, augment=method.augment),))
+    return Stage(name, epochs, {"model": weights}, (Pass(clean_updates(model), augment=method.augment),))
 
 
-def load_standard_run(method: str, path: str, model: Classifier, dataset: Dataset) -> None:
-    """Gives encoder and head the last weights of the finished `standard` run at `path`."""
-    run = pretrained_run(method, path, f"standard on {dataset.name}", method="standard", dataset=dataset.name)
+def load_standard_run(method: Any, model: Classifier, dataset: Dataset) -> None:
+    """Gives encoder and head the last weights of the finished `standard` run at the method's `pretrained`."""
+    run = pretrained_run(method, f"standard on {dataset.name}", method="standard", dataset=dataset.name)
     natural = run.model("last")
     natural.check_data(dataset)
     copy_weights(method, run, model.encoder, natural.encoder)
@@ -65,15 +66,9 @@ def load_standard_run(method: str, path: str, model: Classifier, dataset: Datase
 class PGDAT(AdversarialMethod):
     """min E CE(f(x'), y) with x' the PGD maximiser of the same loss in the ball around x (eq. 2.1)."""
 
-    name = "pgd_at"
-    title = "PGD adversarial training"
+    name, title, protocol = "pgd_at", "PGD adversarial training", "pgd20"
     paper = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR"
     summary = "Cross-entropy on images attacked by PGD at every step."
-    protocol = "pgd20"
-
-    def inner_attack(self, dataset: Dataset) -> PGD:
-        """The attack inside the training."""
-        return PGD(self.threat(dataset), **self.attack_settings())
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         attack = self.inner_attack(dataset)
@@ -88,17 +83,14 @@ class TRADES(AdversarialMethod):
     release, the attack's start is clipped to [0, 1] before its first gradient (there after its first step).
     """
 
-    name = "trades"
-    title = "TRADES"
+    name, title, protocol = "trades", "TRADES", "pgd20"
     paper = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, ICML"
     summary = "Clean cross-entropy plus a weighted KL between clean and attacked predictions."
-    protocol = "pgd20"
-    ranges: ClassVar[Ranges] = {"beta": ("[0, inf)", "give a weight of at least 0")}
 
-    beta: float = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
+    beta: NonNegative = 6.0  # weight of the robust term (1/lambda in the paper, section 5; 6 on CIFAR-10)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        attack = PGD(self.threat(dataset), objective="kl", start="gaussian", **self.attack_settings())
+        attack = self.inner_attack(dataset, objective="kl", start="gaussian")
         return self.adversarial_stage(model, attack, partial(trades_forward, model, self.beta))
 
 
@@ -123,27 +115,22 @@ class MART(AdversarialMethod):
     Epochs, learning rate and weight decay are those of the released ResNet-18 script.
     """
 
-    name = "mart"
-    title = "MART"
+    name, title, protocol = "mart", "MART", "pgd20"
     paper = "Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR"
     summary = "Boosted cross-entropy on attacked images plus a KL that weighs misclassified images more."
-    protocol = "pgd20"
-    ranges: ClassVar[Ranges] = TRADES.ranges
 
     epochs: int = 120
     lr: float = 0.01  # a tenth of the usual, with seven times the weight decay
     weight_decay: float = 3.5e-3
     milestones: tuple[float, ...] = (74, 89, 99)  # the release counts epochs from 1: 75, 90, 100
     attack_step_size: float | None = 0.007  # at 8/255
-    beta: float = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
+    beta: NonNegative = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        attack = PGD(self.threat(dataset), start="gaussian", **self.attack_settings())
-
         def loss(batch: Batch, x_adv: Tensor) -> Loss:
             return Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, self.beta))
 
-        return self.adversarial_stage(model, attack, loss)
+        return self.adversarial_stage(model, self.inner_attack(dataset, start="gaussian"), loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,35 +141,21 @@ class FGSMRS(PGDAT):
     examples see each other, and `PGD` weighs their losses by their confidence where the released code weighs them alike.
     """
 
-    name = "fgsm_rs"
-    title = "FGSM-RS (fast adversarial training)"
+    name, title, protocol = "fgsm_rs", "FGSM-RS (fast adversarial training)", "pgd50x10"
     paper = "Wong et al. 2020, Fast is better than free: Revisiting adversarial training, ICLR"
     summary = "Cross-entropy on images attacked by a single step from a random start."
-    protocol = "pgd50x10"
-    ranges: ClassVar[Ranges] = {
-        "attack_steps": ("[1, 1]", "it takes 1; for more train pgd_at"),
-        "step_factor": ("(0, inf)", "give a positive length in units of eps"),
-    }
 
     epochs: int = 30
     lr: float = 0.2
     schedule: str = "piecewise"
     points: tuple[tuple[float, float], ...] = ((0, 0.0), (15, 1.0), (30, 0.0))
-    attack_steps: int = 1  # no other number is allowed
+    attack_steps: Annotated[int, "[1, 1]", "it takes 1; for more train pgd_at"] = 1  # no other number is allowed
+    attack_step_size: Annotated[float, "(0, 0)", "give step_factor, in units of eps, instead"] | None = None  # not used
     attack_batchnorm: Literal["eval", "train"] = "train"  # as released
-    step_factor: float = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones make training collapse
+    step_factor: Positive = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones collapse
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attack_step_size is not None:
-            raise InputError(
-                f"{self.name}: attack_step_size={self.attack_step_size!r}: give step_factor, in units of eps, instead."
-            )
-
-    def inner_attack(self, dataset: Dataset) -> PGD:
-        """One step of step_factor * eps from a random point of the ball."""
-        threat = self.threat(dataset)
-        return PGD(threat, **{**self.attack_settings(), "step_size": self.step_factor * threat.eps or None})
+    def inner_attack(self, dataset: Dataset, **settings: Any) -> PGD:
+        return super().inner_attack(dataset, step_size=self.step_factor * self.threat(dataset).eps or None, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +166,16 @@ class NFGSM(FGSMRS):
     (the released train.py with clip = -1).
     """
 
-    name = "n_fgsm"
-    title = "N-FGSM"
+    name, title = "n_fgsm", "N-FGSM"
     paper = "de Jorge et al. 2022, Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, NeurIPS"
     summary = "Cross-entropy on images with strong noise and a single attack step that is not projected."
-    ranges: ClassVar[Ranges] = {"noise": ("[0, inf)", "give a radius of at least 0 in units of eps")}
 
     step_factor: float = 1.0  # alpha / eps
-    noise: float = 2.0  # k: radius of the noise in units of eps; 2 in the released code
+    noise: NonNegative = 2.0  # k: radius of the noise in units of eps; 2 in the released code
 
-    def inner_attack(self, dataset: Dataset) -> PGD:
+    def inner_attack(self, dataset: Dataset, **settings: Any) -> PGD:
         """One step in a ball so wide that noise and step together stay inside it."""
-        attack = super().inner_attack(dataset)
+        attack = super().inner_attack(dataset, **settings)
         return replace(attack, threat=attack.threat.scaled(self.noise + self.step_factor))
 
     def attacked(self, attack: PGD, model: nn.Module, batch: Batch, context: StepContext) -> Tensor:

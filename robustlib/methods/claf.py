@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,9 +11,8 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
 from robustlib.losses import supcon_loss
-from robustlib.methods.base import Ranges
+from robustlib.methods.base import Count, NonNegative, Whole
 from robustlib.methods.contrastive import Contrastive, contrasted, project_views
 from robustlib.models import Projected
 from robustlib.training import Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates, cosine
@@ -35,39 +34,31 @@ class CLAF(Contrastive):
     BatchNorm (`refresh_batchnorm="train"`), which moves the statistics of a frozen encoder.
     """
 
-    name = "claf"
-    title = "CLAF"
+    name, title = "claf", "CLAF"
     paper = "Rahamim and Naeh 2022, Robustness through Cognitive Dissociation Mitigation in Contrastive Adversarial Training, arXiv"
     summary = "An attack on a head that is refreshed every epoch makes one more positive view; then a new linear head."
     protocol = "pgd20"  # the release prints PGD-10; this is the nearest of the standard attacks
-    ranges: ClassVar[Ranges] = {
-        "aug_epochs": "[0, inf)",
-        "adv_views": "[0, inf)",
-        "refresh_passes": "[1, inf)",
-        "refresh_lr": "[0, inf)",
-    }
 
     epochs: int = 200  # of contrastive learning, stages 1 and 2 together
     batch_size: int = 256
     lr: float = 0.05  # of encoder and projector, peak; the cosine of stages 1 and 2 together ends at a thousandth of it
     temperature: float = 0.07  # t of the contrastive loss
-    aug_epochs: int = 60  # of stage 1: on augmented views alone
-    adv_views: int = 1  # adversarial views beside the two augmented ones; 0 for none
+    aug_epochs: Whole = 60  # of stage 1: on augmented views alone
+    adv_views: Whole = 1  # adversarial views beside the two augmented ones; 0 for none
     refresh: Literal["full", "clean", "reinit", "never"] = "full"  # the head: attacked; clean; drawn anew; fitted once
-    refresh_passes: int = 5  # over the training images before each contrastive pass
-    refresh_lr: float = 1e-3  # of the head meanwhile, Adam
+    refresh_passes: Count = 5  # over the training images before each contrastive pass
+    refresh_lr: NonNegative = 1e-3  # of the head meanwhile, Adam
     refresh_batchnorm: Literal["eval", "train"] = "eval"  # of the frozen encoder meanwhile
     new_head: bool = True  # in the last stage; false goes on with the refreshed one, as the first release did
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.aug_epochs >= self.epochs:
-            raise InputError(
-                f"claf: aug_epochs={self.aug_epochs!r} of epochs={self.epochs!r} leaves no adversarial stage: give fewer, or train "
-                "supcon."
-            )
-        if self.pretrained and not self.new_head:
-            raise InputError("claf: a pretrained run keeps no refreshed head: leave new_head at true, or pre-train.")
+        idle = f"aug_epochs={self.aug_epochs!r} of epochs={self.epochs!r} leaves no adversarial stage"
+        lost = "a pretrained run keeps no refreshed head: leave new_head at true, or pre-train."
+        self.refuse(
+            (self.aug_epochs >= self.epochs, f"{idle}: give fewer, or train supcon."),
+            (self.pretrained and not self.new_head, lost),
+        )
 
     @property
     def all_epochs(self) -> int:
@@ -89,48 +80,39 @@ class CLAF(Contrastive):
 
     def pretraining(self, dataset: Dataset, model: Projected) -> list[Stage]:
         """Stage 1 and stage 2; with refresh="never" a stage between them that fits the head, as long as the last one does."""
-        attack = PGD(self.threat(dataset), **self.attack_settings())
-        weights = self.optim(contrasted(model))
+        attack, weights = self.inner_attack(dataset), self.optim(contrasted(model))
         augmented = Pass(partial(self._contrast, model, None), augment=self.augment)
         stages = [Stage("augmented", self.aug_epochs, {"encoder": weights}, (augmented,))] if self.aug_epochs else []
         # The learning rate of stage 2 goes on where stage 1 left it.
         optimisers = {"encoder": replace(weights, schedule=lambda epoch: weights.schedule(epoch + self.aug_epochs))}
-        probes = {"head_start": head_probe("head_start", attack)}
-        passes = [Pass(partial(self._contrast, model, attack), augment=self.augment, probes=probes)]
-        head, refresh = (
-            {"head": OptimizerSpec(model.head.parameters(), self.refresh_lr, "adam")},
-            self._refresh(model, attack),
-        )
+        head = {"head": OptimizerSpec(model.head.parameters(), self.refresh_lr, "adam")}
+        updates = self.head_updates(model, None if self.refresh == "clean" else attack, self.refresh_batchnorm)
+        start = head_probe("head_start", attack)
+        passes = [Pass(partial(self._contrast, model, attack), augment=self.augment, probes={"head_start": start})]
         if self.refresh == "never":
-            fit = (replace(refresh, repeats=1, reset_optimizers=()),)
+            fit = (Pass(updates, "refresh", augment=self.augment),)
             stages.append(Stage("first-head", self.head_epochs, head, fit, adversarial=True, monitored=False))
-        else:
-            optimisers, passes = optimisers | head, [refresh, *passes]
-        probes, epochs = {"head_end": head_probe("head_end", attack)}, self.epochs - self.aug_epochs
-        rest: dict[str, Any] = {"adversarial": True, "monitored": False, "probes": probes}
-        return [*stages, Stage("adversarial", epochs, optimisers, tuple(passes), **rest)]
+        else:  # the encoder is frozen and the optimiser new in each epoch, the head only where it is drawn anew
+            begin = model.head.reset_parameters if self.refresh == "reinit" else None
+            passes.insert(0, Pass(updates, "refresh", self.refresh_passes, ("head",), self.augment, begin))
+            optimisers |= head
+        rest: Any = {"adversarial": True, "monitored": False, "probes": {"head_end": head_probe("head_end", attack)}}
+        return [*stages, Stage("adversarial", self.epochs - self.aug_epochs, optimisers, tuple(passes), **rest)]
+
+    def last_stage(self, dataset: Dataset, model: Projected) -> Stage:
+        """As in Contrastive, or from the refreshed head."""
+        last = super().last_stage(dataset, model)
+        return last if self.new_head else replace(last, begin=None)
 
     def pretraining_fields(self) -> list[str]:
         """As in Contrastive; with refresh="never" the first head is fitted for as many epochs as the last one."""
         return [*super().pretraining_fields(), *(["head_epochs"] if self.refresh == "never" else [])]
 
-    def reset_head(self, model: Projected) -> None:
-        if self.new_head:
-            super().reset_head(model)
-
-    def _refresh(self, model: Projected, attack: PGD) -> Pass:
-        """The head's passes: the encoder is frozen, the optimiser is new, the head is not unless refresh="reinit"."""
-        updates = self.head_updates(model, None if self.refresh == "clean" else attack, self.refresh_batchnorm)
-        begin = model.head.reset_parameters if self.refresh == "reinit" else None
-        return Pass(updates, "refresh", self.refresh_passes, ("head",), self.augment, begin)
-
     def _contrast(self, model: Projected, attack: PGD | None, batch: Batch, context: StepContext) -> Updates:
         """SupCon over the augmented views and, with an attack, the adversarial ones; the head takes no part in it."""
         views = [*self.two_views(batch)]
-        if attack is not None:
-            views += [
-                self.attacked(attack, model, replace(batch), context) for _ in range(self.adv_views)
-            ]  # each a new x
+        if attack is not None:  # each attack starts from a new x
+            views += [self.attacked(attack, model, replace(batch), context) for _ in range(self.adv_views)]
         yield "encoder", Loss(supcon_loss(project_views(model, views), batch.y, self.temperature))
 
 

@@ -1,8 +1,9 @@
 """Contrastive pre-training and then a head: SupCon, SimCLR, RoCL and ACL, and what CLAF shares with them."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import nt_xent, supcon_loss
-from robustlib.methods.base import AdversarialMethod, Ranges, Update, copy_weights, pretrained_run
+from robustlib.methods import base
+from robustlib.methods.base import AdversarialMethod, Count, Method, NoAWP, NonNegative, Positive, Update, Widths
 from robustlib.methods.baselines import cross_entropy, trades_forward
 from robustlib.models import Projected
 from robustlib.models.branches import clean_statistics
 from robustlib.threat import Threat
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates, step
 
+M = TypeVar("M", bound=Projected)
 # The fields on which pre-training does not depend: those of the last stage; and the architecture is that of the weights.
 LAST_STAGE = (
     *("preset", "arch", "pretrained", "ema", "final", "head_epochs", "head_lr", "tuning_epochs", "tuning_lr"),
@@ -38,12 +41,7 @@ class Contrastive(AdversarialMethod):
 
     notebook = "claf"
     attacks: ClassVar[int] = 0  # views of an image that each epoch of pre-training attacks
-    ranges: ClassVar[Ranges] = {
-        **dict.fromkeys(("head_epochs", "tuning_epochs", "final_steps"), "[1, inf)"),
-        **dict.fromkeys(("head_lr", "tuning_lr", "beta"), "[0, inf)"),
-        "temperature": ("(0, inf)", "give a positive number, e.g. 0.5"),
-        "projection": ("[1, inf)", "give positive widths, e.g. (512, 128)"),
-    }
+    labelled: ClassVar[bool] = False  # whether images of one class are positives, or views of one image
 
     epochs: int = 1000  # of contrastive pre-training
     batch_size: int = 512
@@ -52,22 +50,19 @@ class Contrastive(AdversarialMethod):
     schedule: str = "cosine"
     attack_steps: int = 5  # of the attack inside pre-training, where it has one
     augment: str = "simclr-weak"  # view of labelled images: resized crop and flip; digits: 1-pixel shift
+    awp_gamma: NoAWP = 0.0  # no weights are perturbed
     ema: float = 0.0  # decay of the averaged weights of the fine-tuning (final="aff") alone; 0 for none
     final: Literal["slf", "alf", "aff"] = "slf"  # linear on clean images, linear on attacked ones, or all fine-tuned
-    head_epochs: int = 100  # of slf and alf
-    head_lr: float = 1e-3  # of slf and alf: Adam, constant
-    tuning_epochs: int = 25  # of aff
-    tuning_lr: float = 0.1  # of aff, SGD with weight decay 2e-4; to a tenth at 60 % and 80 % of its epochs
-    beta: float = 6.0  # weight of the KL of aff's TRADES
-    final_steps: int = 10  # of the PGD of alf and aff
+    head_epochs: Count = 100  # of slf and alf
+    head_lr: NonNegative = 1e-3  # of slf and alf: Adam, constant
+    tuning_epochs: Count = 25  # of aff
+    tuning_lr: NonNegative = 0.1  # of aff, SGD with weight decay 2e-4; to a tenth at 60 % and 80 % of its epochs
+    beta: NonNegative = 6.0  # weight of the KL of aff's TRADES
+    final_steps: Count = 10  # of the PGD of alf and aff
     views: str = "simclr"  # view of the images that are contrasted
-    temperature: float = 0.5  # t of the contrastive loss
-    projection: tuple[int, ...] = (512, 128)  # widths of the projection head
+    temperature: Positive = 0.5  # t of the contrastive loss
+    projection: Widths = (512, 128)  # widths of the projection head
     pretrained: str = ""  # directory of a finished slf or alf run whose encoder gets this head; "" pre-trains
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_awp()
 
     @property
     def numerics(self) -> tuple[str, ...]:
@@ -93,16 +88,8 @@ class Contrastive(AdversarialMethod):
         return {"projection": list(self.projection)}
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Pre-training, unless a finished run is given, then the head."""
-        check_projected(self.name, dataset, model, Projected)
-        assert isinstance(model, Projected)
-
-        def begin() -> None:
-            if self.pretrained:
-                self.load_pretrained(model, dataset)
-            self.reset_head(model)
-
-        last = self.last_stage(self.threat(dataset), model, begin)
+        model = check_projected(self, dataset, model, Projected)
+        last = self.last_stage(dataset, model)
         return [last] if self.pretrained else [*self.pretraining(dataset, model), last]
 
     def pretraining(self, dataset: Dataset, model: Projected) -> list[Stage]:
@@ -116,23 +103,29 @@ class Contrastive(AdversarialMethod):
         return [Stage("contrastive", self.epochs, optimisers, (Pass(updates, augment=self.augment),))]
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """The contrastive loss of a batch; `model` is in train mode."""
-        raise NotImplementedError
+        """The contrastive loss of a batch, here of two augmented views; `model` is in train mode."""
+        labels = batch.y if self.labelled else None
+        return Loss(supcon_loss(project_views(model, self.two_views(batch)), labels, self.temperature))
 
     def two_views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Two independent views of the batch, (B, C, H, W) each."""
         return batch.view(self.views), batch.view(self.views)
 
-    def last_stage(self, threat: Threat, model: Projected, begin: Callable[[], None]) -> Stage:
-        """ "slf", "alf" or "aff"; `begin` is called first and decides on what the head starts from."""
-        settings = {**self.attack_settings(), "steps": self.final_steps}
+    def last_stage(self, dataset: Dataset, model: Projected) -> Stage:
+        """ "slf", "alf" or "aff", from a head that is drawn anew."""
+
+        def begin() -> None:
+            if self.pretrained:
+                self.load_pretrained(model, dataset)
+            model.head.reset_parameters()
+
+        attack = self.inner_attack(dataset, steps=self.final_steps)
         rest: dict[str, Any] = {"adversarial": self.final != "slf", "begin": begin}
         if self.final != "aff":
-            attack = PGD(threat, **settings) if self.final == "alf" else None
-            part = Pass(self.head_updates(model, attack), augment=self.augment)
+            part = Pass(self.head_updates(model, attack if self.final == "alf" else None), augment=self.augment)
             optimisers = {"head": OptimizerSpec(model.head.parameters(), self.head_lr, "adam")}
             return Stage(self.final, self.head_epochs, optimisers, (part,), **rest)
-        attack = PGD(threat, objective="kl", start="gaussian", **settings)
+        attack = replace(attack, objective="kl", start="gaussian")
 
         def updates(batch: Batch, context: StepContext) -> Updates:
             yield "model", trades_forward(model, self.beta, batch, self.attacked(attack, model, batch, context))
@@ -140,9 +133,8 @@ class Contrastive(AdversarialMethod):
         schedule = step((0.6 * self.tuning_epochs, 0.8 * self.tuning_epochs))
         weights = [*model.encoder.parameters(), *model.head.parameters()]
         optimisers = {"model": OptimizerSpec(weights, self.tuning_lr, weight_decay=2e-4, schedule=schedule)}
-        return Stage(
-            "aff", self.tuning_epochs, optimisers, (Pass(updates, augment=self.augment),), ema=self.ema, **rest
-        )
+        part = Pass(updates, augment=self.augment)
+        return Stage("aff", self.tuning_epochs, optimisers, (part,), ema=self.ema, **rest)
 
     def head_updates(
         self, model: Projected, attack: PGD | None, batchnorm: Literal["eval", "train"] = "eval"
@@ -163,40 +155,31 @@ class Contrastive(AdversarialMethod):
 
         return updates
 
-    def reset_head(self, model: Projected) -> None:
-        """What the last stage does with the head first: it is drawn anew."""
-        model.head.reset_parameters()
-
     def pretraining_fields(self) -> list[str]:
         """The fields on which pre-training depends: a `pretrained` run must have them as this one does."""
         return [f.name for f in fields(self) if f.name not in LAST_STAGE]
 
     def load_pretrained(self, model: Projected, dataset: Dataset) -> None:
         """Gives the model the last weights of the run at `pretrained`, whose pre-training must be this one's."""
-        wanted = f"{self.name} on {dataset.name}"
-        run = pretrained_run(self.name, self.pretrained, wanted, method=self.name, dataset=dataset.name)
+        run = base.pretrained_run(self, f"{self.name} on {dataset.name}", method=self.name, dataset=dataset.name)
         where, theirs = f"{self.name}: pretrained={self.pretrained!r}", run.params()["hyperparameters"]
         if theirs["final"] == "aff":
             raise InputError(f"{where} was fine-tuned as a whole: give a run with final=slf or final=alf.")
         for name in self.pretraining_fields():
-            if _as_json(theirs[name]) != _as_json(getattr(self, name)):
-                raise InputError(
-                    f"{where} was pre-trained with {name}={theirs[name]!r}, not {getattr(self, name)!r}: give a run of the same "
-                    f"pre-training, or set {name} as it has it."
-                )
-        copy_weights(self.name, run, model, run.model("last"))
+            value, mine = theirs[name], getattr(self, name)
+            if value != json.loads(json.dumps(mine)):  # as it would be stored: tuples are lists
+                advice = f"give a run of the same pre-training, or set {name} as it has it"
+                raise InputError(f"{where} was pre-trained with {name}={value!r}, not {mine!r}: {advice}.")
+        base.copy_weights(self, run, model, run.model("last"))
 
 
-def check_projected(method: str, dataset: Dataset, model: nn.Module, kind: type[Projected]) -> None:
-    """Raises InputError for a model of another kind, and for a class that no training image shows."""
-    if not isinstance(model, kind):
-        raise InputError(
-            f"{method} trains a {kind.__name__}, not a {type(model).__name__}: build it with the method's model_options()."
-        )
+def check_projected(method: Method, dataset: Dataset, model: nn.Module, kind: type[M]) -> M:
+    """The model; raises InputError for one of another kind, and for a class that no training image shows."""
     shown = set(dataset.train.labels.tolist())
     absent = [name for label, name in enumerate(dataset.class_names) if label not in shown]
     if absent:
-        raise InputError(f"{method}: no training image shows the class {absent[0]!r}: train on all classes.")
+        raise InputError(f"{method.name}: no training image shows the class {absent[0]!r}: train on all classes.")
+    return method.check_model(model, kind)
 
 
 def contrasted(model: Projected) -> list[nn.Parameter]:
@@ -210,10 +193,6 @@ def project_views(model: Projected, views: Iterable[Tensor]) -> Tensor:
     return model.project(torch.cat(stacked)).unflatten(0, (len(stacked), -1))
 
 
-def _as_json(value: Any) -> Any:
-    return [_as_json(part) for part in value] if isinstance(value, (tuple, list)) else value
-
-
 @dataclass(frozen=True, kw_only=True)
 class SupCon(Contrastive):
     """min E L_out over two augmented views (eq. 2), positives being all views of all images of the class; no attack in it.
@@ -221,17 +200,14 @@ class SupCon(Contrastive):
     Values of the release (HobbitLong/SupContrast) for CIFAR-10: batch 1024, learning rate 0.5, temperature 0.1, 1000 epochs.
     """
 
-    name = "supcon"
-    title = "SupCon"
+    name, title = "supcon", "SupCon"
     paper = "Khosla et al. 2020, Supervised Contrastive Learning, NeurIPS"
     summary = "Pulls augmented images of one class together, without attacks; then a linear head."
     protocol = ""  # its paper attacks nothing
+    labelled = True
 
     batch_size: int = 1024
     temperature: float = 0.1  # t of the contrastive loss
-
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        return Loss(supcon_loss(project_views(model, self.two_views(batch)), batch.y, self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,17 +217,12 @@ class SimCLR(Contrastive):
     Values as SupContrast's release runs it on CIFAR-10: batch 1024, learning rate 0.5 with SGD, temperature 0.5, 1000 epochs.
     """
 
-    name = "simclr"
-    title = "SimCLR"
+    name, title = "simclr", "SimCLR"
     paper = "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, ICML"
     summary = "Pulls two augmentations of an image together, without labels or attacks; then a linear head."
     protocol = ""  # its paper attacks nothing
 
     batch_size: int = 1024
-
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        a, b = project_views(model, self.two_views(batch))
-        return Loss(nt_xent(a, b, self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,20 +234,17 @@ class RoCL(Contrastive):
     similarity; the attack runs in eval mode from a random start. The linear evaluation there is SGD for 150 epochs.
     """
 
-    name = "rocl"
-    title = "RoCL"
+    name, title, protocol = "rocl", "RoCL", "pgd20"
     paper = "Kim et al. 2020, Adversarial Self-Supervised Contrastive Learning, NeurIPS"
     summary = "An instance-wise attack away from the other augmentation makes the third view, without labels; then a linear head."
-    protocol = "pgd20"
     attacks = 1  # on the first view
-    ranges: ClassVar[Ranges] = {"regulariser": ("(0, inf]", "give a positive number; inf drops the term")}
 
     lr: float = 0.1  # of pre-training, peak
     weight_decay: float = 1e-6  # of pre-training
     attack_steps: int = 7  # of the attack inside pre-training
     attack_step_size: float | None = 0.007  # at 8/255
     projection: tuple[int, ...] = (2048, 128)  # widths of the projection head
-    regulariser: float = 256.0  # lambda: NT-Xent(x', x2) is divided by it
+    regulariser: Annotated[float, "(0, inf]", "inf drops the term"] = 256.0  # lambda: NT-Xent(x', x2) is divided by it
 
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
         x1, x2 = self.two_views(batch)
@@ -303,8 +271,7 @@ class ACL(Contrastive):
     least, here 20 %, and what is fine-tuned (aff) begins with a new head.
     """
 
-    name = "acl"
-    title = "ACL(DS)"
+    name, title = "acl", "ACL(DS)"
     paper = "Jiang et al. 2020, Robust Pre-Training by Adversarial Contrastive Learning, NeurIPS"
     summary = "NT-Xent on clean views and on jointly attacked ones, each with BatchNorm statistics of its own; then a linear head."
     attacks = 2  # both views

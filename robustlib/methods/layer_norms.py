@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,15 @@ class LayerNorms(nn.Module):
         sizes = input_sizes(model, image_shape)
         self.sizes = {name: size for name, size in sizes.items() if name.startswith(tuple(under))}
         self.batchnorms = self._foldable(model) if fold_batchnorm else {}
-        self.powers = nn.ModuleDict()
+        powers: dict[str, nn.Module] = {}
         for name, size in self.sizes.items():
             layer = model.get_submodule(name)
             weight_of(layer)
             if operator == "exact":
                 check_exact(layer, size)
             if operator == "power":
-                self.powers[_key(name)] = PowerIteration(layer, size)
+                powers[name.replace(".", "/")] = PowerIteration(layer, size)  # a module's name may hold no dot
+        self.powers = nn.ModuleDict(powers)
 
     def forward(self, model: nn.Module) -> dict[str, Tensor]:
         """{name of the layer: sigma_max^2}, scalars that are differentiable in the model's weights; float32."""
@@ -81,40 +83,35 @@ class LayerNorms(nn.Module):
         return self._power(name)(layer, iterations, weight)
 
     def _power(self, name: str) -> PowerIteration:
-        power = self.powers[_key(name)]
-        assert isinstance(power, PowerIteration)
-        return power
+        return cast(PowerIteration, self.powers[name.replace(".", "/")])
 
     def _weight(self, model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
         """The layer and its weight, with BatchNorm folded in where asked for."""
         layer = model.get_submodule(name)
-        weight = weight_of(layer)
-        if name in self.batchnorms:
-            norm = model.get_submodule(self.batchnorms[name])
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_var is not None
-            gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-            weight = weight * gain.view(-1, 1, 1, 1)
-        return layer, weight
+        if name not in self.batchnorms:
+            return layer, weight_of(layer)
+        norm: Any = model.get_submodule(self.batchnorms[name])
+        gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        return layer, weight_of(layer) * gain.view(-1, 1, 1, 1)
 
     def _foldable(self, model: nn.Module) -> dict[str, str]:
         """{name of a layer: name of the BatchNorm that directly follows it}; warns of convolutions without one."""
-        found = {name: norm for name, norm in batchnorm_after(model).items() if name in self.sizes}
-        if not found:
+        folded = {name: norm for name, norm in batchnorm_after(model).items() if name in self.sizes}
+        if not folded:
             raise InputError(
-                f"fold_batchnorm=True has nothing to fold: BatchNorm directly follows none of the penalised layers "
+                "fold_batchnorm=True has nothing to fold: BatchNorm directly follows none of the penalised layers "
                 f"({', '.join(self.sizes)}). Leave it at False, or take an architecture with BatchNorm after its convolutions, "
                 "e.g. small_cnn."
             )
-        left = [name for name, size in self.sizes.items() if size is not None and name not in found]
-        if left:
+        others = [name for name, size in self.sizes.items() if size is not None and name not in folded]
+        if others:
             warnings.warn(
-                f"fold_batchnorm: folded {len(found)} of {len(found) + len(left)} convolutions; BatchNorm does not directly follow "
-                f"the others, such as {left[0]}, whose weights are penalised as they are.",
+                f"fold_batchnorm: folded {len(folded)} of {len(folded) + len(others)} convolutions; BatchNorm does not directly "
+                f"follow the others, such as {others[0]}, whose weights are penalised as they are.",
                 UserWarning,
                 stacklevel=3,
             )
-        return found
+        return folded
 
 
 def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, int] | None]:
@@ -124,13 +121,14 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple
     """
     sizes: dict[str, tuple[int, int] | None] = {}
 
-    def note(name: str, layer: nn.Module, x: Tensor) -> None:
+    def note(layer: nn.Module, inputs: tuple[Tensor], name: str) -> None:
+        x = inputs[0]
         sizes[name] = (x.shape[2], x.shape[3]) if isinstance(layer, nn.Conv2d) else None
 
     hooks = [
-        module.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args[0]))
+        module.register_forward_pre_hook(partial(note, name=name))
         for name, module in model.named_modules()
-        if isinstance(w := getattr(module, "weight", None), Tensor) and w.ndim > 1
+        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1
     ]
     try:
         with frozen_eval(model), torch.no_grad():
@@ -140,7 +138,3 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple
         for hook in hooks:
             hook.remove()
     return sizes
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's name may hold no dot

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
-from robustlib.data import Batch, Dataset, Split
+from robustlib.data import Batch, Dataset
 from robustlib.losses import barlow_twins_loss, cross_lipschitz, nt_xent
-from robustlib.methods.base import Method, Ranges, Update
+from robustlib.methods.base import Count, Method, NonNegative, Positive, ShareBelowOne, Whole, Widths
 from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.contrastive import check_projected, contrasted, project_views
 from robustlib.methods.layer_norms import LayerNorms, Operator
-from robustlib.models import Classifier, SelfSupervised
+from robustlib.models import SelfSupervised
 from robustlib.models.classifier import full_float32
 from robustlib.training import Loss, Pass, Stage, StepContext, Updates
 
@@ -35,25 +35,18 @@ class Regularised(Method):
     hardly begun. The singular values of all layers, the readout included, are monitored ("probe/sigma/...").
     """
 
+    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv"
     notebook = "rep_spectral"
     protocol = ""  # its papers report adversarial distances, or clean accuracy alone
-    ranges: ClassVar[Ranges] = {
-        "burn_in": (
-            "[0, 1)",
-            "give a share of the epochs, 0 <= burn_in < 1, e.g. 0.8; the penalty has the rest",
-        ),
-        "strength": ("[0, inf)", "give a number of at least 0; 0 drops the penalty"),
-        "cadence": ("[1, inf)", "give a whole number of steps of at least 1"),
-    }
 
     epochs: int = 200  # the burn-in included
     batch_size: int = 1024
     lr: float = 0.01
     schedule: str = "constant"
     weight_decay: float = 1e-4  # the paper trains with 0 and with 1e-4
-    burn_in: float = 0.8  # share of the epochs that is trained without the penalty; the paper's 160 of 200
-    strength: float = 0.01  # lambda, of the penalty; 0 for none
-    cadence: int = 24  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
+    burn_in: ShareBelowOne = 0.8  # share of the epochs that is trained without the penalty; the paper's 160 of 200
+    strength: NonNegative = 0.01  # lambda, of the penalty; 0 for none
+    cadence: Count = 24  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
 
     def model_options(self) -> dict[str, Any]:
         """Circular convolutions: of them the exact norms are known."""
@@ -78,41 +71,34 @@ class Regularised(Method):
         raise NotImplementedError
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """The burn-in, unless it is shorter than an epoch, and the regularised rest."""
         state, monitor = self.penalty_state(dataset, model), LayerNorms(model, dataset.image_shape)
-        modules = {"watch": monitor, **({} if state is None else {"kept": state})}  # names that checkpoints have
+        modules = {"watch": monitor} | ({} if state is None else {"kept": state})  # names that checkpoints have
         burn_in, usual = int(round(self.burn_in * self.epochs, 6)), self.lr_schedule()
 
         def singular_values(deployed: nn.Module, batch: Batch) -> dict[str, float]:
-            found = monitor.converge(deployed)
-            return {f"sigma/{name.removeprefix('encoder.')}": float(value.sqrt()) for name, value in found.items()}
+            norms = monitor.converge(deployed).items()
+            return {f"sigma/{name.removeprefix('encoder.')}": float(value.sqrt()) for name, value in norms}
 
         def begin() -> None:
             if isinstance(state, LayerNorms) and self.strength:
                 state.converge(model)
 
         def stage(name: str, start: int, end: int, **rest: Any) -> Stage:
+            def updates(batch: Batch, context: StepContext) -> Updates:
+                penalised = name == "regularised" and self.strength > 0 and context.step % self.cadence == 0
+                x = batch.x.detach().requires_grad_(penalised)
+                loss, outputs = self.task(model, x, batch)
+                added = loss.total.new_zeros(())  # also where there is none: its mean over an epoch counts all steps
+                if penalised:
+                    added = self.strength * self.penalty(state, model, x, outputs, context)
+                yield "model", Loss(loss.total + added, {**loss.parts, "penalty": added})
+
             spec = replace(self.optim(self.trained(model)), schedule=lambda epoch: usual(epoch + start))
-            passes = (Pass(self._updates(model, state, penalised=name == "regularised"), augment=self.augment),)
             rest |= {"keep": "last", "modules": modules, "probes": {"sigma": singular_values}}
-            return Stage(name, end - start, {"model": spec}, passes, **rest)
+            return Stage(name, end - start, {"model": spec}, (Pass(updates, augment=self.augment),), **rest)
 
         last = stage("regularised", burn_in, self.epochs, ema=self.ema, begin=begin)
         return [stage("burn-in", 0, burn_in), last] if burn_in else [last]
-
-    def _updates(self, model: nn.Module, state: nn.Module | None, penalised: bool) -> Update:
-        """One step a batch. "penalty" is what it adds to the loss, so its mean over an epoch counts the steps without."""
-
-        def updates(batch: Batch, context: StepContext) -> Updates:
-            now = penalised and self.strength > 0 and context.step % self.cadence == 0
-            x = batch.x.detach().requires_grad_(now)
-            loss, outputs = self.task(model, x, batch)
-            added = loss.total.new_zeros(())
-            if now:
-                added = self.strength * self.penalty(state, model, x, outputs, context)
-            yield "model", Loss(loss.total + added, {**loss.parts, "penalty": added})
-
-        return updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +109,11 @@ class RepSpectral(Regularised):
     folded, BatchNorm ignored. BatchNorm makes weights scale-free, so there the penalty bounds nothing by itself.
     """
 
-    name = "rep_spectral"
-    title = "Rep-spectral"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv"
+    name, title = "rep_spectral", "Rep-spectral"
     summary = "Clean training that ends with a penalty on the largest singular values up to the representation."
-    ranges: ClassVar[Ranges] = {"iterations": "[1, inf)"}
 
     operator: Operator = "exact"  # a layer's norm: exact, power (block iteration), reshaped (kernel as a matrix)
-    iterations: int = 1  # of power iteration at each use
+    iterations: Count = 1  # of power iteration at each use
     fold_batchnorm: bool = False  # take the weights with the gains of the BatchNorm that follows them; not the paper's
 
     def penalised(self) -> tuple[str, ...]:
@@ -152,9 +135,8 @@ class LLSpectral(RepSpectral):
     Of networks with one hidden layer the released code penalises, by a slip, the readout alone: `readout_only`.
     """
 
-    name = "ll_spectral"
-    title = "LL-spectral"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv; after Yoshida and Miyato 2017"
+    name, title = "ll_spectral", "LL-spectral"
+    paper = f"{Regularised.paper}; after Yoshida and Miyato 2017"
     summary = "Rep-spectral's penalty on all layers, the readout included."
 
     readout_only: bool = False  # penalise the readout alone, as the released code does for one hidden layer
@@ -170,15 +152,13 @@ class CrossLipschitz(Regularised):
     Rep-spectral's release computes 1/K of this penalty, so its strengths are K times these. Gradients are in pixels of [0, 1].
     """
 
-    name = "cross_lipschitz"
-    title = "Cross-Lipschitz"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv; after Hein and Andriushchenko 2017"
+    name, title = "cross_lipschitz", "Cross-Lipschitz"
+    paper = f"{Regularised.paper}; after Hein and Andriushchenko 2017"
     summary = (
         "Clean training that ends with a penalty on how differently the classes' probabilities change with the image."
     )
-    ranges: ClassVar[Ranges] = {"projections": ("[0, inf)", "give a number of random directions, or 0 for exact")}
 
-    projections: int = 1  # random directions, a double backward pass each; 0 for the exact penalty, one for each class
+    projections: Whole = 1  # random directions, a double backward pass each; 0 for the exact penalty
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
         return cross_lipschitz(outputs.softmax(1), x, projections=self.projections, generator=context.generator)
@@ -196,20 +176,15 @@ class SelfSupervisedSpectral(RepSpectral):
     """
 
     pretext: ClassVar[str]  # the name of the loss l in the metrics
-    ranges: ClassVar[Ranges] = {
-        "projection": ("[1, inf)", "give positive widths, e.g. (256,)"),
-        "readout_c": ("(0, inf)", "give a positive number, e.g. 1.0"),
-        "readout_iterations": "[1, inf)",
-    }
 
     batch_size: int = 1024
     epochs: int = 1000  # of pre-training, the burn-in included
     burn_in: float = 0.9  # share of the epochs that is trained without the penalty; the paper's 900 of 1000
     augment: str = "none"  # not used: the images of the loss are `views`, those of the readout are plain
     views: str = "simclr"  # view of the images in the loss
-    projection: tuple[int, ...] = (256,)  # widths of the projector's linear maps
-    readout_c: float = 1.0  # C of the logistic regression, its inverse L2 penalty
-    readout_iterations: int = 1000  # of its lbfgs, at most
+    projection: Widths = (256,)  # widths of the projector's linear maps
+    readout_c: Positive = 1.0  # C of the logistic regression, its inverse L2 penalty
+    readout_iterations: Count = 1000  # of its lbfgs, at most
 
     @property
     def all_epochs(self) -> int:
@@ -223,11 +198,13 @@ class SelfSupervisedSpectral(RepSpectral):
         return contrasted(model)
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        check_projected(self.name, dataset, model, SelfSupervised)
-        assert isinstance(model, SelfSupervised)
+        model = check_projected(self, dataset, model, SelfSupervised)
 
         def begin() -> None:
-            features, labels = features_of(model, dataset.train), dataset.train.labels
+            device, batches = next(model.parameters()).device, dataset.train.batches(500)
+            with frozen_eval(model), torch.no_grad(), full_float32():
+                features = torch.cat([model.features(batch.x.to(device)) for batch in batches])
+            labels = dataset.train.labels
             model.set_readout(*logistic_regression(features, labels, self.readout_c, self.readout_iterations))
 
         *before, last = super().stages(dataset, model)  # its probes go on: claims are about the last stage
@@ -249,14 +226,12 @@ class SelfSupervisedSpectral(RepSpectral):
 class BarlowSpectral(SelfSupervisedSpectral):
     """Barlow Twins' loss; see `barlow_twins_loss`."""
 
-    name = "barlow_spectral"
-    title = "Barlow Twins, spectral"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv; after Zbontar et al. 2021, Barlow Twins, ICML"
+    name, title = "barlow_spectral", "Barlow Twins, spectral"
+    paper = f"{Regularised.paper}; after Zbontar et al. 2021, Barlow Twins, ICML"
     summary = "Barlow Twins with rep-spectral's penalty on the encoder; then logistic regression on its features."
     pretext = "barlow"
-    ranges: ClassVar[Ranges] = {"off_diagonal": ("[0, inf)", "give a number of at least 0, e.g. 0.005")}
 
-    off_diagonal: float = 0.005  # lambda of Barlow Twins, of the redundancy between features
+    off_diagonal: NonNegative = 0.005  # lambda of Barlow Twins, of the redundancy between features
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         return barlow_twins_loss(a, b, self.off_diagonal)
@@ -266,27 +241,18 @@ class BarlowSpectral(SelfSupervisedSpectral):
 class SimCLRSpectral(SelfSupervisedSpectral):
     """SimCLR's loss (see `nt_xent`); the row `simclr` has the same loss with SupContrast's recipe and a head trained by Adam."""
 
-    name = "simclr_spectral"
-    title = "SimCLR, spectral"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv; after Chen et al. 2020, SimCLR, ICML"
+    name, title = "simclr_spectral", "SimCLR, spectral"
+    paper = f"{Regularised.paper}; after Chen et al. 2020, SimCLR, ICML"
     summary = "SimCLR with rep-spectral's penalty on the encoder; then logistic regression on its features."
     pretext = "nt_xent"
-    ranges: ClassVar[Ranges] = {"temperature": ("(0, inf)", "give a positive number, e.g. 0.07")}
 
     batch_size: int = 512
     weight_decay: float = 5e-4  # the paper trains with 0 and with 5e-4
     projection: tuple[int, ...] = (512, 10)  # widths of the projector's maps; the second is the backbone's own fc there
-    temperature: float = 0.07  # t of NT-Xent
+    temperature: Positive = 0.07  # t of NT-Xent
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         return nt_xent(a, b, self.temperature)
-
-
-def features_of(model: Classifier, split: Split) -> Tensor:
-    """Features (N, D) of the plain images of `split`, in eval mode and float32, on the model's device."""
-    device = next(model.parameters()).device
-    with frozen_eval(model), torch.no_grad(), full_float32():
-        return torch.cat([model.features(batch.x.to(device)) for batch in split.batches(500)])
 
 
 def logistic_regression(

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.losses import batch_spectral_shrinkage, l2_sp
-from robustlib.methods.base import Ranges, copy_weights, pretrained_run
+from robustlib.methods.base import Count, NonNegative, copy_weights, pretrained_run
 from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier
@@ -35,11 +35,8 @@ class Transfer(RepSpectral):
     rate, where it gives a pre-trained backbone a fifth, and a penalty is part of a step's loss, where it steps by itself.
     """
 
-    name = "transfer"
-    title = "Transfer"
-    paper = "Yang et al. 2024, Spectral Regularization for Adversarially-Robust Representation Learning, arXiv"
+    name, title = "transfer", "Transfer"
     summary = "Fine-tunes an encoder that was pre-trained, with or without rep-spectral's penalty, on other classes or images."
-    ranges: ClassVar[Ranges] = {"pretrain_epochs": "[1, inf)"}
 
     epochs: int = 50  # of fine-tuning, its burn-in included
     batch_size: int = 128
@@ -52,7 +49,7 @@ class Transfer(RepSpectral):
     freeze: bool = False  # fine-tune the head alone, on the features of the encoder in eval mode
     pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first
     source: tuple[int, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
-    pretrain_epochs: int = 200  # of pre-training, its burn-in included
+    pretrain_epochs: Count = 200  # of pre-training, its burn-in included
     pretrain_lr: float = 0.1  # of pre-training
     pretrain_schedule: str = "piecewise"  # of pre-training
     pretrain_points: tuple[tuple[float, float], ...] = PUBLISHED  # "piecewise": (epoch, factor), of pre-training
@@ -67,22 +64,13 @@ class Transfer(RepSpectral):
             self.pretraining()
         except InputError as error:
             raise InputError(f"{self.name}, its pre-training (pretrain_...): {error}") from None
-        checks = (
-            (self.source and len(set(self.source)) < 2, "leaves nothing to tell apart: give at least two labels."),
-            (self.source and self.pretrained, "is of a pre-training, and pretrained skips it: give one."),
+        where, few = f"source={self.source!r}", self.source and len(set(self.source)) < 2
+        held = f"strength={self.strength!r} penalises an encoder that freeze holds: set strength to 0, or free it."
+        self.refuse(
+            (few, f"{where} leaves nothing to tell apart: give at least two labels."),
+            (self.source and self.pretrained, f"{where} is of a pre-training, and pretrained skips it: give one."),
+            (self.freeze and self.strength, held),
         )
-        for wrong, sentence in checks:
-            if wrong:
-                raise InputError(f"{self.name}: source={self.source!r} {sentence}")
-        if self.freeze and self.strength:
-            raise InputError(
-                f"{self.name}: strength={self.strength!r} penalises an encoder that freeze holds: set strength to 0, or free it."
-            )
-
-    @property
-    def all_epochs(self) -> int:
-        """Epochs of pre-training, unless it is done, and of fine-tuning."""
-        return self.epochs + (0 if self.pretrained else self.pretrain_epochs)
 
     def pretraining(self) -> RepSpectral:
         """The method that pre-trains, on the same architecture."""
@@ -97,8 +85,7 @@ class Transfer(RepSpectral):
         return model.head.parameters() if self.freeze else model.parameters()
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        """Pre-training, unless a finished run is given, then fine-tuning from a new head."""
-        assert isinstance(model, Classifier)
+        model = self.check_model(model, Classifier)
         first, *rest = super().stages(dataset, model)
 
         def begin() -> None:
@@ -110,7 +97,14 @@ class Transfer(RepSpectral):
                 first.begin()
 
         tuning = [replace(first, begin=begin), *rest]
-        return tuning if self.pretrained else [*self._pretraining_stages(dataset, model), *tuning]
+        if self.pretrained:
+            return tuning
+        source = dataset.only(self.source or range((dataset.num_classes + 1) // 2))
+        stages = []
+        for stage in self.pretraining().stages(source, model):  # what they keep is theirs
+            modules = {f"pretraining-{name}": module for name, module in stage.modules.items()}
+            stages.append(replace(stage, name=f"pretraining-{stage.name}", modules=modules, dataset=source))
+        return [*stages, *tuning]
 
     def begin_penalty(self, state: nn.Module | None, model: Any) -> None:
         """Called when fine-tuning begins, with the penalty's state; the encoder is the pre-trained one."""
@@ -123,41 +117,22 @@ class Transfer(RepSpectral):
         ce = cross_entropy(model.head(features), batch.y)
         return Loss(ce, {"ce": ce}), features.float()
 
-    def _pretraining_stages(self, dataset: Dataset, model: Classifier) -> list[Stage]:
-        """The stages of pre-training, which see the source's classes alone; what they keep is theirs."""
-        source = dataset.only(self.source or range((dataset.num_classes + 1) // 2))
-        return [
-            replace(
-                stage,
-                name=f"pretraining-{stage.name}",
-                modules={f"pretraining-{name}": module for name, module in stage.modules.items()},
-                dataset=source,
-            )
-            for stage in self.pretraining().stages(source, model)
-        ]
-
     def load_pretrained(self, model: Classifier) -> None:
         """Gives the model the last encoder of the run at `pretrained`, and the image statistics that it was trained with."""
-        run = pretrained_run(self.name, self.pretrained)
+        run = pretrained_run(self)
         theirs, where = run.model("last"), f"{self.name}: pretrained={self.pretrained!r}"
         if theirs.image_shape != model.image_shape:
-            raise InputError(
-                f"{where} was trained on images of shape {theirs.image_shape}, not {model.image_shape}: give a run on images of "
-                "this shape."
-            )
-        copy_weights(self.name, run, model.encoder, theirs.encoder)
-        if _padding(theirs) != _padding(model):
+            shapes = f"images of shape {theirs.image_shape}, not {model.image_shape}"
+            raise InputError(f"{where} was trained on {shapes}: give a run on images of this shape.")
+        copy_weights(self, run, model.encoder, theirs.encoder)
+        pads = [[m.padding_mode for m in net.encoder.modules() if isinstance(m, nn.Conv2d)] for net in (theirs, model)]
+        if pads[0] != pads[1]:
             raise InputError(
                 f"{where} has convolutions that pad otherwise than circularly: give a run of rep_spectral (its strength may be "
                 "0), or of a self-supervised row of its family."
             )
         model.mean.copy_(theirs.mean)
         model.std.copy_(theirs.std)
-
-
-def _padding(model: Classifier) -> list[str]:
-    """How each convolution of the encoder pads."""
-    return [m.padding_mode for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,30 +143,27 @@ class BSS(Transfer):
     step: set `burn_in` and `cadence`.
     """
 
-    name = "bss"
-    title = "BSS"
+    name, title = "bss", "BSS"
     paper = "Chen et al. 2019, Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage for Safe Transfer Learning, NeurIPS"
     summary = "Fine-tunes a pre-trained encoder and suppresses the directions in which a batch's features vary least."
-    ranges: ClassVar[Ranges] = {"k": "[1, inf)"}
 
     strength: float = 0.001  # eta, of the penalty
     burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
     cadence: int = 1  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
     pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
-    k: int = 1  # how many singular values are penalised, the smallest ones
+    k: Count = 1  # how many singular values are penalised, the smallest ones
 
     def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
         return None
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        assert isinstance(model, Classifier)
+        model = self.check_model(model, Classifier)
         rest = len(dataset.train) % self.batch_size
         smallest = rest if rest > 1 else min(self.batch_size, len(dataset.train))  # the loop drops a last batch of one
-        if self.k > min(smallest, model.head.in_features):
-            raise InputError(
-                f"{self.name}: k={self.k!r}, but the smallest batch has {smallest} images and {model.head.in_features} features: "
-                f"give k of at most {min(smallest, model.head.in_features)}, or another batch_size."
-            )
+        most = min(smallest, model.head.in_features)
+        sizes = f"the smallest batch has {smallest} images and {model.head.in_features} features"
+        advice = f"give k of at most {most}, or another batch_size."
+        self.refuse((self.k > most, f"k={self.k!r}, but {sizes}: {advice}"))
         return super().stages(dataset, model)
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
@@ -206,18 +178,16 @@ class L2SP(Transfer):
     burn-in of 0.6 and in every 15th step: set `burn_in` and `cadence`.
     """
 
-    name = "l2_sp"
-    title = "L2-SP"
+    name, title = "l2_sp", "L2-SP"
     paper = "Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML"
     summary = "Fine-tunes a pre-trained encoder and penalises its distance from where it started."
-    ranges: ClassVar[Ranges] = {"alpha": "[0, inf)", "beta": "[0, inf)"}
 
     strength: float = 1.0  # of the whole penalty; published without
     burn_in: float = 0.0  # share of the epochs of fine-tuning without the penalty
     cadence: int = 1  # the penalty is taken in the steps 0, cadence, 2 cadence ... of each epoch; 1 for all
     pretrain_strength: float = 0.0  # lambda, of rep-spectral's penalty in pre-training; 0 for none
-    alpha: float = 0.1  # of the encoder's squared distance from its start; published there: 0.1 and 0.01
-    beta: float = 0.01  # of the new head's squared weights
+    alpha: NonNegative = 0.1  # of the encoder's squared distance from its start; published there: 0.1 and 0.01
+    beta: NonNegative = 0.01  # of the new head's squared weights
 
     def penalty_state(self, dataset: Dataset, model: Any) -> nn.Module | None:
         return copy.deepcopy(model.encoder).requires_grad_(False)

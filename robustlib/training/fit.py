@@ -3,12 +3,12 @@
 import contextlib
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from robustlib.attacks.base import Precision
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
@@ -17,8 +17,6 @@ from robustlib.runs import Run, outdated, trained_with, versions, write_json
 from robustlib.runs.run import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
-
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 def fit(
@@ -63,7 +61,10 @@ def fit(
         params["compile"] = True
     run = Run.of(params, root)
     if run.finished and not rerun:
-        return refresh_params(run, params)
+        if run.changes() != params["changes"]:  # the preset's own values may have moved since
+            others = {name: value for name, value in run.params().items() if name != "changed"}
+            write_json(run.path / "params.json", {**others, "changes": params["changes"]})
+        return run
     with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         clear_stale(run, rerun)
         write_json(run.path / "params.json", params)
@@ -83,11 +84,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    if (device.index or 0) >= there.get(device.type, 0):
-        raise InputError(
-            f"Device {name!r} was asked for, but this machine has no such device: use --device cpu or auto."
-        )
+    if (device.index or 0) >= {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0):
+        raise InputError(f"Device {name!r}: this machine has no such device, use --device cpu or auto.")
     return device
 
 
@@ -118,14 +116,6 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "title": method.title,
         "changes": method.changes(arch),
     }
-
-
-def refresh_params(run: Run, params: Mapping[str, Any]) -> Run:
-    """The finished run, with its changes from the preset as it is today: the preset's own value may have moved since."""
-    if run.changes() != params["changes"]:
-        others = {name: value for name, value in run.params().items() if name != "changed"}
-        write_json(run.path / "params.json", {**others, "changes": params["changes"]})
-    return run
 
 
 def clear_stale(run: Run, rerun: bool) -> None:

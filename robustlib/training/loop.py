@@ -1,9 +1,13 @@
 """The loop itself: stages, epochs, passes, steps. It knows no method and no paper."""
 
+import io
+import json
 import logging
+import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +17,25 @@ from torch.optim.swa_utils import AveragedModel
 from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.rng import derive_seed
-from robustlib.runs import Run, save_weights
-from robustlib.training import checkpoint
-from robustlib.training.stages import Loss, Pass, Probe, Stage, StepContext, Trainable, Updates
+from robustlib.runs import Run, save_weights, write_atomic
+from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.validation import overfitting, probe_batch, validate
+
+NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
+
+
+@dataclass
+class State:
+    """The position of a training: everything that does not follow from its parameters and seed."""
+
+    stage: int = 0
+    epoch: int = 0  # epochs of this stage that are done
+    begun: bool = False  # whether the stage's `begin` has run
+    seconds: float = 0.0  # spent so far, over all sessions
+    threads: int = 1
+    score: tuple[float, float] = NO_SCORE  # of the best epoch of this stage
+    best_robust: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics so far
 
 
 @dataclass
@@ -47,9 +66,9 @@ class Training:
         self.average: AveragedModel | None = None
         self.batch_size, self.threat = self.method.batch_size, self.method.threat(self.dataset)
         self.advice = self.method.advice(self.run.params().get("arch", self.method.arch))
-        self.saved = checkpoint.load(self.run.path / "checkpoint.pt")
-        fresh = checkpoint.State(threads=self.threads or torch.get_num_threads())
-        self.state: checkpoint.State = self.saved["state"] if self.saved else fresh
+        self.saved = load_checkpoint(self.run.path / "checkpoint.pt")
+        fresh = State(threads=self.threads or torch.get_num_threads())
+        self.state: State = self.saved["state"] if self.saved else fresh
         if self.threads and self.threads != self.state.threads:
             raise InputError(
                 f"{self.run.path} was begun with {self.state.threads} CPU threads and would give other numbers with "
@@ -102,7 +121,7 @@ class Training:
                 self._load(saved["modules"], {"ema": self.average.module})
                 self.average.n_averaged.fill_(saved["updates"] + 1)
         if not begun:
-            self.state.begun, self.state.score = True, checkpoint.NO_SCORE
+            self.state.begun, self.state.score = True, NO_SCORE
             self._measure({"epoch": 0}, 0.0)
             self._save()
 
@@ -155,47 +174,44 @@ class Training:
 
     def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Runs a method's update generator on a batch: each loss that it yields is differentiated and stepped on at once."""
-        found: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         updates = part.updates(batch, context)
         try:
-            for name, loss in self._autocast(updates):
+            while True:
+                with self.fabric.autocast():  # what a method computes, and nothing between two yields
+                    item = next(updates, None)
+                if item is None:
+                    break
+                name, loss = item
                 for optimiser in self.optimisers.values():
                     optimiser.zero_grad()
                 self.fabric.backward(loss.total)
                 self.optimisers[name].step()
                 prefix = "" if len(self.optimisers) == 1 else f"{name}/"
-                _accumulate(found, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
+                _accumulate(sums, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
         finally:
             updates.close()  # a method may have weights to put back
         if self.average:
             self.average.update_parameters(self.model)
-        return found
-
-    def _autocast(self, updates: Updates) -> Iterator[tuple[str, Loss]]:
-        """What `updates` yields; its own computations run in the training's precision, those between two yields do not."""
-        while True:
-            with self.fabric.autocast():
-                item = next(updates, None)
-            if item is None:
-                return
-            yield item
+        return sums
 
     def _measure(self, row: dict[str, Any], started: float) -> None:
         """Validates, probes, warns, keeps the best weights, and adds the row to the metrics."""
         self._seed(row["epoch"], "measure")  # probes may draw
-        result = validate(self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
-        row = {"stage": self.stage.name, "epoch_total": self._epochs_done(), **row, **result.numbers}
-        row |= self._probe(self.stage.probes)
-        clean, robust = (result.numbers.get(name, -1.0) for name in ("clean_val", "robust_val"))
+        numbers, withstood = validate(self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
+        before = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}
+        epochs = sum(before.values()) + self.state.epoch
+        row = {"stage": self.stage.name, "epoch_total": epochs, **row, **numbers, **self._probe(self.stage.probes)}
+        clean, robust = (numbers.get(name, -1.0) for name in ("clean_val", "robust_val"))
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
-        least = checkpoint.NO_SCORE if self.stage.keep == "last" else self.state.score
+        least = NO_SCORE if self.stage.keep == "last" else self.state.score
         if row["epoch"] and score > least:
-            self.state.score, self.state.best_robust = score, result.robust
+            self.state.score, self.state.best_robust = score, withstood
             save_weights(self.deployed, self.run.path / "model.safetensors", {"epoch": str(row["epoch"])})
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
         if self.stage.adversarial and self.stage.monitored and row["epoch"]:
-            before = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]]
-            row["warnings"] = overfitting([*before, row], self.state.best_robust, result.robust)
+            epochs_before = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]]
+            row["warnings"] = overfitting([*epochs_before, row], self.state.best_robust, withstood)
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]
@@ -217,10 +233,6 @@ class Training:
         """The weights that are validated and kept: the average where there is one."""
         return self.average.module if self.average else self.model
 
-    def _epochs_done(self) -> int:
-        finished = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}
-        return sum(finished.values()) + self.state.epoch
-
     def _seed(self, *purpose: object) -> None:
         """Seeds torch's global generator for a purpose within the stage."""
         torch.manual_seed(derive_seed(self.seed, self.stage.name, *purpose))
@@ -235,13 +247,37 @@ class Training:
             raise InputError(f"{self.run.path}/checkpoint.pt does not fit this run ({reason}): use --rerun.") from error
 
     def _save(self) -> None:
-        updates = int(self.average.n_averaged) - 1 if self.average else 0
-        checkpoint.save(self.run, self.state, self.modules, self.optimisers, updates)
+        """Writes checkpoint.pt, then metrics.jsonl: the next epoch of a resumed training repairs a crash between the two."""
+        content = {
+            "state": {**vars(self.state), "rows": json.dumps(self.state.rows)},
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "updates": int(self.average.n_averaged) - 1 if self.average else 0,  # of the averaged weights
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(self.run.path / "checkpoint.pt", buffer.getbuffer())
+        write_atomic(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.state.rows))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint, None if there is none; never executes code from the file."""
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves what must move
+        return {**content, "state": State(**{**content["state"], "rows": json.loads(content["state"]["rows"])})}
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = "delete it, or use --rerun to start anew"
+        raise InputError(f"{path} is no checkpoint of robustlib, or a truncated one ({reason}): {remedy}.") from error
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of parameters and buffers; its decay at update t is min(decay, (1 + t) / (10 + t)), so
-    that early updates count."""
+    """The exponential moving average of parameters and buffers.
+
+    Its decay at update t is min(decay, (1 + t) / (10 + t)), so that early updates count.
+    """
 
     def average(shadows: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
         t = int(averaged.n_averaged) - 1  # on the CPU: the argument's copy on a GPU would have to be waited for
@@ -252,9 +288,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
                 shadow.copy_(new)
 
     averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    averaged.n_averaged.fill_(
-        1
-    )  # the copy is the first of the averaged weights; at 0 the first update would replace it
+    averaged.n_averaged.fill_(1)  # the copy is the first of the averaged; at 0 the first update would replace it
     averaged.module.eval().requires_grad_(False)
     return averaged
 

@@ -15,7 +15,6 @@ from robustlib.threat import Threat
 
 # (Fractional) epoch of the stage -> factor of the learning rate: a pure function, so that resuming needs no state of it.
 Schedule = Callable[[float], float]
-SCHEDULES = ("constant", "step", "cosine", "one_cycle", "piecewise")
 
 
 def constant() -> Schedule:
@@ -50,6 +49,11 @@ def piecewise(points: Sequence[tuple[float, float]]) -> Schedule:
 def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
     """Linear from 0 to 1 at the fraction `peak` of training, then linear to 0 (the cyclic schedule of Wong et al. 2020)."""
     return piecewise([(0, 0.0), (peak * epochs, 1.0), (epochs, 0.0)])
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    schedule.__name__: schedule for schedule in (constant, step, cosine, one_cycle, piecewise)
+}
 
 
 @dataclass(frozen=True)
@@ -100,62 +104,44 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class Pass:
-    """One way of going through the training data once.
+    """One way of going through the training data once."""
 
-    Args:
-        updates: the heart of a method: for each batch yields (optimiser name, Loss) one or more times; between two yields
-            the loop differentiates the loss and steps that optimiser.
-        name: shown in the metrics.
-        repeats: passes over the data in each epoch.
-        reset_optimizers: names of optimisers that start anew with the pass.
-        augment: the view that `batch.x` shows: "weak", "simclr", "simclr-weak" or "none".
-        begin: called in each epoch before the pass, and before its optimisers are reset.
-        probes: as those of a stage, but measured in each epoch right before the pass (and after `begin`).
-    """
-
+    # The heart of a method: for each batch yields (optimiser name, Loss) one or more times; between two yields the loop
+    # differentiates the loss and steps that optimiser.
     updates: Callable[[Batch, StepContext], Updates]
-    name: str = "train"
-    repeats: int = 1
-    reset_optimizers: tuple[str, ...] = ()
-    augment: str = "weak"
-    begin: Callable[[], None] | None = None
-    probes: Mapping[str, Probe] = field(default_factory=dict)
+    name: str = "train"  # shown in the metrics
+    repeats: int = 1  # passes over the data in each epoch
+    reset_optimizers: tuple[str, ...] = ()  # names of optimisers that start anew with the pass
+    augment: str = "weak"  # the view that `batch.x` shows: "weak", "simclr", "simclr-weak" or "none"
+    begin: Callable[[], None] | None = None  # called in each epoch before the pass, before its optimisers are reset
+    probes: Mapping[str, Probe] = field(default_factory=dict)  # as a stage's, but right before each pass, after `begin`
 
 
 @dataclass(frozen=True)
 class Stage:
     """A part of a training with its own optimisers and epochs.
 
-    Args:
-        name: shown in the metrics; part of every random seed.
-        epochs: in each, all `passes` in their order; a stage without passes is its `begin` and one epoch that is measured.
-        optimisers: by the names that updates yield.
-        adversarial: whether it trains on attacks: then the best epoch is that of the highest robust validation accuracy and
-            overfitting is monitored; otherwise it is that of the highest clean validation accuracy.
-        monitored: False where the validated model is not the deployed one (a later stage replaces its head): no warnings.
-        keep: which weights are the run's: "best", of the best epoch, or "last", where a paper selects none.
-        ema: decay of the exponential moving average of weights and statistics that is validated and kept; 0 for none.
-        begin: called when the stage starts and not when it resumes, e.g. to copy a teacher.
-        end: called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
-        modules: trained or copied beside the model; checkpointed with it.
-        probes: (model, fixed validation batch of at most 256 images) -> number, before the first and after every epoch,
-            "probe/<name>" in the metrics; or several numbers by names of their own, then "probe/<own name>".
-        dataset: whose training and validation images the stage sees; None for the run's.
+    The best epoch is that of the highest clean validation accuracy; of an adversarial stage, whose overfitting is monitored,
+    that of the highest robust one. A probe maps the deployed model and a fixed validation batch of at most 256 images to a
+    number, "probe/<name>" in the metrics, or to several by names of their own, then "probe/<own name>".
     """
 
-    name: str
-    epochs: int
-    optimisers: Mapping[str, OptimizerSpec]
+    name: str  # shown in the metrics; part of every random seed
+    epochs: int  # in each, all `passes` in their order; a stage without passes is its `begin` and one epoch that is measured
+    optimisers: Mapping[str, OptimizerSpec]  # by the names that updates yield
     passes: tuple[Pass, ...]
-    adversarial: bool = False
-    monitored: bool = True
-    keep: Literal["best", "last"] = "best"
-    ema: float = 0.0
-    begin: Callable[[], None] | None = None
+    adversarial: bool = False  # whether it trains on attacks
+    monitored: bool = True  # False, no warnings, where a later stage replaces the head of the model that is validated
+    keep: Literal["best", "last"] = "best"  # the epoch whose weights are the run's; "last" where a paper selects none
+    ema: float = 0.0  # decay of the averaged weights and statistics that are validated and kept; 0 for none
+    begin: Callable[[], None] | None = (
+        None  # called when the stage starts and not when it resumes, e.g. to copy a teacher
+    )
+    # Called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
     end: Callable[[nn.Module, Batch], None] | None = None
-    modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    probes: Mapping[str, Probe] = field(default_factory=dict)
-    dataset: Dataset | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)  # trained or copied beside the model; checkpointed
+    probes: Mapping[str, Probe] = field(default_factory=dict)  # before the first and after every epoch
+    dataset: Dataset | None = None  # whose training and validation images the stage sees; None for the run's
 
 
 class Trainable(Protocol):

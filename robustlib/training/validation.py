@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +25,18 @@ DROP, COLLAPSE, ONCE, GAP, ALIGNMENT = 0.20, 0.05, 0.20, 0.25, 0.3
 ROBUST_OVERFITTING, GENERALISATION, RISING = 0.02, 0.15, 5
 
 
-class Validation(NamedTuple):
-    """Numbers of one epoch for the metrics, and which validation images withstood PGD (to compare epochs in pairs)."""
-
-    numbers: dict[str, float]
-    robust: Tensor
-
-
-def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision) -> Validation:
-    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment.
+def validate(
+    model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision
+) -> tuple[dict[str, float], Tensor]:
+    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment; and which
+    images of `val` withstood PGD, bool (N,), to compare epochs in pairs.
 
     Attacks and the alignment use the model's `attack_view`; accuracies and losses are always the deployed model's. A model that
     does not predict yet has nothing to validate. A stochastic model is scored on one draw for each image, the same one in every
     epoch and under every attack; attacks do not know it and draw their own.
     """
     if not getattr(model, "predicts", True):
-        return Validation({}, torch.zeros(0, dtype=torch.bool))
+        return {}, torch.zeros(0, dtype=torch.bool)
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with frozen_eval(model):
@@ -58,7 +54,7 @@ def validate(model: nn.Module, train: Split, val: Split, threat: Threat, seed: i
         "robust_train": _accuracy(trained, few),
         "gradient_alignment": alignment,
     }
-    return Validation(numbers, (attacked.argmax(1) == val.labels).cpu())
+    return numbers, (attacked.argmax(1) == val.labels).cpu()
 
 
 def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
@@ -111,10 +107,6 @@ def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) ->
         rows: metrics of the stage so far, at least one.
         best, now: which validation images withstood PGD at the best and at the last epoch, (N,) bool.
     """
-    return [*_catastrophic(rows), *_robust(rows, best, now)]
-
-
-def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     row, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
     robust, once, aligned = row["robust_val"], max(r["robust_val"] for r in rows), row["gradient_alignment"]
     gap = row["fgsm_val"] - robust
@@ -131,19 +123,21 @@ def _catastrophic(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             len(rows) > 1 and aligned < ALIGNMENT <= before["gradient_alignment"]
         ),
     }
-    found = [sign for sign, present in signs.items() if present]
-    return [f"catastrophic overfitting: {'; '.join(found)}"] if found else []
-
-
-def _robust(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:
-    found, difference = [], best.float() - now.float()  # on the same images
+    catastrophic = [sign for sign, present in signs.items() if present]
+    difference = best.float() - now.float()  # on the same images
     lost, error = float(difference.mean()), float(difference.std(unbiased=False)) / math.sqrt(len(difference))
-    if lost - 1.96 * error > ROBUST_OVERFITTING:  # only what exceeds the noise of this validation set
-        found.append(f"robust validation accuracy is {lost * 100:.1f} points below its best epoch")
-    gap = rows[-1]["robust_train"] - rows[-1]["robust_val"]
-    if gap - 1.96 * math.sqrt(0.5 / len(now)) > GENERALISATION:
-        found.append(f"robust training accuracy is {gap * 100:.0f} points above validation")
+    unseen = row["robust_train"] - robust
     losses = [r["robust_loss_val"] for r in rows[-RISING - 1 :]]
-    if len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses)):
-        found.append(f"robust validation loss has risen for {RISING} epochs")
-    return [f"robust overfitting: {text}" for text in found]
+    gradual = {
+        f"robust validation accuracy is {lost * 100:.1f} points below its best epoch": (
+            lost - 1.96 * error > ROBUST_OVERFITTING  # only what exceeds the noise of this validation set
+        ),
+        f"robust training accuracy is {unseen * 100:.0f} points above validation": (
+            unseen - 1.96 * math.sqrt(0.5 / len(now)) > GENERALISATION
+        ),
+        f"robust validation loss has risen for {RISING} epochs": (
+            len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses))
+        ),
+    }
+    said = [f"catastrophic overfitting: {'; '.join(catastrophic)}"] if catastrophic else []
+    return said + [f"robust overfitting: {sign}" for sign, present in gradual.items() if present]

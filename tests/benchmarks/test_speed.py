@@ -14,7 +14,6 @@ from training_steps import our_step
 from robustlib.data import load_dataset
 from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
-from robustlib.methods.ancra import head_logits
 from robustlib.models import build_model
 from robustlib.workbook.experiments import Options, plan, preset_methods
 
@@ -91,7 +90,7 @@ def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypat
     if name == "ancra":
         other = torch.stack([torch.nonzero(y != label)[0, 0] for label in y])
         pair = found[0], y[other]
-        ours = [method.loss(head_logits(model), SimpleNamespace(x=x, y=y), found[1], pair).total]
+        ours = [method.loss(model, SimpleNamespace(x=x, y=y), found[1], pair).total]
     elif name == "afd":
         losses = method.losses(model, SimpleNamespace(x=x, y=y), found[0], teacher.latent(x).detach())
         ours = [losses["confused"].total, losses["model"].total]

@@ -1,7 +1,6 @@
 """AFD and its rows: losses and AFD's update against the released loop written out, stages, AWP, the gap, and the runs they start from."""
 
 import copy
-import json
 import math
 import shutil
 
@@ -14,12 +13,13 @@ from torch import nn
 from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods import make_method, preset_names
+from robustlib.methods import make_method
 from robustlib.models import Disentangled, build_model
 from robustlib.representation import feature_gap, features, gap_probe, probe_attack
 from robustlib.rng import ExampleRNG
+from robustlib.runs import write_json
 from robustlib.training.validation import probe_batch
-from tests.training_fixtures import built, first_batch, step_context, tiny, train, updated
+from tests.training_fixtures import built, first_batch, same_state, step_context, tiny, train, updated
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -134,20 +134,30 @@ def test_repo_mode_is_the_released_update_to_first_order_and_paper_mode_is_not(d
 # ---- AFD's two losses
 
 
+def double(*tensors):
+    return [t.detach().double().numpy() for t in tensors]
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def cross_entropy(z, k):
+    return np.log(np.exp(z).sum()) - z[k]
+
+
 def in_numpy(model, teacher, batch, x_adv):
     """CE(z1, y), CE(z2, c), 1 - cos(f1, f_T), cos(f1, f2) and whether z2 says c, example by example in float64."""
-    with torch.no_grad():
-        h, t = (m.encoder((x - m.mean) / m.std).double().numpy() for m, x in ((model, x_adv), (teacher, batch.x)))
-    maps = (model.intrinsic.weight, model.confused.weight, model.head.weight, model.head.bias)
-    d1, d2, w, b = (p.detach().double().numpy() for p in maps)
+    h, t = double(*(m.encoder((x - m.mean) / m.std) for m, x in ((model, x_adv), (teacher, batch.x))))
+    d1, d2, w, b = double(model.intrinsic.weight, model.confused.weight, model.head.weight, model.head.bias)
     rows = []
     for n, y in enumerate(batch.y.tolist()):
         f1, f2 = d1 @ h[n], d2 @ h[n]
         z1, z2 = w @ f1 + b, w @ f2 + b
         c = max((k for k in range(10) if k != y), key=z1.__getitem__)
-        ce, neg = (np.log(np.exp(z).sum()) - z[k] for z, k in ((z1, y), (z2, c)))
-        angle = [f1 @ v / np.linalg.norm(f1) / np.linalg.norm(v) for v in (t[n], f2)]
-        rows.append([ce, neg, 1 - angle[0], angle[1], float(z2.argmax() == c)])
+        rows.append(
+            [cross_entropy(z1, y), cross_entropy(z2, c), 1 - cosine(f1, t[n]), cosine(f1, f2), z2.argmax() == c]
+        )
     return np.mean(rows, axis=0)
 
 
@@ -175,16 +185,14 @@ def test_afds_losses_equal_their_formula_and_switches_drop_their_terms(digits, m
 def test_which_weights_learn_from_what(digits):
     model, (batch,) = shaken(digits), batches(digits, 1)
     loss = updated(tuned_afd(digits, model, disentangle=False, align=False), batch)["model"]
-    head, alone = (
-        torch.autograd.grad(v, model.head.weight, retain_graph=True)[0] for v in (loss.total, loss.parts["ce"])
-    )
-    assert torch.equal(head, alone)  # the paper's W learns nothing of the wrong class
+    pair = [torch.autograd.grad(v, model.head.weight, retain_graph=True)[0] for v in (loss.total, loss.parts["ce"])]
+    assert torch.equal(*pair)  # the paper's W learns nothing of the wrong class
     for mode in ("repo", "paper"):
         model = shaken(digits)
         found = updated(tuned_afd(digits, model, mode=mode), batch)
-        wanted = [model.confused.weight, model.encoder.weight, model.intrinsic.weight]
+        weights = [model.confused.weight, model.encoder.weight, model.intrinsic.weight]
         for name, learns in (("confused", [True, False, False]), ("model", [False, True, True])):
-            gradients = torch.autograd.grad(found[name].total, wanted, allow_unused=True)
+            gradients = torch.autograd.grad(found[name].total, weights, allow_unused=True)
             assert [g is not None and bool(g.abs().max() > 1e-3) for g in gradients] == learns
 
 
@@ -215,12 +223,9 @@ def tuned(digits, name, **settings):
 
 def ce_and_gap(model, teacher, batch, x_adv):
     """CE and mean 1 - cos of penultimate features, example by example in float64."""
-    with torch.no_grad():
-        f, t = model.features(x_adv).double().numpy(), teacher.eval().features(batch.x).double().numpy()
-    w, b = (p.detach().double().numpy() for p in (model.head.weight, model.head.bias))
-    ce = [np.log(np.exp(w @ g + b).sum()) - (w @ g + b)[y] for g, y in zip(f, batch.y.tolist(), strict=True)]
-    gap = [1 - g @ h / np.linalg.norm(g) / np.linalg.norm(h) for g, h in zip(f, t, strict=True)]
-    return np.mean(ce), np.mean(gap)
+    f, t, w, b = double(model.features(x_adv), teacher.eval().features(batch.x), model.head.weight, model.head.bias)
+    rows = [(cross_entropy(w @ g + b, y), 1 - cosine(g, h)) for g, h, y in zip(f, t, batch.y.tolist(), strict=True)]
+    return np.mean(rows, axis=0)
 
 
 @pytest.mark.parametrize(("name", "weight"), [("vaft", 0.0), ("afkd", 50.0), ("arrest", 50.0)])
@@ -236,25 +241,12 @@ def test_losses_equal_their_formula(digits, name, weight):
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize(("name", "settings"), [("vaft", {}), ("afd", {"disentangle": False, "align": False})])
-def test_without_its_terms_fine_tuning_is_pgd_at_from_another_start(digits, name, settings):
-    _, _, stage = tuned(digits, name, **settings)
-    pgd_at = make_method("pgd_at", "digits", attack_steps=3)
-    batch, base = first_batch(digits, 24), pgd_at.stages(digits, built(pgd_at, digits))[0]
-    assert torch.equal(updated(stage, batch)["model"].total, updated(base, batch)["model"].total)
-
-
-def drift(model, teacher, batch):
-    """The mean of 1 - cos(f_T(x), f(x)), both in eval mode."""
-    pair = [m.eval().features(batch.x).detach().double() for m in (copy.deepcopy(model), teacher)]
-    return float((1 - F.cosine_similarity(*pair)).mean())
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_arrest_replays_noise_where_clean_features_drifted(digits, norm):
     batch = first_batch(digits, 24)
     model, teacher, _ = tuned(digits, "arrest")
-    limit = math.degrees(math.acos(1 - drift(model, teacher, batch)))
+    f, t = double(*(m.eval().features(batch.x) for m in (model, teacher)))
+    limit = math.degrees(math.acos(np.mean([cosine(a, b) for a, b in zip(f, t, strict=True)])))
     for angle, noisy in ((limit - 0.1, True), (limit + 0.1, False)):
         model, teacher, stage = tuned(digits, "arrest", angle=angle, norm=norm)
         before = copy.deepcopy(model)
@@ -262,12 +254,12 @@ def test_arrest_replays_noise_where_clean_features_drifted(digits, norm):
         assert loss.parts["replayed"] == float(noisy)
         assert model.training
         assert model.encoder.stage1[1].num_batches_tracked == 1  # neither the distance nor the attack leaves a trace
-        threat, shape = Threat(norm, digits.threat.eps), batch.x.shape[1:]
+        threat, now = Threat(norm, digits.threat.eps), step_context().generator
         if noisy:  # where the attack would have started
-            rng = ExampleRNG.from_generator(step_context().generator, len(batch.x), batch.x.device).fold_in(0)
+            rng, shape = ExampleRNG.from_generator(now, len(batch.x), batch.x.device).fold_in(0), batch.x.shape[1:]
             x = threat.random_start(batch.x, rng.uniform(*shape), rng.fold_in(0).normal(*shape))
         else:
-            x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=step_context().generator)
+            x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=now)
         ce, gap = ce_and_gap(model, teacher, batch, x)
         assert np.isclose(loss.total.item(), ce + 50 * gap, rtol=1e-4)
 
@@ -297,11 +289,10 @@ def test_awp_takes_the_step_at_the_perturbed_weights(digits, name):
         return other, updated(stage, batch)
 
     at_start, plain = losses_at({})
-    moved = {n: w for n, w in at_start.named_parameters() if "weight" in n and w.ndim > 1 and n != "confused.weight"}
-    gradients = torch.autograd.grad(plain["model"].total, list(moved.values()))
-    shifted = {
-        n: (w + 0.02 * w.norm() / g.norm() * g).detach() for (n, w), g in zip(moved.items(), gradients, strict=True)
-    }
+    named = {n: w for n, w in at_start.named_parameters() if "weight" in n and w.ndim > 1 and n != "confused.weight"}
+    gradients = torch.autograd.grad(plain["model"].total, list(named.values()))
+    steps = {n: 0.02 * w.norm() / g.norm() * g for (n, w), g in zip(named.items(), gradients, strict=True)}
+    shifted = {n: (named[n] + step).detach() for n, step in steps.items()}
     expected = losses_at(shifted)[1]
 
     model, _, stage = tuned(digits, name, awp_gamma=0.02, **settings)
@@ -336,23 +327,11 @@ def test_stages_are_natural_training_and_fine_tuning(digits):
     assert owned[1] - set(map(id, natural.optimisers["model"].params)) == {id(model.intrinsic.weight)}
 
 
-@pytest.mark.parametrize("preset", preset_names())
-def test_presets_stretch_the_published_schedule(preset):
-    paper, method = make_method("afd"), make_method("afd", preset)
-    stretch, epochs = method.epochs / 20, (0.5, 9.9, 10, 12, 14, 16, 18, 19.9)
-    assert (stretch, method.lr) == (2 if preset == "digits" else 1, paper.lr)
-    assert [method.lr_schedule()(stretch * e) for e in epochs] == pytest.approx(
-        [paper.lr_schedule()(e) for e in epochs]
-    )
-
-
-def test_only_attacked_images_move_the_statistics(digits):
-    model, teacher, stage = tuned(digits, "afd")
-    stage.begin()
-    before = copy.deepcopy(teacher.state_dict())
-    drive(stage, batches(digits, 1))
-    assert model.encoder.stage1[1].num_batches_tracked == 1
-    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+def test_the_digits_preset_stretches_the_published_schedule():
+    paper, digits = make_method("afd"), make_method("afd", "digits")
+    assert (digits.epochs, digits.lr) == (40, paper.lr)
+    for epoch in (0.5, 9.9, 10, 12, 14, 16, 18, 19.9):
+        assert digits.lr_schedule()(2 * epoch) == pytest.approx(paper.lr_schedule()(epoch))
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -395,21 +374,19 @@ def test_the_family_trains_alike(runs):
     assert not any(torch.equal(branch.weight, eye) for branch in (model.intrinsic, model.confused))
 
 
-@pytest.mark.parametrize("name", ["vaft", "afd"])
-def test_averaging_leaves_the_trajectory_alone(few, runs, tmp_path, name):
-    plain, averaged = train(tiny(name, ema=0.0), few, tmp_path), runs[name]
-    raw = "^(model/|confused/)?(loss|ce|gap|cosine|agreement)$"
-    assert len(tuning(plain, raw).columns) == {"vaft": 3, "afd": 6}[name]
+def test_averaging_leaves_the_trajectory_alone(few, runs, tmp_path):
+    plain, averaged = train(tiny("afd", ema=0.0), few, tmp_path), runs["afd"]
+    raw = "^(model/|confused/)(loss|ce|gap|cosine|agreement)$"
+    assert len(tuning(plain, raw).columns) == 6
     assert tuning(plain, raw).equals(tuning(averaged, raw))  # the losses of the raw weights, epoch for epoch
-    both = [run.model("last").state_dict() for run in (plain, averaged)]
-    assert any(not torch.equal(value, both[1][key]) for key, value in both[0].items())
+    assert not same_state(plain.model("last"), averaged.model("last"))
 
 
 def test_the_deployed_branch_changes_no_weight(few, runs, tmp_path):
     deployed, latent = both = runs["afd"], train(tiny("afd", classify="latent"), few, tmp_path)
     assert latent.params()["model"] == {"disentangled": True, "classify": "latent"}
     f1, h = (run.model("last").eval() for run in both)
-    assert all(torch.equal(value, h.state_dict()[key]) for key, value in f1.state_dict().items())
+    assert same_state(f1, h)
     assert tuning(deployed, "^(model|confused)/").equals(tuning(latent, "^(model|confused)/"))
     assert [len(tuning(run, "^probe/f1/").columns) for run in both] == [3, 0]
     assert len({run.metrics().robust_loss_val.iloc[-1] for run in both}) == 2  # validation sees what is deployed
@@ -428,13 +405,11 @@ def test_the_monitored_gap_is_that_of_the_features(digits):
     model.intrinsic.weight.data += 0.1 * torch.randn_like(model.intrinsic.weight)
     batch = probe_batch(digits.val)
     (found,) = [probe(model, batch) for probe in stage.probes.values()]
-    split, wanted = digits.val.sample(len(batch.y)), {}
+    split, wanted, attack = digits.val.sample(len(batch.y)), {}, probe_attack(digits.threat)
     for layer, name in (("encoder", "h"), ("intrinsic", "f1")):
-        attack = probe_attack(digits.threat)
-        pair = [
-            features(model, split, layers=layer, **kw)[layer][:: len(split) // 128] for kw in ({}, {"attack": attack})
-        ]
+        tables = [features(model, split, layers=layer, **kw)[layer] for kw in ({}, {"attack": attack})]
         for measure in ("relative_l2", "cosine", "linf"):
+            pair = (table[:: len(split) // 128] for table in tables)
             wanted[f"{name}/{measure}"] = feature_gap(*pair, measure).mean().item()
     assert found == pytest.approx(wanted, rel=0.02)
     assert model.training
@@ -483,34 +458,22 @@ def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, 
     assert not teacher.training
 
 
-@pytest.fixture
-def altered(natural, tmp_path):
-    """The path of a copy of the natural run with some of its facts changed."""
-
-    def copied(file, **facts):
-        path = shutil.copytree(natural.path, tmp_path / "other")
-        (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | facts))
-        return str(path)
-
-    return copied
-
-
 @pytest.mark.parametrize(
-    ("name", "file", "facts", "says"),
+    ("name", "fact", "says"),
     [
-        ("vaft", "params.json", {"method": "trades"}, "is trades · small_cnn · seed 0 on digits, done"),
         (
-            "afd",
-            "status.json",
-            {"state": "failed"},
-            "is standard .*, failed: give .* a finished run of standard on digits",
+            "vaft",
+            {"method": "trades"},
+            "is trades · small_cnn · seed 0 on digits, done: give .* run of standard on digits",
         ),
-        ("afd", "params.json", {"dataset": "mnist"}, "is standard .* on mnist, done"),
+        ("afd", {"dataset": "mnist"}, "is standard .* on mnist, done"),
     ],
 )
-def test_runs_that_do_not_fit_are_refused(digits, altered, name, file, facts, says):
+def test_runs_that_do_not_fit_are_refused(digits, natural, tmp_path, name, fact, says):
+    path = shutil.copytree(natural.path, tmp_path / "other")
+    write_json(path / "params.json", natural.params() | fact)
     with pytest.raises(InputError, match=f"{name}: pretrained=.* {says}"):
-        begun(digits, name, altered(file, **facts))
+        begun(digits, name, str(path))
 
 
 def test_a_deployed_branch_needs_a_disentangled_model(digits):

@@ -14,32 +14,20 @@ from robustlib.methods import make_method
 from robustlib.methods.claf import head_probe
 from robustlib.models import build_model
 from robustlib.models.branches import clean_statistics
-from robustlib.runs import Run
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch
 from tests.restated import supcon
-from tests.training_fixtures import built, first_batch, step_context, train
+from tests.training_fixtures import built, first_batch, same_state, step_context, tiny, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
-SMALL = {"attack_steps": 2, "train_examples": 130, "epochs": 2, "batch_size": 64, "head_epochs": 1, "tuning_epochs": 1}
 
 
-def settings(name, **changes):
-    extra = {"aug_epochs": 1, "refresh_passes": 1} if name == "claf" else {}
-    return {**SMALL, "final_steps": 2, **extra, **changes}
-
-
-def made(digits, name, seed=0, **changes):
-    """The method, a model of some training in train mode, and the stages."""
-    method = make_method(name, "digits", **settings(name, **changes))
-    model = built(method, digits, seed)
+def made(digits, name, **settings):
+    """A model of some training in train mode, and the stages of its training."""
+    method = tiny(name, **settings)
+    model = built(method, digits)
     model.project(torch.rand(64, 1, 8, 8))
-    return method, model, method.stages(digits, model)
-
-
-def fresh(dataset):
-    """The first batch, its draws not begun."""
-    return replace(first_batch(dataset), generator=torch.Generator().manual_seed(7))
+    return model, method.stages(digits, model)
 
 
 def two_views(batch):
@@ -74,18 +62,18 @@ def stepped(model, stage, part, batch):
 
 @pytest.mark.parametrize(("name", "temperature"), [("supcon", 0.1), ("simclr", 0.5)])
 def test_supcon_and_simclr_contrast_two_views(digits, name, temperature):
-    _, model, stages = made(digits, name)
-    batch, twin = fresh(digits), copy.deepcopy(model)
-    loss, views = loss_of(stages[0].passes[0], batch), two_views(fresh(digits))
+    model, stages = made(digits, name)
+    batch, twin = first_batch(digits), copy.deepcopy(model)
+    loss, views = loss_of(stages[0].passes[0], batch), two_views(first_batch(digits))
     assert not torch.equal(*views)
     wanted = supcon_of(twin, views, batch.y if name == "supcon" else None, temperature)
     assert np.isclose(loss.total.item(), wanted, rtol=1e-4)
 
 
 def test_rocl_is_its_formula(digits):
-    _, model, stages = made(digits, "rocl", regulariser=8.0)
+    model, stages = made(digits, "rocl", regulariser=8.0)
     twin = copy.deepcopy(model)
-    loss, (x1, x2) = loss_of(stages[0].passes[0], fresh(digits)), two_views(fresh(digits))
+    loss, (x1, x2) = loss_of(stages[0].passes[0], first_batch(digits)), two_views(first_batch(digits))
 
     def pair(seen, x):
         u = F.normalize(torch.cat((seen.project(x), twin.project(x2))), dim=1)
@@ -100,9 +88,9 @@ def test_rocl_is_its_formula(digits):
 
 
 def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
-    _, model, stages = made(digits, "acl")
+    model, stages = made(digits, "acl")
     twin = copy.deepcopy(model)
-    loss, views = loss_of(stages[0].passes[0], fresh(digits)), torch.cat(two_views(fresh(digits)))
+    loss, views = loss_of(stages[0].passes[0], first_batch(digits)), torch.cat(two_views(first_batch(digits)))
     with clean_statistics(twin):
         clean = supcon_of(twin, views.chunk(2))
 
@@ -116,32 +104,22 @@ def test_acl_is_the_mean_of_two_streams_with_their_own_statistics(digits):
     assert np.isclose(loss.total.item(), (clean + attacked) / 2, rtol=1e-3)
     assert attacked > clean
     # The clean pass moved one set of statistics, the attacked one the other, attacks neither.
-    assert all(
-        torch.allclose(v.float(), model.state_dict()[k].float(), atol=1e-4) for k, v in twin.state_dict().items()
-    )
-
-
-def shifted(batch):
-    """Digits' weak view: each image moved by up to one pixel, a fresh draw."""
-    offsets = torch.randint(0, 3, (2, len(batch), 1), generator=batch.generator).flatten(1).t().tolist()
-    padded = F.pad(batch.images.float() / 255, (1, 1, 1, 1))
-    return torch.stack([x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets, strict=True)])
+    assert same_state(twin, model, atol=1e-4)
 
 
 @pytest.mark.parametrize("augment", ["none", "weak"])
 @pytest.mark.parametrize("adv_views", [0, 1, 2])
 def test_claf_adds_adversarial_views_of_the_head(digits, augment, adv_views):
     """Each attack starts from a view of its own."""
-    _, model, stages = made(digits, "claf", adv_views=adv_views, augment=augment)
+    model, stages = made(digits, "claf", adv_views=adv_views, augment=augment)
     contrast, twin, now = stages[1].passes[-1], copy.deepcopy(model), step_context()
     assert contrast.augment == augment
-    batch, other = (replace(fresh(digits), augment=augment) for _ in range(2))
+    batch, other = (first_batch(digits, augment=augment) for _ in range(2))
     loss, views, attack = loss_of(contrast, batch), two_views(other), PGD(digits.threat, steps=2)
     for _ in range(adv_views):
-        x = shifted(other) if augment == "weak" else other.images.float() / 255
-        views.append(attack(twin, x, batch.y, generator=now.generator))
+        views.append(attack(twin, other.view(augment), batch.y, generator=now.generator))
     assert np.isclose(loss.total.item(), supcon_of(twin, views, batch.y, 0.07), rtol=1e-3)
-    plain = loss_of(stages[0].passes[0], fresh(digits))
+    plain = loss_of(stages[0].passes[0], first_batch(digits))
     assert (plain.total.item() == pytest.approx(loss.total.item(), rel=1e-3)) == (adv_views == 0)
 
 
@@ -149,49 +127,53 @@ def test_claf_adds_adversarial_views_of_the_head(digits, augment, adv_views):
 
 
 def test_claf_freezes_what_the_paper_freezes(digits):
-    _, model, (augmented, adversarial, final) = made(digits, "claf")
+    model, (augmented, adversarial, final) = made(digits, "claf")
     batch = first_batch(digits)
     refresh, contrast = adversarial.passes
     assert stepped(model, augmented, augmented.passes[0], batch) == ({"encoder", "projector"}, {"encoder"})
     assert stepped(model, adversarial, refresh, batch) == ({"head"}, set())
     assert stepped(model, adversarial, contrast, batch) == ({"encoder", "projector"}, {"encoder"})
     assert stepped(model, final, final.passes[0], batch) == ({"head"}, set())
-    _, model, stages = made(digits, "claf", refresh_batchnorm="train")
+    model, stages = made(digits, "claf", refresh_batchnorm="train")
     assert stepped(model, stages[1], stages[1].passes[0], batch) == ({"head"}, {"encoder"})
 
 
-@pytest.mark.parametrize(("refresh", "attacked"), [("full", True), ("clean", False), ("reinit", True)])
-def test_the_refresh_trains_the_head_on_frozen_features(digits, refresh, attacked):
-    _, model, stages = made(digits, "claf", refresh=refresh)
-    batch, twin = fresh(digits), copy.deepcopy(model).eval()
-    loss = loss_of(stages[1].passes[0], batch)
-    x = PGD(digits.threat, steps=2)(twin, batch.x, batch.y, generator=step_context().generator) if attacked else batch.x
+@pytest.mark.parametrize(
+    ("name", "changes", "stage", "steps"),
+    [
+        *(("claf", {"refresh": refresh}, 1, steps) for refresh, steps in (("full", 2), ("clean", 0), ("reinit", 2))),
+        ("supcon", {"final": "alf", "final_steps": 3}, -1, 3),
+    ],
+)
+def test_heads_are_fitted_on_frozen_features_of_clean_or_attacked_images(digits, name, changes, stage, steps):
+    model, stages = made(digits, name, **changes)
+    batch, twin = first_batch(digits), copy.deepcopy(model).eval()
+    loss, attack = loss_of(stages[stage].passes[0], batch), PGD(digits.threat, steps=steps or 1)
+    x = attack(twin, batch.x, batch.y, generator=step_context().generator) if steps else batch.x
     assert torch.isclose(loss.total, F.cross_entropy(twin(x), batch.y), rtol=1e-4)
     assert loss.parts["accuracy"] == (twin(x).argmax(1) == batch.y).float().mean()
 
 
 def test_the_stages_of_claf(digits):
     settings = {"schedule": "cosine", "epochs": 6, "aug_epochs": 2, "refresh_passes": 3}
-    augmented, adversarial, _ = stages = made(digits, "claf", **settings)[2]
+    augmented, adversarial, _ = stages = made(digits, "claf", **settings)[1]
     facts = [(s.name, s.epochs, s.adversarial, s.monitored) for s in stages]
     assert facts[:2] == [("augmented", 2, False, True), ("adversarial", 4, True, False)]
     assert facts[2][::2] == ("slf", False)
     refresh, contrast = adversarial.passes
     assert (refresh.repeats, refresh.reset_optimizers, refresh.begin) == (3, ("head",), None)
     assert (contrast.repeats, contrast.reset_optimizers, contrast.augment) == (1, (), "none")
-    rates = [
-        stage.optimisers["encoder"].schedule(e)
-        for stage, last in ((augmented, 2), (adversarial, 4))
-        for e in (0, 1, last)
-    ]
+    halves = ((augmented, (0, 1, 2)), (adversarial, (0, 1, 4)))
+    rates = [stage.optimisers["encoder"].schedule(epoch) for stage, epochs in halves for epoch in epochs]
     assert np.allclose(rates, [0.001 + 0.999 * (1 + np.cos(np.pi * e / 6)) / 2 for e in (0, 1, 2, 2, 3, 6)])
     assert adversarial.optimisers["head"].kind == "adam"
 
 
 def test_a_head_that_is_never_refreshed_comes_first(digits):
-    method, model, stages = made(digits, "claf", refresh="never", aug_epochs=0, head_epochs=7)
+    settings = {"refresh": "never", "aug_epochs": 0, "head_epochs": 7}
+    model, stages = made(digits, "claf", **settings)
     assert [(stage.name, stage.epochs) for stage in stages] == [("first-head", 7), ("adversarial", 2), ("slf", 7)]
-    assert method.all_epochs == 16
+    assert tiny("claf", **settings).all_epochs == 16
     (part,) = stages[0].passes
     assert (part.repeats, part.reset_optimizers) == (1, ())
     assert stepped(model, stages[0], part, first_batch(digits)) == ({"head"}, set())
@@ -207,9 +189,10 @@ def test_a_head_that_is_never_refreshed_comes_first(digits):
     ],
 )
 def test_heads_begin_anew_where_told(digits, changes, begun, new):
-    _, model, stages = made(digits, "claf", **changes)
+    model, stages = made(digits, "claf", **changes)
     before = model.head.weight.clone()
-    begun(stages).begin()
+    if begun(stages).begin:
+        begun(stages).begin()
     assert torch.equal(model.head.weight, before) != new
 
 
@@ -222,21 +205,13 @@ def test_heads_begin_anew_where_told(digits, changes, begun, new):
     [("slf", ({"head"}, set())), ("alf", ({"head"}, set())), ("aff", ({"encoder", "head"}, {"encoder"}))],
 )
 def test_linear_heads_leave_the_encoder_alone_and_fine_tuning_does_not(digits, name, final, moves):
-    _, model, (*_, last) = made(digits, name, final=final)
+    model, (*_, last) = made(digits, name, final=final)
     assert (last.name, last.adversarial) == (final, final != "slf")
     assert stepped(model, last, last.passes[0], first_batch(digits)) == moves
 
 
-def test_alf_is_fitted_on_attacked_images(digits):
-    _, model, stages = made(digits, "supcon", final="alf", final_steps=3)
-    batch, twin = first_batch(digits), copy.deepcopy(model).eval()
-    loss = loss_of(stages[-1].passes[0], batch)
-    x_adv = PGD(digits.threat, steps=3)(twin, batch.x, batch.y, generator=step_context().generator)
-    assert torch.isclose(loss.total, F.cross_entropy(twin(x_adv), batch.y), rtol=1e-4)
-
-
 def test_aff_is_trades(digits):
-    _, model, stages = made(digits, "supcon", final="aff", beta=2.0, final_steps=3)
+    model, stages = made(digits, "supcon", final="aff", beta=2.0, final_steps=3)
     batch, twin = first_batch(digits), copy.deepcopy(model)
     loss = loss_of(stages[-1].passes[0], batch)
     attack = PGD(digits.threat, steps=3, objective="kl", start="gaussian")
@@ -245,9 +220,7 @@ def test_aff_is_trades(digits):
     expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
     assert torch.isclose(loss.total, expected, rtol=1e-3)
     twin(batch.x)  # TRADES' release forwards x, x' and x again
-    assert all(
-        torch.allclose(v.float(), model.state_dict()[k].float(), atol=1e-5) for k, v in twin.state_dict().items()
-    )
+    assert same_state(twin, model, atol=1e-5)
     rates = [stages[-1].optimisers["model"].schedule(e) for e in (0.5, 0.7, 0.9)]
     assert np.allclose(rates, [1, 0.1, 0.01])
 
@@ -258,16 +231,7 @@ def test_aff_is_trades(digits):
 @pytest.fixture(scope="module")
 def runs(few, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: train(make_method(name, "digits", **settings(name)), few, root) for name in FAMILY}
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_each_trains_saves_and_loads(runs, name):
-    rows = runs[name].metrics()
-    stages = {"claf": ["augmented", "adversarial", "slf"]}.get(name, ["contrastive", "slf"])
-    assert list(dict.fromkeys(rows.stage)) == stages
-    assert runs[name].model()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    assert rows.filter(regex="loss$").notna().any().all()
+    return {name: train(tiny(name), few, root) for name in ("simclr", "claf")}
 
 
 def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(runs):
@@ -277,7 +241,7 @@ def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(runs):
 
 
 def test_the_head_probe_is_the_heads_accuracy(digits):
-    _, model, _ = made(digits, "claf")
+    model, _ = made(digits, "claf")
     batch, attack = probe_batch(digits.val), PGD(digits.threat, steps=2)
     found = head_probe("head", attack)(model, batch)
     assert model.training
@@ -289,7 +253,7 @@ def test_the_head_probe_is_the_heads_accuracy(digits):
 def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "overfitting", lambda *_: ["robust overfitting: it seems"])
     changes = {"refresh": "never", "aug_epochs": 0, "final": "alf", "epochs": 1}
-    rows = train(make_method("claf", "digits", **settings("claf", **changes)), few, tmp_path).metrics()
+    rows = train(tiny("claf", **changes), few, tmp_path).metrics()
     said = rows[rows.epoch > 0].set_index("stage")["warnings"].map(bool)
     assert said.to_dict() == {"first-head": False, "adversarial": False, "alf": True}  # the head that is deployed
 
@@ -299,7 +263,7 @@ def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypa
 
 @pytest.mark.parametrize("final", ["alf", "aff"])
 def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
-    method = make_method("claf", "digits", **settings("claf", final=final, pretrained=str(runs["claf"].path)))
+    method = tiny("claf", final=final, pretrained=str(runs["claf"].path))
     assert method.all_epochs == 1
     run = train(method, few, tmp_path, seed=1)
     assert list(dict.fromkeys(run.metrics().stage)) == [final]
@@ -309,11 +273,11 @@ def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
 
 def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
     never = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}
-    root = train(make_method("claf", "digits", **settings("claf", **never)), few, tmp_path).path
+    root = train(tiny("claf", **never), few, tmp_path).path
 
     def again(**changes):
         asked = {**never, "final": "alf", "pretrained": str(root), **changes}
-        return train(make_method("claf", "digits", **settings("claf", **asked)), few, tmp_path)
+        return train(tiny("claf", **asked), few, tmp_path)
 
     for changes, says in (
         ({"head_epochs": 1}, "head_epochs=2, not 1"),
@@ -326,20 +290,12 @@ def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
     assert again(head_lr=0.5, tuning_epochs=3).finished, "what the last head alone sees may differ"
 
 
-def test_a_run_of_another_data_set_is_named(runs, few, tmp_path):
-    method = make_method("claf", "digits", **settings("claf", pretrained=str(runs["claf"].path)))
-    says = "small_cnn · seed 0 on digits, done: give the directory of a finished run of claf on mnist"
-    with pytest.raises(InputError, match=says):
-        train(method, replace(few, name="mnist"), tmp_path)
-
-
 def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_path):
-    tuned = train(make_method("supcon", "digits", **settings("supcon", final="aff")), few, tmp_path)
+    tuned = train(tiny("supcon", final="aff"), few, tmp_path)
+    assert tuned.params()["model"] == {"projection": [128, 64]}
     for path, says in ((runs["simclr"].path, "a finished run of supcon"), (tuned.path, "fine-tuned as a whole")):
-        method = make_method("supcon", "digits", **settings("supcon", final="alf", pretrained=str(path)))
         with pytest.raises(InputError, match=says):
-            train(method, few, tmp_path)
-    assert Run(tuned.path).params()["model"] == {"projection": [128, 64]}
+            train(tiny("supcon", final="alf", pretrained=str(path)), few, tmp_path)
 
 
 # ---- bad input

@@ -105,19 +105,12 @@ def test_every_method_has_its_published_values():
     assert set(PUBLISHED) == set(METHODS)
 
 
-@pytest.mark.parametrize("preset", [None, "cifar10-paper"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_values_are_the_published_ones(name, preset):
-    source, values, _ = PUBLISHED[name]
-    method = make_method(name, preset)
-    assert {key: getattr(method, key) for key in values} == values, source
-
-
-@pytest.mark.parametrize("name", [name for name, (_, _, rates) in PUBLISHED.items() if rates])
-def test_the_learning_rate_is_the_published_one(name):
-    source, _, rates = PUBLISHED[name]
+def test_values_and_learning_rates_are_the_published_ones(name):
+    source, values, rates = PUBLISHED[name]
     method = make_method(name)
     factor = method.lr_schedule()
+    assert {key: getattr(method, key) for key in values} == values, source
     assert {epoch: method.lr * factor(epoch) for epoch in rates} == pytest.approx(rates), source
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_fixtures import broken_off, tiny, train, unchecked_purifier
+from tests.training_fixtures import broken_off, same_runs, tiny, train, unchecked_purifier
 
 RESUMED = (
     ("afd", {"pretrain_epochs": 2}, 4),  # within the fine-tuning
@@ -46,11 +46,7 @@ def test_a_broken_off_training_resumes_bit_for_bit(few, tmp_path, monkeypatch, u
     broken_off(tiny(name, **settings), few, tmp_path, monkeypatch, stop)
     torch.manual_seed(99)
     torn = train(tiny(name, **settings), few, tmp_path)
-    for which in ("best", "last"):
-        theirs = torn.model(which).state_dict()
-        assert all(torch.equal(value, theirs[key]) for key, value in whole.model(which).state_dict().items())
-    metrics = [run.metrics().drop(columns="seconds").to_json() for run in (whole, torn)]
-    assert metrics[0] == metrics[1]
+    assert same_runs(torn, whole)
 
 
 MIXED = (

@@ -17,7 +17,7 @@ from robustlib.runs import Run, save_weights, write_json
 from robustlib.training.fit import run_params
 from robustlib.workbook.experiments import read_study, variant_name
 from tests.restated import true_norms
-from tests.training_fixtures import built, train, updated
+from tests.training_fixtures import built, same_state, train, updated
 
 ROWS = ("transfer", "l2_sp", "bss")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
@@ -103,7 +103,7 @@ def test_pre_training_is_rep_spectral_on_the_source(digits):
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_arms_share_their_pre_training(runs, few, tmp_path):
+def test_variants_share_their_pre_training(runs, few, tmp_path):
     runs = {**runs, "none": train(made("transfer", pretrain_strength=0.0), few, tmp_path)}
     rows = {name: run.metrics().query("stage.str.startswith('pretraining')") for name, run in runs.items()}
     said = {name: frame["ce"].dropna().to_list() for name, frame in rows.items()}
@@ -115,19 +115,15 @@ def test_arms_share_their_pre_training(runs, few, tmp_path):
 # ---- what is frozen
 
 
-@pytest.mark.parametrize("arch", ["mlp_512", "small_cnn"])
-def test_a_frozen_encoder_stays_bit_identical(few, tmp_path, arch):
+def test_a_frozen_encoder_stays_bit_identical(few, tmp_path):
     def weights(**changes):
-        settings = {"arch": arch, "augment": "none", "pretrain_strength": 0.0, **changes}
+        settings = {"arch": "small_cnn", "augment": "none", "pretrain_strength": 0.0, **changes}
         return train(made("transfer", **settings), few, tmp_path).model("last").state_dict()
 
     base = weights(freeze=True, epochs=1, lr=0.0)
-    frozen, free = (
-        {key for key, value in weights(freeze=freeze).items() if not torch.equal(value, base[key])}
-        for freeze in (True, False)
-    )
-    assert frozen == {"head.weight", "head.bias"}
-    assert any(key.startswith("encoder.") for key in free)
+    frozen, free = weights(freeze=True), weights(freeze=False)
+    assert {key for key, value in frozen.items() if not torch.equal(value, base[key])} == {"head.weight", "head.bias"}
+    assert not torch.equal(free["encoder.stage1.0.weight"], base["encoder.stage1.0.weight"])
 
 
 # ---- trainings
@@ -159,13 +155,12 @@ def test_from_one_label_set_to_another(low, tmp_path):
     assert method.all_epochs == 5
     run = train(method, high, tmp_path)
     assert list(run.metrics().stage.unique()) == ["burn-in", "regularised"]
-    mine, theirs = run.model("last").encoder.state_dict(), low.model("last").encoder.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    assert same_state(run.model("last").encoder, low.model("last").encoder)
     assert run.metrics()["clean_val"].iloc[-1] > 0.6
     assert run.params()["dataset"] == "digits-5-9"
 
 
-def test_a_self_supervised_encoder_and_its_statistics(few, tmp_path):
+def test_a_self_supervised_encoder_and_its_statistics_are_taken_over(few, tmp_path):
     others = replace(few, mean=(0.1,), std=(2.0,))
     source = train(make_method("barlow_spectral", "digits", epochs=1, train_examples=100), others, tmp_path)
     run = train(made("l2_sp", pretrained=str(source.path), lr=0.0, epochs=1), few, tmp_path)
@@ -183,15 +178,14 @@ def unfit(root, dataset, name="rep_spectral", arch="mlp_512", state="done"):
 
 
 def test_a_run_of_larger_images_is_refused(digits, tmp_path):
-    splits = {k: getattr(digits, k) for k in ("train", "val", "test")}
-    wide = replace(digits, **{k: replace(v, images=F.pad(v.images, (0, 4, 0, 4))) for k, v in splits.items()})
+    wide = replace(digits, train=replace(digits.train, images=F.pad(digits.train.images, (0, 4, 0, 4))))
     method = made("transfer", arch="mlp_512", pretrained=str(unfit(tmp_path, wide)))
     with pytest.raises(InputError, match=r"images of shape \(1, 12, 12\), not \(1, 8, 8\)"):
         method.stages(digits, built(method, digits))[0].begin()
 
 
 @pytest.mark.parametrize(
-    ("arch", "found", "says"),
+    ("arch", "facts", "says"),
     [
         ("mlp_512", {"state": "failed"}, "is rep_spectral .* on digits, failed: give the directory of a finished run"),
         ("small_cnn", {}, "is a 'mlp_512', whose weights do not fit: give --set arch=mlp_512"),
@@ -199,8 +193,8 @@ def test_a_run_of_larger_images_is_refused(digits, tmp_path):
         ("mlp_512", None, "is no run: give the directory of a finished run"),
     ],
 )
-def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, found, says):
-    path = tmp_path if found is None else unfit(tmp_path, **{"dataset": digits, **found})
+def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, facts, says):
+    path = tmp_path if facts is None else unfit(tmp_path, digits, **facts)
     method = made("transfer", arch=arch, pretrained=str(path))
     with pytest.raises(InputError, match=says):
         method.stages(digits, built(method, digits))[0].begin()
@@ -214,10 +208,10 @@ def test_a_label_set_is_the_same_images_with_other_numbers(digits):
     assert (high.name, high.class_names, high.num_classes) == ("digits-5-9", tuple("56789"), 5)
     assert (high.mean, high.std, high.threat) == (digits.mean, digits.std, digits.threat)
     for part in ("train", "val", "test"):
-        mine, kept = getattr(high, part), getattr(digits, part)
+        few, kept = (getattr(dataset, part) for dataset in (high, digits))
         kept = kept.select(kept.labels >= 5)
-        pairs = ((mine.images, kept.images), (mine.indices, kept.indices), (mine.labels + 5, kept.labels))
-        assert all(torch.equal(a, b) for a, b in pairs)
+        pairs = ((few.images, kept.images), (few.indices, kept.indices), (few.labels + 5, kept.labels))
+        assert all(torch.equal(*pair) for pair in pairs)
     odd, named = digits.only((7, 1, 3, 3)), digits.only((7, 3), relabel=True)
     assert (odd.class_names, set(odd.test.labels.tolist())) == (digits.class_names, {1, 3, 7})
     assert named.class_names == ("3", "7")
@@ -251,14 +245,13 @@ def test_k_is_compared_with_the_last_batch(digits):
 
 def test_pre_training_follows_the_released_schedule(digits):
     """train_reg_transfer.py: one epoch of warm-up, MultiStepLR at 60, 120 and 160 by 0.2."""
-    method = replace(make_method("transfer"), arch="mlp_512")
-    stages = method.stages(digits, built(method, digits))
-    before, after = (stages[k].optimisers["model"].schedule for k in (0, 1))
-    for epoch, factor in ((0, 0), (0.5, 0.5), (1, 1), (59.9, 1), (60, 0.2), (119.9, 0.2), (120, 0.04), (159.9, 0.04)):
-        assert before(epoch) == pytest.approx(factor), epoch
-    assert [stage.epochs for stage in stages[:2]] == [160, 40]
-    assert after(0) == after(39.9) == pytest.approx(0.008)
-    assert stages[0].optimisers["model"].lr == 0.1
+    method = make_method("transfer", arch="mlp_512")
+    before, after, *_ = method.stages(digits, built(method, digits))
+    schedule, rates = before.optimisers["model"].schedule, {0: 0, 0.5: 0.5, 1: 1, 59.9: 1, 60: 0.2, 119.9: 0.2}
+    assert [schedule(epoch) for epoch in rates] == pytest.approx(list(rates.values()))
+    assert [schedule(120), schedule(159.9)] == pytest.approx([0.04, 0.04])
+    assert [after.optimisers["model"].schedule(epoch) for epoch in (0, 39.9)] == pytest.approx([0.008, 0.008])
+    assert (before.epochs, after.epochs, before.optimisers["model"].lr) == (160, 40, 0.1)
 
 
 def test_the_study_has_the_rows_of_both_tables():

@@ -19,6 +19,7 @@ from rich.text import Text
 from robustlib.evaluation import Progress, leaderboard
 from robustlib.evaluation.reference import Comparison
 from robustlib.runs import Run, read_json
+from robustlib.training.loop import clock
 from robustlib.workbook import tables
 from robustlib.workbook.claims import Claim, evaluate_claims
 from robustlib.workbook.experiments import Job
@@ -103,7 +104,7 @@ def reference_table(comparison: Comparison) -> Group:
     for name, numbers, alone in sides:
         interval = tables.percent(numbers["accuracy"], numbers["low"], numbers["high"])
         drawn.add_row(name, interval, ", ".join(map(str, alone)) or "none")
-    words = f"Ours is {comparison.difference:+.1f} points from theirs, which took {_clock(comparison.seconds)}."
+    words = f"Ours is {comparison.difference:+.1f} points from theirs, which took {clock(comparison.seconds)}."
     return Group(Text("The authors' package on the same images", style="bold"), drawn, Text(words))
 
 
@@ -129,7 +130,7 @@ def progress_line(console: Console, status: Status) -> Callable[[Progress], None
 
     def show(progress: Progress) -> None:
         name = " · ".join(filter(None, (progress.attack, progress.component, progress.surrogate)))
-        left = "" if progress.eta is None else f", {_clock(progress.eta)} left"
+        left = "" if progress.eta is None else f", {clock(progress.eta)} left"
         status.update(f"{name}: {progress.done} of {progress.total} images{left}")
         if progress.note:
             console.print(Text(progress.note), soft_wrap=True)
@@ -202,10 +203,4 @@ def _elapsed(status: dict[str, Any]) -> str:
     if "started" not in status:
         return ""
     since = (datetime.now(UTC) - datetime.fromisoformat(status["started"])).total_seconds()
-    return _clock(status.get("seconds", since))
-
-
-def _clock(duration: float) -> str:
-    """Minutes and seconds."""
-    minutes, seconds = divmod(round(duration), 60)
-    return f"{minutes}:{seconds:02d}"
+    return clock(status.get("seconds", since))

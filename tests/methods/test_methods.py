@@ -54,7 +54,7 @@ def test_every_stage_of_a_paper_preset_takes_a_step(preset, name):
     method = make_method(name, preset, **({"attack_steps": 1} if issubclass(METHODS[name], AdversarialMethod) else {}))
     assert str(method.threat(dataset)) == "Linf 8/255"
     model = build_model("small_cnn", dataset, **method.model_options()).train()
-    batch = next(dataset.train.batches(4, augment=method.augment))
+    batch = next(dataset.train.batches(2, augment=method.augment))
     for stage in method.stages(dataset, model):
         for key, loss in (update for part in stage.passes for update in part.updates(batch, step_context())):
             optimiser = stage.optimisers[key].build()

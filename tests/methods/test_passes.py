@@ -3,20 +3,16 @@
 from typing import Any
 
 import pytest
-import torch
 
 from robustlib.attacks import BatchPGD
 from robustlib.attacks.base import GradientOracle
 from robustlib.methods import METHODS, AdversarialMethod, make_method
-from robustlib.models import build_model
-from robustlib.training import StepContext
+from tests.training_fixtures import built, first_batch, step_context
 
 # Small numbers that differ from each other, so that a mistaken factor shows.
 SMALL = {"attack_steps": 2, "final_steps": 3, "tuning_epochs": 2, "head_epochs": 4, "epochs": 5, "pretrain_epochs": 1}
 SMALL |= {"repeats": 3, "classifier_epochs": 1, "purifier_epochs": 1}
-OWN: dict[str, dict[str, Any]] = {
-    "fgsm_rs": {"attack_steps": 1},
-    "n_fgsm": {"attack_steps": 1},
+OWN = {name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")} | {
     "arrest": {"replay": 0.0},
     "claf": {"aug_epochs": 2},
 }
@@ -54,14 +50,13 @@ def test_a_method_says_how_often_it_attacks(digits, counted, name, changes):
     usual = make_method(name, "digits")
     small = {key: value for key, value in {**SMALL, **OWN.get(name, {})}.items() if hasattr(usual, key)}
     method = make_method(name, "digits", **{**small, **changes})
-    model = build_model("small_cnn", digits, **method.model_options()).train()
-    batch, passes = next(digits.train.batches(16)), 0.0
+    model, batch, passes = built(method, digits), first_batch(digits), 0.0
     for stage in method.stages(digits, model):
         if stage.begin is not None:
             stage.begin()
         for part in stage.passes:
             counted[0] = 0
-            list(part.updates(batch, StepContext(0, 0, 0.0, torch.Generator().manual_seed(5), "32-true")))
+            list(part.updates(batch, step_context()))
             passes += stage.epochs * part.repeats * counted[0] / len(batch)
     assert method.attack_passes == passes
 

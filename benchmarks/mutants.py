@@ -187,7 +187,7 @@ MUTANTS = (
         "-torch.inf).argmax(1)",
         "torch.inf).argmax(1)",
         "AFD's c is the label",
-        "models/disentangled methods/afd",
+        "models/branches methods/afd",
     ),
     # methods
     Mutant(

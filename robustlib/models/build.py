@@ -14,7 +14,6 @@ from robustlib.models.purified import Purified, RandomTransform
 from robustlib.models.purifier import SMALL, Generator, MaskedAutoencoder, Purifier
 from robustlib.models.reverse_attention import ReverseAttention
 
-PADDING_MODES = ("zeros", "circular")
 WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
 
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
@@ -62,7 +61,7 @@ def build_model(
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
-    if padding_mode not in PADDING_MODES:
+    if padding_mode not in ("zeros", "circular"):
         raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
     if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
         raise InputError(

@@ -4,6 +4,17 @@ Measures take tables of features (N, D); `features` makes them of a model and a 
 `embed_runs` do it for finished runs, on the same images and with what was made before.
 """
 
+from robustlib.representation.copies import (
+    attacked_pairs,
+    consistency,
+    displacement,
+    forward_cost,
+    gap_probe,
+    image_copies,
+    purification_steps,
+    purified_copies,
+    transform_surface,
+)
 from robustlib.representation.embedding import Embedding, embed, embed_path, trustworthiness
 from robustlib.representation.features import Features, at_eps, features, layers
 from robustlib.representation.jacobian import (
@@ -14,9 +25,6 @@ from robustlib.representation.jacobian import (
     pullback_metric,
 )
 from robustlib.representation.measures import (
-    Exclusion,
-    NeuralCollapse,
-    Probe,
     alignment,
     cka,
     class_alignment,
@@ -25,18 +33,16 @@ from robustlib.representation.measures import (
     feature_gap,
     knn_probe,
     linear_probe,
+    measures,
     neural_collapse,
     principal_components,
     uniformity,
 )
-from robustlib.representation.pairs import Pairs, attacked_pairs, consistency, displacement, gap_probe, image_copies
-from robustlib.representation.purification import forward_cost, purification_steps, purified_copies, transform_surface
 from robustlib.representation.runs import (
     EXAMPLES,
     embed_runs,
     gap_table,
     measure_runs,
-    measures,
     probe_attack,
     run_features,
 )

@@ -5,11 +5,10 @@ what it means for alignment, exclusion and trustworthiness: a small distance bet
 Angles about the mean, as after a centred PCA, name other neighbours: the features of ReLU networks lie far off the origin.
 """
 
-import hashlib
 import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from torch import Tensor
 from robustlib.errors import InputError
 from robustlib.representation.features import as_features, cached_tensors, rows_at_once
 from robustlib.representation.measures import check_neighbours, principal_components, unit
-from robustlib.runs import versions
+from robustlib.runs import digest, versions
 
 PACKAGES = ("umap-learn", "numpy", "numba", "scikit-learn")  # whose versions can move points
 NEIGHBOURS, ANCHORS = 15, 1000  # of the trustworthiness: neighbours, and the points whose neighbours are counted
-ARRAYS, SCORES = ("points", "pca"), ("explained", "trustworthiness", "pca_trustworthiness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,26 +35,6 @@ class Embedding:
     trustworthiness: float  # of `points`, in [0, 1], see `trustworthiness`
     pca_trustworthiness: float
     parameters: Mapping[str, Any]  # how the map was made
-
-    @property
-    def clean(self) -> np.ndarray:
-        """UMAP coordinates (N, 2) of the first table; of `embed`, the clean one."""
-        return self.points[0]
-
-    @property
-    def adversarial(self) -> np.ndarray:
-        """UMAP coordinates (N, 2) of the last table; of `embed`, the adversarial one."""
-        return self.points[-1]
-
-    @property
-    def pca_clean(self) -> np.ndarray:
-        """Principal components (N, 2) of the first table."""
-        return self.pca[0]
-
-    @property
-    def pca_adversarial(self) -> np.ndarray:
-        """Principal components (N, 2) of the last table."""
-        return self.pca[-1]
 
     @property
     def made(self) -> str:
@@ -92,8 +70,8 @@ def embed_path(
     """Maps several tables of features to the plane together (McInnes et al. 2018); the same call gives the same map.
 
     Args:
-        tables: T of (N, D), of the same examples in the same order: clean features, then adversarial ones, of one radius or of
-            several growing ones, or of other copies; 5 000 to 10 000 rows in all show enough.
+        tables: T of (N, D), of the same examples in the same order: clean features, then those of attacked or other copies; 5 000
+            to 10 000 rows in all show enough.
         neighbours: of UMAP's graph, fewer than T N.
         min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
         seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
@@ -108,31 +86,29 @@ def embed_path(
         given = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
         raise InputError(f"UMAP with {given}: give at least 2 neighbours, and min_dist in [0, 1].")
     parameters = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "metric": "angle"}
-    file = None if cache is None else Path(cache) / "embeddings" / f"{_key(tables, parameters)}.npz"
-    made = cached_tensors(file, (*ARRAYS, *SCORES), lambda: _embed(tables, parameters))
-    known: dict[str, Any] = {name: made[name].numpy() for name in ARRAYS} | {name: made[name].item() for name in SCORES}
+    file = None
+    if cache is not None:
+        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+        shape, numerics = tuple(tables[0].shape), versions("measures/embedding")
+        facts = repr((len(tables), shape, sorted(parameters.items()), packages, numerics))
+        key = digest(facts, *(table.contiguous().numpy().tobytes() for table in tables))
+        file = Path(cache) / "embeddings" / f"{key}.npz"
+    names = [field.name for field in fields(Embedding) if field.name != "parameters"]
+    made = cached_tensors(file, names, lambda: _embed(tables, parameters))
+    known: dict[str, Any] = {name: made[name].numpy() if made[name].ndim else made[name].item() for name in names}
     return Embedding(**known, parameters=parameters)
 
 
-def _key(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> str:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    numerics = versions("measures/embedding")
-    facts = (len(tables), tuple(tables[0].shape), sorted(parameters.items()), packages, numerics)
-    digest = hashlib.sha256(repr(facts).encode())
-    for table in tables:
-        digest.update(table.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays and scores of an Embedding."""
+    """What an Embedding holds besides its parameters."""
     every = unit(torch.cat(tuple(tables)))
     plane, shares = principal_components(every, 2)
     pca = np.pad(plane.numpy(), ((0, 0), (0, 2 - plane.shape[1])))
-    views = [torch.from_numpy(view) for view in (_umap(every, pca, parameters), pca)]
-    scores = (float(shares[:2].sum()), *(trustworthiness(every, view) for view in views))
-    arrays = dict(zip(ARRAYS, (view.reshape(len(tables), -1, 2) for view in views), strict=True))
-    return arrays | {name: torch.tensor(score, dtype=torch.float64) for name, score in zip(SCORES, scores, strict=True)}
+    points, linear = torch.from_numpy(_umap(every, pca, parameters)), torch.from_numpy(pca)
+    scores = {"trustworthiness": trustworthiness(every, points), "pca_trustworthiness": trustworthiness(every, linear)}
+    scores["explained"] = float(shares[:2].sum())
+    made = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
+    return made | {"points": points.view(len(tables), -1, 2), "pca": linear.view(len(tables), -1, 2)}
 
 
 def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -174,14 +150,10 @@ def nearest(u: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 def trustworthiness(features: Tensor, flat: Tensor) -> float:
     """Whether neighbours on the map are neighbours in feature space, in [0, 1]; 1 = all of them (Venna and Kaski 2001).
 
-    1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the map that is only the r-th neighbour
-    (r > k) in feature space, by cosine; k = 15, or fewer where n < 2 k + 2. A map at random has about 0.5. Every neighbour is
-    ranked among all n points, but beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen: scikit-learn's
-    needs memory and time for n^2 distances and their order, which 10 000 points do not leave us.
-
-    Args:
-        features: (N, D), N at least 4.
-        flat: coordinates (N, 2).
+    Of features (n, D) and coordinates (n, 2): 1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the
+    map that is only the r-th neighbour (r > k) in feature space, by cosine; k = 15, or fewer where n < 2 k + 2. A map at random
+    has about 0.5. Beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen, each neighbour ranked among all:
+    scikit-learn's needs memory and time for n^2 distances and their order, which 10 000 points do not leave us.
     """
     n = len(features)
     if n < 4:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,19 +22,13 @@ FEATURES, LOGITS = "features", "logits"
 def layers(model: nn.Module) -> tuple[str, ...]:
     """The layers of a model from the image to the answer: its encoder's stages, then "features" (what `head` sees), "logits".
 
-    Stages are those that the encoder names in `stages`; of an encoder without them, its own submodules in their order. Any
-    other submodule has features too, under its path in `model.named_modules()`.
+    Stages are those that the encoder names in `stages`, or else its submodules in their order.
     """
-    root, prefix = model, ""
-    if isinstance(encoder := getattr(model, "encoder", None), nn.Module):
-        root, prefix = encoder, "encoder."
-    names = list(getattr(root, "stages", ()))
-    while not names:
-        children = [name for name, _ in root.named_children()]
-        if len(children) != 1:
-            names = children
-            break
-        root, prefix = getattr(root, children[0]), f"{prefix}{children[0]}."
+    encoder = getattr(model, "encoder", None)
+    root, prefix = (encoder, "encoder.") if isinstance(encoder, nn.Module) else (model, "")
+    while not hasattr(root, "stages") and len(children := list(root.named_children())) == 1:
+        prefix, root = f"{prefix}{children[0][0]}.", children[0][1]
+    names = getattr(root, "stages", None) or [name for name, _ in root.named_children()]
     inner = tuple(prefix + name for name in names if prefix + name != "head")
     return (*inner, *((FEATURES,) if hasattr(model, "head") else ()), LOGITS)
 
@@ -68,49 +62,36 @@ def activations(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, 
     where they are enabled. Of a layer that is called several times the last call counts.
     """
     seen: dict[str, Tensor] = {}
-    with _hooks(model, [name for name in names if name != LOGITS], seen):
-        logits = model(x)
+
+    def keep(name: str, value: object) -> None:
+        if not isinstance(value, Tensor) or value.ndim < 2:
+            raise InputError(f"The layer {name!r} answers no tensor (B, ...): choose from {', '.join(layers(model))}.")
+        # a copy: the next module may change it in place
+        seen[name] = value.flatten(2).mean(2) if value.ndim > 2 else value.clone()
+
+    with ExitStack() as hooks:
+        for name in names:
+            if name == FEATURES:
+                head = model.get_submodule("head")
+                hooks.enter_context(head.register_forward_pre_hook(lambda _, args: keep(FEATURES, args[0])))
+            elif name != LOGITS:
+                module = model.get_submodule(name)
+                hooks.enter_context(module.register_forward_hook(lambda _, args, out, name=name: keep(name, out)))
+        seen[LOGITS] = model(x)
     for name in names:
-        answer = logits if name == LOGITS else seen.get(name)
-        if answer is None:
+        if name not in seen:
             raise InputError(f"The forward pass does not reach {name!r}: choose from {', '.join(layers(model))}.")
-        if len(answer) != len(x):
+        if len(seen[name]) != len(x):
             raise InputError(
-                f"{name!r} answers {len(answer)} rows to {len(x)} images: choose a layer that keeps the batch."
+                f"{name!r} answers {len(seen[name])} rows to {len(x)} images: choose a layer that keeps the batch."
             )
-    return {**seen, LOGITS: logits}
+    return seen
 
 
 def layer_function(model: nn.Module, layer: str | None = None) -> Callable[[Tensor], Tensor]:
     """The part of a model from the images to one layer, x (B, C, H, W) -> (B, D); differentiable."""
     (name,) = resolve_layers(model, layer)
     return lambda x: activations(model, x, (name,))[name]
-
-
-@contextmanager
-def _hooks(model: nn.Module, names: Sequence[str], seen: dict[str, Tensor]) -> Iterator[None]:
-    """Hooks that put the pooled answers of layers into `seen`; removed at the end, whatever happens."""
-    modules, handles = dict(model.named_modules()), []
-
-    def keep(name: str, value: object) -> None:
-        if not isinstance(value, Tensor) or value.ndim < 2:
-            raise InputError(f"The layer {name!r} answers no tensor (B, ...): choose from {', '.join(layers(model))}.")
-        seen[name] = (
-            value.flatten(2).mean(2) if value.ndim > 2 else value.clone()
-        )  # the next module may change it in place
-
-    try:
-        for name in names:
-            if name == FEATURES:
-                before = lambda _, args: keep(FEATURES, args[0])  # noqa: E731
-                handles.append(modules["head"].register_forward_pre_hook(before))
-            else:
-                after = lambda _, args, out, name=name: keep(name, out)  # noqa: E731
-                handles.append(modules[name].register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def rows_at_once(columns: int) -> int:
@@ -161,10 +142,10 @@ class Features:
 
     def __getitem__(self, layer: str) -> Tensor:
         """The features of one layer, (N, D), under its name with or without "encoder."."""
-        names = [name for name in (layer, f"encoder.{layer}") if name in self.layers]
-        if not names:
-            raise InputError(f"Layer {layer!r} was not kept, only {', '.join(self.layers)}: ask `features` for it.")
-        return self.layers[names[0]]
+        for name in (layer, f"encoder.{layer}"):
+            if name in self.layers:
+                return self.layers[name]
+        raise InputError(f"Layer {layer!r} was not kept, only {', '.join(self.layers)}: ask `features` for it.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -192,11 +173,9 @@ def features(
 
     Args:
         model: x -> logits, on the device where it shall run; in eval mode for the time.
-        layers: names that `layers(model)` lists or paths of submodules; None = "features", the penultimate ones.
-        attack: finds what the model is shown instead, on its `attack_view` where it has one (reverse attention); success is
-            decided by the model itself. None shows the images themselves.
-        augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; two calls with different seeds
-            give two augmentations of each image.
+        layers: names that `layers(model)` lists, or paths of other submodules; None = "features", the penultimate ones.
+        attack: finds what the model is shown instead, on its `attack_view` where it has one; the model decides what is a success.
+        augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; each seed gives another one.
         batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.
         keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from robustlib.attacks.base import check_inputs, frozen_eval
 from robustlib.errors import InputError
@@ -27,15 +27,9 @@ def local_lipschitz(
 ) -> Tensor:
     """The largest |f(x') - f(x)|_2 / |x' - x| found over x' of the ball and of [0, 1], for each image, (B,) in [0, inf).
 
-    Projected ascent on the ratio from a random start, steps of eps / 4; the length in the denominator is the threat's norm.
+    Projected ascent on the ratio from a random start, in `steps` of eps / 4; the length in the denominator is the threat's norm.
     The result is a lower bound of the local Lipschitz constant. After Yang et al. (2020, "A closer look at accuracy vs.
     robustness", eq. 3), who take the L1 norm of the outputs: with L2 and an l2 threat a linear layer has its spectral norm.
-
-    Args:
-        x: (B, C, H, W) in [0, 1].
-        threat: the ball, eps above 0.
-        steps: of the ascent.
-        seed: of the start, one stream an image.
     """
     check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
     if not threat.eps or steps < 1:
@@ -63,22 +57,13 @@ def local_lipschitz(
 
 
 def feature_jacobian_norm(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    layer: str | None = None,
-    projections: int = 8,
-    generator: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, *, layer: str | None = None, projections: int = 8, generator: Generator | None = None
 ) -> Tensor:
-    """The Frobenius norm |df/dx|_F of each image, (B,) in [0, inf).
+    """The Frobenius norm |df/dx|_F at each image x (B, C, H, W), (B,) in [0, inf).
 
     Estimated by |J|_F^2 = E |J'v|^2 over v ~ N(0, I) (Hutchinson 1990; for networks Hoffman et al. 2019, eq. 9): the relative
-    standard error of one image's norm is at most sqrt(1 / (2 projections)). Where that is no cheaper than exact, it is exact.
-
-    Args:
-        x: (B, C, H, W).
-        projections: backward passes; as many as f has outputs, or 0, give the exact norm.
-        generator: of the projections, on the images' device; None = torch's global one.
+    standard error of one image's norm is at most sqrt(1 / (2 projections)). As many `projections`, each a backward pass, as f has
+    outputs, or 0, give the exact norm. The generator is on the images' device.
     """
     if projections < 0:
         raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
@@ -113,17 +98,16 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
         with torch.no_grad():
             features = f(x[:1]).shape[1]
         piece = max(1, ENTRIES // (features * x[0].numel()))
-        values = [torch.linalg.svdvals(_jacobian(f, part, features).double()) for part in x.split(piece)]
-    sigma = torch.cat(values)
+        sigma = torch.cat([torch.linalg.svdvals(_jacobian(f, part).double()) for part in x.split(piece)])
     return sigma[:, 0].square().float(), sigma.log().sum(1).float()
 
 
-def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor, features: int) -> Tensor:
+def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """df/dx (B, D, d) of an f that treats each of the images x (B, ...) by itself; by columns or by rows, whichever are fewer."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         answer = f(x)
-        if x[0].numel() > features:
+        if x[0].numel() > answer.shape[1]:
             return _slopes(answer, x)
         u = torch.zeros_like(answer, requires_grad=True)
         (pulled,) = torch.autograd.grad(answer, x, u, create_graph=True)  # J'u, linear in u
@@ -174,15 +158,9 @@ class Plane:
 
 
 def metric_over_plane(
-    models: Mapping[str, nn.Module],
-    plane: Plane,
-    around: Tensor,
-    *,
-    layer: str | None = None,
-    steps: int = 51,
-    margin: float = 0.15,
+    models: Mapping[str, nn.Module], plane: Plane, around: Tensor, *, steps: int = 51, margin: float = 0.15
 ) -> pd.DataFrame:
-    """The answers of models, and the metric they pull back, on a grid over the part of a plane that holds some images.
+    """The answers of models, and the metric their penultimate features pull back, on a grid over a part of a plane.
 
     Args:
         models: by name, all on the plane's device and of K classes.
@@ -203,7 +181,7 @@ def metric_over_plane(
     grid = torch.cartesian_prod(*sides)
     x, parts = plane.at(grid), []
     for name, model in models.items():
-        top, volume = pullback_metric(model, x, layer=layer)
+        top, volume = pullback_metric(model, x)
         with frozen_eval(model), torch.no_grad():
             logits = torch.cat([model(part) for part in x.split(512)])
         columns = {"across": grid[:, 0], "up": grid[:, 1], "top_eigenvalue": top, "log_volume": volume}

@@ -5,7 +5,7 @@ Those of examples answer for each one, (N,); means are the caller's.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustlib.errors import InputError, unknown
-from robustlib.representation.features import as_features, as_labels, pieces, rows_at_once
+from robustlib.representation.features import Features, as_features, as_labels, pieces, rows_at_once
 
 GapMeasure = Literal["relative_l2", "cosine", "l1", "l2", "linf"]
 GAPS: tuple[GapMeasure, ...] = ("relative_l2", "cosine", "l1", "l2", "linf")
@@ -33,21 +33,20 @@ def feature_gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure = "relat
     clean, adversarial = as_features(clean, adversarial)
     if measure not in GAPS:
         raise unknown("measure of the feature gap", measure, GAPS)
-    return torch.cat([_gap(f, g, measure) for f, g in pieces(clean, adversarial)])
+    gaps = []
+    for f, g in pieces(clean, adversarial):
+        if measure == "cosine":
+            gaps.append(_squared_chord(f, g) / 2)  # more exact for small angles than 1 - cos
+        elif measure == "relative_l2":
+            gaps.append((g - f).norm(dim=1) / f.norm(dim=1).clamp_min(TINY))
+        else:
+            gaps.append((g - f).norm(p={"l1": 1.0, "l2": 2.0, "linf": torch.inf}[measure], dim=1))
+    return torch.cat(gaps)
 
 
 def mean_gaps(clean: Tensor, adversarial: Tensor) -> dict[str, float]:
     """The mean of each `feature_gap` of features (N, D)."""
     return {measure: float(feature_gap(clean, adversarial, measure).mean()) for measure in GAPS}
-
-
-def _gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure) -> Tensor:
-    if measure == "cosine":
-        return _squared_chord(clean, adversarial) / 2  # more exact for small angles than 1 - cos
-    shift = adversarial - clean
-    if measure == "relative_l2":
-        return shift.norm(dim=1) / clean.norm(dim=1).clamp_min(TINY)
-    return shift.norm(p={"l1": 1.0, "l2": 2.0, "linf": torch.inf}[measure], dim=1)
 
 
 def _squared_chord(first: Tensor, second: Tensor) -> Tensor:
@@ -57,9 +56,8 @@ def _squared_chord(first: Tensor, second: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> Tensor:
     """|u - v|^2 of each pair of unit vectors u = f / |f|, v = g / |g|, (N,) in [0, 4]; 0 = one direction, 2 = right angles.
 
-    Its mean is the alignment of Wang and Isola (2020, section 4.1, alpha = 2), low where positive pairs are close. Positive
-    pairs are a natural image and its adversarial (ANCRA), or two augmentations of one image (`features(..., augment=)`
-    twice, with two seeds); for members of one class see `class_alignment`.
+    Its mean is the alignment of Wang and Isola (2020, section 4.1, alpha = 2), low where positive pairs are close: a natural image
+    and its adversarial (ANCRA), or two augmentations of one image.
     """
     first, second = as_features(first, second)
     return torch.cat([_squared_chord(f, g) for f, g in pieces(first, second)])
@@ -101,10 +99,9 @@ class Exclusion:
 def exclusion(features: Tensor, labels: Tensor, reference: Tensor | None = None) -> Exclusion:
     """How far each example stays from other classes, as ANCRA's exclusion criterion wants it (Zhou et al. 2023).
 
-    Memory: some 100 MB beside the features; time grows with N^2 D.
-
     Neighbours come from `reference`, the features of the same N examples in the same order, e.g. natural ones for adversarial
-    `features`; None = `features` themselves. An example never is its own neighbour.
+    `features`; None = `features` themselves. An example never is its own neighbour. Memory: some 100 MB beside the features;
+    time grows with N^2 D.
     """
     features, reference = as_features(features, features if reference is None else reference)
     labels = as_labels(labels, features, classes=2)
@@ -189,10 +186,7 @@ class NeuralCollapse:
 
 
 def neural_collapse(features: Tensor, labels: Tensor, head: nn.Linear | None = None) -> NeuralCollapse:
-    """How far features (N, D) of the layer before `head`, the last linear one, are from collapsing onto a simplex of class means.
-
-    Labels (N,) hold every class 0 .. K - 1 at least once, K at least 2.
-    """
+    """How far features (N, D) of the layer before `head`, the last linear one, are from collapsing onto a simplex of class means."""
     (features,) = as_features(features)
     labels = as_labels(labels, features)
     counts = labels.bincount(minlength=head.out_features if head else 0)
@@ -304,3 +298,22 @@ def check_neighbours(n: int, k: int) -> None:
     """Raises InputError if n examples do not have k neighbours, or k is no number of neighbours."""
     if not 1 <= k <= n:
         raise InputError(f"{k!r} neighbours among {n} examples: give more examples, or from 1 to {n} neighbours.")
+
+
+def measures(clean: Features, adversarial: Features, layer: str, head: nn.Linear | None = None) -> dict[str, float]:
+    """The numbers of one layer that both kept, of the same examples; `head` is the last linear layer, if this layer is its input.
+
+    Mean gaps (relative_l2, cosine, l1, l2, linf); alignment (clean to adversarial) and class_alignment; nearest, other, margin
+    (`exclusion` of clean features), uniformity and effective_rank, and the same with adversarial_ (adversarial features among
+    clean ones); cka of clean with adversarial; the fields of `NeuralCollapse` (of clean features).
+    """
+    before, after, y = clean[layer], adversarial[layer], clean.labels
+    numbers = mean_gaps(before, after)
+    numbers |= {"alignment": float(alignment(before, after).mean()), "cka": cka(before, after)}
+    numbers["class_alignment"] = float(class_alignment(before, y).mean())
+    for prefix, table in (("", before), ("adversarial_", after)):
+        apart = exclusion(table, y, before)
+        numbers |= {f"{prefix}nearest": float(apart.nearest.mean()), f"{prefix}other": float(apart.mean.mean())}
+        numbers |= {f"{prefix}margin": float(apart.margin.nanmean()), f"{prefix}uniformity": uniformity(table)}
+        numbers[f"{prefix}effective_rank"] = effective_rank(table)
+    return numbers | asdict(neural_collapse(before, y, head))

@@ -1,8 +1,8 @@
 """Finished runs side by side: the same images, the same attack, each model's feature space in numbers and maps."""
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,16 +14,7 @@ from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.representation.embedding import Embedding, embed
 from robustlib.representation.features import FEATURES, Features, at_eps, cached_tensors, features, resolve_layers
-from robustlib.representation.measures import (
-    alignment,
-    cka,
-    class_alignment,
-    effective_rank,
-    exclusion,
-    mean_gaps,
-    neural_collapse,
-    uniformity,
-)
+from robustlib.representation.measures import mean_gaps, measures
 from robustlib.runs import Run, attack_names, digest, measured, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -55,33 +46,40 @@ def run_features(
         n: a stratified choice of so many test images, always the same; 0 for all.
     """
     check_runs([run], dataset)
-    model, weights = run.model(), run.path / "model.safetensors"
-    names, split = resolve_layers(model, layers), dataset.test.sample(n)
+    model, split = run.model(), dataset.test.sample(n)
+    names = resolve_layers(model, layers)
     facts: dict[str, object] = {
-        "weights": digest(weights.read_bytes()),
+        "weights": digest((run.path / "model.safetensors").read_bytes()),
         "images": digest(split.images.numpy().tobytes()),
+        "attack": repr(attack),
+        "layers": names,
+        "seed": seed,
+        "numerics": versions("measures/representation", *attack_names([attack])),
     }
-    facts |= {"attack": repr(attack), "layers": names, "seed": seed}
-    facts["numerics"] = versions("measures/representation", *attack_names([attack]))
 
     def make() -> dict[str, Tensor]:
-        net, tables = model.to(resolve_device("auto")), dict[str, Tensor]()
+        net = model.to(resolve_device("auto"))
         clean = features(net, split, layers=names, seed=seed)
         adversarial = features(net, split, layers=names, attack=attack, seed=seed, keep_images=True)
-        for which, made in (("clean", clean), ("adversarial", adversarial)):
-            tables |= {f"{which}/{name}": table for name, table in made.layers.items()}
-            tables[f"{which}/predictions"] = made.predictions
-        tables["adversarial/images"] = adversarial.images  # type: ignore[assignment]
-        return tables
+        made: dict[str, Any] = {"adversarial/images": adversarial.images}
+        for side, one in (("clean", clean), ("adversarial", adversarial)):
+            made |= {f"{side}/{name}": table for name, table in (one.layers | {"predictions": one.predictions}).items()}
+        return made
 
-    def side(which: str, images: Tensor) -> Features:
-        layers = {name: tables[f"{which}/{name}"] for name in names}
-        return Features(layers, split.labels, split.indices, tables[f"{which}/predictions"], images)
-
-    wanted = [f"{which}/{name}" for which in ("clean", "adversarial") for name in (*names, "predictions")]
-    file = run.path / "features" / f"{digest(repr(facts))}.npz"
-    tables = cached_tensors(file, [*wanted, "adversarial/images"], make)
-    return side("clean", split.images), side("adversarial", tables["adversarial/images"])
+    sides = ("clean", "adversarial")
+    wanted = [*(f"{side}/{name}" for side in sides for name in (*names, "predictions")), "adversarial/images"]
+    tables = cached_tensors(run.path / "features" / f"{digest(repr(facts))}.npz", wanted, make)
+    clean, adversarial = (
+        Features(
+            {name: tables[f"{side}/{name}"] for name in names},
+            split.labels,
+            split.indices,
+            tables[f"{side}/predictions"],
+            tables.get(f"{side}/images", split.images),
+        )
+        for side in sides
+    )
+    return clean, adversarial
 
 
 def check_runs(runs: Sequence[Run], dataset: Dataset) -> None:
@@ -120,53 +118,25 @@ def gap_table(
     """
     check_runs(runs, dataset)
     attacks = [attack] if eps is None else [at_eps(attack, radius) for radius in eps]
-    rows = []
-    for run in runs:
-        for one in attacks:
-            pair = run_features(run, dataset, one, layers=layers, n=n, seed=seed)
-            facts = _facts(run) | {"eps": getattr(getattr(one, "threat", None), "eps", None)}
-            rows += [facts | row for row in _gap_rows(*pair, dataset.class_names if classes else ())]
+    rows: list[dict[str, Any]] = []
+    for run, one in itertools.product(runs, attacks):
+        clean, adversarial = run_features(run, dataset, one, layers=layers, n=n, seed=seed)
+        facts = _facts(run) | {"eps": getattr(getattr(one, "threat", None), "eps", None)}
+        groups = {"": torch.ones_like(clean.correct)}
+        groups |= {name: clean.labels == k for k, name in enumerate(dataset.class_names if classes else ())}
+        for name, few in groups.items():
+            if not bool(few.any()):
+                raise InputError(
+                    f"None of the {len(few)} images is of class {name!r}: take more, or no single classes."
+                )
+            for layer in clean.layers:
+                row = {"layer": layer, "class": name, "n": int(few.sum())}
+                rows.append(facts | row | mean_gaps(clean[layer][few], adversarial[layer][few]))
     return pd.DataFrame(rows)
 
 
-def _gap_rows(clean: Features, adversarial: Features, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A row for each layer, over all examples and then for each of `classes`: layer, class, n and the mean gaps."""
-    groups = {"": torch.ones_like(clean.correct)} | {name: clean.labels == k for k, name in enumerate(classes)}
-    for name, rows in groups.items():
-        if not bool(rows.any()):
-            raise InputError(f"None of the {len(rows)} images is of class {name!r}: take more, or no single classes.")
-        for layer in clean.layers:
-            gaps = mean_gaps(clean[layer][rows], adversarial[layer][rows])
-            yield {"layer": layer, "class": name, "n": int(rows.sum()), **gaps}
-
-
-def measures(clean: Features, adversarial: Features, layer: str, head: nn.Linear | None = None) -> dict[str, float]:
-    """The numbers of one layer that both kept, of the same examples; `head` is the last linear layer, if this layer is its input.
-
-    Mean gaps (relative_l2, cosine, l1, l2, linf); alignment (clean to adversarial) and class_alignment; nearest, other, margin
-    (`exclusion` of clean features), uniformity and effective_rank, and the same with adversarial_ (adversarial features among
-    clean ones); cka of clean with adversarial; the fields of `NeuralCollapse` (of clean features).
-    """
-    before, after, y = clean[layer], adversarial[layer], clean.labels
-    numbers = mean_gaps(before, after)
-    numbers |= {"alignment": float(alignment(before, after).mean()), "cka": cka(before, after)}
-    numbers["class_alignment"] = float(class_alignment(before, y).mean())
-    for prefix, table in (("", before), ("adversarial_", after)):
-        apart = exclusion(table, y, before)
-        numbers |= {f"{prefix}nearest": float(apart.nearest.mean()), f"{prefix}other": float(apart.mean.mean())}
-        numbers |= {f"{prefix}margin": float(apart.margin.nanmean()), f"{prefix}uniformity": uniformity(table)}
-        numbers[f"{prefix}effective_rank"] = effective_rank(table)
-    return numbers | asdict(neural_collapse(before, y, head))
-
-
 def measure_runs(
-    runs: Sequence[Run],
-    dataset: Dataset,
-    attack: Attack,
-    *,
-    layers: Layers = None,
-    n: int = EXAMPLES,
-    seed: int = 0,
+    runs: Sequence[Run], dataset: Dataset, attack: Attack, *, layers: Layers = None, n: int = EXAMPLES, seed: int = 0
 ) -> pd.DataFrame:
     """The `measures` of runs on the same images, stored in each run's representation.json; stored ones are taken from there.
 
@@ -175,22 +145,18 @@ def measure_runs(
     check_runs(runs, dataset)
     rows = []
     for run in runs:
-        for layer, numbers in _measure_run(run, dataset, attack, layers, n, seed).items():
-            rows.append(_facts(run) | {"layer": layer, **numbers})
+        model, weights = run.model(), digest((run.path / "model.safetensors").read_bytes())
+        facts = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
+        facts |= {"weights": weights, "numerics": versions("measures/representation", *attack_names([attack]))}
+
+        def measure(run: Run = run, head: nn.Linear = model.head) -> dict[str, Any]:
+            pair = run_features(run, dataset, attack, layers=layers, n=n, seed=seed)
+            tables = {name: measures(*pair, name, head if name == FEATURES else None) for name in pair[0].layers}
+            return {"measures": tables}
+
+        stored = measured(run, "representation.json", facts, measure, key=digest(json.dumps(facts)))["measures"]
+        rows += [_facts(run) | {"layer": layer, **numbers} for layer, numbers in stored.items()]
     return pd.DataFrame(rows)
-
-
-def _measure_run(run: Run, dataset: Dataset, attack: Attack, layers: Layers, n: int, seed: int) -> dict[str, Any]:
-    model, weights = run.model(), run.path / "model.safetensors"
-    facts = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
-    facts["weights"] = digest(weights.read_bytes())
-    facts["numerics"] = versions("measures/representation", *attack_names([attack]))
-
-    def measure() -> dict[str, Any]:
-        pair, heads = run_features(run, dataset, attack, layers=layers, n=n, seed=seed), {FEATURES: model.head}
-        return {"measures": {layer: measures(*pair, layer, heads.get(layer)) for layer in pair[0].layers}}
-
-    return measured(run, "representation.json", facts, measure, key=digest(json.dumps(facts)))["measures"]
 
 
 def embed_runs(
@@ -205,9 +171,8 @@ def embed_runs(
 ) -> list[Embedding]:
     """The joint map of each run's clean and adversarial features, in the order of the runs, of the same images for all.
 
-    Features and coordinates are kept in the runs. Print an Embedding to see how it was made and how far to trust it.
-
-    Arguments as of `run_features`, for one layer; `seed` is UMAP's too. Other settings are those of `embed`.
+    Features and coordinates are kept in the runs. Arguments as of `run_features`, for one layer; `seed` is UMAP's too. Other
+    settings are those of `embed`.
     """
     check_runs(runs, dataset)
     maps = []

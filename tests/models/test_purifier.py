@@ -1,17 +1,14 @@
 """Random transforms against their formulas written as loops; purifiers: shapes, ranges, gradients, sizes of every kind."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from robustlib.errors import InputError
-from robustlib.models import Generator, MaskedAutoencoder, PatchDiscriminator, Purifier, build_purifier
+from robustlib.models import Generator, MaskedAutoencoder, PatchDiscriminator, build_purifier
 from robustlib.models.purified import RandomTransform
 
-SHAPES = [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 160, 160)]
 ODD = [(1, 9, 11), (3, 30, 35)]  # no down-sampling and no patch divides them
 
 
@@ -126,15 +123,11 @@ def test_what_a_transform_cannot_be(fields, said):
         RandomTransform(**({"kind": "rt2"} | fields))
 
 
-def test_a_grid_finer_than_the_image_is_refused():
-    with pytest.raises(InputError, match=r"grid=9 asks for more blocks a side .* 8x12 pixels .* at most 8"):
-        RandomTransform("rt1", grid=9).draw(images((1, 8, 12)))
-
-
 # ---- purifiers
 
 
-@pytest.mark.parametrize(("kind", "shape"), list(itertools.product(["none", "gan", "mae"], SHAPES + ODD)))
+@pytest.mark.parametrize("kind", ["none", "gan", "mae"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 160, 160), *ODD])
 def test_images_in_give_images_out_and_every_weight_learns_from_the_discriminator(kind, shape):
     purifier, critic, (x, mask) = build_purifier(kind, shape, 8), PatchDiscriminator(shape, 4), masked(shape)
     outputs = purifier.outputs(x, mask)
@@ -149,10 +142,10 @@ def test_images_in_give_images_out_and_every_weight_learns_from_the_discriminato
         assert weight.grad.abs().sum() > 0, name
     if kind == "none":
         assert torch.equal(outputs[0], x)
-        assert not list(purifier.parameters())
 
 
-@pytest.mark.parametrize(("kind", "shape"), list(itertools.product(["gan", "mae"], [(1, 9, 11), (3, 30, 35)])))
+@pytest.mark.parametrize("kind", ["gan", "mae"])
+@pytest.mark.parametrize("shape", ODD)
 def test_odd_sizes_are_padded_by_their_last_pixels(kind, shape):
     purifier, (x, mask) = build_purifier(kind, shape, 8), masked(shape)
     margin = [(0, 0), (0, 0), *((0, -side % purifier.multiple) for side in shape[1:])]
@@ -172,16 +165,14 @@ def test_a_mask_is_of_its_own_image_alone(kind):
 
 def test_the_generator_paints_in_holes_what_its_first_stage_put_there():
     generator, (x, mask) = build_purifier("gan", (1, 8, 8), 4), masked((1, 8, 8))
-    coarse, fine = generator.outputs(x, mask)
-    assert isinstance(generator, Generator)
     seen = []
-    generator.fine.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    generator(x, mask)
-    assert torch.equal(seen[0], torch.where(mask == 1, coarse, x))
-    maps = generator.fine(seen[0], mask).detach().double().numpy()
+    generator.fine.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        coarse, fine = generator.outputs(x, mask)
+        assert torch.equal(seen[0], torch.where(mask == 1, coarse, x))
+        maps = generator.fine(seen[0], mask).double().numpy()
     keep, paint = 1 / (1 + np.exp(-maps[:, :1])), 1 / (1 + np.exp(-maps[:, 1:]))
-    wanted = keep * seen[0].detach().numpy() + (1 - keep) * paint
-    assert np.allclose(fine.detach().numpy(), wanted, atol=1e-6)
+    assert np.allclose(fine.numpy(), keep * seen[0].numpy() + (1 - keep) * paint, atol=1e-6)
 
 
 def test_an_output_at_the_border_of_the_range_keeps_its_gradient():
@@ -193,10 +184,9 @@ def test_an_output_at_the_border_of_the_range_keeps_its_gradient():
 
 
 def test_sizes_follow_the_image():
-    downs = [len(Generator(shape, 4).coarse.down) for shape in ((1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 256, 256))]
-    assert downs == [1, 2, 2, 3]
-    patches = [MaskedAutoencoder(shape, 8).patch for shape in ((1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 256, 256))]
-    assert patches == [2, 4, 8, 16]
+    shapes = ((1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 256, 256))
+    assert [len(Generator(shape, 4).coarse.down) for shape in shapes] == [1, 2, 2, 3]
+    assert [MaskedAutoencoder(shape, 8).patch for shape in shapes] == [2, 4, 8, 16]
     weights = sum(weight.numel() for weight in build_purifier("gan", (1, 8, 8)).parameters())
     assert weights < 95_000  # small_cnn's
 
@@ -240,16 +230,22 @@ def test_weights_of_a_purifier_of_another_size_are_refused_though_they_would_fit
     assert torch.equal(again(*masked((3, 36, 36))), large(*masked((3, 36, 36))))
 
 
-def test_what_a_purifier_refuses():
-    for asked, says in (
-        (("gam", (1, 8, 8)), r"Unknown purifier 'gam'. Did you mean 'gan'"),
-        *((("gan", (1, 8, 8), width), f"width={width}") for width in (0, 2.5, True)),
-        (("mae", (1, 8, 8), 6), "width=6: give a multiple of 4"),
-    ):
-        with pytest.raises(InputError, match=says):
-            build_purifier(*asked)
-    purifier, (x, mask) = build_purifier("gan", (1, 8, 8), 4), masked((1, 8, 8))
-    for wrong in ((x[..., :6], mask[..., :6]), (x, mask[:1]), (x, mask.expand(-1, 2, -1, -1))):
-        with pytest.raises(InputError, match=r"The purifier completes images of shape \(1, 8, 8\)"):
-            purifier(*wrong)
-    assert type(build_purifier("none", (1, 8, 8))) is Purifier
+GAN = build_purifier("gan", (1, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: RandomTransform("rt1", grid=9).draw(images((1, 8, 12))), "grid=9 asks for more blocks.* at most 8"),
+        (lambda: build_purifier("gam", (1, 8, 8)), r"Unknown purifier 'gam'. Did you mean 'gan'"),
+        *((lambda w=w: build_purifier("gan", (1, 8, 8), w), f"width={w}") for w in (0, 2.5, True)),
+        (lambda: build_purifier("mae", (1, 8, 8), 6), "width=6: give a multiple of 4"),
+        *(
+            (lambda x=x, mask=mask: GAN(torch.rand(*x), torch.rand(*mask)), r"images of shape \(1, 8, 8\), one mask")
+            for x, mask in (((2, 1, 8, 6), (2, 1, 8, 6)), ((2, 1, 8, 8), (1, 1, 8, 8)), ((2, 1, 8, 8), (2, 2, 8, 8)))
+        ),
+    ],
+)
+def test_what_purifiers_and_transforms_refuse(call, says):
+    with pytest.raises(InputError, match=says):
+        call()

@@ -89,7 +89,7 @@ def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple
     clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
     assert adversarial.images is not None
     answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
-    maps = {"UMAP": _whole(made.clean, made.adversarial), "PCA": _whole(made.pca_clean, made.pca_adversarial)}
+    maps = {"UMAP": _whole(*made.points), "PCA": _whole(*made.pca)}
     return {"answers": answers, "maps": maps, "note": str(made)}, adversarial.images.numpy()
 
 

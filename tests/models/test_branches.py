@@ -1,0 +1,166 @@
+"""AFD's disentangler, projection heads and dual BatchNorm: plain models at their start, and their formulas afterwards."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustlib.attacks import PGD
+from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
+from robustlib.errors import InputError
+from robustlib.models import build_model
+from robustlib.models.branches import DualBatchNorm, clean_statistics
+from robustlib.runs import load_weights, save_weights
+
+DUAL = {"projection": (16, 8), "projection_batchnorm": True, "dual_batchnorm": True}
+
+
+def images(n=12):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "preact_resnet18"])
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({"disentangled": True}, {"intrinsic.weight", "confused.weight"}),
+        ({"projection": (16, 8)}, {f"projector.{k}.{what}" for k in (0, 2) for what in ("weight", "bias")}),
+        (DUAL, None),
+    ],
+)
+def test_a_fresh_model_deploys_the_plain_one_of_its_seed(digits, arch, options, added):
+    pair = []
+    for given in ({}, options):
+        torch.manual_seed(1)
+        pair.append(build_model(arch, digits, **given).eval())
+    plain, model = pair
+    assert torch.equal(model(images(4)), plain(images(4)))
+    names = [{name for name, _ in one.named_parameters()} for one in pair]
+    assert added in (None, names[1] - names[0])
+    if "projection" in options:
+        assert model.project(images(4)).shape == (4, 8)
+    else:
+        out = model.branches(images(4))
+        assert all(torch.equal(out.latent, features) for features in (out.intrinsic, out.confused))
+        assert torch.equal(out.logits, out.confused_logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"projection": (16, 0)}, "give positive widths"),
+        ({"projection": (16,), "disentangled": True}, "choose one"),
+        ({"dual_batchnorm": True}, "give projection"),
+        ({"classify": "latent"}, "classify='latent': give 'intrinsic', or 'latent' for a disentangled model"),
+    ],
+)
+def test_bad_options_are_sentences(digits, options, says):
+    with pytest.raises(InputError, match=says):
+        build_model("small_cnn", digits, **options)
+
+
+# ---- the disentangler
+
+
+@pytest.fixture
+def shaken(digits):
+    """A disentangled model whose two maps, and BatchNorm statistics, are not the initial ones."""
+    model = build_model("small_cnn", digits, disentangled=True)
+    with torch.no_grad():
+        for branch in (model.intrinsic, model.confused):
+            branch.weight += 0.1 * torch.randn_like(branch.weight)
+    model.train()(torch.rand(32, 1, 8, 8))
+    return model.eval()
+
+
+def test_branches_equal_their_formula(shaken):
+    model, x = shaken, images(3)
+    out, (w, b) = model.branches(x), (model.head.weight.double(), model.head.bias.double())
+    pairs = ((model.intrinsic, out.intrinsic, out.logits), (model.confused, out.confused, out.confused_logits))
+    for branch, features, logits in pairs:
+        f = torch.einsum("ij,nj->ni", branch.weight.double(), out.latent.double())
+        assert torch.allclose(features.double(), f, atol=1e-5)
+        assert torch.allclose(logits.double(), torch.einsum("ki,ni->nk", w, f) + b, atol=1e-5)
+    assert torch.equal(model(x), out.logits)
+    assert torch.equal(model.features(x), out.intrinsic)
+    assert torch.equal(model.latent(x), out.latent)
+
+
+def test_the_confused_branch_teaches_the_encoder_nothing(shaken):
+    F.cross_entropy(shaken.branches(images(6)).confused_logits, torch.arange(6)).backward()
+    learns = {name.split(".")[0] for name, p in shaken.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns == {"confused", "head"}  # the shared classifier is reached; D1 and the encoder are not
+
+
+def test_plain_weights_are_refused(digits, tmp_path):
+    save_weights(build_model("small_cnn", digits), tmp_path / "plain.safetensors")
+    with pytest.raises(InputError, match=r"another model: (intrinsic|confused)\.weight is missing there"):
+        load_weights(build_model("small_cnn", digits, disentangled=True), tmp_path / "plain.safetensors")
+
+
+# ---- projection heads and dual BatchNorm
+
+
+def test_the_projector_is_maps_with_relu_between(digits):
+    model, x = build_model("small_cnn", digits, projection=[16, 8]).eval(), images()
+    first, _, second = model.projector
+    assert torch.allclose(model.project(x), second(first(model.features(x)).clamp(min=0)), atol=1e-6)
+    projector = build_model("small_cnn", digits, projection=(16, 8), projection_batchnorm=True).projector
+    assert [type(m) for m in projector] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
+    assert [m.bias is None for m in projector if isinstance(m, nn.Linear)] == [False, True]
+
+
+@pytest.fixture(params=["small_cnn", "resnet18"])
+def dual(request, digits):
+    """A dual model in eval mode whose two sets of statistics were moved by other images, the clean ones first."""
+    model = build_model(request.param, digits, **DUAL).train()
+    norms = [m for m in model.modules() if isinstance(m, DualBatchNorm)]
+
+    def tracked():
+        return {(int(norm.clean.num_batches_tracked), int(norm.attacked.num_batches_tracked)) for norm in norms}
+
+    with clean_statistics(model):
+        model.project(images())
+    assert tracked() == {(1, 0)}
+    model.project(1 - images())
+    assert tracked() == {(1, 1)}
+    return model.eval()
+
+
+def test_dual_batchnorm_keeps_two_sets_apart(digits, dual, tmp_path):
+    norms = [m for m in dual.modules() if isinstance(m, DualBatchNorm)]
+    single = [m for m in dual.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert len(single) == 2 * len(norms) > 0, "every BatchNorm is half of a dual one"
+    with clean_statistics(dual):
+        clean = dual(images())
+    assert not torch.allclose(clean, dual(images()), atol=1e-4)
+    with pytest.raises(KeyError), clean_statistics(dual):
+        raise KeyError
+    assert not any(norm.use_clean for norm in norms), "what is deployed is the attacked set, whatever happened"
+    save_weights(dual, tmp_path / "dual.safetensors")
+    again = build_model("small_cnn" if hasattr(dual.encoder, "stage1") else "resnet18", digits, **DUAL).eval()
+    load_weights(again, tmp_path / "dual.safetensors")
+    assert torch.equal(again(images()), dual(images()))
+
+
+def test_attacks_see_what_a_dual_model_deploys(digits, dual):
+    plain = copy.deepcopy(dual)
+    for parent in plain.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DualBatchNorm):
+                setattr(parent, name, child.attacked)
+    x, y, attack = images(), torch.arange(12) % 10, PGD(digits.threat, steps=3)
+    one, other = (attack(m, x, y, generator=torch.Generator().manual_seed(0)) for m in (dual, plain))
+    assert (one - other).abs().gt(1e-4).float().mean() < 0.02  # a sign may flip where a gradient is nearly 0
+
+
+@pytest.mark.parametrize("options", [{"projection": (16, 8)}, DUAL])
+def test_the_folded_copy_projects_as_its_model_does(digits, options):
+    model = build_model("small_cnn", digits, **options).train()
+    model.project(2 * images())
+    folded = fold_batchnorm(model.eval(), images(), "32-true")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) or options is DUAL
+    assert len(batchnorm_after(model)) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert torch.allclose(folded.project(images()), model.project(images()), atol=1e-4)

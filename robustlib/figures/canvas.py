@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
-# Seaborn's colour-blind safe palette, whose pink and yellow fade on white, and its sky blue at the end: darker ones instead
+# Seaborn's colour-blind safe palette, with darker colours where its pink, yellow and sky blue fade on white
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#332288", "#882255")
 MARKERS = "osD^vPX<>h*"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -67,7 +67,7 @@ def panels(names: Sequence[str], *, height: float) -> tuple["Canvas", list["Axes
 
 
 def legend_below(fig: "Canvas", *row: "Axes") -> None:
-    """The legend of each axes of a row below it, in as many columns as its texts leave room for; the axes keep their size."""
+    """The legend of each axes of a row below it, in as many columns as there is room for; the axes keep their size."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
@@ -139,7 +139,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 
 def show(figure: Figure) -> None:
-    """Display the figure in a notebook as a PNG that carries its alt text and, as CSV, its numbers; elsewhere print the alt text."""
+    """Display a PNG with alt text and, as CSV, its numbers in a notebook; elsewhere print the alt text."""
     from IPython import get_ipython
     from IPython.display import display
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,6 @@ from pandas import DataFrame
 from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import ATTACKS, DOTS, INK, MUTED, Figure, percent, require_columns
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 # Beside a bar there is room to say what a restart is, and none for "version".
 BARS = ATTACKS | {"pgd50x10": "PGD-50, 10 restarts", "aa_standard": "AutoAttack, standard"}
@@ -28,8 +24,8 @@ LANE = 0.27  # inches between two series of one row of dots
 def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """One run's accuracy under each attack, with 95 % Wilson intervals.
 
-    Attacks on surrogates ("pgd20@denoiser") are not drawn: the worst case, which counts them, is then called adaptive minimum.
-    Columns are `attack`, `accuracy` and optionally `low` and `high` (fractions); the order is kept.
+    Attacks on surrogates ("pgd20@denoiser") are not drawn: the worst case, which counts them, is then called adaptive
+    minimum. Columns are `attack`, `accuracy` and optionally `low` and `high` (fractions); the order is kept.
     """
     given = require_columns("accuracy", DataFrame(rows), ["attack", "accuracy"])
     frame = given[~given["attack"].str.contains("@", regex=False)].reset_index(drop=True)
@@ -49,8 +45,8 @@ def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
 def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
 
-    Rows are those of `robustlib.evaluation.cascade_steps`: `component`, `accuracy` after it (fraction of all images), in order,
-    the first one "clean"; and optionally `attack` and `surrogate`, of which only the cascade of the first is drawn.
+    Rows are those of `robustlib.evaluation.cascade_steps`: `component`, `accuracy` after it (fraction of all images),
+    in order, the first one "clean"; of several `attack` or `surrogate`, only the cascade of the first is drawn.
     """
     frame = require_columns("cascade", DataFrame(rows), ["component", "accuracy"])
     for column in ("attack", "surrogate"):
@@ -100,7 +96,7 @@ def accuracy_dots(table: DataFrame, title: str) -> Figure:
     return Figure(fig, f"{title}. {'; '.join(described)}.", data)
 
 
-def _draw_bars(labels: Sequence[str], shares: Any, end: float, **options: Any) -> tuple["Canvas", "Axes"]:
+def _draw_bars(labels: Sequence[str], shares: Any, end: float, **options: Any) -> tuple["canvas.Canvas", "canvas.Axes"]:
     """A bar for each accuracy, the first on top, and room for numbers up to `end`."""
     fig, (axis,) = canvas.axes(height=0.9 + 0.42 * len(labels))
     axis.barh(labels, shares, height=0.62, **options)
@@ -109,7 +105,7 @@ def _draw_bars(labels: Sequence[str], shares: Any, end: float, **options: Any) -
     return fig, axis
 
 
-def _accuracy_axis(axis: "Axes", start: float, end: float) -> None:
+def _accuracy_axis(axis: "canvas.Axes", start: float, end: float) -> None:
     axis.set(xlim=(start, end), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     canvas.percent_axis(axis, "x")
     axis.grid(visible=False, axis="y")
@@ -126,7 +122,7 @@ def _list_shares(names: Iterable[Any], shares: Iterable[float]) -> str:
 
 
 def _whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
-    """Distances (2, rows) from column `name` to the ends of its interval, `low` and `high` behind `prefix`; None without."""
+    """Distances (2, rows) from column `name` to its ends, `low` and `high` behind `prefix`; None without them."""
     low, high = f"{prefix}low", f"{prefix}high"
     if not {low, high} <= set(rows):
         return None
@@ -144,7 +140,7 @@ def trade_off(leaderboard: DataFrame) -> Figure:
 
 
 def cost(leaderboard: DataFrame) -> Figure:
-    """What robustness cost: minutes of training against worst-case accuracy, one dot for each run; columns as for `trade_off`."""
+    """What robustness cost: minutes of training against worst-case accuracy of each run; columns as for `trade_off`."""
     return _draw_runs(leaderboard, "minutes", "cost", "Training time against worst-case accuracy")
 
 
@@ -192,20 +188,30 @@ def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """The effect of each claim with its 95 % interval, in the claimed direction: right of 0 supports the claim.
 
     Effects are drawn as multiples of the smallest effect of interest, so that points and shares stand on one axis.
-
-    Args:
-        rows: `claim` (its text), `effect`, `low`, `high` (fractions, already turned into the claimed direction), `smallest`
-            (effect of interest, > 0), `verdict` ("supported", "not supported", "undecided"), `words` (the verdict with its
-            reason) and optionally `unit` (of a hundredth: "points", or "%" of a distance or growth). Claims without any
-            seed (effect NaN) are listed without a dot.
+    Columns are `claim` (its text), `effect` (NaN without any seed: no dot), `low`, `high` (fractions, already turned
+    into the claimed direction), `smallest` (effect of interest, > 0), `verdict` ("supported", "not supported",
+    "undecided"), `words` (the verdict with its reason) and optionally `unit` (of a hundredth: "points", or "%" of a
+    distance or growth).
     """
     frame = require_columns("claims", DataFrame(rows), ["claim", "smallest", "verdict"]).reset_index(drop=True)
     claims: list[dict[Any, Any]] = frame.to_dict("records")
     texts = [wrap(str(claim["claim"]), LETTERS) for claim in claims]
     heights = [0.85 + 0.18 * (len(text) - 1) for text in texts]  # inches
     fig, (axis,) = canvas.axes(height=0.95 + sum(heights))
-    for claim, text, top in zip(claims, texts, accumulate(heights, initial=0.0), strict=False):
-        _draw_claim(axis, top, claim, text)
+    form: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "fontsize": 9.5, "va": "top"}
+    dot: dict[str, Any] = {"ms": 8, "mec": "white", "elinewidth": 2, "capsize": 3}
+    for claim, text, top in zip(claims, texts, accumulate(heights, initial=0.0), strict=False):  # from top downwards
+        (marker, colour), below = VERDICTS[claim["verdict"]], top + 0.06 + 0.18 * len(text)
+        words = axis.annotate("\n".join(text), (0.01, top + 0.06), **form)
+        verdict = f"{claim['words']}  {_effect(claim)}"
+        for part in (words, axis.annotate(verdict, (0.01, below), color=colour, weight="bold", **form)):
+            part.set_in_layout(False)  # or long texts would squeeze the axis
+        axis.fill_betweenx([below + 0.22, below + 0.46], 0, 1, color="#d9dfe5", lw=0, zorder=1)
+        axis.plot([0, 0], [below + 0.22, below + 0.46], color=INK, lw=1.4, zorder=2)
+        effect, low, high = (claim[name] / claim["smallest"] for name in ("effect", "low", "high"))
+        if effect == effect:
+            ends = [[effect - low], [high - effect]] if high < float("inf") else None
+            axis.errorbar([effect], [below + 0.34], xerr=ends, fmt=marker, color=colour, **dot)
     axis.set(ylim=(sum(heights), 0), yticks=[], title="What the runs say of the claims")
     axis.set_xlabel("effect in the claimed direction; 1: the smallest effect of interest (shaded: smaller ones)")
     axis.grid(visible=False, axis="y")
@@ -213,24 +219,6 @@ def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     described = [f"{claim['claim']} {claim['words']} {_effect(claim)}".strip() for claim in claims]
     data = frame.filter(["claim", "effect", "low", "high", "unit", "smallest", "verdict", "words"])
     return Figure(fig, f"Claims, with effects in the claimed direction: {'; '.join(described)}.", data)
-
-
-def _draw_claim(axis: "Axes", top: float, claim: Mapping[Any, Any], text: Sequence[str]) -> None:
-    """One claim from `top` downwards, in inches: its text, its verdict with the numbers, and its interval."""
-    marker, colour = VERDICTS[claim["verdict"]]
-    below = top + 0.06 + 0.18 * len(text)
-    form: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "fontsize": 9.5, "va": "top"}
-    verdict = f"{claim['words']}  {_effect(claim)}"
-    words = axis.annotate("\n".join(text), (0.01, top + 0.06), **form)
-    for part in (words, axis.annotate(verdict, (0.01, below), color=colour, weight="bold", **form)):
-        part.set_in_layout(False)  # or long texts would squeeze the axis
-    axis.fill_betweenx([below + 0.22, below + 0.46], 0, 1, color="#d9dfe5", lw=0, zorder=1)
-    axis.plot([0, 0], [below + 0.22, below + 0.46], color=INK, lw=1.4, zorder=2)
-    effect, low, high = (claim[name] / claim["smallest"] for name in ("effect", "low", "high"))
-    if effect == effect:
-        ends = [[effect - low], [high - effect]] if high < float("inf") else None
-        dot: dict[str, Any] = {"fmt": marker, "ms": 8, "mec": "white", "color": colour, "elinewidth": 2, "capsize": 3}
-        axis.errorbar([effect], [below + 0.34], xerr=ends, **dot)
 
 
 def _effect(claim: Mapping[Any, Any]) -> str:
@@ -244,7 +232,7 @@ def _effect(claim: Mapping[Any, Any]) -> str:
 
 @canvas.style()
 def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
-    """The share of images with an adversarial image within each distance, a line for each model; farther right is better.
+    """The share of images with an adversarial image within each distance, a line a model; farther right is better.
 
     Of each model the adversarial distances (N,) in pixel units, of the same images for all, e.g. those of
     `robustlib.evaluation.compare_distances`; all finite and at least 0.
@@ -254,7 +242,8 @@ def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     if not n or any(len(values) > n or not np.isfinite(values).all() for values in ordered.values()):
         given = ", ".join(f"{name} {np.isfinite(values).sum()} of {len(values)}" for name, values in ordered.items())
         raise InputError(
-            f"The distance figure needs the same images for all models, and a distance of each; given: {given or 'none'}."
+            "The distance figure needs the same images for all models, and a distance of each; "
+            f"given: {given or 'none'}."
         )
     share = np.arange(1, n + 1) / n
     described = []
@@ -280,10 +269,10 @@ SLACK = 0.01  # what accuracy may be lost, a fraction; less is shaded
 
 @canvas.style()
 def accuracy_distance(grid: DataFrame) -> Figure:
-    """Mean adversarial distance against accuracy over the strengths of each variant, a ring around the chosen; up and right is better.
+    """Mean adversarial distance against accuracy over the strengths of each variant; up and right is better.
 
-    The grid is that of `robustlib.evaluation.select_strength`: `variant`, `strength` (0 is no penalty), `accuracy` (a fraction),
-    `distance`, optionally `low` and `high`, and `chosen`.
+    The grid is that of `robustlib.evaluation.select_strength`: `variant`, `strength` (0 is no penalty), `accuracy` (a
+    fraction), `distance`, optionally `low` and `high`, and `chosen`.
     """
     columns = ["variant", "strength", "accuracy", "distance", "chosen"]
     rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)

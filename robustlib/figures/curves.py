@@ -5,7 +5,7 @@ Of several seeds the mean is drawn, with its 95 % t interval as a band.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, Index, Series
@@ -13,9 +13,6 @@ from pandas import DataFrame, Index, Series
 from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import MUTED, Figure, percent, require_columns
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Curves = Mapping[str, DataFrame]  # by name: x, y, low and high, in this order
 ACCURACIES = {  # metric -> label
@@ -32,8 +29,8 @@ MARK: dict[str, Any] = {"color": MUTED, "lw": 1.2, "ls": (0, (2, 2)), "zorder": 
 def training_curves(metrics: DataFrame) -> Figure:
     """Losses and accuracies of one run over its epochs.
 
-    Metrics have one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or `epoch`),
-    losses and their parts, and any of ACCURACIES (fractions). `stage` and `warnings`, where given, are marked.
+    Metrics have one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or
+    `epoch`), losses and their parts, any of ACCURACIES (fractions), and optionally `stage` and `warnings`.
     """
     clock = "epoch_total" if "epoch_total" in metrics else "epoch"
     rows = require_columns("training", metrics, [clock]).reset_index(drop=True)
@@ -64,9 +61,7 @@ def training_curves(metrics: DataFrame) -> Figure:
 
 
 def _metric_labels(rows: DataFrame) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels of the losses and their parts (every number that is not measured on validation images and counts nothing), and of
-    the accuracies, also those of a head's training batches.
-    """
+    """Labels of the losses with their parts (what counts nothing and is not validation), and of the accuracies."""
     named = [str(name) for name in rows if name not in NO_LOSS]
     named = [name for name in named if not name.startswith("probe/") and not name.endswith(("_val", "_train"))]
     parts = [name for name in named if rows[name].dtype.kind in "fiu" and rows[name].notna().any()]
@@ -76,14 +71,14 @@ def _metric_labels(rows: DataFrame) -> tuple[dict[str, str], dict[str, str]]:
     return losses, curves | {name: f"{words[name]} (training)" for name in parts if name not in losses}
 
 
-def _epoch_axis(axis: "Axes") -> None:
+def _epoch_axis(axis: "canvas.Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axis.set_xlabel("epoch")
 
 
-def _mark_stages(axis: "Axes", starts: Series) -> None:
+def _mark_stages(axis: "canvas.Axes", starts: Series) -> None:
     """A line where each stage begins, its name above the axes; of neighbours the second stands higher."""
     options: dict[str, Any] = {"xycoords": axis.get_xaxis_transform(), "textcoords": "offset points", "fontsize": 8}
     for place, (stage, start) in enumerate(starts.items()):
@@ -105,21 +100,19 @@ def _describe_training(epochs: Series, rows: DataFrame, losses: Mapping[str, str
     return text
 
 
-def _draw(axis: "Axes", x: Any, curve: DataFrame, y: str, mark: Mapping[str, Any], **options: Any) -> None:
-    """A curve with its interval, where it has one."""
-    axis.plot(x, curve[y], **mark, **options)
+def _draw(axis: "canvas.Axes", x: Any, curve: DataFrame, y: str, mark: Mapping[str, Any], **options: Any) -> None:
+    """A curve with its interval, where it has one, with at most twenty markers."""
+    axis.plot(x, curve[y], markevery=max(1, len(curve) // 10), **mark, **options)
     if {"low", "high"} <= set(curve):
         axis.fill_between(x, curve["low"], curve["high"], color=mark["color"], alpha=0.15, lw=0)
 
 
 @canvas.style()
 def robustness_curves(curves: Curves, x: str = "eps", threat_eps: float | None = None) -> Figure:
-    """Accuracy under attack against its strength, one line (with its band) for each entry of `curves`.
+    """Accuracy under attack against its "eps" (radius of the ball, in [0, 1]) or "steps": a line for each of `curves`.
 
-    Args:
-        curves: name -> frame with columns `x`, `accuracy` and, for the band, `low` and `high` (fractions).
-        x: "eps" (radius of the ball, in [0, 1]) or "steps" (iterations of the attack).
-        threat_eps: the radius of the threat model, marked when x is "eps".
+    Columns are `x`, `accuracy` and, for the band, `low` and `high` (fractions). The radius of the threat model is
+    marked over eps.
     """
     if x not in ("eps", "steps"):
         raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
@@ -164,7 +157,7 @@ def _radius(eps: float) -> str:
 def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> Figure:
     """Accuracy under attack against its radius: the mean over seeds of each method, with 95 % bands over seeds.
 
-    One row a run and point: `method`, `seed`, `eps`, `accuracy` (a fraction), optionally `title`. `threat_eps` is marked.
+    One row a run and point: `method`, `seed`, `eps`, `accuracy` (a fraction), optionally `title`.
     """
     curves = over_seeds(table, "eps", "accuracy", "robustness")
     for curve in curves.values():
@@ -178,10 +171,10 @@ def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> 
 
 
 def over_seeds(table: DataFrame, x: str, value: str, what: str) -> dict[str, DataFrame]:
-    """For each method, "TITLE (8 seeds)", the mean of `value` at each `x`, with its 95 % t interval over seeds in `low` and `high`.
+    """For each method, "TITLE (8 seeds)", the mean of `value` at each `x`, and its 95 % t interval in `low` and `high`.
 
-    Of a single seed, these are those of the table, or NaN. One row a seed and point: `method`, `seed`, `x`, `value`, optionally
-    `title`, `low` and `high`. Messages name the figure `what`.
+    Of a single seed, the interval is that of the table, or NaN. One row a seed and point: `method`, `seed`, `x`,
+    `value`, optionally `title`, `low` and `high`. Messages name the figure `what`.
     """
     from scipy.stats import t
 
@@ -216,13 +209,12 @@ def _describe(curves: Mapping[str, Curves], titles: Mapping[str, str], write: Ca
 
 def _stack(curves: Mapping[str, Curves], panel: str, value: str) -> DataFrame:
     """The curves of all panels in one table: `panel`, curve, x, `value`, low, high."""
-    parts = [
-        curve.rename(columns={curve.columns[1]: value}).assign(**{panel: key, "curve": name})
+    parts = {
+        (key, name): curve.rename(columns={curve.columns[1]: value})
         for key, part in curves.items()
         for name, curve in part.items()
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    return table[[panel, "curve", table.columns[0], value, "low", "high"]]
+    }
+    return pd.concat(parts, names=[panel, "curve"]).reset_index([0, 1]).reset_index(drop=True)
 
 
 # How far clean and adversarial features of an image lie apart; the first two are comparable between models.
@@ -238,12 +230,10 @@ GAP_AXES = {"eps": "radius of the attack, eps", "layer": "layer, from input to o
 
 @canvas.style()
 def feature_gap_curves(table: DataFrame, x: str) -> Figure:
-    """How far clean and adversarial features of an image lie apart, over radius or depth: relative to their length, and by angle.
+    """How far clean and adversarial features lie apart, over radius or depth: relative to their length, and by angle.
 
-    Args:
-        table: of `robustlib.representation.gap_table`, or any with `method`, `seed`, `x`, `relative_l2` and `cosine`, and
-            optionally `title`; of one layer or radius, and not split by class, or a mean would mean nothing.
-        x: "eps" or "layer" (in the order of the table).
+    The table is that of `robustlib.representation.gap_table`: `method`, `seed`, `eps` or `layer` (in its order),
+    `relative_l2`, `cosine` and optionally `title`; of one layer or radius and not split by class, or means say nothing.
     """
     if x not in GAP_AXES:
         raise InputError(f"x={x!r} is not an axis of the feature-gap figure: choose {', '.join(GAP_AXES)}.")
@@ -263,7 +253,7 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
         for name, mark in canvas.styles(part).items():
             curve = part[name].assign(low=part[name]["low"].clip(lower=0))
             at = [places.index(layer) for layer in curve[x]] if x == "layer" else curve[x]
-            _draw(axis, at, curve, measure, mark, label=name, markevery=max(1, len(curve) // 10))
+            _draw(axis, at, curve, measure, mark, label=name)
         axis.set(ylim=(0, None), xlabel=GAP_AXES[x], title=GAPS[measure][0].upper() + GAPS[measure][1:])
     canvas.legend_below(fig, both[0])
     described = _describe(curves, GAPS, "{:.3g}".format, f"{x} ")
@@ -271,7 +261,7 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
     return Figure(fig, alt, _stack(curves, "measure", "gap"))
 
 
-def _shared_panels(names: Sequence[str], curves: Mapping[str, Curves]) -> tuple[Any, list["Axes"], dict[str, Any]]:
+def _shared_panels(names: Sequence[str], curves: Mapping[str, Curves]) -> tuple[Any, list[Any], dict[str, Any]]:
     """A figure with a panel for each entry of `curves`, whose first one knows the legend of all; and the styles."""
     marks = canvas.styles(sorted({name for part in curves.values() for name in part}))
     fig, every = canvas.panels(names, height=3.3)
@@ -287,12 +277,10 @@ def probe_curves(
     columns: Sequence[str],
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Columns of the metrics over the epochs of the last stage (or all, without stages), a panel for each; seeds as 95 % band.
+    """Columns of the metrics over the epochs of the last stage (or all), a panel for each; seeds as 95 % band.
 
-    Args:
-        metrics: method -> `Run.metrics()` of one run or of several seeds. Methods without a column are left out of its panel.
-        columns: e.g. "probe/h/relative_l2", "probe/f1/cosine", "confused/agreement".
-        labels: column -> its title, where the usual one ("h: relative L2 distance") does not say enough.
+    Metrics are `Run.metrics()` of one run or several seeds, by method; one without a column is left out of its panel.
+    Labels are titles by column, where the usual one ("h: relative L2 distance") does not say enough.
     """
     if not metrics or not columns:
         raise InputError("The probes figure needs at least one method and one column.")
@@ -304,11 +292,15 @@ def probe_curves(
             stages.append(last[last["epoch"] >= 1])  # without the model before it
     table = pd.concat(stages, ignore_index=True) if stages else DataFrame()
     curves = {column: over_seeds(table, "epoch", column, "probes") for column in columns}
-    titles = {column: (labels or {}).get(column) or _title(column) for column in columns}
+    titles = {}
+    for column in columns:
+        *place, last = column.removeprefix("probe/").split("/")
+        usual = ": ".join([*place, GAPS.get(last, last.replace("_", " "))])
+        titles[column] = (labels or {}).get(column) or usual
     fig, every, marks = _shared_panels(list(titles.values()), curves)
     for axis, (column, part) in zip(every, curves.items(), strict=True):
         for name, curve in part.items():
-            _draw(axis, curve["epoch"], curve, column, marks[name], markevery=max(1, len(curve) // 10))
+            _draw(axis, curve["epoch"], curve, column, marks[name])
         if all(curve[column].min() >= 0 for curve in part.values()):
             axis.set_ylim(0, 1.08 * axis.get_ylim()[1])  # so that the highest marker is whole
         else:
@@ -320,23 +312,14 @@ def probe_curves(
     return Figure(fig, f"Measures over the epochs{which}. {described}", _stack(curves, "measure", "value"))
 
 
-def _title(column: str) -> str:
-    """ "probe/f1/relative_l2" is "f1: relative L2 distance"."""
-    *place, last = column.removeprefix("probe/").split("/")
-    return ": ".join([*place, GAPS.get(last, last.replace("_", " "))])
-
-
 @canvas.style()
 def sweep(table: DataFrame, usual: Mapping[str, float] | None = None, names: Mapping[str, str] | None = None) -> Figure:
     """Clean and robust accuracy against the value of a hyper-parameter, a panel for each hyper-parameter.
 
-    Values stand at equal distances, in rising order, since such grids are rarely even and often hold 0.
-
-    Args:
-        table: one row a run: `method`, `parameter`, `value` (a number), `clean` and `robust` (fractions), optionally `seed`:
-            of several seeds the mean is drawn with its 95 % band.
-        usual: parameter -> the value of the preset or paper, marked where the sweep has it.
-        names: what "clean" and "robust" are called, e.g. {"robust": "PGD-20"}.
+    Values stand at equal distances, in rising order, since such grids are rarely even and often hold 0. One row a run:
+    `method`, `parameter`, `value` (a number), `clean` and `robust` (fractions, called as `names` says), optionally
+    `seed`: of several the mean is drawn with its 95 % band. The `usual` value of a parameter, of preset or paper, is
+    marked where the sweep has it.
     """
     rows = require_columns("sweep", table, ["method", "parameter", "value", "clean", "robust"])
     rows, usual, names = rows.assign(seed=rows.get("seed", 0)), usual or {}, names or {}

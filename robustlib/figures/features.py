@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,6 @@ from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import DOTS, INK, MARKERS, MUTED, Figure, percent, require_columns, same_length
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 LANE = 0.075  # height of the lane of a median, a share of the highest bin
 FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some lines only
 
@@ -24,8 +21,8 @@ FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some l
 def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Histograms of distances between pairs of features, a panel for each method, all on one scale.
 
-    By method and kind of pair ("clean to adversarial", "same class", "nearest other class") distances (N,), >= 0; those that are
-    not finite are left out.
+    By method and kind of pair ("clean to adversarial", "same class", "nearest other class") distances (N,), >= 0; those
+    that are not finite are left out.
     """
     given = {(m, kind): np.asarray(part, dtype=float) for m, kinds in distances.items() for kind, part in kinds.items()}
     pairs = {key: values[np.isfinite(values)] for key, values in given.items()}
@@ -63,11 +60,11 @@ def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
 
 @canvas.style()
 def alignment_exclusion(table: DataFrame) -> Figure:
-    """How near each run keeps an image to its adversarial one, and how far that stays from other classes: up and left is better.
+    """How near a run keeps an image to its adversarial one, and how far from other classes: up and left is better.
 
-    One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared distance of a
-    clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the nearest of another class
-    less that to the nearest of its own), and optionally `title`.
+    One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared
+    distance of a clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the
+    nearest of another class less that to the nearest of its own), and optionally `title`.
     """
     rows = require_columns("alignment-exclusion", table, ["method", "alignment", "adversarial_margin"])
     rows = rows.assign(method=canvas.titles(rows))
@@ -109,7 +106,7 @@ def umap_atlas(
     notes: Mapping[str, str] | None = None,
     copies: str = "adversarial",
 ) -> Figure:
-    """Clean images and their copies on maps of feature spaces, in the colour of their class, with arrows from some to their copies.
+    """Clean images and their copies on maps of feature spaces, coloured by class, with arrows between some.
 
     Args:
         maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
@@ -132,12 +129,12 @@ def umap_atlas(
     fig, every = canvas.panels(list(tables), height=HEIGHTS[columns])
     described, parts = [], []
     for axis, (name, (clean, adversarial)) in zip(every, tables.items(), strict=True):
-        said = notes.get(name, "")
-        axis.set_xlabel(fill(said, 120 // columns), fontsize=8, color=MUTED, loc="left")
+        remark = notes.get(name, "")
+        axis.set_xlabel(fill(remark, 120 // columns), fontsize=8, color=MUTED, loc="left")
         _draw_map(axis, (clean, adversarial), y, names, columns)
         radius = float(np.linalg.norm(clean - clean.mean(0), axis=1).mean()) or 1.0
         far = f"{np.linalg.norm(adversarial - clean, axis=1).mean() / radius:.2f} map radii"
-        described.append(f"{name}: {copies} images lie {far} from their clean ones on average. {said}".strip())
+        described.append(f"{name}: {copies} images lie {far} from their clean ones on average. {remark}".strip())
         facts = {"map": name, "index": range(len(y)), "label": y, "class": [names[k] for k in y.tolist()]}
         sides = {"clean": clean, copies: adversarial}
         parts += [DataFrame({**facts, "side": k, "x": side[:, 0], "y": side[:, 1]}) for k, side in sides.items()]
@@ -148,7 +145,7 @@ def umap_atlas(
 
 
 def _draw_map(
-    axis: "Axes", sides: Sequence[NDArray[Any]], labels: NDArray[Any], names: Mapping[int, str], columns: int
+    axis: "canvas.Axes", sides: Sequence[NDArray[Any]], labels: NDArray[Any], names: Mapping[int, str], columns: int
 ) -> None:
     """Circles and crosses in the colour of their class, named; of many classes, in the colour of their kind."""
     clean, adversarial = sides
@@ -167,7 +164,7 @@ def _draw_map(
     axis.quiver(*clean[arrows].T, *(adversarial - clean)[arrows].T, **ARROW)
 
 
-def _name_classes(axis: "Axes", groups: Mapping[str, NDArray[Any]], height: float) -> None:
+def _name_classes(axis: "canvas.Axes", groups: Mapping[str, NDArray[Any]], height: float) -> None:
     """The name of each class at its centre, or as near as the names before it leave room."""
     from matplotlib.patheffects import withStroke
 
@@ -215,12 +212,10 @@ NAMED = 0.02  # share of the plane from which on a region is named
 
 @canvas.style()
 def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str] = ()) -> Figure:
-    """The decision boundary as a line over the top eigenvalue of the pull-back metric, a panel for each model, one colour scale.
+    """Decision boundaries over the top eigenvalue of the pull-back metric, a panel for each model, one colour scale.
 
-    Args:
-        table: e.g. of `robustlib.representation.metric_over_plane`: `model`, `across`, `up` (a full grid for each model),
-            `top_eigenvalue`, `logit 0` .. `logit K - 1`.
-        points: what to draw into every panel, such as training points: `across`, `up`, `label`.
+    The table is e.g. that of `robustlib.representation.metric_over_plane`: `model`, `across`, `up` (a full grid of
+    each), `top_eigenvalue`, `logit 0` .. `logit K - 1`. Points (`across`, `up`, `label`) are drawn into every panel.
     """
     from matplotlib.colors import LogNorm
 
@@ -240,10 +235,11 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
     scale = LogNorm(min(least, top / 2), top, clip=True)
     described = []
     for axis, (model, part), (across, up) in zip(every, models.items(), grids, strict=True):
-        grid = part.sort_values(["up", "across"])
-        heat = grid["top_eigenvalue"].to_numpy().reshape(len(up), len(across))
+        ordered = part.sort_values(["up", "across"])
+        heat = ordered["top_eigenvalue"].to_numpy().reshape(len(up), len(across))
+        grid = across, up, ordered[logits].to_numpy().T.reshape(-1, *heat.shape)
         mesh = axis.pcolormesh(across, up, heat, norm=scale, cmap="cividis", shading="nearest", rasterized=True)
-        _draw_regions(axis, across, up, grid[logits].to_numpy().T.reshape(-1, *heat.shape), names, set(points["label"]))
+        _draw_regions(axis, grid, names, set(points["label"]))
         _draw_points(axis, points, names)
         axis.set(xlim=across[[0, -1]], ylim=up[[0, -1]], aspect="equal", xlabel="across")
         axis.grid(visible=False)
@@ -262,18 +258,20 @@ def _coordinates(model: str, rows: DataFrame) -> tuple[NDArray[Any], NDArray[Any
     across, up = np.unique(rows["across"]), np.unique(rows["up"])
     if len(rows) != len(across) * len(up) or min(len(across), len(up)) < 2 or rows.duplicated(["across", "up"]).any():
         raise InputError(
-            f"The plane figure needs each point of a grid once: {model} has {len(rows)} rows for {len(across)} x {len(up)} points."
+            f"The plane figure needs each point of a grid once: {model} has {len(rows)} rows for "
+            f"{len(across)} x {len(up)} points."
         )
     return across, up
 
 
 def _draw_regions(
-    axis: "Axes", x: NDArray[Any], y: NDArray[Any], logits: NDArray[Any], names: Sequence[str], marked: Collection[int]
+    axis: "canvas.Axes", grid: Sequence[NDArray[Any]], names: Sequence[str], marked: Collection[int]
 ) -> None:
     """The lines between classes, white with a dark rim; and, where most room is, names of classes without points."""
     from matplotlib.patheffects import withStroke
     from scipy.ndimage import distance_transform_edt, zoom
 
+    x, y, logits = grid
     z = zoom(logits, (1, FINER, FINER), order=1)
     across, up = np.linspace(x[0], x[-1], z.shape[2]), np.linspace(y[0], y[-1], z.shape[1])
     rim: Any = [withStroke(linewidth=3.4, foreground=INK)]
@@ -289,7 +287,7 @@ def _draw_regions(
             axis.text(float(across[column]), float(up[row]), names[label], ha="center", va="center", **text)
 
 
-def _draw_points(axis: "Axes", points: DataFrame, names: Sequence[str]) -> None:
+def _draw_points(axis: "canvas.Axes", points: DataFrame, names: Sequence[str]) -> None:
     """Classes differ by marker, and by turns they are light with a dark rim and dark with a light one."""
     for place, label in enumerate(sorted(set(points["label"]))):
         face, edge = (PAPER, INK) if place % 2 == 0 else (INK, PAPER)

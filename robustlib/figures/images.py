@@ -1,7 +1,7 @@
-"""Images before and after an attack, through a purifier and under its random transform, and what a model says of them."""
+"""Images before and after an attack, through a purifier and its random transform, and what a model says of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +10,6 @@ from pandas import DataFrame
 from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import INK, MUTED, Figure, percent, require_columns, same_length
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 GAP = 0.012  # white between two classes, a share of all images
 LINE = 0.2  # inches from one label to the next, at least
@@ -62,8 +58,8 @@ def _starts(totals: NDArray[Any]) -> NDArray[Any]:
     return np.cumsum(totals) - totals + GAP * np.arange(len(totals))
 
 
-def _draw_flows(axis: "Axes", share: NDArray[Any]) -> None:
-    """Bands of equal width from the left bar to the right one, an S in between; those that stay first, below the others."""
+def _draw_flows(axis: "canvas.Axes", share: NDArray[Any]) -> None:
+    """Bands of equal width from the left bar to the right one, an S in between; those that stay below the others."""
     starts = _starts(share.sum(1))[:, None] + np.cumsum(share, 1) - share
     ends = _starts(share.sum(0))[None, :] + np.cumsum(share, 0) - share
     x = np.linspace(0, 1, 60)
@@ -73,8 +69,8 @@ def _draw_flows(axis: "Axes", share: NDArray[Any]) -> None:
         axis.fill_between(0.012 + 0.976 * x, y, y + share[a, b], color=colour, alpha=alpha, lw=0)
 
 
-def _draw_classes(axis: "Axes", share: NDArray[Any], names: Sequence[str], line: float) -> None:
-    """A bar for each class on both sides, with its name and share; labels are at least `line` apart, the last in its place."""
+def _draw_classes(axis: "canvas.Axes", share: NDArray[Any], names: Sequence[str], line: float) -> None:
+    """A bar for each class on both sides, with name and share; labels at least `line` apart, the last in its place."""
     from matplotlib.patches import Rectangle
 
     short = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
@@ -106,12 +102,10 @@ def example_strips(
     predictions: tuple[ArrayLike, ArrayLike],
     class_names: Sequence[str] = (),
 ) -> Figure:
-    """Clean images, what the attack added (magnified, grey is nothing), the adversarial images, and what the model says.
+    """Clean images, what the attack added (magnified around grey), adversarial images, and what the model says of both.
 
-    Args:
-        clean, adversarial: (N, C, H, W) in [0, 1], C 1 or 3; the first ten are shown (eight if names are long).
-        labels: (N,) true classes.
-        predictions: for the clean and for the adversarial images, (N,) each.
+    Images (N, C, H, W) are in [0, 1], C 1 or 3, labels and predictions (N,); the first ten are shown (eight if names
+    are long).
     """
     before, after, y = np.asarray(clean, dtype=float), np.asarray(adversarial, dtype=float), np.asarray(labels)
     answers = dict(zip(("predictions", "adversarial predictions"), map(np.asarray, predictions), strict=True))
@@ -144,21 +138,21 @@ def example_strips(
 
 
 def _fit(text: str, count: int, key: str) -> dict[str, Any]:
-    """The text in the size that fits above or below one of `count` images side by side; cut where it would be too small."""
+    """The text in the size that fits above or below one of `count` images; cut where it would be too small."""
     room = POINTS / count
     size = min(9.5, max(6.5, room / len(text)))
     return {key: text if len(text) * size <= room + 1 else f"{text[: int(room / size) - 1]}…", "fontsize": size}
 
 
 def _magnify(change: NDArray[Any], factor: float | None = None) -> tuple[NDArray[Any], float]:
-    """What was added, magnified around grey, and the factor: 10, or less where 10 times it would leave the grey scale."""
+    """What was added, magnified around grey, and the factor: 10, or less where that would leave the grey scale."""
     most = float(np.abs(change).max())
     if factor is None:
         factor = next((f for f in (10.0, 5.0, 2.0) if f * most <= 0.5 + 1e-6), 1.0)
     return np.clip(0.5 + factor * change, 0, 1), factor
 
 
-def _draw_image(axis: "Axes", image: NDArray[Any]) -> None:
+def _draw_image(axis: "canvas.Axes", image: NDArray[Any]) -> None:
     """Draws an image (C, H, W) in [0, 1], C 1 or 3, into axes without ticks."""
     grey: dict[str, Any] = {"cmap": "gray"} if image.shape[0] == 1 else {}
     axis.imshow(image.transpose(1, 2, 0).squeeze(-1) if grey else image.transpose(1, 2, 0), vmin=0, vmax=1, **grey)
@@ -168,7 +162,7 @@ def _draw_image(axis: "Axes", image: NDArray[Any]) -> None:
     axis.spines[:].set_color(canvas.PALE)
 
 
-def _write_answer(axis: "Axes", answer: str, label: str, count: int) -> None:
+def _write_answer(axis: "canvas.Axes", answer: str, label: str, count: int) -> None:
     """The answer below its image; a wrong one has a cross and a red frame, so that colour is not all there is."""
     right = answer == label
     form: dict[str, Any] = {"color": INK} if right else {"color": canvas.ALARM, "weight": "bold"}
@@ -196,13 +190,12 @@ def purification_steps(
     answers: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     class_names: Sequence[str] = (),
 ) -> Figure:
-    """A clean image and its attacked copy through the steps of a purifier, a row each, and beside them their difference.
+    """Clean images and their attacked copies through the steps of a purifier, a row each, and their differences.
 
-    Differences are magnified around grey by one factor: 10, or less where 10 times the attack would leave the grey scale.
+    Differences are magnified around grey by one factor: 10, or less where the attack would leave the grey scale.
 
     Args:
-        clean, adversarial: step -> images (N, C, H, W) in [0, 1], C 1 or 3, in order, the images themselves first; the first
-            three of each are shown.
+        clean, adversarial: step -> images (N, C, H, W) in [0, 1], C 1 or 3, themselves first; three are shown.
         labels: (N,) true classes.
         answers: step -> answers (N,) to the clean and to the attacked images as they are after it, written below them.
     """
@@ -219,17 +212,17 @@ def purification_steps(
     for step, (before, after) in steps.items():
         sides = (answers or {}).get(step)
         for image, label in enumerate(y):
-            said = [_class_name(np.asarray(side)[image], class_names) for side in sides] if sides else ["", ""]
+            words = [_class_name(np.asarray(side)[image], class_names) for side in sides] if sides else ["", ""]
             difference = float(np.abs(after[image] - before[image]).mean())
             row = {"example": image, "label": _class_name(label, class_names), "step": step, "difference": difference}
-            rows.append(row | dict(zip(KINDS, said, strict=True)))
+            rows.append(row | dict(zip(KINDS, words, strict=True)))
     data = DataFrame(rows)
     first, second = next(iter(steps.values()))
     factor = _magnify(second - first)[1]
-    means = data.groupby("step", sort=False)["difference"].mean().items()
+    means = [f"{s} {value:.3f}" for s, value in data.groupby("step", sort=False)["difference"].mean().items()]
     alt = (
-        f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, differences times {factor:g}. "
-        f"Mean absolute difference between both after each step: {', '.join(f'{s} {value:.3f}' for s, value in means)}."
+        f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, "
+        f"differences times {factor:g}. Mean absolute difference between both after each step: {', '.join(means)}."
     )
     described = [
         f"after {row['step']}, {row['label']} is called {row['clean']} and, attacked, {row['attacked']}"
@@ -240,14 +233,14 @@ def purification_steps(
     return Figure(_draw_steps(steps, data, factor), alt, data)
 
 
-def _draw_steps(steps: Mapping[str, Sequence[NDArray[Any]]], data: DataFrame, factor: float) -> "Canvas":
+def _draw_steps(steps: Mapping[str, Sequence[NDArray[Any]]], data: DataFrame, factor: float) -> "canvas.Canvas":
     """A row a step; for each image three columns, then a gap."""
     from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    count, said = data["example"].nunique(), data.loc[data["clean"] != "", "step"].unique()
+    count, answered = data["example"].nunique(), data.loc[data["clean"] != "", "step"].unique()
     fig = Canvas(layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
-    fig.set_size_inches((8.0, CELL * len(steps) + 0.19 * len(said) + 0.62))
+    fig.set_size_inches((8.0, CELL * len(steps) + 0.19 * len(answered) + 0.62))
     grid = fig.add_gridspec(len(steps), 4 * count - 1, width_ratios=([1.0, 1.0, 1.0, 0.12] * count)[:-1])
     for place, row in enumerate(data.to_dict("records")):
         image, step = row["example"], row["step"]
@@ -258,10 +251,10 @@ def _draw_steps(steps: Mapping[str, Sequence[NDArray[Any]]], data: DataFrame, fa
             _draw_image(axis, content)
             if place < count:
                 axis.set_title(headings[k], loc="center", fontsize=8, weight="normal")
-            if step in said and k < len(KINDS):
+            if step in answered and k < len(KINDS):
                 _write_answer(axis, row[KINDS[k]], row["label"], 3 * count)
             if image == k == 0:
-                text = f"{step}\n(below: what the\nclassifier says)" if step in said else step
+                text = f"{step}\n(below: what the\nclassifier says)" if step in answered else step
                 axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
     return fig
 
@@ -275,10 +268,10 @@ SURFACES = {
 
 @canvas.style()
 def transform_surface(table: DataFrame) -> Figure:
-    """How far a random transform moves images, against missing rate and number of mixed copies; two heat maps, one colour scale.
+    """How far a random transform moves images, against missing rate and mixed copies; two heat maps, one colour scale.
 
-    The table is a full grid, as of `robustlib.representation.transform_surface`: `missing` (share), `mixes`, `apart`, `changed`
-    (mean absolute difference of a pixel, in [0, 1]).
+    The table is a full grid, as of `robustlib.representation.transform_surface`: `missing` (share), `mixes`, `apart`,
+    `changed` (mean absolute difference of a pixel, in [0, 1]).
     """
     columns = ["missing", "mixes", *SURFACES]
     rows = require_columns("transform", table, columns).sort_values(["mixes", "missing"])

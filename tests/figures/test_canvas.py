@@ -11,31 +11,24 @@ import pytest
 
 from robustlib import figures
 from robustlib.errors import InputError
-from tests.figures.conftest import (
-    ALL,
-    CLASSES,
-    DISTANCES,
-    DOTS,
-    HOLDS,
-    IMAGES,
-    MAP,
-    POINT,
-    ROWS,
-    gaps,
-    grid,
-    heat,
-    plane,
-    probes,
-    surface,
-    swept,
-)
+from tests.figures import conftest as given
+from tests.figures.conftest import ALL, CLASSES, DISTANCES, DOTS, FIGURES, IMAGES, MAP, POINT, ROWS
 from tests.fixtures import curve, leaderboard
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_figure_carries_its_numbers(name):
-    data = ALL[name]().data
-    column, number = HOLDS[name]
+@pytest.mark.parametrize(("draw", "column", "number"), FIGURES.values(), ids=FIGURES)
+def test_every_figure_is_a_reproducible_picture_with_words_and_numbers(draw, column, number):
+    from PIL import Image
+
+    figure = draw()
+    assert len(figure.alt) > 40
+    assert "nan" not in figure.alt
+    png = figures.to_png(figure, dpi=60)
+    assert png == figures.to_png(draw(), dpi=60)
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert (picture[0] == 255).all(), "figures stand on white"
+    assert picture.std() > 10
+    data = figure.data
     assert np.isclose(data[column], number).any()
     assert data.columns.is_unique
     assert data.index.is_unique
@@ -45,29 +38,11 @@ def test_every_figure_carries_its_numbers(name):
     pd.testing.assert_frame_equal(again, same, check_dtype=False, rtol=1e-4, atol=1e-5)
 
 
-def test_data_speak_of_titles_and_points():
-    assert set(ALL["trade-off"]().data["method"]) == {"STANDARD", "TRADES"}
-    assert set(ALL["gap over eps"]().data["curve"]) == {"A (2 seeds)", "B (2 seeds)"}
+def test_data_speak_of_classes_and_warnings():
     assert len(ALL["atlas"]().data) == 2 * 2 * 60, "maps, sides, images"
     strip = ALL["strips"]().data[["example", "label", "before", "after"]].iloc[1]
     assert strip.tolist() == [1, "dog", "dog", "cat"]
-    shares = ALL["pairs"]().data.groupby(["method", "pair"])["share"].sum()
-    assert shares.tolist() == pytest.approx([1] * 6)
     assert "PGD accuracy fell" in ALL["training"]().data["warnings"].tolist()
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_every_figure_is_a_reproducible_picture_with_words(name):
-    from PIL import Image
-
-    first, second = ALL[name](), ALL[name]()
-    assert len(first.alt) > 40
-    assert "nan" not in first.alt
-    png = figures.to_png(first, dpi=60)
-    assert png == figures.to_png(second, dpi=60)
-    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-    assert (picture[0] == 255).all(), "figures stand on white"
-    assert picture.std() > 10
 
 
 @pytest.mark.parametrize(
@@ -93,12 +68,12 @@ def test_alt_texts_name_the_main_numbers(name, words):
         (lambda: figures.accuracy_bars([]), "'attack'"),
         (lambda: figures.cascade([]), "'component'"),
         (lambda: figures.robustness_over_seeds(curve()), "'method'"),
-        (lambda: figures.feature_gap_curves(gaps(), "depth"), "x='depth'"),
-        (lambda: figures.feature_gap_curves(gaps(), "eps"), "over eps needs one layer, the table has 'stem', 'head'"),
-        (lambda: figures.feature_gap_curves(gaps().drop(columns="eps"), "eps"), "the column 'eps'"),
+        (lambda: figures.feature_gap_curves(given.GAPS, "depth"), "x='depth'"),
+        (lambda: figures.feature_gap_curves(given.GAPS, "eps"), "needs one layer, the table has 'stem', 'head'"),
+        (lambda: figures.feature_gap_curves(given.GAPS.drop(columns="eps"), "eps"), "the column 'eps'"),
         (lambda: figures.pair_distances({}), "needs distances"),
         (lambda: figures.pair_distances({"A": {"same class": [np.nan]}}), "needs distances"),
-        (lambda: figures.alignment_exclusion(plane()[["method", "alignment"]]), "'adversarial_margin'"),
+        (lambda: figures.alignment_exclusion(given.PLANE[["method", "alignment"]]), "'adversarial_margin'"),
         (lambda: figures.umap_atlas({}, CLASSES), "at least one map"),
         (lambda: figures.umap_atlas({"A": MAP}, CLASSES, notes={"B": ""}), "no map 'B'"),
         (lambda: figures.umap_atlas({"A": MAP}, CLASSES[:3]), "labels 3, clean 60"),
@@ -108,21 +83,21 @@ def test_alt_texts_name_the_main_numbers(name, words):
         (lambda: figures.example_strips(IMAGES[0], IMAGES[0], [0], ([0], [0])), r"\(1, 8, 8\)"),
         (lambda: figures.claim_effects([]), "'claim'"),
         (lambda: figures.probe_curves({}, ["probe/h/cosine"]), "at least one method"),
-        (lambda: figures.probe_curves(probes(), ["probe/h/cosine"]), "'probe/h/cosine'"),
-        (lambda: figures.sweep(swept().drop(columns="robust")), "'robust'"),
-        (lambda: figures.metric_plane(heat().drop(columns="logit 1"), POINT), "'logit 1'"),
-        (lambda: figures.metric_plane(heat(), POINT[["across", "up"]]), "'label'"),
-        (lambda: figures.metric_plane(heat().iloc[1:], POINT), "A has 44 rows for 9 x 5 points"),
+        (lambda: figures.probe_curves(given.probes(), ["probe/h/cosine"]), "'probe/h/cosine'"),
+        (lambda: figures.sweep(given.SWEPT.drop(columns="robust")), "'robust'"),
+        (lambda: figures.metric_plane(given.heat().drop(columns="logit 1"), POINT), "'logit 1'"),
+        (lambda: figures.metric_plane(given.heat(), POINT[["across", "up"]]), "'label'"),
+        (lambda: figures.metric_plane(given.heat().iloc[1:], POINT), "A has 44 rows for 9 x 5 points"),
         (lambda: figures.distance_distributions({}), "given: none"),
         (lambda: figures.distance_distributions({**DISTANCES, "c": [1.0]}), "c 1 of 1"),
         (lambda: figures.distance_distributions({"none": [0.1, np.nan]}), "none 1 of 2"),
-        (lambda: figures.accuracy_distance(grid().drop(columns="chosen")), "'chosen'"),
-        (lambda: figures.accuracy_distance(grid()[1:]), "a row of strength 0"),
+        (lambda: figures.accuracy_distance(given.GRID.drop(columns="chosen")), "'chosen'"),
+        (lambda: figures.accuracy_distance(given.GRID[1:]), "a row of strength 0"),
         (lambda: figures.purification_steps({"image": IMAGES}, {}, [0, 1]), r"image \(2, 1, 8, 8\)\."),
         (lambda: figures.purification_steps({"a": IMAGES[:, 0]}, {"a": IMAGES[:, 0]}, [0, 1]), r"\(2, 8, 8\)"),
         (lambda: figures.purification_steps({}, {}, []), "every step"),
         (lambda: figures.accuracy_dots(DOTS.drop(columns="series"), "A"), "'series'"),
-        (lambda: figures.transform_surface(surface()[1:]), "5 rows for 2 x 3"),
+        (lambda: figures.transform_surface(given.SURFACE[1:]), "5 rows for 2 x 3"),
     ],
 )
 def test_missing_data_is_a_sentence(draw, words):

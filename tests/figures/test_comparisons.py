@@ -6,7 +6,7 @@ from robustlib import figures
 from robustlib.evaluation import standard_attacks
 from robustlib.threat import Threat
 from tests import fixtures
-from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, grid
+from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, GRID
 from tests.fixtures import leaderboard
 
 
@@ -68,21 +68,21 @@ def test_dots_carry_their_intervals():
     (axis,) = ALL["trade-off"]().fig.axes
     bars = [container for container in axis.containers if container.has_xerr and container.has_yerr]
     assert len(bars) == 2
-    told = {text.get_text() for text in axis.figure.legends[0].get_texts()}
-    assert told == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
+    labels = {text.get_text() for text in axis.figure.legends[0].get_texts()}
+    assert labels == {"STANDARD, 6.5 minutes", "TRADES, 6.5 minutes"}, "what it cost stands beside what it brought"
 
 
 def test_each_line_of_a_distribution_is_its_share_of_images():
     """By hand: of four images one lies within 0.2, two within 0.3."""
     figure = figures.distance_distributions(DISTANCES)
-    mine = figure.data.query("model == 'none'").set_index("distance")["share"]
-    assert mine.to_dict() == {0.2: 0.25, 0.3: 0.5, 0.4: 0.75, 0.5: 1.0}
-    told = [text.get_text() for text in figure.fig.legends[0].get_texts()]
-    assert told == ["none, median 0.350", "rep-spectral, median 0.550"]
+    share = figure.data.query("model == 'none'").set_index("distance")["share"]
+    assert share.to_dict() == {0.2: 0.25, 0.3: 0.5, 0.4: 0.75, 0.5: 1.0}
+    labels = [text.get_text() for text in figure.fig.legends[0].get_texts()]
+    assert labels == ["none, median 0.350", "rep-spectral, median 0.550"]
 
 
 def test_what_is_chosen_has_a_ring_and_what_costs_too_much_is_shaded():
-    drawn = figures.accuracy_distance(grid())
+    drawn = figures.accuracy_distance(GRID)
     (axis,) = drawn.fig.axes
     rings = [line for line in axis.lines if line.get_markersize() == 15 and len(line.get_xdata())]
     assert sorted(float(line.get_ydata()[0]) for line in rings) == [0.55, 0.61]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robustlib import figures
-from tests.figures.conftest import ALL, swept
+from tests.figures.conftest import ALL, SWEPT
 from tests.fixtures import curve, metrics
 
 
@@ -74,7 +74,7 @@ def test_a_sweep_is_drawn_in_the_order_of_its_values():
     assert "usual" not in alpha.get_xlabel()
     assert alpha.get_ylim() == beta.get_ylim(), "panels can be compared"
     assert "beta: AFD, clean (2 seeds) 98.0 % at 0, 98.0 % at 1; AFD, PGD-20 (2 seeds) 71.0 % at 0, 61.0" in figure.alt
-    assert len(figures.sweep(swept().query("seed == 0").drop(columns="seed")).data) == 10
+    assert len(figures.sweep(SWEPT.query("seed == 0").drop(columns="seed")).data) == 10
 
 
 def test_losses_are_told_from_accuracies_and_bookkeeping_and_legends_hide_no_curve():
@@ -82,9 +82,9 @@ def test_losses_are_told_from_accuracies_and_bookkeeping_and_legends_hide_no_cur
     figure = figures.training_curves(frame.assign(**{"refresh/head/loss": 1.0, "refresh/head/accuracy": 0.5}))
     figures.to_png(figure, dpi=60)
     left, right = figure.fig.axes
-    told = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (left, right)]
-    assert told[0] == ["critic loss", "robust kl", "refresh head loss"]
-    assert {"warning", "refresh head accuracy (training)"} <= set(told[1])
+    labels = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (left, right)]
+    assert labels[0] == ["critic loss", "robust kl", "refresh head loss"]
+    assert {"warning", "refresh head accuracy (training)"} <= set(labels[1])
     assert {text.get_text() for text in right.texts} == {"burn-in", "finetune"}
     assert "refresh/head/accuracy" in figure.data
     for axis in (left, right):

@@ -9,12 +9,12 @@ from tests.figures.conftest import ALL, CLASSES, MAP, POINT, heat
 
 
 def test_pair_distances_share_one_scale():
-    first, second = ALL["pairs"]().fig.axes
-    assert first.get_ylim() == second.get_ylim()
-    assert first.get_xlim() == second.get_xlim()
+    figure = ALL["pairs"]()
+    first, second = figure.fig.axes
+    assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
     heights = [patch.get_data().values.sum() for patch in first.patches]
     assert heights == pytest.approx([1] * 6), "shares of the pairs, infinite distances left out"
-    assert "other class 1.1" in ALL["pairs"]().alt
+    assert "other class 1.1" in figure.alt
 
 
 def test_the_plane_has_a_dot_for_each_run_and_a_ring_at_their_mean():
@@ -37,26 +37,19 @@ def test_the_atlas_tells_clean_from_adversarial_by_shape():
     assert (start.tolist(), np.asarray(end)) == (MAP[0][0].tolist(), pytest.approx(MAP[1][0]))
     (place,) = (text for text in first.texts if text.get_text() == "0")
     assert place.xy in [tuple(point) for point in MAP[0][CLASSES == 0].tolist()], "a name points into its class"
-    many = figures.umap_atlas({"A": MAP}, np.arange(60)).fig.axes[0]
-    assert not many.texts, "sixty names would hide the map"
+    assert not figures.umap_atlas({"A": MAP}, np.arange(60)).fig.axes[0].texts, "sixty names would hide the map"
 
 
-def test_each_map_has_its_own_note():
-    notes = {"UMAP": "Trustworthiness 0.98.", "PCA": "Trustworthiness 0.85, 36 % of the variance."}
-    figure = figures.umap_atlas({"UMAP": MAP, "PCA": MAP}, CLASSES, note="300 images.", notes=notes)
-    assert [axis.get_xlabel().replace("\n", " ") for axis in figure.fig.axes] == list(notes.values())
-    assert all(note in figure.alt for note in (*notes.values(), "300 images."))
-    nine = figures.umap_atlas({f"map {k}": MAP for k in range(9)}, CLASSES)
-    assert nine.fig.get_figwidth() == 8
-    assert len(nine.fig.axes) == 9
-
-
-def test_maps_say_what_the_copies_are():
-    figure = figures.umap_atlas({"A": MAP}, CLASSES, copies="augmented")
-    assert figure.alt.startswith("Maps of clean and augmented features of 60 images")
-    assert "A: augmented images lie" in figure.alt
-    assert set(figure.data["side"]) == {"clean", "augmented"}
-    (legend,) = figure.fig.legends
+def test_many_maps_have_a_note_each_and_say_what_the_copies_are():
+    notes = {f"map {k}": f"Trustworthiness 0.9{k}." for k in range(9)}
+    maps = dict.fromkeys(notes, MAP)
+    many = figures.umap_atlas(maps, CLASSES, note="300 images.", notes=notes, copies="augmented")
+    assert [axis.get_xlabel() for axis in many.fig.axes] == list(notes.values())
+    assert all(note in many.alt for note in (*notes.values(), "300 images.", "map 1: augmented images lie"))
+    assert many.alt.startswith("Maps of clean and augmented features of 60 images")
+    assert many.fig.get_figwidth() == 8
+    assert set(many.data["side"]) == {"clean", "augmented"}
+    (legend,) = many.fig.legends
     assert [text.get_text() for text in legend.get_texts()][:2] == ["clean image", "its augmented one"]
 
 
@@ -65,8 +58,7 @@ def test_names_of_near_classes_do_not_hide_each_other():
     figure = figures.umap_atlas({"A": near, "B": near}, CLASSES, ["airplane", "automobile", "bird"])
     figures.to_png(figure, dpi=60)
     boxes = [text.get_window_extent() for text in figure.fig.axes[0].texts]
-    spans = [(b.y0, b.y1) for b in boxes]  # the widths hold the line to the class too
-    assert len(set(spans)) == 3
+    assert len({(box.y0, box.y1) for box in boxes}) == 3  # the widths hold the line to the class too
 
 
 def test_the_boundary_lies_where_the_decision_changes_and_colours_are_shared():
@@ -77,8 +69,7 @@ def test_the_boundary_lies_where_the_decision_changes_and_colours_are_shared():
     assert np.allclose(line[:, 0], 0.5, atol=1e-6)
     assert np.ptp(line[:, 1]) == pytest.approx(0.5)
     assert len(b.collections) == 1, "no boundary where one class is all there is"
-    limits = [axis.collections[0].get_clim() for axis in (a, b)]
-    assert limits == [(1.0, 20.0)] * 2
+    assert [axis.collections[0].get_clim() for axis in (a, b)] == [(1.0, 20.0)] * 2
     assert {line.get_label() for line in a.get_lines()} == {"left", "right"}
     assert len({line.get_marker() for line in a.get_lines()}) == 2
     assert "A median 1.5, at most 2; left on 55.6 %, right on 44.4 %; B median 15" in figure.alt

@@ -1,16 +1,15 @@
-"""Images before and after an attack and through a purifier, on images made by hand."""
+"""Images before and after an attack and through a purifier, and what becomes of the answers, on images made by hand."""
 
 import numpy as np
 import pytest
 
 from robustlib import figures
-from tests.figures.conftest import ALL, IMAGES, purified
+from tests.figures.conftest import ALL, IMAGES, PURIFIED
 
 
 def test_of_many_classes_those_that_change_least_are_one():
     before = np.arange(100)
-    after = np.where(before < 5, before + 1, before)
-    figure = figures.confusion_flow(before, after)
+    figure = figures.confusion_flow(before, np.where(before < 5, before + 1, before))
     assert set(figure.data["clean answer"]) == {*map(str, range(14)), "other classes"}
     assert "5.0 % change" in figure.alt
     others = figures.confusion_flow(before, np.roll(before, 1))
@@ -27,18 +26,14 @@ def test_the_flow_is_as_wide_as_its_share():
     assert len(axis.collections) == 6
 
 
-def test_wrong_answers_are_marked_by_more_than_colour():
+def test_wrong_answers_are_marked_by_more_than_colour_and_changes_are_magnified_within_the_grey_scale():
     axes = ALL["strips"]().fig.axes
-    said = [axis.get_xlabel() for axis in axes]
-    assert said == ["✓ cat", "✓ dog", "", "", "✓ cat", "✕ cat"]
+    assert [axis.get_xlabel() for axis in axes] == ["✓ cat", "✓ dog", "", "", "✓ cat", "✕ cat"]
     shown = np.asarray(axes[2].images[0].get_array())
     assert shown == pytest.approx(np.full((8, 8), 0.7)), "0.5 + 10 times 0.02"
-
-
-def test_a_large_perturbation_is_magnified_less():
-    figure = figures.example_strips(IMAGES, IMAGES + 0.2, [0, 1], ([0, 1], [0, 0]))
-    assert "the perturbation times 2." in figure.alt
-    assert figure.fig.axes[2].images[0].get_array().max() == pytest.approx(0.9), "0.5 + 2 times 0.2 is no white"
+    larger = figures.example_strips(IMAGES, IMAGES + 0.2, [0, 1], ([0, 1], [0, 0]))
+    assert "the perturbation times 2." in larger.alt
+    assert larger.fig.axes[2].images[0].get_array().max() == pytest.approx(0.9), "0.5 + 2 times 0.2 is no white"
 
 
 def test_names_are_cut_before_they_hide_each_other():
@@ -53,22 +48,18 @@ def test_names_are_cut_before_they_hide_each_other():
 
 
 def test_each_step_shows_both_images_and_what_lies_between_them():
-    drawn = ALL["steps of a purifier"]()
+    drawn = ALL["purifier"]()
     pictures = [np.asarray(axis.images[0].get_array()) for axis in drawn.fig.axes]
     assert len(pictures) == 2 * 2 * 3, "steps, images, kinds"
     assert pictures[1] == pytest.approx(IMAGES[0, 0] + 0.04)
     assert pictures[2] == pytest.approx(np.full((8, 8), 0.9)), "0.5 + 10 times 0.04"
     assert pictures[8] == pytest.approx(np.full((8, 8), 0.7)), "the same factor after the last step"
-    said = [axis.get_xlabel() for axis in drawn.fig.axes]
-    assert said == ["✓ cat", "✕ dog", "", "✓ dog", "✕ cat", "", "✓ cat", "✓ cat", "", "✓ dog", "✕ cat", ""]
-    assert (
-        "each step: image 0.040, purified 0.020. Answers: after image, cat is called cat and, attacked, dog"
-        in drawn.alt
-    )
-    many = figures.purification_steps(
-        *({k: np.repeat(v, 3, 0) for k, v in side.items()} for side in purified()), [0] * 6
-    )
-    assert many.data["example"].nunique() == 3
+    answers = [axis.get_xlabel() for axis in drawn.fig.axes]
+    assert answers == ["✓ cat", "✕ dog", "", "✓ dog", "✕ cat", "", "✓ cat", "✓ cat", "", "✓ dog", "✕ cat", ""]
+    text = "each step: image 0.040, purified 0.020. Answers: after image, cat is called cat and, attacked, dog"
+    assert text in drawn.alt
+    clean, attacked = ({k: np.repeat(v, 3, 0) for k, v in side.items()} for side in PURIFIED)
+    assert figures.purification_steps(clean, attacked, [0] * 6).data["example"].nunique() == 3
 
 
 def test_the_surface_tells_grey_levels_on_one_scale():

@@ -20,25 +20,14 @@ RESULTS = {
 
 @dataclass
 class Base:
-    """A method."""
-
     epochs: int = 110
     lr: float = 0.1  # peak learning rate
 
 
 @dataclass
 class Special(Base):
-    """With a default of its own."""
-
     epochs: int = 30  # fewer = cheaper
     points: tuple[int, ...] = ()  # none
-
-
-def board(**columns: object) -> pd.DataFrame:
-    """Two runs of a leaderboard."""
-    both = {"method": ["trades", "pgd_at"], "arch": ["mlp", "mlp"], "seed": [0, 1], "minutes": [1.25, 2.0]}
-    numbers = {"clean": [0.9, 0.8], "clean_low": [0.88, 0.7], "clean_high": [0.92, 0.9], "worst": [0.5, float("nan")]}
-    return pd.DataFrame(both | numbers | columns)
 
 
 @pytest.mark.parametrize(
@@ -147,37 +136,30 @@ def test_badges_stand_beside_the_worst_case() -> None:
     assert "no check objects" in tables.objections(rows[1:2])
 
 
-def test_over_seeds_shows_the_gravest_badge() -> None:
-    rows = fixtures.leaderboard()
-    means = pd.DataFrame({"method": ["standard", "trades"], "seeds": 2, "clean_mean": 0.9, "worst_mean": 0.5})
-    table = tables.over_seeds(means.assign(worst_std=0.1, arch="small_cnn"), rows)
+def test_leaderboard_leaves_out_what_is_alike() -> None:
+    numbers = {"clean": [0.9, 0.8], "clean_low": [0.88, 0.7], "clean_high": [0.92, 0.9], "worst": [0.5, float("nan")]}
+    board = pd.DataFrame({"method": ["trades", "pgd_at"], "seed": [0, 1], "minutes": 1.25, **numbers})
+    table = tables.leaderboard(board.assign(arch="mlp", stale=False, warnings=[[], []]))
+    assert list(table) == ["method", "seed", "clean", "worst case", "minutes"]
+    assert table["clean"].tolist() == ["90.0 % (88.0–92.0)", "80.0 % (70.0–90.0)"]
+    noted = board.assign(arch=["mlp", "resnet18"], stale=[True, False], warnings=[["robust overfitting"], []])
+    assert tables.leaderboard(noted)["notes"].tolist() == ["stale; robust overfitting", ""]
+    assert "arch" in tables.leaderboard(noted)
+
+
+def test_over_seeds_shows_the_gravest_badge_and_a_dash_for_an_attack_that_a_method_did_not_meet() -> None:
+    numbers = {"clean_mean": [0.9, 0.8], "clean_std": [0.012, float("nan")], "pgd_eot_mean": [float("nan"), 0.2]}
+    means = pd.DataFrame({"method": ["standard", "trades"], "arch": "small_cnn", "seeds": [2, 1], **numbers})
+    table = tables.over_seeds(means, fixtures.leaderboard())
     assert table["headline"].tolist() == ["– not audited", "✕ red"]
+    assert table["clean"].tolist() == ["90.0 ± 1.2 %", "80.0 %"], "one seed has no deviation"
+    assert table["PGD+EOT"].tolist() == ["–", "20.0 %"]
     assert "headline" not in tables.over_seeds(means)
 
 
-def test_leaderboard_leaves_out_what_is_alike() -> None:
-    table = tables.leaderboard(board(stale=[False, False], warnings=[[], []]))
-    assert list(table) == ["method", "seed", "clean", "worst case", "minutes"]
-    assert table["clean"].tolist() == ["90.0 % (88.0–92.0)", "80.0 % (70.0–90.0)"]
-    told = {"stale": [True, False], "warnings": [["robust overfitting"], []]}
-    noted = tables.leaderboard(board(arch=["mlp", "resnet18"], **told))
-    assert noted["notes"].tolist() == ["stale; robust overfitting", ""]
-    assert "arch" in noted
-
-
-def test_over_seeds_says_when_there_is_one_and_has_a_dash_for_an_attack_that_a_method_did_not_meet() -> None:
-    numbers = {"clean_mean": [0.9, 0.8], "clean_std": [0.012, float("nan")], "pgd_eot_mean": [float("nan"), 0.2]}
-    table = tables.over_seeds(pd.DataFrame({"method": ["a", "b"], "arch": "mlp", "seeds": [3, 1], **numbers}))
-    assert table["clean"].tolist() == ["90.0 ± 1.2 %", "80.0 %"]
-    assert table["PGD+EOT"].tolist() == ["–", "20.0 %"]
-
-
-def test_warnings() -> None:
-    for told, words in (([], "No catastrophic or robust overfitting"), (["it fell"], "- epoch 7: it fell")):
-        assert words in tables.warnings(pd.DataFrame({"epoch_total": [7], "warnings": [told]}))
-
-
-def test_provenance_repeats_the_command() -> None:
+def test_warnings_and_provenance() -> None:
+    for texts, words in (([], "No catastrophic or robust overfitting"), (["it fell"], "- epoch 7: it fell")):
+        assert words in tables.warnings(pd.DataFrame({"epoch_total": [7], "warnings": [texts]}))
     card = tables.provenance({"command": "robustlib run trades", "wall_seconds": 90, "threads": 1}, "runs/x")
     assert card.loc["repeat it with", "this run"] == "robustlib run trades"
     assert card.loc["training time", "this run"] == "1.5 minutes"
@@ -188,15 +170,11 @@ def test_show_does_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert "x" * 200 in capsys.readouterr().out
 
 
-def measured(**columns: object) -> pd.DataFrame:
-    """Measures of two seeds of TRADES and one of standard training."""
+def test_geometry_has_means_over_seeds_of_a_variant_and_layer_then_each_run() -> None:
     who = {"method": ["trades", "trades", "standard"], "title": ["TRADES", "TRADES", "Standard training"]}
     numbers = {"relative_l2": [0.2, 0.4, 0.9], "margin": [-0.1, -0.3, float("nan")], "effective_rank": [9.0, 10, 11]}
-    return pd.DataFrame(who | {"seed": [0, 1, 0], "changed": "", "layer": "features"} | numbers | columns)
-
-
-def test_geometry_has_means_over_seeds_then_each_run() -> None:
-    table = tables.geometry(measured())
+    measured = pd.DataFrame({**who, "seed": [0, 1, 0], "changed": "", "layer": "features", **numbers})
+    table = tables.geometry(measured)
     assert list(table) == ["method", "seed", "relative L2 gap", "exclusion margin, clean", "effective rank, clean"]
     assert table.to_numpy().tolist() == [
         ["TRADES", "mean of 2", "0.300 ± 0.141", "−0.200 ± 0.141", "9.5 ± 0.7"],
@@ -204,16 +182,13 @@ def test_geometry_has_means_over_seeds_then_each_run() -> None:
         ["TRADES", "1", "0.400", "−0.300", "10.0"],
         ["Standard training", "0", "0.900", "–", "11.0"],
     ]
+    apart = tables.geometry(measured.assign(changed=["beta=1.0", "", ""], layer=["features", "features", "stem"]))
+    assert list(apart)[:4] == ["method", "changed", "layer", "seed"]
+    assert "mean" not in "".join(apart["seed"]), "no two runs are of one kind"
+    assert list(tables.geometry(measured.drop(columns=["title", "changed", "layer"])))[:2] == ["method", "seed"]
 
 
-def test_geometry_keeps_arms_and_layers_apart() -> None:
-    table = tables.geometry(measured(changed=["beta=1.0", "", ""], layer=["features", "features", "stem"]))
-    assert list(table)[:4] == ["method", "changed", "layer", "seed"]
-    assert "mean" not in "".join(table["seed"]), "no two runs are of one kind"
-    assert list(tables.geometry(measured().drop(columns=["title", "changed", "layer"])))[:2] == ["method", "seed"]
-
-
-def test_incomplete_runs_are_told() -> None:
+def test_incomplete_runs_are_listed() -> None:
     lacking = {"run": ["a", "b"], "preset": "digits", "dataset": "digits", "path": "x", "missing": "not evaluated"}
     table = tables.incomplete(pd.DataFrame(lacking))
     assert table.to_dict("records")[0] == {"run": "a", "what is missing": "not evaluated"}
@@ -227,8 +202,9 @@ def test_claims_stand_beside_their_reference() -> None:
         interval = Interval(0.02, 0.01, 0.03, 0.01)
         return Finding(claim, Evidence({0: 0.02, 1: 0.02}, 2), interval, 0.01, 0.02, verdict)  # type: ignore[arg-type]
 
-    mine = [finding("a", "undecided"), finding("b", "supported")]
-    table = tables.claims(mine, [finding("a", "supported")])
+    findings = [finding("a", "undecided"), finding("b", "supported")]
+    table = tables.claims(findings, [finding("a", "supported")])
     assert table[["reference", "verdict"]].to_numpy().tolist() == [["✓ supported", "– undecided"], ["–", "✓ supported"]]
-    assert "reference" not in tables.claims(mine)
-    assert "reference" not in tables.claims(mine, []), "nothing is committed"
+    assert "reference" not in tables.claims(findings)
+    assert "reference" not in tables.claims(findings, []), "nothing is committed"
+    assert tables.claims([]).empty

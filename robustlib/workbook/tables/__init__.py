@@ -3,16 +3,7 @@
 Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
 """
 
-from robustlib.figures.canvas import (
-    ATTACKS,
-    VERDICTS,
-    attack_name,
-    mean_percent,
-    percent,
-    signed,
-    verdict_label,
-    worst_verdict,
-)
+from robustlib.figures.canvas import ATTACKS, VERDICTS, attack_name, mean_percent, percent, verdict_label, worst_verdict
 from robustlib.workbook.tables.comparisons import (
     MINIMA,
     claims,

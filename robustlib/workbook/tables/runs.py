@@ -19,17 +19,13 @@ def hyperparameters(method: Any) -> pd.DataFrame:
     meaning: dict[str, str] = {}
     for kind in reversed(type(method).__mro__[:-1]):
         meaning |= dict(FIELD.findall(inspect.getsource(kind)))
-    rows = [
-        {
-            "hyper-parameter": field.name,
-            "value": _plain(getattr(method, field.name)),
-            "paper": _plain(field.default),
-            "meaning": meaning.get(field.name, ""),
-        }
+    rows = {
+        field.name: (_plain(getattr(method, field.name)), _plain(field.default), meaning.get(field.name, ""))
         for field in dataclasses.fields(method)
         if field.name != "preset"
-    ]
-    return pd.DataFrame(rows).set_index("hyper-parameter")
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "paper", "meaning"])
+    return table.rename_axis("hyper-parameter")
 
 
 def _plain(value: object) -> str:
@@ -40,33 +36,32 @@ def _plain(value: object) -> str:
 
 def splits(dataset: Any) -> pd.DataFrame:
     """How many images each split of a data set has, of which shape and classes."""
+    uses = {"train": "training", "val": "choosing the best epoch", "test": "the numbers reported"}
+    table = pd.DataFrame({"images": [len(getattr(dataset, name)) for name in uses]}, index=pd.Index(uses, name="split"))
     shape = " × ".join(map(str, dataset.image_shape))
-    rows = [
-        {
-            "split": name,
-            "images": len(getattr(dataset, name)),
-            "shape": shape,
-            "classes": dataset.num_classes,
-            "for": use,
-        }
-        for name, use in {"train": "training", "val": "choosing the best epoch", "test": "the numbers reported"}.items()
-    ]
-    return pd.DataFrame(rows).set_index("split")
+    return table.assign(shape=shape, classes=dataset.num_classes, **{"for": list(uses.values())})
+
+
+def share(row: Mapping[Any, Any], name: str = "accuracy") -> str:
+    """An accuracy of a row with its interval, which is `low` and `high`, or `{name}_low` and `{name}_high`."""
+    prefix = "" if name == "accuracy" else f"{name}_"
+    return percent(row[name], row.get(f"{prefix}low"), row.get(f"{prefix}high"))
 
 
 def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     """A run's accuracy under each attack, for its best and its last epoch, with the protocol of each number.
 
-    Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are expected ones, over its draws; what a single draw gave stands beside them.
-
-    Args:
-        results: of `robustlib.evaluation.evaluate_run`.
+    Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are
+    expected ones, over its draws; what a single draw gave stands beside them. From `robustlib.evaluation.evaluate_run`.
     """
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
-    table = pd.DataFrame({column: _by_attack(rows) for column, rows in columns.items() if rows}).fillna("–")
-    first = {row["attack"]: row for row in results["rows"] if "@" not in row["attack"]}
-    rows = [first.get(name, {}) for name in table.index]
-    if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in first.values()):
+    deployed = {
+        column: {row["attack"]: row for row in rows if "@" not in row["attack"]} for column, rows in columns.items()
+    }
+    written = {column: {name: share(row) for name, row in rows.items()} for column, rows in deployed.items() if rows}
+    table, best = pd.DataFrame(written).fillna("–"), deployed["best epoch"]
+    rows = [best.get(name, {}) for name in table.index]
+    if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in best.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])
     table["images"] = [row.get("n", results["rows"][0]["n"]) for row in rows]
     table["protocol"] = [row.get("protocol", "") for row in rows]
@@ -76,32 +71,27 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
 def published_protocol(
     results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20"
 ) -> pd.DataFrame:
-    """What an invalid protocol says of a run, beside what valid ones say, each labelled.
+    """What rows of an invalid `robustlib.evaluation.PublishedProtocol` say of a run, beside its valid results.
 
-    Args:
-        results: of `robustlib.evaluation.evaluate_run`.
-        rows: of the invalid protocol, e.g. `robustlib.evaluation.PublishedProtocol.rows`.
-        protocol: the valid attack to show beside clean accuracy and worst case.
+    Of those, clean accuracy, the attack `protocol` and the worst case are shown.
     """
     shown = [row for row in results["rows"] if row["attack"] in ("clean", protocol, "worst")]
-    return pd.DataFrame(
-        [
-            {
-                "attack": attack_name(row["attack"]),
-                "accuracy": _accuracy(row),
-                "images": row.get("n", results["n"]),
-                "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
-            }
-            for row in [*shown, *rows]
-        ]
-    )
+    table = [
+        {
+            "attack": attack_name(row["attack"]),
+            "accuracy": share(row),
+            "images": row.get("n", results["n"]),
+            "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
+        }
+        for row in [*shown, *rows]
+    ]
+    return pd.DataFrame(table)
 
 
 def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What each step of AutoAttack took from those before it, one row a step.
 
-    Args:
-        rows: `results["cascade"]` of `evaluate_run`, or the rows of `robustlib.evaluation.cascade_steps`.
+    Rows are `results["cascade"]` of `evaluate_run`, or those of `robustlib.evaluation.cascade_steps`.
     """
     table = [
         {
@@ -117,15 +107,6 @@ def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.drop(columns="attack") if frame["attack"].nunique() == 1 else frame
 
 
-def _by_attack(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    shown = [row for row in rows if "@" not in row["attack"]]
-    return {row["attack"]: _accuracy(row) for row in shown}
-
-
-def _accuracy(row: Mapping[str, Any]) -> str:
-    return percent(row["accuracy"], row.get("low"), row.get("high"))
-
-
 def warnings(metrics: pd.DataFrame) -> str:
     """What training warned of, as Markdown; a sentence if there was nothing."""
     lists: Iterable[Any] = metrics.get("warnings", [])
@@ -137,12 +118,11 @@ def warnings(metrics: pd.DataFrame) -> str:
 
 def provenance(facts: Mapping[str, Any], path: object = "") -> pd.DataFrame:
     """Where a run's numbers come from: machine, versions, code, time, and the command that repeats it."""
-    packages = ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items())
     card: dict[str, object] = {
         "repeat it with": facts.get("command", "–"),
         "run directory": path,
         "code": facts.get("git") or "–",
-        "packages": packages,
+        "packages": ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items()),
         "python": facts.get("python", "–"),
         "machine": f"{facts.get('device_name', facts.get('device', '–'))}, {facts.get('threads', '–')} CPU thread(s)",
         "training time": f"{facts.get('wall_seconds', 0) / 60:.1f} minutes",
@@ -151,86 +131,68 @@ def provenance(facts: Mapping[str, Any], path: object = "") -> pd.DataFrame:
     return pd.Series(card, name="this run").rename_axis("provenance").to_frame()
 
 
-DEPLOYED, MINIMUM, FAR = "the deployed logits", "adaptive minimum", "everything so far"
+DEPLOYED, FAR = "the deployed logits", "everything so far"
 COSTLY = ("pgd100x5", "cw100x5", "autoattack")  # on surrogates: only of what still stood
 SEARCHES = ("pgd20", "cw50", "pgd_eot", "aa_standard")  # on surrogates: in full
-ALONE = (*SEARCHES, "autoattack")  # attacks with a column of their own
 
 
 def adaptive(results: Mapping[str, Any]) -> pd.DataFrame:
-    """What each view of a model tells an attacker: first the deployed logits, which papers attack, last the minimum over all.
+    """What each view of a model tells an attacker: first the deployed logits, as in papers, last the minimum over all.
 
-    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with the share
-    that was left after them on all views. Views of a stochastic model met everything in full.
-
-    Args:
-        results: of `robustlib.evaluation.evaluate_run`.
-
-    Returns:
-        A row a view and columns of text; no rows for a model without surrogates.
+    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with
+    the share that was left after them on all views. Views of a stochastic model met everything in full. From
+    `robustlib.evaluation.evaluate_run`: a row a view and columns of text; no rows for a model without surrogates.
     """
     rows = {row["attack"]: row for row in results["rows"]}
-    searched, costly = _split(rows)
-    columns = [attack_name(name) for name in ALONE if name in rows]
-    table = {DEPLOYED: _cells(rows, "", ALONE)} if searched else {}
-    for view in searched:
-        table[view] = _cells(rows, f"@{view}", SEARCHES)
-    for attack, left in costly.items():
-        table[f"{attack_name(attack)} on surrogates"] = {FAR: percent(rows[left]["accuracy"])}
+    searched = _searched(rows)
+    views = {"": DEPLOYED} | {f"@{view}": view for view in searched} if searched else {}
+    table = {
+        view: {attack_name(name): percent(rows[name + at]["accuracy"]) for name in SEARCHES if name + at in rows}
+        for at, view in views.items()
+    }
+    if searched and "autoattack" in rows:
+        table[DEPLOYED][attack_name("autoattack")] = share(rows["autoattack"])
+    for attack, row in rows.items():  # of each costly attack the last row counts
+        name, at, _ = attack.partition("@")
+        if at and name in COSTLY:
+            table[f"{attack_name(name)} on surrogates"] = {FAR: percent(row["accuracy"])}
     if searched:
-        table[MINIMUM] = {FAR: _accuracy(rows["worst"])}
+        table["adaptive minimum"] = {FAR: share(rows["worst"])}
+    columns = [attack_name(name) for name in (*SEARCHES, "autoattack") if name in rows]
     frame = pd.DataFrame.from_dict(table, orient="index", columns=[*columns, FAR])
     return frame.fillna("–").rename_axis("searched on")
 
 
+def _searched(rows: Iterable[str]) -> list[str]:
+    """The views that were searched on in full, in the order of the results."""
+    pairs = (name.partition("@") for name in rows)
+    return list(dict.fromkeys(view for attack, at, view in pairs if at and attack in SEARCHES))
+
+
 def adaptive_summary(results: Mapping[str, Any], protocol: str = "autoattack") -> str:
-    """By how much the paper's protocol, an attack on the deployed logits, overstates; "" for a model without surrogates."""
+    """By how much the paper's protocol, on the deployed logits, overstates; "" for a model without surrogates."""
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
-    if protocol not in rows or not _split(rows)[0]:
+    if protocol not in rows or not _searched(rows):
         return ""
     paper, least = rows[protocol], rows["worst"]
     return (
-        f"The paper's protocol ({attack_name(protocol)} on the deployed logits) leaves {percent(paper)}, the adaptive minimum "
-        f"{percent(least)}: overstated by {100 * (paper - least):.1f} points."
+        f"The paper's protocol ({attack_name(protocol)} on the deployed logits) leaves {percent(paper)}, "
+        f"the adaptive minimum {percent(least)}: overstated by {100 * (paper - least):.1f} points."
     )
 
 
 def show_adaptive(results: Mapping[str, Any], protocol: str = "autoattack") -> None:
     """Displays both in a notebook, and nothing for a model without surrogates."""
-    from IPython.display import display
-
     if words := adaptive_summary(results, protocol):
-        display({"text/html": f"<p>{escape(words)}</p>", "text/plain": words}, raw=True)
+        _display(f"<p>{escape(words)}</p>", words)
         show(adaptive(results))
-
-
-def _split(rows: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Views that were searched on, in order, and for each costly attack the last of its rows, all in the results' order."""
-    pairs = [(attack, view) for attack, at, view in (name.partition("@") for name in rows) if at]
-    views = list(dict.fromkeys(view for attack, view in pairs if attack in SEARCHES))
-    costly = {attack: f"{attack}@{view}" for attack, view in pairs if attack in COSTLY}
-    return views, costly
-
-
-def _cells(rows: Mapping[str, Any], at: str, attacks: Sequence[str]) -> dict[str, str]:
-    """The accuracies of a view by the attack's name; with its interval where it is the deployed model's AutoAttack."""
-    there = {name: rows[name + at] for name in attacks if name + at in rows}
-    return {
-        attack_name(name): percent(row["accuracy"], *([row["low"], row["high"]] if name == ALONE[-1] else []))
-        for name, row in there.items()
-    }
 
 
 NONE = "Not audited: `robustlib audit {path}` looks for signs that the accuracies above are artefacts of weak attacks."
 
 
 def badges(audit: Mapping[str, Any], path: object = "RUN") -> str:
-    """The two badges of a run with their sentences, as HTML; how to get them if there are none.
-
-    Args:
-        audit: the content of audit.json, `Run.audit()`.
-        path: of the run, for the command.
-    """
+    """The two badges of a run's audit.json with their sentences, as HTML; how to get them if there are none."""
     said = []
     for name, badge in audit.get("badges", {}).items():
         kind = badge["verdict"].replace("/", "")  # a class that the report's style sheet knows
@@ -241,85 +203,65 @@ def badges(audit: Mapping[str, Any], path: object = "RUN") -> str:
 
 def show_badges(audit: Mapping[str, Any], path: object = "RUN") -> None:
     """Displays the badges in a notebook; see `badges`."""
-    from IPython.display import display
-
     html = badges(audit, path)
-    display({"text/html": html, "text/plain": unescape(re.sub("<[^>]+>", "", html))}, raw=True)
+    _display(html, unescape(re.sub("<[^>]+>", "", html)))
 
 
 def checks(audit: Mapping[str, Any]) -> pd.DataFrame:
     """The checks of an audit, in their order: verdict, what was measured, its threshold, and what that means."""
-    rows = [
-        {
-            "check": f"{check['number']}. {check['name']}",
-            "verdict": verdict_label(check["verdict"]),
-            "value": _measure(check["value"], check.get("unit", "")),
-            "threshold": _measure(check["threshold"], check.get("unit", "")),
-            "meaning": check["meaning"],
-        }
-        for check in audit.get("checks", [])
-    ]
+    rows = []
+    for check in audit.get("checks", []):
+        unit = f" {check['unit']}" if check.get("unit") in ("points", "%") else ""
+        numbers = [
+            "–" if value is None or value != value else f"{value:.3g}{unit}".replace("-", "−")
+            for value in (check["value"], check["threshold"])
+        ]
+        name = f"{check['number']}. {check['name']}"
+        rows.append((name, verdict_label(check["verdict"]), *numbers, check["meaning"]))
     return pd.DataFrame(rows, columns=["check", "verdict", "value", "threshold", "meaning"])
 
 
-def _measure(value: float | None, unit: str) -> str:
-    if value is None or value != value:
-        return "–"
-    number = f"{value:.3g}".replace("-", "−")
-    return f"{number} {unit}" if unit in ("points", "%") else number
-
-
-NOTHING = {"accuracy": None}
 BARE = "classifier"  # the surrogate without purifier, whose gradients say little
 PLATEAU = {
     "flat": "flat",
     "falling": "still falling, a stronger attack finds more",
     "unclear": "so few images cannot tell",
-}  # of a plateau's last step
+}
 
 
-def randomness(results: Mapping[str, Any], found: Mapping[str, Any]) -> pd.DataFrame:
-    """A randomised model asked in every way, clean and attacked, with 95 % intervals: expected, once, worst of K, fixed, at full strength.
+def randomness(results: Mapping[str, Any], measured: Mapping[str, Any]) -> pd.DataFrame:
+    """A randomised model asked in every way (expected, once, worst of K, fixed, at full strength), with 95 % intervals.
 
-    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what
-    an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's budget, answered by a vote as
-    it is published, and PGD+EOT over gradient samples (and, after a plateau check, steps), which should no longer fall.
-
-    Args:
-        results: of `robustlib.evaluation.evaluate_run`.
-        found: of `robustlib.evaluation.measure_randomness`.
+    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no
+    robustness: what an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's
+    budget, answered by a vote as it is published, and PGD+EOT over gradient samples (and, after a plateau check,
+    steps), which should no longer fall. From `robustlib.evaluation.evaluate_run` and `measure_randomness`.
     """
-    rows = {row["attack"]: row for row in results["rows"]}
-    table = random_answers(found)
-    if "plateau" in results:
-        plateau = results["plateau"]
-        told = "its number is the headline" if plateau["taken"] else "the headline stands"
-        table[f"PGD+EOT at full strength: {told}"] = (NOTHING, plateau["full"])
+    rows, nothing = {row["attack"]: row for row in results["rows"]}, {"accuracy": None}
+    table = random_answers(measured)
+    if plateau := results.get("plateau"):
+        counts = "its number is the headline" if plateau["taken"] else "the headline stands"
+        table[f"PGD+EOT at full strength: {counts}"] = (nothing, plateau["full"])
         table["headline before it"] = (rows["clean"], plateau["worst"])
     if weak := [row for name, row in rows.items() if name.endswith(f"@{BARE}")]:
         least = min(weak, key=lambda row: float(row["accuracy"]))
-        table[f"weak: {attack_name(least['attack'])} alone"] = (NOTHING, least)
-    if vote := found.get("vote"):
-        steps, samples = found["budget"]["bpda"]
-        strength = f"{_strength({'steps': steps, 'samples': samples})}, {vote['clean']['n']} images"
-        table[f"BPDA + EOT with {strength}, answered by a vote of {vote['draws']} draws"] = (
-            vote["clean"],
-            vote["attacked"],
-        )
-    for point in [*found["eot"], *_grid(results, "samples"), *_grid(results, "steps")]:
-        table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (NOTHING, point)
-    written = {
-        name: {"clean": _accuracy(clean), "attacked": _accuracy(attacked)} for name, (clean, attacked) in table.items()
-    }
+        table[f"weak: {attack_name(least['attack'])} alone"] = (nothing, least)
+    if vote := measured.get("vote"):
+        strength = _strength(dict(zip(("steps", "samples"), measured["budget"]["bpda"], strict=True)))
+        name = f"BPDA + EOT with {strength}, {vote['clean']['n']} images, answered by a vote of {vote['draws']} draws"
+        table[name] = (vote["clean"], vote["attacked"])
+    for point in [*measured["eot"], *_plateau(results, "samples"), *_plateau(results, "steps")]:
+        table[f"PGD+EOT with {_strength(point)}, {point['n']} images"] = (nothing, point)
+    written = {name: {"clean": share(clean), "attacked": share(attacked)} for name, (clean, attacked) in table.items()}
     return pd.DataFrame.from_dict(written, orient="index").rename_axis("asked how")
 
 
-def random_answers(found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def random_answers(measured: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """By how a randomised model is asked, its clean and its attacked accuracy with their intervals."""
     kinds = {"expected": "mean over fresh draws", "single": "a single draw"}
-    kinds["worst"] = f"worst of {found['draws']} draws"
-    answers = {name: (found["clean"][kind], found["attacked"][kind]) for kind, name in kinds.items()}
-    for fixed in found["fixed"]:
+    kinds["worst"] = f"worst of {measured['draws']} draws"
+    answers = {name: (measured["clean"][kind], measured["attacked"][kind]) for kind, name in kinds.items()}
+    for fixed in measured["fixed"]:
         name = f"draw fixed by seed {fixed['seed']}, known to the attacker"
         answers[name] = (fixed["clean"], fixed["attacked"])
     return answers
@@ -329,17 +271,17 @@ def plateau_summary(results: Mapping[str, Any]) -> str:
     """Whether PGD+EOT still gains by more gradient samples or steps; "" for results without a plateau check."""
     said = []
     for name in ("samples", "steps"):
-        if points := _grid(results, name):
+        if points := _plateau(results, name):
             before, last = points[-2:]
             step = results["plateau"][name]["last"]
             lost, low, high = (f"{100 * step[end]:.1f}" for end in ("lost", "low", "high"))
             less = f"{lost} points ({low} to {high}) less than with {before[name]}: {PLATEAU[step['verdict']]}"
-            said.append(f"with {_strength(last)} PGD+EOT leaves {_accuracy(last)} of {last['n']} images, {less}")
+            said.append(f"with {_strength(last)} PGD+EOT leaves {share(last)} of {last['n']} images, {less}")
     words = "; ".join(said).replace(" -", " −").replace("(-", "(−")
     return f"Plateau (flat: the last step surely loses less than 3 points): {words}." if said else ""
 
 
-def _grid(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _plateau(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The points of a plateau check over "samples" or "steps"; [] without one."""
     points: list[dict[str, Any]] = results.get("plateau", {}).get(name, {}).get("points", [])
     return points
@@ -352,9 +294,12 @@ def _strength(point: Mapping[str, Any]) -> str:
 
 def show(table: pd.DataFrame) -> None:
     """Displays a table in a notebook with its texts in full (pandas would cut them at 50 characters)."""
-    from IPython.display import display
-
     with pd.option_context("display.max_colwidth", None, "display.width", 200):
         named = table.reset_index() if table.index.name else table
-        data = {"text/html": named.to_html(index=False, border=0), "text/plain": named.to_string(index=False)}
-    display(data, raw=True)
+        _display(named.to_html(index=False, border=0), named.to_string(index=False))
+
+
+def _display(html: str, text: str) -> None:
+    from IPython.display import display
+
+    display({"text/html": html, "text/plain": text}, raw=True)

@@ -277,21 +277,21 @@ MUTANTS = (
     ),
     # statistics and evaluation
     Mutant(
-        "workbook/claims/verdict.py",
+        "workbook/claims/claim.py",
         "sd = stdev(differences)",
         "sd = stdev([*differences, fmean(differences)])",
         "deviation by n",
         "workbook/claims",
     ),
     Mutant(
-        "workbook/claims/verdict.py",
+        "workbook/claims/claim.py",
         "t_interval(differences, 1 - level",
         "t_interval(differences, 1 - 2 * level",
         "a one-sided interval",
         "workbook/claims",
     ),
     Mutant(
-        "workbook/claims/verdict.py",
+        "workbook/claims/claim.py",
         "(m - rank) * p",
         "(m - rank - 1) * p",
         "Holm corrects for one claim fewer",

@@ -31,7 +31,7 @@ LAYERS = (
     ("workbook",),
 )
 # The same inside the workbook, where each part stands on its own line.
-WORKBOOK = ("tables", "claims", "task", "engines", "report", "experiments", "explorer", "cli")
+WORKBOOK = ("tables", "claims", "task", "engines", "report", "experiments", "explorer", "console", "cli")
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 LAYER |= {f"workbook.{name}": len(LAYERS) + place for place, name in enumerate(WORKBOOK)}
 HEAVY = "torchvision pandas sklearn scipy lightning_fabric matplotlib papermill nbconvert nbformat pyarrow ray umap"
@@ -70,7 +70,7 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
 
 
 def part_of(module: str) -> str:
-    """ "robustlib.attacks.pgd" -> "attacks"; "robustlib.workbook.cli.app" -> "workbook.cli"."""
+    """ "robustlib.attacks.pgd" -> "attacks"; "robustlib.workbook.report.page" -> "workbook.report"."""
     _, package, *rest = module.split(".")
     return f"workbook.{rest[0]}" if package == "workbook" and rest else package
 

@@ -40,28 +40,26 @@ def execute(task: Task, *, timeout: float | None = None, stop: threading.Event |
     if stop.is_set():
         return task.record(**INTERRUPTED)
     task.record(state="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+    spec = json.dumps([str(task.notebook), task.parameters, str(task.output)])
     end: Status = INTERRUPTED  # what holds if watching is cut short by Ctrl-C
     with tempfile.TemporaryFile() as log:
-        worker = _start(task, log)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "robustlib.workbook.task", spec],
+            stdin=subprocess.PIPE,  # the worker's lifeline: it ends when we are gone, however we went
+            stdout=log,
+            stderr=log,
+            env=os.environ | THREADS,
+            start_new_session=True,
+        )
         try:
             end = _watch(worker, timeout, stop)
         finally:
             if worker.poll() is None:
                 _terminate(worker, task)
-            status = _record_end(task, worker, end, _last_line(log), time.monotonic() - began)
+            log.seek(0)
+            said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            status = _record_end(task, worker, end, said[-1] if said else "", time.monotonic() - began)
     return status
-
-
-def _start(task: Task, log: Any) -> Worker:
-    spec = json.dumps([str(task.notebook), task.parameters, str(task.output)])
-    return subprocess.Popen(
-        [sys.executable, "-m", "robustlib.workbook.task", spec],
-        stdin=subprocess.PIPE,  # the worker's lifeline: it ends when we are gone, however we went
-        stdout=log,
-        stderr=log,
-        env=os.environ | THREADS,
-        start_new_session=True,
-    )
 
 
 def _watch(worker: Worker, timeout: float | None, stop: threading.Event) -> Status:
@@ -90,7 +88,7 @@ def _signal(group: int | None, number: int) -> None:
             os.killpg(group, number)
 
 
-def _record_end(task: Task, worker: Worker, end: Status, log: str, seconds: float) -> Status:
+def _record_end(task: Task, worker: Worker, end: Status, last_line: str, seconds: float) -> Status:
     if worker.stdin:
         worker.stdin.close()
     status = task.status()
@@ -98,16 +96,10 @@ def _record_end(task: Task, worker: Worker, end: Status, log: str, seconds: floa
         _signal(status.get("kernel"), signal.SIGKILL)
         code = worker.returncode
         how, state = (f"exit code {code}", "failed") if code >= 0 else (signal.Signals(-code).name, "killed")
-        end = {"state": state, "reason": f"The notebook's process ended with {how}. {log}".strip()}
+        end = {"state": state, "reason": f"The notebook's process ended with {how}. {last_line}".strip()}
     if status["state"] == "done":  # it was faster than the wish to stop it
         end = {}
     return task.record(**end, seconds=round(seconds, 2))
-
-
-def _last_line(log: Any) -> str:
-    log.seek(0)
-    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def run_all(

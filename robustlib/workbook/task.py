@@ -89,10 +89,10 @@ def inspect(notebook: Path) -> dict[str, str]:
         raise InputError("Executing notebooks needs papermill: pip install 'robustlib[workbook]'.") from error
     try:
         nbformat.read(notebook, as_version=4)  # papermill alone would warn and go on
-        found = papermill.inspect_notebook(str(notebook))
+        parameters = papermill.inspect_notebook(str(notebook))
     except Exception as error:  # whatever a file that is no notebook makes them raise
         raise InputError(f"{notebook} is not a readable notebook ({error}): restore it from git.") from error
-    return {name: entry["inferred_type_name"] for name, entry in found.items()}
+    return {name: entry["inferred_type_name"] for name, entry in parameters.items()}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -107,10 +107,8 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(name, item) for key, item in value.items()}
-    raise InputError(
-        f"Parameter {name!r} holds a {type(value).__name__}, which a notebook cannot receive: "
-        "give numbers, texts, true or false, or lists and dictionaries of those."
-    )
+    remedy = "give numbers, texts, true or false, or lists and dictionaries of those"
+    raise InputError(f"Parameter {name!r} holds a {type(value).__name__}, which a notebook cannot receive: {remedy}.")
 
 
 def _kernel_manager(task: Task, folder: str) -> Any:
@@ -149,7 +147,7 @@ def _attempt(task: Task) -> Status | None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    place = tempfile.gettempdir()
+    place, ended = tempfile.gettempdir(), None
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=place if len(place) < 60 else "/tmp") as folder:
         manager = _kernel_manager(task, folder)  # in a short path: that of a socket has at most 107 bytes
         try:
@@ -163,18 +161,16 @@ def _attempt(task: Task) -> Status | None:
                 progress_bar=False,
                 coalesce_streams=True,  # one block of epoch lines instead of a block for each
             )
+            return {"state": "done", "reason": ""}
         except papermill.PapermillExecutionError as error:
-            if manager.interrupted and error.ename == "KeyboardInterrupt":
-                return INTERRUPTED
-            return _failed(error.ename, error.evalue)
+            if not manager.interrupted or error.ename != "KeyboardInterrupt":
+                return _failed(error.ename, error.evalue)
         except DeadKernelError:
             hint = "often the system's answer to a process that needs more memory than there is"
-            killed = {"state": "killed", "reason": f"The kernel died{_last_cell(task.output)}, {hint}."}
-            return INTERRUPTED if manager.interrupted else killed
+            ended = {"state": "killed", "reason": f"The kernel died{_last_cell(task.output)}, {hint}."}
         except RuntimeError as error:  # the kernel died or stayed silent before its first cell
             task.record(reason=f"The kernel did not start: {error}.")
-            return INTERRUPTED if manager.interrupted else None
-    return {"state": "done", "reason": ""}
+    return INTERRUPTED if manager.interrupted else ended
 
 
 def _failed(exception: str, words: object) -> Status:

@@ -531,7 +531,7 @@ def test_a_study_measures_what_its_claims_need(evaluated, monkeypatch, tmp_path)
         if run.params()["seed"] == 1:
             raise InputError("not on these images.")
 
-    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.publish"], "measure_unseen", measure)
+    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.jobs"], "measure_unseen", measure)
     variant, other = variant_of(evaluated["plain"]), looked(tmp_path, "pgd_at", 0, l2=0.5)
     told = Claim(name="c", text="A claim.", source="a test", measure="unseen/l2", variant=variant, than="trades")
     runs, options = [*evaluated.values(), other, Run(tmp_path / "none")], Options(device="cpu")

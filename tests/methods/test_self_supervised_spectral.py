@@ -18,7 +18,7 @@ from robustlib.models import SelfSupervised, build_model
 from robustlib.runs import Run, load_weights, save_weights
 from robustlib.training import fit
 from robustlib.workbook.claims import measure_of
-from robustlib.workbook.cli.console import activity
+from robustlib.workbook.console import activity
 from tests.restated import barlow_twins, supcon, true_norms
 from tests.training_fixtures import broken_off, built, first_batch, same_state, train, updated
 

@@ -29,7 +29,7 @@ from robustlib.workbook.claims import (
     paired_interval,
     read_claims,
 )
-from robustlib.workbook.cli.console import claims_table
+from robustlib.workbook.console import claims_table
 from robustlib.workbook.experiments import read_study, study_names
 
 SEEDS = range(8)

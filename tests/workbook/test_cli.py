@@ -7,24 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from robustlib.errors import InputError
 from robustlib.runs import find_runs, read_json, write_atomic
 from robustlib.workbook import cli
-from robustlib.workbook import engines as workbook
 from robustlib.workbook.cli import main
 from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
 from robustlib.workbook.task import Task
+from tests import ROOT
 
-DONE = {"state": "done"}
 COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
-STUDY = """
-preset: digits
-methods: [standard]
-parameters: {epochs: 1, train_examples: 256, lr: [0.1, 1.0e+20]}
-seeds: [0]
-"""
 
 
 @pytest.fixture
@@ -47,20 +41,29 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return code, *capsys.readouterr()
 
 
-def not_compared(patch: pytest.MonkeyPatch) -> None:
-    """Leaves the comparison out, which `test_study_report_list_evaluate` waits for once."""
-    real = workbook.execute
-    patch.setattr(
-        workbook, "execute", lambda task, **how: DONE if task.notebook.stem == "compare" else real(task, **how)
-    )
+@pytest.fixture
+def short_notebooks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout whose baselines.ipynb ends after the evaluation, and whose comparison is empty; maps are, too."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    (checkout / "notebooks").mkdir()
+    for name, ends_with in (("baselines", "evaluate_run("), ("compare", "look_inside:")):
+        book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        last = next(k for k, cell in enumerate(book.cells) if ends_with in cell.source)
+        book.cells = book.cells[: last + 1]
+        nbformat.write(book, checkout / "notebooks" / f"{name}.ipynb")
+    monkeypatch.setattr("robustlib.__file__", str(checkout / "robustlib" / "__init__.py"))
+    monkeypatch.setattr("robustlib.workbook.report.write_atlas", lambda target, *_, **__: write_atomic(target, "a map"))
 
 
 def only_asked(patch: pytest.MonkeyPatch) -> list[Task]:
-    """The tasks that commands would execute and publish from now on."""
+    """The tasks that commands would execute from now on; nothing is published."""
     asked: list[Task] = []
-    patch.setattr(
-        "robustlib.workbook.engines.run_all", lambda tasks, *_, **__: asked.extend(tasks) or [DONE] * len(tasks)
-    )
+
+    def run_all(tasks: list[Task], *_: object, **__: object) -> list[dict[str, str]]:
+        asked.extend(tasks)
+        return [{"state": "done"}] * len(tasks)
+
+    patch.setattr("robustlib.workbook.engines.run_all", run_all)
     patch.setattr("robustlib.workbook.experiments.publish", lambda *_: (Path("index.html"), []))
     return asked
 
@@ -132,15 +135,15 @@ def test_unwritable_places(call, tmp_path: Path) -> None:
     assert "Cannot write to reports/digits" in err
 
 
-def test_a_truncated_checkpoint_is_bad_input_and_stays(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    not_compared(monkeypatch)
+@pytest.mark.usefixtures("short_notebooks")
+def test_a_truncated_checkpoint_is_bad_input_and_stays(call, tmp_path: Path) -> None:
     command = ["run", "standard", "--set", "epochs=1"]
     directory = next(word for word in call(*command, "--dry-run")[1].split() if word.startswith("runs/"))
     file = tmp_path / "runs/digits/standard" / directory.split("/")[-1] / "checkpoint.pt"
     write_atomic(file, b"PK truncated")
-    code, _, said = call(*command)
+    code, _, err = call(*command)
     assert code == 2
-    assert "truncated" in said
+    assert "truncated" in err
     assert file.read_bytes() == b"PK truncated"
 
 
@@ -203,10 +206,7 @@ def test_bad_studies(call, tmp_path: Path, content: str, sentence: str) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_built_in_study_of_claims(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out, _ = call("study", "digits-claims", "--dry-run")
-    assert code == 0
-    assert out.count("trades · seed") == out.count("pgd_at · seed") == 8
+def test_the_built_in_study_of_claims(call, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = only_asked(monkeypatch)
     code, out, _ = call("study", "digits-claims")
     assert code == 0
@@ -235,8 +235,10 @@ def test_dry_run_makes_nothing(call, tmp_path: Path) -> None:
     assert "lr" not in err
 
 
+@pytest.mark.usefixtures("short_notebooks")
 def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "study.yaml").write_text(STUDY)
+    parameters = "parameters: {epochs: 1, train_examples: 256, lr: [0.1, 1.0e+20]}"
+    (tmp_path / "study.yaml").write_text(f"methods: [standard]\n{parameters}")
     command = ["study", "study.yaml", "--examples", "12", "--jobs", "2"]
     code, out, err = call(*command)
     # one of the two variants diverges: its sentence is printed, the other one goes on and is reported
@@ -249,8 +251,7 @@ def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.Mo
     page = Path(f"reports/digits/standard-{run.path.name}.html")
     index = Path("reports/index.html").read_text()
     assert page.exists()
-    assert f"digits/{page.name}" in index
-    assert "digits/compare.html" in index
+    assert all(f"digits/{name}" in index for name in (page.name, "compare.html", "atlas.html"))
 
     # the same call again would execute the failed one only
     code, out, _ = call(*command, "--dry-run")
@@ -261,11 +262,11 @@ def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.Mo
     (again,) = asked
     assert again.output.name != page.with_suffix(".ipynb").name
 
-    assert "done" in call("list")[1]
-    assert "failed" in call("list")[1]
+    listed = call("list")[1]
+    assert "done" in listed
+    assert "failed" in listed
     assert "12 test images" in call("evaluate", run.path)[1]
     page.unlink()
-    not_compared(monkeypatch)
     assert call("report")[0] == 0
     assert page.exists()
 

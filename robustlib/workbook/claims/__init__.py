@@ -3,14 +3,19 @@
 Nothing here trains, attacks or writes: runs are read.
 """
 
-from robustlib.workbook.claims.claim import Claim, Evidence, by_variant, gather, read_claims, variant_of
-from robustlib.workbook.claims.measures import measure_of
-from robustlib.workbook.claims.verdict import (
+from robustlib.workbook.claims.claim import (
+    Claim,
+    Evidence,
     Finding,
     Interval,
+    by_variant,
     evaluate_claims,
+    gather,
     holm,
     minimal_detectable,
     p_value,
     paired_interval,
+    read_claims,
+    variant_of,
 )
+from robustlib.workbook.claims.measures import measure_of

@@ -1,11 +1,15 @@
-"""What a claim is, how it is read from data, and what finished runs measured of it: one paired difference a seed."""
+"""A claim and its verdict: paired differences over seeds, measured by finished runs; interval, p-value, correction for many claims."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from functools import partial
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
 
 from robustlib.errors import InputError, check_fields, unknown
+from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run, changes_text
 from robustlib.workbook.claims.measures import measure_of, paired_measures, source_of
 
@@ -33,15 +37,16 @@ class Claim:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        problem = ""
         if self.variant == self.than:
-            raise InputError(f"Claim {self.name!r} compares {self.variant!r} with itself: give two different variants.")
-        if not self.than and (self.relative or not self.measure.startswith(SIGNED)):
+            problem = f" compares {self.variant!r} with itself: give two different variants."
+        elif not self.than and (self.relative or not self.measure.startswith(SIGNED)):
             what = "differences as shares" if self.relative else f"{self.measure!r}, which is never below zero,"
-            raise InputError(
-                f"Claim {self.name!r} compares {what} with zero: give the variant to compare with as `than`."
-            )
-        if not self.interest > 0:
-            raise InputError(f"Claim {self.name!r}: smallest={self.smallest!r}: give an effect above 0, e.g. 0.01.")
+            problem = f" compares {what} with zero: give the variant to compare with as `than`."
+        elif not self.interest > 0:
+            problem = f": smallest={self.smallest!r}: give an effect above 0, e.g. 0.01."
+        if problem:
+            raise InputError(f"Claim {self.name!r}{problem}")
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -64,35 +69,29 @@ class Claim:
         return "%" if self.relative or self.measure.startswith("growth/") else "points"
 
 
+TEXTS = [field.name for field in fields(Claim) if field.type is str]
+REQUIRED = [name for name in TEXTS if name != "than"]
+KINDS: dict[str, Any] = {**dict.fromkeys(TEXTS, str), "direction": object, "relative": bool, "smallest": (int, float)}
+
+
 def read_claims(rows: object, place: str) -> list[Claim]:
     """Claims from a list of mappings with the fields of `Claim`, as the YAML file `place` gives them."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise InputError(f"{place}: write claims as a list of mappings with {', '.join(_required())}.")
-    claims = [_claim(row, place) for row in rows]
-    names = [claim.name for claim in claims]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{place} has two claims called {name!r}: give each a name of its own.")
+        raise InputError(f"{place}: write claims as a list of mappings with {', '.join(REQUIRED)}.")
+    claims: list[Claim] = []
+    for row in rows:
+        row = {"variant" if key == "arm" else key: value for key, value in row.items()}  # its name in version 0.1
+        for key, value in row.items():
+            if key not in KINDS:
+                raise unknown(f"field of a claim in {place}", key, KINDS)
+            if not isinstance(value, KINDS[key]) or (key == "smallest" and isinstance(value, bool)):
+                raise InputError(f"{place}: {key}={value!r} of the claim {row.get('name')!r} is of the wrong kind.")
+        if lacking := [key for key in REQUIRED if key not in row]:
+            raise InputError(f"{place}: the claim {row.get('name', row)!r} has no {lacking[0]!r}: add it.")
+        if row["name"] in [claim.name for claim in claims]:
+            raise InputError(f"{place} has two claims called {row['name']!r}: give each a name of its own.")
+        claims.append(Claim(**row))
     return claims
-
-
-def _required() -> list[str]:
-    return [field.name for field in fields(Claim) if field.type is str and field.default is MISSING]
-
-
-def _claim(row: Mapping[str, Any], place: str) -> Claim:
-    row = {"variant" if key == "arm" else key: value for key, value in row.items()}  # its name in version 0.1
-    known = [field.name for field in fields(Claim)]
-    for key in row:
-        if key not in known:
-            raise unknown(f"field of a claim in {place}", key, known)
-    kinds: dict[str, Any] = {**dict.fromkeys([*_required(), "than"], str), "relative": bool, "smallest": (int, float)}
-    for key, kind in kinds.items():
-        if key not in row and key in _required():
-            raise InputError(f"{place}: the claim {row.get('name', row)!r} has no {key!r}: add it.")
-        if key in row and (not isinstance(row[key], kind) or (key == "smallest" and isinstance(row[key], bool))):
-            raise InputError(f"{place}: {key}={row[key]!r} of the claim {row.get('name')!r} is of the wrong kind.")
-    return Claim(**row)
 
 
 def variant_of(run: Run) -> str:
@@ -110,21 +109,15 @@ def by_variant(runs: Iterable[Run]) -> dict[Key, Run]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The paired differences of a claim, or the variant's own values if it is compared with zero.
+    """The paired differences of a claim, or the variant's own values if it is compared with zero."""
 
-    Attributes:
-        differences: seed -> variant minus than (a share of than's value if the claim is relative); variant alone without than.
-        wanted: how many seeds the study asks for.
-        missing: why seeds have no difference, a sentence each.
-        notes: what a reader must know of those that have.
-        step: in which the differences are measured: one image where they are accuracies; 0 for what is continuous.
-    """
-
-    differences: Mapping[int, float]
-    wanted: int
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    step: float = 0.0
+    differences: Mapping[int, float]  # seed -> variant minus than (a share of than's value if the claim is relative)
+    wanted: int  # how many seeds the study asks for
+    missing: tuple[str, ...] = ()  # why seeds have no difference, a sentence each
+    notes: tuple[str, ...] = ()  # what a reader must know of those that have
+    step: float = (
+        0.0  # in which differences are measured: one image where they are accuracies; 0 for what is continuous
+    )
 
     @property
     def values(self) -> list[float]:
@@ -143,8 +136,8 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
     Only runs that were measured in the same setting are paired: same data set, images, threat, weights (best), attack seed. Which
     setting is what most of them share. What is left out stands in `Evidence.missing`.
     """
-    source, found = source_of(claim.measure), runs if isinstance(runs, Mapping) else by_variant(runs)
-    own = {key: run for key, run in found.items() if key[0] in claim.variants and key[1] in seeds}
+    source, every = source_of(claim.measure), runs if isinstance(runs, Mapping) else by_variant(runs)
+    own = {key: run for key, run in every.items() if key[0] in claim.variants and key[1] in seeds}
     settings = {key: source.setting(run) for key, run in own.items() if run.finished and source.stored(run)}
     common = Counter(tuple(setting.items()) for setting in settings.values()).most_common(1)
     shared = dict(common[0][0]) if common else {}
@@ -155,7 +148,10 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
         if not reasons:
             pair = [own[key] for key in keys]
             try:
-                differences[seed] = _difference(claim, *paired_measures(pair, claim.measure))
+                value, than = [*paired_measures(pair, claim.measure), 0.0][:2]
+                if claim.relative and than <= 0:
+                    raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
+                differences[seed] = (value - than) / (than if claim.relative else 1.0)
                 pairs.append(pair)
             except InputError as error:
                 reasons = [str(error).rstrip(".")]
@@ -188,7 +184,157 @@ def _unfit(
     return f"{name} was judged otherwise ({', '.join(odd)})" if odd else ""
 
 
-def _difference(claim: Claim, value: float, than: float = 0.0) -> float:
-    if claim.relative and than <= 0:
-        raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
-    return (value - than) / (than if claim.relative else 1.0)
+# ---- the verdict
+
+
+LEVEL = 0.05  # of error: intervals are 95 % intervals
+POWER = 0.8  # with which the minimal detectable effect would have been found
+
+
+class Interval(NamedTuple):
+    """The mean of paired differences with its Student t interval."""
+
+    effect: float  # the mean
+    low: float  # ends of the interval; infinite for one difference
+    high: float
+    sd: float  # over seeds, n - 1 in its denominator; NaN for one difference
+
+
+def paired_interval(differences: Sequence[float], level: float = LEVEL, *, step: float = 0.0) -> Interval:
+    """mean(d) ± t(1 - level / 2, n - 1) sd(d) / sqrt(n) (Student 1908): it holds the mean over all seeds in 1 - level of studies.
+
+    A seed is the unit: the interval speaks of other trainings judged on these same images, not of other images.
+
+    Args:
+        differences: one for each seed, (n,), any unit.
+        level: of error, in (0, 1).
+        step: in which differences are measured, 1 / 500 for accuracies of 500 images: sd is at least step / sqrt(12), the
+            deviation of rounding, so that equal differences of few seeds are not taken for certainty.
+    """
+    n, mean, sd = _moments(differences, step)
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, math.nan)
+    return Interval(mean, *t_interval(differences, 1 - level, least_sd=step / math.sqrt(12)), sd)
+
+
+def p_value(differences: Sequence[float], against: float = 0.0, *, step: float = 0.0) -> float:
+    """Two-sided p-value, in [0, 1], of a t-test that the mean difference is `against`; 1 for a single difference.
+
+    At most `level` exactly where `paired_interval(differences, level, step=step)` does not hold `against`.
+    """
+    from scipy.stats import t
+
+    n, mean, sd = _moments(differences, step)
+    if n == 1 or mean == against:
+        return 1.0
+    return float(2 * t.sf(abs(mean - against) * math.sqrt(n) / sd, n - 1)) if sd > 0 else 0.0
+
+
+def _moments(differences: Sequence[float], step: float) -> tuple[int, float, float]:
+    """How many, their mean, and their standard deviation (0 where only rounding tells them apart)."""
+    n = len(differences)
+    if n == 0 or not all(map(math.isfinite, differences)):
+        raise InputError(f"Paired differences {list(differences)} need at least one number, and only finite ones.")
+    sd = stdev(differences) if n > 1 else 0.0
+    sd = sd if sd > 1e-12 * max(map(abs, differences)) else 0.0
+    return n, fmean(differences), max(sd, step / math.sqrt(12))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979), in the given order: if all at most 0.05 are believed, 5 % of studies err at all.
+
+    The k-th smallest of m becomes max over j <= k of min(1, (m - j + 1) p_j).
+    """
+    adjusted, highest, m = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(sorted(range(m), key=lambda k: p_values[k])):
+        highest = max(highest, min(1.0, (m - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def minimal_detectable(sd: float, n: int, *, level: float = LEVEL) -> float:
+    """The smallest true mean difference that a two-sided paired t-test over n seeds finds with a power of 80 %; infinite for one seed.
+
+    Solves power = P(T > t(1 - level / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality
+    effect sqrt(n) / sd (Cohen 1988, section 2). In the unit of `sd`, the deviation of the differences over seeds. A claim among
+    m is tested at LEVEL / m in Holm's first step.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    if n < 2:
+        return math.inf
+    bar = float(t.ppf(1 - level / 2, n - 1))
+    most = bar + 4 * max(bar, 1.0) + 10.0 / math.sqrt(n)  # beyond it the power is 1 in all but 1e-3 of studies
+    missed = brentq(lambda shift: float(nct.sf(bar, n - 1, shift)) - POWER, 0.0, most, xtol=1e-6)
+    return float(missed) * sd / math.sqrt(n)
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs of a study say of one claim. Effects are variant minus than (or zero): below 0 for a true claim of "lower"."""
+
+    claim: Claim
+    evidence: Evidence
+    interval: Interval  # of the differences, 95 %; NaN without any
+    p: float  # Holm-adjusted, of "no difference", over all claims of the study
+    detectable: float  # the smallest true effect that these seeds find with 80 % power, at the study's strictest level
+    verdict: Literal["supported", "not supported", "undecided"]
+    reason: str = ""  # why it is undecided, or what must be said of a verdict
+
+    @property
+    def summary(self) -> str:
+        """The verdict with its reason: "supported", "undecided: 1 of 8 seeds"."""
+        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
+
+    def in_direction(self) -> dict[str, object]:
+        """A row for `robustlib.figures.claim_effects`: the effect and its interval, above 0 where they speak for the claim."""
+        low, high = sorted(self.claim.sign * end for end in self.interval[1:3])
+        effect = {"effect": self.claim.sign * self.interval.effect, "low": low, "high": high}
+        facts = {"claim": self.claim.text, "smallest": self.claim.interest, "unit": self.claim.unit}
+        return {**facts, "verdict": self.verdict, "words": self.summary, **effect}
+
+
+def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequence[int]) -> list[Finding]:
+    """The verdict on each claim of a study, from runs that are there; nothing is trained.
+
+    *Supported*: the 95 % interval of the effect lies beyond 0 in the claimed direction. *Not supported*: it lies wholly
+    below the smallest effect of interest. Both must hold after Holm's correction over all claims of the study, also over
+    those without runs, so at most 5 % of studies support a claim that is false. *Undecided*: everything else. Verdicts
+    wait for all seeds of the study: who looks after each new seed and stops when pleased errs far more often.
+
+    Args:
+        claims: all claims of the study.
+        runs: e.g. of `find_runs`; those that are not finished are named as missing.
+        seeds: of the study.
+    """
+    every = by_variant(runs)
+    evidence = [gather(claim, every, seeds) for claim in claims]
+    beyond_zero = holm([_p(part, 0.0) for part in evidence])
+    below_interest = holm([_p(part, c.sign * c.interest) for c, part in zip(claims, evidence, strict=True)])
+    parts = zip(claims, evidence, beyond_zero, below_interest, strict=True)
+    return [_finding(*part, level=LEVEL / len(claims)) for part in parts]
+
+
+def _p(evidence: Evidence, against: float) -> float:
+    """1 until all seeds are there: what is not decided yet cannot make others significant."""
+    return p_value(evidence.values, against, step=evidence.step) if evidence.complete else 1.0
+
+
+def _finding(claim: Claim, evidence: Evidence, p_zero: float, p_interest: float, level: float) -> Finding:
+    count = len(evidence.values)
+    interval = paired_interval(evidence.values, step=evidence.step) if count else NOTHING
+    detectable = minimal_detectable(interval.sd, count, level=level)
+    effect, interest = claim.sign * interval.effect, claim.interest
+    beyond, below = p_zero <= LEVEL, effect < interest and p_interest <= LEVEL
+    made = partial(Finding, claim, evidence, interval, p_zero, detectable)
+    if not evidence.complete:
+        return made("undecided", f"{count} of {evidence.wanted} seeds")
+    if effect > 0 and beyond:
+        return made("supported", f"but by less than {100 * interest:g} {claim.unit}" if below else "")
+    if below:
+        return made("not supported", "the opposite holds" if effect < 0 and beyond else "")
+    return made("undecided", f"effects below {100 * detectable:.1f} {claim.unit} would go unseen")

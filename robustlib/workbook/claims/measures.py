@@ -29,25 +29,18 @@ from robustlib.threat import Threat
 
 @dataclass(frozen=True)
 class Source:
-    """Measures that are read and paired in one way.
+    """Measures that are read and paired in one way."""
 
-    Attributes:
-        stored: what a run holds of them; empty before it was measured.
-        lacking: what is said of a run without.
-        setting: what two runs must share to be compared, by its name for people.
-        value: the measure "<kind>/<name>" of a run.
-        notes: what must be said of pairs of runs (or single ones) that were compared.
-        fractions: whether they are fractions of the images, measured in steps of one.
-        paired: where a number depends on which runs are compared: that of each of them.
-    """
-
-    stored: Callable[[Run], Any]
-    lacking: str
-    setting: Callable[[Run], dict[str, Any]]
-    value: Callable[[Run, str, str], float]
-    notes: Callable[[Sequence[Sequence[Run]], str], Iterable[str]]
-    fractions: bool = False
-    paired: Callable[[Sequence[Run], str], list[float]] | None = None
+    stored: Callable[[Run], Any]  # what a run holds of them; empty before it was measured
+    lacking: str  # what is said of a run without
+    setting: Callable[[Run], dict[str, Any]]  # what two runs must share to be compared, by its name for people
+    values: Callable[
+        [Sequence[Run], str, str], list[float]
+    ]  # the measure "<kind>/<name>" of each of the runs that are compared
+    notes: Callable[
+        [Sequence[Sequence[Run]], str], Iterable[str]
+    ]  # of pairs of runs (or single ones) that were compared
+    fractions: bool = False  # of the images, measured in steps of one
 
 
 def source_of(measure: str) -> Source:
@@ -62,13 +55,17 @@ def paired_measures(runs: Sequence[Run], measure: str) -> list[float]:
         InputError: a run has no such number.
     """
     kind, _, name = measure.partition("/")
-    source = source_of(measure)
-    return source.paired(runs, name) if source.paired else [source.value(run, kind, name) for run in runs]
+    return source_of(measure).values(runs, kind, name)
 
 
 def measure_of(run: Run, measure: str) -> float:
     """One number of a run, or an InputError; see `paired_measures`."""
     return paired_measures([run], measure)[0]
+
+
+def _each(value: Callable[[Run, str, str], float]) -> Callable[[Sequence[Run], str, str], list[float]]:
+    """For numbers that do not depend on which runs are compared."""
+    return lambda runs, kind, name: [value(run, kind, name) for run in runs]
 
 
 # ---- accuracies of an evaluation, and measures of the feature space of an evaluated run
@@ -114,8 +111,8 @@ def _evaluation_setting(run: Run) -> dict[str, Any]:
 
 def _features_setting(run: Run) -> dict[str, Any]:
     measured = _features(run)
-    looked = ", ".join(f"{name} {measured.get(name)}" for name in ("attack", "n", "seed"))
-    return _evaluation_setting(run) | {"features of": looked}
+    protocol = ", ".join(f"{name} {measured.get(name)}" for name in ("attack", "n", "seed"))
+    return _evaluation_setting(run) | {"features of": protocol}
 
 
 def _evaluation_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
@@ -123,8 +120,7 @@ def _evaluation_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str
     made = {str(sorted(run.results().get("numerics", {}).items())) for run in runs}
     if len(made) > 1:
         yield f"evaluated by {len(made)} versions of attacks or measures"
-    doubted = [run for run in runs if run.audit().get("badges", {}).get("headline", {}).get("verdict") == "red"]
-    if doubted:
+    if doubted := [run for run in runs if run.audit().get("badges", {}).get("headline", {}).get("verdict") == "red"]:
         yield f"the audit doubts {len(doubted)} of {len(runs)} headlines"
 
 
@@ -139,9 +135,8 @@ def _unseen(run: Run) -> dict[str, Any]:
 def _unseen_accuracy(run: Run, _: str, name: str) -> float:
     measured = _unseen(run)
     if not measured:
-        raise InputError(
-            f"{run.path} has no accuracies under unseen attacks: `robustlib evaluate {run.path} --unseen` measures them."
-        )
+        remedy = f"`robustlib evaluate {run.path} --unseen` measures them"
+        raise InputError(f"{run.path} has no accuracies under unseen attacks: {remedy}.")
     every = {attack: float(row["accuracy"]) for attack, row in measured["accuracies"].items()}
     every |= {f"loss/{attack}": every["known"] - accuracy for attack, accuracy in list(every.items())}
     if measured.get("bare"):
@@ -171,15 +166,14 @@ def _unseen_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 
 
-def _distances(runs: Sequence[Run], name: str, attack: str = "Tangent") -> list[float]:
+def _distances(runs: Sequence[Run], _: str, name: str, attack: str = "Tangent") -> list[float]:
     """The mean or median distance of each run on their `_shared_images`; upper bounds of the true one by either attack."""
     if name not in STATISTICS:
         raise unknown("statistic of distances", name, STATISTICS)
     images = _shared_images(runs, attack)
     if not images:
-        raise InputError(
-            f"No image that {' and '.join(run.name for run in runs)} have right has a known distance: measure more."
-        )
+        names = " and ".join(run.name for run in runs)
+        raise InputError(f"No image that {names} have right has a known distance: measure more.")
     return [STATISTICS[name](column) for column in zip(*images, strict=True)]
 
 
@@ -188,16 +182,12 @@ def _shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[f
     measured = [run.distances(attack=attack) for run in runs]
     for run, one in zip(runs, measured, strict=True):
         if not one:
-            raise InputError(
-                f"{run.path} has no measured distances: its notebook measures them, or "
-                "`robustlib.evaluation.measure_distances`."
-            )
+            remedy = "its notebook measures them, or `robustlib.evaluation.measure_distances`"
+            raise InputError(f"{run.path} has no measured distances: {remedy}.")
         if one["index"] != measured[0]["index"]:
             raise InputError(f"{run.path} and {runs[0].path} were measured on different images: measure both alike.")
-    columns = [
-        [x if right else None for right, x in zip(one["correct"], one["distance"], strict=True)] for one in measured
-    ]
-    return [image for image in zip(*columns, strict=True) if None not in image]
+    known = ([x if right else None for right, x in zip(m["correct"], m["distance"], strict=True)] for m in measured)
+    return [image for image in zip(*known, strict=True) if None not in image]
 
 
 def _distance_setting(run: Run) -> dict[str, Any]:
@@ -211,7 +201,7 @@ def _distance_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
         yield f"on {sizes[0]} to {sizes[-1]} of {pairs[0][0].distances()['n']} images"
     if pairs and all(len(pair) == 2 and run.distances(attack="FAB") for pair in pairs for run in pair):
         try:
-            white = [_distances(pair, name, "FAB") for pair in pairs]
+            white = [_distances(pair, "", name, "FAB") for pair in pairs]
         except InputError:  # other images, or none in common
             return
         gain = fmean((first - second) / second for first, second in white)
@@ -240,9 +230,8 @@ def _epoch_measure(run: Run, kind: str, column: str) -> float:
         return float(rows[column].iloc[-1])
     rows = rows[rows["epoch"] >= FIRST]
     if len(rows) < 2:
-        raise InputError(
-            f"{run.path} has {len(rows)} epoch(s) from {FIRST} on, and growth needs two: train at least {FIRST + 1} epochs."
-        )
+        remedy = f"train at least {FIRST + 1} epochs"
+        raise InputError(f"{run.path} has {len(rows)} epoch(s) from {FIRST} on, and growth needs two: {remedy}.")
     if not (mean := float(rows[column].mean())) > 0:
         raise InputError(f"{column} of {run.path} is {mean:g} on average, and nothing grows as a share of it.")
     slope = float(np.polyfit(rows["epoch"].to_numpy(float), rows[column].to_numpy(float), 1)[0])
@@ -254,16 +243,13 @@ def _epoch_setting(run: Run) -> dict[str, Any]:
     return _setting(run, {"threat": " ".join(map(str, run.params().get("threat", {}).values()))}, threat="threat")
 
 
-ACCURACIES = Source(Run.results, "is not evaluated", _evaluation_setting, _evaluated, _evaluation_notes, fractions=True)
-FEATURES = Source(Run.results, "is not evaluated", _features_setting, _evaluated, _evaluation_notes)
-EPOCHS = Source(Run.params, "is not trained", _epoch_setting, _epoch_measure, _evaluation_notes)
-UNSEEN = Source(_unseen, "has not met unseen attacks", _unseen_setting, _unseen_accuracy, _unseen_notes, fractions=True)
-DISTANCES = Source(
-    stored=Run.distances,
-    lacking="has no measured distances",
-    setting=_distance_setting,
-    value=lambda run, _, name: _distances([run], name)[0],
-    notes=_distance_notes,
-    paired=_distances,
+ACCURACIES = Source(
+    Run.results, "is not evaluated", _evaluation_setting, _each(_evaluated), _evaluation_notes, fractions=True
 )
+UNSEEN = Source(
+    _unseen, "has not met unseen attacks", _unseen_setting, _each(_unseen_accuracy), _unseen_notes, fractions=True
+)
+FEATURES = Source(Run.results, "is not evaluated", _features_setting, _each(_evaluated), _evaluation_notes)
+EPOCHS = Source(Run.params, "is not trained", _epoch_setting, _each(_epoch_measure), _evaluation_notes)
+DISTANCES = Source(Run.distances, "has no measured distances", _distance_setting, _distances, _distance_notes)
 SOURCES = {"representation": FEATURES, "distance": DISTANCES, "unseen": UNSEEN, "metrics": EPOCHS, "growth": EPOCHS}

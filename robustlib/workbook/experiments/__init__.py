@@ -1,7 +1,6 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.workbook.experiments.plan import Job, Options, notebook, page, plan, preset_methods
-from robustlib.workbook.experiments.publish import measure_claimed, publish
+from robustlib.workbook.experiments.jobs import Job, Options, measure_claimed, notebook, page, plan, publish
 from robustlib.workbook.experiments.results import (
     attack_table,
     concat_stages,
@@ -17,9 +16,7 @@ from robustlib.workbook.experiments.results import (
 )
 from robustlib.workbook.experiments.studies import (
     REFERENCE,
-    Comparison,
     Study,
-    StudyRuns,
     claim_findings,
     claim_studies,
     comparable_runs,
@@ -27,6 +24,7 @@ from robustlib.workbook.experiments.studies import (
     first_seed,
     in_grid,
     parse_seeds,
+    preset_methods,
     preset_study,
     read_study,
     reference_findings,

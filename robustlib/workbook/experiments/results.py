@@ -36,23 +36,26 @@ def curves(runs: Sequence[Run], which: str = "curve") -> pd.DataFrame:
 
 def metrics_of(runs: Iterable[Run], stage: str = "") -> dict[str, list[pd.DataFrame]]:
     """By title of a variant, the metrics over epochs of each run, those of one stage or ("") of all; runs without it are left out."""
-    found: dict[str, list[pd.DataFrame]] = {}
+    metrics: dict[str, list[pd.DataFrame]] = {}
     for run in {run.path.resolve(): run for run in runs}.values():
         rows = run.metrics()
         rows = rows[rows["stage"] == stage] if stage else rows
         if len(rows) or not stage:
-            found.setdefault(title_of(run), []).append(rows)
-    return found
+            metrics.setdefault(title_of(run), []).append(rows)
+    return metrics
 
 
 def concat_stages(metrics: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, list[pd.DataFrame]]:
     """Metrics by title with their epochs counted through all stages, for `robustlib.figures.probe_curves`."""
-
-    def joined(rows: pd.DataFrame) -> pd.DataFrame:
-        rows = rows.drop_duplicates("epoch_total", keep="last")
-        return rows.assign(epoch=rows["epoch_total"]).drop(columns="stage")
-
-    return {title: list(map(joined, frames)) for title, frames in metrics.items()}
+    return {
+        title: [
+            rows.drop_duplicates("epoch_total", keep="last")
+            .drop(columns="stage")
+            .assign(epoch=lambda r: r["epoch_total"])
+            for rows in frames
+        ]
+        for title, frames in metrics.items()
+    }
 
 
 def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
@@ -62,8 +65,9 @@ def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
         values = dict(run.params()["hyperparameters"])
         method = make_method(run.params()["method"], values.pop("preset") or None, **values)
         passes[method.name, run.changed] = method.attack_passes
-    own = [passes[key] for key in zip(table["method"], table["changed"], strict=True)]
-    return table.assign(**{"attack passes": own})
+    return table.assign(
+        **{"attack passes": [passes[key] for key in zip(table["method"], table["changed"], strict=True)]}
+    )
 
 
 def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> pd.DataFrame:
@@ -88,11 +92,9 @@ def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> pd.DataFrame:
 
 PURIFIERS = {"none": "no purifier", "gan": "GAN", "mae": "autoencoder"}  # in the order of the table
 TRANSFORMS = {"none": "no transform", "rt1": "RT1", "rt2": "RT2", "rt3": "RT3"}
-OWN = ("purifier", "transform", "fine_tune")  # hyper-parameters that have a column of their own
-STRONG = ("pgd_eot", "pgd50x10")  # through the whole model; the second where nothing is random
-# "pgd20@classifier" knows the bare classifier alone; its success is judged by the whole model.
-ATTACKS = {"clean": ("clean",), "weak": ("pgd20@classifier",), "strong": STRONG, "worst": ("worst",)}
-SIDES = ("low", "high")
+# "pgd20@classifier" knows the bare classifier alone; its success is judged by the whole model. The strong ones go through the whole
+# model; PGD-50 with 10 restarts where nothing is random.
+ATTACKS = {"clean": ("clean",), "weak": ("pgd20@classifier",), "strong": ("pgd_eot", "pgd50x10"), "worst": ("worst",)}
 
 
 def purifier_grid(runs: Iterable[Run]) -> pd.DataFrame:
@@ -103,16 +105,22 @@ def purifier_grid(runs: Iterable[Run]) -> pd.DataFrame:
 
     Returns:
         Columns row (what people call the variant), purifier, transform, changed (all else that differs from the preset),
-        fine_tuned, seeds, n, clean, weak (PGD-20 on the bare classifier), strong (PGD+EOT through the whole model; PGD-50 with 10
-        restarts where nothing is random), worst (the headline); with 95 % intervals as "weak_low", "weak_high", ...: of the images
-        for one seed, over seeds (t) for more.
+        fine_tuned, seeds, n, and those of ATTACKS (worst: the headline); with 95 % intervals as "weak_low", "weak_high", ...: of
+        the images for one seed, over seeds (t) for more.
     """
     every = [row for run in runs if (row := _purifier_row(run))]
     kinds = ["row", "purifier", "transform", "changed", "fine_tuned", "n"]
     if not every:
         return pd.DataFrame(columns=[*kinds, "seeds", *ATTACKS])
-    groups = pd.DataFrame(every).groupby(kinds, sort=False)
-    grid = pd.DataFrame([dict(zip(kinds, key, strict=True)) | _mean_row(part) for key, part in groups])
+    rows = []
+    for key, part in pd.DataFrame(every).groupby(kinds, sort=False):
+        row = dict(zip(kinds, key, strict=True)) | {"seeds": len(part)}
+        for kind in ATTACKS:
+            ends = part[[f"{kind}_low", f"{kind}_high"]].iloc[0]
+            low, high = np.clip(t_interval(part[kind].tolist()), 0, 1) if len(part) > 1 else ends
+            row |= {kind: part[kind].mean(), f"{kind}_low": float(low), f"{kind}_high": float(high)}
+        rows.append(row)
+    grid = pd.DataFrame(rows)
     places = {name: place for names in (PURIFIERS, TRANSFORMS) for place, name in enumerate(names.values())}
     order = grid[["purifier", "changed", "transform", "fine_tuned"]].replace(places)
     return grid.loc[order.sort_values(order.columns.tolist()).index].reset_index(drop=True)
@@ -121,28 +129,18 @@ def purifier_grid(runs: Iterable[Run]) -> pd.DataFrame:
 def _purifier_row(run: Run) -> dict[str, Any]:
     """One run's accuracies; {} for another method, or where an attack is missing."""
     params, results = run.params(), run.results()
-    rows = {row["attack"]: row for row in results.get("rows", [])}
-    picked = {kind: rows[name] for kind, names in ATTACKS.items() for name in names if name in rows}
+    measured = {row["attack"]: row for row in results.get("rows", [])}
+    picked = {kind: measured[name] for kind, names in ATTACKS.items() for name in names if name in measured}
     if params["method"] != "atop" or len(picked) < len(ATTACKS):
         return {}
-    values = params["hyperparameters"]
-    other = changes_text({name: value for name, value in run.changes().items() if name not in OWN})
+    values, columns = params["hyperparameters"], ("purifier", "transform", "fine_tune")
+    other = changes_text({name: value for name, value in run.changes().items() if name not in columns})
     names = {"purifier": PURIFIERS[values["purifier"]], "transform": TRANSFORMS[values["transform"]]}
     tuned = bool(values["fine_tune"])
     title = ", ".join(filter(None, (*names.values(), "fine-tuned" if tuned else "", other)))
     row: dict[str, Any] = {"row": title, **names, "changed": other, "fine_tuned": tuned, "n": results["n"]}
     for kind, attack in picked.items():
-        row |= {kind: attack["accuracy"], **{f"{kind}_{side}": attack[side] for side in SIDES}}
-    return row
-
-
-def _mean_row(part: pd.DataFrame) -> dict[str, Any]:
-    """Means of the runs of one variant, with their intervals."""
-    row: dict[str, Any] = {"seeds": len(part)}
-    for kind in ATTACKS:
-        of_images = part[[f"{kind}_{side}" for side in SIDES]].iloc[0]
-        ends = np.clip(t_interval(part[kind].tolist()), 0, 1) if len(part) > 1 else of_images
-        row |= {kind: part[kind].mean(), **{f"{kind}_{side}": float(x) for side, x in zip(SIDES, ends, strict=True)}}
+        row |= {kind: attack["accuracy"], f"{kind}_low": attack["low"], f"{kind}_high": attack["high"]}
     return row
 
 
@@ -152,18 +150,21 @@ def attack_table(grid: pd.DataFrame) -> pd.DataFrame:
     titles = grid["row"].where(grid["n"] == grid["n"].min(), grid["row"] + "\n(" + grid["n"].astype(str) + " images)")
     series = {"weak": "weak: gradients of the bare classifier", "strong": "strong: gradients of the whole model"}
     rows = [
-        {"row": title, "series": name, "accuracy": row[kind]} | {side: row[f"{kind}_{side}"] for side in SIDES}
+        {"row": title, "series": name, "accuracy": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
         for title, row in zip(titles, grid.to_dict("records"), strict=True)
         for kind, name in series.items()
     ]
-    return pd.DataFrame(rows, columns=["row", "series", "accuracy", *SIDES])
+    return pd.DataFrame(rows, columns=["row", "series", "accuracy", "low", "high"])
 
 
 def randomness_table(measured: Mapping[str, Any]) -> pd.DataFrame:
-    """What `robustlib.evaluation.measure_randomness` found, clean and attacked: row, series, accuracy, low, high; for
-    `robustlib.figures.accuracy_dots`."""
+    """`robustlib.evaluation.measure_randomness`, clean and attacked, with the columns of `attack_table`."""
     rows = [
-        {"row": title.replace(", ", ",\n"), "series": series, **{name: cell[name] for name in ("accuracy", *SIDES)}}
+        {
+            "row": title.replace(", ", ",\n"),
+            "series": series,
+            **{name: cell[name] for name in ("accuracy", "low", "high")},
+        }
         for title, pair in random_answers(measured).items()
         for series, cell in zip(("clean", "attacked"), pair, strict=True)
     ]
@@ -229,27 +230,20 @@ def spectral_family(runs: Iterable[Run], dataset: Dataset) -> pd.DataFrame:
     """
     known = _distances(runs, "test")
     if len(archs := sorted({run.params()["arch"] for run, _ in known})) > 1:
-        raise InputError(
-            f"Distances of {' and '.join(archs)} do not go with one sum of norms: give runs of one of them."
-        )
+        named = " and ".join(archs)
+        raise InputError(f"Distances of {named} do not go with one sum of norms: give runs of one of them.")
     images = [set(frame["index"][frame["correct"] & frame["distance"].notna()]) for _, frame in known]
     shared = sorted(set.intersection(*images)) if images else []
     rows = []
     for run, frame in known if shared else ():
         distance = float(frame["distance"][frame["index"].isin(shared)].mean())
         facts = {"title": title_of(run), "seed": run.params()["seed"], "n": len(shared), "distance": distance}
-        rows.append(facts | _slopes(run, dataset, shared))
+        model, generator = run.model(), torch.Generator().manual_seed(0)
+        x = dataset.test.images[torch.isin(dataset.test.indices, torch.tensor(shared))].float() / 255
+        jacobian = feature_jacobian_norm(model, x, projections=PROJECTIONS, generator=generator)
+        squares = LayerNorms(model, dataset.image_shape, ("encoder.",)).converge(model, tolerance=1e-4, limit=1000)
+        rows.append(facts | {"jacobian": float(jacobian.mean()), "sigma": float(sum(squares.values()))})
     return pd.DataFrame(rows)
-
-
-def _slopes(run: Run, dataset: Dataset, shared: Sequence[int]) -> dict[str, float]:
-    """How steep the representation of a run is: at the test images `shared` (places in the original file), and by its weights."""
-    model = run.model()
-    x = dataset.test.images[torch.isin(dataset.test.indices, torch.tensor(shared))].float() / 255
-    generator = torch.Generator().manual_seed(0)
-    jacobian = feature_jacobian_norm(model, x, projections=PROJECTIONS, generator=generator)
-    squares = LayerNorms(model, dataset.image_shape, ("encoder.",)).converge(model, tolerance=1e-4, limit=1000)
-    return {"jacobian": float(jacobian.mean()), "sigma": float(sum(squares.values()))}
 
 
 def _distances(runs: Iterable[Run], split: str, attack: str = "Tangent") -> Distances:

@@ -15,11 +15,11 @@ import yaml
 
 import robustlib
 from robustlib.errors import InputError, unknown
-from robustlib.methods import make_method, preset_dataset
+from robustlib.methods import load_preset, make_method, preset_dataset
 from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claims, read_claims, variant_of
-from robustlib.workbook.experiments.plan import Variant, preset_methods
 
+Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
 STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
 BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
 REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
@@ -62,6 +62,11 @@ def study_names() -> list[str]:
     return sorted(file.stem for file in BUILT_IN.glob("*.yaml"))
 
 
+def preset_methods(preset: str) -> list[str]:
+    """The methods that a preset trains unless told otherwise, in its order."""
+    return list(load_preset(preset)["report"])
+
+
 def read_study(file: Path | str) -> Study:
     """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
@@ -69,7 +74,15 @@ def read_study(file: Path | str) -> Study:
     hyper-parameters of their own, or to a list of such mappings where its variants are no grid.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
-    content = _yaml(file)
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
+        raise InputError(f"Cannot read the study {file} ({error.strerror}): {remedy}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
     for key in content:
         if key not in STUDY:
             raise unknown(f"key of {file}", key, STUDY)
@@ -86,20 +99,6 @@ def read_study(file: Path | str) -> Study:
     return Study(preset, variants, seeds, examples, claims, file.stem)
 
 
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the study {file} ({error.strerror}): give the path of a YAML file, or {' or '.join(study_names())}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
-    return content
-
-
 def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:
     methods, common = content.get("methods") or preset_methods(preset), content.get("parameters") or {}
     methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
@@ -107,12 +106,11 @@ def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Varia
     every = [(str(name), own) for name, owns in pairs for own in (owns if isinstance(owns, list) else [owns])]
     if not every or not all(isinstance(own, dict | None) for own in [common, *(own for _, own in every)]):
         raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
-    return [(name, changes) for name, own in every for changes in _grid({**common, **(own or {})})]
-
-
-def _grid(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = [value if isinstance(value, list) else [value] for value in parameters.values()]
-    return [dict(zip(parameters, values, strict=True)) for values in itertools.product(*axes)]
+    variants: list[Variant] = []
+    for name, own in every:
+        grid = {key: value if isinstance(value, list) else [value] for key, value in {**common, **(own or {})}.items()}
+        variants += [(name, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+    return variants
 
 
 def variant_name(variant: Variant, preset: str) -> str:
@@ -183,17 +181,17 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     counted = [run for run in own if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]
     first = by_variant(sorted(counted, key=lambda run: run.stale))
     chosen = [first[key] for key in wanted if key in first]
-    judged = f", judged under {kind[0]} on {kind[1]} images" if own else ""
+    summary = f"{len(chosen)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here"
+    summary += f", judged under {kind[0]} on {kind[1]} images" if own else ""
     if fewer := {run.results()["n"] for run in chosen if _judged(run) != kind}:
-        judged += f" (those that answer at random on {min(fewer)})"
-    said = f"{len(chosen)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here{judged}."
+        summary += f" (those that answer at random on {min(fewer)})"
+    summary += "."
     if len(chosen) < len(wanted):
-        said += (
-            f" `robustlib study {name}` makes the others. A row of fewer than {len(study.seeds)} seeds is an anecdote."
-        )
+        few = f"A row of fewer than {len(study.seeds)} seeds is an anecdote."
+        summary += f" `robustlib study {name}` makes the others. {few}"
     if others := len(own) - len(counted):
-        said += f" Left out: {others} that were judged otherwise."
-    return StudyRuns(study, chosen, said)
+        summary += f" Left out: {others} that were judged otherwise."
+    return StudyRuns(study, chosen, summary)
 
 
 def _judged(run: Run) -> tuple[str, int]:
@@ -208,20 +206,13 @@ def _capped(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of a preset that can be set side by side: of one data set, judged under one threat.
+    """The runs of a preset that can be set side by side."""
 
-    Attributes:
-        dataset, threat: of all that is compared; threat as in "Linf 0.2", "" where nothing was judged yet.
-        every: all runs of the preset on the data set, also those that are not finished.
-        shown: those that are finished and evaluated under the threat.
-        summary: a sentence for the reader: how many there are, and which are left out.
-    """
-
-    dataset: str
-    threat: str
-    every: Sequence[Run]
-    shown: Sequence[Run]
-    summary: str
+    dataset: str  # of all that is compared
+    threat: str  # likewise, as in "Linf 0.2"; "" where nothing was judged yet
+    every: Sequence[Run]  # of the preset on the data set, also those that are not finished
+    shown: Sequence[Run]  # those that are finished and evaluated under the threat
+    summary: str  # how many there are, and which are left out
 
     @property
     def usable(self) -> list[Run]:
@@ -236,14 +227,14 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
     judged = {run.path: run.results()["threat"] for run in every if readable(run)}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")
     shown = [run for run in every if judged.get(run.path) == threat]
-    said = f"{len(shown)} runs on {name}, judged under {threat}."
+    summary = f"{len(shown)} runs on {name}, judged under {threat}."
     if not shown:
-        said = f"No finished runs of preset **{preset}** on {name} in `{root}` yet. Make them with `robustlib run --preset {preset}`."
+        summary = f"No finished runs of preset **{preset}** on {name} in `{root}` yet. Make them with `robustlib run --preset {preset}`."
     if others := sorted({run.params()["dataset"] for run in runs} - {name}):
-        said += f" Runs on {', '.join(others)} are left out: set `dataset`."
+        summary += f" Runs on {', '.join(others)} are left out: set `dataset`."
     if others := sorted(set(judged.values()) - {threat}):
-        said += f" Runs judged under {', '.join(others)} are left out: set `threat`."
-    return Comparison(name, threat, every, shown, said)
+        summary += f" Runs judged under {', '.join(others)} are left out: set `threat`."
+    return Comparison(name, threat, every, shown, summary)
 
 
 def readable(run: Run) -> bool:

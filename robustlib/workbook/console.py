@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -26,19 +25,15 @@ from robustlib.workbook.experiments import Job
 
 STATES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
 COLOURS = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}  # of verdicts
-VERDICTS = {
-    tables.verdict_label("pass"): "green",
-    tables.verdict_label("amber"): "yellow",
-    tables.verdict_label("red"): "bold red",
-}
+CELLS = {tables.verdict_label(verdict): colour for verdict, colour in COLOURS.items()}
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
 
-def _empty(*columns: str) -> Table:
-    """A table whose cells break over lines where it is too wide."""
+def _empty(*columns: str, wrap: bool = True) -> Table:
+    """A table whose cells break over lines, or are cut, where it is too wide."""
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        drawn.add_column(name, overflow="fold")
+        drawn.add_column(name, overflow="fold" if wrap else "ellipsis", no_wrap=not wrap)
     return drawn
 
 
@@ -47,7 +42,7 @@ def table(frame: pd.DataFrame, title: str = "") -> Group:
     frame = frame.reset_index() if frame.index.name else frame
     drawn = _empty(*map(str, frame))
     for row in frame.itertuples(index=False):
-        drawn.add_row(*(Text(str(value), style=VERDICTS.get(str(value), "")) for value in row))
+        drawn.add_row(*(Text(str(value), style=CELLS.get(str(value), "")) for value in row))
     return Group(*([Text(title, style="bold")] if title else []), drawn)
 
 
@@ -97,13 +92,10 @@ def audit_table(audit: Mapping[str, Any], title: str) -> Group:
 def reference_table(comparison: Comparison) -> Group:
     """Our AutoAttack beside the authors' own."""
     drawn = _empty("AutoAttack", "robust accuracy", "broken by it alone (index)")
-    sides = (
-        ("ours", comparison.ours, comparison.only_ours),
-        ("the authors'", comparison.theirs, comparison.only_theirs),
-    )
-    for name, numbers, alone in sides:
+    both, alone = (comparison.ours, comparison.theirs), (comparison.only_ours, comparison.only_theirs)
+    for name, numbers, indices in zip(("ours", "the authors'"), both, alone, strict=True):
         interval = tables.percent(numbers["accuracy"], numbers["low"], numbers["high"])
-        drawn.add_row(name, interval, ", ".join(map(str, alone)) or "none")
+        drawn.add_row(name, interval, ", ".join(map(str, indices)) or "none")
     words = f"Ours is {comparison.difference:+.1f} points from theirs, which took {clock(comparison.seconds)}."
     return Group(Text("The authors' package on the same images", style="bold"), drawn, Text(words))
 
@@ -112,17 +104,15 @@ def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
     """What `--dry-run` shows: every training, where it would go, and what would be done."""
     drawn = _empty("training", "epochs", "run directory", "to do")
     for job in jobs:
-        drawn.add_row(Text(job.name), str(job.epochs), Text(str(job.run.path)), _todo(job, rerun))
+        if rerun or job.run.status()["state"] == "new":
+            todo = "train anew" if rerun and job.run.finished else "train"
+        elif not job.run.finished:
+            todo = "resume"
+        else:
+            todo = "nothing: finished" if job.current else "evaluate: trained"
+            todo += ", but stale: --rerun renews it" if job.run.stale else ""
+        drawn.add_row(Text(job.name), str(job.epochs), Text(str(job.run.path)), todo)
     return drawn
-
-
-def _todo(job: Job, rerun: bool) -> str:
-    if rerun or job.run.status()["state"] == "new":
-        return "train anew" if rerun and job.run.finished else "train"
-    if not job.run.finished:
-        return "resume"
-    stale = ", but stale: --rerun renews it" if job.run.stale else ""
-    return ("nothing: finished" if job.current else "evaluate: trained") + stale
 
 
 def progress_line(console: Console, status: Status) -> Callable[[Progress], None]:
@@ -138,60 +128,45 @@ def progress_line(console: Console, status: Status) -> Callable[[Progress], None
     return show
 
 
-class JobMonitor:
-    """Shows how jobs stand; give it to `run_all` as `on_change`, inside `with`."""
+@contextmanager
+def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """Shows how jobs stand, for `run_all` to call with the statuses of all: a live table on a terminal, else lines."""
+    printed: dict[str, tuple[str, float]] = {}  # by job: its last line and when it was printed
 
-    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
-        self.console, self.jobs = console, jobs
-        self.printed: dict[str, tuple[str, float]] = {}  # by job: its last line and when it was printed
-        self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+    def print_news(statuses: Sequence[dict[str, Any]]) -> None:
+        for job, status in zip(jobs, statuses, strict=True):
+            last, when = printed.get(job.name, ("queued", 0.0))
+            line = ": ".join(filter(None, (status["state"], activity(job, status))))
+            soon = status["state"] == last.split(":")[0] and time.monotonic() - when < EVERY
+            if line != last and not soon:  # not every epoch of a fast one
+                printed[job.name] = (line, time.monotonic())
+                console.print(Text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
 
-    def __enter__(self) -> "JobMonitor":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.live:
-            self.live.stop()
-
-    def __call__(self, statuses: Sequence[dict[str, Any]]) -> None:
-        """Shows the statuses of all jobs, in their order."""
-        pairs = list(zip(self.jobs, statuses, strict=True))
-        if self.live is None:
-            for job, status in pairs:
-                self._line(job, status)
-            return
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("training", "state", "now", "elapsed"):
-            drawn.add_column(name, overflow="ellipsis", no_wrap=True)
-        for job, status in pairs:
+    def draw(statuses: Sequence[dict[str, Any]]) -> None:
+        drawn = _empty("training", "state", "now", "elapsed", wrap=False)
+        for job, status in zip(jobs, statuses, strict=True):
             state = Text(status["state"], style=STATES.get(status["state"], "red"))
             drawn.add_row(Text(job.name), state, Text(activity(job, status)), _elapsed(status))
-        self.live.update(drawn)
+        live.update(drawn)
 
-    def _line(self, job: Job, status: dict[str, Any]) -> None:
-        """Prints what is new of a job, but not every epoch of a fast one."""
-        last, when = self.printed.get(job.name, ("queued", 0.0))
-        line = ": ".join(filter(None, (status["state"], activity(job, status))))
-        soon = status["state"] == last.split(":")[0] and time.monotonic() - when < EVERY
-        if line != last and not soon:
-            self.printed[job.name] = (line, time.monotonic())
-            self.console.print(Text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=2) as live:
+            yield draw
+    else:
+        yield print_news
 
 
 def activity(job: Job, status: dict[str, Any]) -> str:
     """What a job is doing: its epoch while it trains; why it ended, if not well."""
     if status["state"] != "running":
         return "" if status["state"] == "done" else str(status.get("reason", ""))
+    if job.run.finished:
+        return "evaluating"
     row: dict[str, Any] = {}
-    began = datetime.fromisoformat(status["started"]).timestamp()
-    file = job.run.path / "metrics.jsonl"
+    file, began = job.run.path / "metrics.jsonl", datetime.fromisoformat(status["started"]).timestamp()
     with suppress(OSError, ValueError, IndexError):
         if file.stat().st_mtime >= began:  # otherwise those of an earlier training
             row = json.loads(file.read_text().splitlines()[-1])
-    if job.run.finished:
-        return "evaluating"
     if not row:
         return "starting"
     accuracies = {"clean": "clean_val", "robust": "robust_val"}  # a model may not predict yet

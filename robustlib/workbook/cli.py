@@ -1,10 +1,16 @@
-"""The commands and their options. Whatever takes time to import is imported inside them: `--help` answers at once."""
+"""The command line: robustlib run | study | report | evaluate | audit | list | lab. It parses and prints, nothing else.
 
+Whatever takes time to import is imported inside the commands: `--help` answers at once.
+"""
+
+import functools
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,8 +21,7 @@ from robustlib.errors import InputError, unknown
 if TYPE_CHECKING:
     from robustlib.data import Dataset
     from robustlib.runs import Run
-    from robustlib.workbook.claims import Claim
-    from robustlib.workbook.experiments import Job, Options
+    from robustlib.workbook.experiments import Job, Options, Study
 
 app = typer.Typer(
     help="Train, attack and compare adversarially robust models. [bold]robustlib run[/bold] trains and reports all baselines on the embedded digits.",
@@ -25,6 +30,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exits with 2 on bad input (a sentence on stderr), 1 if a notebook failed, 130 on Ctrl-C."""
+    try:
+        app(args=arguments, prog_name="robustlib", standalone_mode=True)
+    except InputError as error:
+        say(str(error))
+        raise SystemExit(2) from None
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -48,21 +62,8 @@ SUITES = ("standard", "reference")
 
 Runs = Annotated[Path, typer.Option(help="Directory of all runs.", rich_help_panel=WHERE)]
 Reports = Annotated[Path, typer.Option(help="Directory of the pages.", rich_help_panel=WHERE)]
-Seeds = Annotated[str, typer.Option(help="0-2 or 0,3,5.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. beta=3.0 or eps=8/255; repeatable.")
-]
-DatasetName = Annotated[str, typer.Option(help="Another data set than the preset's.", rich_help_panel=DATA)]
 DataRoot = Annotated[str, typer.Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
-Download = Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)]
-Jobs = Annotated[int, typer.Option(help="Trainings side by side.", rich_help_panel=HOW)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
-Precision = Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)]
-Timeout = Annotated[float | None, typer.Option(help="Seconds for each notebook.", rich_help_panel=HOW)]
-Engine = Annotated[str, typer.Option(help="local processes, or ray.", rich_help_panel=HOW)]
-Examples = Annotated[int, typer.Option(min=0, help="Test images to attack; 0 for the preset's number.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
-Rerun = Annotated[bool, typer.Option("--rerun", help="Train anew what is finished or stale.")]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory, as `robustlib list` shows it.")]
 
 
@@ -89,7 +90,7 @@ def evaluate(
     Prints the accuracies with their intervals. A stored evaluation is shown, not repeated; an interrupted one goes on.
     """
     from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
-    from robustlib.workbook.cli import console
+    from robustlib.workbook import console
 
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
@@ -99,11 +100,11 @@ def evaluate(
             show = console.progress_line(out, status)
             results = evaluate_run(run, dataset, n=examples or run.results().get("n"), device=device, progress=show)
             results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
-            found = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
+            table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last finished batch.")
         raise typer.Exit(130) from None
-    for part in console.evaluation_tables(run, results, found):
+    for part in console.evaluation_tables(run, results, table):
         out.print(part, highlight=False)
     if suite == "reference":
         with out.status("the authors' AutoAttack"):
@@ -125,12 +126,12 @@ def audit(
     Prints fifteen checks and two badges: of the worst case over all attacks, and of the attack that the method's paper uses.
     """
     from robustlib.audit import audit_run
-    from robustlib.workbook.cli import console
+    from robustlib.workbook import console
 
     run, dataset = _run_and_data(path, data_root)
     with out.status("auditing") as status:
-        found = audit_run(run, dataset, n=examples or None, device=device, progress=lambda what: status.update(what))
-    out.print(console.audit_table(found, f"{run.name} · {found['threat']} · {found['seconds']:.0f} s"))
+        report = audit_run(run, dataset, n=examples or None, device=device, progress=status.update)
+    out.print(console.audit_table(report, f"{run.name} · {report['threat']} · {report['seconds']:.0f} s"))
 
 
 def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
@@ -151,12 +152,11 @@ def list_(runs: Runs = Path("runs")) -> None:
     A run is stale if its method, an attack or a measure gives other numbers today; run --rerun renews it.
     """
     from robustlib.runs import find_runs
-    from robustlib.workbook import tables
-    from robustlib.workbook.cli import console
+    from robustlib.workbook import console, tables
 
-    found = find_runs(runs, finished=False)
+    every = find_runs(runs, finished=False)
     missing = f"There are no runs in {runs} yet: robustlib run makes some."
-    out.print(console.table(tables.inventory(found)) if found else missing)
+    out.print(console.table(tables.inventory(every)) if every else missing)
 
 
 @app.command()
@@ -177,29 +177,58 @@ def lab(
 # ---- what makes runs and pages: run, study, report
 
 
+@dataclass(frozen=True)
+class How:
+    """The options that `run` and `study` share."""
+
+    examples: Annotated[int, typer.Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False
+    rerun: Annotated[bool, typer.Option("--rerun", help="Train anew what is finished or stale.")] = False
+    dataset: Annotated[str, typer.Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
+    data_root: DataRoot = ""
+    download: Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = (
+        False
+    )
+    jobs: Annotated[int, typer.Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
+    device: Device = "auto"
+    precision: Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
+    timeout: Annotated[float | None, typer.Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
+    engine: Annotated[str, typer.Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
+    runs: Runs = Path("runs")
+    reports: Reports = Path("reports")
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A function whose parameter `how` is spelled out for typer: an option for each field of `How`."""
+
+    @functools.wraps(command)
+    def spelled_out(**values: Any) -> None:
+        how = How(**{field.name: values.pop(field.name) for field in fields(How)})
+        command(**values, how=how)
+
+    kept = [part for name, part in inspect.signature(command).parameters.items() if name != "how"]
+    options = [
+        inspect.Parameter(field.name, kept[0].kind, default=field.default, annotation=field.type)
+        for field in fields(How)
+    ]
+    spelled_out.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+    return spelled_out
+
+
 @app.command()
+@_with_options
 def run(
+    how: How,
     methods: Annotated[
         list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for those that the preset names.")
     ] = None,
     preset: Annotated[
         str, typer.Option(help="E.g. digits, cifar10-short, cifar10-paper or cifar100-paper.")
     ] = "digits",
-    seeds: Seeds = "0",
-    changes: Changes = None,
-    examples: Examples = 0,
-    dry_run: DryRun = False,
-    rerun: Rerun = False,
-    dataset: DatasetName = "",
-    data_root: DataRoot = "",
-    download: Download = False,
-    jobs: Jobs = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    timeout: Timeout = None,
-    engine: Engine = "local",
-    runs: Runs = Path("runs"),
-    reports: Reports = Path("reports"),
+    seeds: Annotated[str, typer.Option(help="0-2 or 0,3,5.")] = "0",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. beta=3.0 or eps=8/255; repeatable.")
+    ] = None,
 ) -> None:
     """Train and evaluate methods, and write the report.
 
@@ -208,87 +237,73 @@ def run(
     robustlib run trades pgd_at --preset digits --seeds 0-2 --jobs 2
     """
     from robustlib.methods import parse_overrides
-    from robustlib.workbook.experiments import Options, parse_seeds, plan, preset_methods
+    from robustlib.workbook.experiments import Study, parse_seeds, preset_methods
 
-    options = Options(preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
     overrides = parse_overrides(changes or [])
     variants = [(name, overrides) for name in methods or preset_methods(preset)]
-    _run(plan(variants, parse_seeds(seeds), options), options, dry_run, jobs, timeout, engine)
+    _run(Study(preset, variants, parse_seeds(seeds)), how)
 
 
 @app.command()
+@_with_options
 def study(
+    how: How,
     file: Annotated[str, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
-    examples: Examples = 0,
-    dry_run: DryRun = False,
-    rerun: Rerun = False,
-    dataset: DatasetName = "",
-    data_root: DataRoot = "",
-    download: Download = False,
-    jobs: Jobs = 1,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    timeout: Timeout = None,
-    engine: Engine = "local",
-    runs: Runs = Path("runs"),
-    reports: Reports = Path("reports"),
 ) -> None:
-    """Run all combinations that a YAML file asks for, and judge its claims if it has any.
+    r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
     The same call again goes on where it stopped. A file may hold, for example:
 
-    {preset: digits, methods: [trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
+    {preset: digits, methods: \[trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
 
     robustlib study digits-claims runs a study that comes with robustlib: what papers claim, on eight seeds.
     """
-    from robustlib.workbook.cli import console
-    from robustlib.workbook.experiments import Options, plan, read_study
+    from robustlib.workbook.experiments import read_study
 
-    asked = read_study(file)
-    examples = examples or asked.examples
-    options = Options(asked.preset, dataset, data_root, download, device, precision, runs, reports, examples, rerun)
-    planned = plan(asked.variants, asked.seeds, options)
+    _run(read_study(file), how)
+
+
+def _run(study: "Study", how: How) -> None:
+    """Plans the runs of a study; then makes them, or shows them and stops."""
+    from robustlib.workbook import console
+    from robustlib.workbook.experiments import Options, plan
+
+    examples, where = how.examples or study.examples, (how.dataset, how.data_root, how.download)
+    options = Options(study.preset, *where, how.device, how.precision, how.runs, how.reports, examples, how.rerun)
+    jobs = plan(study.variants, study.seeds, options)
+    for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
+        err.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=True)
+    if how.dry_run:
+        out.print(console.plan_table(jobs, how.rerun))
+        pages = how.reports / study.preset
+        out.print(f"Preset {study.preset}, device {how.device}, pages in {pages}.", soft_wrap=True)
+        return
     try:
-        _run(planned, options, dry_run, jobs, timeout, engine, asked.claims)
+        _execute(jobs, study, options, how)
     finally:  # what was decided stands, whatever else failed
-        if asked.claims and not dry_run:
-            out.print(console.claims_table(asked.claims, [job.run for job in planned], asked.seeds))
+        if study.claims:
+            out.print(console.claims_table(study.claims, [job.run for job in jobs], study.seeds))
 
 
-def _run(
-    jobs: "Sequence[Job]",
-    options: "Options",
-    dry: bool,
-    parallel: int,
-    timeout: float | None,
-    engine: str,
-    claims: "Sequence[Claim]" = (),
-) -> None:
+def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", how: How) -> None:
     """Runs what is not done yet, measures what claims need besides, then writes and announces the report."""
-    from robustlib.workbook.cli import console
+    from robustlib.workbook import console
     from robustlib.workbook.engines import run_all
     from robustlib.workbook.experiments import measure_claimed, publish
 
-    for text in dict.fromkeys(f"{job.run.path.parent.name}: {said}" for job in jobs for said in job.advice):
-        err.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=True)
-    if dry:
-        out.print(console.plan_table(jobs, options.rerun))
-        pages = options.reports / options.preset
-        out.print(f"Preset {options.preset}, device {options.device}, pages in {pages}.", soft_wrap=True)
-        return
-    todo = [job for job in jobs if options.rerun or not job.current]
+    runs, todo = [job.run for job in jobs], [job for job in jobs if how.rerun or not job.current]
     try:
-        with console.JobMonitor(out, todo) as monitor:
-            statuses = run_all([job.task for job in todo], parallel, monitor, timeout=timeout, engine=engine)
+        with console.job_monitor(out, todo) as monitor:
+            statuses = run_all([job.task for job in todo], how.jobs, monitor, timeout=how.timeout, engine=how.engine)
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
         raise typer.Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
     with out.status("unseen attacks"):
-        problems = measure_claimed(claims, [job.run for job in jobs], options)
+        problems = measure_claimed(study.claims, runs, options)
     index, unpublished = publish(options, [options.preset])
-    problems = [*problems, *unpublished]
-    out.print(console.results_table([job.run for job in jobs]))
+    problems += unpublished
+    out.print(console.results_table(runs))
     for job, status in failed:
         reason = status["reason"].removeprefix("InputError: ")
         say(f"{job.name} {status['state']}: {reason}", f"The notebook: {job.task.output}")
@@ -315,8 +330,12 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
     from robustlib.runs import find_runs
     from robustlib.workbook.experiments import Options, publish
 
-    found = find_runs(runs)
-    if not found:
+    finished = find_runs(runs)
+    if not finished:
         raise InputError(f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.")
-    presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in found)]
+    presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in finished)]
     _announce(*publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Many trainings as notebooks: what would run and where, and how executed notebooks become pages, comparisons, maps and the index."""
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import robustlib
+from robustlib.data import load_dataset
+from robustlib.errors import InputError
+from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
+from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
+from robustlib.representation import probe_attack
+from robustlib.runs import Run, find_runs
+from robustlib.threat import Threat
+from robustlib.training.fit import resolve_device, resolve_precision, run_params
+from robustlib.workbook.claims import Claim, variant_of
+from robustlib.workbook.engines import execute
+from robustlib.workbook.experiments.studies import Variant, compare_runs, first_seed, readable
+from robustlib.workbook.task import Task, check
+
+NO_NUMBER = ("rerun", "download", "data_root", "device")  # parameters that change no number
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all trainings of one call share; see `robustlib run --help`."""
+
+    preset: str = "digits"
+    dataset: str = ""
+    data_root: str = ""
+    download: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    runs: Path = Path("runs")
+    reports: Path = Path("reports")
+    examples: int = 0
+    rerun: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to be: its run directory, the notebook that does it, its number of epochs, what to know before it starts."""
+
+    run: Run
+    task: Task
+    name: str
+    epochs: int
+    advice: Sequence[str] = ()  # see Method.advice
+
+    @property
+    def current(self) -> bool:
+        """Whether its page stands already and would come out the same."""
+        status, page = self.task.status(), self.task.output
+        asked, had = (
+            {name: value for name, value in parameters.items() if name not in NO_NUMBER}
+            for parameters in (self.task.parameters, status.get("parameters", {}))
+        )
+        return (
+            (status.get("state"), asked) == ("done", had)
+            and self.run.finished
+            and "numerics" in self.run.results()
+            and not self.run.stale
+            and not has_new_sources(self.run)
+            and page.exists()
+            and page.stat().st_mtime > self.task.notebook.stat().st_mtime
+        )
+
+
+def notebook(name: str) -> Path:
+    """The notebook `name` of this checkout."""
+    path = Path(robustlib.__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
+        remedy = "install robustlib from a clone of its repository, which has the notebooks"
+        raise InputError(f"There is no {path}: {remedy}.")
+    return path
+
+
+def page(run: Run, reports: Path, preset: str) -> Path:
+    """Where the executed notebook of a run belongs: <reports>/<preset>/<method>-<run directory's name>.ipynb."""
+    return reports / (preset or "other") / f"{run.path.parent.name}-{run.path.name}.ipynb"
+
+
+def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
+    """All trainings of `variants` x `seeds`; what can be known to fail later is an InputError now. Nothing is trained."""
+    for folder in (options.runs, options.reports / options.preset):
+        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            why = f"{place} is no directory that you may write to"
+            raise InputError(f"Cannot write to {folder}: {why}. Choose another one.")
+    methods = [make_method(name, options.preset, **changes) for name, changes in variants]
+    precision = resolve_precision(options.precision, resolve_device(options.device))
+    name = options.dataset or load_preset(options.preset)["dataset"]
+    dataset = load_dataset(name, root=options.data_root or None, download=options.download)
+    jobs = {}  # by run directory: changes that restate the preset make no second run
+    for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
+        run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
+        overrides = [f"{key}={value}" for key, value in changes.items()]
+        parameters = {
+            **{"method": method.name, "preset": options.preset, "seed": seed, "overrides": overrides},
+            **{"dataset": options.dataset, "data_root": options.data_root, "runs": str(options.runs)},
+            **{"device": options.device, "precision": options.precision},
+            **{"test_examples": options.examples, "rerun": options.rerun},
+        }
+        task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
+        title = " · ".join([method.name, *overrides, f"seed {seed}"])
+        jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))
+    return list(jobs.values())
+
+
+def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Options) -> list[str]:
+    """Attacks evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
+
+    Returns:
+        A sentence for each run that could not be measured.
+    """
+    variants = {variant for claim in claims if claim.measure.startswith("unseen/") for variant in claim.variants}
+    problems = []
+    for run in runs:
+        if run.finished and run.results() and variant_of(run) in variants:
+            try:
+                dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
+                measure_unseen({run.name: run}, dataset, device=options.device)
+            except InputError as error:
+                problems.append(f"{run.name} has not met unseen attacks: {error}")
+    return problems
+
+
+def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
+    """Renders pages, compares each preset's runs, maps their feature spaces and writes the index.
+
+    Args:
+        options: of which `runs`, `reports` and `data_root` are used.
+        presets: whose comparisons and maps are made anew.
+        force: render pages again that are newer than their notebook.
+
+    Returns:
+        The index, and a sentence for each comparison or map that failed.
+    """
+    from robustlib.workbook.report import render, write_index
+
+    def render_done(executed: Path, title: str) -> str:
+        """The address of the page of an executed notebook; "" where that did not end well."""
+        html = executed.with_suffix(".html")
+        if not executed.exists() or Task(executed, {}, executed).status().get("state") != "done":
+            return ""
+        if force or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
+            render(executed, html, title=title, index="../index.html")
+        return html.relative_to(options.reports).as_posix()
+
+    runs, problems, comparisons, views = find_runs(options.runs), [], [], {}
+    pages = {
+        str(run.path): render_done(page(run, options.reports, run.params().get("preset", "")), run.name) for run in runs
+    }
+    for preset in preset_names():
+        title, executed = load_preset(preset)["title"], options.reports / preset / "compare.ipynb"
+        problems += _compare(preset, options) if preset in presets else []
+        if address := render_done(executed, f"Comparison: {title}"):
+            views[preset] = executed
+            comparisons.append((f"Comparison: {title}", address))
+        if (atlas := executed.with_name("atlas.html")).exists():
+            comparisons.append((f"Map: {title}", atlas.relative_to(options.reports).as_posix()))
+    lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(filter(readable, runs))
+    return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
+
+
+def _compare(preset: str, options: Options) -> list[str]:
+    """Executes the comparison of a preset and draws its interactive map; a sentence for each that failed."""
+    from robustlib.workbook.report import write_atlas
+
+    target, problems = options.reports / preset / "compare.ipynb", []
+    atlas, root = target.with_name("atlas.html"), options.data_root or None
+    atlas.unlink(missing_ok=True)  # an old map beside a new comparison would be believed
+    parameters = {"preset": preset, "runs": str(options.runs), "data_root": options.data_root}
+    try:
+        load_dataset(preset_dataset(preset), root=root)
+    except InputError as error:  # accuracies are compared all the same
+        problems.append(f"The feature spaces of {preset} are not shown. {error}")
+    status = execute(Task(notebook("compare"), {**parameters, "look_inside": not problems}, target))
+    if status["state"] != "done":
+        return [*problems, f"compare.ipynb of {preset}: {status['reason']}"]
+    try:
+        compared = compare_runs(options.runs, preset)
+        if not problems and (chosen := list(first_seed(compared.usable).values())):
+            attack, title = probe_attack(Threat(**chosen[0].params()["threat"])), load_preset(preset)["title"]
+            dataset = load_dataset(compared.dataset, root=root)
+            write_atlas(atlas, chosen, dataset, attack, title=f"Map: {title}", index="../index.html")
+    except Exception as error:  # whatever it is, the other pages are wanted
+        problems.append(f"There is no map of {preset}. {type(error).__name__}: {error}")
+    return problems

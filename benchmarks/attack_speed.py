@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, cifar_model, markdown, publish, timed_options
+from side_by_side import alternate, cifar_model, markdown, timed_options, write_report
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD, Threat
@@ -178,7 +178,7 @@ def main() -> int:
     suffix = "" if device.type == "cpu" else f"_{device.type}"
     command = f"python benchmarks/attack_speed.py --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"PGD-{STEPS}, ResNet-18, batch {options.batch}, 32x32, eps 8/255: median of {options.rounds} interleaved rounds"
-    return publish(f"attack_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
+    return write_report(f"attack_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from side_by_side import markdown, publish
+from side_by_side import markdown, write_report
 
 from robustlib.audit import Check, audit
 from robustlib.audit.audit import headline_badge
@@ -57,7 +57,7 @@ def main() -> int:
     }
     tables = [f"## {method}\n\n{markdown(rows(checks, method))}" for method in (*METHODS, "standard")]
     command = "python benchmarks/audit_calibration.py"
-    return publish("audit_calibration.md", __doc__.split(":")[0], command, torch.device("cpu"), tables, claims)
+    return write_report("audit_calibration.md", __doc__.split(":")[0], command, torch.device("cpu"), tables, claims)
 
 
 def neighbour(runs: dict[tuple[str, int], Run], name: str, method: str, seed: int) -> Run:

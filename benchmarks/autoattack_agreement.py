@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from side_by_side import markdown, publish
+from side_by_side import markdown, write_report
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack, AutoAttack, Threat
@@ -180,7 +180,7 @@ def main() -> int:
     command = f"python benchmarks/autoattack_agreement.py {chosen}"
     title = "AutoAttack on digits: ours against the authors' package"
     torch.set_num_threads(1)
-    return publish("autoattack_agreement.md", title, command, torch.device("cpu"), report(duels), claims(duels))
+    return write_report("autoattack_agreement.md", title, command, torch.device("cpu"), report(duels), claims(duels))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from side_by_side import alternate, markdown, publish
+from side_by_side import alternate, markdown, write_report
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, FAB, PGD, AutoAttack, Square, Threat
@@ -184,7 +184,7 @@ def main() -> int:
     schedule = f"{options.steps} steps, {options.targets} targets, {options.queries} queries"
     title = f"AutoAttack, PGD-AT ResNet-18, {options.images} images of {dataset.name}, {dataset.threat}: {schedule}"
     command = "python benchmarks/autoattack_speed.py " + " ".join(sys.argv[1:])
-    return publish("autoattack_speed.md", title, command.strip(), device, [markdown(rows)], claims(rows))
+    return write_report("autoattack_speed.md", title, command.strip(), device, [markdown(rows)], claims(rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from side_by_side import CIFAR, markdown, publish
+from side_by_side import CIFAR, markdown, write_report
 from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, Threat
@@ -153,7 +153,7 @@ def main() -> int:
     }
     command = f"python benchmarks/embedding.py --examples {options.examples} --threads {options.threads}"
     tables = [markdown(maps_table), markdown(steps_table)]
-    return publish("embedding.md", __doc__.splitlines()[0], command, torch.device("cpu"), tables, claims)
+    return write_report("embedding.md", __doc__.splitlines()[0], command, torch.device("cpu"), tables, claims)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import lab
 import torch
-from side_by_side import markdown, publish
+from side_by_side import markdown, write_report
 
 from robustlib.data import load_dataset
 from robustlib.workbook.explorer import Explorer
@@ -103,7 +103,7 @@ def main() -> int:
         f"every callback takes less than {CALLBACK_MS} ms (at most {longest:.0f} ms)": longest < CALLBACK_MS,
     }
     title, tables = "The explorer on digits, 200 images, small CNN", [markdown(opened), markdown(moved)]
-    return publish(
+    return write_report(
         "explorer_speed.md", title, "python benchmarks/explorer_speed.py", torch.device("cpu"), tables, claims
     )
 

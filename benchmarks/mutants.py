@@ -285,8 +285,8 @@ MUTANTS = (
     ),
     Mutant(
         "workbook/claims/claim.py",
-        "t_interval(differences, 1 - level",
-        "t_interval(differences, 1 - 2 * level",
+        "t_interval(differences, 1 - LEVEL",
+        "t_interval(differences, 1 - 2 * LEVEL",
         "a one-sided interval",
         "workbook/claims",
     ),

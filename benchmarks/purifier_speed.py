@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, markdown, publish, timed_options
+from side_by_side import alternate, markdown, timed_options, write_report
 from torch import nn
 from training_steps import made_up_dataset, peak_mb
 
@@ -178,7 +178,7 @@ def main() -> int:
     command = f"python benchmarks/purifier_speed.py --device {options.device} --batch {options.batch} --eot-batch {options.eot_batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"AToP: fine-tuning steps of {options.batch} images, gradients over {DRAWS} draws, their memory; median of {options.rounds} interleaved rounds"
     suffix = "" if options.device.type == "cpu" else f"_{options.device.type}"
-    return publish(f"purifier_speed{suffix}.md", title, command, options.device, tables, claims)
+    return write_report(f"purifier_speed{suffix}.md", title, command, options.device, tables, claims)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from cifar_smoke import lengths
-from side_by_side import markdown, publish
+from side_by_side import markdown, write_report
 
 from robustlib.runs import Run
 from robustlib.workbook.engines import run_all
@@ -85,7 +85,7 @@ def main() -> int:
         f"every run has a page ({len(kinds['run'])})": len(kinds["run"]) == count,
     }
     title, command = f"`robustlib report` on {count} runs of digits", "python benchmarks/report_speed.py"
-    return publish("report_speed.md", title, command, torch.device("cpu"), [markdown(rows), times], claims)
+    return write_report("report_speed.md", title, command, torch.device("cpu"), [markdown(rows), times], claims)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def markdown(rows: list[Mapping[str, object]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
 
 
-def publish(
+def write_report(
     file: str, title: str, command: str, device: torch.device, tables: list[str], claims: Mapping[str, bool]
 ) -> int:
     """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, cifar_model, markdown, publish, timed_options
+from side_by_side import alternate, cifar_model, markdown, timed_options, write_report
 from torch import Tensor, nn
 from training_steps import made_up_dataset
 
@@ -110,7 +110,7 @@ def main() -> int:
     command = f"python benchmarks/spectral_speed.py --arch {options.arch} --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"Rep-spectral's penalty: {options.arch}, 32x32, batch {options.batch}; median of {options.rounds} interleaved rounds"
     suffix = "" if device.type == "cpu" else f"_{device.type}"
-    return publish(f"spectral_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
+    return write_report(f"spectral_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
 
 
 if __name__ == "__main__":

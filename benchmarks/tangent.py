@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import alternate, markdown, publish
+from side_by_side import alternate, markdown, write_report
 from torch import Tensor, nn
 
 from robustlib.attacks import FAB, ExampleRNG, Tangent, Threat
@@ -183,7 +183,7 @@ def main() -> int:
         return 0
     command = f"python benchmarks/tangent.py --examples {options.examples} --timed {options.timed}"
     title = "Tangent attack on digits: ours against foolbox's HopSkipJump"
-    return publish("tangent.md", title, command, torch.device("cpu"), [markdown(rows)], claims)
+    return write_report("tangent.md", title, command, torch.device("cpu"), [markdown(rows)], claims)
 
 
 if __name__ == "__main__":

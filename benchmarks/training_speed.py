@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from plain_loops import LOOPS, STEPS
-from side_by_side import alternate, markdown, publish, timed_options
+from side_by_side import alternate, markdown, timed_options, write_report
 from training_steps import PASSES, PRECISIONS, bare_passes, made_up_dataset, our_step, peak_mb
 
 from robustlib.methods import METHODS, AdversarialMethod
@@ -139,7 +139,7 @@ def main() -> int:
     title = f"A training step of each method: ResNet-18, batch {options.batch}, 32x32, attacks of {STEPS} steps; median of {options.rounds} interleaved rounds"
     parts = [table(options.methods, found), words, f"{counts}\n"]
     suffix = "" if device.type == "cpu" else f"_{device.type}"
-    return publish(f"training_speed{suffix}.md", title, command, device, parts, claims(options.methods, found))
+    return write_report(f"training_speed{suffix}.md", title, command, device, parts, claims(options.methods, found))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,12 @@ from robustlib.workbook.task import Task, check
 def perform(task: Task) -> None:
     """What `robustlib.workbook.engines.execute` leaves at `task.output`, made here; what a cell raises is raised.
 
-    Parameters are checked and put in as there. Each notebook has a shell and names of its own, but the modules of the tests, in
-    which warnings are errors.
+    Each notebook has a shell and names of its own, but the modules of the tests, in which warnings are errors.
     """
     task = check(task)
     book = parameterize_notebook(load_notebook_node(str(task.notebook)), task.parameters)
-    shell = InteractiveShell.instance(
-        config=Config(HistoryManager={"enabled": False}, InteractiveShell={"warn_venv": False})
-    )
+    config = Config(HistoryManager={"enabled": False}, InteractiveShell={"warn_venv": False})
+    shell = InteractiveShell.instance(config=config)
     try:
         for cell in book.cells:
             if cell.cell_type == "code":
@@ -44,8 +42,6 @@ def _outputs(shell: InteractiveShell, source: str) -> list[nbformat.NotebookNode
     with redirect_stdout(io.StringIO()) as printed:
         result = shell.run_cell(source)
     result.raise_error()
-    stream = [nbformat.v4.new_output("stream", text=printed.getvalue())] if printed.getvalue() else []
-    return [
-        *stream,
-        *(nbformat.v4.new_output("display_data", one["data"], metadata=one["metadata"] or {}) for one in shown),
-    ]
+    new = nbformat.v4.new_output
+    stream = [new("stream", text=printed.getvalue())] if printed.getvalue() else []
+    return [*stream, *(new("display_data", one["data"], metadata=one["metadata"] or {}) for one in shown)]

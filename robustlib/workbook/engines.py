@@ -30,10 +30,8 @@ Worker = subprocess.Popen[bytes]
 def execute(task: Task, *, timeout: float | None = None, stop: threading.Event | None = None) -> Status:
     """Executes a notebook in its own process group and returns its final status; does not raise for what a cell does.
 
-    Args:
-        task: what to execute; the output's directory is made.
-        timeout: seconds for the whole notebook; None for no limit.
-        stop: set it from another thread to interrupt (SIGINT, after 20 s SIGKILL). Ctrl-C does the same, then is raised.
+    The limit is in seconds for the whole notebook. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL);
+    Ctrl-C does the same, then is raised.
     """
     task, stop, began = check(task), stop or threading.Event(), time.monotonic()
     task.enqueue()
@@ -110,14 +108,10 @@ def run_all(
     timeout: float | None = None,
     engine: str = "local",
 ) -> list[Status]:
-    """Executes tasks side by side; one that fails does not stop the others. Returns the final statuses in order.
+    """Executes tasks side by side, `jobs` at a time; one that fails does not stop the others. Returns the final statuses in order.
 
-    Args:
-        tasks: all are checked before the first one starts.
-        jobs: how many at a time.
-        on_change: called about twice a second, in the calling thread, with all statuses.
-        timeout: seconds for each notebook.
-        engine: "local" processes, or "ray" (needs the extra `ray`, and a file system that all its nodes share).
+    All are checked before the first one starts. `on_change` is called about twice a second, in the calling thread, with all
+    statuses. The engine is "local" processes, or "ray" (needs the extra `ray`, and a file system that all its nodes share).
     """
     if jobs < 1:
         raise InputError(f"jobs={jobs} runs nothing: give at least 1.")

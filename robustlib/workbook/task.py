@@ -43,9 +43,8 @@ class Task:
     def status(self) -> Status:
         """The last recorded status; {} before the first.
 
-        Keys: state ("queued", "running", "done", "failed", "killed", "timeout" or "interrupted"), reason (a sentence when it
-        did not end well), exception (its name, if a cell raised), notebook, parameters, started (UTC), seconds, worker and
-        kernel (process ids).
+        state ("queued", "running", "done", "failed", "killed", "timeout" or "interrupted"), reason (a sentence when it did not end
+        well), exception (its name, if a cell raised), notebook, parameters, started (UTC), seconds, worker and kernel (pids).
         """
         return read_json(self.status_path)
 

@@ -21,9 +21,7 @@ from robustlib.workbook.engines import execute, run_all
 from robustlib.workbook.task import Task, check
 
 Notebook = Callable[..., Task]
-PARAMETERS = (
-    'word: str = "a"  # a text\nseed: int = 0  # a number\nrate: float = 0.5  # a rate\nitems: list = []  # a list'
-)
+PARAMETERS = 'word: str = "a"\nseed: int = 0\nrate: float = 0.5\nitems: list = []'
 WAIT = "import time, pathlib\npathlib.Path(word).write_text('here')\ntime.sleep(60)"
 
 
@@ -42,9 +40,9 @@ def make(tmp_path: Path) -> Notebook:
     return notebook
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Whether the process ends within `seconds`."""
-    for _ in range(int(seconds * 10)):
+def ended(pid: int) -> bool:
+    """Whether the process ends within ten seconds."""
+    for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (ProcessLookupError, FileNotFoundError):
@@ -77,7 +75,7 @@ def test_done_with_parameters_in_one_thread(make: Notebook) -> None:
     assert status["seconds"] > 0
     assert status["started"].endswith("+00:00")
     assert status["parameters"] == {"seed": 3, "word": "/x", "items": ["a", 1], "rate": 0.5}
-    assert gone(status["kernel"])
+    assert ended(status["kernel"])
 
 
 def test_failed_names_the_exception(make: Notebook) -> None:
@@ -100,7 +98,7 @@ def test_timeout_is_told_and_leaves_no_process(make: Notebook, tmp_path: Path) -
     status = execute(make(WAIT, word=tmp_path / "mark"), timeout=8)
     assert status["state"] == "timeout"
     assert "8 s" in status["reason"]
-    assert all(gone(status[who]) for who in ("kernel", "worker") if who in status)
+    assert all(ended(status[who]) for who in ("kernel", "worker") if who in status)
 
 
 @pytest.fixture
@@ -109,40 +107,41 @@ def mark(tmp_path: Path) -> Path:
     return tmp_path / "mark"
 
 
-def disturbed(task: Task, mark: Path, act: Callable[[], object] | None = None) -> dict[str, Any]:
-    """The status of a task of which something happens while its cell waits: `act`, or the request to stop."""
+def disturbed(task: Task, mark: Path, number: int = 0) -> dict[str, Any]:
+    """The status of a task whose worker gets a signal while its cell waits; 0: the request to stop."""
     stop = threading.Event()
-    threading.Thread(target=lambda: (soon(mark.exists), (act or stop.set)())).start()
+
+    def disturb() -> None:
+        soon(mark.exists)
+        stop.set() if number == 0 else os.kill(task.status()["worker"], number)
+
+    threading.Thread(target=disturb).start()
     return execute(task, stop=stop)
 
 
-def test_stop_interrupts_the_cell(make: Notebook, mark: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "state", "reason"),
+    [
+        (0, "interrupted", "resumes"),
+        (signal.SIGINT, "interrupted", "resumes"),
+        (signal.SIGTERM, "interrupted", "resumes"),
+        (signal.SIGKILL, "killed", "SIGKILL"),
+    ],
+)
+def test_a_signal_ends_worker_and_kernel(make: Notebook, mark: Path, number: int, state: str, reason: str) -> None:
     task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
-    status = disturbed(task, mark)
-    assert status["state"] == "interrupted"
-    assert "tidied up" in outputs(task)
-    assert gone(status["kernel"])
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_worker_is_an_interrupt(make: Notebook, mark: Path, number: int) -> None:
-    task = make(WAIT, word=mark)
-    assert disturbed(task, mark, lambda: os.kill(task.status()["worker"], number))["state"] == "interrupted"
-
-
-def test_killed_worker_is_killed_and_takes_its_kernel_along(make: Notebook, mark: Path) -> None:
-    task = make(WAIT, word=mark)
-    status = disturbed(task, mark, lambda: os.kill(task.status()["worker"], signal.SIGKILL))
-    assert status["state"] == "killed"
-    assert "SIGKILL" in status["reason"]
-    assert gone(status["kernel"])
+    status = disturbed(task, mark, number)
+    assert status["state"] == state
+    assert reason in status["reason"]
+    assert state == "killed" or "tidied up" in outputs(task)
+    assert ended(status["kernel"])
 
 
 def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "GRACE", 1.0)
     status = disturbed(make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark), mark)
     assert status["state"] == "interrupted"
-    assert gone(status["kernel"])
+    assert ended(status["kernel"])
 
 
 SCRIPT = """
@@ -164,7 +163,7 @@ def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, ma
     tasks = [Task(Path(), {}, Path(f"{mark}{n}.ipynb")) for n in range(3)]
     soon(lambda: [task.status()["state"] for task in tasks[:2]] == ["interrupted"] * 2)
     assert tasks[2].status()["state"] == ("interrupted" if number == signal.SIGINT else "queued")
-    assert all(gone(task.status()["kernel"]) for task in tasks[:2])
+    assert all(ended(task.status()["kernel"]) for task in tasks[:2])
 
 
 def test_kernel_that_fails_to_start_is_tried_once_more(
@@ -187,11 +186,8 @@ def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_
     meet = "import time, pathlib\npathlib.Path(word).touch()\nend = time.time() + 60\n"
     meet += "while not pathlib.Path(items[0]).exists():\n    time.sleep(.05)\n    assert time.time() < end"
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    tasks = [
-        make("1 / 0", name="bad"),
-        make(meet, name="one", word=a, items=[b]),
-        make(meet, name="two", word=b, items=[a]),
-    ]
+    pair = [make(meet, name=name, word=x, items=[y]) for name, x, y in (("one", a, b), ("two", b, a))]
+    tasks = [make("1 / 0", name="bad"), *pair]
     seen: list[list[str]] = []
     statuses = run_all(tasks, 2, lambda all_: seen.append([status["state"] for status in all_]))
     assert [status["state"] for status in statuses] == ["failed", "done", "done"]
@@ -219,21 +215,25 @@ def test_bad_parameters_are_refused_before_anything_runs(make: Notebook, paramet
     assert not task.output.parent.exists()
 
 
-def test_bad_tasks(make: Notebook, tmp_path: Path) -> None:
+def test_bad_tasks(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = make("1")
     (tmp_path / "text.ipynb").write_text("not a notebook")
     (tmp_path / "json.ipynb").write_text("{}")
-    for name, sentence in [("none", "no notebook"), ("text", "not a readable"), ("json", "not a readable")]:
+    bad = {"none.ipynb": "no notebook", "text.ipynb": "not a readable", "json.ipynb": "not a readable"}
+    for name, sentence in bad.items():
         with pytest.raises(InputError, match=sentence):
-            check(Task(tmp_path / f"{name}.ipynb", {}, good.output))
+            check(Task(tmp_path / name, {}, good.output))
     with pytest.raises(InputError, match=r"end in \.ipynb"):
         check(Task(good.notebook, {}, tmp_path / "out.html"))
-    with pytest.raises(InputError, match="Two tasks would write"):
-        run_all([good, good])
-    with pytest.raises(InputError, match="at least 1"):
-        run_all([good], 0)
-    with pytest.raises(InputError, match="Did you mean 'local'"):
-        run_all([good], engine="locale")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for sentence, tasks, options in (
+        ("Two tasks would write", [good, good], {}),
+        ("at least 1", [good], {"jobs": 0}),
+        ("Did you mean 'local'", [good], {"engine": "locale"}),
+        ("needs ray", [good], {"engine": "ray"}),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            run_all(tasks, **options)
     assert run_all([]) == []
 
 
@@ -246,9 +246,3 @@ def test_ray_gives_the_same_statuses(make: Notebook) -> None:
     finally:
         ray.shutdown()
     assert [status["state"] for status in statuses] == ["done", "failed"]
-
-
-def test_ray_that_is_absent_is_a_sentence(make: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match="needs ray"):
-        run_all([make("1")], engine="ray")

@@ -15,15 +15,7 @@ from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.threat import Threat
 from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import variant_of
-from robustlib.workbook.experiments import (
-    comparable_runs,
-    metrics_of,
-    same_setting,
-    study_runs,
-    sweep_table,
-    with_passes,
-)
-from robustlib.workbook.experiments.studies import REFERENCE
+from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs, with_passes
 
 STUDY = experiments.read_study("digits-claims")
 
@@ -31,7 +23,7 @@ STUDY = experiments.read_study("digits-claims")
 def made(root: Path, method: str, seed: int, changed: str = "", threat: str = "Linf 0.2", **params: Any) -> Run:
     """A run directory with the facts that comparisons read."""
     params = {"arch": "small_cnn", "dataset": "digits", "preset": "digits"} | params
-    run = Run(root / "digits" / method / f"{params['arch']}-seed{seed}-{changed}")
+    run = Run(root / params["dataset"] / method / f"{params['arch']}-seed{seed}-{changed}")
     params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed}
     params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
@@ -49,20 +41,28 @@ def runs(tmp_path: Path) -> list[Run]:
     return [made(tmp_path, *variant) for variant in variants]
 
 
-def test_arms_and_networks_are_told_apart(tmp_path: Path, runs: list[Run]) -> None:
-    found = {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()}
-    assert found == {"PGD_AT": 0, "TRADES": 0, "TRADES · beta=3.0": 2}
+def test_variants_and_networks_are_told_apart(tmp_path: Path, runs: list[Run]) -> None:
+    chosen = {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()}
+    assert chosen == {"PGD_AT": 0, "TRADES": 0, "TRADES · beta=3.0": 2}
     assert list(experiments.first_seed(runs, most=2)) == ["PGD_AT", "TRADES"], "variants without changes come first"
-    assert {title: len(tables) for title, tables in metrics_of([*runs, runs[0]]).items()} == {
-        **{"TRADES": 2, "TRADES · beta=3.0": 1, "PGD_AT": 1},
+    frames = metrics_of([*runs, runs[0]])
+    assert {title: len(of_seeds) for title, of_seeds in frames.items()} == {
+        "TRADES": 2,
+        "TRADES · beta=3.0": 1,
+        "PGD_AT": 1,
     }
     pair = [made(tmp_path / arch, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
     assert list(experiments.first_seed(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
+    table = experiments.curves(runs)
+    assert len(table) == 8
+    seeds = table.groupby(["title", "changed"]).seed.nunique().to_dict()
+    assert seeds == {("PGD_AT", ""): 1, ("TRADES", ""): 2, ("TRADES", "beta=3.0"): 1}
+    assert experiments.curves([]).empty
 
 
 def test_only_runs_of_one_data_set_and_threat_are_compared(tmp_path: Path, runs: list[Run]) -> None:
     made(tmp_path, "trades", 7, "norm=l2", threat="L2 0.5")
-    write_json(tmp_path / "mnist" / "trades" / "x" / "params.json", runs[0].params() | {"dataset": "mnist"})
+    made(tmp_path, "trades", 0, dataset="mnist")
     compared = experiments.compare_runs(tmp_path, "digits")
     assert (len(compared.shown), len(compared.every), compared.threat) == (4, 5, "Linf 0.2")
     assert "Runs on mnist are left out: set `dataset`. Runs judged under L2 0.5 are left out" in compared.summary
@@ -76,14 +76,6 @@ def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, r
     (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
     assert [run.path for run in experiments.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
     assert "robustlib run --preset digits" in experiments.compare_runs(tmp_path / "none", "digits").summary
-
-
-def test_curves_of_many_runs_are_one_table(runs: list[Run]) -> None:
-    table = experiments.curves(runs)
-    assert len(table) == 8
-    seeds = table.groupby(["title", "changed"]).seed.nunique().to_dict()
-    assert seeds == {("PGD_AT", ""): 1, ("TRADES", ""): 2, ("TRADES", "beta=3.0"): 1}
-    assert experiments.curves([]).empty
 
 
 def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +110,14 @@ def test_findings_are_those_of_runs_or_of_committed_results(
     assert {found.verdict for found in experiments.claim_findings(STUDY, runs)} == {"undecided"}
     committed = experiments.reference_findings(STUDY)
     assert [found.claim.name for found in committed] == [claim.name for claim in STUDY.claims]
-    there = {variant_of(run) for run in find_runs(REFERENCE, dataset="digits")} | {""}
+    exported = find_runs(REFERENCE, dataset="digits")
+    there = {variant_of(run) for run in exported} | {""}
     decided = [found for found in committed if {found.claim.variant, found.claim.than} <= there]
     assert len(decided) >= 6
     assert all(found.evidence.differences for found in decided), "study and export"
-    looks = [read_json(run.path / "representation.json") for run in find_runs(REFERENCE, dataset="digits")]
-    assert {part["attack"] for look in looks for part in look.values()} == {repr(probe_attack(Threat("linf", 0.2)))}
+    features = [read_json(run.path / "representation.json") for run in exported]
+    attacks = {part["attack"] for measured in features for part in measured.values()}
+    assert attacks == {repr(probe_attack(Threat("linf", 0.2)))}
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path / "none")
     assert experiments.reference_findings(STUDY) == []
 
@@ -138,65 +132,60 @@ def study(tmp_path: Path) -> Path:
     return file
 
 
-def test_study_runs_are_in_the_order_of_arms_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
+def test_study_runs_are_in_the_order_of_variants_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
     root = tmp_path / "runs"
     made(root, "pgd_at", 1)
     for seed, changed in ((0, ""), (0, "beta=1.0"), (0, "beta=9.0"), (5, "")):
         made(root, "trades", seed, changed)
-    found = study_runs(str(study), root)
-    assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in found.runs] == [
+    chosen = study_runs(str(study), root)
+    assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in chosen.runs] == [
         *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
     ]
-    assert found.summary.startswith("3 of the 8 runs")
-    assert f"robustlib study {study}" in found.summary
+    assert chosen.summary.startswith("3 of the 8 runs")
+    assert f"robustlib study {study}" in chosen.summary
     study.write_text("methods: [pgd_at]\nseeds: 1")
     words = f"1 of the 1 runs of the study **{study}** (preset digits) are here, judged under Linf 0.2 on 500 images."
     assert study_runs(str(study), root).summary == words, "a complete study asks for nothing"
 
 
-def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path) -> None:
-    file = tmp_path / "one.yaml"
-    file.write_text("methods: [pgd_at]\nseeds: 0-3\nexamples: 200")
-    runs = [made(tmp_path / "runs", "pgd_at", seed) for seed in range(3)]
-    other = made(tmp_path / "runs", "pgd_at", 3)
+def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path, study: Path) -> None:
+    root = tmp_path / "runs"
+    study.write_text("methods: [pgd_at]\nseeds: 0-3\nexamples: 200")
+    runs = [made(root, "pgd_at", seed) for seed in range(3)]
+    other = made(root, "pgd_at", 3)
     write_json(other.path / "results.json", other.results() | {"n": 200})
-    (tmp_path / "runs" / "aaa").mkdir()
-    (tmp_path / "runs" / "digits" / "pgd_at").rename(tmp_path / "runs" / "aaa" / "pgd_at")
-    assert study_runs(str(file), tmp_path / "runs").runs == []
-    (tmp_path / "runs" / "aaa" / "pgd_at").rename(tmp_path / "runs" / "digits" / "pgd_at")
-    found = study_runs(str(file), tmp_path / "runs")
-    assert [run.path for run in found.runs] == [other.path], "the study's own number of images"
-    assert found.summary.endswith("Left out: 3 that were judged otherwise.")
+    chosen = study_runs(str(study), root)
+    assert [run.path for run in chosen.runs] == [other.path], "the study's own number of images"
+    assert chosen.summary.endswith("Left out: 3 that were judged otherwise.")
     (other.path / "results.json").unlink()
-    assert [run.path for run in study_runs(str(file), tmp_path / "runs").runs] == [run.path for run in runs]
+    assert [run.path for run in study_runs(str(study), root).runs] == [run.path for run in runs]
 
 
 def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path, study: Path) -> None:
+    root = tmp_path / "runs"
     for seed in (0, 1):
-        made(tmp_path / "runs", "pgd_at", seed)
-    assert len(study_runs(str(study), tmp_path / "runs", "digits").runs) == 2
-    found = study_runs(str(study), tmp_path / "runs", "mnist")
+        made(root, "pgd_at", seed)
+    assert len(study_runs(str(study), root, "digits").runs) == 2
+    chosen = study_runs(str(study), root, "mnist")
     words = f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
-    assert (found.runs, found.summary) == ([], words)
-    other = made(tmp_path / "runs", "pgd_at", 1, changed="x")  # the study asked for with --dataset mnist
-    write_json(other.path / "params.json", other.params() | {"changed": "", "dataset": "mnist"})
-    (tmp_path / "runs" / "mnist" / "pgd_at").mkdir(parents=True)
-    other.path.rename(tmp_path / "runs" / "mnist" / "pgd_at" / "one")
-    found = study_runs(str(study), tmp_path / "runs", "mnist")
-    assert [run.params()["dataset"] for run in found.runs] == ["mnist"]
-    assert found.summary.startswith("1 of the 8 runs")
+    assert (chosen.runs, chosen.summary) == ([], words)
+    other = made(root, "pgd_at", 1, dataset="mnist")  # the study asked for with --dataset mnist
+    chosen = study_runs(str(study), root, "mnist")
+    assert [run.path for run in chosen.runs] == [other.path]
+    assert chosen.summary.startswith("1 of the 8 runs")
 
 
-def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(tmp_path: Path) -> None:
-    file = tmp_path / "one.yaml"
-    file.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")
+def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(
+    tmp_path: Path, study: Path
+) -> None:
+    study.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")
     fixed, random = (made(tmp_path / "runs", method, 0) for method in ("standard", "atop"))
-    for images, found in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
+    for images, runs in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
         write_json(random.path / "results.json", random.results() | {"n": 128, "budget": {"images": images}})
-        study = study_runs(str(file), tmp_path / "runs")
-        assert [run.path for run in study.runs] == [run.path for run in found]
-        assert ("random on 128" in study.summary) == (len(found) == 2)
-        assert ("Left out: 1" in study.summary) == (len(found) == 1)
+        chosen = study_runs(str(study), tmp_path / "runs")
+        assert [run.path for run in chosen.runs] == [run.path for run in runs]
+        assert ("random on 128" in chosen.summary) == (len(runs) == 2)
+        assert ("Left out: 1" in chosen.summary) == (len(runs) == 1)
 
 
 def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
@@ -205,16 +194,16 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     others += [made(tmp_path, "ancra", 0, **threat), made(tmp_path, "pgd_at", 0, **threat)]
     others += [made(tmp_path, "mart", 1, arch="mlp", **threat)]
     run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
-    beside = comparable_runs(run, [*others, run])
+    beside = experiments.comparable_runs(run, [*others, run])
     found = {title: (one.params()["seed"], one.path == run.path) for title, one in beside.items()}
     assert found == {"ANCRA · base=mart": (1, True), "ANCRA": (0, False), "PGD_AT": (0, False), "TRADES": (1, False)}
     assert next(iter(found)) == "ANCRA · base=mart"
-    same = same_setting(run, tmp_path, ["ancra", "trades"])
+    same = experiments.same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
     assert {one.name.split(" ")[0] + str(one.params()["seed"]) for one in same[1:]} == {"ancra0", "trades0", "trades1"}
     other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
     made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
-    varied = same_setting(run, tmp_path, ["trades"], vary=["beta"])
+    varied = experiments.same_setting(run, tmp_path, ["trades"], vary=["beta"])
     assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
     assert varied[-1].path == other.path
 
@@ -269,7 +258,7 @@ def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
         return made(tmp_path, "afd", 0, changed=changed, hyperparameters={"alpha": 0.05, "beta": 0.25} | values)
 
     runs = [run(""), run("alpha=0.2", alpha=0.2), run("alpha=0.2, beta=1.0", alpha=0.2, beta=1.0), run("lr=1", lr=1)]
-    table = sweep_table(runs, ["alpha", "beta"])
+    table = experiments.sweep_table(runs, ["alpha", "beta"])
     assert table[["parameter", "value", "clean", "robust"]].to_numpy().tolist() == [
         *(["alpha", 0.05, 0.9, 0.6], ["beta", 0.25, 0.9, 0.6], ["alpha", 0.2, 0.9, 0.6]),
     ]

@@ -29,23 +29,23 @@ def folder(tmp_path_factory, digits):
 
 
 @pytest.fixture(scope="module")
-def heard():
-    """What the console said, and which addresses outside this machine were asked for."""
+def complaints():
+    """Errors on the console, and addresses outside this machine that were asked for."""
     return []
 
 
 @pytest.fixture(scope="module")
-def page(folder, heard):
+def page(folder, complaints):
     """The notebook in JupyterLab, after all its cells have run."""
 
     def request(asked):
         if not asked.url.startswith(("data:", "blob:")) and "//127.0.0.1:" not in asked.url:
-            heard.append(f"asked for {asked.url}")
+            complaints.append(f"asked for {asked.url}")
 
     with laboratory.lab(folder) as address, laboratory.browser() as chromium:
         made = chromium.new_page(viewport={"width": 1400, "height": 1000})
-        made.on("console", lambda said: said.type == "error" and heard.append(said.text))
-        made.on("pageerror", lambda error: heard.append(str(error)))
+        made.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        made.on("pageerror", lambda error: complaints.append(str(error)))
         made.on("request", request)
         laboratory.run_notebook(made, address, "explore.ipynb", ".rl-near img")
         made.wait_for_selector(".rl-scatter .ends path")
@@ -61,6 +61,11 @@ def on_screen(page):
     image = page.locator(PICTURE).get_attribute("src")
     cross = page.locator(".rl-scatter .crosses path").first.get_attribute("style")
     return image, cross, page.locator("[role=status]").inner_text()
+
+
+def wait_for_another(page, sentence):
+    """Waits until the last line says something else."""
+    page.wait_for_function("old => document.querySelector('[role=status]').innerText !== old", arg=sentence)
 
 
 def test_the_eps_slider_moves_the_picture_and_the_map(page):
@@ -81,7 +86,7 @@ def test_a_click_on_a_point_shows_its_image(page):
     page.locator(".rl-scatter").scroll_into_view_if_needed()
     box = page.locator(".rl-scatter .circles path").nth(17).bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function("said => document.querySelector('[role=status]').innerText !== said", arg=before[2])
+    wait_for_another(page, before[2])
     after = on_screen(page)
     assert after[0] != before[0]
     chosen = page.locator(".rl-explorer select").last.evaluate("node => node.selectedOptions[0].text")
@@ -89,10 +94,9 @@ def test_a_click_on_a_point_shows_its_image(page):
 
 
 def test_every_control_has_a_name(page):
-    names = page.evaluate(
-        "Array.from(document.querySelectorAll('.rl-explorer :is(select, button, input, progress)'))"
-        ".map(node => node.innerText || node.labels?.[0]?.innerText || node.getAttribute('aria-label') || '')"
-    )
+    controls = "document.querySelectorAll('.rl-explorer :is(select, button, input, progress)')"
+    name = "node.innerText || node.labels?.[0]?.innerText || node.getAttribute('aria-label') || ''"
+    names = page.evaluate(f"Array.from({controls}).map(node => {name})")
     assert len(names) >= 13
     assert all(names)
 
@@ -118,7 +122,7 @@ def test_the_sentence_is_a_live_region(page):
     page.evaluate("window.kept = document.querySelector('[role=status]')")
     before = on_screen(page)
     page.get_by_role("slider", name="eps").press("ArrowDown")
-    page.wait_for_function("said => document.querySelector('[role=status]').innerText !== said", arg=before[2])
+    wait_for_another(page, before[2])
     assert page.evaluate("window.kept === document.querySelector('[role=status]')")
 
 
@@ -126,10 +130,8 @@ def test_the_sentence_is_a_live_region(page):
 def test_nothing_is_wider_than_its_place(page, width):
     page.set_viewport_size({"width": width, "height": 1000})
     page.wait_for_timeout(500)
-    wide = page.evaluate(
-        "Array.from(document.querySelectorAll('.rl-card')).filter(card => card.scrollWidth > card.clientWidth + 1).length"
-    )
-    assert wide == 0
+    wide = "card => card.scrollWidth > card.clientWidth + 1"
+    assert page.evaluate(f"Array.from(document.querySelectorAll('.rl-card')).filter({wide}).length") == 0
     dots = page.locator(".rl-scatter .crosses path")
     place = page.locator(".rl-scatter").bounding_box()
     for box in (dots.nth(k).bounding_box() for k in range(0, dots.count(), 10)):
@@ -146,5 +148,5 @@ def test_a_run_that_cannot_be_loaded_is_not_shown_as_chosen(page, folder):
     assert runs.input_value() == before
 
 
-def test_nothing_complains_and_nothing_is_fetched(page, heard):
-    assert heard == []  # JupyterLab's own errors would be filtered here, each with its reason: it has none
+def test_nothing_complains_and_nothing_is_fetched(page, complaints):
+    assert complaints == []  # JupyterLab's own errors would be filtered here, each with its reason: it has none

@@ -115,9 +115,7 @@ class Evidence:
     wanted: int  # how many seeds the study asks for
     missing: tuple[str, ...] = ()  # why seeds have no difference, a sentence each
     notes: tuple[str, ...] = ()  # what a reader must know of those that have
-    step: float = (
-        0.0  # in which differences are measured: one image where they are accuracies; 0 for what is continuous
-    )
+    step: float = 0.0  # of differences: one image where they are accuracies; 0 for what is continuous
 
     @property
     def values(self) -> list[float]:
@@ -144,7 +142,8 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
     differences, missing, pairs = {}, [], []
     for seed in seeds:
         keys = [(name, seed) for name in claim.variants]
-        reasons = [reason for key in keys if (reason := _unfit(key, own, settings, shared, claim.measure))]
+        reasons = [_unfit(key[0], own.get(key), settings.get(key), shared, claim.measure) for key in keys]
+        reasons = [reason for reason in reasons if reason]
         if not reasons:
             pair = [own[key] for key in keys]
             try:
@@ -161,26 +160,19 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
     return Evidence(differences, len(seeds), tuple(missing), tuple(notes), step)
 
 
-def _unfit(
-    key: Key,
-    runs: Mapping[Key, Run],
-    settings: Mapping[Key, Mapping[str, Any]],
-    shared: Mapping[str, Any],
-    measure: str,
-) -> str:
+def _unfit(name: str, run: Run | None, setting: Any, shared: Mapping[str, Any], measure: str) -> str:
     """Why the run of a variant and seed cannot be compared; "" if it can."""
-    name, _ = key
-    if key not in runs:
+    if run is None:
         return f"no run of {name}"
-    if not runs[key].finished:
-        return f"{name} is {runs[key].status()['state']}"
-    if key not in settings:
+    if not run.finished:
+        return f"{name} is {run.status()['state']}"
+    if setting is None:
         return f"{name} {source_of(measure).lacking}"
     try:
-        measure_of(runs[key], measure)
+        measure_of(run, measure)
     except InputError:
         return f"{name} has no {measure}"
-    odd = [f"{what} {value} and not {shared[what]}" for what, value in settings[key].items() if value != shared[what]]
+    odd = [f"{what} {value} and not {shared[what]}" for what, value in setting.items() if value != shared[what]]
     return f"{name} was judged otherwise ({', '.join(odd)})" if odd else ""
 
 
@@ -200,27 +192,23 @@ class Interval(NamedTuple):
     sd: float  # over seeds, n - 1 in its denominator; NaN for one difference
 
 
-def paired_interval(differences: Sequence[float], level: float = LEVEL, *, step: float = 0.0) -> Interval:
-    """mean(d) ± t(1 - level / 2, n - 1) sd(d) / sqrt(n) (Student 1908): it holds the mean over all seeds in 1 - level of studies.
+def paired_interval(differences: Sequence[float], *, step: float = 0.0) -> Interval:
+    """mean(d) ± t(0.975, n - 1) sd(d) / sqrt(n) (Student 1908): it holds the mean over all seeds in 95 % of studies.
 
-    A seed is the unit: the interval speaks of other trainings judged on these same images, not of other images.
-
-    Args:
-        differences: one for each seed, (n,), any unit.
-        level: of error, in (0, 1).
-        step: in which differences are measured, 1 / 500 for accuracies of 500 images: sd is at least step / sqrt(12), the
-            deviation of rounding, so that equal differences of few seeds are not taken for certainty.
+    A seed is the unit: the interval speaks of other trainings judged on these same images, not of other images. Where differences
+    are measured in steps, such as 1 / 500 for accuracies of 500 images, sd is at least step / sqrt(12), the deviation of rounding,
+    so that equal differences of few seeds are not taken for certainty.
     """
     n, mean, sd = _moments(differences, step)
     if n == 1:
         return Interval(mean, -math.inf, math.inf, math.nan)
-    return Interval(mean, *t_interval(differences, 1 - level, least_sd=step / math.sqrt(12)), sd)
+    return Interval(mean, *t_interval(differences, 1 - LEVEL, least_sd=step / math.sqrt(12)), sd)
 
 
 def p_value(differences: Sequence[float], against: float = 0.0, *, step: float = 0.0) -> float:
     """Two-sided p-value, in [0, 1], of a t-test that the mean difference is `against`; 1 for a single difference.
 
-    At most `level` exactly where `paired_interval(differences, level, step=step)` does not hold `against`.
+    At most LEVEL exactly where `paired_interval(differences, step=step)` does not hold `against`.
     """
     from scipy.stats import t
 

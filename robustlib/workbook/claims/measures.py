@@ -16,7 +16,7 @@ unseen/price                  clean accuracy that a purifier takes from the clas
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -26,21 +26,24 @@ from robustlib.errors import InputError, unknown
 from robustlib.runs import Run, read_json
 from robustlib.threat import Threat
 
+Pairs = Sequence[Sequence[Run]]  # the runs that were compared, or single ones
+
 
 @dataclass(frozen=True)
 class Source:
     """Measures that are read and paired in one way."""
 
-    stored: Callable[[Run], Any]  # what a run holds of them; empty before it was measured
+    stored: Callable[[Run], Mapping[str, Any]]  # what a run holds of them; empty before it was measured
     lacking: str  # what is said of a run without
-    setting: Callable[[Run], dict[str, Any]]  # what two runs must share to be compared, by its name for people
-    values: Callable[
-        [Sequence[Run], str, str], list[float]
-    ]  # the measure "<kind>/<name>" of each of the runs that are compared
-    notes: Callable[
-        [Sequence[Sequence[Run]], str], Iterable[str]
-    ]  # of pairs of runs (or single ones) that were compared
+    shared: Mapping[str, str]  # what two runs must share to be compared: by its name for people, where `stored` has it
+    values: Callable[[Sequence[Run], str, str], list[float]]  # the measure "<kind>/<name>" of each run that is compared
+    notes: Callable[[Pairs, str], Iterable[str]]  # what must be said of those that were compared
     fractions: bool = False  # of the images, measured in steps of one
+
+    def setting(self, run: Run) -> dict[str, Any]:
+        """What the run shares with those that it may be compared with."""
+        stored = self.stored(run)
+        return {"dataset": run.params().get("dataset"), **{name: stored.get(key) for name, key in self.shared.items()}}
 
 
 def source_of(measure: str) -> Source:
@@ -75,12 +78,22 @@ def _accuracies(results: Mapping[str, Any]) -> dict[str, float]:
     return {row["attack"]: row["accuracy"] for row in results.get("rows", [])}
 
 
+def _evaluation(run: Run) -> dict[str, Any]:
+    results = run.results()
+    return results and {**results, "met AutoAttack": "autoattack" in _accuracies(results)}
+
+
 def _features(run: Run) -> dict[str, Any]:
     """The last measurement of the feature space; those under other threats, which the notebook of another run made, are passed over."""
     measured = list(read_json(run.path / "representation.json").values())
     threat = run.params().get("threat")
     own = [one for one in measured if threat and repr(Threat(**threat)) in one.get("attack", "")]
     return (own or measured or [{}])[-1]
+
+
+def _evaluated_features(run: Run) -> dict[str, Any]:
+    protocol = ", ".join(f"{name} {_features(run).get(name)}" for name in ("attack", "n", "seed"))
+    return (evaluated := _evaluation(run)) and evaluated | {"features of": protocol}
 
 
 def _evaluated(run: Run, kind: str, name: str) -> float:
@@ -98,24 +111,7 @@ def _evaluated(run: Run, kind: str, name: str) -> float:
     return float(every[measure])
 
 
-def _setting(run: Run, measured: Mapping[str, Any], **keys: str) -> dict[str, Any]:
-    return {"dataset": run.params().get("dataset"), **{name: measured.get(key) for name, key in keys.items()}}
-
-
-def _evaluation_setting(run: Run) -> dict[str, Any]:
-    results = run.results()
-    keys = {"images": "n", "weights": "checkpoint", "attack seed": "seed"}
-    shared = _setting(run, results, split="split", threat="threat", **keys)
-    return shared | {"met AutoAttack": "autoattack" in _accuracies(results)}
-
-
-def _features_setting(run: Run) -> dict[str, Any]:
-    measured = _features(run)
-    protocol = ", ".join(f"{name} {measured.get(name)}" for name in ("attack", "n", "seed"))
-    return _evaluation_setting(run) | {"features of": protocol}
-
-
-def _evaluation_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+def _evaluation_notes(pairs: Pairs, _: str) -> Iterable[str]:
     runs = [run for pair in pairs for run in pair]
     made = {str(sorted(run.results().get("numerics", {}).items())) for run in runs}
     if len(made) > 1:
@@ -129,7 +125,8 @@ def _evaluation_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str
 
 def _unseen(run: Run) -> dict[str, Any]:
     """What `robustlib.evaluation.measure_unseen` stored last: protocol and accuracies."""
-    return ([{}, *read_json(run.path / "unseen.json").values()])[-1]
+    last = ([{}, *read_json(run.path / "unseen.json").values()])[-1]
+    return last and last | {"attacks": str(last.get("strengths"))}
 
 
 def _unseen_accuracy(run: Run, _: str, name: str) -> float:
@@ -146,13 +143,7 @@ def _unseen_accuracy(run: Run, _: str, name: str) -> float:
     return every[name]
 
 
-def _unseen_setting(run: Run) -> dict[str, Any]:
-    measured = _unseen(run)
-    keys = {"images": "n", "attack seed": "seed", "choice of images": "images"}
-    return _setting(run, measured, split="split", **keys) | {"attack": str(measured.get("strengths"))}
-
-
-def _unseen_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+def _unseen_notes(pairs: Pairs, name: str) -> Iterable[str]:
     rows = [_unseen(run).get("accuracies", {}) for pair in pairs for run in pair]
     met = {tuple(row.get("protocol", "") for a, row in one.items() if a not in ("clean", "known")) for one in rows}
     if name not in ("clean", "price") and len(met) > 1:
@@ -190,11 +181,7 @@ def _shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[f
     return [image for image in zip(*known, strict=True) if None not in image]
 
 
-def _distance_setting(run: Run) -> dict[str, Any]:
-    return _setting(run, run.distances(), split="split", attack="attack", **{"images": "n", "attack seed": "seed"})
-
-
-def _distance_notes(pairs: Sequence[Sequence[Run]], name: str) -> Iterable[str]:
+def _distance_notes(pairs: Pairs, name: str) -> Iterable[str]:
     """How many images count, and the mean relative difference by FAB where it measured all runs on shared images."""
     if pairs:
         sizes = sorted(len(_shared_images(pair)) for pair in pairs)
@@ -238,18 +225,27 @@ def _epoch_measure(run: Run, kind: str, column: str) -> float:
     return slope * (len(rows) - 1) / mean
 
 
-def _epoch_setting(run: Run) -> dict[str, Any]:
-    """Metrics are of validation images, whatever the evaluation did."""
-    return _setting(run, {"threat": " ".join(map(str, run.params().get("threat", {}).values()))}, threat="threat")
+def _training(run: Run) -> dict[str, Any]:
+    params = run.params()
+    return params and params | {"threat": " ".join(map(str, params.get("threat", {}).values()))}
 
 
-ACCURACIES = Source(
-    Run.results, "is not evaluated", _evaluation_setting, _each(_evaluated), _evaluation_notes, fractions=True
-)
-UNSEEN = Source(
-    _unseen, "has not met unseen attacks", _unseen_setting, _each(_unseen_accuracy), _unseen_notes, fractions=True
-)
-FEATURES = Source(Run.results, "is not evaluated", _features_setting, _each(_evaluated), _evaluation_notes)
-EPOCHS = Source(Run.params, "is not trained", _epoch_setting, _each(_epoch_measure), _evaluation_notes)
-DISTANCES = Source(Run.distances, "has no measured distances", _distance_setting, _distances, _distance_notes)
-SOURCES = {"representation": FEATURES, "distance": DISTANCES, "unseen": UNSEEN, "metrics": EPOCHS, "growth": EPOCHS}
+EVALUATION = {name: name for name in ("split", "threat", "met AutoAttack")}
+EVALUATION |= {"images": "n", "weights": "checkpoint", "attack seed": "seed"}
+LOOK = {"images": "n", "split": "split", "attack seed": "seed"}
+UNSEEN = {**LOOK, "choice of images": "images", "attack": "attacks"}
+FEATURES = {**EVALUATION, "features of": "features of"}
+
+ACCURACIES = Source(_evaluation, "is not evaluated", EVALUATION, _each(_evaluated), _evaluation_notes, fractions=True)
+TRAININGS = Source(_training, "is not trained", {"threat": "threat"}, _each(_epoch_measure), _evaluation_notes)
+SOURCES = {
+    "representation": replace(ACCURACIES, stored=_evaluated_features, shared=FEATURES, fractions=False),
+    "distance": Source(
+        Run.distances, "has no measured distances", {**LOOK, "attack": "attack"}, _distances, _distance_notes
+    ),
+    "unseen": Source(
+        _unseen, "has not met unseen attacks", UNSEEN, _each(_unseen_accuracy), _unseen_notes, fractions=True
+    ),
+    "metrics": TRAININGS,
+    "growth": TRAININGS,
+}

@@ -22,15 +22,15 @@ from robustlib.workbook.tables import random_answers
 # ---- accuracies and metrics of any method
 
 
-def curves(runs: Sequence[Run], which: str = "curve") -> pd.DataFrame:
-    """The robustness curves of evaluated runs in one table, for `robustlib.figures.robustness_over_seeds`.
+def curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """The robustness curves over eps of evaluated runs in one table, for `robustlib.figures.robustness_over_seeds`.
 
-    Columns method, title, changed (from the preset), seed and those of the curve `which`: "curve" (over eps) or "steps_curve".
+    Columns method, title, changed (from the preset), seed and those of the curve.
     """
     tables = []
     for run in runs:
         facts = {name: run.params()[name] for name in ("method", "title", "seed")}
-        tables.append(pd.DataFrame(run.results()[which]).assign(**facts, changed=run.changed))
+        tables.append(pd.DataFrame(run.results()["curve"]).assign(**facts, changed=run.changed))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -100,13 +100,9 @@ ATTACKS = {"clean": ("clean",), "weak": ("pgd20@classifier",), "strong": ("pgd_e
 def purifier_grid(runs: Iterable[Run]) -> pd.DataFrame:
     """Accuracies of purifiers by transform, with and without fine-tuning, under a weak attack and a strong one; means over seeds.
 
-    Args:
-        runs: of the method `atop`, evaluated in one way; others are left out, and so are those without one of the attacks.
-
-    Returns:
-        Columns row (what people call the variant), purifier, transform, changed (all else that differs from the preset),
-        fine_tuned, seeds, n, and those of ATTACKS (worst: the headline); with 95 % intervals as "weak_low", "weak_high", ...: of
-        the images for one seed, over seeds (t) for more.
+    Of runs evaluated in one way; those of other methods than `atop` and those without one of the attacks are left out. Columns row
+    (what people call the variant), purifier, transform, changed (all else that differs from the preset), fine_tuned, seeds, n, and
+    those of ATTACKS with 95 % intervals as "weak_low", "weak_high", ...: of the images for one seed, over seeds (t) for more.
     """
     every = [row for run in runs if (row := _purifier_row(run))]
     kinds = ["row", "purifier", "transform", "changed", "fine_tuned", "n"]
@@ -183,9 +179,8 @@ Distances = list[tuple[Run, pd.DataFrame]]
 def strength_grid(runs: Iterable[Run]) -> pd.DataFrame:
     """`select_strength` of what the runs' notebooks stored on validation images; no rows where there is no such grid.
 
-    Args:
-        runs: of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
-            variants that lack a seed of the unregularised one (strength 0, of whichever method).
+    Of runs of one architecture; those that differ from their preset in more than that and the strength are left out, and so are
+    variants that lack a seed of the unregularised one (strength 0, of whichever method).
     """
 
     def cell(run: Run) -> tuple[str, float]:
@@ -202,9 +197,8 @@ def strength_grid(runs: Iterable[Run]) -> pd.DataFrame:
 def variant_distances(runs: Iterable[Run]) -> pd.DataFrame:
     """`distances_over_seeds` of what the runs' notebooks stored on test images, by decisions (Tangent) and by gradients (FAB).
 
-    Returns:
-        Its rows for Tangent, and beside them fab, fab_low, fab_high, both on the images that all have right and on which neither
-        attack failed; the latter NaN, and the former without regard to it, where FAB did not measure all runs that Tangent did.
+    Beside its rows for Tangent stand fab, fab_low, fab_high, both on the images that all have right and on which neither attack
+    failed; the latter NaN, and the former without regard to it, where FAB did not measure all runs that Tangent did.
     """
     runs = list(runs)
     near, white = (_by_seed(_distances(runs, "test", attack), title_of) for attack in ("Tangent", "FAB"))
@@ -220,13 +214,9 @@ def variant_distances(runs: Iterable[Run]) -> pd.DataFrame:
 def spectral_family(runs: Iterable[Run], dataset: Dataset) -> pd.DataFrame:
     """What may explain the distances of runs, on the test images that all have right.
 
-    Args:
-        runs: with weights, of one architecture; those whose notebooks stored no distances of test images are left out.
-        dataset: of the runs.
-
-    Returns:
-        A row a run: title, seed, n (images), distance (mean, Tangent), jacobian (mean Frobenius norm of the penultimate features'
-        Jacobian), sigma (sum over the encoder's layers of sigma_max^2, the readout left out).
+    Of runs with weights, of one architecture; those whose notebooks stored no distances of test images are left out. A row a run:
+    title, seed, n (images), distance (mean, Tangent), jacobian (mean Frobenius norm of the penultimate features' Jacobian), sigma
+    (sum over the encoder's layers of sigma_max^2, the readout left out).
     """
     known = _distances(runs, "test")
     if len(archs := sorted({run.params()["arch"] for run, _ in known})) > 1:

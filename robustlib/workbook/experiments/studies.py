@@ -1,7 +1,7 @@
 """Studies: what their YAML files ask for, and which finished runs may be set side by side.
 
-Runs are selected by what their parameters say: `study_runs` takes those that a study asks for, `compare_runs` those of a preset,
-`same_setting` and `comparable_runs` those that share a run's preset, data set, architecture and threat.
+`study_runs` takes those that a study asks for, `compare_runs` those of a preset, `same_setting` and `comparable_runs` those that
+share a run's preset, data set, architecture and threat.
 """
 
 import itertools
@@ -161,13 +161,8 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     """The evaluated runs below `root` that a study asks for, of one data set, threat and number of images.
 
     The number is the study's if there are runs of it, else the most common one. Models that answer at random count too if
-    their budget allowed no more images. Of several runs of a variant and seed a fresh one counts before a stale one.
-
-    Args:
-        name: of a study that comes with robustlib, or its file.
-        root: directory of all runs, or of committed reference results.
-        dataset: that of the page which shows them, "" for that of the study's preset. If it is another one, and the study was
-            not asked for it, there are no runs, and the summary says why.
+    their budget allowed no more images. Of several runs of a variant and seed a fresh one counts before a stale one. The data set
+    is that of the page which shows them ("": the preset's); if there are no runs of the study on it, the summary says why.
     """
     study = read_study(name)
     wanted, usual = study.wanted, preset_dataset(study.preset)
@@ -279,8 +274,7 @@ def _in_setting(run: Run, others: Iterable[Run]) -> list[Run]:
 
 def in_grid(run: Run, study: Study) -> bool:
     """Whether a run may stand among those of a grid of strengths: of its preset and methods, and changed in nothing but the strength."""
-    params = run.params()
-    methods = {method for method, _ in study.variants}
+    params, methods = run.params(), {method for method, _ in study.variants}
     return params.get("preset") == study.preset and params["method"] in methods and set(run.changes()) <= {"strength"}
 
 

@@ -58,11 +58,11 @@ def say(sentence: str, more: str = "") -> None:
 
 
 WHERE, HOW, DATA = "Where results go", "How it runs", "Data"
-SUITES = ("standard", "reference")
 
 Runs = Annotated[Path, typer.Option(help="Directory of all runs.", rich_help_panel=WHERE)]
 Reports = Annotated[Path, typer.Option(help="Directory of the pages.", rich_help_panel=WHERE)]
 DataRoot = Annotated[str, typer.Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
+Download = Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory, as `robustlib list` shows it.")]
 
@@ -92,8 +92,8 @@ def evaluate(
     from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
     from robustlib.workbook import console
 
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
+    if suite not in (suites := ("standard", "reference")):
+        raise unknown("suite", suite, suites)
     run, dataset = _run_and_data(path, data_root)
     try:
         with out.status("attacking") as status:
@@ -178,7 +178,7 @@ def lab(
 
 
 @dataclass(frozen=True)
-class How:
+class Shared:
     """The options that `run` and `study` share."""
 
     examples: Annotated[int, typer.Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
@@ -186,9 +186,7 @@ class How:
     rerun: Annotated[bool, typer.Option("--rerun", help="Train anew what is finished or stale.")] = False
     dataset: Annotated[str, typer.Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
     data_root: DataRoot = ""
-    download: Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = (
-        False
-    )
+    download: Download = False
     jobs: Annotated[int, typer.Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
     device: Device = "auto"
     precision: Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
@@ -199,17 +197,17 @@ class How:
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A function whose parameter `how` is spelled out for typer: an option for each field of `How`."""
+    """A function whose parameter `shared` is spelled out for typer: an option for each field of `Shared`."""
 
     @functools.wraps(command)
     def spelled_out(**values: Any) -> None:
-        how = How(**{field.name: values.pop(field.name) for field in fields(How)})
-        command(**values, how=how)
+        shared = Shared(**{field.name: values.pop(field.name) for field in fields(Shared)})
+        command(**values, shared=shared)
 
-    kept = [part for name, part in inspect.signature(command).parameters.items() if name != "how"]
+    kept = [part for name, part in inspect.signature(command).parameters.items() if name != "shared"]
     options = [
         inspect.Parameter(field.name, kept[0].kind, default=field.default, annotation=field.type)
-        for field in fields(How)
+        for field in fields(Shared)
     ]
     spelled_out.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
     return spelled_out
@@ -218,7 +216,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @_with_options
 def run(
-    how: How,
+    shared: Shared,
     methods: Annotated[
         list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for those that the preset names.")
     ] = None,
@@ -241,13 +239,13 @@ def run(
 
     overrides = parse_overrides(changes or [])
     variants = [(name, overrides) for name in methods or preset_methods(preset)]
-    _run(Study(preset, variants, parse_seeds(seeds)), how)
+    _run(Study(preset, variants, parse_seeds(seeds)), shared)
 
 
 @app.command()
 @_with_options
 def study(
-    how: How,
+    shared: Shared,
     file: Annotated[str, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
@@ -260,41 +258,45 @@ def study(
     """
     from robustlib.workbook.experiments import read_study
 
-    _run(read_study(file), how)
+    _run(read_study(file), shared)
 
 
-def _run(study: "Study", how: How) -> None:
+def _run(study: "Study", shared: Shared) -> None:
     """Plans the runs of a study; then makes them, or shows them and stops."""
     from robustlib.workbook import console
     from robustlib.workbook.experiments import Options, plan
 
-    examples, where = how.examples or study.examples, (how.dataset, how.data_root, how.download)
-    options = Options(study.preset, *where, how.device, how.precision, how.runs, how.reports, examples, how.rerun)
+    examples, where = shared.examples or study.examples, (shared.dataset, shared.data_root, shared.download)
+    options = Options(
+        study.preset, *where, shared.device, shared.precision, shared.runs, shared.reports, examples, shared.rerun
+    )
     jobs = plan(study.variants, study.seeds, options)
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         err.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=True)
-    if how.dry_run:
-        out.print(console.plan_table(jobs, how.rerun))
-        pages = how.reports / study.preset
-        out.print(f"Preset {study.preset}, device {how.device}, pages in {pages}.", soft_wrap=True)
+    if shared.dry_run:
+        out.print(console.plan_table(jobs, shared.rerun))
+        pages = shared.reports / study.preset
+        out.print(f"Preset {study.preset}, device {shared.device}, pages in {pages}.", soft_wrap=True)
         return
     try:
-        _execute(jobs, study, options, how)
+        _execute(jobs, study, options, shared)
     finally:  # what was decided stands, whatever else failed
         if study.claims:
             out.print(console.claims_table(study.claims, [job.run for job in jobs], study.seeds))
 
 
-def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", how: How) -> None:
+def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: Shared) -> None:
     """Runs what is not done yet, measures what claims need besides, then writes and announces the report."""
     from robustlib.workbook import console
     from robustlib.workbook.engines import run_all
     from robustlib.workbook.experiments import measure_claimed, publish
 
-    runs, todo = [job.run for job in jobs], [job for job in jobs if how.rerun or not job.current]
+    runs, todo = [job.run for job in jobs], [job for job in jobs if shared.rerun or not job.current]
     try:
         with console.job_monitor(out, todo) as monitor:
-            statuses = run_all([job.task for job in todo], how.jobs, monitor, timeout=how.timeout, engine=how.engine)
+            statuses = run_all(
+                [job.task for job in todo], shared.jobs, monitor, timeout=shared.timeout, engine=shared.engine
+            )
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
         raise typer.Exit(130) from None

@@ -16,7 +16,7 @@ from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.runs.run import parameter_hash
-from robustlib.workbook import claims as c
+from robustlib.workbook import claims as paper_claims
 from robustlib.workbook import tables
 from robustlib.workbook.claims import Claim, evaluate_claims, gather, holm, measure_of, p_value, paired_interval
 from robustlib.workbook.console import claims_table
@@ -32,7 +32,7 @@ def claim(**changes: object) -> Claim:
     return Claim(**{"name": "robust", **PAPER, **changes})  # type: ignore[arg-type]
 
 
-def judge(runs: list[Run], seeds: Sequence[int] = SEEDS, **changes: object) -> c.Finding:
+def judge(runs: list[Run], seeds: Sequence[int] = SEEDS, **changes: object) -> paper_claims.Finding:
     """What the runs say of one claim."""
     return evaluate_claims([claim(**changes)], runs, seeds)[0]
 
@@ -125,12 +125,16 @@ def test_holm_by_hand_and_on_studies_of_false_claims() -> None:
 
 def test_the_minimal_detectable_effect_is_found_in_four_of_five_studies() -> None:
     sd, seeds, level = 0.02, 8, 0.05 / 4
-    effect = c.minimal_detectable(sd, seeds, level=level)
+    effect = paper_claims.minimal_detectable(sd, seeds, level=level)
     draws = np.random.default_rng(5).normal(effect, sd, (4000, seeds))
     found = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue <= level)
     assert found == pytest.approx(0.8, abs=0.02)
-    assert c.minimal_detectable(sd, 1) == math.inf
-    assert c.minimal_detectable(sd, 2, level=level) > c.minimal_detectable(sd, 3, level=level) > effect
+    assert paper_claims.minimal_detectable(sd, 1) == math.inf
+    assert (
+        paper_claims.minimal_detectable(sd, 2, level=level)
+        > paper_claims.minimal_detectable(sd, 3, level=level)
+        > effect
+    )
 
 
 # ---- verdicts
@@ -414,4 +418,4 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
 )
 def test_bad_claims_are_a_sentence(rows: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        c.read_claims(rows, "study.yaml")
+        paper_claims.read_claims(rows, "study.yaml")

@@ -1,8 +1,7 @@
-"""Random numbers that belong to an example, not to a batch, and seeds derived from names.
+"""Random numbers that belong to an example, not to a batch (no split or interruption changes them), and derived seeds.
 
-A stateful generator gives example 7 other numbers when the batch is split elsewhere, so a smaller batch, an interrupted
-evaluation or another device would attack from other points. Here each example carries a 64-bit seed and number j of
-draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), computed for the whole batch at once.
+Each example carries a 64-bit seed; number j of draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood,
+OOPSLA 2014), for the whole batch at once.
 """
 
 import hashlib
@@ -60,23 +59,21 @@ class ExampleRNG:
         """Independent streams for another purpose (a restart, a step), one for each non-negative `tag`."""
         return ExampleRNG(_mix(self.seeds + _signed((tag + 1) * FIRST % 2**64)))
 
-    def _bits(self, shape: tuple[int, ...]) -> Tensor:
-        counter = torch.arange(1, prod(shape) + 1, device=self.seeds.device) * GOLDEN
-        return _shift_right(_mix(self.seeds[:, None] + counter), 64 - BITS).view(-1, *shape)
+    def _hashes(self, count: int) -> Tensor:
+        return _mix(self.seeds[:, None] + torch.arange(1, count + 1, device=self.seeds.device) * GOLDEN)
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from U[0, 1)."""
-        return self._bits(shape) * 2.0**-BITS
+        return _shift_right(self._hashes(prod(shape)), 64 - BITS).view(-1, *shape) * 2.0**-BITS
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from N(0, 1), by inverting the distribution function (|value| < 5.4)."""
-        return torch.special.ndtri((self._bits(shape) + 0.5) * 2.0**-BITS)
+        return torch.special.ndtri(self.uniform(*shape) + 0.5 * 2.0**-BITS)
 
     def quick_normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from N(0, 1), others than `normal` gives and sooner: two of 23 bits from each hash (|value| < 5.2)."""
         size = prod(shape)
-        counter = torch.arange(1, (size + 1) // 2 + 1, device=self.seeds.device) * GOLDEN
-        halves = _mix(self.seeds[:, None] + counter).view(torch.int32)[:, :size]
+        halves = self._hashes((size + 1) // 2).view(torch.int32)[:, :size]
         uniform = (halves >> 32 - BITS).float().add_(0.5).mul_(2.0 ** (1 - BITS))  # exact, in (-1, 1)
         return uniform.erfinv_().mul_(sqrt(2)).view(-1, *shape)
 

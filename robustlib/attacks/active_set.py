@@ -47,7 +47,7 @@ class ActiveSet:
         return self._rng[self.active].fold_in(round_)
 
     def update(self, x_adv: Tensor) -> None:
-        """Takes a round's images (S, C, H, W) of the active examples: keeps the better ones, and what succeeds leaves."""
+        """Takes a round's images (S, C, H, W) of the active examples: keeps the better ones; successes leave."""
         y = self.batch.y
         if self.oracle.stochastic:
             right = self.oracle.deployed_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
@@ -80,7 +80,7 @@ class IterativeAttack(BaseAttack):
 class MinNormResult:
     """The nearest known adversarial images: their distances are upper bounds of the true ones.
 
-    Else the image itself: with distance NaN after a failed search (it proves no robustness), 0 where the model is wrong already.
+    Else the image itself: with distance NaN after a failed search (no proof of robustness), and 0 where already misclassified.
     """
 
     x_adv: Tensor  # (B, C, H, W) in [0, 1]
@@ -101,10 +101,10 @@ class MinimumNorm(IterativeAttack):
         generator: torch.Generator | None = None,
         rng: ExampleRNG | None = None,
     ) -> MinNormResult:
-        """The nearest adversarial image for each of a batch (see `Attack`); the threat's norm measures, its radius plays no part.
+        """The nearest adversarial image for each of a batch (see `Attack`) in the threat's norm; its radius plays no part.
 
-        The deployed model decides, in float32, what is adversarial. A stochastic model is refused. The search begins at `starts`
-        (B, C, H, W) in [0, 1] (FAB: the first towards each class; Tangent: where adversarial), None for the attack's usual way.
+        The deployed model decides, in float32, what is adversarial. A stochastic model is refused. The search begins at
+        `starts` (B, C, H, W) in [0, 1] (FAB: the first towards each class; Tangent: where adversarial) or as usual.
         """
         for images in (x,) if starts is None else (x, starts):
             check_inputs(images, y)
@@ -131,7 +131,7 @@ class MinimumNorm(IterativeAttack):
     def _searches(
         self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor | int]]:
-        """The adversarial images (B, ...) that each search ends at, the image itself where it failed, and queries spent."""
+        """The adversarial images (B, ...) of each search, the image itself where it failed, and queries spent."""
         raise NotImplementedError
 
 

@@ -89,7 +89,7 @@ class APGDState:
         self.step = torch.full_like(value, step).to(x.dtype)
         self.rises = torch.zeros_like(value)  # steps since the last checkpoint that raised the objective
         self.checked = value  # best_value at the last checkpoint
-        # Whether the step was halved there. The first one cannot halve for want of progress: there is nothing to compare with.
+        # Whether the step was halved there. The first one cannot halve for want of progress: nothing came before it.
         self.halved = torch.ones_like(value, dtype=torch.bool)
 
     def keep(self, rows: Tensor) -> None:

@@ -17,8 +17,7 @@ class AutoAttack(IterativeAttack):
     """Standard: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square. Rand, for stochastic models: APGD on
     cross-entropy and on DLR, with gradients averaged over `eot` draws.
 
-    Any number of classes: targets are the min(9, K - 1) likeliest wrong classes, and below 4 classes, where the (targeted) DLR
-    loss does not exist, the margin takes its place.
+    Targets are the min(9, K - 1) likeliest wrong classes; below 4, where there is no (targeted) DLR, the margin replaces it.
     """
 
     threat: Threat
@@ -47,8 +46,7 @@ class AutoAttack(IterativeAttack):
         dlr: Literal["dlr", "margin"] = "dlr" if classes >= (3 if self.version == "rand" else 4) else "margin"
         apgd = APGD(self.threat, self.steps, precision=self.precision)
         if self.version == "rand":
-            first, second = (replace(apgd, objective=objective, eot=self.eot) for objective in ("ce", dlr))
-            return {"apgd-ce": first, f"apgd-{dlr}": second}
+            return {f"apgd-{name}": replace(apgd, objective=name, eot=self.eot) for name in ("ce", dlr)}
         return {
             "apgd-ce": apgd,
             "apgd-t": replace(apgd, objective=dlr, targets=9),

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
+from torch.nn import Module
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
@@ -19,6 +20,7 @@ from robustlib.errors import InputError, check_fields
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
+Modes = Literal["eval", "train"]  # "train": modes as they are, statistics restored afterwards
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
 OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
     *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
@@ -35,13 +37,7 @@ class Attack(Protocol):
     """
 
     def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        rng: ExampleRNG | None = None,
+        self, model: Module, x: Tensor, y: Tensor, *, generator: Generator | None = None, rng: ExampleRNG | None = None
     ) -> Tensor: ...
 
 
@@ -52,11 +48,9 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise InputError(f"An attack needs labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}.")
     if len(x) and not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN too
-        low, high = float(x.min()), float(x.max())
-        raise InputError(
-            f"Images must lie in [0, 1], got values from {low:g} to {high:g}: divide grey levels by 255 and leave "
-            "normalisation to the model."
-        )
+        span = f"from {float(x.min()):g} to {float(x.max()):g}"
+        advice = "divide grey levels by 255 and leave normalisation to the model"
+        raise InputError(f"Images must lie in [0, 1], got values {span}: {advice}.")
 
 
 def check_labels(y: Tensor, classes: int) -> None:
@@ -64,14 +58,13 @@ def check_labels(y: Tensor, classes: int) -> None:
     if classes < 2:
         raise InputError(f"The model gives {classes} logit(s): robustness is about telling at least 2 classes apart.")
     if len(y) and not bool(((y >= 0) & (y < classes)).all()):
-        raise InputError(
-            f"Labels from {int(y.min())} to {int(y.max())} do not fit a model of {classes} classes (0 to {classes - 1})."
-        )
+        span = f"from {int(y.min())} to {int(y.max())}"
+        raise InputError(f"Labels {span} do not fit a model of {classes} classes (0 to {classes - 1}).")
 
 
 @contextmanager
-def frozen_eval(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
-    """The model in eval mode (with batchnorm="train": in its modes) and without weight gradients; afterwards all is as it was."""
+def frozen_eval(model: Module, batchnorm: Modes = "eval") -> Iterator[None]:
+    """The model without weight gradients, in eval mode or (batchnorm="train") as it is; afterwards all is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
     saved = [(b, b.clone()) for b in model.buffers()] if batchnorm == "train" else []
@@ -91,10 +84,10 @@ def frozen_eval(model: nn.Module, batchnorm: Literal["eval", "train"] = "eval") 
                 buffer.copy_(value)
 
 
-class SurrogateModel(nn.Module):
+class SurrogateModel(Module):
     """A differentiable `surrogate` x -> logits (B, K) to search on, and the `deployed` model, which decides what is a success."""
 
-    def __init__(self, surrogate: nn.Module, deployed: nn.Module) -> None:
+    def __init__(self, surrogate: Module, deployed: Module) -> None:
         super().__init__()
         self.surrogate, self.deployed = surrogate, deployed
         self.stochastic = any(bool(getattr(model, "stochastic", False)) for model in (surrogate, deployed))
@@ -104,18 +97,17 @@ class SurrogateModel(nn.Module):
         return self.surrogate(x)
 
 
-def validation_view(model: nn.Module) -> nn.Module:
+def validation_view(model: Module) -> Module:
     """What a quick attack is called with: the model, or a SurrogateModel where its `attack_view()` is another module.
 
     Attacks keep a folded copy of each view as long as it lives, so keep the view.
     """
-    view: nn.Module = getattr(model, "attack_view", lambda: model)()
+    view: Module = getattr(model, "attack_view", lambda: model)()
     return model if view is model else SurrogateModel(view, model)
 
 
 class MemoryGuard:
-    """A context that swallows an out-of-memory error, unless the work is not `divisible`, and notes it in `failed`: the caller
-    goes on with half the work."""
+    """Swallows an out-of-memory error of `divisible` work; where it has `failed`, go on with half of it."""
 
     def __init__(self, divisible: bool = True) -> None:
         self.divisible, self.failed = divisible, False
@@ -135,11 +127,11 @@ class MemoryGuard:
 
 @dataclass
 class GradientOracle:
-    """A frozen model as an attack sees it. It takes draws of a randomised model in one batch, as many as memory allows."""
+    """A frozen model as an attack sees it; draws of a randomised one are taken in one batch, as memory allows."""
 
-    source: nn.Module  # as the attack got it, perhaps a SurrogateModel
-    deployed: nn.Module  # decides what is a success
-    fast: nn.Module  # to search with
+    source: Module  # as the attack got it, perhaps a SurrogateModel
+    deployed: Module  # decides what is a success
+    fast: Module  # to search with
     precision: Precision
     classes: int
     stochastic: bool
@@ -227,11 +219,9 @@ class GradientOracle:
         piece = self.piece or len(x)
         return [slice(start, start + piece) for start in range(0, len(x), piece)] or [slice(0, 0)]
 
-    def _chunks(self, model: nn.Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:
-        """(n, guard), evenly, until `draws` draws of so many images have fitted: take n draws of each within the guard.
-
-        One draw at a time of a model that does not say `draws_by_example`: in a repeated batch all its draws could be the same.
-        """
+    def _chunks(self, model: Module, images: int, draws: int) -> Iterator[tuple[int, MemoryGuard]]:
+        """(n, guard), evenly, until `draws` draws of so many images have fitted: take n of each within the guard."""
+        # else one draw at a time: in a repeated batch all could be the same
         together = self.repeats and bool(getattr(model, "draws_by_example", False))
         while draws > 0:
             most = max(1, self.size // images) if together else 1
@@ -247,7 +237,7 @@ class GradientOracle:
                 warnings.warn(message, stacklevel=5)
             self.shrunk = True
 
-    def _draws(self, model: nn.Module, x: Tensor, draws: int) -> Tensor:
+    def _draws(self, model: Module, x: Tensor, draws: int) -> Tensor:
         """(draws, B, K)."""
         pieces: list[Tensor] = []
         for part in (x[rows] for rows in self._pieces(x)):
@@ -276,13 +266,9 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 @contextmanager
 def attack_context(
-    model: nn.Module,
-    x: Tensor,
-    labels: Sequence[Tensor],
-    precision: Precision = "32-true",
-    batchnorm: Literal["eval", "train"] = "eval",
+    model: Module, x: Tensor, labels: Sequence[Tensor], precision: Precision = "32-true", batchnorm: Modes = "eval"
 ) -> Iterator[GradientOracle]:
-    """A frozen model for a search from the batch `x`, of at least one image; in eval mode with BatchNorm folded where possible.
+    """A frozen model for a search from the images `x`, at least one; in eval mode with BatchNorm folded where possible.
 
     Raises InputError for fewer than 2 classes, and for `labels` (B,) that are none of the model's.
     """
@@ -338,13 +324,7 @@ class BaseAttack:
         check_fields(self)
 
     def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        rng: ExampleRNG | None = None,
+        self, model: Module, x: Tensor, y: Tensor, *, generator: Generator | None = None, rng: ExampleRNG | None = None
     ) -> Tensor:
         """x_adv (B, C, H, W) in [0, 1] and, where there is a threat, in its ball around `x`; see `Attack`."""
         check_inputs(x, y)

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
-from robustlib.attacks.objectives import is_adversarial
+from robustlib.attacks.objectives import is_adversarial, nll
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Norm, Threat, norms
 
@@ -80,11 +80,10 @@ class FAB(MinimumNorm):
 
     def _step(self, oracle: GradientOracle, batch: AttackBatch, x: Tensor) -> Tensor:
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
-        y, target = batch.y, batch.target
-        assert target is not None
 
         def gap(logits: Tensor, rows: slice | Tensor) -> Tensor:
-            return (logits.gather(1, target[rows][:, None]) - logits.gather(1, y[rows][:, None]))[:, 0]
+            part = batch[rows]
+            return nll(logits, part.y, part.target) + nll(logits, part.y)
 
         slope, logits = oracle.gradient(x, gap, self.eot)
         # the hyperplane {z: slope . z = offset} on which both classes have the same logit
@@ -97,7 +96,7 @@ class FAB(MinimumNorm):
 
 
 def to_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
-    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset (B,) and x + d in [0, 1] (section 2.2 of the paper).
+    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset (B,) and x + d in [0, 1] (section 2.2).
 
     Every coordinate moves at a rate v_i (1 for linf, |normal_i| for l2) until it meets its side of the box; the moment at
     which the hyperplane is reached solves a piecewise linear equation, exactly, by sorting the moments of the meetings.

@@ -7,7 +7,6 @@ The copy is kept beside its model and only its tensors are synchronised at each 
 
 import copy
 import itertools
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,20 +62,21 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
         module, trial = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
     except Exception:  # any object may refuse to be copied, and the attack can do without
         return None
-    randomise_batchnorm(trial)
-    pairs = _fold(module)
-    if precision == "32-true" and not pairs and not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+    folded = FoldedModel(module)
+    if precision == "32-true" and not folded.pairs and not any(isinstance(m, nn.Conv2d) for m in module.modules()):
         return None  # it would compute the same as the model, no faster
-    FoldedModel(module, pairs, torch.float32).sync(trial)
+    _randomise_batchnorm(trial)
+    folded.sync(trial)
     with torch.no_grad(), full_float32():
         wanted, got = trial(x[:4]), module(x[:4])
     if not bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)):
         return None
-    return FoldedModel(module, pairs, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    folded.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    return folded
 
 
-def randomise_batchnorm(model: nn.Module) -> None:
-    """Moves every BatchNorm's statistics and affine weights by up to a half, always by the same numbers."""
+def _randomise_batchnorm(model: nn.Module) -> None:
+    """Shifts every BatchNorm's statistics and affine weights by up to a half, always by the same numbers."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -103,44 +103,34 @@ def batchnorm_after(model: nn.Module) -> dict[str, str]:
     return pairs
 
 
-def _fold(module: nn.Module) -> dict[str, str]:
-    """Replaces each BatchNorm of `batchnorm_after` by the identity, gives each convolution a bias, and returns the pairs."""
-    pairs = batchnorm_after(module)
-    for conv_name, norm_name in pairs.items():
-        module.set_submodule(norm_name, nn.Identity())
-        conv = module.get_submodule(conv_name)
-        if conv.bias is None:
-            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
-    return pairs
-
-
-@dataclass(frozen=True)
 class FoldedModel:
-    """The folded copy, {convolution: its BatchNorm}, and the dtype of its convolutions and matrices."""
+    """A copy of a model in which each BatchNorm of `pairs` (see `batchnorm_after`) is the identity; its weights are those
+    of the last `sync`, with convolutions and matrices in `dtype`."""
 
-    module: nn.Module
-    pairs: dict[str, str]
-    dtype: torch.dtype
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.pairs, self.dtype = module, batchnorm_after(module), torch.float32
+        for conv_name, norm_name in self.pairs.items():
+            module.set_submodule(norm_name, nn.Identity())
+            conv = module.get_submodule(conv_name)
+            if conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
 
     @torch.no_grad()
     def sync(self, model: nn.Module) -> None:
         """Takes over the model's weights and statistics; unchanged tensors are shared, not copied."""
         source = dict(model.named_modules())
-        for name, own in self.module.named_modules():
-            if name not in source or isinstance(own, nn.Identity):
+        for name, module in self.module.named_modules():
+            if name not in source or isinstance(module, nn.Identity):
                 continue
             tensors = {**source[name]._parameters, **source[name]._buffers}
             if name in self.pairs:
                 tensors = _folded(source[name], source[self.pairs[name]])
             for key, value in tensors.items():
                 if value is not None:
-                    getattr(own, key).data = self._cast(own, value)
-
-    def _cast(self, module: nn.Module, value: Tensor) -> Tensor:
-        if not isinstance(module, (nn.Conv2d, nn.Linear)):
-            return value.data  # autocast keeps everything else in float32
-        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
-        return value.data.to(self.dtype, memory_format=layout)
+                    if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast keeps everything else in float32
+                        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+                        value = value.to(self.dtype, memory_format=layout)
+                    getattr(module, key).data = value.data
 
 
 def _folded(conv: Any, norm: Any) -> dict[str, Tensor | None]:

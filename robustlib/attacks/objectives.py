@@ -20,15 +20,14 @@ def margin_of(logits: Tensor, y: Tensor) -> Tensor:
 
 def ce(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """Cross-entropy -log p_y; targeted: log p_t."""
-    if target is not None:
-        return -F.cross_entropy(logits, target, reduction="none")
-    return F.cross_entropy(logits, y, reduction="none")
+    value = F.cross_entropy(logits, y if target is None else target, reduction="none")
+    return value if target is None else -value
 
 
 def nll(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """-z_y, for outputs that are log-probabilities or sums of them, where it is a cross-entropy; targeted: z_t."""
-    at = y if target is None else target
-    return logits.gather(1, at[:, None])[:, 0] * (-1 if target is None else 1)
+    z = logits.gather(1, (y if target is None else target)[:, None])[:, 0]
+    return -z if target is None else z
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -56,12 +55,8 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "ce": ce,
-    "nll": nll,
-    "margin": margin,
-    "dlr": dlr,
-}
+Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+OBJECTIVES: dict[str, Objective] = {"ce": ce, "nll": nll, "margin": margin, "dlr": dlr}
 
 
 def is_adversarial(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:

@@ -7,7 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs, frozen_eval
+from robustlib.attacks.base import (
+    AttackBatch,
+    GradientOracle,
+    Modes,
+    Precision,
+    attack_context,
+    check_inputs,
+    frozen_eval,
+)
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import InputError, check_fields
@@ -55,7 +63,7 @@ class PGD(GradientSteps):
     eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
     early_stop: bool = False  # an example leaves at its first success, which is stronger than taking the last iterate
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
-    batchnorm: Literal["eval", "train"] = "eval"  # "train": modes as found, statistics restored afterwards
+    batchnorm: Modes = "eval"  # "train": modes as they are, statistics restored afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,9 +83,8 @@ class PGD(GradientSteps):
     ) -> Tensor:
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; see `Attack`.
 
-        Args:
-            target: (B,) classes to reach; targeted attacks only.
-            start: first iterate (B, C, H, W) of the first restart, projected first; overrides the random start.
+        `target` (B,) are the classes that a targeted attack shall reach; `start` (B, C, H, W), projected, is the first
+        iterate of the first restart.
         """
         check_inputs(x, y)
         if self.targeted != (target is not None):
@@ -163,8 +170,8 @@ class BatchPGD(GradientSteps):
     ) -> Tensor:
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as it was.
 
-        `loss` takes the model in eval mode, or a folded copy of it, and images (B, C, H, W): the scalar to maximise. `generator`
-        gives the random start, `precision` is that of the passes.
+        `loss` takes the model in eval mode, or a folded copy of it, and images (B, C, H, W): the scalar to maximise.
+        `generator` gives the random start, `precision` is that of the passes.
         """
         x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
         with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):

@@ -94,18 +94,14 @@ def _window(x: Tensor, side: int, rng: ExampleRNG) -> tuple[Tensor, ...]:
 
 def _stripes(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
     """Vertical stripes of -eps and eps, a sign for each channel and column (section 4.1)."""
-    channels, width = x.shape[1], x.shape[3]
-    return (x + eps * _signs(rng.uniform(channels, 1, width)).to(x.dtype)).clamp(0, 1)
+    return (x + eps * _signs(rng.uniform(x.shape[1], 1, x.shape[3])).to(x.dtype)).clamp(0, 1)
 
 
 def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """A square whose every channel goes to a random corner of the ball (algorithm 2)."""
-    _, channels, height, width = x.shape
-    side = square_side(share, height, width)
-    at = _window(x, side, rng.fold_in(0))
-    candidates = best.clone()
-    # From any point of the ball a step of 2 eps, clipped, ends on its surface.
-    square = (best[at] + 2 * eps * _signs(rng.fold_in(1).uniform(channels, 1, 1)).to(x.dtype)).clamp(0, 1)
+    at = _window(x, square_side(share, *x.shape[2:]), rng.fold_in(0))
+    candidates, signs = best.clone(), _signs(rng.fold_in(1).uniform(x.shape[1], 1, 1)).to(x.dtype)
+    square = (best[at] + 2 * eps * signs).clamp(0, 1)  # clipped, it ends on the ball's surface
     candidates[at] = square.clamp(x[at] - eps, x[at] + eps)
     return candidates
 
@@ -126,17 +122,16 @@ def _tiles(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
 
 def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """Takes the budget of one window and puts it, as a two-sided bump, into another (algorithm 3)."""
-    _, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     side = square_side(share, height, width, least=3)
     side -= (side % 2 == 0) and side == min(height, width)
     side += side % 2 == 0  # a bump has a middle
     delta = best - x
     unused = (eps**2 - norms(delta, "l2") ** 2).clamp_min(0)
     to, source = (_window(x, side, rng.fold_in(k)) for k in (0, 1))
-    budget = delta[to].square().sum((2, 3), keepdim=True)
-    cleared = delta.clone()
-    cleared[to] = 0
-    budget = budget + cleared[source].square().sum((2, 3), keepdim=True)  # of the union of the two windows
+    outside = delta.clone()
+    outside[to] = 0
+    budget = sum(part.square().sum((2, 3), keepdim=True) for part in (delta[to], outside[source]))  # of both windows
     bumps = _two_sided(side, rng.fold_in(2)).to(x) * _signs(rng.fold_in(3).uniform(channels, 1, 1)).to(x.dtype)
     mixed = bumps + _unit(delta[to])
     delta[source] = 0
@@ -159,9 +154,6 @@ def _bump(height: int, width: int) -> Tensor:
 
 def _two_sided(side: int, rng: ExampleRNG, count: int = 1) -> Tensor:
     """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, count, side, side)."""
-    left = side // 2
-    bumps = torch.cat([_bump(side, left), -_bump(side, side - left)], 1)
-    bumps = bumps / bumps.norm()
-    turned = rng.uniform(count, 1, 1) < 0.5
-    bumps = bumps.to(turned.device)
-    return torch.where(turned, bumps.T, bumps)
+    bumps = torch.cat([_bump(side, side // 2), -_bump(side, side - side // 2)], 1)
+    bumps = (bumps / bumps.norm()).to(rng.seeds.device)
+    return torch.where(rng.uniform(count, 1, 1) < 0.5, bumps.T, bumps)

@@ -18,20 +18,17 @@ START = 0.01  # of a step: bilinear sampling has a kink at whole pixels, and one
 
 @dataclass(frozen=True)
 class StAdv(BaseAttack):
-    """A flow of pixels that fools the model: Adam maximises objective(x moved by f) - weight * TV(f) over the flow f.
+    """A flow of pixels: Adam maximises objective(x moved by f) - weight * TV(f) over f, from near zero; see `move`.
 
     With a `bound`, f is projected onto |f| <= bound (in each direction, at each pixel) after each step, as Nie et al. 2022
     (DiffPure) use it; without one, only the total variation holds it back, as in the paper (which uses L-BFGS). It knows no ball:
-    a bright edge that moves by a pixel changes by its whole height. Each example starts from a flow near zero, and those of a
-    deterministic model leave at their first success. See `move` for directions and borders.
+    a bright edge that moves by a pixel changes by its whole height. If the model is deterministic, successes leave at once.
     """
 
     bound: float | None = BOUND  # largest displacement in pixels of these images; None: no bound. Records call it eps
     steps: int = 100  # of Adam
     lr: float | None = None  # length of a step in pixels; None = bound / 5, or 0.16 without a bound
-    weight: float | None = (
-        None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, without a bound 0.05
-    )
+    weight: float | None = None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, 0.05 without
     eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
     objective: Literal["margin", "ce", "nll", "dlr"] = "margin"  # C&W, the paper's; the oracle scales the others
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
@@ -84,12 +81,10 @@ class StAdv(BaseAttack):
 def move(x: Tensor, flow: Tensor) -> Tensor:
     """The images of which each pixel is read `flow` pixels further down and to the right (Xiao et al. 2018, eq. 1), bilinearly.
 
-    Whole pixels are exact: no flow is the identity, and a flow of 1 moves the picture by 1, up or to the left. Beyond the border
-    lies the last row or column once more. Coordinates are those of `grid_sample` with padding_mode="border" and
-    align_corners=True, times (side - 1) / 2; it is not used since its division by the side rounds. The gradient by a flow of
-    whole pixels is that of its right or lower side.
-
-    Images (B, C, H, W) in [0, 1] and a flow (B, 2, H, W) in pixels, down and right, for all channels; differentiable by the flow.
+    Of images (B, C, H, W) in [0, 1] and a flow (B, 2, H, W) in pixels, for all channels; differentiable by the flow. Whole
+    pixels are exact. Beyond the border lies the last row or column once more. Coordinates are those of `grid_sample` with
+    padding_mode="border" and align_corners=True, times (side - 1) / 2; it is not used since its division by the side
+    rounds. The gradient by a flow of whole pixels is that of its right or lower side.
     """
     height, width = x.shape[2:]
     whole = flow.detach().floor()

@@ -40,9 +40,7 @@ class Tangent(MinimumNorm):
     threat: Threat  # in l2
     queries: int = 18_000  # of the model for each example, at most: about 40 steps of one walk
     restarts: int = 1  # walks from other noise, which share the queries: one often ends at a farther class
-    probes: int = (
-        100  # directions by which the first step estimates the boundary's normal; step t takes sqrt(t) as many
-    )
+    probes: int = 100  # directions that estimate the boundary's normal in the first step; step t takes sqrt(t) as many
     gamma: float = 1.0  # probes of later steps are Gaussian of standard deviation gamma * distance / dimensions
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
@@ -70,7 +68,7 @@ class Tangent(MinimumNorm):
 
 
 class TangentState:
-    """A batch, of images that the model has right, that walks along the decision boundary; from `starts` where adversarial."""
+    """Images that the model has right, and where they are on their walks along the boundary; from adversarial `starts`."""
 
     def __init__(
         self, attack: Tangent, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None

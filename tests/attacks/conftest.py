@@ -1,12 +1,18 @@
 """What tests of attacks share."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from robustlib.attacks import APGD, FAB, Square, Threat
 from tests.conftest import ConvNet
+
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+QUICK: list[Any] = [APGD(LINF, 5), APGD(LINF, 5, targets=2, objective="margin"), FAB(LINF, 5, 2), Square(LINF, 20)]
+ROUNDS = [replace(attack, threat=threat) for threat in (LINF, L2) for attack in QUICK]
 
 
 def name(attack: Any) -> str:

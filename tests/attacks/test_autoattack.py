@@ -8,18 +8,13 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-from robustlib.attacks import APGD, FAB, PGD, AutoAttack, Square, Threat
+from robustlib.attacks import APGD, PGD, AutoAttack, Square, Threat
 from robustlib.attacks.apgd import checkpoints
 from robustlib.attacks.fab import to_hyperplane
 from robustlib.attacks.square import square_share, square_side
 from robustlib.errors import InputError
-from tests.attacks.conftest import batch, generator, name
+from tests.attacks.conftest import L2, LINF, QUICK, ROUNDS, batch, generator, name
 from tests.conftest import Linear
-
-LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
-QUICK = (APGD(LINF, 5), APGD(LINF, 5, targets=2, objective="margin"), FAB(LINF, 5, 2), Square(LINF, 20))
-ALL = [replace(attack, threat=threat) for threat in (LINF, L2) for attack in QUICK]
-
 
 # --- the parts, as published
 
@@ -33,14 +28,9 @@ def test_apgd_checks_its_step_at_the_published_checkpoints():
     assert max(checkpoints(3)) <= 3
 
 
-@pytest.mark.parametrize(
-    ("query", "halvings"), [(0, 0), (10, 0), (11, 1), (50, 1), (51, 2), (201, 3), (501, 4), (1001, 5)]
-)
-def test_square_halves_its_share_on_schedule(query, halvings):
-    assert (square_share(query, 0.8), square_share(4500, 0.8)) == (0.8 / 2**halvings, 0.8 / 128)
-
-
 def test_squares_have_the_published_size():
+    halvings = {0: 0, 10: 0, 11: 1, 50: 1, 51: 2, 201: 3, 501: 4, 1001: 5, 4500: 7}
+    assert {query: square_share(query, 0.8) for query in halvings} == {q: 0.8 / 2**n for q, n in halvings.items()}
     assert [square_side(share, 32, 32) for share in (0.8, 0.4, 0.1, 0.8 / 128, 1e-6)] == [29, 20, 10, 3, 1]
     assert (square_side(1e-6, 32, 32, least=3), square_side(1.0, 8, 6)) == (3, 6)
 
@@ -74,8 +64,8 @@ def test_fab_goes_to_the_corner_where_the_box_ends_before_the_plane():
 # --- every attack
 
 
-@pytest.mark.parametrize("attack", ALL, ids=name)
-def test_breaks_exactly_what_a_linear_model_allows(attack):
+@pytest.mark.parametrize("attack", ROUNDS, ids=name)
+def test_succeeds_exactly_where_a_linear_model_allows(attack):
     """Of two classes with margin m, the ball flips those with m < eps * ||w||_dual (images far from the box's sides)."""
     strong = replace(attack, **({"queries": 600} if isinstance(attack, Square) else {"steps": 30}))
     model, (x, _) = Linear(2, (1, 4, 4), scale=2.0), batch(n=200, shape=(1, 4, 4))
@@ -87,12 +77,11 @@ def test_breaks_exactly_what_a_linear_model_allows(attack):
     logits = model(x).detach()
     y, gap = logits.argmax(1), (logits[:, 1] - logits[:, 0]).abs()
     reach = threat.eps * (w.abs().sum() if threat.norm == "linf" else w.norm()).item()
-    x_adv = replace(strong, threat=threat)(model, x, y, generator=generator())
-    broken = model(x_adv).argmax(1) != y
-    assert not broken[gap > reach].any()
+    success = model(replace(strong, threat=threat)(model, x, y, generator=generator())).argmax(1) != y
+    assert not success[gap > reach].any()
     sure = 0.3 if isinstance(attack, Square) and threat.norm == "l2" else 0.97
-    assert broken[gap < sure * reach].all()
-    assert 0 < broken.sum() < 200
+    assert success[gap < sure * reach].all()
+    assert 0 < success.sum() < 200
 
 
 # --- surrogates, randomness, the cascade
@@ -156,12 +145,14 @@ def test_as_strong_as_the_authors_package(digits):
     (few,) = digits.test.sample(40).batches(40)
     authors = reference.AutoAttack(model, norm="Linf", eps=threat.eps, seed=0)
     authors.attacks_to_run = ["apgd-ce", "apgd-t"]
-    found = authors.run_standard_evaluation(few.x, few.y, batch_size=40)
-    theirs = model(found[0] if isinstance(found, tuple) else found).argmax(1) == few.y
-    ours = AutoAttack(threat, "custom", (("ce", APGD(threat)), ("t", APGD(threat, objective="dlr", targets=9))))
-    mine = model(ours(model, few.x, few.y, generator=generator())).argmax(1) == few.y
+    authors.apgd.n_iter = authors.apgd_targeted.n_iter = 40
+    authors.apgd_targeted.n_target_classes = 4
+    x_adv = authors.run_standard_evaluation(few.x, few.y, batch_size=40)
+    theirs = model(x_adv[0] if isinstance(x_adv, tuple) else x_adv).argmax(1) == few.y
+    cascade = (("ce", APGD(threat, 40)), ("t", APGD(threat, 40, objective="dlr", targets=4)))
+    ours = model(AutoAttack(threat, "custom", cascade)(model, few.x, few.y, generator=generator())).argmax(1) == few.y
     assert 5 < theirs.sum() < 35
-    assert max((mine & ~theirs).sum(), (theirs & ~mine).sum()) <= 1
+    assert max((ours & ~theirs).sum(), (theirs & ~ours).sum()) <= 1
 
 
 def test_a_cascade_never_leaves_its_ball():

@@ -3,7 +3,6 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +12,9 @@ from robustlib.attacks import APGD, FAB, PGD, PGDEOT, AutoAttack, BatchPGD, Exam
 from robustlib.attacks.base import AttackBatch, SurrogateModel, attack_context
 from robustlib.errors import InputError
 from robustlib.evaluation import valid
-from tests.attacks.conftest import batch, generator, name
+from tests.attacks.conftest import L2, LINF, QUICK, ROUNDS, batch, generator, name
 from tests.conftest import Hidden, Linear
 
-LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
-QUICK: list[Any] = [APGD(LINF, 5), APGD(LINF, 5, targets=2, objective="margin"), FAB(LINF, 5, 2), Square(LINF, 20)]
-ROUNDS = [replace(attack, threat=threat) for threat in (LINF, L2) for attack in QUICK]
 ALL = [
     *ROUNDS,
     *(PGD(LINF, 4, restarts=2, early_stop=True), PGD(L2, 4, objective="margin"), PGD(LINF, 4, objective="kl")),
@@ -32,7 +28,7 @@ ALL = [
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("attack", ALL, ids=name)
-def test_stays_in_the_ball_and_leaves_all_as_found(attack, precision, conv_net):
+def test_stays_in_the_ball_and_leaves_all_as_it_was(attack, precision, conv_net):
     conv_net.train()
     conv_net[4 if getattr(attack, "batchnorm", "") == "train" else 1].eval()  # a frozen layer in a training model
     conv_net[0].weight.grad = torch.ones_like(conv_net[0].weight)
@@ -46,8 +42,8 @@ def test_stays_in_the_ball_and_leaves_all_as_found(attack, precision, conv_net):
     assert valid(x_adv, x, getattr(attack, "threat", None)).all()
     assert torch.equal(x, kept)
     assert [m.training for m in conv_net.modules()] == modes
-    for own, theirs in zip(conv_net.parameters(), before.parameters(), strict=True):
-        assert (own.requires_grad, own.grad is None) == (theirs.requires_grad, own is not conv_net[0].weight)
+    for now, then in zip(conv_net.parameters(), before.parameters(), strict=True):
+        assert (now.requires_grad, now.grad is None) == (then.requires_grad, now is not conv_net[0].weight)
     assert all(torch.equal(value, before.state_dict()[key]) for key, value in conv_net.state_dict().items())
     assert attack(conv_net, x[:0], y[:0]).shape == (0, 3, 8, 8)
 
@@ -81,7 +77,7 @@ def test_no_radius_means_no_change_and_wrong_images_are_kept(attack, conv_net):
 
 
 @pytest.mark.parametrize("attack", ROUNDS, ids=name)
-def test_a_model_without_numbers_is_broken(attack):
+def test_a_model_without_numbers_is_wrong(attack):
     x, y = batch(3, 4)
     assert torch.equal(attack(Linear(3, (3, 8, 8), scale=torch.nan), x, y), x)
 
@@ -90,8 +86,8 @@ def test_a_model_without_numbers_is_broken(attack):
 def test_more_restarts_lose_no_success(attack, conv_net):
     x = batch()[0]
     y = conv_net(x).argmax(1)
-    left = [conv_net(replace(attack, restarts=n)(conv_net, x, y, generator=generator())).argmax(1) == y for n in (1, 3)]
-    assert not (left[1] & ~left[0]).any()
+    one, three = (conv_net(replace(attack, restarts=n)(conv_net, x, y, generator=generator())) for n in (1, 3))
+    assert not ((three.argmax(1) == y) & (one.argmax(1) != y)).any()
 
 
 @pytest.mark.parametrize("attack", [PGD(LINF, 5, early_stop=True), *QUICK, StAdv(0.5, 6, lr=0.2)], ids=name)
@@ -106,7 +102,7 @@ def test_a_bf16_search_is_verified_in_float32(attack, jumpy):
 @pytest.mark.parametrize("attack", [PGD(L2, 3), APGD(L2, 3), FAB(L2, 3, 2), Square(L2, 10)], ids=name)
 @pytest.mark.parametrize("eps", [3.0, 10.0])
 def test_large_images_stay_inside_large_l2_balls(attack, eps):
-    x, model = torch.full((6, 3, 160, 160), 0.5) + 0.01 * torch.rand(6, 3, 160, 160), Linear(3, (3, 160, 160))
+    x, model = torch.full((3, 3, 160, 160), 0.5) + 0.01 * torch.rand(3, 3, 160, 160), Linear(3, (3, 160, 160))
     threat = Threat("l2", eps)
     x_adv = replace(attack, threat=threat)(model, x, model(x).argmax(1), generator=generator())
     assert valid(x_adv, x, threat).all()
@@ -129,11 +125,11 @@ def test_a_surrogate_is_searched_and_the_target_decides(attack):
     deployed, x = Hidden(inner, open=False).eval(), batch()[0]
     y = inner(x).argmax(1)
 
-    def left(model):
+    def right(model):
         return int((deployed(attack(model, x, y, generator=generator())).argmax(1) == y).sum())
 
     needs_gradients = not isinstance(attack, Square)
-    assert left(SurrogateModel(inner, deployed)) <= left(deployed) - needs_gradients
+    assert right(SurrogateModel(inner, deployed)) <= right(deployed) - needs_gradients
     other = Linear(5, (3, 8, 8))  # fooling the surrogate proves nothing about the deployed model
     unrelated = SurrogateModel(Linear(5, (3, 8, 8), scale=100.0), other)
     assert attack.threat.distance(attack(unrelated, x, other(x).argmax(1), generator=generator()), x).max() > 0
@@ -184,50 +180,53 @@ def test_softmax_outputs_warn(linear):
         PGD(LINF)(nn.Sequential(linear, nn.Softmax(1)), *batch(2, 6, (1, 4, 4)))
 
 
+CHECKED = {  # counts and choices
+    PGD: "steps restarts eot objective start precision batchnorm",
+    BatchPGD: "steps",
+    APGD: "steps restarts eot objective precision",
+    FAB: "steps targets restarts eot precision",
+    Square: "queries restarts votes precision",
+    StAdv: "steps eot objective precision",
+    Tangent: "queries restarts probes precision",
+    AutoAttack: "version eot steps queries precision",
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "settings", "says"),
+    ("kind", "field"), [(kind, field) for kind, names in CHECKED.items() for field in names.split()]
+)
+def test_counts_and_choices_are_checked(kind, field):
+    bad, says = (
+        (0, f"{field}=0: give a whole number") if isinstance(getattr(kind, field), int) else ("kl8", f"{field} 'kl8'")
+    )
+    with pytest.raises(InputError, match=says):
+        kind(**({} if kind is StAdv else {"threat": L2 if kind is Tangent else LINF}), **{field: bad})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
     [
-        (PGD, {"steps": 0}, "steps=0"),
-        (PGD, {"restarts": 0}, "restarts=0"),
-        (PGD, {"step_size": -1.0}, "PGD step_size=-1.0"),
-        (PGD, {"objective": "mergin"}, "'margin'"),
-        (PGD, {"precision": "fp16"}, "bf16-mixed"),
-        (PGD, {"batchnorm": "frozen"}, "batchnorm 'frozen'"),
-        (PGD, {"targeted": True, "objective": "kl"}, "no target"),
-        (BatchPGD, {"steps": 0}, "BatchPGD steps=0"),
-        (BatchPGD, {"step_size": 0.0}, "BatchPGD step_size=0.0"),
-        (APGD, {"steps": 0}, "steps=0"),
-        (APGD, {"objective": "kl"}, "objective 'kl'"),
-        (FAB, {"targets": 0}, "targets=0"),
-        (Square, {"p_init": 1.5}, "p_init=1.5"),
-        (Square, {"precision": "16"}, "precision '16'"),
-        (PGDEOT, {"eot": 0}, "eot=0"),
-        (AutoAttack, {"version": "rand", "eot": 0}, "eot=0"),
-        (AutoAttack, {"steps": 0}, "steps=0"),
-        (AutoAttack, {"version": "fast"}, "version 'fast'"),
-        (AutoAttack, {"version": "custom"}, "Give `attacks`"),
-        (AutoAttack, {"attacks": (("apgd-ce", QUICK[0]),)}, "Give `attacks`"),
-        (StAdv, {"bound": 0.0}, "bound=0.0: give a positive number of pixels"),
-        (StAdv, {"bound": float("nan")}, "bound=nan"),
-        (StAdv, {"steps": 0}, "steps=0"),
-        (StAdv, {"eot": 0}, "eot=0"),
-        (StAdv, {"lr": 0.0}, "lr=0.0"),
-        (StAdv, {"weight": -1.0}, "weight=-1.0"),
-        (StAdv, {"objective": "kl"}, "'kl'"),
-        (StAdv, {"precision": "fp16"}, "bf16-mixed"),
-        (Tangent, {"queries": 100}, "queries=100"),
-        (Tangent, {"queries": 1000, "restarts": 6}, "queries=1000: give a whole number of at least 1200"),
-        (Tangent, {"restarts": 0}, "restarts=0"),
-        (Tangent, {"probes": 0}, "probes=0"),
-        (Tangent, {"gamma": 0.0}, "gamma=0.0"),
-        (Tangent, {"precision": "16"}, "precision '16'"),
-        (Tangent, {"threat": LINF}, "give 'l2'"),
+        (lambda: PGD(LINF, step_size=-1.0), "PGD step_size=-1.0"),
+        (lambda: PGD(LINF, steps=2.5), "steps=2.5"),
+        (lambda: PGD(LINF, targeted=True, objective="kl"), "no target"),
+        (lambda: BatchPGD(LINF, step_size=0.0), "BatchPGD step_size=0.0"),
+        (lambda: APGD(LINF, objective="kl"), "objective 'kl'"),
+        (lambda: APGD(LINF, targets=-1), "targets=-1: give a whole number of at least 0"),
+        (lambda: Square(LINF, p_init=1.5), "p_init=1.5"),
+        (lambda: AutoAttack(LINF, "custom"), "Give `attacks`"),
+        (lambda: AutoAttack(LINF, attacks=(("apgd-ce", QUICK[0]),)), "Give `attacks`"),
+        (lambda: StAdv(0.0), "bound=0.0: give a positive number of pixels"),
+        (lambda: StAdv(float("nan")), "bound=nan"),
+        (lambda: StAdv(lr=0.0), "lr=0.0"),
+        (lambda: StAdv(weight=-1.0), "weight=-1.0"),
+        (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
+        (lambda: Tangent(L2, gamma=0.0), "gamma=0.0"),
+        (lambda: Tangent(LINF), "give 'l2'"),
     ],
 )
-def test_bad_settings_are_sentences(kind, settings, says):
-    given = {} if kind is StAdv else {"threat": L2 if kind is Tangent else LINF}
+def test_bad_settings_are_sentences(make, says):
     with pytest.raises(InputError, match=says):
-        kind(**{**given, **settings})
+        make()
 
 
 # --- draws of a randomised model
@@ -271,14 +270,11 @@ def restated(model, x, y):
     seen, noise, confidence = (torch.cat(parts) for parts in zip(*model.drawn, strict=True))
     gradients, means = [], []
     for image, label in zip(x, y.tolist(), strict=True):
-        mine = (seen == image).flatten(1).all(1)
-        z = (model.map((image * noise[mine]).flatten(1)) * confidence[mine]).detach().double()
+        draws = (seen == image).flatten(1).all(1)
+        z = (model.map((image * noise[draws]).flatten(1)) * confidence[draws]).detach().double()
         upstream = z.softmax(1) - torch.eye(4)[label]
-        slopes = [
-            u @ (model.map.weight.detach().double() * n.flatten() * c)
-            for u, n, c in zip(upstream, noise[mine], confidence[mine], strict=True)
-        ]
-        gradients.append((sum(slopes) / len(slopes) / upstream.abs().max()).view_as(image))
+        slopes = upstream @ model.map.weight.detach().double() * noise[draws].flatten(1) * confidence[draws]
+        gradients.append((slopes.mean(0) / upstream.abs().max()).view_as(image))
         means.append(z.mean(0))
     return torch.stack(gradients).float(), torch.stack(means).float()
 

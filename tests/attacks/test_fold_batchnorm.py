@@ -21,9 +21,7 @@ def test_the_folded_copy_equals_the_model_and_follows_its_weights(conv_net):
 
 
 @pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2)], ids=["not next", "first"])
-@pytest.mark.parametrize(
-    "fresh", [False, True]
-)  # the BatchNorm of a fresh model nearly is the identity, and hides a wrong order
+@pytest.mark.parametrize("fresh", [False, True])  # a fresh BatchNorm nearly is the identity, and hides a wrong order
 def test_no_copy_where_batchnorm_does_not_follow_the_convolution(order, fresh):
     class Lies(nn.Sequential):
         def forward(self, x):

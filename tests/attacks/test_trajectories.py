@@ -1,5 +1,7 @@
 """APGD and FAB point by point beside their authors' code (pyautoattack), from the same starts; and the settings of AutoAttack."""
 
+from dataclasses import replace
+
 import pyautoattack as reference
 import pytest
 import torch
@@ -47,9 +49,9 @@ def walked(model, start):
     return torch.stack(points)
 
 
-def agreeing(mine, theirs):
+def agreeing(ours, theirs):
     """How many examples took the same path, point by point."""
-    return int(((mine - theirs).abs().flatten(2).amax((0, 2)) < 1e-7).sum())
+    return int(((ours - theirs).abs().flatten(2).amax((0, 2)) < 1e-7).sum())
 
 
 class FirstStep:
@@ -155,10 +157,10 @@ def test_square_spends_what_is_unused_in_its_window():
     x = torch.full((4, 3, 12, 12), 0.5, dtype=torch.float64)
     best = x + 0.02 * torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     threat = Threat("l2", 2 * float(Threat("l2", 1).distance(best, x).max()))
-    tried = square._l2_step(x, best, threat.eps, 9 / 144, ExampleRNG.for_examples(0, torch.arange(4)))
-    assert torch.allclose(threat.distance(tried, x), torch.full((4,), threat.eps, dtype=x.dtype))
-    moved = ((tried - best).abs() > 1e-9).any(1).flatten(1).sum(1)
-    assert ((moved > 0) & (moved <= 2 * 3 * 3)).all()
+    candidates = square._l2_step(x, best, threat.eps, 9 / 144, ExampleRNG.for_examples(0, torch.arange(4)))
+    assert torch.allclose(threat.distance(candidates, x), torch.full((4,), threat.eps, dtype=x.dtype))
+    changed = ((candidates - best).abs() > 1e-9).any(1).flatten(1).sum(1)
+    assert ((changed > 0) & (changed <= 2 * 3 * 3)).all()
 
 
 # ---- settings
@@ -168,24 +170,22 @@ def test_the_standard_version_is_the_published_one():
     """Croce and Hein 2020, section 5, and autoattack.py: APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5 000 queries)."""
     threat = Threat("linf", 8 / 255)
     parts = AutoAttack(threat).components(10)
-    assert parts == {
-        "apgd-ce": APGD(threat, steps=100, objective="ce", targets=0, restarts=1, eot=1, rho=0.75),
-        "apgd-t": APGD(threat, steps=100, objective="dlr", targets=9, restarts=1, eot=1, rho=0.75),
-        "fab-t": FAB(threat, steps=100, targets=9, restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, eot=1),
-        "square": Square(threat, queries=5000, p_init=0.8, restarts=1),
-    }
+    assert (parts["apgd-ce"].objective, parts["apgd-ce"].targets, parts["apgd-t"].objective) == ("ce", 0, "dlr")
+    for part in parts.values():
+        assert part == replace(part, threat=threat, restarts=1, precision="32-true")
+        assert getattr(part, "eot", 1) == 1
     theirs = reference.AutoAttack(Wavy(), norm="Linf", eps=threat.eps, version="standard", device="cpu")
     assert theirs.attacks_to_run == list(parts)
     apgd = {"steps": "n_iter", "restarts": "n_restarts", "rho": "thr_decr"}
     fab = {"steps": "n_iter", "targets": "n_target_classes"} | {k: k for k in ("alpha_max", "eta", "beta")}
-    for ours, authors, fields in (
+    for part, authors, fields in (
         ("apgd-ce", theirs.apgd, apgd),
         ("apgd-t", theirs.apgd_targeted, apgd | {"targets": "n_target_classes"}),
         ("fab-t", theirs.fab, fab),
         ("square", theirs.square, {"queries": "n_queries", "p_init": "p_init"}),
     ):
-        for mine, name in fields.items():
-            assert getattr(parts[ours], mine) == getattr(authors, name), (ours, mine)
+        for ours, name in fields.items():
+            assert getattr(parts[part], ours) == getattr(authors, name), (part, ours)
 
 
 def test_the_rand_version_is_the_published_one():

@@ -38,11 +38,4 @@ from robustlib.representation.measures import (
     principal_components,
     uniformity,
 )
-from robustlib.representation.runs import (
-    EXAMPLES,
-    embed_runs,
-    gap_table,
-    measure_runs,
-    probe_attack,
-    run_features,
-)
+from robustlib.representation.runs import EXAMPLES, embed_runs, gap_table, measure_runs, probe_attack, run_features

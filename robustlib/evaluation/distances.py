@@ -29,10 +29,9 @@ def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *
     """The distance of the nearest adversarial image that `attack` finds for each image of a split: an upper bound.
 
     Where the attack finds none by itself, it tries once more from the nearest image of the split that the model gives another
-    class than the right one. The deployed model judges in float32.
+    class than the right one. The deployed model, x -> logits (B, K) and deterministic, judges in float32.
 
     Args:
-        model: x -> logits (B, K), deterministic, on the device where it shall be evaluated.
         attack: Tangent, or FAB as a white-box cross-check; its threat's norm measures.
 
     Returns:
@@ -69,10 +68,7 @@ def compare_distances(models: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Each model by itself would be measured on other images, and a model that is right about fewer, easier ones would look
     more robust. An image for which any model's attack found nothing is left out for all: a failed search adds to nobody's
-    distance, and `failed` says how many there are. All models are resampled alike.
-
-    Args:
-        models: frames of `adversarial_distances` by name, on the same images.
+    distance, and `failed` says how many there are. All models, by name, are resampled alike.
 
     Returns:
         One row a model: model, images (measured), correct (of them, by this model), failed (of those that all have right, for
@@ -127,14 +123,10 @@ def select_strength(
 ) -> pd.DataFrame:
     """The grid of variants and strengths; of each variant, the strength of the largest mean distance is chosen among those allowed.
 
-    Allowed is what keeps the accuracy (mean over seeds) of the unregularised variant, less `slack`. Distances of a seed are
-    means over the images that all its allowed cells have right and no attack failed on; for a cell that is not allowed,
-    over those of them that it has right too.
-
-    Args:
-        none: of the unregularised variant, by seed, frames of `measure_distances` on **validation** images.
-        cells: the same of each (variant, strength), all of the same seeds and images.
-        slack: accuracy that may be lost, in [0, 1].
+    `none` are frames of `measure_distances` on **validation** images of the unregularised variant, by seed; `cells` the same of each
+    (variant, strength). Allowed is what keeps none's accuracy (mean over seeds), less `slack`. Distances of a seed are means over
+    the images that all its allowed cells have right and no attack failed on; for a cell that is not allowed, over those of them
+    that it has right too.
 
     Returns:
         A row each, "none" first: variant, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of

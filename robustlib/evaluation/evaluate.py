@@ -42,7 +42,6 @@ BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example
 RESERVED = (CLEAN, "worst")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass; another one in each process
-ORDER = "order of attacks"
 
 
 def evaluate(
@@ -66,16 +65,15 @@ def evaluate(
     attacked: they keep their clean row. Surrogates and sources are met by the rule above.
 
     Args:
-        model: x -> logits, on the device where it shall be evaluated; in eval mode meanwhile.
+        model: x -> logits, on the device where it shall be evaluated.
         attacks: by the name they get in the records.
-        batch_size: examples at a time, halved when memory runs out; it changes no random draw, since these belong to
-            examples (rounding may differ in the last digits; a stochastic model draws its own numbers by the batch).
+        batch_size: halved when memory runs out; it changes no random draw, since these belong to examples (rounding may differ
+            in the last digits; a stochastic model draws its own numbers by the batch).
         draws: how often each image is predicted; None = 20 for a stochastic model (at least 2), 1 for others.
-        state: a directory for finished batches: the same call after an interruption resumes from there and ends with the same
-            records. The caller removes it.
+        state: a directory for finished batches, from which the same call resumes after an interruption. The caller removes it.
         progress: called before and after each batch.
         adaptive: what the surrogates meet; None for `attacks`.
-        sources: other models of the same images, named as they are among the surrogates of the records.
+        sources: other models of the same images, by the names they get among the surrogates.
         minimum: only the per-example minimum is asked for: every attack but those on the model itself is costly.
 
     Returns:
@@ -92,22 +90,15 @@ def evaluate(
     path = None if state is None else Path(state)
     if path is not None:
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
-        _begin(path, _fingerprint(model, {**surrogates, **sources}, split, attacks, adaptive, settings))
+        suites = {"attack": attacks, "adaptive attack": adaptive}
+        _begin(path, model, {**surrogates, **sources}, split, suites, settings)
     schedule = AttackSchedule(model, split, seed, draws, batch_size, path, progress)
     with frozen_eval(model), full_float32():
-        classes = _classes(model, split) if len(split) else 0
         schedule.run([Step(CLEAN)])
-        todo = plan(model, attacks, adaptive, surrogates, sources, classes=classes, minimum=minimum)
-        for steps, after_all in todo if len(split) else ():
+        todo = plan(model, split, attacks, adaptive, surrogates, sources, minimum) if len(split) else ()
+        for steps, after_all in todo:
             schedule.run(steps, after_all)
     return concat_records(schedule.frames)
-
-
-def _classes(model: nn.Module, split: Split) -> int:
-    """How many classes the model tells apart."""
-    part = split.select(torch.zeros(1, dtype=torch.int64))
-    with torch.no_grad(), torch.random.fork_rng([part.labels.device] if part.labels.is_cuda else []):
-        return int(model(part.images.float() / 255).shape[1])
 
 
 def device_of(model: nn.Module, split: Split) -> torch.device:
@@ -137,45 +128,44 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
             )
 
 
-def _begin(path: Path, facts: Mapping[str, Any]) -> None:
-    """Begins a state in `path` if there is none; an error if it belongs to another evaluation."""
+def _begin(
+    path: Path,
+    model: nn.Module,
+    others: Mapping[str, nn.Module],
+    split: Split,
+    suites: Mapping[str, Mapping[str, Attack]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Begins a state in `path`; an error if one there differs in anything that decides the records.
+
+    `others` are surrogates and sources; how these ask to be attacked counts as well.
+    """
+    asks = {n: f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}" for n, view in others.items()}
+    facts = {
+        "model": model_digest(model),
+        **{f"surrogate {name}": f"{model_digest(other)} {asks[name]}" for name, other in others.items()},
+        "split": _tensor_digest(split.images, split.labels, split.indices),
+        **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
+        "order of attacks": [list(suite) for suite in suites.values()],
+        **settings,
+        "numerics": versions("measures/evaluation", *attack_names(a for s in suites.values() for a in s.values())),
+        "device": split.labels.device.type,
+        "torch": torch.__version__,
+    }
     stored, asked = read_json(path / "protocol.json"), json.loads(json.dumps(facts, default=str))
     if not stored:
         for orphan in path.glob("part-*.parquet"):  # nobody knows what they are of
             orphan.unlink()
         write_json(path / "protocol.json", asked)
-    # What follows from the attacks comes last: their order and versions. The sort is stable.
-    for name in sorted({**asked, **stored}, key=lambda name: name in (ORDER, "numerics")) if stored else ():
+        return
+    # What follows from the attacks is named last, if nothing else differs.
+    for name in sorted(asked | stored, key=("order of attacks", "numerics").__contains__):
         if stored.get(name) != asked.get(name):
             raise InputError(
                 f"The evaluation state in {path} was begun with another {name} "
                 f"({stored.get(name, 'none')} there, {asked.get(name, 'none')} now): delete that directory, or give "
                 "another one as `state`."
             )
-
-
-def _fingerprint(
-    model: nn.Module,
-    others: Mapping[str, nn.Module],
-    split: Split,
-    attacks: Mapping[str, Attack],
-    adaptive: Mapping[str, Attack],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that decides the records of `evaluate`, `others` being surrogates and sources: with equal ones a state is shared."""
-    suites = {"attack": attacks, "adaptive attack": adaptive}
-    hints = {n: f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}" for n, view in others.items()}
-    return {
-        "model": model_digest(model),
-        **{f"surrogate {name}": f"{model_digest(other)} {hints[name]}" for name, other in others.items()},
-        "split": _tensor_digest(split.images, split.labels, split.indices),
-        **{f"{kind} {n}": ADDRESS.sub("", repr(a)) for kind, suite in suites.items() for n, a in suite.items()},
-        ORDER: [list(suite) for suite in suites.values()],
-        **settings,
-        "numerics": versions("measures/evaluation", *attack_names([*attacks.values(), *adaptive.values()])),
-        "device": split.labels.device.type,
-        "torch": torch.__version__,
-    }
 
 
 def model_digest(model: nn.Module) -> str:
@@ -215,8 +205,7 @@ def robustness_curve(
     itself, of the model without surrogates: there, nothing is broken for good.
 
     Args:
-        attack: the protocol; its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless
-            given).
+        attack: its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless given).
         eps: radii in pixel units, any order; 0 is the clean accuracy.
         steps: numbers of steps, >= 0; 0 is the clean accuracy.
 

@@ -15,7 +15,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, unknown
 from robustlib.evaluation.distances import adversarial_distances
 from robustlib.evaluation.evaluate import evaluate
-from robustlib.evaluation.metrics import summarise
+from robustlib.evaluation.metrics import accuracies, accuracy
 from robustlib.evaluation.protocols import StochasticProtocol, stochastic_protocol, unseen_attacks, unseen_strengths
 from robustlib.evaluation.schedule import Progress
 from robustlib.runs import Run, attack_names, digest, measured, versions
@@ -76,12 +76,8 @@ def measure_unseen(
     """Accuracy of runs' best weights under unseen attacks, beside the known worst case, on the same test images for all.
 
     What is stored in a run's unseen.json is read back where images, strengths, seed, weights, versions and evaluation are the same.
-
-    Args:
-        runs: evaluated by `evaluate_run`, of this data set and one preset, whose strengths and protocol are taken; by the names
-            they get in the table. Deterministic models meet the attacks without averaging.
-        n: a stratified choice of so many test images; 0 for the number of the preset's protocol for stochastic models, or for
-            that on which all runs were evaluated if it is smaller.
+    The runs are evaluated and of one preset, whose strengths and protocol are taken. `n` is a stratified choice of test images;
+    0 for the number of the preset's protocol for stochastic models, or that on which all runs were evaluated if it is smaller.
 
     Returns:
         Columns run, attack ("clean", "known": the worst case of the evaluation, "l2", "stadv"), protocol, n, correct, accuracy,
@@ -114,15 +110,14 @@ def _unseen_accuracies(run: Run, dataset: Dataset, images: Split, seed: int, dev
     def measure() -> dict[str, Any]:
         model.to(resolve_device(device))
         behind = model.surrogates().get("classifier")
-        bare = _accuracy(summarise(evaluate(behind, images, {}, seed=seed)).to_dict("records")[0]) if behind else {}
-        accuracies: dict[str, Any] = {"clean": {}, "known": known}
+        bare = accuracies(evaluate(behind, images, {}, seed=seed))["clean"] if behind else {}
+        rows: dict[str, Any] = {"clean": {}, "known": known}
         adaptive: Any = {} if model.stochastic else None  # a stochastic model's own gradients are exact
         for kind, attacks in suites.items():
-            records = evaluate(model, images, attacks, seed=seed, adaptive=adaptive, minimum=True)
-            table: Any = summarise(records).to_dict("records")
-            accuracies["clean"] = {**_accuracy(table[0]), "protocol": "no attack"}
-            accuracies[kind] = {**_accuracy(table[-1]), "protocol": " and ".join(map(repr, attacks.values()))}
-        return {"bare": bare, "accuracies": accuracies}
+            each = accuracies(evaluate(model, images, attacks, seed=seed, adaptive=adaptive, minimum=True))
+            rows["clean"] = {**each["clean"], "protocol": "no attack"}
+            rows[kind] = {**each["worst"], "protocol": " and ".join(map(repr, attacks.values()))}
+        return {"bare": bare, "accuracies": rows}
 
     key = "{strengths} on {n} of {split}, seed {seed}".format(**facts)
     stored: dict[str, dict[str, Any]] = measured(run, "unseen.json", facts, measure, key=key)["accuracies"]
@@ -139,13 +134,10 @@ def _known(run: Run, images: Split) -> dict[str, Any]:
         )
     plateau = run.results().get("plateau", {})
     if plateau.get("taken") and plateau["full"]["n"] == len(images):
-        return {**_accuracy(plateau["full"]), "protocol": f"{plateau['full']['protocol']}, the plateau check"}
-    row = summarise(records[records["index"].isin(wanted)]).to_dict("records")[-1]
-    return {**_accuracy(row), "protocol": "per-example worst case over the attacks of the evaluation"}
-
-
-def _accuracy(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("n", "correct", "accuracy", "low", "high")}
+        full = plateau["full"]
+        return {**accuracy(full["correct"], full["n"]), "protocol": f"{full['protocol']}, the plateau check"}
+    row = accuracies(records[records["index"].isin(wanted)])["worst"]
+    return {**row, "protocol": "per-example worst case over the attacks of the evaluation"}
 
 
 # ---- adversarial distances
@@ -161,19 +153,15 @@ def measure_distances(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, pd.DataFrame]:
-    """The `adversarial_distances` of runs' best weights on the same images, stored in each run's distances.json.
+    """The `adversarial_distances` of finished runs' best weights on the same images, stored in each run's distances.json.
 
     Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper. What is
-    stored is read back where attack, images, seed, weights and versions are the same.
+    stored is read back where attack, images, seed, weights and versions are the same. Distances are rounded to 6 decimals.
 
     Args:
-        runs: finished, of this data set, by the names under which `compare_distances` shall show them.
         attack: Tangent; FAB in l2 as a white-box cross-check.
         split: "test", or "val" to choose hyper-parameters by.
         n: a stratified choice of so many images, always the same; 0 for all.
-
-    Returns:
-        By the same names, frames of `adversarial_distances`; distances are rounded to 6 decimals.
     """
     _check_runs(runs)
     for run in runs.values():  # before anything is measured

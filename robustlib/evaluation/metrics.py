@@ -86,6 +86,13 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
 
 
+def accuracies(records: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The `accuracy` of each row of `summarise`, by attack."""
+    table = summarise(records)
+    rows = zip(table["attack"], table["correct"], table["n"], strict=True)
+    return {name: accuracy(float(correct), int(n)) for name, correct, n in rows}
+
+
 def headline_draws(records: pd.DataFrame) -> pd.DataFrame:
     """Whether each example of a stochastic model withstood, in each draw, what makes the row "worst" of `summarise`: the strongest
     of all its adversarial images, or the single attack that leaves less. Index: examples; a column a draw."""

@@ -53,10 +53,6 @@ class StochasticProtocol:
         """What results.json keeps of it, under "budget"."""
         return {name: list(value) if name in PAIRS else value for name, value in asdict(self).items()}
 
-    def autoattack_settings(self) -> dict[str, Any]:
-        """The steps, gradient samples and queries of AutoAttack."""
-        return {"steps": self.autoattack[0], "eot": self.autoattack[1], "queries": self.queries}
-
 
 @dataclass(frozen=True, kw_only=True)
 class UnseenStrengths:
@@ -109,15 +105,16 @@ def standard_attacks(
     the restarts, Square on the mean of several draws, and AutoAttack in both its versions.
     """
     if stochastic:
-        pgd = PGD(threat, eot=EOT)
+        pgd, (steps, samples) = PGD(threat, eot=EOT), protocol.autoattack
+        standard = AutoAttack(threat, steps=steps, eot=samples, queries=protocol.queries)
         return {
             "fgsm": FGSM(threat, eot=EOT),
             "pgd20": replace(pgd, steps=20),
             "cw50": replace(pgd, steps=50, objective="margin"),
             "pgd_eot": PGDEOT(threat, *protocol.pgd_eot),
             "square": Square(threat, protocol.queries, votes=protocol.votes),
-            "aa_standard": AutoAttack(threat, **protocol.autoattack_settings()),
-            "autoattack": AutoAttack(threat, version="rand", **protocol.autoattack_settings()),
+            "aa_standard": standard,
+            "autoattack": replace(standard, version="rand"),
         }
     pgd = PGD(threat, early_stop=True)
     return {
@@ -204,12 +201,11 @@ class Suite:
             return self.sources[surrogate.removeprefix(TRANSFER)].place
         if surrogate not in views:  # a family
             return f"each of the surrogates {surrogate}, aimed at that class, on images of the others"
-        view, parts = views[surrogate], ""
-        if hasattr(attack, "components"):
-            met = components(attack, view, self.model.num_classes)
-            parts = f" ({', '.join(met)} only)" if len(met) < len(attack.components(self.model.num_classes)) else ""
-        said, objective = f"the surrogate {surrogate}{parts}", getattr(view, "objective", "")
-        if objective and getattr(attack, "objective", "ce") == "ce":
+        view, said, classes = views[surrogate], f"the surrogate {surrogate}", self.model.num_classes
+        met = components(attack, view, classes) if hasattr(attack, "components") else {}
+        if met and len(met) < len(attack.components(classes)):  # type: ignore[attr-defined]
+            said += f" ({', '.join(met)} only)"
+        if (objective := getattr(view, "objective", "")) and getattr(attack, "objective", "ce") == "ce":
             said += f" with objective {objective!r} for 'ce'"
         every = is_search(attack) or self.model.stochastic
         return said if every else f"{said}, on what withstood everything before"

@@ -24,7 +24,6 @@ from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
-INSTALL = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
 STEPS, CLAF_BATCH = 10, 500  # of CLAF's release
 INVALID = (
     "Invalid: the attack clamps normalised images to [0, 1], as CLAF's release does, so that they are no images of the data set "
@@ -85,7 +84,8 @@ def reference_correct(
     try:
         from pyautoattack import AutoAttack as Authors
     except ImportError as error:
-        raise InputError(INSTALL) from error
+        message = "The reference suite needs the authors' package: pip install 'robustlib[reference]'."
+        raise InputError(message) from error
     device = device_of(model, split)
     split = split.to(device)
     x, y = split.images.float() / 255, split.labels

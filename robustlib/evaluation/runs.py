@@ -52,12 +52,8 @@ def evaluate_run(
     The best weights meet all `standard_attacks`, those of the last epoch only the quick ones (see LAST): enough to see
     whether the training overfitted, which is a question of PGD against PGD. Of a model with `surrogates()` these meet the
     `adaptive_attacks` (see `evaluate`), and examples found on finished runs of TRANSFER_METHODS beside it are tried as well. A
-    stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness` follows.
-
-    Args:
-        dataset: of the run; its test split is attacked.
-        n: a stratified choice of so many images, the same for all runs; None or 0 for all. Of a stochastic model no more than its
-            protocol's. What fewer images show never replaces what more have shown.
+    stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness` follows. `n` is a stratified
+    choice of test images, the same for all runs; None or 0 for all. What fewer images show never replaces what more have shown.
 
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, numerics, rows (one an attack, see `summarise`, with the
@@ -136,11 +132,9 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
     """One row for each evaluated run, the best worst case first.
 
     Returns:
-        Columns preset, dataset, method, title, arch, changed (from the preset, e.g. "beta=3.0"), precision, seed, threat (such
-        as "Linf 0.2"), the ATTACKS (fractions, NaN where not measured; clean and worst with _low and _high),
-        last_worst (of the last epoch), n, minutes, epochs, path, stale, warnings, checkpoint, and what the audit says of
-        the headline and of the method's own protocol: headline_badge, protocol_badge ("pass", "amber", "red" or "n/a"; ""
-        before an audit), headline_text, protocol_text.
+        COLUMNS: changed says what differs from the preset (e.g. "beta=3.0"), accuracies are fractions (NaN where not measured),
+        last_worst is of the last epoch, and badges are the audit's verdicts on the headline and on the method's own protocol:
+        "pass", "amber", "red", "n/a", or "" before an audit.
     """
     rows = [_row(run) for run in runs if run.results()]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)

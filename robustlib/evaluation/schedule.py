@@ -92,13 +92,6 @@ def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[s
     return {name: attack for name, attack in attacks.items() if averages[name] == random} or dict(attacks)
 
 
-def targeted_attacks(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
-    """The attacks that a family meets: searches on the margin, which reach a class soonest; else all that can be targeted."""
-    able = {name: attack for name, attack in attacks.items() if hasattr(attack, "targeted")}
-    margin = {n: a for n, a in able.items() if is_search(a) and getattr(a, "objective", "") == "margin"}
-    return margin or able
-
-
 def select_views(attack: Attack, groups: Mapping[str, Views]) -> dict[str, Views]:
     """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
     single = {name: views for name, views in groups.items() if "" in views}
@@ -126,17 +119,19 @@ def adapt(attack: Attack, view: nn.Module) -> Attack:
 
 def plan(
     model: nn.Module,
+    split: Split,
     attacks: Mapping[str, Attack],
     adaptive: Mapping[str, Attack],
     surrogates: Mapping[str, nn.Module],
     sources: Mapping[str, nn.Module],
-    *,
-    classes: int,
     minimum: bool,
 ) -> Iterator[tuple[list[Step], bool]]:
     """The steps of each attack on each view, and whether they meet only what withstood everything before; see `evaluate`."""
     groups = group_surrogates(surrogates)
     searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
+    first = split.images[:1].float() / 255
+    with torch.no_grad(), torch.random.fork_rng([first.device] if first.is_cuda else []):
+        classes = int(model(first).shape[1])
 
     def met(views: Views) -> Mapping[str, Attack]:
         return compatible_attacks(adaptive, views[""]) if getattr(model, "stochastic", False) else adaptive
@@ -147,7 +142,10 @@ def plan(
         for surrogate, views in {**groups, **group_surrogates(sources)}.items():
             if "" in views and name in met(views):
                 yield _steps(name, attack, surrogate, views, model, classes), minimum
-    for name, attack in targeted_attacks(adaptive).items():
+    # A family meets searches on the margin, which reach a class soonest; else all that can be targeted.
+    able = {name: attack for name, attack in adaptive.items() if hasattr(attack, "targeted")}
+    margin = {name: a for name, a in able.items() if name in searches and getattr(a, "objective", "") == "margin"}
+    for name, attack in (margin or able).items():
         for family, views in groups.items():
             if "" not in views:
                 yield _steps(name, attack, family, views, model, classes), minimum

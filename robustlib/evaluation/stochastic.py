@@ -5,7 +5,6 @@ and whether the attack has reached its plateau."""
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from robustlib.errors import InputError, check_counts
 from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
-from robustlib.evaluation.metrics import accuracy, headline_draws, summarise, with_correct
+from robustlib.evaluation.metrics import accuracies, accuracy, headline_draws, summarise, with_correct
 from robustlib.evaluation.protocols import StochasticProtocol
 from robustlib.runs import Run, measured, versions, write_json
 from robustlib.threat import Threat
@@ -34,27 +33,26 @@ SAMPLES = (1, 5, 20)  # gradient samples over which PGD+EOT is measured
 PLATEAU_SAMPLES, PLATEAU_STEPS = (*SAMPLES, 50), (20, 100, 200)  # of PGD+EOT in the plateau check
 
 
-def draw_statistics(records: pd.DataFrame, draws: int = WORST_OF) -> dict[str, Any]:
-    """What the same stored draws say of clean and attacked images if they are counted in other ways.
+def draw_statistics(records: pd.DataFrame) -> dict[str, Any]:
+    """What the same stored draws of a stochastic model say of clean and attacked images if they are counted in other ways.
 
-    The worst of K draws falls by random failures alone, so it is given for clean images as well. Attacked images are those of
+    The worst of 10 draws falls by random failures alone, so it is given for clean images as well. Attacked images are those of
     the headline (see `headline_draws`): where they were chosen among several, on odd draws, they are counted on even ones.
 
-    Args:
-        records: of `evaluate`, of a stochastic model.
-        draws: K, at most half of the draws of each image.
-
     Returns:
-        {"draws": K, "clean": {"expected", "single", "worst": accuracies}, "attacked": the same, "successes" (attacked images
+        {"draws": 10, "clean": {"expected", "single", "worst": accuracies}, "attacked": the same, "successes" (attacked images
         that fail in draw 0), "repeated" (the share of the other draws in which these fail again; None without any)}.
     """
     table = with_correct(records)
-    if not len(table) or table["draw"].max() < 2 * draws - 1:
-        raise InputError(f"The worst of {draws} draws needs {2 * draws} of each image: evaluate a stochastic model.")
-    counted: dict[str, Any] = {"draws": draws}
+    if not len(table) or table["draw"].max() < 2 * WORST_OF - 1:
+        raise InputError(
+            f"The worst of {WORST_OF} draws needs {2 * WORST_OF} of each image: evaluate a stochastic model."
+        )
+    counted: dict[str, Any] = {"draws": WORST_OF}
     for kind, part in (("clean", table[table["attack"] == "clean"]), ("attacked", table)):
         correct = headline_draws(part)
-        shares = {"expected": correct.mean(axis=1), "single": correct[0], "worst": correct.iloc[:, :draws].min(axis=1)}
+        worst = correct.iloc[:, :WORST_OF].min(axis=1)
+        shares = {"expected": correct.mean(axis=1), "single": correct[0], "worst": worst}
         counted[kind] = {name: accuracy(float(share.sum()), len(correct)) for name, share in shares.items()}
     lost = correct[correct[0] == 0].drop(columns=0)
     again = float(1 - lost.to_numpy().mean()) if lost.size else None
@@ -62,59 +60,34 @@ def draw_statistics(records: pd.DataFrame, draws: int = WORST_OF) -> dict[str, A
 
 
 def fixed_accuracies(
-    model: nn.Module,
-    split: Split,
-    threat: Threat,
-    protocol: StochasticProtocol,
-    *,
-    seeds: Sequence[int] = SEEDS,
-    state: Path | None = None,
-    **settings: Any,
+    model: nn.Module, split: Split, threat: Threat, protocol: StochasticProtocol, **settings: Any
 ) -> list[dict[str, Any]]:
     """The deterministic white box: PGD on two objectives and APGD see the very draw by which they are judged.
 
-    Args:
-        model: stochastic, with a method `fixed`.
-        protocol: whose number of PGD+EOT's steps the attacks take; of fixed randomness each gradient is exact.
-        seeds: each fixes another draw, the same for all images.
-        state: where unfinished work is kept, for each seed in a directory of its own that begins with this name.
-        settings: seed and progress of `evaluate`.
-
-    Returns:
-        {"seed", "clean", "attacked"} for each of the seeds; accuracies, `attacked` of the per-example minimum.
+    Each of SEEDS fixes another draw of the model, the same for all images; so each gradient is exact, and the attacks take the steps
+    of the protocol's PGD+EOT. `settings` are seed, progress and state of `evaluate`; parts of the work have directories whose names
+    begin with the state's. Returns {"seed", "clean", "attacked"} for each; accuracies, `attacked` of the per-example minimum.
     """
     pgd, rows = PGD(threat, protocol.pgd_eot[0], early_stop=True), []
     attacks: dict[str, Attack] = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": APGD(threat, pgd.steps)}
-    for seed in seeds:
+    for seed in SEEDS:
         drawn: nn.Module = model.fixed(seed)  # type: ignore[operator]
-        records = evaluate(drawn, split, attacks, adaptive={}, state=_part_of(state, f"fixed{seed}"), **settings)
-        shares = _accuracies(records)
+        shares = accuracies(evaluate(drawn, split, attacks, adaptive={}, **_part(settings, f"fixed{seed}")))
         rows.append({"seed": seed, "clean": shares["clean"], "attacked": shares["worst"]})
     return rows
 
 
 def eot_curve(
-    model: nn.Module,
-    split: Split,
-    threat: Threat,
-    pairs: Iterable[tuple[int, int]],
-    *,
-    state: Path | None = None,
-    **settings: Any,
+    model: nn.Module, split: Split, threat: Threat, pairs: Iterable[tuple[int, int]], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Expected accuracy under PGD+EOT as it grows stronger.
-
-    `pairs` are (steps, gradient samples of each); `state` and `settings` as for `fixed_accuracies`. Surrogates are left out.
-
-    Returns:
-        {"steps", "samples", an accuracy, and "stood" (of each image, in order: the share of draws that it withstood)} for each point.
-    """
+    """Expected accuracy under PGD+EOT as it grows stronger, without surrogates: {"steps", "samples", an accuracy, and "stood" (of each
+    image, in order: the share of draws that it withstood)} for each of `pairs` (steps, gradient samples of each)."""
     rows = []
     for steps, samples in pairs:
-        settings["state"], attack = _part_of(state, f"{steps}x{samples}"), PGDEOT(threat, steps, samples)
-        records = evaluate(model, split, {"eot": attack}, adaptive={}, **settings)
+        attack, part = PGDEOT(threat, steps, samples), _part(settings, f"{steps}x{samples}")
+        records = evaluate(model, split, {"eot": attack}, adaptive={}, **part)
         stood = headline_draws(records[records["attack"] == "eot"]).mean(axis=1).sort_index().round(4).tolist()
-        rows.append({"steps": steps, "samples": samples, **_accuracies(records)["eot"], "stood": stood})
+        rows.append({"steps": steps, "samples": samples, **accuracies(records)["eot"], "stood": stood})
     return rows
 
 
@@ -148,43 +121,28 @@ class Vote(nn.Module):
 
 
 def vote(
-    model: nn.Module,
-    split: Split,
-    threat: Threat,
-    protocol: StochasticProtocol,
-    *,
-    state: Path | None = None,
-    **settings: Any,
+    model: nn.Module, split: Split, threat: Threat, protocol: StochasticProtocol, **settings: Any
 ) -> dict[str, Any]:
     """BPDA+EOT as Hill et al. (2021) report it: a `Vote` answers. For comparison with their numbers, never part of a headline.
 
     Images that the vote gets wrong without attack stay as they are. The protocol's `bpda` searches, from the image itself, and its
-    `defence` is the number of draws; `state` and `settings` as for `fixed_accuracies`.
-
-    Returns:
-        {"draws", "protocol", "clean", "attacked"}, the last two accuracies; {} for a model without a surrogate "bpda".
+    `defence` is the number of draws. Returns {"draws", "protocol", "clean", "attacked"}, the last two accuracies; {} for a model
+    without a surrogate "bpda".
     """
     views: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     if BPDA not in views:
         return {}
-    attack = PGDEOT(threat, *protocol.bpda)
-    suites: dict[str, Any] = {"attacks": {}, "adaptive": {"pgd_eot": attack}, "sources": {BPDA: views[BPDA]}}
-    records = evaluate(Vote(model, protocol.defence), split, **suites, state=_part_of(state, "vote"), **settings)
-    shares, said = _accuracies(records), f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"
-    result = {"draws": protocol.defence, "protocol": said, "clean": shares["clean"]}
-    return result | {"attacked": shares[f"pgd_eot@{BPDA}"]}
+    attack, judge = PGDEOT(threat, *protocol.bpda), Vote(model, protocol.defence)
+    suites: dict[str, Any] = {"adaptive": {"pgd_eot": attack}, "sources": {BPDA: views[BPDA]}}
+    shares = accuracies(evaluate(judge, split, {}, **suites, **_part(settings, "vote")))
+    said = f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"
+    return {"draws": judge.draws, "protocol": said, "clean": shares["clean"], "attacked": shares[f"pgd_eot@{BPDA}"]}
 
 
-def _part_of(state: Path | None, name: str) -> Path | None:
-    """The directory for a part of the work."""
-    return None if state is None else state.with_name(f"{state.name}-{name}")
-
-
-def _accuracies(records: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """By attack, of the rows of `summarise`."""
-    table = summarise(records)
-    rows = zip(table["attack"], table["correct"], table["n"], strict=True)
-    return {name: accuracy(float(correct), int(n)) for name, correct, n in rows}
+def _part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings with a state directory for a part of the work."""
+    state = settings.get("state")
+    return {**settings, "state": state and state.with_name(f"{state.name}-{name}")}
 
 
 # ---- runs
@@ -198,9 +156,8 @@ def measure_randomness(
     The images, seed and protocol are those of `evaluate_run`. An interrupted measurement is resumed.
 
     Returns:
-        The content of randomness.json: facts of the evaluation, then those of `draw_statistics`, "fixed" (see `fixed_accuracies`;
-        empty if the model has no method `fixed`), "eot" (see `eot_curve`; over gradient samples, on the protocol's images of curves)
-        and "vote" (see `vote`; on the same images).
+        Facts of the evaluation, then those of `draw_statistics`, "fixed" (see `fixed_accuracies`; empty if the model has no method
+        `fixed`), "eot" (see `eot_curve`; over gradient samples, on the protocol's images of curves) and "vote" (on the same).
     """
     images, facts = _randomised(run, dataset)
 

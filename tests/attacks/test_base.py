@@ -349,3 +349,15 @@ def test_attacks_take_their_draws_in_one_batch(attack):
     attack(model, x, y)
     assert 20 in model.sizes
     assert max(model.sizes) <= 40  # 8 votes
+
+
+def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
+    class Judge(torch.nn.Module):  # class 1 far out, class 2 further
+        def forward(self, x):
+            mean = x.flatten(1).mean(1, keepdim=True)
+            return torch.cat([0 * mean, 4 * mean - 2.4, 8 * mean - 6.4], 1)
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    aim = PGD(Threat("linf", 0.25), 20, 0.05, start="zero", early_stop=True, objective="margin", targeted=True)
+    judge, view, target = Judge(), Judge(), torch.full((3,), 2)
+    assert judge(aim(SurrogateModel(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]

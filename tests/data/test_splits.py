@@ -55,3 +55,12 @@ def test_batches_refuse_bad_arguments_at_once(digits):
         digits.val.batches(4, augment="simclr_week")
     with pytest.raises(InputError, match="Unknown view"):
         next(digits.val.batches(4)).view("strong")
+
+
+def test_samples_are_stratified_and_fixed(digits):
+    chosen = digits.test.sample(100)
+    assert len(chosen) == 100
+    assert torch.equal(chosen.indices, digits.test.sample(100).indices)
+    assert chosen.labels.bincount().min() >= 9
+    assert digits.test.sample(0) is digits.test
+    assert (len(digits.test.sample(499)), len(digits.test.sample(3))) == (499, 3)

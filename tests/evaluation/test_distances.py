@@ -1,4 +1,4 @@
-"""Adversarial distances: measured by the deployed model, compared on shared images, and no failure counts as robustness."""
+"""Adversarial distances: measured by the deployed model, compared on shared images, no failure counts as robustness; strengths."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,14 @@ from torch import nn
 from robustlib.attacks import FAB, MinNormResult, Tangent, Threat
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.evaluation import adversarial_distances, bootstrap, compare_distances, shared_distances
+from robustlib.evaluation import (
+    adversarial_distances,
+    bootstrap,
+    compare_distances,
+    distances_over_seeds,
+    select_strength,
+    shared_distances,
+)
 from tests.conftest import Linear
 
 L2 = Threat("l2", 0.5)
@@ -162,3 +169,100 @@ def test_the_bootstrap_is_the_percentile_interval():
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
     assert bootstrap(lambda a, b: float((a / b).mean()), values, 2 * values) == pytest.approx((0.5, 0.5))
     assert np.isnan(bootstrap(np.mean, values[:0])).all()
+
+
+# --- strengths of a regulariser
+
+N = 100
+
+
+def t_interval(values: list[float]) -> tuple[float, float]:
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+
+
+def uniform(wrong: int, distance: float, start: int = 0) -> pd.DataFrame:
+    """N images of which the first `wrong` are wrong; the others have distances about `distance`."""
+    correct = np.arange(N) >= wrong
+    far = np.where(correct, distance + 0.001 * (np.arange(N) - N / 2), 0.0)
+    return pd.DataFrame({"index": np.arange(N) + start, "label": 0, "correct": correct, "distance": far, "queries": 7})
+
+
+def seeds(*pairs: tuple[int, float]) -> dict[int, pd.DataFrame]:
+    return {seed: uniform(*pair) for seed, pair in enumerate(pairs)}
+
+
+NONE = seeds((2, 0.50), (4, 0.52))  # 97 % on average
+CELLS = {
+    ("rep", 0.001): seeds((2, 0.51), (4, 0.53)),
+    ("rep", 0.01): seeds((3, 0.58), (5, 0.60)),  # 96 %: just allowed
+    ("rep", 0.1): seeds((4, 0.70), (5, 0.72)),  # 95.5 %: not allowed
+    ("ll", 0.01): seeds((2, 0.49), (2, 0.50)),
+}
+
+
+def test_the_farthest_that_keeps_the_accuracy_is_chosen():
+    grid = select_strength(NONE, CELLS)
+    assert list(grid["variant"]) == ["none", "rep", "rep", "rep", "ll"]
+    assert list(grid["strength"]) == [0.0, 0.001, 0.01, 0.1, 0.01]
+    assert grid["accuracy"].tolist() == pytest.approx([0.97, 0.97, 0.96, 0.955, 0.98])
+    assert grid["allowed"].tolist() == [True, True, True, False, True]
+    assert grid["chosen"].tolist() == [False, False, True, False, True], "one of each variant, even if no better"
+    stricter = select_strength(NONE, CELLS, slack=0.005)
+    assert stricter["chosen"].tolist() == [False, True, False, False, True]
+
+
+def test_distances_are_of_the_images_that_all_allowed_cells_have_right():
+    grid = select_strength(NONE, CELLS).set_index(["variant", "strength"])
+    assert grid["n"].tolist() == [95] * 5, "seed 1 loses five; the cell that is not allowed takes none from the others"
+    by_hand = [CELLS["rep", 0.01][seed]["distance"][worst:].mean() for seed, worst in ((0, 3), (1, 5))]
+    row = grid.loc[("rep", 0.01)]
+    assert (row["distance"], row["low"], row["high"]) == pytest.approx((np.mean(by_hand), *t_interval(by_hand)))
+    far = select_strength(NONE, {**CELLS, ("rep", 1.0): seeds((90, 3.0), (90, 3.0))})
+    assert far["n"].tolist() == [95] * 4 + [95] + [10]
+
+
+def test_the_gain_is_of_pairs_over_seeds_and_of_one_seed_over_images():
+    several = {("rep", 0.01): seeds((3, 0.58), (5, 0.63))}
+    row = select_strength(NONE, several).iloc[1]
+    gains = [(several["rep", 0.01][k]["distance"] - NONE[k]["distance"])[3 + 2 * k :].mean() for k in (0, 1)]
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx(t_interval(gains))
+    rng = np.random.default_rng(0)
+    noisy = uniform(2, 0.5).assign(distance=lambda rows: np.where(rows["correct"], 0.5 + rng.normal(0.02, 0.1, N), 0.0))
+    row = select_strength({0: uniform(2, 0.5)}, {("rep", 0.01): {0: noisy}}).iloc[1]
+    gain = (noisy["distance"] - uniform(2, 0.5)["distance"])[2:]
+    half = 1.96 * gain.std() / 98**0.5
+    expected = (gain.mean() - half, gain.mean() + half)
+    assert (row["gain_low"], row["gain_high"]) == pytest.approx(expected, abs=0.15 * half)
+    grid = select_strength(NONE, CELLS)
+    assert grid["gain_low"].isna().tolist() == [True, False, False, True, False], "none itself, and what costs too much"
+
+
+def test_distances_of_variants_are_means_over_the_seeds_that_all_have():
+    variants = {"a": {**seeds((2, 0.5), (4, 0.6)), 7: uniform(0, 9.0)}, "b": seeds((10, 0.7), (3, 0.9))}
+    table = distances_over_seeds(variants).set_index("variant")
+    assert table["seeds"].tolist() == [2, 2]
+    assert table["n"].tolist() == [90, 90], "seed 0: ten are wrong in b"
+    for variant, frames in variants.items():
+        means = [frames[seed]["distance"].to_numpy()[worst:].mean() for seed, worst in ((0, 10), (1, 4))]
+        low, high = t_interval(means)
+        expected = (np.mean(means), max(low, 0), high)  # no distance is negative
+        assert tuple(table.loc[variant, ["distance", "low", "high"]]) == pytest.approx(expected)
+    assert distances_over_seeds({"a": {0: uniform(2, 0.5)}, "b": {1: uniform(2, 0.5)}}).empty
+    assert distances_over_seeds({}).empty
+
+
+def test_a_variant_without_a_distance_or_without_accuracy_is_not_chosen():
+    lost = {seed: uniform(2, 0.5).assign(distance=np.nan) for seed in NONE}
+    grid = select_strength(NONE, {("rep", 0.1): seeds((60, 9.0), (60, 9.0)), ("lost", 0.1): lost})
+    assert not grid["chosen"].any()
+    assert grid["n"].tolist() == [0, 0, 0], "a failed search counts for nobody"
+    assert grid["distance"].isna().all()
+
+
+def test_unequal_seeds_are_a_sentence():
+    with pytest.raises(InputError, match=r"rep at strength 0.01 has the seeds \[0\], none has \[0, 1\]"):
+        select_strength(NONE, {("rep", 0.01): {0: NONE[0]}})
+    with pytest.raises(InputError, match=r"none at strength 0 has the seeds \[\]"):
+        select_strength({}, {})
+    with pytest.raises(InputError, match="measured on different images"):
+        select_strength(NONE, {("rep", 0.01): {0: NONE[0], 1: uniform(2, 0.5, start=1)}})

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from robustlib import runs
 from robustlib.errors import InputError, unknown
 from robustlib.models import build_model
-from robustlib.runs import Run, find_runs, load_weights, save_weights, write_atomic
+from robustlib.runs import Run, find_runs, load_weights, save_weights, transfer_sources, write_atomic
 from robustlib.runs.files import write_archive
 from robustlib.runs.run import parameter_hash
 from tests import ROOT
@@ -138,3 +139,20 @@ def test_committed_runs_of_version_0_1_are_read_as_they_were_written():
         assert run.path.name == Run.of(params, "runs").path.name
         fields = run.params()["hyperparameters"]
         assert all(fields[name] == value for name, value in run.changes().items())
+
+
+def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
+    def made(name, seed=0, arch="small_cnn", changed=""):
+        run = Run(tmp_path / "digits" / "pgd_at" / name)
+        facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits"}
+        runs.write_json(run.path / "params.json", facts | {"seed": seed, "arch": arch, "changed": changed})
+        runs.write_json(run.path / "status.json", {"state": "done"})
+        write_atomic(run.path / "model.safetensors", b"weights")
+        return run
+
+    this = made("this")
+    order = [made("a", arch="mlp"), made("b", changed="epochs=1"), made("c", seed=3), made("d")]
+    for fittest in range(4):
+        assert transfer_sources(this, ["pgd_at"])["pgd_at"].path == order[::-1][fittest].path
+        shutil.rmtree(order[::-1][fittest].path)
+    assert transfer_sources(this, ["pgd_at"]) == {}

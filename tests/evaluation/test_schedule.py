@@ -1,4 +1,4 @@
-"""An evaluation that is killed, starved of memory, or handed a state of something else."""
+"""An evaluation that is interrupted, starved of memory, or handed a state of something else; and who meets which attack."""
 
 import os
 import signal
@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import PGD, Threat
+from robustlib.attacks import APGD, PGD, AutoAttack, Threat
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import Progress, evaluate
+from robustlib.evaluation.protocols import StochasticProtocol, adaptive_attacks
+from robustlib.evaluation.schedule import adapt, compatible_attacks, group_surrogates, select_views
 from tests import ROOT
 from tests.conftest import Linear
 
@@ -46,20 +48,6 @@ class Shaky:
         return self.threat.project(start + 0.01 * torch.randn_like(x), x)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A cascade of two."""
-
-    threat: Threat
-    seconds: float = 0.0
-
-    def components(self, classes: int):
-        return {"shaky": Shaky(self.threat, self.seconds), "pgd": PGD(self.threat, steps=2)}
-
-    def __call__(self, model, x, y, *, generator=None, rng=None):
-        raise AssertionError("a cascade is called component by component")
-
-
 def case(stochastic: bool = False) -> tuple[nn.Module, Split]:
     """The same model and images in every process."""
     source = torch.Generator().manual_seed(3)
@@ -76,32 +64,43 @@ def case(stochastic: bool = False) -> tuple[nn.Module, Split]:
 
 def run(stochastic: bool, state: Path | str | None = None, seconds: float = 0.0, **options) -> pd.DataFrame:
     model, split = case(stochastic)
-    attacks = {"shaky": Shaky(THREAT, seconds), "pair": Pair(THREAT, seconds)}
+    shaky = Shaky(THREAT, seconds)
+    pair = AutoAttack(THREAT, version="custom", attacks=(("shaky", shaky), ("pgd", PGD(THREAT, steps=2))))
+    attacks = {"shaky": shaky, "pair": pair}
     return evaluate(model, split, attacks, batch_size=8, state=state, draws=4 if stochastic else None, **options)
 
 
-SCRIPT = "import sys; from tests.evaluation.test_cache import run; run({stochastic}, sys.argv[1], 0.05)"
-
-
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_killed_twice_it_ends_with_the_records_of_an_uninterrupted_run(tmp_path, stochastic):
-    state, script = tmp_path / "state", SCRIPT.format(stochastic=stochastic)
+def test_interrupted_twice_it_ends_with_the_records_of_an_uninterrupted_run(tmp_path, stochastic):
     for parts in (10, 18):  # in the middle of the first attack, then of the cascade
-        process = subprocess.Popen([sys.executable, "-c", script, str(state)], cwd=ROOT)
-        end = time.monotonic() + 120
-        while len(list(state.glob("part-*"))) < parts:
-            assert process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < end
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    before = {file: file.stat().st_mtime_ns for file in state.glob("part-*")}
-    resumed = run(stochastic, state, seconds=0.05)
+
+        def interrupt(progress, parts=parts):
+            if len(list(tmp_path.glob("part-*"))) >= parts:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(stochastic, tmp_path, progress=interrupt)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("part-*")}
+    resumed = run(stochastic, tmp_path)
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items()), "finished batches are not redone"
-    pd.testing.assert_frame_equal(resumed, run(stochastic, seconds=0.05), check_exact=True)
+    pd.testing.assert_frame_equal(resumed, run(stochastic), check_exact=True)
     again: list[Progress] = []
-    pd.testing.assert_frame_equal(run(stochastic, state, seconds=0.05, progress=again.append), resumed)
+    pd.testing.assert_frame_equal(run(stochastic, tmp_path, progress=again.append), resumed)
     assert all(p.done == p.total and p.eta is None for p in again), "nothing is left to do"
+
+
+def test_a_killed_evaluation_goes_on(tmp_path):
+    script = "import sys; from tests.evaluation.test_schedule import run; run(True, sys.argv[1], 0.05)"
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
+    end = time.monotonic() + 120
+    while len(list(tmp_path.glob("part-*"))) < 10:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run(True, tmp_path, seconds=0.05)
+    pd.testing.assert_frame_equal(resumed, run(True), check_exact=True)
 
 
 def state_of(tmp_path: Path) -> tuple[Path, nn.Module, Split, dict]:
@@ -113,27 +112,25 @@ def state_of(tmp_path: Path) -> tuple[Path, nn.Module, Split, dict]:
 
 def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path):
     state, model, split, attacks = state_of(tmp_path)
-    other, _ = case()
+    (other, _), (warmer, _) = case(), case()
     with torch.no_grad():
         other.map.bias += 1e-3
-    warmer, _ = case()
     warmer.temperature = 2.0  # a plain attribute may change what a model does
-    mislabelled = Split(split.images, split.labels.flip(0), split.indices)
-    changed = [
-        ("another model ", lambda: evaluate(other, split, attacks, state=state)),
-        ("another model ", lambda: evaluate(warmer, split, attacks, state=state)),
-        ("another split ", lambda: evaluate(model, mislabelled, attacks, state=state)),
-        ("another split ", lambda: evaluate(model, split.select(torch.arange(9)), attacks, state=state)),
-        (r"another attack pgd .*steps=2.*steps=3", lambda: evaluate(model, split, {"pgd": PGD(THREAT, steps=3)}, state=state)),
-        (r"another attack b \(none there", lambda: evaluate(model, split, attacks | {"b": Shaky(THREAT)}, state=state)),
-        (r"another attack pgd .*none now", lambda: evaluate(model, split, {}, state=state)),
-        (r"another seed \(0 there, 1 now", lambda: evaluate(model, split, attacks, seed=1, state=state)),
-        ("another draws", lambda: evaluate(model, split, attacks, draws=2, state=state)),
-        ("another batch_size", lambda: evaluate(model, split, attacks, batch_size=2, state=state)),
-    ]  # fmt: skip
-    for sentence, call in changed:
+    mislabelled = replace(split, labels=split.labels.flip(0))
+    for sentence, given, options in (
+        ("another model ", (other, split, attacks), {}),
+        ("another model ", (warmer, split, attacks), {}),
+        ("another split ", (model, mislabelled, attacks), {}),
+        ("another split ", (model, split.select(torch.arange(9)), attacks), {}),
+        (r"another attack pgd .*steps=2.*steps=3", (model, split, {"pgd": PGD(THREAT, steps=3)}), {}),
+        (r"another attack b \(none there", (model, split, attacks | {"b": Shaky(THREAT)}), {}),
+        (r"another attack pgd .*none now", (model, split, {}), {}),
+        (r"another seed \(0 there, 1 now", (model, split, attacks), {"seed": 1}),
+        ("another draws", (model, split, attacks), {"draws": 2}),
+        ("another batch_size", (model, split, attacks), {"batch_size": 2}),
+    ):
         with pytest.raises(InputError, match=f"{sentence}.*delete that directory"):
-            call()
+            evaluate(*given, state=state, **options)
     assert len(evaluate(model, split, attacks, state=state)) == 120
 
 
@@ -186,15 +183,15 @@ ERRORS = {
 def test_half_the_batch_when_memory_runs_out_changes_no_record(tmp_path, error):
     model, split = case()
     hungry, said = Hungry(THREAT, 8, ERRORS[error]), []
-    records = evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path / "state", progress=said.append)
+    records = evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
     plenty = evaluate(model, split, {"h": replace(hungry, fits=99)}, batch_size=32)
     pd.testing.assert_frame_equal(records, plenty, rtol=1e-5, atol=1e-6)
     notes = [p.note for p in said if p.note]
     assert notes == [f"Out of memory with {n} images at a time: going on with {n // 2}." for n in (32, 16)]
-    for part in (tmp_path / "state").glob("part-001-0000001*"):
+    for part in tmp_path.glob("part-001-0000001*"):
         part.unlink()
     said.clear()
-    evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path / "state", progress=said.append)
+    evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
     assert not [p for p in said if p.note], "what fits is remembered"
 
 
@@ -213,6 +210,35 @@ def test_progress_counts_examples_and_foresees_the_end():
     assert steps == [("clean", "", ""), ("shaky", "", ""), ("pair", "", "shaky"), ("pair", "", "pgd")]
     shaky = [p for p in said if p.attack == "shaky"]
     assert [p.done for p in shaky] == [0, 8, 16, 24, 32, 40, 48, 50]  # 10 of 60 are wrong without an attack
-    assert shaky[0].eta is None
-    assert (shaky[1].eta, shaky[-1].eta) == (pytest.approx(shaky[1].seconds * 42 / 8), 0)
+    assert (shaky[0].eta, shaky[1].eta, shaky[-1].eta) == (None, pytest.approx(shaky[1].seconds * 42 / 8), 0)
     assert next(p.total for p in said if p.component == "pgd") < 50
+
+
+# ---- who meets what
+
+
+def view(**wishes):
+    """A view that asks to be attacked in its own way."""
+    model = Linear()
+    vars(model).update(wishes)
+    return model
+
+
+def test_a_view_has_its_own_objective():
+    plain, wish, pgd = view(), view(objective="nll"), PGD(THREAT)
+    assert adapt(pgd, wish).objective == adapt(APGD(THREAT), wish).objective == "nll"
+    assert adapt(replace(pgd, objective="margin"), wish).objective == "margin"
+    assert adapt(pgd, plain) is pgd
+    assert adapt(pgd, view(target=2)).targeted
+    views = {"a": plain, "joint": wish, "gate 0": view(target=0)}
+    many, cascade = replace(pgd, restarts=2), AutoAttack(THREAT)
+    for attack, given, met in ((many, views, "joint"), (cascade, views, "a"), (many, {"a": plain}, "a")):
+        assert [*select_views(attack, group_surrogates(given))] == [met]
+
+
+def test_random_views_meet_what_averages_and_others_what_does_not():
+    attacks = adaptive_attacks(THREAT, True, StochasticProtocol(pgd_eot=(2, 2), autoattack=(1, 2)))
+    assert list(compatible_attacks(attacks, view(stochastic=True))) == ["pgd_eot"]
+    assert list(compatible_attacks(attacks, view(stochastic=False))) == ["pgd20", "aa_standard"]
+    alone = {"pgd": PGD(THREAT)}
+    assert compatible_attacks(alone, view(stochastic=True)) == alone, "better than nothing"

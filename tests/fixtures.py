@@ -152,7 +152,7 @@ def incomplete() -> pd.DataFrame:
     return pd.DataFrame([facts | row for row in rows])
 
 
-def write_made_up_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2) -> Any:
+def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2) -> Any:
     """Writes an atlas of `n` made-up images of four classes, each second one turned into the next class; returns images.
 
     Returns:
@@ -187,7 +187,7 @@ def write_made_up_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
         SimpleNamespace(params=lambda k=k: facts | {"seed": k}, changed="", finished=True, path="runs/x")
         for k in range(runs)
     ]
-    with patch("robustlib.workbook.report.maps._map", lambda *_: (found, attacked.numpy())):
+    with patch("robustlib.workbook.report.index._map", lambda *_: (found, attacked.numpy())):
         if target is not None:
             write_atlas(Path(target), made, dataset, PGD(dataset.threat), title="Map", index="index.html")
     return clean[0], attacked[0]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import accuracy
 from robustlib.methods import make_method
@@ -19,14 +18,10 @@ from robustlib.models import Classifier
 from robustlib.representation import runs as stored
 from robustlib.runs import find_runs, read_json, write_json
 from robustlib.training import fit
-from robustlib.workbook.engines import execute
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
 from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
-from robustlib.workbook.task import Task
-from tests import ROOT
 
 N = 40
-NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +63,17 @@ def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
     assert all(size <= eps + 0.003 for size, eps in zip(sizes, grid.radii, strict=True))
     assert sizes[0] == 0 < sizes[1]
     assert grid.clean.images.equal(digits.test.sample(N).images)
+    assert grid.is_adversarial(0).sum() == 0
 
 
-def test_curve_counts_the_images_that_are_still_right(grid):
+def test_accuracies_and_probabilities_are_those_of_the_logits(grid):
     right = int((grid.steps[4].predictions == grid.steps[4].labels).sum())
     assert grid.curve(torch.ones(N, dtype=torch.bool))[4] == {"eps": grid.radii[4], **accuracy(right, N)}
-    of_class = grid.curve(grid.clean.labels == 3)
-    assert [row["n"] for row in of_class] == [int((grid.clean.labels == 3).sum())] * 9
-    assert grid.is_adversarial(0).sum() == 0
+    of_class = grid.clean.labels == 3
+    assert [row["n"] for row in grid.curve(of_class)] == [int(of_class.sum())] * 9
+    p = grid.probabilities(3, 4)
+    assert float(p.sum()) == pytest.approx(1)
+    assert int(p.argmax()) == int(grid.steps[4].predictions[3])
 
 
 def test_neighbours_are_the_nearest_by_cosine_and_never_the_image_itself(grid):
@@ -86,12 +84,6 @@ def test_neighbours_are_the_nearest_by_cosine_and_never_the_image_itself(grid):
     assert 7 not in grid.neighbours("features", 7, 0, N - 1).tolist()
     with pytest.raises(InputError, match=f"{N} neighbours among {N - 1} examples"):
         grid.neighbours("features", 7, 5, N)
-
-
-def test_probabilities_are_those_of_the_logits(grid):
-    p = grid.probabilities(3, 4)
-    assert float(p.sum()) == pytest.approx(1)
-    assert int(p.argmax()) == int(grid.steps[4].predictions[3])
 
 
 def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
@@ -374,15 +366,7 @@ def test_runs_of_no_or_two_data_sets(root, tmp_path):
 def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(app, "SMALL", {"standard": 1, "pgd_at": 1})
     made = explore(tmp_path, examples=12, neighbours=3, layer="logits")
-    printed = capsys.readouterr().out
-    assert printed.startswith("There are no finished runs in")
+    assert capsys.readouterr().out.startswith("There are no finished runs in")
     assert [run.changes() for run in find_runs(tmp_path)] == [{"epochs": 1}] * 2
-    assert made.board.layer.value == "logits"
+    assert (made.dataset.name, made.board.layer.value) == ("digits", "logits")
     assert len(list(made.board.run.value.path.glob("features/*"))) == 8
-    assert load_dataset("digits").name == made.dataset.name
-
-
-def test_the_notebook_runs_by_papermill(root, tmp_path):
-    task = Task(NOTEBOOK, {"runs": root, "examples": N, "neighbours": 5}, tmp_path / "explore.ipynb")
-    assert execute(task)["state"] == "done"
-    assert "application/vnd.jupyter.widget-view+json" in task.output.read_text()

@@ -111,7 +111,7 @@ def make_grid(
     *,
     n: int = 200,
     seed: int = 0,
-    report: Callable[[int, int, float], object] = lambda *_: None,
+    report: Callable[..., Any] = lambda *_: None,
 ) -> Grid:
     """The grid of a finished run under an attack, around the eps of its threat model: taken from beside the run, or computed.
 
@@ -127,14 +127,13 @@ def make_grid(
     if attack not in known:
         raise unknown("attack of the explorer", attack, known)
     radii = tuple(dict.fromkeys(threat.scaled(multiple).eps for multiple in MULTIPLES))
-    options: dict[str, Any] = {"layers": representation.layers(model), "n": n, "seed": seed}
+    names = representation.layers(model)
     steps: list[Features] = []
     for done, eps in enumerate(radii[1:]):
         report(done, len(radii) - 1, eps)
-        clean, adversarial = representation.run_features(
-            run, dataset, representation.at_eps(known[attack], eps), **options
-        )
-        steps = [*(steps or [clean]), adversarial]
+        stronger = representation.at_eps(known[attack], eps)
+        pair = representation.run_features(run, dataset, stronger, layers=names, n=n, seed=seed)
+        steps = [*(steps or pair[:1]), pair[1]]
     return Grid(run, attack, threat.eps, radii, tuple(steps))
 
 

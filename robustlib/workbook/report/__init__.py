@@ -4,7 +4,6 @@ A page loads nothing: figures are data URIs, equations MathML, style sheet and s
 security policy makes the browser refuse the rest.
 """
 
-from robustlib.workbook.report.index import write_index
-from robustlib.workbook.report.maps import write_atlas
+from robustlib.workbook.report.index import write_atlas, write_index
 from robustlib.workbook.report.mathml import to_mathml
 from robustlib.workbook.report.page import render

@@ -1,17 +1,29 @@
-"""The index of the reports: for each preset its headlines, its leaderboard, and what its comparison shows of it."""
+"""Pages of many runs: the index, with each preset's leaderboard and what its comparison shows, and the atlas of feature spaces."""
 
+import base64
+import io
+import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from bs4 import Tag
 from nbformat.v4 import new_code_cell, new_markdown_cell
+from PIL import Image
 
-from robustlib.runs import write_atomic
+from robustlib.attacks import Attack
+from robustlib.data import Dataset
+from robustlib.figures.canvas import COLOURS
+from robustlib.representation import embed_runs, run_features
+from robustlib.representation.runs import check_runs
+from robustlib.runs import Run, write_atomic
 from robustlib.workbook.report.page import DISPLAYED, fill_template, read, to_soup
 from robustlib.workbook.tables import VERDICTS, worst_verdict
 
@@ -22,6 +34,11 @@ COMMAND = re.compile(r"(robustlib .+?)(?= makes them anew|$)")
 TAG = "index"  # of the cells whose outputs the index shows
 HEADING = re.compile(r"^#{1,6} +(.+?)[ #]*$", re.MULTILINE)
 FORMS = DISPLAYED[: DISPLAYED.index("text/plain")]  # of outputs that the index shows
+
+LIMIT = 2_900_000  # bytes of an atlas, which is to stay below 3 MB
+TILES = 25  # images in a row of its sprite
+FEW = 10  # classes that colours can still distinguish
+SCALE = 9999  # its coordinates are whole numbers in [0, SCALE]
 
 Record = dict[str, Any]  # a row of the leaderboard without its missing values
 
@@ -41,12 +58,8 @@ COLUMNS = (  # beside the method's; what matters most comes first, so that a tel
     Column("threat", "Threat", "text"),
     Column("seed", "Seed", "number"),
     Column("clean", "Clean", help="accuracy on untouched test images"),
-    Column(
-        "worst", "Worst case", help="right under every attack, on the model and on its surrogates", sort="descending"
-    ),
-    Column(
-        "headline_badge", "Audit", "text", "what the checks say of the worst case, and of the method's own protocol"
-    ),
+    Column("worst", "Worst case", "share", "right under every attack, on the model and its surrogates", "descending"),
+    Column("headline_badge", "Audit", "text", "what checks say of the worst case, and of the method's own protocol"),
     Column("fgsm", "FGSM", help="one gradient step"),
     Column("pgd20", "PGD-20", help="20 steps of projected gradient ascent"),
     Column("pgd50x10", "PGD-50×10", help="50 steps, the worst of 10 random starts"),
@@ -121,33 +134,19 @@ def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[d
         title, href = str(record.get("title") or record["method"]), pages.get(str(record["path"]), "")
         row = record | {"title": title, "href": href}
         groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(row)
-    return [
-        {
-            "preset": preset,
-            "dataset": dataset,
-            "name": preset if preset == dataset else f"{preset} ({dataset})",
-            "facts": _facts(rows),
-            "cards": _cards(rows),
-            "columns": [column for column in COLUMNS if _tells(column.key, rows)],
-            "rows": sorted(rows, key=lambda row: -row.get("worst", -1)),
-        }
-        for (preset, dataset), rows in groups.items()
-    ]
-
-
-def _tells(key: str, rows: Sequence[Record]) -> bool:
-    """Whether a column says anything: a known value, and of networks and threats more than one."""
-    alike = key in ("arch", "threat") and len({row.get(key) for row in rows}) == 1
-    return not alike and any(key in row for row in rows)
-
-
-def _facts(rows: Sequence[Record]) -> str:
-    """What all runs of a leaderboard share."""
-    counts = sorted({int(row["n"]) for row in rows if "n" in row})
-    threats = sorted({row["threat"] for row in rows if "threat" in row})
-    facts = ["1 run" if len(rows) == 1 else f"{len(rows)} runs", " and ".join(threats)]
-    facts += [f"{' or '.join(map(str, counts))} test images"] if counts else []
-    return " · ".join(filter(None, facts))
+    boards: list[dict[str, Any]] = []
+    for (preset, dataset), rows in groups.items():
+        alike = [key for key in ("arch", "threat") if len({row.get(key) for row in rows}) == 1]
+        boards.append(
+            {
+                "preset": preset,
+                "dataset": dataset,
+                "cards": _cards(rows),
+                "columns": [c for c in COLUMNS if c.key not in alike and any(c.key in row for row in rows)],
+                "rows": sorted(rows, key=lambda row: -row.get("worst", -1)),
+            }
+        )
+    return boards
 
 
 def _audit_badges(rows: Sequence[Record]) -> list[dict[str, Any]]:
@@ -212,21 +211,19 @@ def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, 
     groups: list[list[Tag]] = []
     for part in to_soup(nb, notebook, "index", numbers, {}).select("main > *"):
         groups = [*groups, [part]] if part.name == "section" else [*groups[:-1], [*groups[-1], part]]
+
+    def is_half(parts: list[Tag]) -> bool:
+        figures = sum(len(part.find_all("figure")) for part in parts[1:])
+        return figures == 1 and not any(part.find("table") for part in parts[1:])
+
     sections: list[tuple[str, list[Tag]]] = []
-    for half, group in groupby(groups, _is_half):
+    for half, group in groupby(groups, is_half):
         neighbours = list(group)
         widths = ["half" if half else "full"] * len(neighbours)
         if half and len(neighbours) % 2:
             widths[-1] = "wide"
         sections += zip(widths, neighbours, strict=True)
     return sections
-
-
-def _is_half(parts: Sequence[Tag]) -> bool:
-    outputs = parts[1:]
-    return sum(len(part.find_all("figure")) for part in outputs) == 1 and not any(
-        part.find("table") for part in outputs
-    )
 
 
 def _tagged_cells(nb: Any) -> Iterator[Any]:
@@ -242,3 +239,105 @@ def _tagged_cells(nb: Any) -> Iterator[Any]:
                 yield new_markdown_cell(words)
             last = words
             yield new_code_cell("", outputs=outputs)
+
+
+# ---- the atlas
+
+
+def write_atlas(
+    target: Path,
+    runs: Sequence[Run],
+    dataset: Dataset,
+    attack: Attack,
+    *,
+    title: str,
+    index: str = "",
+    n: int = 500,
+    seed: int = 0,
+) -> Path:
+    """Writes one page with each run's map of clean and adversarial features, and the images behind its points.
+
+    Features and maps are those of `robustlib.representation.embed_runs` with the same arguments, which keeps them. The images
+    are one PNG: the clean ones, then for each run what the attack added (modulo 256, exact), which packs better than the
+    adversarial images. Examples are left out, evenly, until the page is below 3 MB; the page says how many.
+
+    Args:
+        target: the page to write.
+        runs: finished, of `dataset`; a map each, so one seed of each method is enough.
+        dataset: whose test images are shown.
+        attack: on each run's own model.
+        title: its <h1>.
+        index: relative address of the index page; "" for no link.
+        n: number of test images, a stratified choice; 0 for all.
+        seed: of the attack and of UMAP.
+    """
+    check_runs(runs, dataset)
+    split, classes = dataset.test.sample(n), list(dataset.class_names)
+    shown, adversarial = zip(*(_map(run, dataset, attack, n, seed) for run in runs), strict=True)
+    images = np.stack([split.images.numpy(), *adversarial])
+    data = {"shape": list(dataset.image_shape), "columns": TILES, "scale": SCALE, "classes": classes}
+    data |= {"colours": COLOURS[: len(classes)] if len(classes) <= FEW else [], "labels": split.labels.numpy()}
+    data["runs"] = [facts | {"name": name} for facts, name in zip(shown, _names(runs), strict=True)]
+    facts = {
+        "Attack": repr(attack),
+        "Images": f"{len(split)} test images of {dataset.name}, the same for every network",
+        "Features": "penultimate",
+    }
+    places = np.arange(len(split))
+    for _ in range(5):
+        text = json.dumps(data, separators=(",", ":"), default=partial(_values_at, places))
+        values = {"data": text.replace("<", "\\u003c"), "sprite": _sprite(images[:, places]), "facts": facts}
+        counts = {"shown": len(places), "total": len(split)}
+        page = fill_template("atlas.html.j2", title=title, index=index, **values, **counts)
+        if len(page) <= LIMIT:
+            break
+        fewer = max(1, int(0.95 * len(places) * LIMIT / len(page)))
+        places = np.linspace(0, len(split) - 1, fewer).round().astype(int)
+    write_atomic(Path(target), page)
+    return Path(target)
+
+
+def _values_at(places: np.ndarray, table: np.ndarray) -> list[int]:
+    return table[places].ravel().tolist()
+
+
+def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+    """What the page knows of one run, an entry for each example, and its adversarial images."""
+    (made,) = embed_runs([run], dataset, attack, n=n, seed=seed)
+    clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
+    assert adversarial.images is not None
+    answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
+    maps = {"UMAP": _whole(made.clean, made.adversarial), "PCA": _whole(made.pca_clean, made.pca_adversarial)}
+    return {"answers": answers, "maps": maps, "note": str(made)}, adversarial.images.numpy()
+
+
+def _whole(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """Coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape."""
+    both = np.stack([clean, adversarial], axis=1)
+    low, high = both.min((0, 1)), both.max((0, 1))
+    centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
+    return ((centred + 0.5) * SCALE).round().astype(int).reshape(len(clean), 4)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Name of each run; the network is named where there are several."""
+    names, several = [], len({run.params().get("arch") for run in runs}) > 1
+    for run in runs:
+        params = run.params()
+        title, arch = params.get("title") or params["method"], params["arch"] if several else ""
+        names.append(" · ".join(filter(None, (title, run.changed, arch, f"seed {params['seed']}"))))
+    return names
+
+
+def _sprite(images: np.ndarray) -> str:
+    """Clean images and what each run's attack added, uint8 (1 + runs, N, C, H, W), as one PNG in base64."""
+    blocks, count, channels, height, width = images.shape
+    rows = -(-count // TILES)
+    sheet = np.zeros((blocks, rows * TILES, channels, height, width), dtype=np.uint8)
+    sheet[0, :count], sheet[1:, :count] = images[0], images[1:] - images[:1]  # uint8 wraps around, and back again
+    tiled = sheet.reshape(blocks * rows, TILES, channels, height, width).transpose(0, 3, 1, 4, 2)
+    drawn = tiled.reshape(blocks * rows * height, TILES * width, channels)
+    stream = io.BytesIO()
+    picture = Image.fromarray(drawn.squeeze(2) if channels == 1 else drawn)
+    picture.save(stream, format="PNG", compress_type=zlib.Z_HUFFMAN_ONLY)  # noise does not repeat itself
+    return base64.b64encode(stream.getvalue()).decode()

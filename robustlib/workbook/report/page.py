@@ -50,7 +50,9 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
         InputError: no readable notebook, a formula that cannot be drawn, or something that the page would have to load.
     """
     notebook, html, nb = Path(notebook), Path(html), read(notebook)
-    shown = {"title": title, "index": index, "failure": _failure(nb), "facts": _facts(nb, notebook)}
+    outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
+    errors = [f"{o.ename}: {o.evalue}".strip().splitlines()[0] for o in outputs if o.output_type == "error"]
+    shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": _facts(nb, notebook)}
     soup = to_soup(nb, notebook, html.stem, count(1), shown)
     _order_headings(soup)
     write_atomic(html, str(soup))
@@ -67,13 +69,6 @@ def read(path: Path) -> Any:
         raise InputError(f"{path} is no readable notebook ({fault}): execute it again.") from fault
     nb.cells = [cell for cell in nb.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     return nb
-
-
-def _failure(nb: Any) -> str:
-    """The first line of the error that a cell raised, if one did."""
-    outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
-    errors = [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
-    return errors[0].strip().splitlines()[0] if errors else ""
 
 
 def _facts(nb: Any, path: Path) -> dict[str, str]:
@@ -129,13 +124,10 @@ class _Exporter(HTMLExporter):
 @cache
 def _exporter() -> _Exporter:
     """One for all pages, so that the templates are compiled once."""
-    settings = Config()
-    settings.NbConvertBase.display_data_priority = DISPLAYED
+    settings = Config(NbConvertBase={"display_data_priority": DISPLAYED})
     settings.CoalesceStreamsPreprocessor.enabled = True  # lines printed one by one are one text
-    places = [str(TEMPLATES)]
-    return _Exporter(
-        config=settings, template_name="report", extra_template_basedirs=places, extra_template_paths=places
-    )
+    folders = {f"extra_template_{kind}": [str(TEMPLATES)] for kind in ("basedirs", "paths")}
+    return _Exporter(config=settings, template_name="report", **folders)
 
 
 def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mapping[str, Any]) -> BeautifulSoup:

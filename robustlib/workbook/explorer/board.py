@@ -307,11 +307,8 @@ class Board:
         names = dataset.class_names
         classes = [("all", ALL), *((names[k], k) for k in split.labels.unique().tolist())]
         self.run = _labelled(w.Dropdown, "Run", "400px", options=_titles(runs))
-        attacks: dict[str, Any] = {
-            "options": list(explorer_attacks(dataset.threat)),
-            "tooltip": "What makes the adversarial images",
-        }
-        self.attack = _labelled(w.RadioButtons, "Attack", orientation="horizontal", value="PGD-20", **attacks)
+        self.attack = _switch("Attack", "What makes the adversarial images", list(explorer_attacks(dataset.threat)))
+        self.attack.value = "PGD-20"
         self.layer = _labelled(w.Dropdown, "Layer", "200px", options=["features"])
         self.label = _labelled(w.Dropdown, "Class", "160px", options=classes)
         self.eps = Slider(name="eps", layout={"flex": "1 1 320px", "width": "auto"})
@@ -319,8 +316,7 @@ class Board:
         self.back = _labelled(w.Button, "‹ Previous", tooltip="The previous image")
         self.forth = _labelled(w.Button, "Next ›", tooltip="The next image")
         self.fooled = _labelled(w.Button, "Next fooled ›", tooltip="The next image that the attack fools at this eps")
-        views: dict[str, Any] = {"options": ["PCA", "UMAP"], "tooltip": "How features become points"}
-        self.view = _labelled(w.RadioButtons, "Map", orientation="horizontal", **views)
+        self.view = _switch("Map", "How features become points", ["PCA", "UMAP"])
         self.map = FeatureMap(split.labels.numpy(), names)
         self.pictures, self.bars, self.near, self.curve, self.note = (w.HTML() for _ in range(5))
         self.status = Status()
@@ -341,6 +337,10 @@ class Board:
 
 def _labelled(kind: Any, name: str, width: str = "auto", **traits: Any) -> Any:
     return kind(description=name, layout={"width": width}, **traits)
+
+
+def _switch(name: str, tooltip: str, options: Sequence[str]) -> Any:
+    return _labelled(w.RadioButtons, name, tooltip=tooltip, options=options, orientation="horizontal")
 
 
 def _styled(box: Any, classes: str, *children: Any) -> Any:

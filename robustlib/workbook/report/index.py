@@ -6,7 +6,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import count, groupby
 from pathlib import Path
 from statistics import fmean, stdev
@@ -284,8 +283,12 @@ def write_atlas(
         "Features": "penultimate",
     }
     places = np.arange(len(split))
+
+    def at_places(table: np.ndarray) -> list[int]:
+        return table[places].ravel().tolist()
+
     for _ in range(5):
-        text = json.dumps(data, separators=(",", ":"), default=partial(_values_at, places))
+        text = json.dumps(data, separators=(",", ":"), default=at_places)
         values = {"data": text.replace("<", "\\u003c"), "sprite": _sprite(images[:, places]), "facts": facts}
         counts = {"shown": len(places), "total": len(split)}
         page = fill_template("atlas.html.j2", title=title, index=index, **values, **counts)
@@ -297,26 +300,19 @@ def write_atlas(
     return Path(target)
 
 
-def _values_at(places: np.ndarray, table: np.ndarray) -> list[int]:
-    return table[places].ravel().tolist()
-
-
 def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """What the page knows of one run, an entry for each example, and its adversarial images."""
     (made,) = embed_runs([run], dataset, attack, n=n, seed=seed)
     clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
     assert adversarial.images is not None
     answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
-    maps = {"UMAP": _whole(made.clean, made.adversarial), "PCA": _whole(made.pca_clean, made.pca_adversarial)}
+    maps = {}  # coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape
+    for name, pair in {"UMAP": (made.clean, made.adversarial), "PCA": (made.pca_clean, made.pca_adversarial)}.items():
+        both = np.stack(pair, axis=1)
+        low, high = both.min((0, 1)), both.max((0, 1))
+        centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
+        maps[name] = ((centred + 0.5) * SCALE).round().astype(int).reshape(len(both), 4)
     return {"answers": answers, "maps": maps, "note": str(made)}, adversarial.images.numpy()
-
-
-def _whole(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
-    """Coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape."""
-    both = np.stack([clean, adversarial], axis=1)
-    low, high = both.min((0, 1)), both.max((0, 1))
-    centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
-    return ((centred + 0.5) * SCALE).round().astype(int).reshape(len(clean), 4)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

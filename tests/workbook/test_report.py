@@ -222,7 +222,7 @@ def test_verdicts_of_a_run_are_coloured(tmp_path):
 
 
 def test_the_index_lists_runs_best_first_with_intervals_and_links(index):
-    assert labels(index)[:4] == ["Method", "Clean", "Worst case", "Audit"]
+    assert labels(index)[:5] == ["Method", "Seed", "Clean", "Worst case", "Audit"]
     assert "CW-50" not in labels(index), "a column without a single number is not shown"
     cells = index.select("td.worst")
     assert [cell.contents[0] for cell in cells] == ["72.0 %", "10.5 %", "9.5 %", "2.0 %"]

@@ -307,7 +307,7 @@ def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple
     assert adversarial.images is not None
     answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
     maps = {}  # coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape
-    for name, pair in {"UMAP": (made.clean, made.adversarial), "PCA": (made.pca_clean, made.pca_adversarial)}.items():
+    for name, pair in {"UMAP": made.points, "PCA": made.pca}.items():
         both = np.stack(pair, axis=1)
         low, high = both.min((0, 1)), both.max((0, 1))
         centred = (both - (low + high) / 2) / (max(high - low) or 1.0)

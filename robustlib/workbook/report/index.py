@@ -307,8 +307,8 @@ def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple
     assert adversarial.images is not None
     answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
     maps = {}  # coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape
-    for name, pair in {"UMAP": made.points, "PCA": made.pca}.items():
-        both = np.stack(pair, axis=1)
+    for name, points in {"UMAP": made.points, "PCA": made.pca}.items():
+        both = points.swapaxes(0, 1)
         low, high = both.min((0, 1)), both.max((0, 1))
         centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
         maps[name] = ((centred + 0.5) * SCALE).round().astype(int).reshape(len(both), 4)

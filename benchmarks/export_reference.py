@@ -11,9 +11,11 @@ that was exported before stays until it is made again. Afterwards:
 """
 
 import argparse
+import io
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +25,6 @@ from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
 from robustlib.runs import Run, find_runs, read_bytes, read_json, write_atomic
-from robustlib.runs.files import write_archive
 from robustlib.workbook.claims import Finding, variant_of
 from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names, variant_name
 from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict_label
@@ -63,6 +64,15 @@ def export(runs: Path, preset: str, out: Path, stale: bool = False) -> pd.DataFr
         write_atomic(out / "claims.csv", _differences(every).to_csv(index=False, lineterminator="\n"))
     write_atomic(out / "README.md", describe(copies, board, preset, judged))
     return board
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes the files of a method's runs, by `<run>/<file>`, as one archive; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    write_atomic(path, buffer.getvalue())
 
 
 def _archive(runs: Sequence[Run], out: Path) -> list[Run]:

@@ -72,15 +72,12 @@ def cascade() -> list[dict[str, Any]]:
 
 def adaptive() -> dict[str, Any]:
     """The results of a model whose logits hide what its surrogates show."""
-    left = {"clean": 0.9, "pgd20": 0.82, "cw50": 0.815, "autoattack": 0.81, "pgd20@head 1": 0.6, "pgd20@head 2": 0.58}
-    left |= {
-        "pgd20@transfer from pgd_at": 0.7,
-        "cw50@head 1": 0.55,
-        "cw50@head 2": 0.52,
-        "cw50@gate of each class": 0.5,
+    rest = {
+        **{"clean": 0.9, "pgd20": 0.82, "cw50": 0.815, "autoattack": 0.81, "pgd20@head 1": 0.6, "pgd20@head 2": 0.58},
+        **{"pgd20@transfer from pgd_at": 0.7, "cw50@head 1": 0.55, "cw50@head 2": 0.52, "cw50@gate of each class": 0.5},
+        **{"pgd100x5@head 1": 0.47, "pgd100x5@head 2": 0.45, "autoattack@head 1": 0.44, "autoattack@head 2": 0.435},
     }
-    left |= {"pgd100x5@head 1": 0.47, "pgd100x5@head 2": 0.45, "autoattack@head 1": 0.44, "autoattack@head 2": 0.435}
-    rows = [{"attack": name, "accuracy": share} for name, share in [*left.items(), ("worst", 0.435)]]
+    rows = [{"attack": name, "accuracy": share} for name, share in [*rest.items(), ("worst", 0.435)]]
     return {"rows": [row | {"low": row["accuracy"] - 0.03, "high": row["accuracy"] + 0.03, "n": 500} for row in rows]}
 
 

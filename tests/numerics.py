@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,71 +39,31 @@ from robustlib.training import fit
 FILE = Path(__file__).parent / "numerics.json"
 MARGIN, LEAST, SMALL = 10.0, 1e-4, 0.02  # numbers below SMALL count as that large
 TINY: dict[str, Any] = {
-    "arch": "small_cnn",
-    "lr": 0.05,
-    "epochs": 2,
-    "train_examples": 96,
-    "batch_size": 48,
-    "attack_steps": 2,
-    "augment": "none",
+    **{"arch": "small_cnn", "lr": 0.05, "epochs": 2, "train_examples": 96, "batch_size": 48, "attack_steps": 2},
+    **{"augment": "none", "schedule": "constant", "milestones": (1,), "burn_in": 0.5, "strength": 0.1, "cadence": 1},
+    **{"replay": 0.5, "repeats": 1, "pretrain_epochs": 2, "pretrain_burn_in": 0.5, "pretrain_schedule": "constant"},
+    **{"pretrain_cadence": 1, "classifier_epochs": 2, "purifier_epochs": 1, "aug_epochs": 1, "head_epochs": 1},
+    **{"tuning_epochs": 1, "final_steps": 2, "attack_step_size": None, "refresh_passes": 1, "head_lr": 0.01},
+    "projection": (32, 16),
 }
-TINY |= {
-    "schedule": "constant",
-    "milestones": (1,),
-    "burn_in": 0.5,
-    "strength": 0.1,
-    "cadence": 1,
-    "replay": 0.5,
-    "repeats": 1,
+OWN: dict[str, dict[str, Any]] = {
+    **{name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")},
+    **{name: {"arch": "mlp_512"} for name, kind in METHODS.items() if issubclass(kind, Regularised)},
+    "acl": {"lr": 0.005},  # with two BatchNorms of so few images rounding grows
+    "atop": {  # it must learn
+        **{"attack_steps": 1, "train_examples": 300, "purifier_epochs": 3, "repeats": 4, "sigma": 0.1, "width": 6},
+        **{"grid": 4, "purifier_lr": 1e-3, "lr": 1e-3, "gan_weight": 0.2, "cls_weight": 2.0},
+    },
 }
-TINY |= {
-    "pretrain_epochs": 2,
-    "pretrain_burn_in": 0.5,
-    "pretrain_schedule": "constant",
-    "pretrain_cadence": 1,
-    "classifier_epochs": 2,
-}
-TINY |= {
-    "purifier_epochs": 1,
-    "aug_epochs": 1,
-    "head_epochs": 1,
-    "tuning_epochs": 1,
-    "final_steps": 2,
-    "attack_step_size": None,
-}
-TINY |= {"refresh_passes": 1, "head_lr": 0.01, "projection": (32, 16)}
-OWN: dict[str, dict[str, Any]] = {name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")}
-OWN |= {name: {"arch": "mlp_512"} for name, kind in METHODS.items() if issubclass(kind, Regularised)}
-OWN["atop"] = {
-    "attack_steps": 1,
-    "train_examples": 300,
-    "purifier_epochs": 3,
-    "repeats": 4,
-    "sigma": 0.1,
-    "width": 6,
-}  # it must learn
-OWN["acl"] = {"lr": 0.005}  # with two BatchNorms of so few images rounding grows
-OWN["atop"] |= {"grid": 4, "purifier_lr": 1e-3, "lr": 1e-3, "gan_weight": 0.2, "cls_weight": 2.0}
-
-
-def few(dataset: Dataset) -> Dataset:
-    """The data set with 20 validation images."""
-    return replace(dataset, val=dataset.val.sample(20))
 
 
 def training(name: str, dataset: Dataset, **changes: Any) -> list[float]:
     """What a tiny training of a method ends as, by values of its own: losses of its stages and logits of some images."""
     known = set(make_method(name).hyperparameters())
     settings = {k: v for k, v in {**TINY, **OWN.get(name, {}), **changes}.items() if k in known}
+    method, few = make_method(name, **settings), replace(dataset, val=dataset.val.sample(20))
     with tempfile.TemporaryDirectory() as root:
-        run = fit(
-            make_method(name, **settings),
-            few(dataset),
-            root=root,
-            device="cpu",
-            threads=torch.get_num_threads(),
-            progress=False,
-        )
+        run = fit(method, few, root=root, device="cpu", threads=torch.get_num_threads(), progress=False)
         rows = run.metrics()
         losses = rows.filter(regex="(^|/)loss$").groupby(rows["stage"], sort=False).last().to_numpy().ravel()
         torch.manual_seed(0)
@@ -131,24 +92,18 @@ class Curved(nn.Module):
 
 
 def attack(one: Any) -> list[float]:
-    """What an attack finds on a curved model: how far it goes, what the model says there, and a place."""
+    """What an attack leads to on a curved model: how far it goes, what the model says there, and a place; of a `BatchPGD` on a
+    loss of the whole batch no place."""
     model, generator = Curved().eval(), torch.Generator().manual_seed(1)
-    x = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
-    y = model(x).argmax(1)
-    x_adv = one(model, x, y, rng=ExampleRNG.for_examples(0, torch.arange(12)))
+    x = torch.rand(8 if isinstance(one, BatchPGD) else 12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    if isinstance(one, BatchPGD):
+        loss, draws = (lambda net, at: net(at).logsumexp(1).mean()), torch.Generator().manual_seed(2)
+        x_adv = one(model, x, loss, generator=draws)
+        return [*_sizes(x_adv - x), *_sizes(model(x_adv).detach())]
+    x_adv = one(model, x, model(x).argmax(1), rng=ExampleRNG.for_examples(0, torch.arange(12)))
     logits = model(x_adv).detach()
     place = torch.randn(x[0].numel(), generator=generator, dtype=torch.float64)
     return [*_sizes(x_adv - x), *_sizes(logits), *((x_adv - x).flatten(1) @ place)[:4].tolist()]
-
-
-def ascent() -> list[float]:
-    """What an ascent of a loss over the whole batch ends in."""
-    model, generator = Curved().eval(), torch.Generator().manual_seed(1)
-    x = torch.rand(8, 1, 8, 8, generator=generator, dtype=torch.float64)
-    found = BatchPGD(LINF, steps=4)(
-        model, x, lambda net, at: net(at).logsumexp(1).mean(), generator=torch.Generator().manual_seed(2)
-    )
-    return [*_sizes(found - x), *_sizes(model(found).detach())]
 
 
 LINF, L2 = Threat("linf", 0.06), Threat("l2", 0.5)
@@ -167,41 +122,29 @@ def small_model(dataset: Dataset) -> nn.Module:
     return model.eval()
 
 
-class Shaken(nn.Module):
+class Shaken(nn.Sequential):
     """A model whose logits are shaken by noise."""
 
     stochastic = True
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.inner(x)
+        logits = super().forward(x)
         return logits + 2 * torch.randn_like(logits)
 
 
 def evaluation(dataset: Dataset) -> list[float]:
     threat = Threat("linf", 0.05)
-    records = evaluate(
-        small_model(dataset),
-        dataset.test.sample(60),
-        {"pgd": PGD(threat, 5), "autoattack": AutoAttack(threat, steps=5, queries=20)},
-    )
-    table = summarise(records)
+    attacks = {"pgd": PGD(threat, 5), "autoattack": AutoAttack(threat, steps=5, queries=20)}
+    table = summarise(evaluate(small_model(dataset), dataset.test.sample(60), attacks))
     return table[["accuracy", "low", "high"]].to_numpy().ravel().tolist()
 
 
 def randomness(dataset: Dataset) -> list[float]:
     torch.manual_seed(0)
-    records = evaluate(
-        Shaken(small_model(dataset)), dataset.test.sample(40), {"pgd": PGD(Threat("linf", 0.03), 3, eot=2)}
-    )
-    found = draw_statistics(records)
-    return [
-        *(float(v) for v in found.values() if isinstance(v, (int, float))),
-        *summarise(records)["accuracy"].tolist(),
-    ]
+    model, attacks = Shaken(small_model(dataset)), {"pgd": PGD(Threat("linf", 0.03), 3, eot=2)}
+    records = evaluate(model, dataset.test.sample(40), attacks)
+    statistics = [float(v) for v in draw_statistics(records).values() if isinstance(v, (int, float))]
+    return [*statistics, *summarise(records)["accuracy"].tolist()]
 
 
 def audited(dataset: Dataset) -> list[float]:
@@ -233,12 +176,12 @@ def maps(dataset: Dataset) -> list[float]:
 
 def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
     """name -> what makes its numbers."""
-    found: dict[str, Callable[[], list[float]]] = {
-        f"methods/{name}": lambda name=name: training(name, dataset) for name in METHODS
+    make: dict[str, Callable[[], list[float]]] = {
+        f"methods/{name}": partial(training, name, dataset) for name in METHODS
     }
-    found["methods/aff"] = lambda: training("simclr", dataset, final="aff")
-    found["methods/awp"] = lambda: training("pgd_at", dataset, awp_gamma=0.01)
-    single = {
+    make["methods/aff"] = partial(training, "simclr", dataset, final="aff")
+    make["methods/awp"] = partial(training, "pgd_at", dataset, awp_gamma=0.01)
+    attacks = {
         "pgd": PGD(LINF, 6),
         "apgd": APGD(LINF, 12, objective="dlr", targets=2),
         "fab": FAB(LINF, 8, 2),
@@ -246,12 +189,12 @@ def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
         "autoattack": AutoAttack(L2, steps=6, queries=10),
         "tangent": Tangent(L2, queries=400),
         "stadv": StAdv(steps=8),
+        "ascent": BatchPGD(LINF, steps=4),
     }
-    found |= {f"attacks/{name}": lambda one=one: attack(one) for name, one in single.items()}
-    found |= {"attacks/ascent": ascent}
-    made = {"evaluation": evaluation, "audit": audited, "distances": distances, "randomness": randomness}
-    made |= {"representation": representation, "embedding": maps}
-    return found | {f"measures/{name}": lambda make=make: make(dataset) for name, make in made.items()}
+    make |= {f"attacks/{name}": partial(attack, one) for name, one in attacks.items()}
+    measured = {"evaluation": evaluation, "audit": audited, "distances": distances, "randomness": randomness}
+    measured |= {"representation": representation, "embedding": maps}
+    return make | {f"measures/{name}": partial(measure, dataset) for name, measure in measured.items()}
 
 
 def stored() -> dict[str, dict[str, Any]]:
@@ -259,11 +202,11 @@ def stored() -> dict[str, dict[str, Any]]:
     return dict(json.loads(FILE.read_text()))
 
 
-def difference(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """The largest difference of two lists of numbers, as a share of their size."""
-    if len(mine) != len(theirs):
+def difference(some: Sequence[float], others: Sequence[float]) -> float:
+    """The largest difference of two lists of numbers, as a share of the size of the others."""
+    if len(some) != len(others):
         return float("inf")
-    a, b = (np.array(numbers, dtype=float) for numbers in (mine, theirs))
+    a, b = (np.array(numbers, dtype=float) for numbers in (some, others))
     return float((np.abs(a - b) / np.maximum(np.abs(b), SMALL)).max(initial=0.0))
 
 
@@ -290,22 +233,14 @@ def _save(known: dict[str, dict[str, Any]]) -> None:
 
 def spread(names: Sequence[str]) -> None:
     """Stores, for each name, the largest difference from the stored numbers over ten ways of computing them."""
-    ways = [
-        {"ATEN_CPU_CAPABILITY": a, "ONEDNN_MAX_CPU_ISA": b}
-        for a in ("default", "avx2", "avx512")
-        for b in ("SSE41", "AVX2", "AVX512_CORE")
-    ]
+    units, isas = ("default", "avx2", "avx512"), ("SSE41", "AVX2", "AVX512_CORE")
+    ways = [({"ATEN_CPU_CAPABILITY": a, "ONEDNN_MAX_CPU_ISA": b}, "1") for a in units for b in isas]
     code = "import json, torch, sys; torch.set_num_threads(int(sys.argv[1])); from tests import numerics as n\n"
     code += "d = n.load_dataset('digits')\nfor k in sys.argv[2:] or n.makers(d): torch.manual_seed(0); print(json.dumps([k, n.makers(d)[k]()]))"
     known, largest = stored(), {}
-    for way, threads in [*((way, "1") for way in ways), ({}, "2")]:
-        out = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, threads, *names],
-            env={**os.environ, **way},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    for way, threads in [*ways, ({}, "2")]:
+        command, env = [sys.executable, "-W", "ignore", "-c", code, threads, *names], {**os.environ, **way}
+        out = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         for name, numbers in map(json.loads, filter(lambda line: line.startswith("["), out.stdout.splitlines())):
             largest[name] = max(largest.get(name, 0.0), difference(numbers, known[name]["numbers"]))
     _save({**known, **{name: {**known[name], "spread": float(f"{value:.1e}")} for name, value in largest.items()}})

@@ -36,19 +36,18 @@ def commands(page: Path) -> list[list[str]]:
 COMMANDS = [words for page in (README, CONTRIBUTING) for words in commands(page)]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
+DRY = [
+    words for words in OURS if words[0] in ("run", "study") and "--data-root" not in words
+]  # there are no data at ~/data
+SNIPPETS = [
+    pytest.param(code, id=section.splitlines()[0])  # named by the heading above it
+    for page in (CONTRIBUTING, README)
+    for section in re.split(r"^##+ ", page.read_text(), flags=re.MULTILINE)[1:]
+    for code in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+]
 
 
-def snippets() -> list[Any]:
-    """The Python of both pages, named by the heading above it."""
-    found = []
-    for page in (CONTRIBUTING, README):
-        for section in re.split(r"^##+ ", page.read_text(), flags=re.MULTILINE)[1:]:
-            for code in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
-                found.append(pytest.param(code, id=section.splitlines()[0]))
-    return found
-
-
-@pytest.mark.parametrize("code", snippets())
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet_runs_and_is_short(code, tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -67,11 +66,7 @@ def test_command_line_parses(words):
     GROUP.commands[name].make_context(name, list(rest))
 
 
-def can_run_dry(words: list[str]) -> bool:
-    return words[0] in ("run", "study") and "--data-root" not in words  # there are no data at ~/data here
-
-
-@pytest.mark.parametrize("words", [words for words in OURS if can_run_dry(words)], ids=" ".join)
+@pytest.mark.parametrize("words", DRY, ids=" ".join)
 def test_command_line_would_run(words, tmp_path, monkeypatch, capsys):
     """Dry runs check methods, hyper-parameters, seeds and data."""
     monkeypatch.chdir(tmp_path)
@@ -97,14 +92,10 @@ def test_papermill_parameters_exist(words):
 
 def test_make_targets_and_scripts_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    asked = {
-        word for page in (README, CONTRIBUTING) for word in re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.M)
-    }
-    assert asked >= {"report", "test", "lab"}
-    assert asked <= targets
-    for page in PAGES:
-        for script in re.findall(r"benchmarks/\w+\.py", page.read_text()):
-            assert (ROOT / script).is_file(), script
+    asked = set(re.findall(r"(?:`|^)make ([a-z]+)", README.read_text() + CONTRIBUTING.read_text(), re.MULTILINE))
+    assert {"report", "test", "lab"} <= asked <= targets
+    scripts = {script for page in PAGES for script in re.findall(r"benchmarks/\w+\.py", page.read_text())}
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -135,23 +126,17 @@ def test_ranges_stand_in_pyproject_only():
     names = "|".join(re.escape(re.split(r"[<>=~!\[ ;]", dependency)[0]) for dependency in everything)
     ranged = re.compile(rf"(?<![\w-])(?:{names})(?:\[[\w,]+\])?\s*(?:[<>=~!]=|[<>])\s*\d", re.IGNORECASE)
     places = [ROOT / "environment.yml", ROOT / "Makefile", README, CONTRIBUTING, *(ROOT / ".ci").iterdir()]
-    found = [(place.name, hit) for place in places for hit in ranged.findall(place.read_text())]
-    assert not found
+    assert not [(place.name, hit) for place in places for hit in ranged.findall(place.read_text())]
     assert not [*ROOT.glob("*requirements*.txt"), *ROOT.glob("setup.*"), *ROOT.glob("*requirements*.in")]
 
 
-def test_citation_file():
+def test_citation_licence_and_changelog():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "title", "message", "authors", "version", "license", "references"} <= set(cited)
-    assert cited["license"] == PROJECT["license"]
-    assert cited["version"] == PROJECT["version"]
-    for reference in cited["references"]:
-        assert {"type", "title", "authors", "year", "url"} <= set(reference)
-
-
-def test_licence_and_changelog():
+    assert (cited["license"], cited["version"]) == (PROJECT["license"], PROJECT["version"])
+    assert all({"type", "title", "authors", "year", "url"} <= set(reference) for reference in cited["references"])
     assert "Apache License" in (ROOT / "LICENSE").read_text()
-    assert f"{PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_readme_cites_every_method_and_every_preset_is_real():

@@ -1,13 +1,11 @@
 """Numbers and their versions move together; and a run is stale by them, not by bytes."""
 
-import json
-
 import pytest
 import torch
 
 from robustlib.attacks import APGD, PGD, AutoAttack, Threat, apgd
 from robustlib.methods import METHODS, make_method
-from robustlib.runs import NUMERICS, Run, attack_names, outdated, versions, write_json
+from robustlib.runs import NUMERICS, Run, attack_names, read_json, versions, write_json
 from tests import numerics
 
 HOW = (
@@ -49,7 +47,7 @@ def test_an_attack_is_named_with_its_parts():
     assert attack_names([PGD(threat)]) == {"attacks/pgd"}
     parts = {f"attacks/{name}" for name in ("autoattack", "apgd", "fab", "square")}
     assert attack_names([AutoAttack(threat)]) == parts
-    custom = AutoAttack(threat, "custom", (("mine", lambda *args, **kwargs: args[1]), ("apgd", APGD(threat))))
+    custom = AutoAttack(threat, "custom", (("plain", lambda *args, **kwargs: args[1]), ("apgd", APGD(threat))))
     assert versions(*attack_names([custom])) == versions("attacks/autoattack", "attacks/apgd")
 
 
@@ -59,35 +57,20 @@ def test_a_method_names_what_makes_its_numbers():
     assert make_method("claf", "digits", final="aff").numerics == ("methods/claf", "methods/aff")
 
 
-def made(root, facts, results=None):
-    run = Run(root)
-    write_json(root / "params.json", {"method": "pgd_at"})
-    write_json(root / "provenance.json", facts)
-    if results is not None:
-        write_json(root / "results.json", results)
-    return run
-
-
 @pytest.mark.parametrize(
-    ("facts", "results", "words"),
+    ("method", "facts", "results", "words"),
     [
-        ({"numerics": {"methods/pgd_at": 1}}, None, []),
-        ({"numerics": {"methods/pgd_at": 7}}, None, ["methods/pgd_at 7 (now 1)"]),
-        ({"numerics": {"methods/gone": 1}}, None, ["methods/gone 1 (now gone)"]),
-        ({"numerics": {"methods/pgd_at": 1}}, {"numerics": {"attacks/apgd": 0}}, ["attacks/apgd 0 (now 1)"]),
-        ({"code": "0123"}, {}, []),
-        ({}, None, []),
+        ("pgd_at", {"numerics": {"methods/pgd_at": 1}}, {}, []),
+        ("pgd_at", {"numerics": {"methods/pgd_at": 7}}, {}, ["methods/pgd_at 7 (now 1)"]),
+        ("pgd_at", {"numerics": {"methods/gone": 1}}, {}, ["methods/gone 1 (now gone)"]),
+        ("pgd_at", {"numerics": {"methods/pgd_at": 1}}, {"numerics": {"attacks/apgd": 0}}, ["attacks/apgd 0 (now 1)"]),
+        ("pgd_at", {"code": "0123"}, {}, []),  # runs from before versions have version 1
+        ("trades", {"code": "0123"}, {}, [f"methods/trades 1 (now {NUMERICS['methods/trades']})"]),
+        ("pgd_at", {}, {}, []),
     ],
 )
-def test_a_run_is_stale_where_a_version_moved(tmp_path, facts, results, words):
-    run = made(tmp_path, facts, results)
-    assert run.outdated == words
-    assert run.stale == bool(words)
-
-
-def test_runs_from_before_versions_have_version_one(tmp_path):
-    run = made(tmp_path, {"code": "0123"})
-    write_json(tmp_path / "params.json", {"method": "trades"})
-    assert run.outdated == [f"methods/trades 1 (now {NUMERICS['methods/trades']})"]
-    assert outdated({}) == []
-    assert json.loads((tmp_path / "provenance.json").read_text()) == {"code": "0123"}
+def test_a_run_is_stale_where_a_version_moved(tmp_path, method, facts, results, words):
+    for name, content in (("params", {"method": method}), ("provenance", facts), ("results", results)):
+        write_json(tmp_path / f"{name}.json", content)
+    assert (Run(tmp_path).outdated, Run(tmp_path).stale) == (words, bool(words))
+    assert read_json(tmp_path / "provenance.json") == facts

@@ -1,7 +1,7 @@
 """Models as the audit sees them, and the attacks that its checks share: each is made once, when a check first asks for it."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,22 +24,63 @@ FACTORS = (0.1, 10)  # by which logits are scaled
 VIEWS = 1000  # tags of the random streams: one block for each view
 
 
+class View(nn.Module):
+    """`answer(model, x)`, the model's own logits unless told otherwise; as random as the model, and always differentiable.
+
+    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they continue and find nothing,
+    as if the gradient were zero, and the checks that follow say why.
+    """
+
+    def __init__(self, model: nn.Module, answer: Callable[[Any, Tensor], Tensor] = nn.Module.__call__) -> None:
+        super().__init__()
+        self.model, self.answer, self.stochastic = model, answer, bool(getattr(model, "stochastic", False))
+        self.draws_by_example = bool(getattr(model, "draws_by_example", False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K); where they do not depend on x for autograd, the gradient is zero."""
+        logits = self.answer(self.model, x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits
+
+
+def scaled(view: nn.Module, factor: float) -> View:
+    """The view with its logits multiplied: the same predictions, other gradients of the cross-entropy."""
+    return View(view, lambda model, x: factor * model(x))
+
+
+def _declared(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(getattr(model, "surrogates", dict)())
+
+
 def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """What an adversary attacks beside the model: its declared surrogates, then HEAD where that says another thing at x.
 
     A head that gates or rescales by its own first guess (reverse attention) confirms itself, and its gradients lead astray;
-    the plain head on the same features decides and has honest ones.
+    the plain head on the same features decides and has honest ones. Randomised layers draw alike for both.
     """
-    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
-    plain = Differentiable(Head(model))
-    return {**declared, HEAD: plain} if _differs(model, plain, x) else dict(declared)
+    declared, answers = _declared(model), []
+    plain = View(model, lambda model, x: model.head(model.features(x)))
+    if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
+        return declared
+    for view in (model, plain):
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                answers.append(view(x).float())
+            except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
+                if view is model:
+                    raise
+                return declared
+    deployed, other = answers
+    same = deployed.shape != other.shape or torch.allclose(deployed, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+    return declared if same else {**declared, HEAD: plain}
 
 
 def sources_of(model: nn.Module) -> dict[str, nn.Module]:
     """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
     transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
-    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
-    plain, _ = _by_target(declared)
+    plain, _ = _by_target(_declared(model) if getattr(model, "stochastic", False) else {})
     return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
 
 
@@ -50,111 +91,42 @@ def _by_target(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], li
     return plain, [(label, views[name]) for name, label in targets.items() if label is not None]
 
 
-def _differs(model: nn.Module, plain: nn.Module, x: Tensor) -> bool:
-    """Whether the model has a head and deploys other logits (B, K) than it gives; randomised layers draw alike for both."""
-    if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
-        return False
-    answers = []
-    for asked in (model, plain):
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
-            torch.manual_seed(0)
-            try:
-                answers.append(asked(x).float())
-            except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
-                if asked is model:
-                    raise
-                return False
-    deployed, ours = answers
-    return deployed.shape == ours.shape and not torch.allclose(deployed, ours, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-class Wrapper(nn.Module):
-    """What answers by way of a model, and is as random as it is."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.stochastic = model, bool(getattr(model, "stochastic", False))
-        self.draws_by_example = bool(getattr(model, "draws_by_example", False))
-
-
-class Head(Wrapper):
-    """head(features(x)) of a model, whatever else its forward does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        return self.model.head(self.model.features(x))  # type: ignore[operator]
-
-
-class TemperatureScaled(Wrapper):
-    """A model whose logits are multiplied by `factor`: the same predictions, other gradients of the cross-entropy."""
-
-    def __init__(self, model: nn.Module, factor: float) -> None:
-        super().__init__(model)
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """factor * logits (B, K)."""
-        return self.factor * self.model(x)
-
-
-class Differentiable(Wrapper):
-    """A model that can always be differentiated: where its output does not depend on x for autograd, the gradient is zero.
-
-    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they continue and find nothing,
-    as if the gradient were zero, and the checks that follow say why.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        logits = self.model(x)
-        if x.requires_grad and torch.is_grad_enabled():
-            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
-        return logits
-
-
+@dataclass(eq=False)
 class AuditAttacks:
     """A model, some images, and which of them withstand what.
 
     Results are bool (V, N, K): right or not, for each candidate image V found for an example N, in each of K draws of the
     model (one if it is deterministic). `accuracy` makes shares (N,) of them.
 
-    Args:
-        model: x -> logits, in eval mode; `surrogates_of` it are attacked as well and judged by the model itself. Those that a
-            stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost what the model does.
-        draws: for every score, and `eot` for every gradient; both 1 for a deterministic model.
-        threat, seed, queries, noise, targets, transfer: as for `audit`.
+    The surrogates that a stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost
+    what the model does.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        split: Split,
-        threat: Threat,
-        *,
-        seed: int,
-        queries: int,
-        noise: int,
-        targets: int,
-        draws: int,
-        eot: int,
-        transfer: Mapping[str, nn.Module],
-    ) -> None:
-        self.model, self.threat, self.transfer = Differentiable(model), threat, transfer
-        self.queries, self.noise, self.k, self.eot = queries, noise, draws, eot
+    deployed: nn.Module  # x -> logits, in eval mode; its `surrogates_of` are attacked as well and judged by it
+    split: Split
+    threat: Threat
+    seed: int
+    queries: int  # this and what follows as for `audit`
+    noise: int
+    targets: int
+    readouts: int
+    transfer: Mapping[str, nn.Module]
+    draws: int  # for every score, and `eot` for every gradient; both 1 for a deterministic model
+    eot: int
+
+    def __post_init__(self) -> None:
+        self.model = View(self.deployed)
         self.stochastic = self.model.stochastic
-        batch = next(iter(split.batches(len(split))))
-        self.x, self.y, self.index, self.rng = batch.x, batch.y, batch.index, ExampleRNG.for_examples(seed, batch.index)
-        every = surrogates_of(model, self.x[:BATCH])
+        batch = next(iter(self.split.batches(len(self.split))))
+        self.x, self.y, self.index = batch.x, batch.y, batch.index
+        self.rng = ExampleRNG.for_examples(self.seed, batch.index)
+        every = surrogates_of(self.deployed, self.x[:BATCH])
         others, self.aimed = _by_target({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
         self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
-        self.scaled = {
-            f: [SurrogateModel(TemperatureScaled(v, f), self.model) for v in (self.model, *others.values())]
-            for f in FACTORS
-        }
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)
         self.classes = self.logits.shape[1]
-        self.targets = min(targets, self.classes - 1)
+        self.targets = min(self.targets, self.classes - 1)
         self.made = self.invalid = 0  # adversarial images, and those outside ball or box
 
     # ---- scores
@@ -166,7 +138,7 @@ class AuditAttacks:
 
     def right(self, x: Tensor) -> Tensor:
         """(1, N, K): whether the deployed model is right at x (N, C, H, W)."""
-        answers = torch.stack([self.forward(x) for _ in range(self.k)], 1)
+        answers = torch.stack([self.forward(x) for _ in range(self.draws)], 1)
         return ((answers.argmax(2) == self.y[:, None]) & answers.isfinite().all(2))[None]
 
     def accuracy(self, *results: Tensor) -> Tensor:
@@ -215,23 +187,23 @@ class AuditAttacks:
             target: (N,) classes for a targeted attack.
             views: what to attack; else the model and its surrogates.
         """
-        left = self.standing if among is None else among
-        results, found = [], []
+        standing = self.standing if among is None else among
+        results, images = [], []
         for i, view in enumerate(views or self.views):
             x_adv = (self.x if start is None else start[i]).clone()
-            here = left & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
-            if bool(here.any()):
-                extra: dict[str, Any] = {} if start is None else {"start": x_adv[here]}
-                extra |= {} if target is None else {"target": target[here]}
-                rng = self.rng.fold_in(tag + VIEWS * i)[here]
+            tried = standing & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
+            if bool(tried.any()):
+                extra: dict[str, Any] = {} if start is None else {"start": x_adv[tried]}
+                extra |= {} if target is None else {"target": target[tried]}
+                rng = self.rng.fold_in(tag + VIEWS * i)[tried]
                 adapted = adapt(attack, getattr(view, "surrogate", view))
-                x_adv[here] = adapted(view, self.x[here], self.y[here], rng=rng, **extra).to(x_adv.dtype)
+                x_adv[tried] = adapted(view, self.x[tried], self.y[tried], rng=rng, **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
             results.append(self.right(x_adv))
-            found.append(x_adv)
-            left = left & (results[-1][0].all(1) | self.stochastic)
-        return torch.cat(results), found
+            images.append(x_adv)
+            standing = standing & (results[-1][0].all(1) | self.stochastic)
+        return torch.cat(results), images
 
     def pgd(self, steps: int = 20, **settings: Any) -> PGD:
         """The audit's PGD: an example leaves at its first success; EOT instead for a stochastic model."""
@@ -246,12 +218,12 @@ class AuditAttacks:
     @cached_property
     def trajectory(self) -> Mapping[int, tuple[Tensor, list[Tensor]]]:
         """PGD on the cross-entropy after 10, 20, 50 and 100 steps of the same trajectory, and where it was then."""
-        found: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        stages: dict[int, tuple[Tensor, list[Tensor]]] = {}
         start, done = None, 0
         for steps in STEPS:
-            found[steps] = self.run(self.pgd(steps - done), 1, start=start)
-            start, done = found[steps][1], steps
-        return found
+            stages[steps] = self.run(self.pgd(steps - done), 1, start=start)
+            start, done = stages[steps][1], steps
+        return stages
 
     @property
     def pgd20(self) -> Tensor:
@@ -267,25 +239,26 @@ class AuditAttacks:
         """All results together with those of (attack, tag, targets, views if not all); of a deterministic model each meets what
         still stands."""
         for attack, tag, target, *views in trials:
-            left = self.standing
+            standing = self.standing
             for result in results:
-                left = left & (result.all(2).all(0) | self.stochastic)
-            results = [*results, self.run(attack, tag, among=left, target=target, views=views)[0]]
+                standing = standing & (result.all(2).all(0) | self.stochastic)
+            results = [*results, self.run(attack, tag, among=standing, target=target, views=views)[0]]
         return torch.cat(results)
 
     @cached_property
     def losses(self) -> Mapping[str, Tensor]:
         """PGD-20 on other objectives and with logits scaled, by name."""
-        found = {"margin": self.run(self.pgd(objective="margin"), 1)[0]}
+        results = {"margin": self.run(self.pgd(objective="margin"), 1)[0]}
         if self.classes > 2:
-            found["DLR"] = self.run(self.pgd(objective="dlr"), 1)[0]
-        for factor, views in self.scaled.items():
-            found[f"logits x {factor:g}"] = self.run(self.pgd(), 1, views=views)[0]
+            results["DLR"] = self.run(self.pgd(objective="dlr"), 1)[0]
+        for factor in FACTORS:
+            views = [SurrogateModel(scaled(getattr(v, "surrogate", v), factor), self.model) for v in self.views]
+            results[f"logits x {factor:g}"] = self.run(self.pgd(), 1, views=views)[0]
         wrong = self.logits.nan_to_num(-torch.inf).scatter(1, self.y[:, None], -torch.inf)
         likeliest = wrong.argsort(1, descending=True)
         aim = self.pgd(objective="margin", targeted=True)
-        found["targeted"] = self._each([], [(aim, 20 + k, likeliest[:, k]) for k in range(self.targets)])
-        return found
+        results["targeted"] = self._each([], [(aim, 20 + k, likeliest[:, k]) for k in range(self.targets)])
+        return results
 
     @cached_property
     def apgd(self) -> Tensor:
@@ -312,17 +285,17 @@ class AuditAttacks:
     @cached_property
     def transferred(self) -> Mapping[str, Tensor]:
         """PGD-20 found on other models, by name; scored by this one."""
-        found = {}
-        for k, (name, other) in enumerate(self.transfer.items()):
-            attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
-            found[name] = self.right(attack(other, self.x, self.y, rng=self.rng.fold_in(70 + k)))
-        return found
+        attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
+        return {
+            name: self.right(attack(other, self.x, self.y, rng=self.rng.fold_in(70 + k)))
+            for k, (name, other) in enumerate(self.transfer.items())
+        }
 
     @cached_property
     def random(self) -> Tensor:
         """Of `noise` uniform points of the ball, the one of least margin; where gradient attacks fail, no others matter."""
-        here = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
-        x, y, rng = self.x[here], self.y[here], self.rng[here].fold_in(80)
+        tried = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
+        x, y, rng = self.x[tried], self.y[tried], self.rng[tried].fold_in(80)
         best, least = x.clone(), torch.full(y.shape, torch.inf, device=x.device)
         for k in range(self.noise if len(x) else 0):
             point = uniform_point(self.threat, x, rng.fold_in(k))
@@ -330,7 +303,7 @@ class AuditAttacks:
             better = margin < least
             best[better], least = point[better], torch.minimum(least, margin)
         worst = self.x.clone()
-        worst[here] = best
+        worst[tried] = best
         return self.right(worst)
 
     def radius(self, eps: float, steps: int = 20) -> Tensor:

@@ -3,23 +3,21 @@ evaluated run: checks 1 to 13 on its weights, 14 and 15 on what is stored of it,
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
-from robustlib.audit import checks as model_checks
 from robustlib.audit.attacks import AuditAttacks, sources_of
-from robustlib.audit.verdicts import VERDICTS, Check, Part, Verdict, make_check, matching, not_applicable
+from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation import stochastic_protocol
+from robustlib.evaluation.metrics import headline_draws, robust_correct
 from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
 from robustlib.models.classifier import full_float32
@@ -31,6 +29,8 @@ EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
 QUERIES, STOCHASTIC_QUERIES = 1000, 300
 DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
 
+CLOSE = 1e-6  # of eps, relative
+GAP_AMBER, GAP_RED = 8.0, 12.0  # points
 OVERSTATES, MISLEADS = 3.0, 12.0  # points by which a paper's protocol may exceed the minimum: amber above, red above
 OUTSIDE = 2.0  # points
 SOURCES = ("standard", "pgd_at")  # methods whose adversarial examples are tried on others
@@ -42,12 +42,6 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, tuple[float, float]]] = {
     ("cifar10", "resnet18", "pgd_at"): {"clean": (81, 84), "pgd20": (51, 53.5), "autoattack": (47, 49)},
     ("cifar10", "resnet18", "trades"): {"clean": (80, 83), "pgd20": (51, 54), "autoattack": (48, 49.5)},
 }
-
-ON_ATTACKS: tuple[Callable[[AuditAttacks], Check], ...] = (
-    *(model_checks.check_iterations, model_checks.check_radii, model_checks.check_steps, model_checks.check_restarts),
-    *(model_checks.check_losses, model_checks.check_black_box, model_checks.check_noise),
-    *(model_checks.check_gradients, model_checks.check_randomness),
-)
 
 
 def audit(
@@ -91,35 +85,117 @@ def audit(
         raise InputError("There is no example to audit on: give a split with images.")
     if threat.eps == 0:
         raise InputError("A threat of eps=0 leaves nothing to audit: its robust accuracy is the clean accuracy.")
-    stochastic = bool(getattr(model, "stochastic", False))
+    stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    before, tell = model_checks.train_mode_layers(model), progress or (lambda what: None)
-    settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise}
-    settings |= {"targets": targets or (3 if stochastic else 9), "seed": seed}
+    settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise, "seed": seed}
+    settings |= {"targets": targets or (3 if stochastic else 9), "readouts": readouts}
     settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
-    others = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
-    with _isolated(model, device, seed):
-        attacks = AuditAttacks(model, some, threat, transfer=others, **settings)
-        checks = []
-        for check in ON_ATTACKS:
-            tell(check.__name__.removeprefix("check_").replace("_", " "))
-            checks.append(check(attacks))
-        tell("binarisation")
-        checks.append(model_checks.check_gap(attacks, matching(records, split, threat)))
-        checks += [model_checks.check_binarised(attacks, readouts), model_checks.check_sanity(attacks)]
-        checks.append(model_checks.check_bookkeeping(attacks, before, model, records, split))
-    return sorted(checks, key=lambda check: check.number)
-
-
-@contextmanager
-def _isolated(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
-    """Lends the model in eval mode and full float32, with PyTorch's own random numbers seeded and given back."""
+    sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
+    records = None if records is None or records.empty else records
+    mismatches = [] if records is None else mismatched(records, split, threat)
+    training = train_mode_layers(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
         torch.manual_seed(seed)
         with frozen_eval(model), full_float32():
-            yield
+            attacks = AuditAttacks(model, some, threat, transfer=sources, **settings)
+            checks = []
+            for check in CHECKS:
+                tell(check.__name__.removeprefix("check_").replace("_", " "))
+                checks.append(check(attacks))
+            checks.append(check_gap(attacks, None if mismatches else records))
+            checks.append(check_bookkeeping(training, train_mode_layers(model), mismatches, records))
+    return sorted(checks, key=lambda check: check.number)
+
+
+# ---- checks of a model that need the records of its evaluation as well
+
+
+def mismatched(records: pd.DataFrame, split: Split, threat: Threat) -> list[str]:
+    """Why these records are not of these images under this threat; nothing else can be read off them then."""
+    labels = dict(zip(split.indices.tolist(), split.labels.tolist(), strict=True))
+    met = records[["index", "label"]].drop_duplicates()
+    other = sum(labels.get(index) != label for index, label in met.itertuples(index=False))
+    problems = [f"the records have {other} images that are not among those audited"] if other else []
+    radii = set(records["eps"][records["attack"] != "clean"]) - {0.0}  # of an attack without a threat
+    other_radii = sorted(eps for eps in radii if abs(eps - threat.eps) > CLOSE * threat.eps)
+    return problems + [f"the records are of eps {eps:g} and not {threat.eps:g}" for eps in other_radii[:1]]
+
+
+def inconsistent(records: pd.DataFrame) -> list[str]:
+    """What is wrong with how the records of `evaluate` were counted."""
+    attacks, right = records["attack"], records["prediction"] == records["label"]
+    met = {frozenset(some) for _, some in records["index"].groupby(attacks)}
+    problems = ["the attacks did not meet the same images"] if len(met) > 1 else []
+    if records["draw"].max() == 0:  # a stochastic model may be right by luck
+        wrong = set(records["index"][(attacks == "clean") & ~right])
+        robust = right.groupby([attacks, records["index"]]).min()
+        counted = wrong & set(robust[robust].index.get_level_values("index"))
+        problems += [f"{len(counted)} wrong clean images count as robust"] if counted else []
+    return problems
+
+
+def _minimum(records: pd.DataFrame) -> "pd.Series[float]":
+    """Whether each example withstands everything, by index; of a stochastic model the share of draws that make its headline."""
+    if records["draw"].max() > 0:
+        return headline_draws(records).mean(axis=1)
+    return robust_correct(records).groupby(records["index"]).min().astype(float)
+
+
+def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> tuple[Tensor, Tensor]:
+    """Both (N,) on the images that both have, in the same order."""
+    both = pd.concat([one, other], axis=1, join="inner").sort_index().to_numpy(dtype=float)
+    first, second = torch.from_numpy(both.T.copy())
+    return first, second
+
+
+def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
+    """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
+    pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
+    if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
+        pgd, auto = _shared(*(_minimum(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
+        whose = "AutoAttack"
+    said, fine = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
+    pairs = [(effect(pgd, auto), said, "a gap as healthy models have it", "a PGD number says little here")]
+    if e.declared < len(e.views):
+        pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
+        said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
+        pairs.append((effect(pgd, every), said, fine, bad))
+    if records is not None:
+        withstood = pd.Series(e.accuracy(e.white, e.square).tolist(), index=e.index.tolist())
+        reported, ours = _shared(_minimum(records), withstood)
+        said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"
+        pairs.append((effect(reported, ours), said, fine, "the evaluation missed adversarial examples"))
+    parts = []
+    for gap, said, fine, bad in pairs:
+        parts += [gap.above(GAP_AMBER, said, fine, bad, "amber"), gap.above(GAP_RED, said, fine, bad)]
+    return make_check(6, "gap to AutoAttack", *parts)
+
+
+def train_mode_layers(model: nn.Module) -> list[str]:
+    """The names of the BatchNorm and Dropout layers that are in train mode."""
+    moving = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, moving) and m.training]
+
+
+def check_bookkeeping(
+    before: Sequence[str], during: Sequence[str], mismatches: Sequence[str], records: pd.DataFrame | None
+) -> Check:
+    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split.
+
+    `before` and `during` the audit these layers were in train mode.
+    """
+    problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
+    problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
+    problems += [*mismatches, *(inconsistent(records) if records is not None else [])]
+    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
+    said, count = "The number was not counted fairly" if problems else fine, len(problems)
+    return make_check(13, "bookkeeping", Part(count, 0, count > 0, said, "", "; ".join(problems), unit="count"))
+
+
+# ---- runs
 
 
 def audit_run(
@@ -148,28 +224,25 @@ def audit_run(
     results, params = run.results(), run.params()
     if not results:
         raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.path}` first.")
-    run.model().check_data(dataset)
+    model = run.model()
+    model.check_data(dataset)
     run = Run(run.path.resolve())
     sources, threat = transfer_sources(run, SOURCES), Threat(**params["threat"])
-    most = _most(run.model().stochastic, params.get("preset"), n, results["n"])
+    most = _most(model.stochastic, params.get("preset"), n, results["n"])
+
+    def measure() -> dict[str, Any]:
+        started, others = time.perf_counter(), {name: source.model() for name, source in sources.items()}
+        settings: dict[str, Any] = {"n": most, "seed": seed, "transfer": others, "progress": progress}
+        checks = audit(model.to(resolve_device(device)), dataset.test, threat, records=run.records(), **settings)
+        checks += [check_published(run, results), check_selection(run, results)]
+        badges = {"headline": headline_badge(checks), "protocol": protocol_badge(params["method"], results)}
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "checks": [asdict(check) for check in checks], "badges": badges}
+
     facts: dict[str, Any] = {"numerics": versions("measures/audit"), "n": most, "seed": seed, "threat": str(threat)}
     facts |= {"results": {name: results.get(name) for name in FACTS}}
     facts |= {"transfer": [source.place for source in sources.values()]}
-    measure = partial(_audit_weights, run, dataset, sources, device, n=most, seed=seed, progress=progress)
     return measured(run, "audit.json", facts, measure)
-
-
-def _audit_weights(
-    run: Run, dataset: Dataset, sources: Mapping[str, Run], device: str, **settings: Any
-) -> dict[str, Any]:
-    """What audit.json holds besides its facts."""
-    started, others = time.perf_counter(), {name: source.model() for name, source in sources.items()}
-    model, results, threat = run.model().to(resolve_device(device)), run.results(), Threat(**run.params()["threat"])
-    checks = audit(model, dataset.test, threat, transfer=others, records=run.records(), **settings)
-    checks += [check_published(run, results), check_selection(run, results)]
-    badges = {"headline": headline_badge(checks), "protocol": protocol_badge(run.params()["method"], results)}
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "checks": [asdict(check) for check in checks], "badges": badges}
 
 
 def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
@@ -180,20 +253,19 @@ def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -
 
 def check_published(run: Run, results: Mapping[str, Any]) -> Check:
     """14: where architecture, data and protocol are those of published results, so is the outcome."""
-    name, params = "published results", run.params()
+    params, parts = run.params(), []
     windows = PUBLISHED.get((params["dataset"], params["arch"], params["method"]), {})
     if not windows or params.get("preset") != "cifar10-paper" or run.changed:
-        why = "No published result has this architecture, data set, budget and hyper-parameters."
-        return not_applicable(14, name, why)
-    parts = []
+        windows, why = {}, "No published result has this architecture, data set, budget and hyper-parameters."
+    else:
+        why = "The evaluation has none of the published attacks."
     for row in results["rows"]:
         if row["attack"] in windows:
             least, most = windows[row["attack"]]
             off = max(least - 100 * row["high"], 100 * row["low"] - most)  # of the interval's nearer end
             said = f"{row['attack']} {100 * row['accuracy']:.1f} % where {least:g} to {most:g} % were published"
             parts.append(Part(off, OUTSIDE, off > OUTSIDE, said, "", "find out why before reporting", "amber"))
-    why = "The evaluation has none of the published attacks."
-    return make_check(14, name, *parts) if parts else not_applicable(14, name, why)
+    return make_check(14, "published results", *parts, otherwise=why)
 
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
@@ -206,9 +278,8 @@ def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
     if "robust_val" not in run.metrics():
         problems.append("no validation accuracy was recorded by which the epoch could have been chosen")
     fine = "No test image had a part in choosing the epoch; best and last are both reported on test images"
-    said = "Not a clean choice" if problems else fine
-    part = Part(len(problems), 0, bool(problems), said, "", "; ".join(problems), unit="count")
-    return make_check(15, "selection", part)
+    said, count = "Not a clean choice" if problems else fine, len(problems)
+    return make_check(15, "selection", Part(count, 0, count > 0, said, "", "; ".join(problems), unit="count"))
 
 
 def headline_badge(checks: Sequence[Check]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The checks of a model, by number: 1 to 8 ask whether another attack would have found more, 9 to 11 whether there is a gradient that
-leads somewhere, 12 and 13 whether the model answers the same twice and is counted fairly."""
+"""The checks that need a model and its attacks only, by number: 1 to 8 ask whether another attack would have found more, 9 to 11
+whether there is a gradient that leads somewhere, 12 whether the model answers the same twice. A threshold is broken only by an effect
+that the images at hand cannot leave to chance."""
 
 import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,21 +14,12 @@ from torch import Tensor, nn
 from robustlib.attacks.objectives import ce, margin_of
 from robustlib.audit.attacks import BATCH, RESTARTS, AuditAttacks
 from robustlib.audit.binarisation import binarised
-from robustlib.audit.verdicts import (
-    Check,
-    Part,
-    accuracy_percent,
-    align,
-    effect,
-    inconsistent,
-    make_check,
-    minimum,
-    mismatched,
-    not_applicable,
-)
-from robustlib.data import Split
 from robustlib.evaluation import wilson
 from robustlib.rng import uniform_point
+
+Verdict = Literal["pass", "amber", "red", "n/a"]
+VERDICTS: tuple[Verdict, ...] = ("n/a", "pass", "amber", "red")  # from harmless to grave
+Z = 1.959964  # of a two-sided 95 % interval
 
 MULTIPLES = (0.25, 0.5, 1, 1.5, 2, 2.5)  # of eps
 LARGE, LARGEST = 8, 0.5  # multiple of eps at which nothing may be left, and the linf radius that is enough for it
@@ -33,7 +27,6 @@ POINT_SLACK = 0.5  # PGD may leave so many points more than FGSM
 COLLAPSE = 25.0  # FGSM may leave so many points more than PGD (catastrophic overfitting, baselines of Wong et al. 2020)
 RISE, ABOVE_CHANCE, UNBOUNDED = 1.0, 2.0, 0.5
 DOUBLING, RESTART, LOSS = 3.0, 6.0, 6.0
-GAP_AMBER, GAP_RED = 8.0, 12.0
 NEWLY = 1.0
 IMAGES = 5  # an effect of fewer images is never taken for one
 NOISE = 0.5  # % of the points called robust
@@ -43,27 +36,116 @@ FOUND = 75.0  # % of the known adversarial examples
 FEWEST = 8  # readouts that say something
 ASKED = 5  # times the same images
 DIFFERENT = 1e-4  # of normalised logits (AutoAttack's own flag)
-MOVING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what behaves differently in train mode
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found; a threshold is broken only if the 95 % bound of the value is beyond it."""
+
+    name: str
+    verdict: Verdict  # "amber": the search was weak, or a warning; "red": do not believe the number
+    value: float | None  # what was measured, in `unit`, points and % to two decimals; None where nothing was
+    threshold: float | None
+    meaning: str  # one sentence
+    number: int  # in the audit's list (Carlini et al. 2019, Tramer et al. 2020, Zimmermann et al. 2022)
+    unit: str = "points"  # of accuracy; or "%" of images, "cosine", "distance" of unit logits, "count"
+    doubtful: bool = False  # it passed for want of images: the value is beyond the threshold, its bound is not
+
+
+@dataclass(frozen=True)
+class Part:
+    """One criterion of a check: what was measured in words, what follows if it holds or is broken, and how grave that is."""
+
+    value: float
+    threshold: float
+    broken: bool
+    said: str
+    fine: str = ""
+    bad: str = ""
+    grave: Verdict = "red"
+    unit: str = "points"
+    images: int = 0  # which may be too few to tell; 0 where nothing is left to chance
+    least: bool = False  # whether the threshold is a lower limit
+
+
+def make_check(number: int, name: str, *parts: Part, otherwise: str = "") -> Check:
+    """The check that has these criteria: its gravest broken one speaks for it, else a doubtful one, else the first. Without any it
+    does not apply, `otherwise` says why."""
+    if not parts:
+        return Check(name, "n/a", None, None, otherwise, number)
+    beyond = [p for p in parts if (p.value < p.threshold if p.least else p.value > p.threshold)]
+    broken = sorted((p for p in parts if p.broken), key=lambda p: -VERDICTS.index(p.grave))
+    doubtful = [p for p in beyond if p.images > 0] if not broken else []
+    part = (broken or doubtful or list(parts))[0]
+    side = "below" if part.least else "above"
+    unsure = f"{side} {part.threshold:.4g} {part.unit}, but {part.images} images cannot tell"
+    follows = part.bad if broken else unsure if doubtful else part.fine
+    meaning = f"{': '.join(filter(None, (part.said, follows)))}."
+    value, threshold = part.value, part.threshold
+    if part.unit in ("points", "%"):
+        value, threshold = round(value, 2), round(threshold, 2)
+    verdict = part.grave if broken else "pass"
+    return Check(name, verdict, round(value, 4), threshold, meaning, number, part.unit, bool(doubtful))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean difference over `n` images in points, or a share of them in %, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def above(self, most: float, said: str, fine: str, bad: str, grave: Verdict = "red", unit: str = "points") -> Part:
+        """The criterion that it is no more than `most`."""
+        return Part(self.value, most, self.low > most, said, fine, bad, grave, unit, self.n)
+
+
+def effect(weaker: Tensor, stronger: Tensor) -> Effect:
+    """How many points of accuracy (N,) `stronger` leaves less than `weaker` (N,) on the same images.
+
+    The interval of Bonett and Price (2012, Psychological Methods 17): the Wald interval of paired proportions after adding one
+    image to either kind of disagreement, which keeps its coverage for few or no disagreements. Written with sums, so that
+    shares of draws (randomised models) fit as well as zeros and ones.
+    """
+    d = (weaker - stronger).double()
+    n = len(d) + 2
+    mean, square = float(d.sum()) / n, (float((d**2).sum()) + 2) / n
+    error = Z * math.sqrt(max(square - mean**2, 0.0) / n)
+    return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * (mean - error), 100 * (mean + error), len(d))
+
+
+def share(count: int, n: int) -> Effect:
+    """`count` of `n` images in %, with Wilson's interval."""
+    low, high = wilson(min(count, n), n)
+    return Effect(100 * count / n, 100 * low, 100 * high, n)
+
+
+def percent(share: Tensor) -> str:
+    """The mean of (N,) as "71.5 %"."""
+    return f"{100 * float(share.double().mean()):.1f} %" if len(share) else "no image"
+
+
+# ---- would another attack have found more?
 
 
 def check_iterations(e: AuditAttacks) -> Check:
     """1: many small steps find what one large step finds and not much more, and no attack improves a model."""
     clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
-    worse, leak, n = effect(pgd, torch.minimum(once, clean)), effect(once, clean), len(e.x)
-    said = f"PGD-20 leaves {accuracy_percent(pgd)}, FGSM {accuracy_percent(once)} of {accuracy_percent(clean)} clean"
-    fine = "many steps find more than one"
+    worse = effect(pgd, torch.minimum(once, clean))
+    said, fine = (
+        f"PGD-20 leaves {percent(pgd)}, FGSM {percent(once)} of {percent(clean)} clean",
+        "many steps find more than one",
+    )
     missed = "one step finds what many do not, so gradients mislead the search"
     leaks = "attacked images are easier, so the attack leaks the label"
-    collapse = (
+    weak = (
         "one step is far too weak here, as after catastrophic overfitting, and no number made with FGSM means anything"
     )
-    return make_check(
-        1,
-        "iterations",
-        Part(worse.value, POINT_SLACK, worse.low > POINT_SLACK, said, fine, missed, images=n),
-        Part(leak.value, 0.0, leak.low > 0, said, fine, leaks, images=n),
-        Part(-worse.value, COLLAPSE, worse.high < -COLLAPSE, said, fine, collapse, "amber", images=n),
-    )
+    collapse = Part(-worse.value, COLLAPSE, worse.high < -COLLAPSE, said, fine, weak, "amber", images=worse.n)
+    parts = worse.above(POINT_SLACK, said, fine, missed), effect(once, clean).above(0.0, said, fine, leaks), collapse
+    return make_check(1, "iterations", *parts)
 
 
 def check_radii(e: AuditAttacks) -> Check:
@@ -77,99 +159,61 @@ def check_radii(e: AuditAttacks) -> Check:
     rise, low, high = max(rises, key=lambda r: r[0].low)
     at_large = e.accuracy(e.radius(large, 50)) if large > eps else curve[eps]
     unbounded = e.accuracy(e.radius(whole, 100))
-    rose = f"Accuracy rises from {accuracy_percent(curve[low])} at eps {low:g} to {accuracy_percent(curve[high])} at {high:g}"
-    return make_check(
-        2,
-        "radii",
-        _nothing_left(at_large, 100 / e.classes + ABOVE_CHANCE, f"eps {large:g}"),
-        _nothing_left(unbounded, UNBOUNDED, f"eps {whole:g}, where every image is allowed,"),
-        Part(rise.value, RISE, rise.low > RISE, rose, "", "the attack fails", images=len(e.x)),
+    where = (
+        (f"eps {large:g}", 100 / e.classes + ABOVE_CHANCE),
+        (f"eps {whole:g}, where every image is allowed,", UNBOUNDED),
     )
-
-
-def _nothing_left(left: Tensor, most: float, where: str) -> Part:
-    rest = effect(left, torch.zeros_like(left))
-    said = f"PGD at {where} leaves {accuracy_percent(left)}"
-    fine, bad = "large perturbations break it", "the search fails"
-    return Part(rest.value, most, rest.low > most, said, fine, bad, images=len(left))
+    parts = []
+    for (place, most), accuracy in zip(where, (at_large, unbounded), strict=True):
+        said, rest = f"PGD at {place} leaves {percent(accuracy)}", effect(accuracy, torch.zeros_like(accuracy))
+        parts.append(rest.above(most, said, "large perturbations break it", "the search fails"))
+    said = f"Accuracy rises from {percent(curve[low])} at eps {low:g} to {percent(curve[high])} at {high:g}"
+    return make_check(2, "radii", *parts, rise.above(RISE, said, "", "the attack fails"))
 
 
 def check_steps(e: AuditAttacks) -> Check:
     """3: PGD has converged: doubling its steps once more changes little."""
-    curve = {steps: e.accuracy(found) for steps, (found, _) in e.trajectory.items()}
-    gain, n = effect(curve[50], curve[100]), len(e.x)
-    said = ", ".join(f"{accuracy_percent(share)} after {steps}" for steps, share in curve.items()) + " steps"
-    most = max(DOUBLING, 100 * IMAGES / n)
-    fine, bad = "the search has converged", "it still falls, use more steps"
-    return make_check(3, "steps", Part(gain.value, most, gain.low > most, said, fine, bad, "amber", images=n))
+    curve = {steps: e.accuracy(results) for steps, (results, _) in e.trajectory.items()}
+    said = ", ".join(f"{percent(accuracy)} after {steps}" for steps, accuracy in curve.items()) + " steps"
+    gain, bad = effect(curve[50], curve[100]), "it still falls, use more steps"
+    most = max(DOUBLING, 100 * IMAGES / gain.n)
+    return make_check(3, "steps", gain.above(most, said, "the search has converged", bad, "amber"))
 
 
 def check_restarts(e: AuditAttacks) -> Check:
     """4: the result does not hang on the random start."""
     one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
-    gain, n = effect(one, many), len(one)
-    said = f"{RESTARTS} random starts leave {accuracy_percent(many)}, one {accuracy_percent(one)}"
-    fine, bad = "the start matters little", "use more restarts"
-    return make_check(4, "restarts", Part(gain.value, RESTART, gain.low > RESTART, said, fine, bad, "amber", images=n))
+    said = f"{RESTARTS} random starts leave {percent(many)}, one {percent(one)}"
+    part = effect(one, many).above(RESTART, said, "the start matters little", "use more restarts", "amber")
+    return make_check(4, "restarts", part)
 
 
 def check_losses(e: AuditAttacks) -> Check:
     """5: other objectives and other scales of the logits find no more than the cross-entropy does."""
-    ce = e.accuracy(e.pgd20)
-    gains = {name: effect(ce, e.accuracy(result)) for name, result in e.losses.items()}
+    usual = e.accuracy(e.pgd20)
+    gains = {name: effect(usual, e.accuracy(result)) for name, result in e.losses.items()}
     name, gain = max(gains.items(), key=lambda item: item[1].low)
-    said = f"PGD-20 on the cross-entropy leaves {accuracy_percent(ce)}, the strongest alternative ({name}) {gain.value:.1f} points less"
-    fine, bad = "the loss matters little", "the scale or shape of the logits hides gradients"
-    parts = [Part(gain.value, LOSS, gain.low > LOSS, said, fine, bad, images=len(ce))]
+    said = f"PGD-20 on the cross-entropy leaves {percent(usual)}, the strongest alternative ({name}) {gain.value:.1f} points less"
+    parts = [gain.above(LOSS, said, "the loss matters little", "the scale or shape of the logits hides gradients")]
     if bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-5).all()):
         bad = "the cross-entropy of them saturates and attacks are weak"
         parts.insert(0, Part(100.0, 0.0, True, "The outputs are probabilities, not logits", "", bad, unit="%"))
     return make_check(5, "losses", *parts)
 
 
-def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
-    """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
-    pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
-    if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
-        pgd, auto = align(*(minimum(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
-        whose = "AutoAttack"
-    said = f"PGD-20 leaves {accuracy_percent(pgd)}, {whose} {accuracy_percent(auto)}"
-    fine = "a gap as healthy models have it"
-    parts = _disagreement(pgd, auto, said, fine, "a PGD number says little here")
-    if e.declared < len(e.views):
-        pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
-        said = f"PGD-20 leaves {accuracy_percent(pgd)}, all attacks {accuracy_percent(every)} when they see head(features(x)) as well"
-        bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
-        parts += _disagreement(pgd, every, said, "nothing is hidden", bad)
-    if records is not None:
-        found = dict(zip(e.index.tolist(), e.accuracy(e.white, e.square).tolist(), strict=True))
-        reported, ours = align(minimum(records), found)
-        said = f"The evaluation's attacks leave {accuracy_percent(reported)} of the {len(ours)} images that both saw, the audit's {accuracy_percent(ours)}"
-        parts += _disagreement(reported, ours, said, "nothing is hidden", "the evaluation missed adversarial examples")
-    return make_check(6, "gap to AutoAttack", *parts)
-
-
-def _disagreement(weaker: Tensor, stronger: Tensor, said: str, fine: str, bad: str) -> list[Part]:
-    """That two accuracies are close: amber, then red."""
-    gap, n = effect(weaker, stronger), len(weaker)
-    amber = Part(gap.value, GAP_AMBER, gap.low > GAP_AMBER, said, fine, bad, "amber", images=n)
-    return [amber, Part(gap.value, GAP_RED, gap.low > GAP_RED, said, fine, bad, "red", images=n)]
-
-
 def check_black_box(e: AuditAttacks) -> Check:
     """7: attacks without this model's gradients find no more than those with them."""
-    white, n = e.accuracy(e.white), len(e.x)
-    sources = {"Square": e.square} | {f"transfer from {name}": found for name, found in e.transferred.items()}
-    parts, most = [], max(NEWLY, 100 * IMAGES / n)
+    white, parts = e.accuracy(e.white), []
     fine, bad = "gradients show the way", "gradients hide what needs no gradient to find"
     fine += ", though of a model that answers at random Square learns little" if e.stochastic else ""
-    for name, found in sources.items():
-        alone = e.accuracy(found)
-        better, newly = effect(white, alone), effect(white, e.accuracy(e.white, found))
-        said = f"{name} alone leaves {accuracy_percent(alone)}, all gradient attacks {accuracy_percent(white)}; it breaks {newly.value:.1f} points more"
-        found_more = newly.value > most and newly.low > NEWLY
-        parts.append(Part(newly.value, most, found_more, said, fine, bad, images=n))
-        parts.append(Part(better.value, 0.0, better.low > 0, said, fine, bad, images=n))
+    for name, results in {"Square": e.square, **{f"transfer from {k}": v for k, v in e.transferred.items()}}.items():
+        alone = e.accuracy(results)
+        better, newly = effect(white, alone), effect(white, e.accuracy(e.white, results))
+        said = f"{name} alone leaves {percent(alone)}, all gradient attacks {percent(white)}; it breaks {newly.value:.1f} points more"
+        most = max(NEWLY, 100 * IMAGES / newly.n)
+        more = newly.value > most and newly.low > NEWLY
+        parts.append(Part(newly.value, most, more, said, fine, bad, images=newly.n))
+        parts.append(better.above(0.0, said, fine, bad))
     return make_check(7, "black box", *parts)
 
 
@@ -178,38 +222,31 @@ def check_noise(e: AuditAttacks) -> Check:
     white = e.accuracy(e.white)
     both = e.accuracy(e.white, e.random)
     robust = torch.ones_like(white, dtype=torch.bool) if e.stochastic else white > 0
-    if not bool(robust.any()):
-        return not_applicable(8, "noise", "Nothing withstands the gradient attacks, so noise has nothing to break.")
-    newly = effect(white[robust], both[robust])
+    newly, bad = effect(white[robust], both[robust]), "these attacks cannot search"
     said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
-    bad, n = "these attacks cannot search", int(robust.sum())
-    return make_check(8, "noise", Part(newly.value, NOISE, newly.low > NOISE, said, "", bad, unit="%", images=n))
+    parts = [newly.above(NOISE, said, "", bad, unit="%")] if newly.n else []
+    why = "Nothing withstands the gradient attacks, so noise has nothing to break."
+    return make_check(8, "noise", *parts, otherwise=why)
+
+
+# ---- is there a gradient that leads somewhere?
 
 
 def check_gradients(e: AuditAttacks) -> Check:
     """9: the margin has a gradient, and nearly the same one a little further on."""
-    nearby = uniform_point(e.threat, e.x, e.rng.fold_in(81))
-    views = [_gradients(view, e, e.x, nearby) for view in e.views]
-    gone, cosine = min(views, key=lambda view: (float(view[0].double().mean()), -view[1]))
-    count, n = int(gone.sum()), len(gone)
-    share, low = 100 * count / n, 100 * wilson(count, n)[0]
-    said = f"The margin's gradient is zero or undefined for {share:.1f} % of images and turns by a cosine of {cosine:.2f} within the ball"
+    nearby, measured = uniform_point(e.threat, e.x, e.rng.fold_in(81)), []  # by view: share without gradient, cosine
+    for view in e.views:
+        at_x, at_nearby = (_margin_gradient(view, points, e.y, e.eot) for points in (e.x, nearby))
+        vanished = ~at_x.isfinite().all(1) | (at_x.norm(dim=1) < VANISHED)
+        cosines = F.cosine_similarity(at_x.double(), at_nearby.double(), eps=1e-200)  # float32 squares underflow
+        cosines = cosines.nan_to_num(0.0)
+        bound = float(cosines.mean() + 1.96 * cosines.std(unbiased=False) / len(cosines) ** 0.5)  # upper, 95 %
+        measured.append((share(int(vanished.sum()), len(vanished)), bound))
+    blind, cosine = min(measured, key=lambda view: (view[0].value, -view[1]))
+    said = f"The margin's gradient is zero or undefined for {blind.value:.1f} % of images and turns by a cosine of {cosine:.2f} within the ball"
     rough = "the loss surface is too rough for one step, as in catastrophic overfitting"
-    return make_check(
-        9,
-        "gradients",
-        Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine"),
-        Part(share, VANISHING, low > VANISHING, said, "", "attacks are blind there", unit="%", images=n),
-    )
-
-
-def _gradients(view: nn.Module, e: AuditAttacks, x: Tensor, nearby: Tensor) -> tuple[Tensor, float]:
-    """(N,) bool whether the gradient is gone at x, and the upper 95 % bound of the mean cosine to the one nearby."""
-    here, other = (_margin_gradient(view, point, e.y, e.eot) for point in (x, nearby))
-    gone = ~here.isfinite().all(1) | (here.norm(dim=1) < VANISHED)
-    cosines = F.cosine_similarity(here.double(), other.double(), eps=1e-200)  # float32 squares underflow
-    cosines = cosines.nan_to_num(0.0)
-    return gone, float(cosines.mean() + 1.96 * cosines.std(unbiased=False) / len(cosines) ** 0.5)
+    rough_part = Part(cosine, ALIGNED, cosine < ALIGNED, said, "it shows the way", rough, "amber", "cosine")
+    return make_check(9, "gradients", rough_part, blind.above(VANISHING, said, "", "attacks are blind there", unit="%"))
 
 
 def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Tensor:
@@ -228,40 +265,28 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
 
 def check_sanity(e: AuditAttacks) -> Check:
     """10: all adversarial images lie in the ball and in [0, 1], and attacking raises the loss."""
-    before, after = (_loss(e, x) for x in (e.x, e.trajectory[20][1][0]))
+    images = e.x, e.trajectory[20][1][0]
+    before, after = (torch.stack([ce(e.forward(x).double(), e.y) for _ in range(e.draws)]).mean(0) for x in images)
     fell = (after < before - 1e-6) & e.standing | after.isnan()
-    count, n = int(fell.sum()), max(int(e.standing.sum()), 1)
-    share, low = 100 * count / n, 100 * wilson(min(count, n), n)[0]
-    said = f"PGD-20 lowers the loss of {share:.1f} % of the attacked images"
-    inside, bad = f"all {e.made} images made lie in the ball", "it does not climb"
+    lower = share(int(fell.sum()), max(int(e.standing.sum()), 1))
+    said = f"PGD-20 lowers the loss of {lower.value:.1f} % of the attacked images"
+    climbs = lower.above(FELL, said, f"all {e.made} images made lie in the ball", "it does not climb", unit="%")
     outside = f"{e.invalid} of {e.made} images lie outside ball or box"
-    return make_check(
-        10,
-        "attack sanity",
-        Part(share, FELL, low > FELL, said, inside, bad, unit="%", images=n),
-        Part(e.invalid, 0, e.invalid > 0, outside, unit="count"),
-    )
+    return make_check(10, "attack sanity", climbs, Part(e.invalid, 0, e.invalid > 0, outside, unit="count"))
 
 
-def _loss(e: AuditAttacks, x: Tensor) -> Tensor:
-    """Cross-entropy (N,) in float64, the mean over draws."""
-    return torch.stack([ce(e.forward(x).double(), e.y) for _ in range(e.k)]).mean(0)
-
-
-def check_binarised(e: AuditAttacks, images: int) -> Check:
+def check_binarisation(e: AuditAttacks) -> Check:
     """11: PGD finds adversarial examples that are known to be there, for readouts of the features and of the logits."""
     parts = []
-    for name, test in binarised(e, images).items():
-        n, count = int(test.possible.sum()), int(test.found.sum())
+    for name, (possible, success_mask) in binarised(e).items():
+        n = int(possible.sum())
         if n >= FEWEST:
-            share, high = 100 * count / n, 100 * wilson(count, n)[1]
-            said = f"PGD finds an adversarial example for {share:.0f} % of {n} readouts of the {name} that certainly have one"
-            broken, bad = high < FOUND, "it misses many"
-            parts.append(Part(share, FOUND, broken, said, "", bad, "amber", "%", images=n, least=True))
-    if not parts:
-        why = f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
-        return not_applicable(11, "binarisation", why)
-    return make_check(11, "binarisation", *sorted(parts, key=lambda part: part.value))
+            hits = share(int(success_mask.sum()), n)
+            said = f"PGD finds an adversarial example for {hits.value:.0f} % of {n} readouts of the {name} that certainly have one"
+            few, bad = hits.high < FOUND, "it misses many"
+            parts.append(Part(hits.value, FOUND, few, said, "", bad, "amber", "%", images=n, least=True))
+    why = f"A readout with a certain adversarial example exists for fewer than {FEWEST} images."
+    return make_check(11, "binarisation", *sorted(parts, key=lambda part: part.value), otherwise=why)
 
 
 def check_randomness(e: AuditAttacks) -> Check:
@@ -280,29 +305,13 @@ def check_randomness(e: AuditAttacks) -> Check:
     strongest = torch.stack(images)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
     control, worst = e.clean[0].all(1), e.right(strongest)[0].all(1)
     cost = effect(control.double(), worst.double())
-    said += f", as declared; {accuracy_percent(control)} are right in all of {e.k} draws, under PGD-100 on any view {accuracy_percent(worst)}"
+    said += f", as declared; {percent(control)} are right in all of {e.draws} draws, under PGD-100 on any view {percent(worst)}"
     bad = "attacked images are easier than clean ones"
-    part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=len(worst), least=True)
+    part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=cost.n, least=True)
     return make_check(12, "randomness", part)
 
 
-def train_mode_layers(model: nn.Module) -> list[str]:
-    """The names of the BatchNorm and Dropout layers that are in train mode."""
-    return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, MOVING) and m.training]
-
-
-def check_bookkeeping(
-    e: AuditAttacks, before: list[str], model: nn.Module, records: pd.DataFrame | None, split: Split
-) -> Check:
-    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split.
-
-    `before` are the layers that were in train mode before the audit put the model in eval mode.
-    """
-    during = train_mode_layers(model)
-    problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
-    problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
-    if records is not None and not records.empty:
-        problems += [*mismatched(records, split, e.threat), *inconsistent(records)]
-    fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
-    said, bad = "The number was not counted fairly" if problems else fine, "; ".join(problems)
-    return make_check(13, "bookkeeping", Part(len(problems), 0, bool(problems), said, "", bad, unit="count"))
+CHECKS = (
+    *(check_iterations, check_radii, check_steps, check_restarts, check_losses, check_black_box, check_noise),
+    *(check_gradients, check_randomness, check_binarisation, check_sanity),
+)

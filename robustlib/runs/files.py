@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -72,15 +71,6 @@ def merge_json(path: Path, key: str, value: object) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or its process dies
         others = {name: entry for name, entry in read_json(path).items() if name != key}
         write_atomic(path, json.dumps({**others, key: value}) + "\n")
-
-
-def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
-    """Writes the files of a method's runs, by `<run>/<file>`, as one archive; the same files give the same bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, data in sorted(files.items()):
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    write_atomic(path, buffer.getvalue())
 
 
 def read_archive(path: Path) -> Mapping[str, bytes]:

@@ -31,21 +31,17 @@ from robustlib.runs.files import read_json
 
 # What makes numbers -> its version. tests/test_numerics.py makes a tiny fixed run of each and compares it with stored numbers: where
 # they move, the version must too, and whatever was made with another one is stale.
-NUMERICS: dict[str, int] = {
-    **dict.fromkeys(("methods/standard", "methods/pgd_at", "methods/mart", "methods/fgsm_rs", "methods/n_fgsm"), 1),
+AT_ONE = {
+    "methods": "standard pgd_at mart fgsm_rs n_fgsm vaft afkd arrest afd ancra supcon simclr rocl acl claf awp rep_spectral"
+    " ll_spectral cross_lipschitz simclr_spectral transfer l2_sp bss",
+    "attacks": "pgd apgd fab square autoattack tangent stadv ascent",
+    "measures": "evaluation audit distances randomness representation",
+}
+NUMERICS: dict[str, int] = {f"{kind}/{name}": 1 for kind, names in AT_ONE.items() for name in names.split()} | {
     "methods/trades": 2,  # x forwarded again, for BatchNorm
-    **dict.fromkeys(("methods/vaft", "methods/afkd", "methods/arrest", "methods/afd", "methods/ancra"), 1),
     "methods/atop": 2,  # weights in units of an L1 on [-1, 1]
-    **dict.fromkeys(("methods/supcon", "methods/simclr", "methods/rocl", "methods/acl", "methods/claf"), 1),
     "methods/aff": 2,  # fine-tuning as a last stage: as TRADES
-    "methods/awp": 1,
-    **dict.fromkeys(("methods/rep_spectral", "methods/ll_spectral", "methods/cross_lipschitz"), 1),
     "methods/barlow_spectral": 2,  # its loss is not divided by the batch
-    **dict.fromkeys(("methods/simclr_spectral", "methods/transfer", "methods/l2_sp", "methods/bss"), 1),
-    **dict.fromkeys(("attacks/pgd", "attacks/apgd", "attacks/fab", "attacks/square", "attacks/autoattack"), 1),
-    **dict.fromkeys(("attacks/tangent", "attacks/stadv", "attacks/ascent"), 1),
-    **dict.fromkeys(("measures/evaluation", "measures/audit", "measures/distances", "measures/randomness"), 1),
-    "measures/representation": 1,
     "measures/embedding": 2,  # neighbours by the angle at the origin
 }
 

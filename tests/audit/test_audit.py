@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from robustlib.attacks import FGSM, PGD, ExampleRNG
 from robustlib.attacks.base import SurrogateModel
 from robustlib.audit import Check, audit, audit_run
-from robustlib.audit.attacks import AuditAttacks, Differentiable, Head, TemperatureScaled, sources_of, surrogates_of
-from robustlib.audit.audit import _most, check_published, check_selection, headline_badge, protocol_badge
-from robustlib.audit.binarisation import Readouts, _readout, _surface_point, binarised, outputs
-from robustlib.audit.checks import check_gap, train_mode_layers
-from robustlib.audit.verdicts import Part, effect, inconsistent, make_check
-from robustlib.data import Split
+from robustlib.audit.attacks import AuditAttacks, View, scaled, sources_of, surrogates_of
+from robustlib.audit.audit import (
+    _most,
+    check_gap,
+    check_published,
+    check_selection,
+    headline_badge,
+    inconsistent,
+    protocol_badge,
+    train_mode_layers,
+)
+from robustlib.audit.binarisation import binarised, fit_readout, joint_view, outputs, surface_point
+from robustlib.audit.checks import Part, effect, make_check
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
@@ -68,16 +75,26 @@ def undefended(digits) -> nn.Module:
     return trained(digits, None, 5)
 
 
-def pgd20(model: nn.Module, dataset) -> float:
-    """What a naive report would say: PGD-20 as `standard_attacks` has it, judged by one answer of the model as it stands."""
-    return under(PGD(dataset.threat, steps=20, early_stop=True), model, dataset)
-
-
 def under(attack: PGD, model: nn.Module, dataset, through: nn.Module | None = None) -> float:
+    """Accuracy in %, judged by one answer of the model as it stands."""
     (batch,) = dataset.test.sample(N).batches(N)
-    x_adv = attack(through or Differentiable(model), batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
+    x_adv = attack(through or View(model), batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
     with torch.no_grad():
         return 100 * float((model(x_adv).argmax(1) == batch.y).float().mean())
+
+
+def pgd20(model: nn.Module, dataset, through: nn.Module | None = None) -> float:
+    """What a naive report would say: PGD-20 as `standard_attacks` has it."""
+    return under(PGD(dataset.threat, steps=20, early_stop=True), model, dataset, through)
+
+
+def audited(model: nn.Module, dataset, **settings) -> list[Check]:
+    return audit(model, dataset.test, dataset.threat, **{**SHORT, **settings})
+
+
+def audit_attacks(model: nn.Module, dataset, n: int = 32, **settings) -> AuditAttacks:
+    usual = {"seed": 0, "queries": 5, "noise": 5, "targets": 1, "readouts": 16, "draws": 1, "eot": 1, "transfer": {}}
+    return AuditAttacks(model.eval(), dataset.test.sample(n), dataset.threat, **{**usual, **settings})
 
 
 def fired(checks: list[Check]) -> dict[int, str]:
@@ -90,39 +107,34 @@ def fired(checks: list[Check]) -> dict[int, str]:
 class Fake(nn.Module):
     """A model behind something that hides its gradients."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, answer=lambda model, x: model(x), **declared) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
-
-
-class Quantised(Fake):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model((4 * x).round() / 4)
-
-
-class Loud(Fake):
-    def forward(self, x: Tensor) -> Tensor:
-        return 1e3 * self.model(x)
-
-
-class Probabilities(Fake):
-    def forward(self, x: Tensor) -> Tensor:
-        return (30 * self.model(x)).softmax(1)
-
-
-class Random(Fake):
-    """A randomised input layer that nobody declared."""
-
-    def __init__(self, model: nn.Module, noise: float = 0.25) -> None:
-        super().__init__(model)
-        self.noise = noise
+        self.model, self.answer = copy.deepcopy(model), answer
+        for name, value in declared.items():
+            setattr(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model((x + self.noise * torch.randn_like(x)).clamp(0, 1))
+        return self.answer(self.model, x)
 
 
-class Declared(Random):
-    stochastic = True
+def noisy(model: nn.Module, noise: float = 0.25, **declared) -> Fake:
+    """A randomised input layer."""
+    return Fake(model, lambda m, x: m((x + noise * torch.randn_like(x)).clamp(0, 1)), **declared).eval()
+
+
+def outside(model: nn.Module, x: Tensor) -> Tensor:
+    """A preprocessor in numpy: autograd cannot follow."""
+    return model(torch.from_numpy(np.round(8 * x.detach().numpy()) / 8))
+
+
+def clamped(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits of which the clamp keeps no gradient; their order comes back where autograd does not look."""
+    logits = model(x)
+    return (10 * (logits - logits.mean(1, keepdim=True))).clamp(-5, 5) + 1e-3 * logits.detach()
+
+
+def quantised(model: nn.Module, x: Tensor) -> Tensor:
+    return model((4 * x).round() / 4)
 
 
 class Read(torch.autograd.Function):
@@ -139,30 +151,12 @@ class Read(torch.autograd.Function):
         return -torch.einsum("bk,kchw->bchw", gradient, *ctx.saved_tensors), None, None
 
 
-class Leaking(Fake):
+CODES = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
+
+
+def leaking(model: nn.Module, x: Tensor) -> Tensor:
     """Reads the true label off the perturbation that was made with it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.register_buffer("codes", torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sign())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Read.apply(x, self.model(x), self.codes)
-
-
-class Outside(Fake):
-    """A preprocessor in numpy: autograd cannot follow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(torch.from_numpy(np.round(8 * x.detach().numpy()) / 8))
-
-
-class Clamped(Fake):
-    """Logits of which the clamp keeps no gradient; their order comes back where autograd does not look."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        return (10 * (logits - logits.mean(1, keepdim=True))).clamp(-5, 5) + 1e-3 * logits.detach()
+    return Read.apply(x, model(x), CODES)
 
 
 class InTrainMode(Fake):
@@ -184,12 +178,9 @@ class InTrainMode(Fake):
 class SelfConfirming(Fake):
     """Reverse attention: the head's first guess weights the features that the head then looks at."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.head = self.model.head
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.model.features(x)
+    def __init__(self, model: nn.Module, **declared) -> None:
+        super().__init__(model, **declared)
+        self.head, self.features = self.model.head, self.model.features
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)
@@ -200,21 +191,22 @@ class SelfConfirming(Fake):
 @pytest.mark.parametrize(
     ("fake", "red"),
     [
-        (Quantised, {7, 9}),
-        (Loud, {5}),
-        (Probabilities, {5, 9}),
-        (Random, {12}),
-        (Leaking, {1}),
-        (Outside, {7, 9}),
-        (Clamped, {9}),
+        (lambda model: Fake(model, quantised), {7, 9}),
+        (lambda model: Fake(model, lambda m, x: 1e3 * m(x)), {5}),
+        (lambda model: Fake(model, lambda m, x: (30 * m(x)).softmax(1)), {5, 9}),
+        (noisy, {12}),
+        (lambda model: Fake(model, leaking), {1}),
+        (lambda model: Fake(model, outside), {7, 9}),
+        (lambda model: Fake(model, clamped), {9}),
         (InTrainMode, {12, 13}),
     ],
+    ids=["quantised", "loud", "probabilities", "random", "leaking", "outside", "clamped", "in train mode"],
 )
 def test_planted_fakes_are_caught(digits, honest, fake, red):
     model = fake(honest).eval()
-    inflated = under(FGSM(digits.threat), model, digits) if fake is Leaking else pgd20(model, digits)
-    assert inflated > pgd20(honest, digits) + 3, "this fake fools nobody"
-    checks = audit(model, digits.test, digits.threat, **SHORT)
+    inflated = under(FGSM(digits.threat), model, digits) if red == {1} else pgd20(model, digits)
+    assert inflated > pgd20(honest, digits) + 3, "this fake deceives nobody"
+    checks = audited(model, digits)
     assert red <= set(fired(checks)), checks
     assert [check.number for check in checks] == list(range(1, 14))
     assert headline_badge(checks)["verdict"] == "red"
@@ -222,19 +214,11 @@ def test_planted_fakes_are_caught(digits, honest, fake, red):
 
 def test_a_self_confirming_head_is_caught(digits, honest):
     model = SelfConfirming(honest).eval()
-    plain_head = SurrogateModel(honest, model)
-    least = under(PGD(digits.threat, steps=20, early_stop=True), model, digits, plain_head)
-    assert pgd20(model, digits) > least + 10, "this fake fools nobody"
-    checks = audit(model, digits.test, digits.threat, **SHORT | {"n": 128})
-    assert checks[5].verdict == "red", checks[5]
-    assert headline_badge(checks)["verdict"] == "red"
-
-    class Declared(SelfConfirming):
-        def surrogates(self) -> dict[str, nn.Module]:
-            return {"plain head": self.model}
-
-    declared = audit(Declared(honest).eval(), digits.test, digits.threat, **SHORT | {"n": 48})
-    assert not fired(declared), "the minimum over declared surrogates hides nothing"
+    least = pgd20(model, digits, SurrogateModel(honest, model))
+    assert pgd20(model, digits) > least + 10, "this fake deceives nobody"
+    assert audited(model, digits, n=128)[5].verdict == "red"
+    declared = SelfConfirming(honest, surrogates=lambda: {"plain head": honest}).eval()
+    assert not fired(audited(declared, digits, n=48)), "the minimum over declared surrogates hides nothing"
 
 
 def test_a_head_is_a_surrogate_only_where_it_says_something_else(digits, honest):
@@ -249,11 +233,10 @@ def test_a_head_is_a_surrogate_only_where_it_says_something_else(digits, honest)
 
 def test_catastrophic_overfitting_is_caught(digits):
     """The smallest accuracy of such a model is right: what must be warned of is the number made with FGSM."""
-    threat = Threat("linf", 0.3)
-    model = trained(digits, FGSM(threat), 30, seed=1)
-    data = replace(digits, threat=threat)
-    assert under(FGSM(threat), model, data) - pgd20(model, data) > 25
-    checks = audit(model, digits.test, threat, **SHORT | {"n": 128})
+    data = replace(digits, threat=Threat("linf", 0.3))
+    model = trained(digits, FGSM(data.threat), 30, seed=1)
+    assert under(FGSM(data.threat), model, data) - pgd20(model, data) > 25
+    checks = audited(model, data, n=128)
     assert checks[0].verdict == "amber", checks[0]
     assert "as after catastrophic overfitting" in headline_badge(checks)["text"]
 
@@ -262,89 +245,72 @@ def test_honest_models_are_left_in_peace(digits, honest, undefended):
     checks = audit(honest, digits.test, digits.threat, transfer={"standard": undefended}, queries=300, noise=200)
     assert not fired(checks)
     assert headline_badge(checks)["verdict"] in ("pass", "amber")
-    assert not fired(audit(undefended, digits.test, digits.threat, **SHORT))
+    assert not fired(audited(undefended, digits))
 
 
 def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkeypatch):
     monkeypatch.setattr(MODULE, "EOT", 2)
     tiny = {"n": 48, "queries": 20, "noise": 20, "targets": 1, "readouts": 8}
-    model = Declared(honest, 0.15).eval()
-    checks = audit(model, digits.test, digits.threat, **tiny)
+    checks = audited(noisy(honest, 0.15, stochastic=True), digits, **tiny)
     assert not fired(checks)
     assert checks[11].verdict == "pass"
     assert "all of 20 draws" in checks[11].meaning
     assert checks[11].value > 0, "the worst of 20 draws under attack is worse than the worst of 20 without"
-    assert 12 in fired(audit(Random(honest).eval(), digits.test, digits.threat, **tiny | {"n": 16}))
 
 
 def test_a_random_models_evaluation_that_missed_what_the_audit_finds_is_not_believed(digits, undefended):
-    model, split = Declared(undefended, 0.02), digits.test.sample(32)
-    found = evidence(model, split, digits.threat, draws=4, eot=1)
-    strong = evaluate(model, split, {"pgd": PGD(digits.threat, 50)}, draws=4)
-    weak = strong.assign(prediction=strong["label"], margin=1.0)  # as if it had found nothing
-    missed, fair = (check_gap(found, some) for some in (weak, strong))
+    model = noisy(undefended, 0.02, stochastic=True)
+    attacks = audit_attacks(model, digits, draws=4)
+    strong = evaluate(model, digits.test.sample(32), {"pgd": PGD(digits.threat, 50)}, draws=4)
+    weak = strong.assign(prediction=strong["label"], margin=1.0)  # as if it had no success
+    missed, fair = (check_gap(attacks, some) for some in (weak, strong))
     assert missed.verdict == "red"
     assert "the evaluation missed adversarial examples" in missed.meaning
     assert "missed" not in fair.meaning
 
 
 def test_what_a_random_model_declares_is_left_to_the_evaluation(digits, honest):
-    model = Declared(honest)
-    model.surrogates = lambda: {"bare": honest}
-    assert len(evidence(model, digits.test, digits.threat, n=4, draws=4, eot=2).views) == 1
-    model.stochastic = False
-    assert len(evidence(model, digits.test, digits.threat, n=4).views) == 2
+    for stochastic, views in ((True, 1), (False, 2)):
+        model = noisy(honest, stochastic=stochastic, surrogates=lambda: {"bare": honest})
+        assert len(audit_attacks(model, digits, n=4, draws=4, eot=2).views) == views
 
 
 def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digits, monkeypatch):
-    class Loose(Outside):
-        """No gradients, and noise that changes no answer."""
-
-        stochastic = True
-
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * (1 + torch.rand(len(x), 1))
-
-        def surrogates(self) -> dict[str, nn.Module]:
-            return {"bare": self.model, "random": Declared(self.model)}
-
     x, y = digits.train.images.float().flatten(1) / 255, digits.train.labels
     means = torch.stack([x[y == label].mean(0) for label in range(10)])
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # the nearest mean of a class
     with torch.no_grad():
         linear[1].weight.copy_(2 * means)
         linear[1].bias.copy_(-(means**2).sum(1))
-    model = Loose(linear)
+
+    def loose(m: nn.Module, x: Tensor) -> Tensor:
+        """No gradients, and noise that changes no answer."""
+        return outside(m, x) * (1 + torch.rand(len(x), 1))
+
+    views = {"bare": linear, "random": noisy(linear, stochastic=True)}
+    model = Fake(linear, loose, stochastic=True, surrogates=lambda: views)
     assert (list(sources_of(model)), sources_of(linear)) == (["bare"], {})
-    given, real = {}, AuditAttacks.__init__
-
-    def noted(self: AuditAttacks, *arguments: object, **settings: object) -> None:
-        given.update(settings)
-        real(self, *arguments, **settings)
-
-    monkeypatch.setattr(AuditAttacks, "__init__", noted)
     monkeypatch.setattr(MODULE, "EOT", 1)
     monkeypatch.setattr(MODULE, "DRAWS", 2)
     tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
-    checks = audit(model, digits.test, digits.threat, transfer={"other": nn.Sequential(linear)}, **tiny)
+    given = {}
+    monkeypatch.setattr(MODULE, "AuditAttacks", lambda *a, **k: given.update(k) or AuditAttacks(*a, **k))
+    tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
+    checks = audited(model, digits, transfer={"other": nn.Sequential(linear)}, **tiny)
     assert list(given["transfer"]) == ["bare", "other"]
-    assert 7 in fired(checks)
-    assert "transfer from bare alone leaves" in checks[6].meaning
+    assert "transfer from bare alone leaves" in fired(checks)[7]
 
 
 def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):
-    class Open(Clamped):
-        def surrogates(self) -> dict[str, nn.Module]:
-            return {"before the clamp": self.model}
-
-    checks = audit(Open(honest).eval(), digits.test, digits.threat, **SHORT)
-    assert not {7, 8, 9} & set(fired(checks)), "the minimum over surrogates is not hidden from anyone"
+    model = Fake(honest, clamped, surrogates=lambda: {"before the clamp": honest}).eval()
+    assert not {7, 8, 9} & set(fired(audited(model, digits))), "the minimum over surrogates is not hidden from anyone"
 
 
 def test_same_seed_same_audit(digits, honest):
-    model, before = Random(honest).eval(), torch.get_rng_state()
-    first, again = (audit(model, digits.test, digits.threat, **TINY | {"n": 16}) for _ in range(2))
+    model, before = noisy(honest), torch.get_rng_state()
+    first, again = (audited(model, digits, **TINY | {"n": 16}) for _ in range(2))
     assert first == again
+    assert 12 in fired(first), "undeclared"
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -357,34 +323,25 @@ def test_l2_and_two_classes(digits):
 # ---- pieces
 
 
-def evidence(model: nn.Module, split: Split, threat: Threat, n: int = 32, **settings) -> AuditAttacks:
-    usual = {"seed": 0, "queries": 5, "noise": 5, "targets": 1, "draws": 1, "eot": 1, "transfer": {}}
-    return AuditAttacks(model.eval(), split.sample(n), threat, **{**usual, **settings})
-
-
 def test_a_family_of_views_is_aimed_at_what_still_stands(digits, honest):
     def aimed(target: int) -> nn.Module:
         model = nn.Sequential(honest).eval()
         model.target = target
         return model
 
-    class Sealed(Fake):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.model(x).detach()
-
-        def surrogates(self) -> dict[str, nn.Module]:
-            return {f"gate {label}": aimed(label) for label in range(10)}
-
-    e = evidence(Sealed(honest), digits.test, digits.threat)
+    gates = {f"gate {label}": aimed(label) for label in range(10)}
+    e = audit_attacks(Fake(honest, lambda m, x: m(x).detach(), surrogates=lambda: gates), digits)
     assert (len(e.views), len(e.aimed)) == (1, 10)
     blind, white = e.accuracy(e.trajectory[100][0], e.apgd), e.accuracy(e.white)
     assert white.mean() < blind.mean() - 0.05, "only the family shows a way"
-    views = {label: SurrogateModel(aimed(label), honest) for label in range(10)}
     aim = PGD(digits.threat, steps=20, early_stop=True, objective="margin", targeted=True)
-    found = torch.stack([aim(v, e.x, e.y, rng=e.rng, target=torch.full_like(e.y, t)) for t, v in views.items()])
+    images = [
+        aim(SurrogateModel(gate, honest), e.x, e.y, rng=e.rng, target=torch.full_like(e.y, gate.target))
+        for gate in gates.values()
+    ]
     with torch.no_grad():
-        open_ = torch.stack([honest(x).argmax(1) == e.y for x in found]).all(0)
-    assert (white - open_.double()).abs().mean() < 0.1, "as good as that attack without the seal"
+        unsealed = torch.stack([honest(x).argmax(1) == e.y for x in images]).all(0)
+    assert (white - unsealed.double()).abs().mean() < 0.1, "as good as that attack without the seal"
 
 
 @pytest.mark.parametrize(("broken", "mended", "n"), [(0, 0, 50), (5, 0, 100), (12, 4, 256)])
@@ -394,41 +351,48 @@ def test_effect_equals_bonett_and_price(broken, mended, n):
     weaker[broken : broken + mended] = 0
     p12, p21 = (broken + 1) / (n + 2), (mended + 1) / (n + 2)
     half = 1.959964 * ((p12 + p21 - (p12 - p21) ** 2) / (n + 2)) ** 0.5
-    found = effect(weaker, stronger)
-    assert found.value == pytest.approx(100 * (broken - mended) / n)
-    assert (found.low, found.high) == pytest.approx((100 * (p12 - p21 - half), 100 * (p12 - p21 + half)))
+    difference = effect(weaker, stronger)
+    assert difference.value == pytest.approx(100 * (broken - mended) / n)
+    assert (difference.low, difference.high) == pytest.approx((100 * (p12 - p21 - half), 100 * (p12 - p21 + half)))
 
 
-def test_the_gravest_broken_criterion_speaks():
-    parts = [Part(1.0, 2.0, False, "a", "fine", "bad"), Part(3.0, 2.0, True, "b", "", "weak", "amber")]
-    assert make_check(3, "steps", *parts).meaning == "b: weak."
-    red = Part(9.004, 1.953125, True, "c", "", "wrong")
-    assert make_check(3, "steps", *parts, red) == Check("steps", "red", 9.0, 1.95, "c: wrong.", 3)
-    assert make_check(3, "steps", parts[0]) == Check("steps", "pass", 1.0, 2.0, "a: fine.", 3)
+FINE, WEAK = Part(1.0, 2.0, False, "a", "fine", "bad", images=32), Part(3.0, 2.0, True, "b", "", "weak", "amber")
+UNSURE = Part(11.7, 8.0, False, "gap", "healthy", "bad", images=500)
 
 
-def test_a_check_that_passes_for_want_of_images_says_so():
-    fine, unsure = Part(1.0, 2.0, False, "a", images=32), Part(3.0, 2.0, False, "b", images=32)
-    checks = [make_check(2, "radii", fine), make_check(3, "steps", fine, unsure)]
-    assert [check.doubtful for check in checks] == [False, True]
+@pytest.mark.parametrize(
+    ("parts", "check"),
+    [
+        ([FINE], Check("steps", "pass", 1.0, 2.0, "a: fine.", 3)),
+        ([FINE, WEAK], Check("steps", "amber", 3.0, 2.0, "b: weak.", 3)),
+        ([FINE, WEAK, Part(9.004, 1.953125, True, "c", "", "wrong")], Check("steps", "red", 9.0, 1.95, "c: wrong.", 3)),
+        (
+            [FINE, UNSURE],
+            Check("steps", "pass", 11.7, 8.0, "gap: above 8 points, but 500 images cannot tell.", 3, doubtful=True),
+        ),
+        (
+            [Part(70.0, 75.0, False, "hits", "", "bad", unit="%", images=64, least=True)],
+            Check("steps", "pass", 70.0, 75.0, "hits: below 75 %, but 64 images cannot tell.", 3, "%", True),
+        ),
+        ([], Check("steps", "n/a", None, None, "nothing to compare", 3)),
+    ],
+)
+def test_the_gravest_criterion_speaks_and_none_beyond_its_threshold_is_called_fine(parts, check):
+    assert make_check(3, "steps", *parts, otherwise="nothing to compare") == check
+
+
+def test_a_badge_says_which_checks_pass_for_want_of_images():
+    checks = [make_check(2, "radii", FINE), make_check(3, "steps", FINE, UNSURE)]
     text = "2 checks found no sign of a weak attack; of check 3 the images are too few to tell."
     assert headline_badge(checks) == {"verdict": "pass", "text": text}
-
-
-def test_a_value_beyond_its_threshold_is_never_called_fine():
-    above = Part(11.7, 8.0, False, "gap", "healthy", "bad", images=500)
-    check = make_check(6, "gap", Part(1.0, 2.0, False, "a", "fine"), above)
-    assert (check.verdict, check.meaning) == ("pass", "gap: above 8 points, but 500 images cannot tell.")
-    below = Part(70.0, 75.0, False, "found", "", "bad", unit="%", images=64, least=True)
-    assert make_check(11, "b", below).meaning == "found: below 75 %, but 64 images cannot tell."
 
 
 @pytest.fixture
 def at_random(digits) -> AuditAttacks:
     """The attacks on a model that answers at random."""
-    found = evidence(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.test, digits.threat)
-    found.stochastic = True
-    return found
+    attacks = audit_attacks(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
+    attacks.stochastic = True
+    return attacks
 
 
 def test_choosing_the_strongest_of_equal_draws_costs_nothing(at_random):
@@ -451,68 +415,50 @@ def test_weak_attacks_do_not_hide_a_strong_one_from_the_audit(at_random, weaker)
     assert float(at_random.accuracy(mixed).mean()) == pytest.approx(0.2, abs=0.02), "each image has its own strongest"
 
 
-def fitted(attacks: AuditAttacks, output, *images: int) -> Readouts:
-    return Readouts(attacks.model.model, output, *zip(*(_readout(attacks, output, i) for i in images), strict=True))
+def readouts_of(attacks: AuditAttacks, output, *images: int) -> View:
+    return joint_view(attacks.deployed, output, [fit_readout(attacks, output, i) for i in images])
 
 
-def test_readouts_have_the_adversarial_example_they_promise(digits, honest):
-    found = evidence(honest, digits.test, digits.threat, n=8)
-    x, rng = found.x[3:4], ExampleRNG.for_examples(1, torch.arange(50))
-    readout, outer = fitted(found, outputs(honest)["features"], 3), _surface_point(found, x, 3)
+def test_readouts_have_the_adversarial_example_they_promise_and_say_together_what_each_says(digits, honest):
+    attacks, output = audit_attacks(honest, digits, n=8), outputs(honest)["features"]
+    x, rng = attacks.x[3:4], ExampleRNG.for_examples(1, torch.arange(50))
+    readout, outer = readouts_of(attacks, output, 3), surface_point(attacks, 3)
     inner = uniform_point(digits.threat.scaled(0.5), x.expand(50, -1, -1, -1), rng)
     assert float(digits.threat.distance(outer, x)) <= digits.threat.eps + 1e-6
     with torch.no_grad():
         assert (readout(outer).argmax(1), readout(x).argmax(1)) == (1, 0)
         assert (readout(inner).argmax(1) == 0).double().mean() > 0.9
-
-
-def test_readouts_that_are_attacked_together_say_what_each_says(digits, honest):
-    found = evidence(honest, digits.test, digits.threat, n=5)
-    output = outputs(honest)["features"]
-    together = fitted(found, output, *range(5))(found.x)
-    assert together.shape == (5, 6)
-    alone = torch.stack([fitted(found, output, i)(found.x)[:, 0] for i in range(5)], 1)
-    assert torch.allclose(together[:, :5], alone, atol=1e-5)
-    assert bool((together[:, 5] == 0).all())
+        together = readouts_of(attacks, output, *range(5))(attacks.x)
+        alone = torch.stack([readouts_of(attacks, output, i)(attacks.x)[:, 0] for i in range(5)], 1)
+    assert torch.allclose(together, F.pad(alone, (0, 1)), atol=1e-5)
 
 
 def test_binarisation_tells_a_search_from_none(digits, honest):
-    seen, blind = (binarised(evidence(m, digits.test, digits.threat), 16) for m in (honest, Quantised(honest)))
+    seen, blind = (binarised(audit_attacks(m, digits)) for m in (honest, Fake(honest, quantised)))
     assert (set(seen), set(blind)) == ({"features", "logits"}, {"logits"}), "without features, logits are read"
-    assert all(bool(test.possible.all()) for test in seen.values())
-    assert all(float(test.found.double().mean()) > 0.75 for test in seen.values())
-    assert float(blind["logits"].found.double().mean()) < 0.3
+    assert all(bool(possible.all()) for possible, _ in seen.values())
+    assert all(float(success_mask.double().mean()) > 0.75 for _, success_mask in seen.values())
+    assert float(blind["logits"][1].double().mean()) < 0.3
 
 
 def test_readouts_of_a_random_model_have_their_adversarial_example_for_most_draws(digits, honest):
-    model, certain = Declared(honest, 0.05).eval(), 0
-    found = evidence(model, digits.test, digits.threat, n=8, draws=20, eot=2)
-    for i in range(8):
-        if _readout(found, outputs(model)["logits"], i) is not None:
-            readout, certain = fitted(found, outputs(model)["logits"], i), certain + 1
-            outer = _surface_point(found, found.x[i : i + 1], i).expand(100, -1, -1, -1)
-            with torch.no_grad():
-                assert readout(outer).argmax(1).double().mean() > 0.4, "it has learnt the noise of one draw"
+    attacks = audit_attacks(noisy(honest, 0.05, stochastic=True), digits, n=8, draws=20, eot=2)
+    output = outputs(attacks.deployed)["logits"]
+    certain = [i for i in range(8) if fit_readout(attacks, output, i) is not None]
     assert certain
+    for i in certain:
+        outer = surface_point(attacks, i).expand(100, -1, -1, -1)
+        with torch.no_grad():
+            share = readouts_of(attacks, output, i)(outer).argmax(1).double().mean()
+        assert share > 0.4, "it has learnt the noise of one draw"
 
 
 def test_layers_left_in_train_mode_are_named(digits, honest):
     model = copy.deepcopy(honest)
     assert train_mode_layers(model) == []
     model.encoder.stage2[1].train()
-    assert train_mode_layers(model) == ["encoder.stage2.1"]
-    check = audit(model, digits.test, digits.threat, **TINY | {"n": 16})[12]
-    assert check.verdict == "red"
-    assert "encoder.stage2.1" in check.meaning
+    assert "encoder.stage2.1" in fired(audited(model, digits, **TINY | {"n": 16}))[13]
     assert train_mode_layers(model) == ["encoder.stage2.1"], "an audit leaves the model as it was"
-
-
-def test_unfair_records_are_noticed(digits, honest):
-    records = evaluate(honest, digits.test.sample(100), {"fgsm": FGSM(digits.threat)})
-    assert inconsistent(records) == []
-    wrong = records[(records.prediction != records.label) & (records.attack == "clean")].iloc[0]
-    records.loc[(records.attack == "fgsm") & (records["index"] == wrong["index"]), "prediction"] = wrong["label"]
-    assert inconsistent(records) == ["1 wrong clean images count as robust"]
 
 
 @pytest.fixture(scope="module")
@@ -521,18 +467,25 @@ def records(digits, honest):
     return evaluate(honest, digits.test.sample(100), attacks)
 
 
+def test_unfair_records_are_noticed(records):
+    assert inconsistent(records) == []
+    records = records.copy()
+    wrong = records[(records.prediction != records.label) & (records.attack == "clean")].iloc[0]
+    records.loc[(records.attack == "pgd20") & (records["index"] == wrong["index"]), "prediction"] = wrong["label"]
+    assert inconsistent(records) == ["1 wrong clean images count as robust"]
+
+
 def test_records_are_joined_by_image(digits, honest, records):
     """Images that an attack has not met are said to be missing; the gap is that of the others."""
-    assert audit(honest, digits.test, digits.threat, records=records, **TINY)[12].verdict == "pass"
+    assert audited(honest, digits, records=records, **TINY)[12].verdict == "pass"
     auto, order = records.attack == "autoattack", records["index"].unique()
     records = records.copy()
     records.loc[auto & records["index"].isin(order[20:80]), "prediction"] = -1  # far stronger than PGD-20
     kept = records[~(auto & records["index"].isin(order[:7]))].sample(frac=1, random_state=0)
-    checks = audit(honest, digits.test, digits.threat, records=kept, **TINY)
-    assert checks[12].verdict == "red"
-    assert "same images" in checks[12].meaning
-    left = records[~records["index"].isin(order[:7])]
-    right = (left.prediction == left.label).groupby([left.attack, left["index"]]).min()
+    checks = audited(honest, digits, records=kept, **TINY)
+    assert "same images" in fired(checks)[13]
+    both = records[~records["index"].isin(order[:7])]
+    right = (both.prediction == both.label).groupby([both.attack, both["index"]]).min()
     gap = 100 * float(right["pgd20"].mean() - right["autoattack"].mean())
     assert (checks[5].value, checks[5].verdict) == (pytest.approx(gap, abs=0.01), "red")
 
@@ -546,9 +499,8 @@ def test_records_are_joined_by_image(digits, honest, records):
     ],
 )
 def test_records_of_something_else_are_not_used(digits, honest, records, changed, said):
-    checks = audit(honest, digits.test, digits.threat, records=changed(records), **TINY)
-    assert checks[12].verdict == "red"
-    assert said in checks[12].meaning
+    checks = audited(honest, digits, records=changed(records), **TINY)
+    assert said in fired(checks)[13]
     assert "APGD and Square" in checks[5].meaning, "the gap is that of the audit's own attacks"
 
 
@@ -556,25 +508,22 @@ def test_an_evaluation_that_missed_examples_is_noticed(digits, undefended):
     """One step of a hundredth of eps reports what no attack of the audit leaves."""
     weak = PGD(digits.threat, steps=1, step_size=0.002, start="zero")
     records = evaluate(undefended, digits.test.sample(64), {"weak": weak})
-    checks = audit(undefended, digits.test, digits.threat, records=records, **TINY | {"n": 64})
-    assert checks[5].verdict == "red"
-    assert "evaluation missed" in checks[5].meaning
+    assert "evaluation missed" in fired(audited(undefended, digits, records=records, **TINY | {"n": 64}))[6]
 
 
 def test_a_model_without_answers_is_never_robust(digits):
-    checks = audit(
-        Linear(10, (1, 8, 8), scale=float("nan")), digits.test, digits.threat, n=16, queries=5, noise=5, readouts=8
-    )
-    assert {9, 10} <= set(fired(checks))
+    assert {9, 10} <= set(fired(audited(Linear(10, (1, 8, 8), scale=float("nan")), digits, **TINY | {"n": 16})))
 
 
 def test_nothing_to_audit(digits, honest):
-    with pytest.raises(InputError, match="eps=0"):
-        audit(honest, digits.test, Threat("linf", 0.0))
-    with pytest.raises(InputError, match="at least 2 classes"):
-        audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), digits.test, digits.threat, n=16)
-    with pytest.raises(InputError, match="no example"):
-        audit(honest, digits.test.select(torch.zeros(0, dtype=torch.int64)), digits.threat)
+    one_class = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    for said, model, split, threat in (
+        ("eps=0", honest, digits.test, Threat("linf", 0.0)),
+        ("at least 2 classes", one_class, digits.test.sample(16), digits.threat),
+        ("no example", honest, digits.test.select(torch.zeros(0, dtype=torch.int64)), digits.threat),
+    ):
+        with pytest.raises(InputError, match=said):
+            audit(model, split, threat)
 
 
 # ---- runs
@@ -596,14 +545,14 @@ def run(digits, tmp_path_factory) -> Run:
 
 
 def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
-    found = audit_run(run, digits, n=16, device="cpu")
-    assert [check["number"] for check in found["checks"]] == list(range(1, 16))
-    assert ({"headline", "protocol"}, found["results"]["n"]) == (set(found["badges"]), 40)
-    assert len(found["transfer"]) == 1
-    assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(found))
+    stored = audit_run(run, digits, n=16, device="cpu")
+    assert [check["number"] for check in stored["checks"]] == list(range(1, 16))
+    assert ({"headline", "protocol"}, stored["results"]["n"]) == (set(stored["badges"]), 40)
+    assert len(stored["transfer"]) == 1
+    assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(stored))
     with monkeypatch.context() as patch:
         patch.setattr(MODULE, "audit", None)  # a stored one is shown, not repeated
-        assert audit_run(run, digits, n=16, device="cpu") == found
+        assert audit_run(run, digits, n=16, device="cpu") == stored
         with pytest.raises(TypeError):
             audit_run(run, digits, n=17, device="cpu")
         monkeypatch.setattr(cli.out, "width", 250)
@@ -615,11 +564,8 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("stochastic", "preset", "asked", "n"),
     [
-        (False, "digits", None, 256),
-        (False, "digits", 500, 500),
-        (True, "digits", None, 32),
-        (True, "digits", 500, 32),
-        (True, "digits", 8, 8),
+        *((False, "digits", asked, n) for asked, n in ((None, 256), (500, 500))),
+        *((True, "digits", asked, n) for asked, n in ((None, 32), (500, 32), (8, 8))),
         (True, None, None, 128),
     ],
 )
@@ -627,14 +573,13 @@ def test_an_audit_of_a_random_model_stays_within_the_budget_of_its_preset(stocha
     assert (_most(stochastic, preset, asked, 500), _most(stochastic, preset, None, 5)) == (n, 5)
 
 
-def test_a_run_is_never_its_own_source(run, monkeypatch, tmp_path):
+def test_a_run_is_never_its_own_source(run, monkeypatch):
     monkeypatch.chdir(run.path.parent)
-    here = Run(Path(run.path.name))
-    both = ("standard", "pgd_at")
-    assert set(transfer_sources(here, both)) == {"standard"}
-    assert transfer_sources(here, both) == transfer_sources(run, both)
+    relative, both = Run(Path(run.path.name)), ("standard", "pgd_at")
+    assert set(transfer_sources(relative, both)) == {"standard"}
+    assert transfer_sources(relative, both) == transfer_sources(run, both)
     monkeypatch.setattr(Path, "resolve", lambda path: Path("/run"))
-    assert transfer_sources(here, both) == {}
+    assert transfer_sources(relative, both) == {}
 
 
 def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
@@ -644,27 +589,31 @@ def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
         audit_run(bare, digits)
 
 
-@pytest.mark.parametrize(("worst", "verdict"), [(0.50, "pass"), (0.46, "amber"), (0.30, "red")])
-def test_protocol_badge_says_what_the_paper_overstates(worst, verdict):
+@pytest.mark.parametrize(
+    ("method", "worst", "verdict", "said"),
+    [
+        ("trades", 0.50, "pass", "1.0 points"),
+        ("trades", 0.46, "amber", "5.0 points"),
+        ("trades", 0.30, "red", "21.0 points"),
+        ("ancra", 0.50, "n/a", "The evaluation has no AutoAttack, the paper's"),
+        ("rep_spectral", 0.50, "n/a", "reports no accuracy under"),
+    ],
+)
+def test_protocol_badge_says_what_the_paper_overstates(method, worst, verdict, said):
     rows = [{"attack": "pgd20", "accuracy": 0.51}, {"attack": "worst", "accuracy": worst}]
-    badge = protocol_badge("trades", {"rows": rows})
-    assert (badge["verdict"], badge["overstates"]) == (verdict, pytest.approx(51 - 100 * worst))
-    assert f"{51 - 100 * worst:.1f} points" in badge["text"]
-    says = {"ancra": "The evaluation has no AutoAttack, the paper's", "rep_spectral": "reports no accuracy under"}
-    for name, text in says.items():
-        badge = protocol_badge(name, {"rows": rows})
-        assert badge["verdict"] == "n/a"
-        assert text in badge["text"]
+    badge = protocol_badge(method, {"rows": rows})
+    overstates = None if verdict == "n/a" else pytest.approx(51 - 100 * worst)
+    assert (badge["verdict"], badge["overstates"]) == (verdict, overstates)
+    assert said in badge["text"]
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])
 def test_published_window(accuracy, verdict, tmp_path):
     facts = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper"}
-    run = Run(tmp_path)
     row = {"attack": "autoattack", "accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01}
     for changes, expected in (({}, verdict), ({"epochs": 3}, "n/a")):
-        write_json(run.path / "params.json", facts | {"changes": changes})
-        assert check_published(run, {"rows": [row]}).verdict == expected
+        write_json(tmp_path / "params.json", facts | {"changes": changes})
+        assert check_published(Run(tmp_path), {"rows": [row]}).verdict == expected
 
 
 def test_selection_needs_both_epochs(run):
@@ -675,9 +624,8 @@ def test_selection_needs_both_epochs(run):
 def test_what_stands_around_a_model_is_as_random_and_shares_its_batches():
     """Else every EOT gradient of the audit would cost a pass for each of its draws."""
     plain = nn.Linear(2, 2)
-    around = [Differentiable, Head, lambda m: TemperatureScaled(m, 2.0)]
-    around += [lambda m: Readouts(m, m, [torch.ones(2)], [torch.ones(())])]
     for said in ((True, True), (True, False), (False, True)):
         plain.stochastic, plain.draws_by_example = said
-        assert {(a.stochastic, a.draws_by_example) for a in (wrap(plain) for wrap in around)} == {said}
-    assert not Differentiable(nn.Linear(2, 2)).draws_by_example, "or each draw is asked by itself"
+        around = View(plain), scaled(plain, 2.0), joint_view(plain, plain, [(torch.ones(2), torch.ones(()))])
+        assert {(view.stochastic, view.draws_by_example) for view in around} == {said}
+    assert not View(nn.Linear(2, 2)).draws_by_example, "or each draw is asked by itself"

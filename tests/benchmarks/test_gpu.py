@@ -66,7 +66,7 @@ def test_labels_are_checked_before_the_device_asserts():
         PGD(Threat("linf", 0.1))(model, x, torch.tensor([0, 5]).cuda())
 
 
-def test_a_training_that_was_broken_off_goes_on(tmp_path, digits, monkeypatch):
+def test_an_interrupted_training_goes_on(tmp_path, digits, monkeypatch):
     from robustlib.training import loop
 
     method = make_method("pgd_at", "digits", epochs=5, optimiser="adam", lr=0.003, ema=0.9)

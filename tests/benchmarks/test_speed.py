@@ -11,7 +11,6 @@ from side_by_side import cifar_model
 from training_speed import COUNTS, LOOPS
 from training_steps import our_step
 
-from robustlib.data import load_dataset
 from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
@@ -20,25 +19,20 @@ from robustlib.workbook.experiments import Options, plan, preset_methods
 
 def test_every_adversarial_method_has_its_step_counted():
     adversarial = {name for name, kind in METHODS.items() if issubclass(kind, AdversarialMethod)}
-    assert adversarial - {"atop"} <= set(
-        COUNTS
-    )  # its purifier's passes are no classifier's: purifier_speed.py times it
-    assert set(LOOPS) <= set(COUNTS)
+    # AToP's passes are its purifier's, no classifier's: purifier_speed.py times it.
+    assert (adversarial - {"atop"}) | set(LOOPS) <= set(COUNTS)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
-def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset):
-    digits = load_dataset("digits")
+def test_every_stage_of_a_smoke_run_lasts_an_epoch(dataset, digits):
+    def stages(method):
+        return method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
+
+    preset = cifar_smoke.PRESETS[dataset]
     for name in METHODS:
-        preset = cifar_smoke.PRESETS[dataset]
-        method, usual = (make_method(name, preset, **short) for short in (cifar_smoke.lengths(name, preset), {}))
-        kinds = [
-            [stage.name for stage in made.stages(digits, build_model("small_cnn", digits, **made.model_options()))]
-            for made in (method, usual)
-        ]
-        assert kinds[0] == kinds[1], name
-        stages = method.stages(digits, build_model("small_cnn", digits, **method.model_options()))
-        assert {stage.epochs for stage in stages} == {1}, name
+        short = stages(make_method(name, preset, **cifar_smoke.lengths(name, preset)))
+        assert [stage.name for stage in short] == [stage.name for stage in stages(make_method(name, preset))], name
+        assert {stage.epochs for stage in short} == {1}, name
 
 
 def test_the_report_speed_benchmark_can_plan_its_runs(tmp_path):
@@ -75,29 +69,28 @@ def test_a_step_goes_backwards_as_often_as_it_is_counted(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["trades", "mart", "afd", "ancra"])
 def test_the_plain_loops_differentiate_the_losses_of_the_methods(name, monkeypatch):
-    seen: list[float] = []
-    found: list[torch.Tensor] = []
+    losses: list[float] = []
+    images: list[torch.Tensor] = []
     backward, climb = torch.Tensor.backward, plain_loops._climb
     monkeypatch.setattr(plain_loops, "STEPS", 1)
-    monkeypatch.setattr(plain_loops, "_climb", lambda *a: found.append(climb(*a)) or found[-1])
-    monkeypatch.setattr(torch.Tensor, "backward", lambda z, *a, **k: seen.append(z.item()) or backward(z, *a, **k))
+    monkeypatch.setattr(plain_loops, "_climb", lambda *a: images.append(climb(*a)) or images[-1])
+    monkeypatch.setattr(torch.Tensor, "backward", lambda z, *a, **k: losses.append(z.item()) or backward(z, *a, **k))
     x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1])
     plain_loops.LOOPS[name](x, y)()
     method = make_method(name)
-    model = cifar_model("resnet18", x.device, **method.model_options())
-    teacher = cifar_model("resnet18", x.device, **method.model_options())
+    model, teacher = (cifar_model("resnet18", x.device, **method.model_options()) for _ in range(2))
     model.train()
     if name == "ancra":
         other = torch.stack([torch.nonzero(y != label)[0, 0] for label in y])
-        pair = found[0], y[other]
-        ours = [method.loss(model, SimpleNamespace(x=x, y=y), found[1], pair).total]
+        pair = images[0], y[other]
+        ours = [method.loss(model, SimpleNamespace(x=x, y=y), images[1], pair).total]
     elif name == "afd":
-        losses = method.losses(model, SimpleNamespace(x=x, y=y), found[0], teacher.latent(x).detach())
-        ours = [losses["confused"].total, losses["model"].total]
+        parts = method.losses(model, SimpleNamespace(x=x, y=y), images[0], teacher.latent(x).detach())
+        ours = [parts["confused"].total, parts["model"].total]
     else:
         loss, beta = {"trades": (trades_loss, 6.0), "mart": (mart_loss, 5.0)}[name]
-        ours = [loss(model(x), model(found[0]), y, beta)[0]]
-    assert seen == pytest.approx([value.item() for value in ours], rel=1e-4)
+        ours = [loss(model(x), model(images[0]), y, beta)[0]]
+    assert losses == pytest.approx([value.item() for value in ours], rel=1e-4)
 
 
 def test_the_attack_of_the_plain_loops_ends_on_the_ball():

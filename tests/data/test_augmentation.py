@@ -27,14 +27,8 @@ def test_views_are_seeded_and_stay_in_the_box(name, channels):
     assert 0 <= x.min() <= x.max() <= 1  # and no NaN
     assert torch.equal(x, again)
     assert torch.equal(x, other) is (name == "none")
-
-
-@pytest.mark.parametrize("name", [name for name in VIEWS if name != "none"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_each_example_has_parameters_of_its_own(name, channels):
-    images = random_images(1, channels).expand(64, -1, -1, -1)
-    x = VIEWS[name](images, Policy(pad=4, flip=True), generator())
-    assert len({example.numpy().tobytes() for example in x}) > 40
+    same = VIEWS[name](images[2:3].expand(64, -1, -1, -1), policy, generator())
+    assert len({example.numpy().tobytes() for example in same}) > 40 or name == "none", "parameters of its own"
 
 
 def shifts(image: torch.Tensor, pad: int) -> dict[bytes, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Data sets and their splits: drawn once and for all, stratified, checked."""
+"""Data sets, their splits and batches: drawn once and for all, stratified, checked."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from robustlib.data import Dataset, Split, load_dataset, sources
 from robustlib.data.dataset import channel_stats, hold_out
 from robustlib.errors import InputError
 from robustlib.threat import Threat
-from tests.data.conftest import random_images
+from tests.data.conftest import generator, random_images
 
 
 def test_digits_are_split_once_and_for_all(digits):
@@ -26,11 +26,11 @@ def test_digits_are_split_once_and_for_all(digits):
 
 
 def test_indices_point_into_the_original_files(digits):
-    original, labels = sources.digits(Path(), False).train
+    original, labels = map(torch.from_numpy, sources.digits(Path(), False).train)
     shares = []
     for split in (digits.train, digits.val, digits.test):
-        assert torch.equal(split.images, torch.from_numpy(original)[split.indices])
-        assert torch.equal(split.labels, torch.from_numpy(labels)[split.indices])
+        assert torch.equal(split.images, original[split.indices])
+        assert torch.equal(split.labels, labels[split.indices])
         shares.append(split.labels.bincount() / len(split))
     assert all((share - shares[0]).abs().max() < 0.005 for share in shares[1:]), "stratified"
     assert digits.train.images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
@@ -112,3 +112,57 @@ def test_a_split_refuses_what_does_not_belong_together(digits):
     other = Split(images.expand(-1, 3, -1, -1), labels, indices)
     with pytest.raises(InputError, match=r"shape \(3, 8, 8\), its training images \(1, 8, 8\)"):
         Dataset("x", digits.train, other, digits.test, digits.class_names, (0.5,), (0.5,), digits.threat)
+
+
+def test_batches_serve_every_example_once(digits):
+    for shuffle in (False, True):
+        batches = list(digits.val.batches(100, shuffle=shuffle, generator=generator()))
+        assert [len(batch) for batch in batches] == [100, 100, 56]
+        index = torch.cat([batch.index for batch in batches])
+        assert torch.equal(index.sort().values, digits.val.indices.sort().values)
+        assert torch.equal(index, digits.val.indices) is not shuffle
+        for batch in batches:
+            at = torch.searchsorted(digits.val.indices, batch.index)
+            assert torch.equal(batch.images, digits.val.images[at])
+            assert torch.equal(batch.y, digits.val.labels[at])
+            assert torch.equal(batch.x, batch.view("none"))
+    assert [len(batch) for batch in digits.val.batches(100, drop_last=True)] == [100, 100]
+
+
+def test_batches_repeat_with_their_seed_and_views_are_drawn_anew(digits):
+    def draw(seed):
+        return list(digits.val.batches(64, shuffle=True, augment="weak", generator=generator(seed)))
+
+    one, same, other = ([batch.x for batch in draw(seed)] for seed in (1, 1, 2))
+    assert all(map(torch.equal, one, same))
+    assert not all(map(torch.equal, one, other))
+    batch = draw(1)[0]
+    assert batch.x is batch.x
+    assert not torch.equal(batch.x, batch.view("weak"))
+    assert not torch.equal(batch.view("weak"), batch.view("weak"))
+
+
+def test_select_takes_positions_and_masks(digits):
+    few = digits.test.select(torch.tensor([5, 3]))
+    assert torch.equal(few.indices, digits.test.indices[[5, 3]])
+    threes = digits.test.select(digits.test.labels == 3)
+    assert (set(threes.labels.tolist()), threes.policy) == ({3}, digits.test.policy)
+    assert len(digits.test.to("cpu")) == 500
+
+
+def test_batches_refuse_bad_arguments_at_once(digits):
+    with pytest.raises(InputError, match="batch_size=0 holds no example"):
+        digits.val.batches(0)
+    with pytest.raises(InputError, match=r"Unknown view 'simclr_week'.*Did you mean 'simclr-weak'"):
+        digits.val.batches(4, augment="simclr_week")
+    with pytest.raises(InputError, match="Unknown view"):
+        next(digits.val.batches(4)).view("strong")
+
+
+def test_samples_are_stratified_and_fixed(digits):
+    chosen = digits.test.sample(100)
+    assert len(chosen) == 100
+    assert torch.equal(chosen.indices, digits.test.sample(100).indices)
+    assert chosen.labels.bincount().min() >= 9
+    assert digits.test.sample(0) is digits.test
+    assert (len(digits.test.sample(499)), len(digits.test.sample(3))) == (499, 3)

@@ -34,22 +34,21 @@ def fake_mnist(root: Path, folder="MNIST") -> Path:
 
 def fake_cifar(monkeypatch, root: Path, classes=10, n=100) -> Path:
     """Files of the published layout, whose sums torchvision is told to expect."""
-    make = torchvision.datasets.CIFAR10 if classes == 10 else torchvision.datasets.CIFAR100
+    make, key = torchvision.datasets.CIFAR10, "labels"
+    if classes == 100:
+        make, key = torchvision.datasets.CIFAR100, "fine_labels"
     folder = root / make.base_folder
     folder.mkdir(parents=True)
-    key = "labels" if classes == 10 else "fine_labels"
-    batches = [*make.train_list, *make.test_list]
-    contents = {}
-    for number, (file, _) in enumerate(batches):
+    contents = {make.meta["filename"]: {make.meta["key"]: [f"class {i}" for i in range(classes)]}}
+    for number, (file, _) in enumerate([*make.train_list, *make.test_list]):
         data = random_images(n, seed=number).flatten(1).numpy()
         contents[file] = {"data": data, key: [i % classes for i in range(n)]}
-    contents[make.meta["filename"]] = {make.meta["key"]: [f"class {i}" for i in range(classes)]}
     sums = {}
     for file, content in contents.items():
         (folder / file).write_bytes(pickle.dumps(content))
         sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
-    monkeypatch.setattr(make, "train_list", [[file, sums[file]] for file, _ in make.train_list])
-    monkeypatch.setattr(make, "test_list", [[file, sums[file]] for file, _ in make.test_list])
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(make, part, [[file, sums[file]] for file, _ in getattr(make, part)])
     monkeypatch.setattr(make, "meta", {**make.meta, "md5": sums[make.meta["filename"]]})
     return folder
 
@@ -60,35 +59,48 @@ def write_jpegs(folder: Path, n: int, size: tuple[int, int], mode="RGB", prefix=
         Image.new(mode, size, 20 * i if mode == "L" else (200, 20 * i, 10)).save(folder / f"{prefix}{i}.JPEG")
 
 
-def fake_imagenette(folder: Path, size=(200, 170)) -> Path:
+def fake_imagenette(folder: Path, size=(200, 170)) -> None:
     for wnid in ("n01440764", "n03028079"):
         write_jpegs(folder / "train" / wnid, 10, size)
         write_jpegs(folder / "val" / wnid, 3, size)
-    return folder
 
 
 def fake_tiny(root: Path) -> Path:
     folder = root / "tiny-imagenet-200"
-    lines = []
     for wnid, mode in (("n02", "RGB"), ("n01", "L")):
         write_jpegs(folder / "train" / wnid / "images", 10, (64, 64), mode)
         write_jpegs(folder / "val" / "images", 4, (64, 64), mode, prefix=f"{wnid}_")
-        lines += [f"{wnid}_{i}.JPEG\t{wnid}\t0\t0\t9\t9" for i in range(4)]
-    (folder / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    lines = [f"{wnid}_{i}.JPEG\t{wnid}\t0\t0\t9\t9\n" for wnid in ("n02", "n01") for i in range(4)]
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\n")
     return folder
 
 
-def test_mnist_layout(tmp_path, monkeypatch):
-    fake_mnist(tmp_path)
+def sizes(dataset) -> list[int]:
+    return [len(split) for split in (dataset.train, dataset.val, dataset.test)]
+
+
+def refused(name: str, root: Path, sentence: str, **options) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_dataset(name, root=root, **options)
+
+
+def test_mnist(tmp_path, monkeypatch):
+    raw = fake_mnist(tmp_path)
+    refused("mnist", tmp_path, r"train-images-idx3-ubyte' is corrupted: its MD5.*--download")
     monkeypatch.setattr(sources, "MNIST_MD5", {})
     ds = load_dataset("mnist", root=tmp_path)
-    assert [len(split) for split in (ds.train, ds.val, ds.test)] == [80, 20, 20]
+    assert sizes(ds) == [80, 20, 20]
     assert torch.equal(ds.test.images, random_images(20, 1, 28))
     assert (ds.image_shape, ds.class_names) == ((1, 28, 28), tuple("0123456789"))
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(20) % 13)
+    refused("mnist", tmp_path, "Label 10 of example 10 in the test split of mnist is out of range.*0 to 9")
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-99])
+    refused("mnist", tmp_path, "is corrupted: it does not hold readable idx files")
 
 
-def test_fashion_mnist_layout(tmp_path, monkeypatch):
+def test_fashion_mnist(tmp_path, monkeypatch):
     raw = fake_mnist(tmp_path, "FashionMNIST")
     for path in list(raw.iterdir()):  # as a download leaves them
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -96,47 +108,31 @@ def test_fashion_mnist_layout(tmp_path, monkeypatch):
     assert load_dataset("fashion-mnist").class_names[9] == "Ankle boot"
     images = raw / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte' is corrupted: its CRC-32 is not"):
-        load_dataset("fashion-mnist")
+    refused("fashion-mnist", tmp_path, r"t10k-images-idx3-ubyte' is corrupted: its CRC-32 is not")
 
 
-def test_mnist_files_that_are_not_as_published(tmp_path, monkeypatch):
-    raw = fake_mnist(tmp_path)
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte' is corrupted: its MD5.*--download"):
-        load_dataset("mnist", root=tmp_path)
-    monkeypatch.setattr(sources, "MNIST_MD5", {})
-    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(20) % 13)
-    with pytest.raises(InputError, match=r"Label 10 of example 10 in the test split of mnist is out of range.*0 to 9"):
-        load_dataset("mnist", root=tmp_path)
-    images = raw / "train-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:-99])
-    with pytest.raises(InputError, match="is corrupted: it does not hold readable idx files"):
-        load_dataset("mnist", root=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "sizes"), [("cifar10", 10, (400, 100, 100)), ("cifar100", 100, (480, 120, 600))]
-)
-def test_cifar_layout(tmp_path, monkeypatch, name, classes, sizes):
-    fake_cifar(monkeypatch, tmp_path, classes, n=100 if classes == 10 else 600)
-    ds = load_dataset(name, root=tmp_path)
-    assert (tuple(len(split) for split in (ds.train, ds.val, ds.test)), ds.num_classes) == (sizes, classes)
-    assert (ds.class_names[1], ds.threat) == ("class 1", Threat("linf", 8 / 255))
+@pytest.mark.parametrize(("classes", "n", "parts"), [(10, 100, [400, 100, 100]), (100, 600, [480, 120, 600])])
+def test_cifar(tmp_path, monkeypatch, classes, n, parts):
+    fake_cifar(monkeypatch, tmp_path, classes, n)
+    ds = load_dataset(f"cifar{classes}", root=tmp_path)
+    assert (sizes(ds), ds.num_classes, ds.class_names[1], ds.threat) == (
+        parts,
+        classes,
+        "class 1",
+        Threat("linf", 8 / 255),
+    )
     # channel, row, column survive the loader's detour over (N, H, W, C)
-    first_batch = random_images(100 if classes == 10 else 600, seed=0)
-    here = ds.train.indices < len(first_batch)
-    assert torch.equal(ds.train.images[here], first_batch[ds.train.indices[here]])
+    first = ds.train.indices < n
+    assert torch.equal(ds.train.images[first], random_images(n, seed=0)[ds.train.indices[first]])
 
 
 def test_corrupted_and_absent_files_of_cifar_are_named(tmp_path, monkeypatch):
     folder = fake_cifar(monkeypatch, tmp_path)
     file = folder / "data_batch_3"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(InputError, match=r"data_batch_3' is corrupted: its MD5 sum is .* Delete it .* --download"):
-        load_dataset("cifar10", root=tmp_path)
+    refused("cifar10", tmp_path, r"data_batch_3' is corrupted: its MD5 sum is .* Delete it .* --download")
     (folder / "test_batch").unlink()
-    with pytest.raises(InputError, match=r"looked for cifar-10-batches-py/test_batch\).*--data-root.*--download"):
-        load_dataset("cifar10", root=tmp_path)
+    refused("cifar10", tmp_path, r"looked for cifar-10-batches-py/test_batch\).*--data-root.*--download")
 
 
 def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
@@ -144,68 +140,52 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
-    with pytest.raises(InputError, match=r"Could not download 'cifar10' to .*no route to host.*Check the network"):
-        load_dataset("cifar10", root=tmp_path / "new", download=True)
+    sentence = r"Could not download 'cifar10' to .*no route to host.*Check the network"
+    refused("cifar10", tmp_path / "new", sentence, download=True)
 
 
 @pytest.mark.parametrize("folder", ["imagenette2-160", "imagenette2-mine", "."])
 def test_imagenette_layouts(tmp_path, folder):
     fake_imagenette(tmp_path / folder)
     ds = load_dataset("imagenette", root=tmp_path)
-    assert (ds.image_shape, ds.class_names) == ((3, 160, 160), ("tench", "church"))
-    assert [len(split) for split in (ds.train, ds.val, ds.test)] == [16, 4, 6]
+    assert (ds.image_shape, ds.class_names, sizes(ds)) == ((3, 160, 160), ("tench", "church"), [16, 4, 6])
     assert ds.test.images[0].float().mean((1, 2)).tolist() == pytest.approx((200, 0, 10), abs=3)
 
 
 def test_imagenette_is_downloaded_and_its_published_folder_preferred(tmp_path, monkeypatch):
+    folder = tmp_path / "imagenette2-160"
+
     def fetch(root, split, size, download):
         assert (size, download) == ("160px", True)
-        fake_imagenette(Path(root) / "imagenette2-160")
+        fake_imagenette(folder)
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", fetch)
     assert load_dataset("imagenette", root=tmp_path, download=True).num_classes == 2
-    write_jpegs(tmp_path / "imagenette2-160" / "train" / "n09999999", 10, (160, 160))
+    write_jpegs(folder / "train" / "n09999999", 10, (160, 160))
     fake_imagenette(tmp_path / "imagenette2-160-mini")
-    with pytest.raises(InputError, match=r"val/n09999999' holds no images"):
-        load_dataset("imagenette", root=tmp_path)
-    write_jpegs(tmp_path / "imagenette2-160" / "val" / "n09999999", 2, (160, 160))
+    refused("imagenette", tmp_path, r"val/n09999999' holds no images")
+    write_jpegs(folder / "val" / "n09999999", 2, (160, 160))
     assert load_dataset("imagenette", root=tmp_path).class_names == ("tench", "church", "n09999999")
-    broken = tmp_path / "imagenette2-160" / "train" / "n03028079" / "4.JPEG"
-    broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"n03028079/4.JPEG' is corrupted"):
-        load_dataset("imagenette", root=tmp_path)
+    damaged = folder / "train" / "n03028079" / "4.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    refused("imagenette", tmp_path, r"n03028079/4.JPEG' is corrupted")
 
 
-def test_tiny_imagenet_layout(tmp_path):
-    fake_tiny(tmp_path)
-    ds = load_dataset("tiny-imagenet", root=tmp_path)
-    assert (ds.image_shape, ds.class_names) == ((3, 64, 64), ("goldfish", "n02"))
-    assert [len(split) for split in (ds.train, ds.val, ds.test)] == [16, 4, 8]
-    assert ds.test.labels.tolist() == [0] * 4 + [1] * 4
-    gray = ds.test.images[3]
-    assert torch.equal(gray[0], gray[2])  # one channel becomes RGB
-    assert gray.float().mean() == pytest.approx(60, abs=2)
-
-
-def test_tiny_imagenet_with_a_foreign_annotation(tmp_path):
-    annotations = fake_tiny(tmp_path) / "val" / "val_annotations.txt"
-    annotations.write_text(annotations.read_text() + "x.JPEG\tn77\t0\n")
-    with pytest.raises(InputError, match=r"Line 9 of .*names the class 'n77'"):
-        load_dataset("tiny-imagenet", root=tmp_path)
-
-
-def test_tiny_imagenet_is_downloaded_with_its_checksum(tmp_path, monkeypatch):
+def test_tiny_imagenet(tmp_path, monkeypatch):
     def fetch(url, root, md5):
         assert md5 == "90528d7ca1a48142e341f4ef8d21d0de"
         fake_tiny(Path(root))
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fetch)
-    assert load_dataset("tiny-imagenet", root=tmp_path, download=True).num_classes == 2
-
-
-def test_unknown_data_set_names_the_nearest():
-    with pytest.raises(InputError, match=r"Unknown dataset 'cifar_1O'.*Did you mean 'cifar10'"):
-        load_dataset("cifar_1O")
+    ds = load_dataset("tiny-imagenet", root=tmp_path, download=True)
+    assert (ds.image_shape, ds.class_names, sizes(ds)) == ((3, 64, 64), ("goldfish", "n02"), [16, 4, 8])
+    assert ds.test.labels.tolist() == [0] * 4 + [1] * 4
+    gray = ds.test.images[3]
+    assert torch.equal(gray[0], gray[2])  # one channel becomes RGB
+    assert gray.float().mean() == pytest.approx(60, abs=2)
+    with (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").open("a") as file:
+        file.write("x.JPEG\tn77\t0\n")
+    refused("tiny-imagenet", tmp_path, r"Line 9 of .*names the class 'n77'")
 
 
 @pytest.mark.parametrize("name", sorted(name for name, source in DATASETS.items() if not source.embedded))
@@ -215,5 +195,8 @@ def test_a_missing_data_root_comes_with_its_remedy(name, tmp_path):
         (tmp_path / "nowhere", "nowhere' is not a directory"),
         (tmp_path, f"No data set '{name}' in the data root "),
     ):
-        with pytest.raises(InputError, match=rf"{said}.*--data-root.*ROBUSTLIB_DATA.*--download"):
-            load_dataset(name, root=root)
+        refused(name, root, rf"{said}.*--data-root.*ROBUSTLIB_DATA.*--download")
+
+
+def test_unknown_data_set_names_the_nearest():
+    refused("CIFAR_1O", "", r"Unknown dataset 'CIFAR_1O'.*Did you mean 'cifar10'")

@@ -1,33 +1,39 @@
+"""Run directories: files that are old or new, never half; runs read back, in directories or archives; measurements made once."""
+
 import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from export_reference import write_archive
 from safetensors.torch import save_file
 
-from robustlib import runs
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.runs import Run, find_runs, load_weights, save_weights, transfer_sources, write_atomic
-from robustlib.runs.files import write_archive
+from robustlib.runs import Run, find_runs, measured, read_json, save_weights, transfer_sources, write_atomic, write_json
+from robustlib.runs.files import merge_json
 from robustlib.runs.run import parameter_hash
 from tests import ROOT
 
 PARAMS = {
-    "method": "pgd_at",
-    "dataset": "digits",
-    "arch": "mlp",
-    "seed": 3,
-    "preset": "digits",
+    **{"method": "pgd_at", "dataset": "digits", "arch": "mlp", "seed": 3, "preset": "digits"},
     "hyperparameters": {"lr": 0.1, "preset": "digits"},
     "spec": {"num_classes": 3, "image_shape": [1, 4, 4], "mean": [0.5], "std": [0.2]},
 }
 
 
-def spec():
-    return type("Spec", (), PARAMS["spec"])
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run with parameters only."""
+    run = Run.of(PARAMS, tmp_path)
+    write_json(run.path / "params.json", PARAMS)
+    return run
 
 
 def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):
@@ -48,17 +54,15 @@ def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkey
 
 def test_the_hash_sees_what_changes_numbers_and_nothing_else():
     same = {**PARAMS, "preset": "other", "hyperparameters": {"lr": 0.1, "preset": "x"}}
+    others = {**PARAMS, "seed": 4}, {**PARAMS, "hyperparameters": {"lr": 0.2}}
     assert parameter_hash(same) == parameter_hash(PARAMS)
-    assert parameter_hash({**PARAMS, "seed": 4}) != parameter_hash(PARAMS)
-    assert parameter_hash({**PARAMS, "hyperparameters": {"lr": 0.2}}) != parameter_hash(PARAMS)
+    assert parameter_hash(PARAMS) not in map(parameter_hash, others)
 
 
-def test_runs_are_found_by_what_they_are(tmp_path):
-    run = Run.of(PARAMS, tmp_path)
+def test_runs_are_found_by_what_they_are(run, tmp_path):
     assert run.path.parent == tmp_path / "digits" / "pgd_at"
-    runs.write_json(run.path / "params.json", PARAMS)
     assert find_runs(tmp_path) == []
-    runs.write_json(run.path / "status.json", {"state": "done"})
+    write_json(run.path / "status.json", {"state": "done"})
     assert find_runs(tmp_path, dataset="digits", method="pgd_at", preset="digits") == [run]
     assert find_runs(tmp_path, method="trades") == find_runs(tmp_path, preset="cifar10-short") == []
     assert run.name == "pgd_at · mlp · seed 3"
@@ -69,41 +73,36 @@ def test_runs_in_an_archive_are_runs(tmp_path):
     run, lines = Run.of(PARAMS, tmp_path), b'{"epoch": 0, "clean": 0.5}\n{"epoch": 1, "clean": 0.9}\n'
     files = {"params.json": json.dumps(PARAMS).encode(), "status.json": b'{"state": "done"}', "metrics.jsonl": lines}
     archive = run.path.parent.with_suffix(".zip")
-    for _ in range(2):
-        write_archive(archive, {f"{run.path.name}/{name}": data for name, data in files.items()})
-        written = archive.read_bytes()
+    written = []
+    for some in (files, dict(reversed(files.items()))):
+        write_archive(archive, {f"{run.path.name}/{name}": data for name, data in some.items()})
+        written.append(archive.read_bytes())
+    assert written[0] == written[1], "the same files, the same bytes"
     assert find_runs(tmp_path) == find_runs(tmp_path, method="pgd_at", preset="digits") == [run]
     assert find_runs(tmp_path, method="trades") == []
-    assert run.params() == PARAMS
-    assert run.metrics()["clean"].tolist() == [0.5, 0.9]
-    assert run.results() == {}
-    runs.write_json(run.path / "params.json", {**PARAMS, "title": "nearer"})
+    assert (run.params(), run.metrics()["clean"].tolist(), run.results()) == (PARAMS, [0.5, 0.9], {})
+    write_json(run.path / "params.json", {**PARAMS, "title": "nearer"})
     assert find_runs(tmp_path) == [run], "not twice"
     assert run.params()["title"] == "nearer"
-    later = dict(reversed(list(files.items())))
-    write_archive(archive, {f"{run.path.name}/{name}": data for name, data in later.items()})
-    assert archive.read_bytes() == written, "the same files, the same bytes"
-    archive.write_bytes(written[:100])
+    archive.write_bytes(written[0][:100])
     with pytest.raises(InputError, match=r"not readable.*restore"):
         find_runs(tmp_path)
 
 
-def test_models_come_back_and_foreign_weights_do_not(tmp_path):
-    run, model = Run.of(PARAMS, tmp_path), build_model("mlp", spec())
-    runs.write_json(run.path / "params.json", PARAMS)
+def test_models_come_back_and_foreign_weights_do_not(run):
+    model, file = build_model("mlp", SimpleNamespace(**PARAMS["spec"])), run.path / "model.safetensors"
     with pytest.raises(InputError, match="no weights"):
         run.model()
-    save_weights(model, run.path / "model.safetensors")
+    save_weights(model, file)
     x = torch.rand(2, 1, 4, 4)
     assert torch.equal(run.model()(x), model.eval()(x))
     assert not run.model().training
     save_file({"w": torch.zeros(2)}, run.path / "last.safetensors")
     with pytest.raises(InputError, match="another model"):
         run.model("last")
-    whole = (run.path / "model.safetensors").read_bytes()
-    (run.path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match="truncated"):
-        load_weights(model, run.path / "model.safetensors")
+        run.model()
 
 
 def test_a_directory_without_a_run_says_so(tmp_path):
@@ -114,22 +113,18 @@ def test_a_directory_without_a_run_says_so(tmp_path):
         Run(tmp_path).params()
 
 
-def test_unknown_names_the_nearest():
-    assert "Did you mean 'cifar10'?" in str(unknown("dataset", "cifar-10", ["cifar10", "mnist"]))
-    assert "Did you mean 'pgd_at'?" in str(unknown("method", "PGD-AT", ["pgd_at", "trades"]))
-
-
 def test_changes_from_the_preset_are_a_mapping(tmp_path):
     changes = {"milestones": (20, 30), "points": ((0, 0.5), (5, 1.0)), "augment": "none", "eps": None, "beta": 1.0}
     text = "milestones=(20, 30), points=((0, 0.5), (5, 1.0)), augment=none, eps=None, beta=1.0"
-    for stored in ({"changes": changes}, {"changed": text}):  # version 0.1 wrote text
-        run = Run(tmp_path / next(iter(stored)))
-        runs.write_json(run.path / "params.json", {**PARAMS, **stored})
-        assert (run.changes(), run.changed) == (changes, text)
-        assert parameter_hash(run.params()) == parameter_hash(PARAMS)
-    old = Run(tmp_path / "compiled")
-    runs.write_json(old.path / "params.json", {**PARAMS, "compile": True, "changed": "lr=0.2, compiled"})
-    assert (old.changes(), old.changed) == ({"lr": 0.2}, "lr=0.2, compiled")
+    compiled = {"compile": True, "changed": "lr=0.2, compiled"}
+    for stored, values, words in (
+        ({"changes": changes}, changes, text),
+        ({"changed": text}, changes, text),  # version 0.1 wrote text
+        (compiled, {"lr": 0.2}, "lr=0.2, compiled"),
+    ):
+        write_json(tmp_path / "params.json", {**PARAMS, **stored})
+        assert (Run(tmp_path).changes(), Run(tmp_path).changed) == (values, words)
+        assert (parameter_hash(Run(tmp_path).params()) == parameter_hash(PARAMS)) is (stored is not compiled)
 
 
 def test_committed_runs_of_version_0_1_are_read_as_they_were_written():
@@ -137,16 +132,67 @@ def test_committed_runs_of_version_0_1_are_read_as_they_were_written():
         params = run.params()
         assert run.changed == params.get("changed", run.changed)
         assert run.path.name == Run.of(params, "runs").path.name
-        fields = run.params()["hyperparameters"]
-        assert all(fields[name] == value for name, value in run.changes().items())
+        assert params["hyperparameters"].items() >= run.changes().items()
+
+
+@pytest.mark.parametrize("key", ["", "a"])
+def test_measured_once_for_the_same_facts(tmp_path, key):
+    run, calls = Run(tmp_path), []
+
+    def ask(**facts):
+        return measured(run, "some.json", facts, lambda: calls.append(facts) or {"value": len(calls)}, key=key)
+
+    first = ask(n=3, steps=[1, 2])
+    assert first == ask(n=3, steps=[1, 2]) == {"n": 3, "steps": [1, 2], "value": 1}
+    assert read_json(tmp_path / "some.json") == ({"a": first} if key else first)
+    assert ask(n=4, steps=[1, 2])["value"] == 2, "an older measurement is replaced"
+    assert ask(n=3, steps=[1, 2])["value"] == 3
+    with pytest.raises(ZeroDivisionError):
+        measured(run, "other.json", {}, lambda: 1 / 0, key=key)
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_what_others_write_during_a_measurement_survives(tmp_path):
+    file = tmp_path / "file.json"
+    write_json(file, {"earlier": {"n": 1}, "key": {"n": 1}})
+
+    def measure():
+        merge_json(file, "meanwhile", {"n": 2})  # another page
+        merge_json(file, "earlier", {"n": 3})
+        return {"value": 4}
+
+    measured(Run(tmp_path), "file.json", {"n": 4}, measure, key="key")
+    assert file.read_text() == '{"meanwhile": {"n": 2}, "earlier": {"n": 3}, "key": {"n": 4, "value": 4}}\n'
+
+
+def test_threads_and_processes_take_turns(tmp_path):
+    file = tmp_path / "file.json"
+    code = "from pathlib import Path\nfrom robustlib.runs.files import merge_json\n"
+    code += f"for k in range(10): merge_json(Path({str(file)!r}), f'{{name}} {{k}}', k)"
+    workers = [subprocess.Popen([sys.executable, "-c", f"name = {name!r}\n{code}"]) for name in "xy"]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda name: exec(code, {"name": name}), "abc"))
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert read_json(file) == {f"{w} {k}": k for w in "abcxy" for k in range(10)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".merge.lock", "file.json"]
+
+
+def test_what_cannot_be_merged_is_a_sentence_and_stays(tmp_path):
+    (tmp_path / "blocked").write_text("a file, not a directory")
+    with pytest.raises(InputError, match=r"Cannot write .*choose a writable directory"):
+        merge_json(tmp_path / "blocked" / "file.json", "a", 1)
+    (tmp_path / "file.json").write_text("{half")
+    with pytest.raises(InputError, match="not readable JSON"):
+        merge_json(tmp_path / "file.json", "a", 1)
+    assert (tmp_path / "file.json").read_text() == "{half"
 
 
 def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
     def made(name, seed=0, arch="small_cnn", changed=""):
         run = Run(tmp_path / "digits" / "pgd_at" / name)
         facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits"}
-        runs.write_json(run.path / "params.json", facts | {"seed": seed, "arch": arch, "changed": changed})
-        runs.write_json(run.path / "status.json", {"state": "done"})
+        write_json(run.path / "params.json", facts | {"seed": seed, "arch": arch, "changed": changed})
+        write_json(run.path / "status.json", {"state": "done"})
         write_atomic(run.path / "model.safetensors", b"weights")
         return run
 

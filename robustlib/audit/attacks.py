@@ -49,17 +49,13 @@ def scaled(view: nn.Module, factor: float) -> View:
     return View(view, lambda model, x: factor * model(x))
 
 
-def _declared(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(getattr(model, "surrogates", dict)())
-
-
 def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """What an adversary attacks beside the model: its declared surrogates, then HEAD where that says another thing at x.
 
     A head that gates or rescales by its own first guess (reverse attention) confirms itself, and its gradients lead astray;
     the plain head on the same features decides and has honest ones. Randomised layers draw alike for both.
     """
-    declared, answers = _declared(model), []
+    declared, answers = dict(getattr(model, "surrogates", dict)()), []
     plain = View(model, lambda model, x: model.head(model.features(x)))
     if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
         return declared
@@ -80,15 +76,9 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
 def sources_of(model: nn.Module) -> dict[str, nn.Module]:
     """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
     transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
-    plain, _ = _by_target(_declared(model) if getattr(model, "stochastic", False) else {})
+    declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
+    plain = {name: view for name, view in declared.items() if getattr(view, "target", None) is None}
     return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
-
-
-def _by_target(views: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[tuple[int, nn.Module]]]:
-    """The views that every attack meets, by name, and those with a class as `target`, which targeted attacks meet, by class."""
-    targets = {name: getattr(view, "target", None) for name, view in views.items()}
-    plain = {name: view for name, view in views.items() if targets[name] is None}
-    return plain, [(label, views[name]) for name, label in targets.items() if label is not None]
 
 
 @dataclass(eq=False)
@@ -120,8 +110,12 @@ class AuditAttacks:
         batch = next(iter(self.split.batches(len(self.split))))
         self.x, self.y, self.index = batch.x, batch.y, batch.index
         self.rng = ExampleRNG.for_examples(self.seed, batch.index)
-        every = surrogates_of(self.deployed, self.x[:BATCH])
-        others, self.aimed = _by_target({name: v for name, v in every.items() if name == HEAD or not self.stochastic})
+        views = surrogates_of(self.deployed, self.x[:BATCH])
+        views = {name: view for name, view in views.items() if name == HEAD or not self.stochastic}
+        targets = {name: getattr(view, "target", None) for name, view in views.items()}
+        # Views with a class as `target` meet targeted attacks, the others meet every attack.
+        self.aimed = [(label, views[name]) for name, label in targets.items() if label is not None]
+        others = {name: view for name, view in views.items() if targets[name] is None}
         self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)

@@ -292,7 +292,6 @@ def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digi
     assert (list(sources_of(model)), sources_of(linear)) == (["bare"], {})
     monkeypatch.setattr(MODULE, "EOT", 1)
     monkeypatch.setattr(MODULE, "DRAWS", 2)
-    tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
     given = {}
     monkeypatch.setattr(MODULE, "AuditAttacks", lambda *a, **k: given.update(k) or AuditAttacks(*a, **k))
     tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}

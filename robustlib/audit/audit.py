@@ -64,7 +64,7 @@ def audit(
     Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
     of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
     stochastic model is judged without the surrogates that it declares (deterministic ones are sources of transfer), by its
-    expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8.
+    expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8. Returns the checks 1 to 13.
 
     Args:
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
@@ -77,9 +77,6 @@ def audit(
         transfer: other models of the same images by name, whose adversarial examples are tried on this one.
         records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
         progress: called with the name of each piece of work before it starts.
-
-    Returns:
-        One Check for each number from 1 to 13, in order. A run has two more, see `audit_run`.
     """
     if not len(split):
         raise InputError("There is no example to audit on: give a split with images.")

@@ -83,7 +83,7 @@ class ANCRA(AdversarialMethod):
                 warned = True
             return self.attacked(attack, target, batch, context), negatives
 
-        return self.adversarial_stage(model, search, lambda batch, found: self.loss(model, batch, *found))
+        return self.adversarial_stage(model, search, lambda batch, attacked: self.loss(model, batch, *attacked))
 
     def draw_negatives(
         self, model: nn.Module, target: nn.Module, attack: PGD, batch: Batch, context: StepContext

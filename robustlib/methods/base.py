@@ -346,8 +346,8 @@ class AdversarialMethod(Method):
         search = partial(self.attacked, attack, model) if isinstance(attack, PGD) else attack
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            found = search(batch, context)
-            with perturbed_weights(model, lambda: loss(batch, found).total, self.awp_gamma_at(context)):
-                yield "model", loss(batch, found)
+            attacked = search(batch, context)
+            with perturbed_weights(model, lambda: loss(batch, attacked).total, self.awp_gamma_at(context)):
+                yield "model", loss(batch, attacked)
 
         return super().single_stage(model, updates, adversarial=True)

@@ -11,7 +11,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from robustlib.threat import Threat
+from robustlib.threat import TINY, Threat, norms
 
 
 def _signed(constant: int) -> int:
@@ -80,8 +80,12 @@ class ExampleRNG:
 
 def uniform_point(threat: Threat, x: Tensor, rng: ExampleRNG) -> Tensor:
     """A uniformly random point of the ball around each x (N, C, H, W), clipped to [0, 1]."""
-    normal = rng.fold_in(0).normal(*x.shape[1:]) if threat.norm == "l2" else None
-    return threat.random_start(x, rng.uniform(*x.shape[1:]), normal)
+    shape, uniform = x.shape[1:], rng.uniform(*x.shape[1:])
+    if threat.norm == "linf":
+        return (x + threat.eps * (2 * uniform - 1)).clamp(0, 1)
+    normal = rng.fold_in(0).normal(*shape)
+    radius = threat.eps * uniform.flatten(1)[:, 0].pow(1 / prod(shape)).view(-1, *[1] * len(shape))
+    return (x + radius * normal / norms(normal, "l2").clamp_min(TINY)).clamp(0, 1)
 
 
 def derive_seed(*parts: object) -> int:

@@ -51,19 +51,6 @@ class Threat:
             return step_size * gradient.sign()
         return step_size * gradient / norms(gradient, "l2").clamp_min(TINY)
 
-    def random_start(self, x: Tensor, uniform: Tensor, normal: Tensor | None = None) -> Tensor:
-        """A uniformly random point of the ball around `x` (B, C, H, W), clipped to [0, 1].
-
-        By `uniform` numbers from U[0, 1), (B, C, H, W) for linf and at least one per example for l2; and, for the
-        direction in l2, standard `normal` numbers (B, C, H, W).
-        """
-        if self.norm == "linf":
-            return (x + self.eps * (2 * uniform - 1)).clamp(0, 1)
-        assert normal is not None, "an l2 random start needs normal draws for its direction"
-        dims = x[0].numel()
-        radius = self.eps * uniform.flatten(1)[:, 0].pow(1 / dims).view(-1, *[1] * (x.ndim - 1))
-        return (x + radius * normal / norms(normal, "l2").clamp_min(TINY)).clamp(0, 1)
-
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """||x_adv - x|| of each example in this norm, (B,)."""
         return norms(x_adv - x, self.norm).flatten()

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from robustlib.errors import InputError
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat, norms
 
 images = npst.arrays(np.float32, (3, 1, 4, 4), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
@@ -37,7 +38,7 @@ def test_steepest_step_has_its_length_and_no_random_step_beats_it(threat, gradie
 def test_l2_random_starts_fill_the_ball_uniformly():
     threat, n = Threat("l2", 0.4), 4000
     x = torch.full((n, 1, 1, 2), 0.5)
-    start = threat.random_start(x, torch.rand(n, 1, 1, 2), torch.randn(n, 1, 1, 2))
+    start = uniform_point(threat, x, ExampleRNG.for_examples(0, torch.arange(n)))
     radius = threat.distance(start, x)
     assert radius.max() <= 0.4 + 1e-6
     assert abs(float((radius < 0.2).float().mean()) - 0.25) < 0.03  # half the radius holds a quarter of the disc

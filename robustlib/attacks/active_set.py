@@ -19,16 +19,13 @@ class ActiveSet:
     """The examples of a batch without a success; one leaves at its first, as the deployed model sees it.
 
     Of a stochastic model none leaves, since one draw proves nothing, and each example keeps the image with the largest mean
-    share of probability on wrong classes. Examples that are misclassified from the start are kept as they are.
-    At radius 0 no example is active.
+    share of probability on wrong classes.
     """
 
-    def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, eps: float) -> None:
+    def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> None:
         self.oracle, self.all, self.x_adv, self._rng = oracle, batch, batch.x.clone(), rng
-        self.active = torch.arange(len(batch.x) if eps > 0 else 0, device=batch.x.device)
+        self.active = torch.arange(len(batch.x), device=batch.x.device)
         self._score = torch.full((len(batch.x),), -torch.inf, device=batch.x.device)
-        if len(self.active):
-            self.update(batch.x)
 
     def rounds(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, ending early when no example is active."""
@@ -62,13 +59,15 @@ class ActiveSet:
 
 
 class IterativeAttack(BaseAttack):
-    """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet."""
+    """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet. Misclassified images are kept as they are."""
 
     threat: Threat
 
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
-        active_set = ActiveSet(oracle, batch, rng, self.threat.eps)
-        self._run(active_set)
+        active_set = ActiveSet(oracle, batch, rng)
+        if self.threat.eps > 0:
+            active_set.update(batch.x)
+            self._run(active_set)
         return active_set.x_adv
 
     def _run(self, active_set: ActiveSet) -> None:
@@ -118,7 +117,7 @@ class MinimumNorm(IterativeAttack):
             if len(right):
                 batch, least = AttackBatch(x[right], y[right]), x.new_full((len(right),), torch.inf)
                 best, starts = batch.x.clone(), None if starts is None else starts[right]
-                for points, spent in self._searches(oracle, batch, rng[right], starts):
+                for points, spent in self._searches(ActiveSet(oracle, batch, rng[right]), starts, nearest=True):
                     far = self.threat.distance(points, batch.x)
                     closer = (far > 0) & (far < least)
                     best[closer], least[closer] = points[closer], far[closer]
@@ -128,10 +127,17 @@ class MinimumNorm(IterativeAttack):
                 distance[right] = torch.where(success, self.threat.distance(best, batch.x), torch.nan)
         return MinNormResult(x_adv, distance, queries)
 
+    def _run(self, active_set: ActiveSet) -> None:
+        for x_adv, _ in self._searches(active_set):
+            active_set.update(x_adv)
+
     def _searches(
-        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+        self, active_set: ActiveSet, starts: Tensor | None = None, nearest: bool = False
     ) -> Iterator[tuple[Tensor, Tensor | int]]:
-        """The adversarial images (B, ...) of each search, the image itself where it failed, and queries spent."""
+        """For each search images of the active examples within the threat, and queries spent on them.
+
+        `nearest`: the nearest adversarial images, wherever they are, and the image itself where there is none.
+        """
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ from robustlib.errors import InputError, check_fields
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
-Modes = Literal["eval", "train"]  # "train": modes as they are, statistics restored afterwards
+Modes = Literal["eval", "train"]
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
 OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
     *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),

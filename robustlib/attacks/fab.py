@@ -10,7 +10,6 @@ from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import is_adversarial, nll
-from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Norm, Threat, norms
 
 
@@ -32,31 +31,23 @@ class FAB(MinimumNorm):
     eot: int = 1  # gradient samples averaged at each step; for stochastic models
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
-    def _run(self, active_set: ActiveSet) -> None:
+    def _searches(
+        self, active_set: ActiveSet, starts: Tensor | None = None, nearest: bool = False
+    ) -> Iterator[tuple[Tensor, int]]:
         oracle = active_set.oracle
         classes = ranked_classes(oracle, active_set.all, self.targets, self.eot)
         for round_ in active_set.rounds(classes.shape[1] * self.restarts):
             batch = replace(active_set.batch, target=classes[active_set.active, round_ // self.restarts])
-            active_set.update(self._descend(oracle, batch, self._start(round_, batch.x, active_set.rng(round_))))
-
-    def _searches(
-        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
-    ) -> Iterator[tuple[Tensor, int]]:
-        classes = ranked_classes(oracle, batch, self.targets, self.eot)
-        for round_ in range(classes.shape[1] * self.restarts):
-            targeted = replace(batch, target=classes[:, round_ // self.restarts])
-            start = self._start(round_, batch.x, rng.fold_in(round_), starts)
-            x_adv = self._descend(oracle, targeted, start, anywhere=True)
-            success = is_adversarial(oracle.logits(x_adv), batch.y)
-            x_adv[~success] = batch.x[~success]
+            start = batch.x if starts is None else starts
+            if round_ % self.restarts:
+                start = surface_point(self.threat.scaled(0.5), batch.x, active_set.rng(round_))
+            x_adv = self._descend(oracle, batch, start, nearest)
+            if nearest:
+                success = is_adversarial(oracle.logits(x_adv), batch.y)
+                x_adv[~success] = batch.x[~success]
             yield x_adv, 2 * self.eot * self.steps  # a gradient and an answer at each step
 
-    def _start(self, round_: int, x: Tensor, rng: ExampleRNG, first: Tensor | None = None) -> Tensor:
-        if round_ % self.restarts:
-            return surface_point(self.threat.scaled(0.5), x, rng)
-        return x if first is None else first
-
-    def _descend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, anywhere: bool = False) -> Tensor:
+    def _descend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, anywhere: bool) -> Tensor:
         """One run: for each example the first adversarial point within eps, else the nearest in that direction inside it;
         `anywhere`, the nearest of all steps, wherever it lies."""
         x_adv, active, x = start.clone(), torch.arange(len(start), device=start.device), start
@@ -88,10 +79,9 @@ class FAB(MinimumNorm):
         slope, logits = oracle.gradient(x, gap, self.eot)
         # the hyperplane {z: slope . z = offset} on which both classes have the same logit
         offset = (slope * x).flatten(1).sum(1) - gap(logits, slice(None)).nan_to_num(0.0)
-        own = to_hyperplane(x, slope, offset, self.threat.norm)
-        clean = to_hyperplane(batch.x, slope, offset, self.threat.norm)
-        lengths = [norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean)]
-        alpha = (lengths[0] / (lengths[0] + lengths[1])).clamp_max(self.alpha_max)
+        own, clean = (to_hyperplane(point, slope, offset, self.threat.norm) for point in (x, batch.x))
+        far, back = (norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean))
+        alpha = (far / (far + back)).clamp_max(self.alpha_max)
         return ((1 - alpha) * (x + self.eta * own) + alpha * (batch.x + self.eta * clean)).clamp(0, 1)
 
 

@@ -56,7 +56,7 @@ def _signature(model: nn.Module, device: torch.device) -> int:
 def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
     """A checked copy; None if the model cannot be copied, folding changes its logits, or there is nothing to make faster.
 
-    The check is made with random BatchNorm statistics: those of a fresh model hide a wrong order.
+    The check is made with random BatchNorm statistics, always the same: those of a fresh model hide a wrong order.
     """
     try:
         module, trial = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
@@ -65,7 +65,12 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
     folded = FoldedModel(module)
     if precision == "32-true" and not folded.pairs and not any(isinstance(m, nn.Conv2d) for m in module.modules()):
         return None  # it would compute the same as the model, no faster
-    _randomise_batchnorm(trial)
+    generator = torch.Generator().manual_seed(0)
+    for norm in (m for m in trial.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+            if tensor is not None:  # shifted by up to a half
+                noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is norm.running_mean)
     folded.sync(trial)
     with torch.no_grad(), full_float32():
         wanted, got = trial(x[:4]), module(x[:4])
@@ -73,17 +78,6 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
         return None
     folded.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     return folded
-
-
-def _randomise_batchnorm(model: nn.Module) -> None:
-    """Shifts every BatchNorm's statistics and affine weights by up to a half, always by the same numbers."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
-                if tensor is not None:
-                    noise = torch.rand(tensor.shape, generator=generator).to(tensor)
-                    tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is module.running_mean)
 
 
 def batchnorm_after(model: nn.Module) -> dict[str, str]:

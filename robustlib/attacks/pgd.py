@@ -7,15 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import (
-    AttackBatch,
-    GradientOracle,
-    Modes,
-    Precision,
-    attack_context,
-    check_inputs,
-    frozen_eval,
-)
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import InputError, check_fields
@@ -63,7 +55,7 @@ class PGD(GradientSteps):
     eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
     early_stop: bool = False  # an example leaves at its first success, which is stronger than taking the last iterate
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
-    batchnorm: Modes = "eval"  # "train": modes as they are, statistics restored afterwards
+    batchnorm: Literal["eval", "train"] = "eval"  # "train": modes as they are, statistics restored afterwards
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,29 +42,21 @@ class StAdv(BaseAttack):
         if self.weight is not None and not self.weight >= 0:
             raise InputError(f"StAdv weight={self.weight!r}: give 0 or more, or None for {SMOOTH} / bound.")
 
-    @property
-    def length(self) -> float:
-        """The step length used, in pixels."""
-        return (self.bound or BOUND) / PACE if self.lr is None else self.lr
-
-    @property
-    def smoothness(self) -> float:
-        """The weight of the total variation used."""
-        default = TAU if self.bound is None else SMOOTH / self.bound
-        return default if self.weight is None else self.weight
-
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first adversarial image, else the one after the last step."""
+        lr = (self.bound or BOUND) / PACE if self.lr is None else self.lr
+        weight = self.weight
+        if weight is None:
+            weight = TAU if self.bound is None else SMOOTH / self.bound
         x_adv, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
-        start = 2 * rng.uniform(2, *batch.x.shape[2:]) - 1
-        flow = (start * START * self.length).to(batch.x.dtype)
-        adam = torch.optim.Adam([flow], self.length)  # element by element: examples that have left disturb no other
+        flow = ((2 * rng.uniform(2, *batch.x.shape[2:]) - 1) * START * lr).to(batch.x.dtype)
+        adam = torch.optim.Adam([flow], lr)  # element by element: examples that have left disturb no other
         for _ in range(self.steps):
             moving = flow[active].requires_grad_(True)
             with torch.enable_grad():
                 image, roughness = move(batch.x, moving), total_variation(moving)
             gradient, logits = oracle.gradient(image, batch.objective(self.objective), self.eot)
-            (slope,) = torch.autograd.grad((image, roughness), moving, (-gradient, self.smoothness + 0 * roughness))
+            (slope,) = torch.autograd.grad((image, roughness), moving, (-gradient, weight + 0 * roughness))
             success = oracle.success_mask(image.detach(), logits, batch.y)
             x_adv[active[success]] = image.detach()[success]
             flow.grad = torch.zeros_like(flow).index_copy(0, active, slope.nan_to_num(0.0, 0.0, 0.0))

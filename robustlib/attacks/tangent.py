@@ -52,19 +52,16 @@ class Tangent(MinimumNorm):
         if self.threat.norm != "l2":
             raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
 
-    def _run(self, active_set: ActiveSet) -> None:
-        check_deterministic(active_set.oracle)
-        for restart in active_set.rounds(self.restarts):
-            batch = active_set.batch
-            x_adv = TangentState(self, active_set.oracle, batch, active_set.rng(restart)).walk(self.threat.eps)
-            active_set.update(self.threat.project(x_adv, batch.x))
-
     def _searches(
-        self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None
+        self, active_set: ActiveSet, starts: Tensor | None = None, nearest: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for restart in range(self.restarts):
-            state = TangentState(self, oracle, batch, rng.fold_in(restart), None if restart else starts)
-            yield state.walk(), state.spent
+        oracle = active_set.oracle
+        check_deterministic(oracle)
+        for restart in active_set.rounds(self.restarts):
+            start = None if restart else starts
+            state = TangentState(self, oracle, active_set.batch, active_set.rng(restart), start)
+            x_adv = state.walk(0.0 if nearest else self.threat.eps)
+            yield x_adv if nearest else self.threat.project(x_adv, state.x), state.spent
 
 
 class TangentState:
@@ -79,7 +76,7 @@ class TangentState:
         self.spent = torch.zeros_like(batch.y)  # queries; the verification of a point in float32 is none of its own
         self.active = self._begin(starts)
 
-    def walk(self, eps: float = 0.0) -> Tensor:
+    def walk(self, eps: float) -> Tensor:
         """The adversarial points (B, C, H, W) that it ends at, no farther than `eps` or as near as the queries allow."""
         begun, step = self.active, 0
         while len(self.active):

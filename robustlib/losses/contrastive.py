@@ -81,9 +81,7 @@ def supcon_loss(
         raise InputError(f"temperature={temperature!r}: give a positive number, e.g. 0.07 or 0.5.")
     views, size = z.shape[:2]
     if views < 2 and labels is None:
-        raise InputError(
-            f"{views} view(s) of each image without labels make no positive pair: give two views or labels."
-        )
+        raise InputError(f"{views} view(s) of an image without labels make no positive pair: give two views or labels.")
     with torch.autocast(z.device.type, enabled=False):
         u = F.normalize(z.flatten(0, 1).float(), dim=1)
         similar = u @ (u.detach() if one_sided else u).t() / temperature
@@ -117,9 +115,8 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
         eps: added to the variances, as their release does (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
     """
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
-        raise InputError(
-            f"Projections of shapes {tuple(a.shape)} and {tuple(b.shape)} have no cross-correlation: give (B, D) twice, B >= 2."
-        )
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InputError(f"Projections of shapes {shapes} have no cross-correlation: give (B, D) twice, B >= 2.")
     if not 0 <= off_diagonal < float("inf"):
         raise InputError(f"off_diagonal={off_diagonal!r}: give a number of at least 0, e.g. 0.005.")
     with torch.autocast(a.device.type, enabled=False):

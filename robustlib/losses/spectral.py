@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustlib.errors import InputError
 
-NOISE = 0.1  # length of what is added to each kept vector of length 1 before a use
+VECTORS = 16  # that a power iteration keeps of a layer, at most
+NOISE = 0.1  # length of what is added to each of them, of length 1, before a use
 
 
 def dense_squared_norm(matrix: Tensor) -> Tensor:
@@ -80,11 +81,9 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, weight: Tensor | None = None) -> Tensor:
-    """sigma_max^2 of a dense layer or a circular convolution, without its bias: a differentiable scalar.
+    """sigma_max^2 of a layer that `check_exact` accepts, without its bias: a differentiable scalar.
 
-    Args:
-        layer: one that `check_exact` accepts for inputs of `size` (H, W).
-        weight: in place of the layer's, of its shape, e.g. with BatchNorm folded in.
+    A `weight` is taken in place of the layer's, e.g. one with BatchNorm folded in.
     """
     check_exact(layer, size)
     weight = weight_of(layer) if weight is None else weight
@@ -132,20 +131,19 @@ class PowerIteration(nn.Module):
     Args:
         layer: nn.Linear or nn.Conv2d with groups=1; it is not kept.
         size: (H, W) of a convolution's input.
-        vectors: how many are kept, at least 1; they start at random, always the same.
     """
 
-    vectors: Tensor  # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last
+    vectors: (
+        Tensor  # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last; from a random start, always the same
+    )
 
-    def __init__(self, layer: nn.Module, size: tuple[int, int] | None = None, *, vectors: int = 16) -> None:
+    def __init__(self, layer: nn.Module, size: tuple[int, int] | None = None) -> None:
         super().__init__()
-        if vectors < 1:
-            raise InputError(f"vectors={vectors!r}: give a number of at least 1.")
         shape: tuple[int, ...] = (weight_of(layer).shape[1],)
         if isinstance(layer, nn.Conv2d):
             assert size is not None, "the norm of a convolution depends on the size of its input"
             shape = (*shape, *size)
-        start = torch.randn(min(vectors, math.prod(shape)), *shape, generator=torch.Generator().manual_seed(0))
+        start = torch.randn(min(VECTORS, math.prod(shape)), *shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("vectors", _orthonormal(start))
 
     def forward(self, layer: nn.Module, iterations: int = 1, weight: Tensor | None = None) -> Tensor:
@@ -261,10 +259,8 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     gradient 2 F v v'.
     """
     if not 1 <= k <= min(features.shape):
-        raise InputError(
-            f"k={k!r}: a batch of {features.shape[0]} images with {features.shape[1]} features has {min(features.shape)} "
-            "singular values: give 1 <= k <= that."
-        )
+        size = f"{features.shape[0]} images with {features.shape[1]} features has {min(features.shape)}"
+        raise InputError(f"k={k!r}: a batch of {size} singular values: give 1 <= k <= that.")
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
         with torch.no_grad():

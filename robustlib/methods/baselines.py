@@ -14,7 +14,7 @@ from robustlib.data import Batch, Dataset
 from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods.base import AdversarialMethod, Method, NonNegative, Positive, copy_weights, pretrained_run
 from robustlib.models import Classifier
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 from robustlib.training import Loss, Pass, Stage, StepContext, Updates, cosine
 
@@ -182,6 +182,5 @@ class NFGSM(FGSMRS):
         """One step from the noisy batch."""
         x, rng = batch.x, ExampleRNG.from_generator(context.generator, len(batch.x), batch.x.device)
         around = Threat(attack.threat.norm, attack.length / self.step_factor).scaled(self.noise)
-        normal = rng.fold_in(0).normal(*x.shape[1:]) if around.norm == "l2" else None
-        start = around.random_start(x, rng.uniform(*x.shape[1:]), normal)
+        start = uniform_point(around, x, rng)
         return replace(attack, precision=context.precision)(model, x, batch.y, rng=rng, start=start)

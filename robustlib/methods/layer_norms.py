@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustlib.attacks.base import frozen_eval
 from robustlib.attacks.fold_batchnorm import batchnorm_after
 from robustlib.errors import InputError
-from robustlib.losses import PowerIteration, check_exact, dense_squared_norm, exact_squared_norm, weight_of
+from robustlib.losses.spectral import PowerIteration, check_exact, dense_squared_norm, exact_squared_norm, weight_of
 from robustlib.models import SelfSupervised
 from robustlib.models.classifier import full_float32
 

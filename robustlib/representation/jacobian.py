@@ -15,7 +15,7 @@ from robustlib.attacks.base import check_inputs, frozen_eval
 from robustlib.errors import InputError
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 ENTRIES = 2**23  # of Jacobians held at once: 32 MB
@@ -38,7 +38,7 @@ def local_lipschitz(
         )
     f = layer_function(model, layer)
     rng = ExampleRNG.for_examples(seed, torch.arange(len(x), device=x.device))
-    point = threat.random_start(x, rng.uniform(*x.shape[1:]), rng.fold_in(0).normal(*x.shape[1:]))
+    point = uniform_point(threat, x, rng)
     best = torch.zeros(len(x), device=x.device)
     with frozen_eval(model):
         with torch.no_grad():

@@ -92,7 +92,7 @@ def test_same_predictions_as_foolbox(threat, conv_net):
     import eagerpy
 
     x = torch.rand(300, 3, 8, 8)
-    start, y = threat.random_start(x, torch.rand_like(x), torch.randn_like(x)), conv_net(x).argmax(1)
+    start, y = uniform_point(threat, x, ExampleRNG.for_examples(0, torch.arange(300))), conv_net(x).argmax(1)
 
     class FromStart(foolbox.attacks.LinfPGD if threat.norm == "linf" else foolbox.attacks.L2PGD):
         def get_random_start(self, x0, epsilon):

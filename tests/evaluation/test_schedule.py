@@ -20,6 +20,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation import Progress, evaluate
 from robustlib.evaluation.protocols import StochasticProtocol, adaptive_attacks
 from robustlib.evaluation.schedule import adapt, compatible_attacks, group_surrogates, select_views
+from robustlib.rng import uniform_point
 from tests import ROOT
 from tests.conftest import Linear
 
@@ -44,7 +45,7 @@ class Shaky:
 
     def __call__(self, model, x, y, *, generator=None, rng=None):
         time.sleep(self.seconds)
-        start = self.threat.random_start(x, rng.uniform(*x.shape[1:]))
+        start = uniform_point(self.threat, x, rng)
         return self.threat.project(start + 0.01 * torch.randn_like(x), x)
 
 
@@ -168,7 +169,7 @@ class Hungry:
     def __call__(self, model, x, y, *, generator=None, rng=None):
         if len(x) > self.fits:
             raise self.error()
-        return self.threat.random_start(x, rng.uniform(*x.shape[1:]))
+        return uniform_point(self.threat, x, rng)
 
 
 ERRORS = {

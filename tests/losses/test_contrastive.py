@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from robustlib.errors import InputError
-from robustlib.losses import (
-    barlow_twins_loss,
-    confidence_similarity,
-    negative_contrast,
-    nt_xent,
-    pick_negatives,
-    supcon_loss,
-)
+from robustlib.losses import barlow_twins_loss, negative_contrast, nt_xent, pick_negatives, supcon_loss
+from robustlib.losses.contrastive import confidence_similarity
 from tests.restated import barlow_twins, supcon
 
 TEMPERATURES = (0.0, -0.1, math.nan, math.inf)

@@ -16,7 +16,7 @@ from robustlib.losses import confusion_labels, mean_cosine
 from robustlib.methods import make_method
 from robustlib.models import Disentangled, build_model
 from robustlib.representation import feature_gap, features, gap_probe, probe_attack
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.runs import write_json
 from robustlib.training.validation import probe_batch
 from tests.training_fixtures import built, first_batch, same_state, step_context, tiny, train, updated
@@ -256,8 +256,8 @@ def test_arrest_replays_noise_where_clean_features_drifted(digits, norm):
         assert model.encoder.stage1[1].num_batches_tracked == 1  # neither the distance nor the attack leaves a trace
         threat, now = Threat(norm, digits.threat.eps), step_context().generator
         if noisy:  # where the attack would have started
-            rng, shape = ExampleRNG.from_generator(now, len(batch.x), batch.x.device).fold_in(0), batch.x.shape[1:]
-            x = threat.random_start(batch.x, rng.uniform(*shape), rng.fold_in(0).normal(*shape))
+            rng = ExampleRNG.from_generator(now, len(batch.x), batch.x.device).fold_in(0)
+            x = uniform_point(threat, batch.x, rng)
         else:
             x = PGD(threat, steps=3)(before, batch.x, batch.y, generator=now)
         ce, gap = ce_and_gap(model, teacher, batch, x)

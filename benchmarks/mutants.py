@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "attacks/square.py",
-        "budget + unused / channels",
+        "budget + unused / x.shape[1]",
         "budget + 0 * unused",
         "Square in L2 forgets what is unused",
         "attacks/trajectories",

@@ -12,10 +12,10 @@ class InputError(ValueError):
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a `name` that is none of `known`; it suggests the nearest one."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), [n.replace("_", "-") for n in names], 1, 0.4)
-    hint = f" Did you mean {names[[n.replace('_', '-') for n in names].index(near[0])]!r}?" if near else ""
-    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    names = {n.replace("_", "-"): n for n in sorted(known)}
+    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), names, 1, 0.4)
+    hint = f" Did you mean {names[near[0]]!r}?" if near else ""
+    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names.values())}.")
 
 
 def check_counts(owner: object, *names: str, least: int = 1) -> None:

@@ -1,7 +1,6 @@
 """Random numbers that belong to an example, not to a batch (no split or interruption changes them), and derived seeds.
 
-Each example carries a 64-bit seed; number j of draw t is a hash of (seed, t, j): SplitMix64 (Steele, Lea and Flood,
-OOPSLA 2014), for the whole batch at once.
+Each example has a 64-bit seed; number j of draw t is a hash of (seed, t, j), SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 import hashlib
@@ -36,7 +35,7 @@ def _mix(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExampleRNG:
-    """One stream of random numbers for each example."""
+    """One stream of random numbers for each example; indexing keeps some."""
 
     seeds: Tensor  # (B,) int64
 
@@ -52,7 +51,6 @@ class ExampleRNG:
         return cls(_mix(_mix(indices + GOLDEN) + _signed(seed * GOLDEN % 2**64)))
 
     def __getitem__(self, chosen: Tensor | slice) -> "ExampleRNG":
-        """The streams of some examples."""
         return ExampleRNG(self.seeds[chosen])
 
     def fold_in(self, tag: int) -> "ExampleRNG":

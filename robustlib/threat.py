@@ -1,15 +1,15 @@
 """The threat model: which perturbations an attacker may use, and the geometry every attack shares."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, check_fields
 
 Norm = Literal["linf", "l2"]
-NORMS = ("linf", "l2")
 TINY = 1e-12  # guards divisions by a norm
 
 
@@ -21,8 +21,7 @@ class Threat:
     eps: float  # radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise InputError(f"Unknown norm {self.norm!r}: choose 'linf' or 'l2'.")
+        check_fields(self)
         if not 0 <= self.eps <= (1 if self.norm == "linf" else 100):  # written so that NaN fails too
             remedy = f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255" if self.eps > 1 else "give 0 <= eps"
             raise InputError(f"eps={self.eps!r} is not a radius in [0, 1] pixel units: {remedy}.")
@@ -31,13 +30,11 @@ class Threat:
         units = self.eps * 255
         whole = self.norm == "linf" and round(units) <= 16 and abs(units - round(units)) < 1e-6 < units
         level = f"{units:.0f}/255" if whole else f"{self.eps:g}"
-        return f"{'Linf' if self.norm == 'linf' else 'L2'} {level}"
+        return f"{self.norm.capitalize()} {level}"
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest point to `x_adv` (B, ...) inside the ball around `x`, then inside [0, 1].
-
-        Exact for linf; for l2 the box comes last, which keeps the ball because `x` itself is inside the box.
-        """
+        """The nearest point to `x_adv` (B, ...) inside the ball around `x`, then inside [0, 1]: exact for linf; for l2 the box
+        comes last, which keeps the ball because `x` itself is inside the box."""
         delta = x_adv - x
         if self.norm == "linf":
             return (x + delta.clamp(-self.eps, self.eps)).clamp(0, 1)
@@ -57,8 +54,7 @@ class Threat:
 
     def scaled(self, factor: float) -> "Threat":
         """The same norm at `factor` times the radius; linf radii end at 1, where the whole box is reached."""
-        eps = self.eps * factor
-        return Threat(self.norm, min(eps, 1.0) if self.norm == "linf" else eps)
+        return Threat(self.norm, min(self.eps * factor, 1.0 if self.norm == "linf" else inf))
 
 
 def norms(delta: Tensor, norm: Norm) -> Tensor:

@@ -27,35 +27,20 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of each shell line of a page."""
-    lines = "".join(blocks(page, "bash")).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
-
-
-COMMANDS = [words for page in (README, CONTRIBUTING) for words in commands(page)]
+LINES = "".join(block for page in (README, CONTRIBUTING) for block in blocks(page, "bash")).splitlines()
+COMMANDS = [shlex.split(line, comments=True) for line in LINES if line.strip()]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
-DRY = [
-    words for words in OURS if words[0] in ("run", "study") and "--data-root" not in words
-]  # there are no data at ~/data
-SNIPPETS = [
-    pytest.param(code, id=section.splitlines()[0])  # named by the heading above it
-    for page in (CONTRIBUTING, README)
-    for section in re.split(r"^##+ ", page.read_text(), flags=re.MULTILINE)[1:]
-    for code in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-]
+DRY = [words for words in OURS if words[0] in ("run", "study") and "--data-root" not in words]  # it isn't at ~/data
 
 
-@pytest.mark.parametrize("code", SNIPPETS)
+@pytest.mark.parametrize(
+    "code", blocks(CONTRIBUTING, "python") + blocks(README, "python"), ids=lambda code: code.splitlines()[0]
+)
 def test_snippet_runs_and_is_short(code, tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_contributing_shows_how_to_add_each_kind():
-    assert len(blocks(CONTRIBUTING, "python")) == 4
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
@@ -78,8 +63,9 @@ def test_command_line_would_run(words, tmp_path, monkeypatch, capsys):
     assert end.value.code in (0, None), capsys.readouterr().err
 
 
-def test_every_command_of_the_cli_is_shown():
+def test_every_command_and_how_to_add_each_kind_are_shown():
     assert {words[0] for words in OURS} == set(GROUP.commands)
+    assert len(blocks(CONTRIBUTING, "python")) == 4
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "papermill"], ids=" ".join)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,7 @@ class ActiveSet:
 
     def rounds(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, ending early when no example is active."""
-        for round_ in range(count):
-            if not len(self.active):
-                return
-            yield round_
+        return takewhile(lambda _: len(self.active) > 0, range(count))
 
     @property
     def batch(self) -> AttackBatch:
@@ -144,7 +142,9 @@ class MinimumNorm(IterativeAttack):
 def check_deterministic(oracle: GradientOracle) -> None:
     """Raises InputError for a stochastic model."""
     if oracle.stochastic:
+        reason = (
+            "answers the same image differently each time, so its decisions have no boundary to measure a distance to"
+        )
         raise InputError(
-            "A stochastic model answers the same image differently each time, so its decisions have no boundary to measure a "
-            "distance to: attack it with PGDEOT, APGD or Square, which average its answers."
+            f"A stochastic model {reason}: attack it with PGDEOT, APGD or Square, which average its answers."
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, RowObjective
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.errors import check_fields
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
@@ -21,8 +21,8 @@ class APGD(IterativeAttack):
     """Auto-PGD (Croce and Hein 2020, algorithm 1).
 
     The step starts at 2 eps and is halved at checkpoints where the objective rose too rarely or not at all; the example then
-    goes on from its best point. An example leaves at its first success. The authors' code compares the objective after the first step
-    with 0, by a slip, to count it as a rise; here, as in the algorithm, it is compared with that of the start.
+    goes on from its best point. Successes leave at once. The authors' code counts the first step as a rise, by a slip, where the
+    objective exceeds 0; here, as in the algorithm, where it exceeds that of the start.
     """
 
     threat: Threat
@@ -51,7 +51,7 @@ class APGD(IterativeAttack):
         """One run: for each example the first adversarial point, else the one of the largest objective."""
         x_adv, active = start.clone(), torch.arange(len(start), device=start.device)
         gradient, logits = oracle.gradient(start, batch.objective(self.objective), self.eot)
-        state = APGDState(start, gradient, _value(batch.objective(self.objective), logits), 2 * self.threat.eps)
+        state = APGDState(start, gradient, batch.value(self.objective, logits), 2 * self.threat.eps)
         check, period = checkpoints(self.steps), 0
         for step in range(self.steps + 1):
             success = oracle.success_mask(state.x, logits, batch.y)  # any wrong class, also for targeted runs
@@ -65,12 +65,12 @@ class APGD(IterativeAttack):
             length, momentum = state.step.view(-1, *[1] * (start.ndim - 1)), MOMENTUM if step else 1.0
             ahead = self.threat.project(state.x + length * self.threat.steepest_step(state.gradient, 1.0), batch.x)
             mixed = state.x + momentum * (ahead - state.x) + (1 - momentum) * (state.x - state.previous)
-            x, objective = self.threat.project(mixed, batch.x), batch.objective(self.objective)
+            x = self.threat.project(mixed, batch.x)
             if step + 1 < self.steps:
-                gradient, logits = oracle.gradient(x, objective, self.eot)
+                gradient, logits = oracle.gradient(x, batch.objective(self.objective), self.eot)
             else:  # no step is taken from the last point
                 gradient, logits = state.gradient, oracle.fast_logits(x, self.eot)
-            state.advance(x, gradient, _value(objective, logits))
+            state.advance(x, gradient, batch.value(self.objective, logits))
             period += 1
             if step + 1 in check:
                 state.adapt(self.rho * period)
@@ -139,11 +139,6 @@ def ranked_classes(oracle: GradientOracle, batch: AttackBatch, targets: int, sam
         return batch.y[:, None][:, :0]
     logits = oracle.fast_logits(batch.x, samples).scatter(1, batch.y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
-
-
-def _value(objective: RowObjective, logits: Tensor) -> Tensor:
-    """The objective (B,); what is no number never counts as progress."""
-    return objective(logits.double(), slice(None)).nan_to_num(-torch.inf)
 
 
 def _mix(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -48,9 +48,8 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise InputError(f"An attack needs labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}.")
     if len(x) and not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN too
-        span = f"from {float(x.min()):g} to {float(x.max()):g}"
-        advice = "divide grey levels by 255 and leave normalisation to the model"
-        raise InputError(f"Images must lie in [0, 1], got values {span}: {advice}.")
+        got = f"values from {float(x.min()):g} to {float(x.max()):g}"
+        raise InputError(f"Images must lie in [0, 1], got {got}: divide grey levels by 255 and normalise in the model.")
 
 
 def check_labels(y: Tensor, classes: int) -> None:
@@ -98,10 +97,8 @@ class SurrogateModel(Module):
 
 
 def validation_view(model: Module) -> Module:
-    """What a quick attack is called with: the model, or a SurrogateModel where its `attack_view()` is another module.
-
-    Attacks keep a folded copy of each view as long as it lives, so keep the view.
-    """
+    """What a quick attack is called with: the model, or a SurrogateModel where its `attack_view()` is another module. Keep it:
+    attacks keep a folded copy of each view as long as it lives."""
     view: Module = getattr(model, "attack_view", lambda: model)()
     return model if view is model else SurrogateModel(view, model)
 
@@ -274,7 +271,7 @@ def attack_context(
     """
     surrogate, deployed = (model.surrogate, model.deployed) if isinstance(model, SurrogateModel) else (model, model)
     with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
-        fast = fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None
+        fast = (fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None) or surrogate
         with torch.no_grad():
             first = surrogate(x[:1]).float()
         if bool((first >= 0).all()) and bool(((first.sum(1) - 1).abs() < 1e-3).all()):
@@ -284,10 +281,9 @@ def attack_context(
             check_labels(y, first.shape[1])
         whole = x.device.type != "cpu" or batchnorm == "train"  # there, examples see each other
         piece = 0 if whole else max(8, PIECE * (2 if precision == "bf16-mixed" else 1) // x[0].numel())
-        stochastic = bool(getattr(model, "stochastic", False))
-        fast, size = surrogate if fast is None else fast, piece or sys.maxsize
-        repeats, classes = batchnorm == "eval", first.shape[1]
-        yield GradientOracle(model, deployed, fast, precision, classes, stochastic, piece, size, repeats)
+        stochastic, repeats = bool(getattr(model, "stochastic", False)), batchnorm == "eval"
+        size = piece or sys.maxsize
+        yield GradientOracle(model, deployed, fast, precision, first.shape[1], stochastic, piece, size, repeats)
 
 
 @dataclass(frozen=True)
@@ -313,6 +309,10 @@ class AttackBatch:
             return OBJECTIVES[name](logits, part.y, part.target)
 
         return value
+
+    def value(self, name: str, logits: Tensor) -> Tensor:
+        """That objective (B,) of all `logits` (B, K), in float64; what is no number never counts as progress."""
+        return self.objective(name)(logits.double(), slice(None)).nan_to_num(-torch.inf)
 
 
 class BaseAttack:

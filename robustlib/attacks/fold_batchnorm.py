@@ -1,8 +1,7 @@
 """A faster copy of a model for the time of an attack: BatchNorm folded into convolutions, channels last, bf16 weights.
 
-An attack runs the same weights forwards and backwards dozens of times, in eval mode and without weight gradients. There,
-convolution + BatchNorm is one convolution with scaled weights, and casting weights once is cheaper than at every pass.
-The copy is kept beside its model and only its tensors are synchronised at each attack, so training pays for it once.
+An attack runs the same weights dozens of times, in eval mode and without weight gradients. The copy is kept beside its model
+and only its tensors are synchronised at each attack, so training pays for it once.
 """
 
 import copy
@@ -22,9 +21,8 @@ _folded_models: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, FoldedModel |
 
 def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
     """The model's folded copy with its present weights, or None where there can be none or its logits at `x` differ."""
-    if getattr(model, "stochastic", False) or not len(x):
-        return None
-    if any(t.is_floating_point() and t.dtype != torch.float32 for t in (*model.parameters(), *model.buffers())):
+    exact = all(t.dtype == torch.float32 for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    if getattr(model, "stochastic", False) or not len(x) or not exact:
         return None
     known, signature = _folded_models.setdefault(model, {}), _signature(model, x.device)
     if precision not in known or known[precision][0] != signature:
@@ -112,27 +110,21 @@ class FoldedModel:
     @torch.no_grad()
     def sync(self, model: nn.Module) -> None:
         """Takes over the model's weights and statistics; unchanged tensors are shared, not copied."""
-        source = dict(model.named_modules())
+        source: dict[str, Any] = dict(model.named_modules())
         for name, module in self.module.named_modules():
             if name not in source or isinstance(module, nn.Identity):
                 continue
             tensors = {**source[name]._parameters, **source[name]._buffers}
             if name in self.pairs:
-                tensors = _folded(source[name], source[self.pairs[name]])
+                # torch's fuse_conv_bn_weights rounds the bias in another order, which moves stored numbers
+                conv, norm = source[name], source[self.pairs[name]]
+                scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
+                shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+                bias = shift if conv.bias is None else conv.bias * scale + shift
+                tensors = {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": bias}
             for key, value in tensors.items():
                 if value is not None:
                     if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast keeps everything else in float32
                         layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
                         value = value.to(self.dtype, memory_format=layout)
                     getattr(module, key).data = value.data
-
-
-def _folded(conv: Any, norm: Any) -> dict[str, Tensor | None]:
-    """Weight and bias of the one convolution that equals `norm(conv(.))` in eval mode.
-
-    `torch.nn.utils.fusion.fuse_conv_bn_weights` does the same but rounds the bias in another order, which moves stored numbers.
-    """
-    scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-    bias = shift if conv.bias is None else conv.bias * scale + shift
-    return {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": bias}

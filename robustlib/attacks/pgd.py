@@ -75,8 +75,7 @@ class PGD(GradientSteps):
     ) -> Tensor:
         """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; see `Attack`.
 
-        `target` (B,) are the classes that a targeted attack shall reach; `start` (B, C, H, W), projected, is the first
-        iterate of the first restart.
+        `target` (B,): classes that a targeted attack shall reach; `start` (B, C, H, W): first iterate, once projected.
         """
         check_inputs(x, y)
         if self.targeted != (target is not None):
@@ -121,9 +120,8 @@ class PGD(GradientSteps):
     def _score(self, oracle: GradientOracle, batch: AttackBatch, x_adv: Tensor) -> Tensor:
         """(B,): the objective in float32, infinite where the model, if deterministic, is fooled."""
         logits = oracle.logits(x_adv, self.eot)
-        value = batch.objective(self.objective)(logits.double(), slice(None)).nan_to_num(-torch.inf)
         success = is_adversarial(logits, batch.y, batch.target) & (not oracle.stochastic)
-        return torch.where(success, torch.inf, value)
+        return torch.where(success, torch.inf, batch.value(self.objective, logits))
 
 
 def FGSM(threat: Threat, **settings: Any) -> PGD:
@@ -132,20 +130,14 @@ def FGSM(threat: Threat, **settings: Any) -> PGD:
 
 
 def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> PGD:
-    """PGD with expectation over transformation at the full strength of Lee and Kim (2023): 200 steps of `eot` draws.
-
-    Against purification it is stronger than AutoAttack. It starts from the image itself, as their code does; steps of 0.007 at
-    8/255 there, eps / 4 here.
-    """
+    """PGD with expectation over transformation at the full strength of Lee and Kim (2023), who find it stronger than AutoAttack
+    against purification. From the image itself, as in their code; steps are 0.007 at 8/255 there, eps / 4 here."""
     return PGD(threat, **{"steps": steps, "eot": eot, "start": "zero", **settings})
 
 
 @dataclass(frozen=True)
 class BatchPGD(GradientSteps):
-    """PGD on a loss of a whole batch, in which examples see each other, as contrastive losses are; from a random point of the ball.
-
-    For training without labels; evaluation attacks logits.
-    """
+    """PGD from a random point of the ball on a loss of a whole batch, in which examples see each other, as in contrastive ones."""
 
     threat: Threat
     steps: int = 5
@@ -160,15 +152,11 @@ class BatchPGD(GradientSteps):
         generator: torch.Generator | None = None,
         precision: Precision = "32-true",
     ) -> Tensor:
-        """x_adv (B, C, H, W) inside the ball around `x` and inside [0, 1]; the model is left as it was.
-
-        `loss` takes the model in eval mode, or a folded copy of it, and images (B, C, H, W): the scalar to maximise.
-        `generator` gives the random start, `precision` is that of the passes.
-        """
+        """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]. `loss`, to be maximised, is a scalar of the model in eval mode,
+        or of a folded copy, and images (B, C, H, W); `generator` gives the start, `precision` is that of the passes."""
         x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
         with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
-            fast = fold_batchnorm(model, x, precision)
-            fast = model if fast is None else fast
+            fast = fold_batchnorm(model, x, precision) or model
             for _ in range(self.steps):
                 x_adv = x_adv.detach().requires_grad_(True)
                 cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -19,10 +19,7 @@ TILES = 5  # along the shorter side, of the l2 attack's first perturbation
 
 @dataclass(frozen=True)
 class Square(IterativeAttack):
-    """Square Attack on the margin loss (algorithms 1 to 3): a random square at a random place is kept if the loss rises.
-
-    An example leaves at its first success.
-    """
+    """Square Attack on the margin (algorithms 1 to 3): random squares are kept where it rises. Successes leave at once."""
 
     threat: Threat
     queries: int = 5000  # of the model for each example and restart
@@ -122,20 +119,18 @@ def _tiles(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
 
 def _l2_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """Takes the budget of one window and puts it, as a two-sided bump, into another (algorithm 3)."""
-    channels, height, width = x.shape[1:]
-    side = square_side(share, height, width, least=3)
-    side -= (side % 2 == 0) and side == min(height, width)
-    side += side % 2 == 0  # a bump has a middle
+    side = square_side(share, x.shape[2], x.shape[3], least=3)
+    side += (side % 2 == 0) * (-1 if side == min(x.shape[2:]) else 1)  # a bump has a middle
     delta = best - x
     unused = (eps**2 - norms(delta, "l2") ** 2).clamp_min(0)
     to, source = (_window(x, side, rng.fold_in(k)) for k in (0, 1))
     outside = delta.clone()
     outside[to] = 0
     budget = sum(part.square().sum((2, 3), keepdim=True) for part in (delta[to], outside[source]))  # of both windows
-    bumps = _two_sided(side, rng.fold_in(2)).to(x) * _signs(rng.fold_in(3).uniform(channels, 1, 1)).to(x.dtype)
+    bumps = _two_sided(side, rng.fold_in(2)).to(x) * _signs(rng.fold_in(3).uniform(x.shape[1], 1, 1)).to(x.dtype)
     mixed = bumps + _unit(delta[to])
     delta[source] = 0
-    delta[to] = _unit(mixed) * (budget + unused / channels).sqrt()
+    delta[to] = _unit(mixed) * (budget + unused / x.shape[1]).sqrt()
     return (x + eps * delta / norms(delta, "l2").clamp_min(TINY)).clamp(0, 1)
 
 

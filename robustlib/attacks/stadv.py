@@ -45,9 +45,8 @@ class StAdv(BaseAttack):
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first adversarial image, else the one after the last step."""
         lr = (self.bound or BOUND) / PACE if self.lr is None else self.lr
-        weight = self.weight
-        if weight is None:
-            weight = TAU if self.bound is None else SMOOTH / self.bound
+        smooth = TAU if self.bound is None else SMOOTH / self.bound
+        weight = smooth if self.weight is None else self.weight
         x_adv, active = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
         flow = ((2 * rng.uniform(2, *batch.x.shape[2:]) - 1) * START * lr).to(batch.x.dtype)
         adam = torch.optim.Adam([flow], lr)  # element by element: examples that have left disturb no other
@@ -71,12 +70,10 @@ class StAdv(BaseAttack):
 
 
 def move(x: Tensor, flow: Tensor) -> Tensor:
-    """The images of which each pixel is read `flow` pixels further down and to the right (Xiao et al. 2018, eq. 1), bilinearly.
+    """Images (B, C, H, W) of which each pixel is read `flow` (B, 2, H, W) pixels further down and to the right, bilinearly (eq. 1).
 
-    Of images (B, C, H, W) in [0, 1] and a flow (B, 2, H, W) in pixels, for all channels; differentiable by the flow. Whole
-    pixels are exact. Beyond the border lies the last row or column once more. Coordinates are those of `grid_sample` with
-    padding_mode="border" and align_corners=True, times (side - 1) / 2; it is not used since its division by the side
-    rounds. The gradient by a flow of whole pixels is that of its right or lower side.
+    Beyond the border lies the last row or column once more. `grid_sample` (padding_mode="border", align_corners=True) does the
+    same but rounds where it divides by the side: here whole pixels are exact, with the gradient of their right or lower side.
     """
     height, width = x.shape[2:]
     whole = flow.detach().floor()
@@ -93,8 +90,5 @@ def move(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def total_variation(flow: Tensor) -> Tensor:
-    """(B,): over all pixels p and their neighbours q above, below, left and right, |f(p) - f(q)| in l2 (Xiao et al. 2018, eq. 4).
-
-    Every pair counts twice. Where two neighbours have the same flow (B, 2, H, W), the gradient is 0.
-    """
+    """(B,): |f(p) - f(q)| in l2 over all pixels p and their four neighbours q (eq. 4), each pair twice; gradient 0 where equal."""
     return sum(2 * torch.linalg.vector_norm(flow.diff(dim=dim), dim=1).flatten(1).sum(1) for dim in (2, 3))

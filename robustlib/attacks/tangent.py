@@ -1,7 +1,4 @@
-"""Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492).
-
-It moves along a model's decision boundary towards the image, over the tangent points of small hemispheres.
-"""
+"""Tangent Attack: the smallest l2 perturbation, from decisions alone (Ma et al. 2021, NeurIPS, arXiv 2111.07492)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_deterministic
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import Precision
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import InputError, check_counts
 from robustlib.rng import ExampleRNG
@@ -32,9 +29,9 @@ LEAST = 200  # queries of a walk: a start, a way to the boundary and a step
 class Tangent(MinimumNorm):
     """Tangent Attack on a hemisphere: from a point on the decision boundary to the tangent point, and back to the boundary.
 
-    It looks for the smallest perturbation and knows no radius. Called as an attack, an example leaves as soon as its point lies
-    within eps; `nearest` goes on to the end. It starts from Gaussian noise around the image. A step that leads farther away is
-    not taken, unlike in the released code. A stochastic model is refused: its decisions have no boundary.
+    As an attack it is through with an example whose point lies within eps; `nearest` knows no radius. It starts from Gaussian
+    noise around the image. A step that leads farther away is not taken, unlike in the released code. A stochastic model is
+    refused: its decisions have no boundary.
     """
 
     threat: Threat  # in l2
@@ -55,11 +52,9 @@ class Tangent(MinimumNorm):
     def _searches(
         self, active_set: ActiveSet, starts: Tensor | None = None, nearest: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        oracle = active_set.oracle
-        check_deterministic(oracle)
+        check_deterministic(active_set.oracle)
         for restart in active_set.rounds(self.restarts):
-            start = None if restart else starts
-            state = TangentState(self, oracle, active_set.batch, active_set.rng(restart), start)
+            state = TangentState(self, active_set, restart, None if restart else starts)
             x_adv = state.walk(0.0 if nearest else self.threat.eps)
             yield x_adv if nearest else self.threat.project(x_adv, state.x), state.spent
 
@@ -67,13 +62,12 @@ class Tangent(MinimumNorm):
 class TangentState:
     """Images that the model has right, and where they are on their walks along the boundary; from adversarial `starts`."""
 
-    def __init__(
-        self, attack: Tangent, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG, starts: Tensor | None = None
-    ) -> None:
-        self.oracle, self.x, self.y, self.rng = oracle, batch.x, batch.y, rng
+    def __init__(self, attack: Tangent, active_set: ActiveSet, restart: int, starts: Tensor | None) -> None:
+        self.oracle, self.x, self.y = active_set.oracle, active_set.batch.x, active_set.batch.y
+        self.rng = active_set.rng(restart)
         self.queries, self.probes, self.gamma = attack.queries // attack.restarts, attack.probes, attack.gamma
-        self.now = batch.x.clone()  # points on the boundary; the images themselves where no start was found
-        self.spent = torch.zeros_like(batch.y)  # queries; the verification of a point in float32 is none of its own
+        self.now = self.x.clone()  # points on the boundary; the images themselves where there is no start
+        self.spent = torch.zeros_like(self.y)  # queries; the verification of a point in float32 is none of its own
         self.active = self._begin(starts)
 
     def walk(self, eps: float) -> Tensor:
@@ -184,9 +178,8 @@ class TangentState:
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
     """Where the tangent from `x` touches the sphere of `radius` (B,) around `now`, on the side of the unit `normal`, (B, ...).
 
-    In the plane of x - now and the normal (hemisphere version, as in rep-spectral's released code): with a the angle by which x
-    lies below the boundary and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal), e the direction
-    along the boundary towards x.
+    Hemisphere version, as in rep-spectral's release: with a the angle by which x lies below the boundary, e the direction along
+    it towards x and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal).
     """
     back = (x - now).flatten(1).double()
     up, length = normal.flatten(1).double(), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)

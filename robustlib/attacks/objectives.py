@@ -55,8 +55,12 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
 
 
-Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-OBJECTIVES: dict[str, Objective] = {"ce": ce, "nll": nll, "margin": margin, "dlr": dlr}
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "ce": ce,
+    "nll": nll,
+    "margin": margin,
+    "dlr": dlr,
+}
 
 
 def is_adversarial(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:

@@ -232,11 +232,11 @@ def images(n: int = 5):
     return batch(4, n, (3, 2, 2))
 
 
-def look(model, x, y, samples, batchnorm="eval", objective="ce"):
+def look(model, x, y, samples, batchnorm="eval"):
     """Gradient and logits of `samples` draws; what was drawn before it is forgotten."""
     with attack_context(model, x, (y,), batchnorm=batchnorm) as oracle:
         model.sizes, model.drawn = [], []
-        return oracle.gradient(x, AttackBatch(x, y).objective(objective), samples)
+        return oracle.gradient(x, AttackBatch(x, y).objective("ce"), samples)
 
 
 def restated(model, x, y):
@@ -254,26 +254,22 @@ def restated(model, x, y):
     return torch.stack(gradients).float(), torch.stack(means).float()
 
 
-@pytest.mark.parametrize(("fits", "sizes"), [(10**9, [40]), (20, [40, 20, 20]), (12, [40, 20, 10, 10, 10, 10])])
-def test_draws_in_one_batch_or_in_what_memory_holds(fits, sizes):
+@pytest.mark.parametrize(
+    ("fits", "sizes", "then"),
+    [(10**9, [40], [40]), (20, [40, 20, 20], [20] * 2), (12, [40, 20, 10, 10, 10, 10], [10] * 4)],
+)
+def test_draws_in_one_batch_or_in_what_memory_is_known_to_hold(fits, sizes, then):
     model, (x, y) = Recorded(fits), images()
-    with pytest.warns(UserWarning, match="8 draws of 5 images") if fits < 40 else nullcontext([0]) as said:
-        gradient, logits = look(model, x, y, 8)
-    assert (len(said), model.sizes) == (1, sizes)
-    wanted, mean = restated(model, x, y)
-    assert torch.allclose(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
-    assert torch.allclose(logits, mean, rtol=1e-4, atol=1e-4)
-
-
-def test_what_fits_is_remembered():
-    model, (x, y) = Recorded(20), images()
     with attack_context(model, x, (y,)) as oracle:
-        with pytest.warns(UserWarning, match="Out of memory"):
-            oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
-        model.sizes = []
-        oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
+        model.sizes, model.drawn = [], []
+        with pytest.warns(UserWarning, match="8 draws of 5 images") if fits < 40 else nullcontext([0]) as said:
+            gradient, logits = oracle.gradient(x, AttackBatch(x, y).objective("ce"), 8)
+        assert (len(said), model.sizes) == (1, sizes)
+        wanted, mean = restated(model, x, y)
+        assert torch.allclose(gradient, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+        assert torch.allclose(logits, mean, rtol=1e-4, atol=1e-4)
         assert oracle.deployed_logits(x, 8).shape == (8, 5, 4)
-    assert model.sizes == [20] * 4
+        assert model.sizes == sizes + then
 
 
 def test_a_piece_of_the_cache_holds_draws_too(monkeypatch):

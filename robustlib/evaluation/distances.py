@@ -22,14 +22,15 @@ RESAMPLES = 2000
 SLACK = 0.01  # accuracy that may be lost: 1 point
 NONE = ("none", 0.0)
 Cell = tuple[str, float]  # a regulariser and its strength
+Frames = Mapping[int, pd.DataFrame]  # of `adversarial_distances`, by seed
 Name = TypeVar("Name", bound=Hashable)
 
 
 def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *, seed: int = 0) -> pd.DataFrame:
     """The distance of the nearest adversarial image that `attack` finds for each image of a split: an upper bound.
 
-    Where the attack finds none by itself, it tries once more from the nearest image of the split that the model gives another
-    class than the right one. The deployed model, x -> logits (B, K) and deterministic, judges in float32.
+    Where it finds none, it searches once more from the nearest image of the split that the model gives another class than the
+    right one. The deployed model, x -> logits (B, K) and deterministic, judges in float32.
 
     Args:
         attack: Tangent, or FAB as a white-box cross-check; its threat's norm measures.
@@ -66,9 +67,8 @@ def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *
 def compare_distances(models: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Mean and median adversarial distance of several models on the images that all of them classify correctly.
 
-    Each model by itself would be measured on other images, and a model that is right about fewer, easier ones would look
-    more robust. An image for which any model's attack found nothing is left out for all: a failed search adds to nobody's
-    distance, and `failed` says how many there are. All models, by name, are resampled alike.
+    On its own images a model that is right about fewer, easier ones would look more robust. An image for which any model's attack
+    found nothing counts for none: a failed search adds to nobody's distance. All models, by name, are resampled alike.
 
     Returns:
         One row a model: model, images (measured), correct (of them, by this model), failed (of those that all have right, for
@@ -97,9 +97,8 @@ def shared_distances(models: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray
     first, table = next(iter(frames.items()))
     for name, frame in frames.items():
         if not frame.index.equals(table.index):
-            raise InputError(
-                f"{name!r} and {first!r} were measured on different images: measure both on the same split."
-            )
+            message = f"{name!r} and {first!r} were measured on different images: measure both on the same split."
+            raise InputError(message)
     counts = np.logical_and.reduce([frame["correct"] & frame["distance"].notna() for frame in frames.values()])
     return {name: frame["distance"].to_numpy()[counts].astype(float) for name, frame in frames.items()}
 
@@ -118,15 +117,12 @@ def bootstrap(statistic: Callable[..., float], *columns: np.ndarray) -> tuple[fl
     return float(low), float(high)
 
 
-def select_strength(
-    none: Mapping[int, pd.DataFrame], cells: Mapping[Cell, Mapping[int, pd.DataFrame]], *, slack: float = SLACK
-) -> pd.DataFrame:
+def select_strength(none: Frames, cells: Mapping[Cell, Frames]) -> pd.DataFrame:
     """The grid of variants and strengths; of each variant, the strength of the largest mean distance is chosen among those allowed.
 
-    `none` are frames of `measure_distances` on **validation** images of the unregularised variant, by seed; `cells` the same of each
-    (variant, strength). Allowed is what keeps none's accuracy (mean over seeds), less `slack`. Distances of a seed are means over
-    the images that all its allowed cells have right and no attack failed on; for a cell that is not allowed, over those of them
-    that it has right too.
+    `none` are frames of **validation** images of the unregularised variant; `cells` the same of each (variant, strength). Allowed is
+    what keeps none's accuracy (mean over seeds), less SLACK. Distances of a seed are means over the images that all its allowed
+    cells have right and no attack failed on; for a cell that is not allowed, over those of them that it has right too.
 
     Returns:
         A row each, "none" first: variant, strength, seeds, accuracy (in [0, 1], mean over seeds), n (images that count, the least of
@@ -137,11 +133,10 @@ def select_strength(
     every, accuracy = {NONE: none, **cells}, {}
     for (variant, strength), frames in every.items():
         if not frames or set(frames) != set(none):
-            raise InputError(
-                f"{variant} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}."
-            )
+            message = f"{variant} at strength {strength:g} has the seeds {sorted(frames)}, none has {sorted(none)}."
+            raise InputError(message)
         accuracy[variant, strength] = sum(float(f["correct"].mean()) for f in frames.values()) / len(frames)
-    allowed = [cell for cell in every if accuracy[cell] >= accuracy[NONE] - slack - 1e-9]
+    allowed = [cell for cell in every if accuracy[cell] >= accuracy[NONE] - SLACK - 1e-9]
     shared, rows = _shared({cell: every[cell] for cell in allowed}, none), []
     for cell in every:
         parts = shared[cell] if cell in allowed else _shared({c: every[c] for c in [*allowed, cell]}, none)[cell]
@@ -156,25 +151,20 @@ def select_strength(
     return table.assign(chosen=table.index.isin(best.groupby("variant")["distance"].idxmax()))
 
 
-def distances_over_seeds(variants: Mapping[str, Mapping[int, pd.DataFrame]]) -> pd.DataFrame:
-    """The mean adversarial distance of each variant, by name and seed, over the seeds that all variants have; no rows without any.
-
-    Distances of a seed are means over the images that all its variants have right and no attack failed on. Columns variant, seeds, n (images
-    that count, the least of a seed), distance, low, high as of `select_strength`.
-    """
+def distances_over_seeds(variants: Mapping[str, Frames]) -> pd.DataFrame:
+    """The mean adversarial distance of each variant over the seeds that all have, on the images that all have right and no attack failed
+    on; no rows without such seeds. Columns variant, seeds, n, distance, low, high as of `select_strength`."""
     seeds = sorted(set.intersection(*map(set, variants.values()))) if variants else []
     shared = _shared(variants, seeds) if seeds else {}
     return pd.DataFrame([{"variant": variant, **_over_seeds(parts)} for variant, parts in shared.items()])
 
 
-def _shared(frames: Mapping[Name, Mapping[int, pd.DataFrame]], seeds: Iterable[int]) -> dict[Name, list[np.ndarray]]:
-    """By name, for each seed the distances (n,) of the images that all have right and no attack failed on."""
+def _shared(frames: Mapping[Name, Frames], seeds: Iterable[int]) -> dict[Name, list[np.ndarray]]:
     parts = [shared_distances({str(name): f[seed] for name, f in frames.items()}) for seed in seeds]
     return {name: [part[str(name)] for part in parts] for name in frames}
 
 
 def _over_seeds(parts: Sequence[np.ndarray]) -> dict[str, float]:
-    """How many seeds and images count, and the mean distance with its interval, of the distances (n,) of each seed."""
     mean, low, high = _mean_interval(parts)
     least = float(np.maximum(low, 0))  # no distance is negative; NaN stays
     return {"seeds": len(parts), "n": min(map(len, parts)), "distance": mean, "low": least, "high": high}

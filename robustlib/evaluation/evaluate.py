@@ -3,23 +3,22 @@
 Where a model has `surrogates()`, these meet the adaptive attacks, and sources (other models) those of them that are searches:
 
 - a search (without components or restarts) meets every surrogate and source in full;
-- surrogates with a class as `target` are a family, which meets the search on the margin only, aimed at each of their classes in
-  turn: a cascade over classes, in which the images of a class do not meet its own view;
+- surrogates with a class as `target` are a family, which meets the search on the margin only: a cascade over its classes, in which
+  the images of a class do not meet its own view;
 - anything costlier meets only what still stands after everything before, on all views. Its rows hold for the others the record
   that broke them (component "before", of a cascade): the accuracy of "autoattack@head 1" is the share that withstood it
   and everything before it. The minimum over all is the same as if each had met all images.
 
-A surrogate's attribute `objective` takes the place of an attack's "ce": it is a loss of several heads, which meets attacks with
-restarts in place of cascades, and the others cascades in place of restarts (all meet both where none has one). One that is `relaxed`,
-the deployed logits with softer gates, meets only the parts of a cascade that are APGD, to save time.
+A surrogate's `objective` takes the place of an attack's "ce": a loss of several heads, which meets attacks with restarts in place of
+cascades, as the others meet cascades in place of restarts (all meet both where none has one). A `relaxed` one, the deployed logits
+with softer gates, meets only the parts of a cascade that are APGD, to save time.
 
-Of a stochastic model every example meets everything that its view does: a random view what averages gradients over draws, a
-deterministic view or source what does not (see `compatible_attacks`).
+Of a stochastic model every example meets everything that its view does (see `compatible_attacks`).
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import PGD, Attack
+from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
-from robustlib.evaluation.schedule import CLEAN, AttackSchedule, Progress, Step, concat_records, plan
+from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progress, Step, Views, concat_records, plan
 from robustlib.models.classifier import full_float32
 from robustlib.runs import attack_names, digest, read_json, versions, write_json
 from robustlib.threat import Threat
@@ -47,28 +46,26 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass;
 def evaluate(
     model: nn.Module,
     split: Split,
-    attacks: Mapping[str, Attack],
+    attacks: Attacks,
     *,
     batch_size: int = BATCH,
     seed: int = 0,
     draws: int | None = None,
     state: Path | str | None = None,
     progress: Callable[[Progress], None] | None = None,
-    adaptive: Mapping[str, Attack] | None = None,
-    sources: Mapping[str, nn.Module] | None = None,
+    adaptive: Attacks | None = None,
+    sources: Views | None = None,
     minimum: bool = False,
 ) -> pd.DataFrame:
     """Tidy per-example records of the clean model and of each attack; only the deployed model's float32 answers count.
 
-    Every attack meets the model itself in full, as its paper would have it. An attack with `components` (AutoAttack) is a cascade:
-    each component meets the examples that withstood those before it, in full batches. Misclassified images are not
-    attacked: they keep their clean row. Surrogates and sources are met by the rule above.
+    Every attack meets the model itself in full, as its paper would have it; each of the `components` of a cascade (AutoAttack) what
+    withstood those before it. Misclassified images are not attacked: they keep their clean row.
 
     Args:
         model: x -> logits, on the device where it shall be evaluated.
         attacks: by the name they get in the records.
-        batch_size: halved when memory runs out; it changes no random draw, since these belong to examples (rounding may differ
-            in the last digits; a stochastic model draws its own numbers by the batch).
+        batch_size: halved when memory runs out; it changes no random draw but those of a stochastic model, and the last digits.
         draws: how often each image is predicted; None = 20 for a stochastic model (at least 2), 1 for others.
         state: a directory for finished batches, from which the same call resumes after an interruption. The caller removes it.
         progress: called before and after each batch.
@@ -84,7 +81,7 @@ def evaluate(
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else draws
     adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
-    _check({**attacks, **adaptive}, batch_size, draws, stochastic)
+    _check([*attacks, *adaptive], batch_size, draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     path = None if state is None else Path(state)
@@ -95,7 +92,8 @@ def evaluate(
     schedule = AttackSchedule(model, split, seed, draws, batch_size, path, progress)
     with frozen_eval(model), full_float32():
         schedule.run([Step(CLEAN)])
-        todo = plan(model, split, attacks, adaptive, surrogates, sources, minimum) if len(split) else ()
+        first = split.images[:1].float() / 255
+        todo = plan(model, first, attacks, adaptive, surrogates, sources, minimum) if len(split) else ()
         for steps, after_all in todo:
             schedule.run(steps, after_all)
     return concat_records(schedule.frames)
@@ -112,7 +110,7 @@ def device_of(model: nn.Module, split: Split) -> torch.device:
     return tensors[0].device if tensors else split.labels.device
 
 
-def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochastic: bool) -> None:
+def _check(names: Iterable[str], batch_size: int, draws: int, stochastic: bool) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
     if draws < 1 + stochastic:
@@ -121,7 +119,7 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
             "adversarial example and once to score it; others at least once. For a deterministic evaluation of a "
             "stochastic model fix its randomness with a seed: model.fixed(seed)."
         )
-    for name in attacks:
+    for name in names:
         if name in RESERVED or "@" in name:
             raise InputError(
                 f"An attack cannot be called {name!r}: {', '.join(RESERVED)} and names with @ have a meaning."
@@ -129,17 +127,10 @@ def _check(attacks: Mapping[str, Attack], batch_size: int, draws: int, stochasti
 
 
 def _begin(
-    path: Path,
-    model: nn.Module,
-    others: Mapping[str, nn.Module],
-    split: Split,
-    suites: Mapping[str, Mapping[str, Attack]],
-    settings: Mapping[str, Any],
+    path: Path, model: nn.Module, others: Views, split: Split, suites: dict[str, Attacks], settings: dict[str, Any]
 ) -> None:
-    """Begins a state in `path`; an error if one there differs in anything that decides the records.
-
-    `others` are surrogates and sources; how these ask to be attacked counts as well.
-    """
+    """Begins a state in `path`; an error if one there differs in anything that decides the records, such as how surrogates and
+    sources, the `others`, ask to be attacked."""
     asks = {n: f"{getattr(view, 'target', None)} {getattr(view, 'objective', None)}" for n, view in others.items()}
     facts = {
         "model": model_digest(model),
@@ -199,15 +190,13 @@ def robustness_curve(
     steps: Sequence[int] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken.
-
-    Surrogates meet at each point what still stands there. Of a stochastic model it is the expected accuracy at each point by
-    itself, of the model without surrogates: there, nothing is broken for good.
+    """Accuracy under `attack` over radii, or over numbers of steps; nested: an example once broken stays broken, and surrogates meet
+    what still stands. Of a stochastic model it is the expected accuracy at each point by itself, without surrogates.
 
     Args:
         attack: its threat's eps, or its steps, are replaced along the curve (the step size stays eps / 4 unless given).
-        eps: radii in pixel units, any order; 0 is the clean accuracy.
-        steps: numbers of steps, >= 0; 0 is the clean accuracy.
+        eps: radii in pixel units, any order.
+        steps: numbers of steps; 0 is, as of eps, the clean accuracy.
 
     Returns:
         Columns eps or steps, n, correct, accuracy, low, high; accuracy never rises along the curve of a deterministic model.

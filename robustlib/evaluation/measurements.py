@@ -75,9 +75,9 @@ def measure_unseen(
 ) -> pd.DataFrame:
     """Accuracy of runs' best weights under unseen attacks, beside the known worst case, on the same test images for all.
 
-    What is stored in a run's unseen.json is read back where images, strengths, seed, weights, versions and evaluation are the same.
-    The runs are evaluated and of one preset, whose strengths and protocol are taken. `n` is a stratified choice of test images;
-    0 for the number of the preset's protocol for stochastic models, or that on which all runs were evaluated if it is smaller.
+    What a run's unseen.json holds of the same images, strengths, seed, weights, versions and evaluation is read back. The runs are
+    evaluated and of one preset, whose strengths and protocol are taken. `n` is a stratified choice of test images; 0 for the
+    number of the preset's protocol for stochastic models, or that on which all runs were evaluated if it is smaller.
 
     Returns:
         Columns run, attack ("clean", "known": the worst case of the evaluation, "l2", "stadv"), protocol, n, correct, accuracy,
@@ -97,8 +97,8 @@ def measure_unseen(
 
 
 def _unseen_accuracies(run: Run, dataset: Dataset, images: Split, seed: int, device: str) -> dict[str, dict[str, Any]]:
-    """Accuracy without attack, the known one and the per-example minimum over each kind of unseen attack, from unseen.json if it holds
-    them; it also keeps "bare", the clean accuracy of the classifier that stands behind a purifier ({} where none does)."""
+    """Accuracy without attack, the known one and the minimum over each kind of unseen attack, from unseen.json if it holds them; it also
+    keeps "bare", the clean accuracy of the classifier behind a purifier ({} without one)."""
     model, strengths = run.model(), unseen_strengths(run.params().get("preset"))
     model.check_data(dataset)
     known = _known(run, images)
@@ -155,8 +155,8 @@ def measure_distances(
 ) -> dict[str, pd.DataFrame]:
     """The `adversarial_distances` of finished runs' best weights on the same images, stored in each run's distances.json.
 
-    Best are, as in `evaluate_run`, those that the method keeps: for rep-spectral's family the last ones, as in its paper. What is
-    stored is read back where attack, images, seed, weights and versions are the same. Distances are rounded to 6 decimals.
+    Best are those that the method keeps: for rep-spectral's family the last ones, as in its paper. What is stored of the same attack,
+    images, seed, weights and versions is read back. Distances are rounded to 6 decimals.
 
     Args:
         attack: Tangent; FAB in l2 as a white-box cross-check.
@@ -175,8 +175,8 @@ def measure_distances(
     for name, run in runs.items():
         measure = partial(_distances, run, images, attack, seed, device)
         content = measured(run, "distances.json", facts | _digests(run, images), measure, key=key)
-        columns = {column: content[column] for column in ("index", "label", "correct", "distance", "queries")}
-        frames[name] = pd.DataFrame(columns).astype({"distance": float})
+        columns = ["index", "label", "correct", "distance", "queries"]
+        frames[name] = pd.DataFrame({column: content[column] for column in columns}).astype({"distance": float})
     return frames
 
 

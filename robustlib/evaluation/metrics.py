@@ -36,11 +36,8 @@ def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: int = 1) -> pd.DataFrame:
-    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example.
-
-    `ok` (B,) bool says whether the attacker was allowed to make them. Columns index, label, draw, prediction (-1: no answer), margin
-    (z_y - max z_k) and valid.
-    """
+    """The model's answers to `x_adv` (B, C, H, W), `draws` times each, example by example: columns index, label, draw, prediction
+    (-1: no answer), margin (z_y - max z_k) and valid, which is `ok` (B,) bool."""
     answers = []
     for _ in range(draws):
         logits, prediction = answer(model, x_adv)
@@ -60,17 +57,15 @@ def labelled(frame: pd.DataFrame, attack: str, surrogate: str, component: str | 
 
 def robust_correct(records: pd.DataFrame) -> pd.Series:
     """Whether each record is a right answer to a valid image; a broken attack is never robustness."""
-    return (records["prediction"] == records["label"]) & records["valid"]
+    return ((records["prediction"] == records["label"]) & records["valid"]).astype(bool)
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each attack with its 95 % Wilson interval, and of the per-example worst case over everything.
 
-    Invalid adversarial examples count as errors of the model and are shown in `invalid`: a broken attack is never reported
-    as robustness. The accuracy of a stochastic model is the expected one, the mean over its draws; where an example has
-    several adversarial images, the strongest on its odd draws is scored on the even ones: chosen and scored on the same
-    draws, luck would look like strength. Where that choice went wrong so often that a single attack leaves less, its number is the
-    headline.
+    Invalid adversarial examples count as errors of the model. The accuracy of a stochastic model is the mean over its draws; where an
+    example has several adversarial images, the strongest on its odd draws is scored on the even ones (on the same draws, luck would
+    look like strength). Where that choice went wrong so often that a single attack leaves less, its number is the headline.
 
     Returns:
         One row an attack, then one for each attack on a surrogate ("attack@surrogate"), then "worst", the headline. Columns
@@ -88,9 +83,8 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
 
 def accuracies(records: pd.DataFrame) -> dict[str, dict[str, float]]:
     """The `accuracy` of each row of `summarise`, by attack."""
-    table = summarise(records)
-    rows = zip(table["attack"], table["correct"], table["n"], strict=True)
-    return {name: accuracy(float(correct), int(n)) for name, correct, n in rows}
+    rows: Any = summarise(records).to_dict("records")
+    return {row["attack"]: accuracy(row["correct"], row["n"]) for row in rows}
 
 
 def headline_draws(records: pd.DataFrame) -> pd.DataFrame:
@@ -151,11 +145,8 @@ def _score(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strongest_draws(table: pd.DataFrame) -> pd.DataFrame:
-    """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw.
-
-    Of several images of an example the strongest is chosen by odd draws, those of the example and, to the same weight, those of all
-    examples; then the even draws, which had no say in it, count.
-    """
+    """Whether each example of a stochastic model withstood its strongest adversarial image, a column for each draw: of several, that is
+    chosen by the odd draws of the example and, to the same weight, of all examples; then the even draws count."""
     key, several = ["index", *CANDIDATE], len(table[CANDIDATE].drop_duplicates()) > 1
     choosing, scoring = table[table["draw"] % 2 == 1], table[table["draw"] % 2 == 0] if several else table
     strength = choosing.groupby(key, sort=False)[["correct", "margin"]].mean().reset_index()
@@ -167,10 +158,8 @@ def _strongest_draws(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def wilson(correct: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927); (0, 1) without observations.
-
-    For `correct` a sum of expectations it is on the safe side: a mean of numbers in [0, 1] varies most when they are 0 or 1.
-    """
+    """The 95 % interval of a proportion (Wilson 1927); (0, 1) without observations. For `correct` a sum of expectations it is on the
+    safe side: a mean of numbers in [0, 1] varies most when they are 0 or 1."""
     if n == 0:
         return 0.0, 1.0
     p, z2 = correct / n, Z95**2
@@ -180,10 +169,8 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 
 def t_interval(values: Sequence[float], level: float = 0.95, *, least_sd: float = 0.0) -> tuple[float, float]:
-    """Student's t interval of the mean of independent values (at least two); NaN where one of them is.
-
-    Their standard deviation counts as `least_sd` at least, e.g. as that of rounding.
-    """
+    """Student's t interval of the mean of independent values (at least two); NaN where one of them is. Their standard deviation counts
+    as `least_sd` at least, e.g. as that of rounding."""
     from scipy.stats import sem, t
 
     mean, n = sum(values) / len(values), len(values)

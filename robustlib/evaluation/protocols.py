@@ -23,10 +23,10 @@ EOT = 8  # gradient samples of the single attacks against a stochastic model
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticProtocol:
-    """The attacks on randomised models, each of whose gradients is a mean over draws, so that their cost must be bounded.
+    """What attacks on randomised models may cost; pairs are (steps, gradient samples of each).
 
-    Pairs are (steps, gradient samples of each). The defaults are the published ones: Lee and Kim (2023) for PGD+EOT and the number of
-    images, Croce and Hein (2020) for AutoAttack, Nie et al. (2022) for StAdv, Hill et al. (2021) for BPDA+EOT and its vote.
+    The defaults are the published ones: Lee and Kim (2023) for PGD+EOT and the number of images, Croce and Hein (2020) for AutoAttack,
+    Nie et al. (2022) for StAdv, Hill et al. (2021) for BPDA+EOT and its vote.
     """
 
     images: int = 512  # test images at most
@@ -45,9 +45,8 @@ class StochasticProtocol:
         for name in PAIRS:
             pair = getattr(self, name)
             if len(pair) != 2 or not all(isinstance(part, int) and part >= 1 for part in pair):
-                raise InputError(
-                    f"StochasticProtocol {name}={pair!r}: give steps and gradient samples (EOT), each at least 1."
-                )
+                message = f"StochasticProtocol {name}={pair!r}: give steps and gradient samples (EOT), each at least 1."
+                raise InputError(message)
 
     def facts(self) -> dict[str, Any]:
         """What results.json keeps of it, under "budget"."""
@@ -100,9 +99,8 @@ def standard_attacks(
 ) -> dict[str, Attack]:
     """The common protocol, the weakest attack first: gradient attacks with steps of eps / 4, then AutoAttack.
 
-    FGSM, PGD-20, PGD-50 with 10 restarts and 50 steps on the C&W margin let an example leave at its first success, which is
-    never weaker than judging the last iterate. A stochastic model meets them with averaged gradients, PGD+EOT instead of
-    the restarts, Square on the mean of several draws, and AutoAttack in both its versions.
+    In PGD an example leaves at its first success, which is never weaker than judging the last iterate. A stochastic model meets
+    averaged gradients, PGD+EOT instead of the restarts, Square on the mean of several draws, and both versions of AutoAttack.
     """
     if stochastic:
         pgd, (steps, samples) = PGD(threat, eot=EOT), protocol.autoattack
@@ -131,12 +129,10 @@ def adaptive_attacks(
 ) -> dict[str, Attack]:
     """What the surrogates of a model meet; `evaluate` says which view meets which.
 
-    Of a deterministic model: the searches of `standard_attacks`, then, in place of PGD-50 with 10 restarts, PGD-100 with 5, on the
-    cross-entropy (of a joint loss: on that loss itself, as Zhou et al. 2023 attack in training) and on the margin. AutoAttack comes last.
-
-    Of a stochastic model: random surrogates (BPDA, no clipping) meet PGD+EOT: the model's own gradients are exact, and these are for
-    comparison. The deterministic ones, a bare classifier behind a purifier, and finished runs of other methods are sources of
-    transfer: PGD-20, and AutoAttack's standard version on the former.
+    Of a deterministic model: the searches of `standard_attacks`, PGD-100 with 5 restarts on the cross-entropy (of a joint loss: on that
+    loss itself, as Zhou et al. 2023 attack in training) and on the margin, AutoAttack. Of a stochastic model: random surrogates
+    (BPDA, no clipping) meet PGD+EOT, for comparison; deterministic ones (a bare classifier behind a purifier) and finished runs
+    of other methods are sources of transfer: PGD-20, and AutoAttack's standard version on the former.
     """
     if stochastic:
         kept = standard_attacks(threat, True, protocol)
@@ -173,9 +169,8 @@ class Suite:
 
     def table(self, records: pd.DataFrame) -> list[dict[str, Any]]:
         """The rows of `summarise`, each with its protocol."""
-        table = summarise(records)
-        rows = table.assign(protocol=[self._protocol(str(name)) for name in table["attack"]]).to_dict("records")
-        return rows  # type: ignore[return-value]
+        rows: Any = summarise(records).to_dict("records")
+        return [{**row, "protocol": self._protocol(row["attack"])} for row in rows]
 
     def _protocol(self, name: str) -> str:
         attack, _, surrogate = name.partition("@")
@@ -214,11 +209,8 @@ class Suite:
 def unseen_attacks(
     strengths: UnseenStrengths, stochastic: bool, protocol: StochasticProtocol
 ) -> dict[str, dict[str, Attack]]:
-    """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if `stochastic`) and "stadv".
-
-    The gradients of a stochastic model are averaged as its `protocol` says, which gives others the number of Square's queries and
-    StAdv's steps.
-    """
+    """By kind the attacks of which the per-example minimum counts: "l2" (AutoAttack, and PGD+EOT if `stochastic`) and "stadv". Others
+    take from `protocol` the number of Square's queries and of StAdv's steps."""
     threat, (steps, samples) = Threat("l2", strengths.l2), protocol.autoattack
     stadv = StAdv(strengths.flow, protocol.stadv[0], eot=protocol.stadv[1] if stochastic else 1)
     l2: dict[str, Attack] = {"autoattack": AutoAttack(threat, queries=protocol.queries)}

@@ -50,10 +50,7 @@ class Comparison:
 def compare_with_reference(
     run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0
 ) -> Comparison:
-    """Runs the authors' AutoAttack on the best weights of an evaluated run, on the images of its evaluation (see `evaluate_run`).
-
-    The model must be deterministic and have at least 4 classes.
-    """
+    """The authors' AutoAttack on the best weights of an evaluated run (deterministic, of at least 4 classes) and on its images."""
     split, model, records = images_of(run, dataset, n), run.model(), run.records()
     if len(records):
         records = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
@@ -77,10 +74,8 @@ def compare_with_reference(
 def reference_correct(
     model: nn.Module, split: Split, threat: Threat, *, seed: int = 0, attacks: Sequence[str] = ()
 ) -> Tensor:
-    """Which examples withstand the authors' standard AutoAttack: (N,) bool on the CPU, judged like ours.
-
-    `attacks` are only these of its parts, by their names there (also "apgd-dlr"); () for all four.
-    """
+    """Which examples withstand the authors' standard AutoAttack: (N,) bool on the CPU, judged like ours. `attacks` are only these of its
+    parts, by their names there (also "apgd-dlr"); () for all four."""
     try:
         from pyautoattack import AutoAttack as Authors
     except ImportError as error:
@@ -128,13 +123,11 @@ def claf_published_protocol(
     There z = (x - mean) / std is taken for an image: z_0 = clamp(z + U(-eps, eps)), then 10 steps of step_size * sign(gradient of the
     cross-entropy), each projected on |z' - z| <= eps and clamped to [0, 1]. So the radius in pixels is eps std, about a fifth
     of eps on CIFAR-10, while the clamp alone lifts each pixel below the channel's mean to the mean and cuts what is more than one
-    standard deviation above it. The release makes its training images so too, which no method here does. Report it beside
-    `evaluate`, never instead. `eps` and `step_size` are in units of normalised images.
+    standard deviation above it. Report it beside `evaluate`, never instead. `eps` and `step_size` are of normalised images.
     """
     if not (0 <= eps < math.inf and 0 < step_size < math.inf):
-        raise InputError(
-            f"claf_published_protocol: eps={eps!r}, step_size={step_size!r}: give a radius of at least 0 and a positive length."
-        )
+        settings = f"claf_published_protocol: eps={eps!r}, step_size={step_size!r}"
+        raise InputError(f"{settings}: give a radius of at least 0 and a positive length.")
 
     def logits(z: Tensor) -> Tensor:  # of normalised images
         return model(z * model.std + model.mean).float()

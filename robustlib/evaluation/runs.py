@@ -49,31 +49,25 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The standard evaluation of a finished run, stored in the run; a stored one is returned, an interrupted one resumed.
 
-    The best weights meet all `standard_attacks`, those of the last epoch only the quick ones (see LAST): enough to see
-    whether the training overfitted, which is a question of PGD against PGD. Of a model with `surrogates()` these meet the
-    `adaptive_attacks` (see `evaluate`), and examples found on finished runs of TRANSFER_METHODS beside it are tried as well. A
-    stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness` follows. `n` is a stratified
-    choice of test images, the same for all runs; None or 0 for all. What fewer images show never replaces what more have shown.
+    The best weights meet all `standard_attacks`, those of the last epoch only LAST: whether the training overfitted is a question of
+    PGD against PGD. Surrogates meet the `adaptive_attacks` (see `evaluate`), which are also transferred from finished runs of
+    TRANSFER_METHODS beside it. A stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness`
+    follows. `n` is a stratified choice of test images, the same for all runs; None or 0 for all. What fewer images show never
+    replaces what more have shown.
 
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade_steps`; of the deployed model), last
         (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources by
-        method), of a stochastic one budget. It is evaluated again when a method of TRANSFER_METHODS has a finished run that had none.
+        method), of a stochastic one budget. It is evaluated again when `has_new_sources`.
     """
     split, model, protocol, threat = images_of(run, dataset, n), run.model(), protocol_of(run), threat_of(run)
     if model.stochastic:
         split = images_of(run, dataset, min(len(split), protocol.images))
     suite, stored = Suite(model, threat, protocol, {}), run.results()
     names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
-    facts: dict[str, Any] = {
-        "n": len(split),
-        "split": "test",
-        "checkpoint": "best",
-        "threat": str(threat),
-        "seed": seed,
-    }
-    facts |= {"numerics": versions("measures/evaluation", *names)}
+    facts: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
+    facts |= {"seed": seed, "numerics": versions("measures/evaluation", *names)}
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
     facts |= {"transfer": _sources(run)} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]

@@ -1,7 +1,6 @@
 """Which examples an attack meets, on which view of a model, and what is written down: the schedule behind `evaluate`.
 
-A step is an attack on one view, batch by batch, each batch kept as soon as it is predicted. Views are the deployed model, its
-surrogates and other models as sources of transfer. An example leaves once it is broken.
+Views are the deployed model, its surrogates and other models as sources of transfer. An example leaves once it is broken.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ FAMILY = "of each class"  # how surrogates that are aimed at one class each are 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step is: one attack, or one component of a cascade, on one view of the model."""
+    """How far a step is."""
 
     attack: str  # this and the next two as in the records
     surrogate: str
@@ -63,19 +62,18 @@ class Step:
         return float(self.threat.eps if self.threat is not None else getattr(self.attack, "bound", None) or 0)
 
 
-Views = Mapping[str, nn.Module]  # by their name in the column `component`; a single view has ""
+Attacks = Mapping[str, Attack]
+Views = Mapping[str, nn.Module]  # by name, which for those of one surrogate is its `component`; a single view has ""
 
 
-def group_surrogates(surrogates: Mapping[str, nn.Module]) -> dict[str, Views]:
-    """The views by their name in the column `surrogate`, in order; those with a `target` that differ by its number only ("gate 0",
-    "gate 1") are a family."""
+def group_surrogates(surrogates: Views) -> dict[str, Views]:
+    """The views by their name in the column `surrogate`; those with a `target` that differ by its number only ("gate 0", "gate 1")
+    are a family."""
     groups: dict[str, dict[str, nn.Module]] = {}
     for name, view in surrogates.items():
         target = getattr(view, "target", None)
-        if target is None:
-            groups[name] = {"": view}
-        else:
-            groups.setdefault(f"{name.removesuffix(str(target)).strip()} {FAMILY}", {})[name] = view
+        group = name if target is None else f"{name.removesuffix(str(target)).strip()} {FAMILY}"
+        groups.setdefault(group, {})["" if target is None else name] = view
     return dict(groups)
 
 
@@ -84,9 +82,9 @@ def is_search(attack: Attack) -> bool:
     return not hasattr(attack, "components") and getattr(attack, "restarts", 1) == 1
 
 
-def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[str, Attack]:
-    """Those attacks that a view of a stochastic model meets: a random view those that average gradients over draws (AutoAttack does in
-    its rand version only), a deterministic one the others; all, where there are none of that kind."""
+def compatible_attacks(attacks: Attacks, view: nn.Module) -> dict[str, Attack]:
+    """What a view of a stochastic model meets: a random view what averages gradients over draws (AutoAttack in its rand version
+    only), a deterministic one the others; all attacks, where there are none of that kind."""
     random = bool(getattr(view, "stochastic", False))
     averages = {n: getattr(a, "version", "rand") == "rand" and getattr(a, "eot", 1) > 1 for n, a in attacks.items()}
     return {name: attack for name, attack in attacks.items() if averages[name] == random} or dict(attacks)
@@ -95,9 +93,8 @@ def compatible_attacks(attacks: Mapping[str, Attack], view: nn.Module) -> dict[s
 def select_views(attack: Attack, groups: Mapping[str, Views]) -> dict[str, Views]:
     """Which single views a costly attack meets: restarts those with an `objective`, a cascade the others; all, if there are none."""
     single = {name: views for name, views in groups.items() if "" in views}
-    joint = {name: views for name, views in single.items() if getattr(views[""], "objective", None)}
-    rest = {name: views for name, views in single.items() if name not in joint}
-    return (rest if hasattr(attack, "components") else joint) or single
+    joint = not hasattr(attack, "components")
+    return {n: views for n, views in single.items() if bool(getattr(views[""], "objective", None)) == joint} or single
 
 
 def components(attack: Attack, view: nn.Module, classes: int) -> dict[str, Attack]:
@@ -118,22 +115,15 @@ def adapt(attack: Attack, view: nn.Module) -> Attack:
 
 
 def plan(
-    model: nn.Module,
-    split: Split,
-    attacks: Mapping[str, Attack],
-    adaptive: Mapping[str, Attack],
-    surrogates: Mapping[str, nn.Module],
-    sources: Mapping[str, nn.Module],
-    minimum: bool,
+    model: nn.Module, x: Tensor, attacks: Attacks, adaptive: Attacks, surrogates: Views, sources: Views, minimum: bool
 ) -> Iterator[tuple[list[Step], bool]]:
-    """The steps of each attack on each view, and whether they meet only what withstood everything before; see `evaluate`."""
+    """The steps of each attack on each view, and whether they meet only what withstood everything before; `x` is any image."""
     groups = group_surrogates(surrogates)
     searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
-    first = split.images[:1].float() / 255
-    with torch.no_grad(), torch.random.fork_rng([first.device] if first.is_cuda else []):
-        classes = int(model(first).shape[1])
+    with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        classes = int(model(x).shape[1])
 
-    def met(views: Views) -> Mapping[str, Attack]:
+    def met(views: Views) -> Attacks:
         return compatible_attacks(adaptive, views[""]) if getattr(model, "stochastic", False) else adaptive
 
     for name, attack in attacks.items():
@@ -171,11 +161,8 @@ def _steps(name: str, attack: Attack, surrogate: str, views: Views, model: nn.Mo
 
 @dataclass
 class AttackSchedule:
-    """One model on one split: runs steps one after another and collects their records.
-
-    Every finished batch is kept in a file whose name says where it belongs. A killed process leaves whole files only, so whatever is
-    there can be used, and whatever is not is done again.
-    """
+    """One model on one split: runs steps one after another and collects their records. A finished batch is kept in a file whose name
+    says where it belongs; a killed process leaves whole files only."""
 
     model: nn.Module
     split: Split
@@ -194,10 +181,8 @@ class AttackSchedule:
             self.batch_size = min(self.batch_size, read_json(self.path / "memory.json").get("limit", self.batch_size))
 
     def run(self, steps: Sequence[Step], after_all: bool = False) -> None:
-        """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything.
-
-        The first one meets what the model has right without attack or, with `after_all`, what withstood everything so far.
-        """
+        """The records of an attack's steps, each on what withstood those before it; of a stochastic model, on everything. The first
+        one meets what the model has right without attack or, with `after_all`, what withstood everything so far."""
         first, labels = steps[0], self.split.labels.cpu()
         lost = self.broken if after_all else self.broken[self.broken["attack"] == CLEAN]
         out = np.isin(self.split.indices.cpu().numpy(), lost["index"].to_numpy(dtype=np.int64))
@@ -212,12 +197,14 @@ class AttackSchedule:
             todo = (standing if step.target is None else standing & (labels != step.target)).nonzero()[:, 0]
             frame = self._run_step(step, todo.to(self.split.labels.device))
             if not self.stochastic:
-                standing[todo] = torch.from_numpy(_correct(frame)).view(-1, self.draws).all(1)
+                right = robust_correct(frame).to_numpy(copy=True)
+                standing[todo] = torch.from_numpy(right).view(-1, self.draws).all(1)
             self._add(frame)
 
     def _run_step(self, step: Step, todo: Tensor) -> pd.DataFrame:
         """The records of a step on the examples at positions `todo`; finished batches are not attacked again."""
-        began, frames, number = time.monotonic(), self._finished(), self.steps
+        began, part = time.monotonic(), f"part-{self.steps:03d}"
+        frames = self._finished(part)
         self.steps += 1
         before = done = sum(map(len, frames)) // self.draws
 
@@ -239,17 +226,16 @@ class AttackSchedule:
             if self.path is not None:
                 buffer = io.BytesIO()
                 frame.to_parquet(buffer, index=False)
-                write_atomic(self.path / f"part-{number:03d}-{done:08d}.parquet", buffer.getvalue())
+                write_atomic(self.path / f"{part}-{done:08d}.parquet", buffer.getvalue())
             frames.append(frame)
             done += len(rows)
             report()
         return concat_records(frames)
 
-    def _finished(self) -> list[pd.DataFrame]:
-        """The finished batches of the next step, in order."""
+    def _finished(self, part: str) -> list[pd.DataFrame]:
         frames: list[pd.DataFrame] = []
         done = 0
-        while self.path is not None and (file := self.path / f"part-{self.steps:03d}-{done:08d}.parquet").exists():
+        while self.path is not None and (file := self.path / f"{part}-{done:08d}.parquet").exists():
             try:
                 frames.append(pd.read_parquet(file))
             except (OSError, ValueError) as error:
@@ -260,16 +246,15 @@ class AttackSchedule:
     def _attack_batch(self, step: Step, rows: Tensor) -> pd.DataFrame:
         part, device = self.split.select(rows), self.split.labels.device
         batch = Batch(part.images, part.labels, part.indices, part.policy)
+        rng, x_adv = ExampleRNG.for_examples(self.seed, batch.index), batch.x
         # What has no `rng`, such as a stochastic model, draws from torch's own generator.
         facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:7], "big"))
-            x_adv = batch.x
             if step.attack is not None and step.view is not None:
-                rng = ExampleRNG.for_examples(self.seed, batch.index)
-                rng = rng if step.stream is None else rng.fold_in(step.stream)
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
-                x_adv = step.attack(step.view, batch.x, batch.y, rng=rng, **aim)
+                aim["rng"] = rng if step.stream is None else rng.fold_in(step.stream)
+                x_adv = step.attack(step.view, batch.x, batch.y, **aim)
             frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
         return labelled(frame, step.name, step.surrogate, step.component, step.eps)
 
@@ -293,7 +278,7 @@ class AttackSchedule:
 
     def _add(self, frame: pd.DataFrame) -> None:
         self.frames.append(frame)
-        wrong = frame[~_correct(frame)].drop_duplicates("index")
+        wrong = frame[~robust_correct(frame)].drop_duplicates("index")
         self.broken = concat_records([self.broken, wrong[~wrong["index"].isin(self.broken["index"])]])
 
 
@@ -301,7 +286,3 @@ def concat_records(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """One frame, with all columns even where there is nothing."""
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
-
-
-def _correct(frame: pd.DataFrame) -> np.ndarray:
-    return robust_correct(frame).to_numpy(dtype=bool, copy=True)

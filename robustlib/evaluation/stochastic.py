@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib.attacks import APGD, PGD, PGDEOT, Attack
 from robustlib.attacks.base import attack_context
 from robustlib.data import Dataset, Split
-from robustlib.errors import InputError, check_counts
+from robustlib.errors import InputError
 from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
@@ -37,7 +37,7 @@ def draw_statistics(records: pd.DataFrame) -> dict[str, Any]:
     """What the same stored draws of a stochastic model say of clean and attacked images if they are counted in other ways.
 
     The worst of 10 draws falls by random failures alone, so it is given for clean images as well. Attacked images are those of
-    the headline (see `headline_draws`): where they were chosen among several, on odd draws, they are counted on even ones.
+    `headline_draws`.
 
     Returns:
         {"draws": 10, "clean": {"expected", "single", "worst": accuracies}, "attacked": the same, "successes" (attacked images
@@ -45,9 +45,8 @@ def draw_statistics(records: pd.DataFrame) -> dict[str, Any]:
     """
     table = with_correct(records)
     if not len(table) or table["draw"].max() < 2 * WORST_OF - 1:
-        raise InputError(
-            f"The worst of {WORST_OF} draws needs {2 * WORST_OF} of each image: evaluate a stochastic model."
-        )
+        message = f"The worst of {WORST_OF} draws needs {2 * WORST_OF} of each image: evaluate a stochastic model."
+        raise InputError(message)
     counted: dict[str, Any] = {"draws": WORST_OF}
     for kind, part in (("clean", table[table["attack"] == "clean"]), ("attacked", table)):
         correct = headline_draws(part)
@@ -65,8 +64,8 @@ def fixed_accuracies(
     """The deterministic white box: PGD on two objectives and APGD see the very draw by which they are judged.
 
     Each of SEEDS fixes another draw of the model, the same for all images; so each gradient is exact, and the attacks take the steps
-    of the protocol's PGD+EOT. `settings` are seed, progress and state of `evaluate`; parts of the work have directories whose names
-    begin with the state's. Returns {"seed", "clean", "attacked"} for each; accuracies, `attacked` of the per-example minimum.
+    of the protocol's PGD+EOT. `settings` are seed, progress and state of `evaluate`. Returns {"seed", "clean", "attacked"} for
+    each; accuracies, `attacked` of the per-example minimum.
     """
     pgd, rows = PGD(threat, protocol.pgd_eot[0], early_stop=True), []
     attacks: dict[str, Attack] = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": APGD(threat, pgd.steps)}
@@ -92,11 +91,8 @@ def eot_curve(
 
 
 def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the last step of an `eot_curve` took, with its 95 % bootstrap interval over images, and whether the plateau is reached.
-
-    {"lost", "low", "high": shares of the images, "verdict": "flat" (surely less than 3 points), "falling" (surely some), or
-    "unclear": so many images cannot tell}.
-    """
+    """What the last step of an `eot_curve` took: {"lost", "low", "high": shares of the images, 95 % bootstrap, "verdict": "flat" (surely
+    less than 3 points), "falling" (surely some), or "unclear": so many images cannot tell}."""
     before, last = (np.array(point["stood"]) for point in curve[-2:])
     low, high = bootstrap(lambda one, two: float((one - two).mean()), before, last)
     verdict = "flat" if high < SLACK else "falling" if low > 0 else "unclear"
@@ -104,15 +100,12 @@ def last_step(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Vote(nn.Module):
-    """x -> the mean logits (B, K) of several draws of a randomised model, made in batches that memory holds; no gradients.
-
-    It is asked once and counts as deterministic, as it does where it is published; logits are averaged as they are there.
-    """
+    """x -> the mean logits (B, K) of several draws of a randomised model, made in batches that memory holds; no gradients. It counts as
+    deterministic, as it does where it is published."""
 
     def __init__(self, model: nn.Module, draws: int) -> None:
         super().__init__()
         self.model, self.draws = model, draws
-        check_counts(self, "draws")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
@@ -125,9 +118,8 @@ def vote(
 ) -> dict[str, Any]:
     """BPDA+EOT as Hill et al. (2021) report it: a `Vote` answers. For comparison with their numbers, never part of a headline.
 
-    Images that the vote gets wrong without attack stay as they are. The protocol's `bpda` searches, from the image itself, and its
-    `defence` is the number of draws. Returns {"draws", "protocol", "clean", "attacked"}, the last two accuracies; {} for a model
-    without a surrogate "bpda".
+    The protocol's `bpda` searches, from the image itself; its `defence` is the number of draws. Returns {"draws", "protocol", "clean",
+    "attacked"}, the last two accuracies; {} for a model without a surrogate "bpda".
     """
     views: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     if BPDA not in views:
@@ -140,7 +132,6 @@ def vote(
 
 
 def _part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings with a state directory for a part of the work."""
     state = settings.get("state")
     return {**settings, "state": state and state.with_name(f"{state.name}-{name}")}
 
@@ -191,9 +182,8 @@ def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress:
     """One PGD+EOT at full strength on the images of an evaluated randomised run, and more of its gradient samples and of its
     steps; results.json keeps what they found. An interrupted check is resumed.
 
-    Where the first leaves less than the headline by more than 3 points, its number becomes the headline; the other is kept beside
-    it. The others say whether the attack has reached its plateau (see `last_step`). What the evaluation measured is not repeated:
-    with the published protocol it was at full strength.
+    Where the first leaves less than the headline by more than 3 points, its number becomes the headline. The others say whether the
+    attack has reached its plateau (see `last_step`). What the evaluation measured at full strength is not repeated.
 
     Returns:
         The content of results.json, with "plateau": {"full" (the attack's row), "worst" (the headline before it), "taken",
@@ -210,10 +200,8 @@ def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress:
     if protocol.full == protocol.pgd_eot:
         full = next(row for row in results["rows"] if row["attack"] == "pgd_eot")
     else:
-        records = evaluate(model, images, {"pgd_eot": attack}, **settings, adaptive={})
-        table = summarise(records)
-        row: Any = table[table["attack"] == "pgd_eot"].to_dict("records")[0]
-        full = {**row, "protocol": repr(attack)}
+        rows: Any = summarise(evaluate(model, images, {"pgd_eot": attack}, **settings, adaptive={})).to_dict("records")
+        full = next({**row, "protocol": repr(attack)} for row in rows if row["attack"] == "pgd_eot")
     known = measure_randomness(run, dataset, device=device, progress=progress)["eot"]
     results = with_plateau(results, full)
     steps, samples = protocol.pgd_eot
@@ -235,9 +223,7 @@ def with_plateau(results: Mapping[str, Any], full: Mapping[str, Any]) -> dict[st
     """The results with the row of a full-strength PGD+EOT, which is the headline if it is lower by more than 3 points."""
     *rows, worst = results["rows"]
     taken = worst["accuracy"] - full["accuracy"] > SLACK + 1e-9
-    headline = worst
-    if taken:
-        before = f"the worst case over the attacks above leaves {100 * worst['accuracy']:.1f} %"
-        headline = {**full, "attack": "worst", "protocol": f"{full['protocol']}, the plateau check; {before}"}
+    before = f"the worst case over the attacks above leaves {100 * worst['accuracy']:.1f} %"
+    lower = {**full, "attack": "worst", "protocol": f"{full['protocol']}, the plateau check; {before}"}
     plateau = {"full": dict(full), "worst": worst, "taken": taken}
-    return {**results, "rows": [*rows, headline], "plateau": plateau}
+    return {**results, "rows": [*rows, lower if taken else worst], "plateau": plateau}

@@ -33,20 +33,16 @@ def split(n: int = 20, shape: tuple[int, ...] = (1, 4, 4), model: nn.Module | No
 
 
 def frame(correct: list[int], distance: list[float], index: list[int] | None = None) -> pd.DataFrame:
-    n = len(correct)
-    columns = {"index": index or list(range(n)), "label": [0] * n, "correct": [bool(c) for c in correct]}
-    return pd.DataFrame(columns | {"distance": distance, "queries": [7] * n})
+    index = range(len(correct)) if index is None else index
+    columns = {"index": index, "label": 0, "correct": np.array(correct, dtype=bool)}
+    return pd.DataFrame(columns | {"distance": distance, "queries": 7})
 
 
 class Margin(nn.Module):
-    """Class 1 where the mean of the image exceeds a level; its distance to the boundary is known."""
-
-    def __init__(self, level: float = 0.5) -> None:
-        super().__init__()
-        self.level = level
+    """Class 1 where the mean of the image exceeds 0.5; its distance to the boundary is known."""
 
     def forward(self, x):
-        over = 4 * (x.flatten(1).mean(1, keepdim=True) - self.level)
+        over = 4 * (x.flatten(1).mean(1, keepdim=True) - 0.5)
         return torch.cat([-over, over], 1)
 
 
@@ -62,21 +58,19 @@ def test_measures_what_is_known(attack):
     true = ((few.images.double() / 255).mean((1, 2, 3)) - 0.5).abs().numpy() * 4  # |mean - 0.5| * 16 / sqrt 16
     assert list(table) == ["index", "label", "correct", "distance", "queries"]
     assert (table["index"].tolist(), list(table.index[~table.correct])) == (list(range(100, 112)), [3])
-    assert table.distance[3] == 0
-    ok = table.correct.to_numpy()
-    assert table.distance[ok].between(true[ok] * (1 - 1e-4), true[ok] * 1.06 + 1e-4).all()
-    assert (table.queries[ok] > 0).all()
+    true[3] = 0
+    assert table.distance.between(true * (1 - 1e-4), true * 1.06 + 1e-4 * (true > 0)).all()
+    assert (table.queries[table.correct] > 0).all()
 
 
 def test_batches_change_no_draw(monkeypatch):
     model = Linear(3, scale=5.0)
     few, attack = split(11, model=model), Tangent(L2, queries=800)
-    whole = adversarial_distances(model, few, attack)
+    whole, other = (adversarial_distances(model, few, attack, seed=seed) for seed in (0, 1))
+    assert not np.allclose(whole.distance, other.distance)
     monkeypatch.setattr("robustlib.evaluation.distances.BATCH", 4)
     parts = adversarial_distances(model, few, attack)
     pd.testing.assert_frame_equal(whole.drop(columns="queries"), parts.drop(columns="queries"), rtol=0.01)
-    other = adversarial_distances(model, few, attack, seed=1)
-    assert not np.allclose(whole.distance, other.distance)
 
 
 def test_where_noise_finds_nothing_another_image_is_the_start():
@@ -99,7 +93,7 @@ def test_where_noise_finds_nothing_another_image_is_the_start():
 
 @dataclass(frozen=True)
 class Liar:
-    """Claims what it did not find."""
+    """Claims what is no adversarial image, or lies outside the box."""
 
     threat: Threat = L2
     beyond: float = 0.0
@@ -111,11 +105,10 @@ class Liar:
 @pytest.mark.parametrize("beyond", [0.0, 5.0])
 def test_an_attack_is_not_believed(beyond):
     model = Margin()
-    table = adversarial_distances(model, split(8, model=model), Liar(beyond=beyond))
-    assert table.distance.isna().all()
+    assert adversarial_distances(model, split(8, model=model), Liar(beyond=beyond)).distance.isna().all()
 
 
-def test_bad_input_is_a_sentence():
+def test_a_stochastic_model_is_refused_and_no_image_is_no_row():
     few, noisy = split(4), Linear()
     noisy.stochastic = True
     with pytest.raises(InputError, match="stochastic"):
@@ -130,18 +123,14 @@ def test_only_images_that_all_have_right_count_and_failures_count_for_nobody():
     a = frame([1, 1, 1, 0, 1, 1], [1.0, 2.0, 3.0, 0.0, 5.0, NAN])
     b = frame([1, 1, 0, 1, 1, 1], [2.0, NAN, 0.0, 9.0, 4.0, NAN]).sample(frac=1, random_state=0)
     table = compare_distances({"a": a, "b": b}).set_index("model")
-    assert list(table.columns[:4]) == ["images", "correct", "failed", "n"]
-    assert table.n.tolist() == [2, 2]  # the first and the fifth
-    assert (table.images.tolist(), table.correct.tolist(), table.failed.tolist()) == ([6, 6], [5, 5], [1, 2])
-    assert (table["mean"].tolist(), table["median"].tolist()) == ([3.0, 3.0], [3.0, 3.0])
+    counts = {"images": [6, 6], "correct": [5, 5], "failed": [1, 2], "n": [2, 2]}  # the first and the fifth
+    assert table[[*counts]].to_dict("list") == counts
+    assert table[["mean", "median"]].to_numpy().tolist() == [[3.0, 3.0]] * 2
     assert table["mean"].between(table.mean_low, table.mean_high).all()
     shared = shared_distances({"a": a, "b": b})
     assert (shared["a"].tolist(), shared["b"].tolist()) == ([1.0, 5.0], [2.0, 4.0])
-
-
-def test_a_model_that_cannot_be_attacked_is_not_robust():
     table = compare_distances({"a": frame([1, 1], [1.0, 2.0]), "deaf": frame([1, 1], [NAN, NAN])})
-    assert (table.n.tolist(), table.failed.tolist()) == ([0, 0], [0, 2])
+    assert (table.n.tolist(), table.failed.tolist()) == ([0, 0], [0, 2]), "a failed search is no robustness"
     assert table[["mean", "mean_low", "median", "median_high"]].isna().all().all()
 
 
@@ -163,10 +152,7 @@ def test_different_images_cannot_be_compared():
 def test_the_bootstrap_is_the_percentile_interval():
     values = np.random.default_rng(1).exponential(size=150)
     scipys = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=0).confidence_interval
-    assert bootstrap(np.mean, values) == pytest.approx(tuple(scipys), abs=0.03)
-    half = 1.96 * values.std() / len(values) ** 0.5
-    low, high = bootstrap(np.mean, values)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert bootstrap(np.mean, values) == pytest.approx(tuple(scipys), abs=0.015)
     assert bootstrap(lambda a, b: float((a / b).mean()), values, 2 * values) == pytest.approx((0.5, 0.5))
     assert np.isnan(bootstrap(np.mean, values[:0])).all()
 
@@ -183,8 +169,7 @@ def t_interval(values: list[float]) -> tuple[float, float]:
 def uniform(wrong: int, distance: float, start: int = 0) -> pd.DataFrame:
     """N images of which the first `wrong` are wrong; the others have distances about `distance`."""
     correct = np.arange(N) >= wrong
-    far = np.where(correct, distance + 0.001 * (np.arange(N) - N / 2), 0.0)
-    return pd.DataFrame({"index": np.arange(N) + start, "label": 0, "correct": correct, "distance": far, "queries": 7})
+    return frame(correct, np.where(correct, distance + 0.001 * (np.arange(N) - N / 2), 0.0), np.arange(N) + start)
 
 
 def seeds(*pairs: tuple[int, float]) -> dict[int, pd.DataFrame]:
@@ -207,8 +192,6 @@ def test_the_farthest_that_keeps_the_accuracy_is_chosen():
     assert grid["accuracy"].tolist() == pytest.approx([0.97, 0.97, 0.96, 0.955, 0.98])
     assert grid["allowed"].tolist() == [True, True, True, False, True]
     assert grid["chosen"].tolist() == [False, False, True, False, True], "one of each variant, even if no better"
-    stricter = select_strength(NONE, CELLS, slack=0.005)
-    assert stricter["chosen"].tolist() == [False, True, False, False, True]
 
 
 def test_distances_are_of_the_images_that_all_allowed_cells_have_right():
@@ -255,8 +238,7 @@ def test_a_variant_without_a_distance_or_without_accuracy_is_not_chosen():
     lost = {seed: uniform(2, 0.5).assign(distance=np.nan) for seed in NONE}
     grid = select_strength(NONE, {("rep", 0.1): seeds((60, 9.0), (60, 9.0)), ("lost", 0.1): lost})
     assert not grid["chosen"].any()
-    assert grid["n"].tolist() == [0, 0, 0], "a failed search counts for nobody"
-    assert grid["distance"].isna().all()
+    assert (grid["n"].sum(), grid["distance"].isna().all()) == (0, True), "a failed search counts for nobody"
 
 
 def test_unequal_seeds_are_a_sentence():

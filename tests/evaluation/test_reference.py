@@ -10,14 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from robustlib.errors import InputError
-from robustlib.evaluation import (
-    PublishedProtocol,
-    accuracy,
-    claf_published_protocol,
-    compare_with_reference,
-    evaluate_run,
-)
+from robustlib.evaluation import accuracy, claf_published_protocol, compare_with_reference, evaluate_run
 from robustlib.evaluation.metrics import robust_correct
+from robustlib.evaluation.reference import PublishedProtocol
 from robustlib.models import build_model
 from robustlib.workbook import tables
 
@@ -63,12 +58,10 @@ def model(digits):
     torch.manual_seed(0)
     model = build_model("mlp", digits)
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(2):
-        for batch in digits.train.batches(64):
-            optimiser.zero_grad()
-            F.cross_entropy(model(batch.x), batch.y).backward()
-            optimiser.step()
-    model.zero_grad()
+    for batch in [*digits.train.batches(64)] * 2:
+        F.cross_entropy(model(batch.x), batch.y).backward()
+        optimiser.step()
+        optimiser.zero_grad()
     return model.train()
 
 

@@ -64,11 +64,10 @@ def case(stochastic: bool = False) -> tuple[nn.Module, Split]:
 
 
 def run(stochastic: bool, state: Path | str | None = None, seconds: float = 0.0, **options) -> pd.DataFrame:
-    model, split = case(stochastic)
-    shaky = Shaky(THREAT, seconds)
+    shaky, draws = Shaky(THREAT, seconds), 4 if stochastic else None
     pair = AutoAttack(THREAT, version="custom", attacks=(("shaky", shaky), ("pgd", PGD(THREAT, steps=2))))
     attacks = {"shaky": shaky, "pair": pair}
-    return evaluate(model, split, attacks, batch_size=8, state=state, draws=4 if stochastic else None, **options)
+    return evaluate(*case(stochastic), attacks, batch_size=8, state=state, draws=draws, **options)
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
@@ -104,16 +103,18 @@ def test_a_killed_evaluation_goes_on(tmp_path):
     pd.testing.assert_frame_equal(resumed, run(True), check_exact=True)
 
 
-def state_of(tmp_path: Path) -> tuple[Path, nn.Module, Split, dict]:
-    model, split = case()
-    attacks = {"pgd": PGD(THREAT, steps=2)}
-    evaluate(model, split, attacks, state=tmp_path / "state")
-    return tmp_path / "state", model, split, attacks
+ATTACKS = {"pgd": PGD(THREAT, steps=2)}
 
 
-def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path):
-    state, model, split, attacks = state_of(tmp_path)
-    (other, _), (warmer, _) = case(), case()
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The finished state of an evaluation of `case` under ATTACKS."""
+    evaluate(*case(), ATTACKS, state=tmp_path / "state")
+    return tmp_path / "state"
+
+
+def test_a_state_of_something_else_is_refused_and_the_difference_named(state):
+    (model, split), (other, _), (warmer, _), attacks = case(), case(), case(), ATTACKS
     with torch.no_grad():
         other.map.bias += 1e-3
     warmer.temperature = 2.0  # a plain attribute may change what a model does
@@ -135,17 +136,15 @@ def test_a_state_of_something_else_is_refused_and_the_difference_named(tmp_path)
     assert len(evaluate(model, split, attacks, state=state)) == 120
 
 
-def test_damaged_and_orphaned_states(tmp_path):
-    state, model, split, attacks = state_of(tmp_path)
+def test_damaged_and_orphaned_states(state):
     (part,) = state.glob("part-000-*")
     part.write_bytes(part.read_bytes()[:50])
     with pytest.raises(InputError, match=r"part-000.*is damaged.*delete"):
-        evaluate(model, split, attacks, state=state)
+        evaluate(*case(), ATTACKS, state=state)
     (state / "protocol.json").unlink()  # now nobody knows what the parts are of
-    pd.testing.assert_frame_equal(evaluate(model, split, attacks, state=state), evaluate(model, split, attacks))
-    (tmp_path / "file").write_text("")
+    pd.testing.assert_frame_equal(evaluate(*case(), ATTACKS, state=state), evaluate(*case(), ATTACKS))
     with pytest.raises(InputError, match="Not a directory"):
-        evaluate(model, split, attacks, state=tmp_path / "file" / "state")
+        evaluate(*case(), ATTACKS, state=state / "protocol.json" / "state")
 
 
 def test_a_new_memory_address_is_no_new_attack(tmp_path):
@@ -153,9 +152,8 @@ def test_a_new_memory_address_is_no_new_attack(tmp_path):
         def __call__(self, model, x, y, *, generator=None, rng=None):
             return x
 
-    model, split = case()
     for attack in (Plain(), Plain()):
-        assert len(evaluate(model, split, {"plain": attack}, state=tmp_path)) == 120
+        assert len(evaluate(*case(), {"plain": attack}, state=tmp_path)) == 120
 
 
 @dataclass(frozen=True)
@@ -182,26 +180,24 @@ ERRORS = {
 
 @pytest.mark.parametrize("error", list(ERRORS))
 def test_half_the_batch_when_memory_runs_out_changes_no_record(tmp_path, error):
-    model, split = case()
     hungry, said = Hungry(THREAT, 8, ERRORS[error]), []
-    records = evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
-    plenty = evaluate(model, split, {"h": replace(hungry, fits=99)}, batch_size=32)
+    records = evaluate(*case(), {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
+    plenty = evaluate(*case(), {"h": replace(hungry, fits=99)}, batch_size=32)
     pd.testing.assert_frame_equal(records, plenty, rtol=1e-5, atol=1e-6)
     notes = [p.note for p in said if p.note]
     assert notes == [f"Out of memory with {n} images at a time: going on with {n // 2}." for n in (32, 16)]
     for part in tmp_path.glob("part-001-0000001*"):
         part.unlink()
     said.clear()
-    evaluate(model, split, {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
+    evaluate(*case(), {"h": hungry}, batch_size=32, state=tmp_path, progress=said.append)
     assert not [p for p in said if p.note], "what fits is remembered"
 
 
 def test_no_memory_for_one_image_and_other_errors():
-    model, split = case()
     with pytest.raises(InputError, match="h needs more memory than there is for a single image"):
-        evaluate(model, split, {"h": Hungry(THREAT, 0, ERRORS["cuda"])})
+        evaluate(*case(), {"h": Hungry(THREAT, 0, ERRORS["cuda"])})
     with pytest.raises(RuntimeError, match="size mismatch"):
-        evaluate(model, split, {"h": Hungry(THREAT, 0, lambda: RuntimeError("size mismatch"))})
+        evaluate(*case(), {"h": Hungry(THREAT, 0, lambda: RuntimeError("size mismatch"))})
 
 
 def test_progress_counts_examples_and_foresees_the_end():

@@ -1,5 +1,6 @@
 """What tests of methods share: fresh models, a place in a training, small trainings, and one that breaks off."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -55,6 +56,19 @@ def same_runs(one, other):
 def updated(stage, batch, context=None):
     """The losses of one update of a stage's last pass by optimiser, without a step between them."""
     return dict(stage.passes[-1].updates(batch, context or step_context()))
+
+
+def changed(model, stage, part, batch):
+    """The names of the modules whose parameters, and of those whose buffers, one update by a pass of a stage changes."""
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    for key, loss in part.updates(batch, step_context()):
+        model.zero_grad()
+        loss.total.backward()
+        stage.optimisers[key].build().step()
+    names = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    weights = {name for name, _ in model.named_parameters()}
+    return tuple({name.split(".")[0] for name in some} for some in (names & weights, names - weights))
 
 
 def train(method, dataset, root, **options):

@@ -54,13 +54,8 @@ class VAFT(AdversarialMethod):
     pretrain_lr: NonNegative = 0.1  # its peak learning rate
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        model = self.check_model(model, self.network)
-        natural = natural_stage(self, model, "natural", self.pretrain_epochs, self.pretrain_lr)
-        tuning = self._fine_tuning(dataset, model)
-        return [tuning] if self.pretrained else [natural, tuning]
-
-    def _fine_tuning(self, dataset: Dataset, model: Classifier) -> Stage:
         """The student begins as the natural model; with AWP all losses of a step are taken from one forward pass."""
+        model = self.check_model(model, self.network)
         attack, target = self.inner_attack(dataset), self.attack_target(model)
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -72,9 +67,9 @@ class VAFT(AdversarialMethod):
         def updates(batch: Batch, context: StepContext) -> Updates:
             with torch.no_grad():
                 teacher.check_input(batch.x)
-                natural = teacher.encoder(teacher.normalise(batch.x))
-            x_adv, said = self.training_input(attack, target, batch, context, natural)
-            losses = partial(self.losses, model, batch, x_adv, natural)
+                clean = teacher.encoder(teacher.normalise(batch.x))
+            x_adv, said = self.training_input(attack, target, batch, context, clean)
+            losses = partial(self.losses, model, batch, x_adv, clean)
             with perturbed_weights(model, lambda: losses()["model"].total, self.awp_gamma_at(context)):
                 for name, loss in losses().items():
                     yield name, replace(loss, parts={**loss.parts, **said}) if name == "model" else loss
@@ -82,7 +77,9 @@ class VAFT(AdversarialMethod):
         probes = {"gap": gap_probe(probe_attack(attack.threat), self.monitored())}
         rest: dict[str, Any] = {"ema": self.ema, "begin": begin, "modules": {"teacher": teacher}, "probes": probes}
         passes = (Pass(updates, augment=self.augment),)
-        return Stage(self.name, self.epochs, self.optimisers(model), passes, adversarial=True, **rest)
+        tuning = Stage(self.name, self.epochs, self.optimisers(model), passes, adversarial=True, **rest)
+        natural = natural_stage(self, model, "natural", self.pretrain_epochs, self.pretrain_lr)
+        return [tuning] if self.pretrained else [natural, tuning]
 
     def training_input(self, attack: PGD, target: Any, batch: Batch, context: StepContext, natural: Tensor) -> Input:
         """The images on which the student trains: attacked ones."""

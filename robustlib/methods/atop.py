@@ -20,9 +20,8 @@ from robustlib.models.classifier import View
 from robustlib.models.purifier import HEADS
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
-ADAM = partial(
-    OptimizerSpec, kind="adam", betas=(0.5, 0.999)
-)  # of purifier and discriminator (released configs/train.yaml)
+# of purifier and discriminator (released configs/train.yaml)
+ADAM = partial(OptimizerSpec, kind="adam", betas=(0.5, 0.999))
 Parts = Mapping[str, tuple[float, Tensor]]  # of the purifier's loss: name -> weight and loss
 MEDIAN_OF = 256  # training images whose median is the constant image
 # A pre-trained purifier's L1 error is below this share of the best constant image's
@@ -186,12 +185,7 @@ class AToP(AdversarialMethod):
         return Stage("tuning", self.epochs, optimisers, passes, adversarial=True, ema=self.ema, modules=shared)
 
     def purifier_steps(
-        self,
-        discriminator: nn.Module | None,
-        target: Tensor,
-        outputs: Sequence[Tensor],
-        randomness: Randomness,
-        parts: Parts,
+        self, discriminator: Any, target: Tensor, outputs: Sequence[Tensor], randomness: Randomness, parts: Parts
     ) -> Updates:
         """The discriminator's step on its hinge loss, then the purifier's, which is judged by the discriminator's new weights.
 
@@ -221,16 +215,13 @@ class AToP(AdversarialMethod):
         The latter since one that paints nothing does well over all pixels of rt1, most of which it is shown.
         """
         most = MAX_L1_SHARE_RT3 if self.transform == "rt3" else MAX_L1_SHARE
-        if not share < most:  # NaN: it diverged
-            where, error, limit = "all", share, most
-        elif hidden >= MAX_HIDDEN_SHARE:  # NaN: nothing is hidden
-            where, error, limit = "hidden", hidden, MAX_HIDDEN_SHARE
-        else:
-            return
-        raise InputError(
-            f"{self.name}: the purifier has learnt nothing: over {where} pixels its L1 error on validation images is {error:.2f} of that of the "
-            f"best constant image, and {limit:g} is asked for: raise purifier_epochs ({self.purifier_epochs}), purifier_lr "
-            f"({self.purifier_lr:g}) or its size, or lower sigma."
+        error = "pixels its L1 error on validation images is {:.2f} of that of the best constant image, and {:g} is asked for"
+        remedy = f"raise purifier_epochs ({self.purifier_epochs}), purifier_lr ({self.purifier_lr:g}) or its size, or lower sigma."
+        over = "the purifier has learnt nothing: over"
+        self.refuse(
+            (not share < most, f"{over} all {error.format(share, most)}: {remedy}"),  # NaN: it diverged
+            # NaN: nothing is hidden
+            (hidden >= MAX_HIDDEN_SHARE, f"{over} hidden {error.format(hidden, MAX_HIDDEN_SHARE)}: {remedy}"),
         )
 
 

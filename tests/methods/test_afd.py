@@ -19,7 +19,7 @@ from robustlib.representation import feature_gap, features, gap_probe, probe_att
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.runs import write_json
 from robustlib.training.validation import probe_batch
-from tests.training_fixtures import built, first_batch, same_state, step_context, tiny, train, updated
+from tests.training_fixtures import built, first_batch, same_state, step_context, updated
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -196,13 +196,10 @@ def test_which_weights_learn_from_what(digits):
             assert [g is not None and bool(g.abs().max() > 1e-3) for g in gradients] == learns
 
 
-def test_the_confusion_label_is_the_strongest_wrong_class():
+def test_confusion_labels_and_mean_cosines_of_known_values():
     z, y = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]]), torch.tensor([0, 0])
     assert confusion_labels(z, y).tolist() == [2, 1]  # the two cases of the paper
     assert confusion_labels(torch.tensor([[3.0, -1e30]]), y[:1]) == 1  # two classes: always the other
-
-
-def test_the_mean_cosine_of_known_vectors():
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [0.0, 0.0]])
     b = torch.tensor([[5.0, 0.0], [0.0, -2.0], [4.0, 3.0], [1.0, 1.0]])
     assert mean_cosine(a, b).item() == pytest.approx((1 - 1 + 24 / 25 + 0) / 4)
@@ -228,16 +225,15 @@ def ce_and_gap(model, teacher, batch, x_adv):
     return np.mean(rows, axis=0)
 
 
-@pytest.mark.parametrize(("name", "weight"), [("vaft", 0.0), ("afkd", 50.0), ("arrest", 50.0)])
+@pytest.mark.parametrize(("name", "weight"), [("vaft", 0.0), ("afkd", 50.0)])
 def test_losses_equal_their_formula(digits, name, weight):
-    model, teacher, stage = tuned(digits, name, **({"replay": 0.0} if name == "arrest" else {}))
+    model, teacher, stage = tuned(digits, name)
     batch = first_batch(digits, 24)
     x_adv = PGD(digits.threat, steps=3)(model, batch.x, batch.y, generator=step_context().generator)
     loss = updated(stage, batch)["model"]
     ce, gap = ce_and_gap(model, teacher, batch, x_adv)
     found = [loss.total.item(), loss.parts["ce"].item(), loss.parts["gap"].item()]
     assert found == pytest.approx([ce + weight * gap, ce, gap], rel=1e-4)
-    assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
@@ -270,8 +266,6 @@ def test_arrest_replays_noise_in_the_first_half_only(digits):
         _, _, stage = tuned(digits, "arrest", angle=0.0, epochs=epochs)
         times = [step_context(e, progress=(e + 0.5) / epochs) for e in (0, last, last + 1)]
         assert [updated(stage, batch, at)["model"].parts["replayed"] for at in times] == [1.0, 1.0, 0.0]
-    _, _, stage = tuned(digits, "arrest", angle=180.0)
-    assert updated(stage, batch)["model"].parts["replayed"] == 0.0
 
 
 # ---- adversarial weight perturbation
@@ -334,22 +328,7 @@ def test_the_digits_preset_stretches_the_published_schedule():
         assert digits.lr_schedule()(2 * epoch) == pytest.approx(paper.lr_schedule()(epoch))
 
 
-@pytest.mark.parametrize("name", FAMILY)
-def test_a_model_of_another_kind_is_refused(digits, name):
-    with pytest.raises(InputError, match=r"not a ReverseAttention: build_model\('small_cnn', dataset"):
-        make_method(name, "digits").stages(digits, build_model("small_cnn", digits, reverse_attention=True))
-    other_kind = build_model("small_cnn", digits, disentangled=name != "afd")
-    with pytest.raises(InputError, match="disentangled=True" if name == "afd" else "trains a Classifier, not"):
-        make_method(name, "digits").stages(digits, other_kind)
-
-
 # ---- trainings
-
-
-@pytest.fixture(scope="module")
-def runs(few, tmp_path_factory):
-    root = tmp_path_factory.mktemp("family")
-    return {name: train(tiny(name), few, root) for name in FAMILY}
 
 
 def tuning(run, columns):
@@ -358,8 +337,9 @@ def tuning(run, columns):
     return rows[rows.stage != "natural"].filter(regex=columns).dropna(axis=1, how="all")
 
 
-def test_the_family_trains_alike(runs):
-    for name, run in runs.items():
+def test_the_family_trains_alike(run_of):
+    for name in FAMILY:
+        run, vaft = run_of(name), run_of("vaft").metrics()
         rows = run.metrics()
         assert list(rows.stage) == ["natural"] * 2 + [name] * 3
         assert rows.clean_val[1] == rows.clean_val[2], "fine-tuning begins with the natural model"
@@ -368,22 +348,22 @@ def test_the_family_trains_alike(runs):
         assert len(tuning(run, "^probe/").columns) == (6 if name == "afd" else 3)
         assert rows.filter(like="probe/h")[:2].isna().all().all()
         one_teacher = ["clean_val", "robust_val", "robust_loss_val"]
-        assert rows[one_teacher].iloc[1].equals(runs["vaft"].metrics()[one_teacher].iloc[1])
-    assert runs["arrest"].metrics().replayed[3:].between(0, 1).all()
-    model, eye = runs["afd"].model("last"), torch.eye(128)
+        assert rows[one_teacher].iloc[1].equals(vaft[one_teacher].iloc[1])
+    assert run_of("arrest").metrics().replayed[3:].between(0, 1).all()
+    model, eye = run_of("afd").model("last"), torch.eye(128)
     assert not any(torch.equal(branch.weight, eye) for branch in (model.intrinsic, model.confused))
 
 
-def test_averaging_leaves_the_trajectory_alone(few, runs, tmp_path):
-    plain, averaged = train(tiny("afd", ema=0.0), few, tmp_path), runs["afd"]
+def test_averaging_leaves_the_trajectory_alone(run_of):
+    plain, averaged = run_of("afd", ema=0.0), run_of("afd")
     raw = "^(model/|confused/)(loss|ce|gap|cosine|agreement)$"
     assert len(tuning(plain, raw).columns) == 6
     assert tuning(plain, raw).equals(tuning(averaged, raw))  # the losses of the raw weights, epoch for epoch
     assert not same_state(plain.model("last"), averaged.model("last"))
 
 
-def test_the_deployed_branch_changes_no_weight(few, runs, tmp_path):
-    deployed, latent = both = runs["afd"], train(tiny("afd", classify="latent"), few, tmp_path)
+def test_the_deployed_branch_changes_no_weight(few, run_of):
+    deployed, latent = both = run_of("afd"), run_of("afd", classify="latent")
     assert latent.params()["model"] == {"disentangled": True, "classify": "latent"}
     f1, h = (run.model("last").eval() for run in both)
     assert same_state(f1, h)
@@ -395,6 +375,15 @@ def test_the_deployed_branch_changes_no_weight(few, runs, tmp_path):
     assert torch.equal(h(x), f1.head(f1.latent(x)))
     assert not torch.equal(f1(x), h(x))
     assert torch.equal(h.features(x), f1.latent(x))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_model_of_another_kind_is_refused(digits, name):
+    with pytest.raises(InputError, match=r"not a ReverseAttention: build_model\('small_cnn', dataset"):
+        make_method(name, "digits").stages(digits, build_model("small_cnn", digits, reverse_attention=True))
+    other_kind = build_model("small_cnn", digits, disentangled=name != "afd")
+    with pytest.raises(InputError, match="disentangled=True" if name == "afd" else "trains a Classifier, not"):
+        make_method(name, "digits").stages(digits, other_kind)
 
 
 # ---- the monitored gap
@@ -435,14 +424,9 @@ def test_one_attack_serves_all_monitored_layers(digits):
 # ---- starting from a finished run
 
 
-@pytest.fixture(scope="module")
-def natural(tmp_path_factory, few):
-    return train(tiny("standard"), few, tmp_path_factory.mktemp("natural"))
-
-
 def begun(digits, name, pretrained):
     """A method's model after its only stage began from a run, and that stage."""
-    method = make_method(name, "digits", pretrained=pretrained)
+    method = make_method(name, "digits", pretrained=str(pretrained))
     model = built(method, digits)
     (stage,) = method.stages(digits, model)
     stage.begin()
@@ -450,33 +434,24 @@ def begun(digits, name, pretrained):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, natural, name):
-    model, stage = begun(digits, name, str(natural.path))
+def test_fine_tuning_begins_with_the_weights_of_a_finished_run(digits, run_of, name):
+    natural = run_of("standard")
+    model, stage = begun(digits, name, natural.path)
     theirs, x, teacher = natural.model("last"), first_batch(digits).x, stage.modules["teacher"]
     assert torch.equal(model.eval()(x), theirs(x))
     assert torch.equal(teacher.features(x), theirs.features(x))
     assert not teacher.training
 
 
+TRADES_RUN = "is trades · small_cnn · seed 0 on digits, done: give .* run of standard on digits"
+
+
 @pytest.mark.parametrize(
     ("name", "fact", "says"),
-    [
-        (
-            "vaft",
-            {"method": "trades"},
-            "is trades · small_cnn · seed 0 on digits, done: give .* run of standard on digits",
-        ),
-        ("afd", {"dataset": "mnist"}, "is standard .* on mnist, done"),
-    ],
+    [("vaft", {"method": "trades"}, TRADES_RUN), ("afd", {"dataset": "mnist"}, "is standard .* on mnist, done")],
 )
-def test_runs_that_do_not_fit_are_refused(digits, natural, tmp_path, name, fact, says):
-    path = shutil.copytree(natural.path, tmp_path / "other")
-    write_json(path / "params.json", natural.params() | fact)
+def test_runs_that_do_not_fit_are_refused(digits, run_of, tmp_path, name, fact, says):
+    path = shutil.copytree(run_of("standard").path, tmp_path / "other")
+    write_json(path / "params.json", run_of("standard").params() | fact)
     with pytest.raises(InputError, match=f"{name}: pretrained=.* {says}"):
-        begun(digits, name, str(path))
-
-
-def test_a_deployed_branch_needs_a_disentangled_model(digits):
-    for wrong in ({"classify": "latent"}, {"classify": "h", "disentangled": True}):
-        with pytest.raises(InputError, match="for a disentangled model"):
-            build_model("small_cnn", digits, **wrong)
+        begun(digits, name, path)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from tests.training_fixtures import (
     step_context,
     tiny,
     train,
-    unchecked_purifier,
     updated,
 )
 
@@ -47,11 +47,6 @@ def made(digits, stage=-1, **settings):
 @pytest.fixture
 def batch(digits):
     return first_batch(digits, 12)
-
-
-def test_the_purifier_that_is_judged_is_the_one_that_is_kept_and_tuned(digits):
-    (stage,) = (part for part in made(digits, slice(None), fine_tune=False)[2] if part.name == "purifier")
-    assert stage.keep == "last", "the best epoch's would be another than the gate's and the one fine-tuning starts from"
 
 
 # ---- losses
@@ -174,16 +169,13 @@ def test_one_step_is_fgsm_and_more_are_pgd(digits):
 # ---- trainings
 
 
-def row(few, root, **settings):
-    return train(tiny("atop", **{"train_examples": 64, "attack_steps": 1, **settings}), few, root)
+FEW = {"train_examples": 64, "attack_steps": 1}
 
 
-@pytest.fixture(scope="module")
-def runs(few, tmp_path_factory):
-    """A run of each row; what little they see teaches the purifier nothing, so the gate stands open."""
-    root = tmp_path_factory.mktemp("atop")
-    with unchecked_purifier():
-        return {name: row(few, root, **settings) for name, settings in ROWS.items()}
+@pytest.fixture
+def runs(run_of):
+    """A run of each row."""
+    return {name: run_of("atop", **FEW, **settings) for name, settings in ROWS.items()}
 
 
 def test_rows_train_what_they_say(runs):
@@ -220,7 +212,7 @@ def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
     says = "has learnt nothing: over all pixels .* of the best constant image, and 0.7 is asked for: raise"
     for _ in range(2):  # again when it is resumed
         with pytest.raises(InputError, match=says):
-            row(few, tmp_path, purifier_lr=0.0)
+            train(tiny("atop", **FEW, purifier_lr=0.0), few, tmp_path)
     (run,) = (Run(path.parent) for path in tmp_path.rglob("params.json"))
     assert run.status()["state"] == "failed"
     assert list(dict.fromkeys(run.metrics().stage)) == ["classifier", "purifier"]
@@ -233,15 +225,11 @@ def test_a_purifier_that_learns_nothing_fails_its_stage(few, tmp_path):
         ("rt2", float("nan"), float("nan"), "over all pixels"),
         ("rt1", 0.54, 2.1, "over hidden pixels .* is 2.10 .* 1.2 is asked for"),
         ("rt3", 1.0, 1.0, "over all pixels .* is 1.00 .* 1 is asked for"),
+        *(("rt2", 0.69, 1.1, ""), ("rt3", 0.96, 0.96, ""), ("none", 0.2, float("nan"), "")),  # have learnt
     ],
 )
 def test_a_purifier_that_learnt_nothing_is_refused(transform, share, hidden, says):
-    with pytest.raises(InputError, match=says):
-        tiny("atop", transform=transform).check_learnt(share, hidden)
-
-
-def test_a_purifier_that_learnt_passes():
-    for transform, share, hidden in (("rt2", 0.69, 1.1), ("rt3", 0.96, 0.96), ("none", 0.2, float("nan"))):
+    with pytest.raises(InputError, match=says) if says else nullcontext():
         tiny("atop", transform=transform).check_learnt(share, hidden)
 
 
@@ -250,11 +238,6 @@ def test_the_purifiers_of_a_comparison_are_of_one_size(digits):
     models = [built(make_method("atop", "digits", purifier=kind), digits) for kind in ("gan", "mae")]
     small, large = sorted(sum(p.numel() for p in model.purifier.parameters()) for model in models)
     assert large < 1.2 * small
-
-
-def nearest_constant(digits):
-    """The lower median of each pixel over 256 training images."""
-    return digits.train.sample(256).images.sort(0).values[127] / 255
 
 
 class Answer(nn.Module):
@@ -269,41 +252,40 @@ class Answer(nn.Module):
 
 
 def test_the_share_of_the_constant_image(digits):
-    """1 for the median image itself, 0 for a purifier that gives back what it is shown, and by hand for a grey one."""
-    _, model, _ = made(digits, transform="none")
-    batch, median = probe_batch(digits.val), nearest_constant(digits)
-    grey = ((batch.x - 0.5).abs().mean() / (batch.x - median).abs().mean()).item()
-    for image, share in ((median, 1.0), (None, 0.0), (torch.full((1, 8, 8), 0.5), grey)):
+    """1 for the median image itself, 0 for a purifier that gives back what it is shown, and by hand for a grey one.
+
+    A purifier that paints nothing passes over all pixels of rt1: three in four are shown to it as they are.
+    """
+    model, masked = (made(digits, transform=transform)[1] for transform in ("none", "rt1"))
+    batch, median = probe_batch(digits.val), digits.train.sample(256).images.sort(0).values[127] / 255
+    grey, constant = (batch.x - 0.5).abs(), (batch.x - median).abs()
+    for image, share in (
+        (median, 1.0),
+        (None, 0.0),
+        (torch.full((1, 8, 8), 0.5), (grey.mean() / constant.mean()).item()),
+    ):
         model.purifier = Answer(image)
         assert l1_share(model, batch, median) == pytest.approx(share, abs=1e-5)
     assert math.isnan(l1_share(model, batch, median, hidden=True)), "nothing is hidden"
-
-
-def test_the_share_of_hidden_pixels_finds_a_purifier_that_paints_nothing(digits):
-    """Over all pixels of rt1 it passes the gate: three in four are shown to it as they are."""
-    _, model, _ = made(digits, transform="rt1")
-    batch, median = probe_batch(digits.val), nearest_constant(digits)
-    model.purifier = Answer()
-    hidden = model.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0] == 1
-    expected = ((batch.x - 0.5).abs()[hidden].sum() / (batch.x - median).abs()[hidden].sum()).item()
-    assert l1_share(model, batch, median) < atop.MAX_L1_SHARE
-    assert l1_share(model, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
+    masked.purifier = Answer()
+    hidden = masked.transform.draw(batch.x, torch.Generator().manual_seed(0)).masks[0] == 1
+    expected = (grey[hidden].sum() / constant[hidden].sum()).item()
+    assert l1_share(masked, batch, median) < atop.MAX_L1_SHARE
+    assert l1_share(masked, batch, median, hidden=True) == pytest.approx(expected, abs=1e-5)
     assert expected > 1
 
 
-def test_a_finished_run_is_the_classifier(few, digits, tmp_path):
-    natural = train(tiny("standard", epochs=1, train_examples=64), few, tmp_path)
+def test_a_finished_run_is_the_classifier(digits, run_of):
+    natural = run_of("standard")
     method = tiny("atop", pretrained=str(natural.path))
     assert method.all_epochs == 3
     model = built(method, digits)
     first, second = method.stages(digits, model)
     assert [first.name, second.name] == ["purifier", "tuning"]
+    assert first.keep == "last", "the best epoch's would be another than the one that is judged and fine-tuned"
     first.begin()
     x = digits.val.images[:20].float() / 255
     assert torch.equal(model.eval().classify(x), natural.model("last")(x))
-
-
-# ---- settings
 
 
 def test_a_grid_finer_than_the_images_and_another_model_are_refused_at_once(digits):

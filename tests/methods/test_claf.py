@@ -1,6 +1,7 @@
 """CLAF and the contrastive family: losses against formulas, what is frozen when, stages, heads, bad input, small trainings."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from robustlib.models.branches import clean_statistics
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch
 from tests.restated import supcon
-from tests.training_fixtures import built, first_batch, same_state, step_context, tiny, train
+from tests.training_fixtures import built, changed, first_batch, same_state, step_context, tiny, train
 
 FAMILY = ("supcon", "simclr", "rocl", "acl", "claf")
 
@@ -42,19 +43,6 @@ def supcon_of(model, views, labels=None, temperature=0.5):
 def loss_of(part, batch):
     ((_, loss),) = part.updates(batch, step_context())
     return loss
-
-
-def stepped(model, stage, part, batch):
-    """Runs one update as the loop does, and says which modules' parameters and buffers moved."""
-    before = copy.deepcopy(model.state_dict())
-    model.train()
-    for key, loss in part.updates(batch, step_context()):
-        model.zero_grad()
-        loss.total.backward()
-        stage.optimisers[key].build().step()
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    weights = {name for name, _ in model.named_parameters()}
-    return tuple({name.split(".")[0] for name in names} for names in (moved & weights, moved - weights))
 
 
 # ---- losses
@@ -130,12 +118,12 @@ def test_claf_freezes_what_the_paper_freezes(digits):
     model, (augmented, adversarial, final) = made(digits, "claf")
     batch = first_batch(digits)
     refresh, contrast = adversarial.passes
-    assert stepped(model, augmented, augmented.passes[0], batch) == ({"encoder", "projector"}, {"encoder"})
-    assert stepped(model, adversarial, refresh, batch) == ({"head"}, set())
-    assert stepped(model, adversarial, contrast, batch) == ({"encoder", "projector"}, {"encoder"})
-    assert stepped(model, final, final.passes[0], batch) == ({"head"}, set())
+    assert changed(model, augmented, augmented.passes[0], batch) == ({"encoder", "projector"}, {"encoder"})
+    assert changed(model, adversarial, refresh, batch) == ({"head"}, set())
+    assert changed(model, adversarial, contrast, batch) == ({"encoder", "projector"}, {"encoder"})
+    assert changed(model, final, final.passes[0], batch) == ({"head"}, set())
     model, stages = made(digits, "claf", refresh_batchnorm="train")
-    assert stepped(model, stages[1], stages[1].passes[0], batch) == ({"head"}, {"encoder"})
+    assert changed(model, stages[1], stages[1].passes[0], batch) == ({"head"}, {"encoder"})
 
 
 @pytest.mark.parametrize(
@@ -176,23 +164,16 @@ def test_a_head_that_is_never_refreshed_comes_first(digits):
     assert tiny("claf", **settings).all_epochs == 16
     (part,) = stages[0].passes
     assert (part.repeats, part.reset_optimizers) == (1, ())
-    assert stepped(model, stages[0], part, first_batch(digits)) == ({"head"}, set())
+    assert changed(model, stages[0], part, first_batch(digits)) == ({"head"}, set())
     assert (len(stages[1].passes), set(stages[1].optimisers)) == (1, {"encoder"})
 
 
-@pytest.mark.parametrize(
-    ("changes", "begun", "new"),
-    [
-        ({"refresh": "reinit"}, lambda stages: stages[1].passes[0], True),
-        ({}, lambda stages: stages[-1], True),
-        ({"new_head": False}, lambda stages: stages[-1], False),
-    ],
-)
-def test_heads_begin_anew_where_told(digits, changes, begun, new):
+@pytest.mark.parametrize(("changes", "new"), [({"refresh": "reinit"}, True), ({}, True), ({"new_head": False}, False)])
+def test_heads_begin_anew_where_told(digits, changes, new):
     model, stages = made(digits, "claf", **changes)
-    before = model.head.weight.clone()
-    if begun(stages).begin:
-        begun(stages).begin()
+    before, begun = model.head.weight.clone(), stages[1].passes[0] if "refresh" in changes else stages[-1]
+    if begun.begin:
+        begun.begin()
     assert torch.equal(model.head.weight, before) != new
 
 
@@ -207,7 +188,7 @@ def test_heads_begin_anew_where_told(digits, changes, begun, new):
 def test_linear_heads_leave_the_encoder_alone_and_fine_tuning_does_not(digits, name, final, moves):
     model, (*_, last) = made(digits, name, final=final)
     assert (last.name, last.adversarial) == (final, final != "slf")
-    assert stepped(model, last, last.passes[0], first_batch(digits)) == moves
+    assert changed(model, last, last.passes[0], first_batch(digits)) == moves
 
 
 def test_aff_is_trades(digits):
@@ -228,14 +209,8 @@ def test_aff_is_trades(digits):
 # ---- trainings
 
 
-@pytest.fixture(scope="module")
-def runs(few, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    return {name: train(tiny(name), few, root) for name in ("simclr", "claf")}
-
-
-def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(runs):
-    rows = runs["claf"].metrics().query("stage == 'adversarial' and epoch > 0")
+def test_the_dissociation_is_measured_at_both_ends_of_every_epoch(run_of):
+    rows = run_of("claf").metrics().query("stage == 'adversarial' and epoch > 0")
     shares = [f"probe/head_{end}/{images}" for end in ("start", "end") for images in ("clean", "attacked")]
     assert rows[[*shares, "refresh/head/accuracy"]].apply(lambda share: share.between(0, 1)).all(axis=None)
 
@@ -262,40 +237,37 @@ def test_nothing_is_warned_of_a_head_that_is_thrown_away(few, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("final", ["alf", "aff"])
-def test_another_head_takes_over_the_encoder(runs, few, tmp_path, final):
-    method = tiny("claf", final=final, pretrained=str(runs["claf"].path))
+def test_another_head_takes_over_the_encoder(run_of, few, tmp_path, final):
+    source = run_of("claf")
+    method = tiny("claf", final=final, pretrained=str(source.path))
     assert method.all_epochs == 1
     run = train(method, few, tmp_path, seed=1)
     assert list(dict.fromkeys(run.metrics().stage)) == [final]
-    first, other = (r.model("last").encoder.state_dict() for r in (runs["claf"], run))
+    first, other = (r.model("last").encoder.state_dict() for r in (source, run))
     assert all(torch.equal(value, other[key]) for key, value in first.items()) == (final == "alf")
 
 
-def test_a_head_that_is_never_refreshed_is_part_of_pre_training(few, tmp_path):
-    never = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}
-    root = train(tiny("claf", **never), few, tmp_path).path
-
-    def again(**changes):
-        asked = {**never, "final": "alf", "pretrained": str(root), **changes}
-        return train(tiny("claf", **asked), few, tmp_path)
-
-    for changes, says in (
-        ({"head_epochs": 1}, "head_epochs=2, not 1"),
-        ({"head_epochs": 1, "refresh": "full"}, "refresh='never', not 'full'"),
-        ({"refresh_lr": 0.5}, r"refresh_lr=0\.01, not 0\.5"),
-        ({"temperature": 0.3}, "temperature=0.07, not 0.3"),
-    ):
-        with pytest.raises(InputError, match=f"was pre-trained with {says}"):
-            again(**changes)
-    assert again(head_lr=0.5, tuning_epochs=3).finished, "what the last head alone sees may differ"
+NEVER = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}  # its first head is part of pre-training
 
 
-def test_runs_of_other_methods_and_fine_tuned_ones_are_refused(runs, few, tmp_path):
-    tuned = train(tiny("supcon", final="aff"), few, tmp_path)
-    assert tuned.params()["model"] == {"projection": [128, 64]}
-    for path, says in ((runs["simclr"].path, "a finished run of supcon"), (tuned.path, "fine-tuned as a whole")):
-        with pytest.raises(InputError, match=says):
-            train(tiny("supcon", final="alf", pretrained=str(path)), few, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "of", "settings", "changes", "says"),
+    [
+        ("claf", "claf", NEVER, {"head_epochs": 1}, "was pre-trained with head_epochs=2, not 1"),
+        ("claf", "claf", NEVER, {"head_epochs": 1, "refresh": "full"}, "pre-trained with refresh='never', not 'full'"),
+        ("claf", "claf", NEVER, {"refresh_lr": 0.5}, r"was pre-trained with refresh_lr=0\.01, not 0\.5"),
+        ("claf", "claf", NEVER, {"temperature": 0.3}, "was pre-trained with temperature=0.07, not 0.3"),
+        ("claf", "claf", NEVER, {"head_lr": 0.5, "tuning_epochs": 3}, ""),  # what the last head alone sees may differ
+        ("supcon", "simclr", {}, {}, "a finished run of supcon"),
+        ("supcon", "supcon", {"final": "aff"}, {}, "fine-tuned as a whole"),
+    ],
+)
+def test_runs_of_another_pre_training_are_refused(digits, run_of, name, of, settings, changes, says):
+    source = run_of(of, **settings)
+    method = tiny(name, **{**settings, "final": "alf", "pretrained": str(source.path), **changes})
+    (stage,) = method.stages(digits, built(method, digits))
+    with pytest.raises(InputError, match=says) if says else nullcontext():
+        stage.begin()
 
 
 # ---- bad input

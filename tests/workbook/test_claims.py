@@ -15,12 +15,12 @@ from robustlib import figures
 from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.runs import Run, find_runs, read_json, write_json
-from robustlib.runs.run import parameter_hash
-from robustlib.workbook import claims as paper_claims
 from robustlib.workbook import tables
-from robustlib.workbook.claims import Claim, evaluate_claims, gather, holm, measure_of, p_value, paired_interval
+from robustlib.workbook.claims import Claim, Finding, evaluate_claims, gather, measure_of, read_claims
+from robustlib.workbook.claims.claim import holm, minimal_detectable, p_value, paired_interval
 from robustlib.workbook.console import claims_table
-from robustlib.workbook.experiments import read_study, study_names
+from robustlib.workbook.experiments import read_study
+from tests.workbook import finished_run
 
 SEEDS = range(8)
 SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
@@ -32,29 +32,18 @@ def claim(**changes: object) -> Claim:
     return Claim(**{"name": "robust", **PAPER, **changes})  # type: ignore[arg-type]
 
 
-def judge(runs: list[Run], seeds: Sequence[int] = SEEDS, **changes: object) -> paper_claims.Finding:
+def judge(runs: list[Run], seeds: Sequence[int] = SEEDS, **changes: object) -> Finding:
     """What the runs say of one claim."""
     return evaluate_claims([claim(**changes)], runs, seeds)[0]
 
 
-def finished_run(root: Path, variant: str, seed: int, **more: object) -> Run:
-    """A finished run of "method changes", not evaluated."""
-    method, _, changed = variant.partition(" ")
-    params = {"method": method, "changed": changed, "dataset": "digits", "arch": "mlp", "seed": seed, **more}
-    run = Run(root / "digits" / method / f"mlp-seed{seed}-{parameter_hash({**params, 'c': changed})}")
-    write_json(run.path / "params.json", params)
-    write_json(run.path / "status.json", {"state": "done"})
-    return run
-
-
 def evaluated_run(root: Path, variant: str, seed: int, accuracy: float | dict[str, float], **results: object) -> Run:
     """A finished, evaluated run of "method changes"."""
-    run = finished_run(root, variant, seed)
     named = accuracy if isinstance(accuracy, dict) else {"worst": accuracy}
     rows = [{"attack": name, "accuracy": value} for name, value in {"autoattack": 0.5, **named}.items()]
     facts = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0}
-    write_json(run.path / "results.json", facts | {"numerics": {"attacks/pgd": 1}, "rows": rows, **results})
-    return run
+    facts |= {"numerics": {"attacks/pgd": 1}, "rows": rows, **results}
+    return finished_run(root, variant, seed, {"results": facts})
 
 
 def store_features(run: Run, gap: float, attack: str = "PGD") -> None:
@@ -92,8 +81,7 @@ def test_the_interval_by_hand_and_its_coverage_on_accuracies_of_shared_images() 
 
 
 def test_p_values_agree_with_the_interval_and_with_scipy() -> None:
-    generator = np.random.default_rng(4)
-    for values in generator.normal(0.01, 0.01, (50, 5)).tolist():
+    for values in np.random.default_rng(4).normal(0.01, 0.01, (50, 5)).tolist():
         interval = paired_interval(values)
         assert (p_value(values) <= 0.05) == (not interval.low <= 0 <= interval.high)
         assert p_value(values, 0.01) == pytest.approx(stats.ttest_1samp(values, 0.01).pvalue)
@@ -125,16 +113,11 @@ def test_holm_by_hand_and_on_studies_of_false_claims() -> None:
 
 def test_the_minimal_detectable_effect_is_found_in_four_of_five_studies() -> None:
     sd, seeds, level = 0.02, 8, 0.05 / 4
-    effect = paper_claims.minimal_detectable(sd, seeds, level=level)
+    effect = minimal_detectable(sd, seeds, level=level)
     draws = np.random.default_rng(5).normal(effect, sd, (4000, seeds))
-    found = np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue <= level)
-    assert found == pytest.approx(0.8, abs=0.02)
-    assert paper_claims.minimal_detectable(sd, 1) == math.inf
-    assert (
-        paper_claims.minimal_detectable(sd, 2, level=level)
-        > paper_claims.minimal_detectable(sd, 3, level=level)
-        > effect
-    )
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue <= level) == pytest.approx(0.8, abs=0.02)
+    by_seeds = [minimal_detectable(sd, n, level=level) for n in (1, 2, 3, seeds)]
+    assert math.inf == by_seeds[0] > by_seeds[1] > by_seeds[2] > by_seeds[3]
 
 
 # ---- verdicts
@@ -174,9 +157,8 @@ def test_claims_without_runs_count_in_the_correction(tmp_path: Path) -> None:
     runs = pairs_of_runs(tmp_path, 0.003)
     alone = judge(runs)
     many = evaluate_claims([claim(), *(claim(name=str(k), variant="standard") for k in range(9))], runs, SEEDS)[0]
-    assert alone.verdict == "supported"
+    assert alone.verdict == "supported" != many.verdict
     assert many.p == pytest.approx(10 * alone.p)
-    assert many.verdict != "supported"
     assert many.detectable > alone.detectable
     # Seven seeds of a huge effect: were their p-value counted, the other claim would pass Holm's last, easiest step.
     huge = [evaluated_run(tmp_path / "huge", "trades beta=1.0", seed, 0.9 + SPREAD[seed]) for seed in range(7)]
@@ -187,8 +169,7 @@ def test_claims_without_runs_count_in_the_correction(tmp_path: Path) -> None:
 
 def test_equal_differences_are_no_certainty(tmp_path: Path) -> None:
     finding = judge(pairs_of_runs(tmp_path, 0.012, noise=0))
-    assert finding.verdict == "supported"
-    assert finding.evidence.step == 1 / 500
+    assert (finding.verdict, finding.evidence.step) == ("supported", 1 / 500)
     assert finding.interval.low < 0.012 < finding.interval.high
     assert 0 < finding.detectable < 0.002
 
@@ -283,13 +264,8 @@ def test_features_under_another_threat_are_passed_over(tmp_path: Path) -> None:
     """A notebook of a run with another eps may have measured this one, later."""
     run = evaluated_run(tmp_path, "trades", 0, 0.6)
     write_json(run.path / "params.json", run.params() | {"threat": {"norm": "linf", "eps": 0.2}})
-    steps = (
-        (PGD(Threat("linf", 0.2)), 0.3),
-        (PGD(Threat("linf", 0.1)), 0.3),
-        (PGD(Threat("linf", 0.2), steps=20), 0.4),
-    )
-    for gap, (attack, last) in zip((0.3, 0.9, 0.4), steps, strict=True):
-        store_features(run, gap, attack=repr(attack))
+    for gap, eps, steps, last in ((0.3, 0.2, 10, 0.3), (0.9, 0.1, 10, 0.3), (0.4, 0.2, 20, 0.4)):
+        store_features(run, gap, attack=repr(PGD(Threat("linf", eps), steps=steps)))
         assert measure_of(run, "representation/relative_l2") == last, "the last of its own"
 
 
@@ -318,23 +294,18 @@ def test_a_column_is_looked_for_in_the_last_stage_that_has_it(tmp_path: Path) ->
         measure_of(run, "metrics/probe/f1")
 
 
-@pytest.mark.parametrize(
-    ("column", "measure", "sentence"),
-    [
+def test_what_metrics_do_not_hold_is_a_sentence(tmp_path: Path) -> None:
+    for column, measure, sentence in (
         ([1, 2, 3, 4], "growth/f1", "no measure 'growth/f1': of its last stage it has growth/epoch, growth/gap"),
         ([1, 2, 3, 4], "metrics/warnings", "no measure 'metrics/warnings'"),
         ([1, 2, math.nan, 4], "metrics/gap", "no measure 'metrics/gap'"),
         ([1, 2, 3], "growth/gap", r"1 epoch\(s\) from 2 on, and growth needs two: train at least 3 epochs"),
         ([1, 2, -3, -4], "growth/gap", "is -3.5 on average, and nothing grows as a share of it"),
-    ],
-)
-def test_what_metrics_do_not_hold_is_a_sentence(
-    tmp_path: Path, column: list[float], measure: str, sentence: str
-) -> None:
-    with pytest.raises(InputError, match=sentence):
-        measure_of(trained_run(tmp_path, "vaft", 0, column, "gap"), measure)
+    ):
+        with pytest.raises(InputError, match=sentence):
+            measure_of(trained_run(tmp_path, "vaft", 0, column, "gap"), measure)
     with pytest.raises(InputError, match="of its last stage it has no finished epoch"):
-        measure_of(Run(tmp_path), measure)
+        measure_of(Run(tmp_path), "growth/gap")
 
 
 def test_a_claim_about_one_variant_needs_only_its_trainings(tmp_path: Path) -> None:
@@ -349,9 +320,9 @@ def test_a_claim_about_one_variant_needs_only_its_trainings(tmp_path: Path) -> N
     assert row["compared"] == "vaft − zero: relative L2 feature gap of h, growth over the epochs from 2 on"
     assert row["effect"].startswith("+26.1 % (")
     assert "26.1 %, interval" in figures.claim_effects([finding.in_direction()]).alt
-    console = Console(width=200, file=io.StringIO())
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(claims_table([grows], runs, SEEDS))
-    assert "✓ supported" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "✓ supported" in console.export_text()
 
 
 def test_trainings_are_paired_where_their_threats_agree(tmp_path: Path) -> None:
@@ -367,15 +338,9 @@ def test_trainings_are_paired_where_their_threats_agree(tmp_path: Path) -> None:
 
 def test_the_built_in_study() -> None:
     study = read_study("digits-claims")
-    assert "digits-claims" in study_names()
-    assert len(study.seeds) >= 8
-    assert study.examples == 500
+    assert (len(study.seeds), study.examples) == (8, 500)
     assert {name for name, _ in study.variants} >= {part.variant.partition(" ")[0] for part in study.claims}
-    measures = "clean pgd20 autoattack worst overfitting/pgd20 distance/mean growth/probe/h/relative_l2 "
-    measures += "growth/probe/head_end/clean metrics/probe/head_end/clean unseen/loss/l2 unseen/loss/stadv "
-    measures += "unseen/price unseen/known unseen/l2 unseen/stadv "
-    measures += "representation/relative_l2 representation/alignment representation/nearest"
-    assert {part.measure for part in study.claims} == set(measures.split())
+    assert len({part.measure for part in study.claims}) == 18
     assert {part.name for part in study.claims if not part.than} == {"afd-growth", "claf-drift", "atop-price"}
     scaleless = ("representation/", "distance/")
     assert all(part.relative == part.measure.startswith(scaleless) for part in study.claims)
@@ -391,9 +356,9 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
     grid: dict[str, object] = {"pgd_at": None, "trades": {"beta": [1, 6]}}
     assert claims(grid) == [claim(name="x")]
     assert claims(grid, variant="trades beta=1.0")[0].variant == "trades beta=1.0"
+    assert claims({"trades": None}, than="", measure="overfitting/pgd20")[0].variants == ("trades",)
     with pytest.raises(InputError, match=r"of the claim 'x'.*'trades beta=2.0'. Did you mean 'trades beta=1.0'"):
         claims(grid, variant="trades beta=2.0")
-    assert claims({"trades": None}, than="", measure="overfitting/pgd20")[0].variants == ("trades",)
     with pytest.raises(InputError, match="'pgd_at'"):
         claims({"trades": None})
 
@@ -418,4 +383,4 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
 )
 def test_bad_claims_are_a_sentence(rows: object, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        paper_claims.read_claims(rows, "study.yaml")
+        read_claims(rows, "study.yaml")

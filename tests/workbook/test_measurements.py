@@ -20,18 +20,9 @@ from robustlib.runs import Run, read_json, write_json
 from robustlib.training import fit
 from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import Claim, evaluate_claims, gather, measure_of
+from tests.workbook import finished_run
 
 NAN = float("nan")
-
-
-def finished(root: Path, variant: str, seed: int, file: str, content: dict[str, Any], **facts: Any) -> Run:
-    """A finished run with one file of measurements; never evaluated."""
-    method, _, changed = variant.partition(" ")
-    run = Run(root / "digits" / method / f"{changed}-{seed}")
-    params = {"method": method, "changed": changed, "dataset": "digits", "seed": seed, **facts}
-    for name, what in (("params.json", params), ("status.json", {"state": "done"}), (file, content)):
-        write_json(run.path / name, what)
-    return run
 
 
 def with_distances(
@@ -41,7 +32,7 @@ def with_distances(
     facts = look.pop("facts", {})
     columns = {"index": [3, 5, 8, 9], "correct": [k not in wrong for k in range(4)], "distance": distance}
     protocol = {"attack": "Tangent()", "split": "test", "n": 4, "seed": 0}
-    return finished(root, variant, seed, "distances.json", {"look": {**protocol, **columns, **look}}, **facts)
+    return finished_run(root, variant, seed, {"distances": {"look": {**protocol, **columns, **look}}}, **facts)
 
 
 def add_fab(run: Run, share: float, n: int = 4) -> None:
@@ -80,9 +71,8 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(few, tmp_path):
         runs[name] = fit(method, few, root=tmp_path, device="cpu", progress=False)
     frames = measure_distances(runs, few, Tangent(Threat("l2", 0.5), queries=300), n=12)
     far = shared_distances(frames)
-    table = experiments.spectral_family([*runs.values(), Run(Path("none"))], few).set_index("title")
-    assert len(table) == 2
-    assert (table["n"] == len(far["rep"])).all()
+    table = experiments.spectral_family([*runs.values(), Run(Path("none"))], few)
+    assert table["n"].tolist() == [len(far["rep"])] * 2
     assert table["distance"].tolist() == pytest.approx([far["none"].mean(), far["rep"].mean()])
     right = frames["none"]["correct"] & frames["rep"]["correct"]
     for row, run in zip(table.itertuples(), runs.values(), strict=True):
@@ -93,28 +83,18 @@ def test_what_a_distance_goes_with_is_measured_on_shared_images(few, tmp_path):
         exact = [torch.autograd.functional.jacobian(model.features, one[None]).norm() for one in x]
         assert row.jacobian == pytest.approx(float(torch.stack(exact).mean()), rel=0.15)
     assert experiments.spectral_family([], few).empty
-
-
-def test_one_sum_of_norms_is_of_one_architecture(digits, tmp_path):
-    archs = ("mlp_512", "small_cnn")
-    runs = [with_distances(tmp_path, f"rep arch={a}", 0, [0.5] * 4, facts={"arch": a, "title": "Rep"}) for a in archs]
+    two = [with_distances(tmp_path, "rep", 0, [0.5] * 4, facts={"arch": arch}) for arch in ("mlp_512", "small_cnn")]
     with pytest.raises(InputError, match="Distances of mlp_512 and small_cnn do not go with one sum of norms"):
-        experiments.spectral_family(runs, digits)
+        experiments.spectral_family(two, few)
 
 
-@pytest.mark.parametrize(
-    ("variant", "preset", "belongs"),
-    [
-        ("rep_spectral", "digits", True),
-        ("ll_spectral strength=0.5", "digits", True),
-        ("bss", "digits", False),
-        ("rep_spectral", "cifar10-short", False),
-        ("rep_spectral train_examples=200, strength=0.0", "digits", False),
-    ],
-)
-def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path, variant, preset, belongs):
-    run = with_distances(tmp_path, variant, 0, [0.5] * 4, facts={"preset": preset})
-    assert experiments.in_grid(run, experiments.read_study("spectral-grid")) is belongs
+def test_what_belongs_to_a_grid_differs_in_its_strength_alone(tmp_path):
+    strange = ("bss", "rep_spectral train_examples=200, strength=0.0")
+    variants = {"rep_spectral": True, "ll_spectral strength=0.5": True, **dict.fromkeys(strange, False)}
+    runs = [finished_run(tmp_path, variant) for variant in variants]
+    grid = experiments.read_study("spectral-grid")
+    assert [experiments.in_grid(run, grid) for run in runs] == list(variants.values())
+    assert not experiments.in_grid(finished_run(tmp_path / "other", "rep_spectral", preset="cifar10-short"), grid)
 
 
 def test_distances_of_variants_stand_beside_those_of_the_white_box(tmp_path):
@@ -174,10 +154,8 @@ def test_the_table_of_a_grid_says_what_is_chosen_and_why_not(distances, said):
     none = {seed: uniform(0.5, 2, 0.05) for seed in (0, 1)}
     cells = {}
     for k, distance in enumerate(distances):
-        wrong = 60 if np.isnan(distance) else 2
-        cells["rep", 10.0 ** (k - 3)] = {
-            s: uniform(np.nan_to_num(distance, nan=0.9) + s * 1e-3, wrong, 0.05) for s in none
-        }
+        far, wrong = (0.9, 60) if np.isnan(distance) else (distance, 2)
+        cells["rep", 10.0 ** (k - 3)] = {s: uniform(far + s * 1e-3, wrong, 0.05) for s in none}
     table = tables.strength_grid(select_strength(none, cells))
     assert table[""].tolist() == said
     assert table["strength"].tolist() == ["0", "0.001", "0.01", "0.1"][: len(said)]
@@ -252,9 +230,7 @@ def test_a_claim_compares_distances_on_the_images_that_both_have_right(tmp_path)
     for k, run in enumerate(runs):
         add_fab(run, 0.6 if k % 2 else 0.9)
     (note,) = (note for note in gather(FARTHER, runs, [0, 1]).notes if "FAB" in note)
-    assert note == f"by FAB, which sees gradients, {100 * (0.9 / 0.6 * 1.5 - 1):+.1f} %", (
-        "a looser bound may be the attack's"
-    )
+    assert note == f"by FAB, which sees gradients, {100 * (0.9 / 0.6 * 1.5 - 1):+.1f} %"
 
 
 def test_distances_that_are_missing_or_no_pair_are_told(tmp_path):
@@ -286,7 +262,7 @@ def with_unseen(root: Path, variant: str, seed: int, protocol: str = "", **accur
     facts = {"n": 100, "split": "test", "seed": 0, "strengths": {"l2": 0.6, "flow": 0.2}, "images": "a"}
     rows = {name: {"accuracy": share, "protocol": protocol} for name, share in accuracies.items()}
     looks = {"old": {**facts, "n": 3}, "last": {**facts, "accuracies": rows}}
-    return finished(root, variant, seed, "unseen.json", looks)
+    return finished_run(root, variant, seed, {"unseen": looks})
 
 
 def claim(measure: str, direction: Any = "higher") -> Claim:
@@ -304,10 +280,9 @@ def test_claims_on_unseen_attacks_pair_runs_by_seed(tmp_path):
         assert (list(evidence.differences.values()), evidence.step) == (pytest.approx(differences), 0.01)
         assert not evidence.missing
         assert not evidence.notes
-    with pytest.raises(InputError, match=r"Unknown accuracy under unseen attacks 'l3'\. Did you mean 'l2'"):
-        measure_of(runs[0], "unseen/l3")
-    with pytest.raises(InputError, match="Unknown accuracy under unseen attacks 'price'"):
-        measure_of(runs[0], "unseen/price")
+    for name, hint in {"l3": r"\. Did you mean 'l2'", "price": ""}.items():
+        with pytest.raises(InputError, match=f"Unknown accuracy under unseen attacks '{name}'{hint}"):
+            measure_of(runs[0], f"unseen/{name}")
     look = read_json(runs[0].path / "unseen.json")["last"]
     write_json(runs[0].path / "unseen.json", {"x": look | {"bare": {"accuracy": 0.95}}})
     assert measure_of(runs[0], "unseen/price") == pytest.approx(0.05), "what a purifier costs"
@@ -345,7 +320,7 @@ def test_a_study_measures_what_its_claims_need(tmp_path, monkeypatch):
             raise InputError("not on these images.")
 
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.jobs"], "measure_unseen", measure)
-    judged = [finished(tmp_path, "a", seed, "results.json", {"n": 6, "rows": []}) for seed in (0, 1)]
+    judged = [finished_run(tmp_path, "a", seed, {"results": {"n": 6, "rows": []}}) for seed in (0, 1)]
     runs = [*judged, with_unseen(tmp_path, "pgd_at", 0, l2=0.5), Run(tmp_path / "none")]
     options = experiments.Options(device="cpu")
     (problem,) = experiments.measure_claimed([replace(claim("unseen/l2"), than="trades")], runs, options)

@@ -11,10 +11,6 @@ from robustlib.workbook.claims.claim import (
     by_variant,
     evaluate_claims,
     gather,
-    holm,
-    minimal_detectable,
-    p_value,
-    paired_interval,
     read_claims,
     variant_of,
 )

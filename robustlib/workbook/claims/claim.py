@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 from robustlib.errors import InputError, check_fields, unknown
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run, changes_text
-from robustlib.workbook.claims.measures import measure_of, paired_measures, source_of
+from robustlib.workbook.claims.measures import measure_of, source_of
 
 Key = tuple[str, int]  # a variant and a seed
-POINT, SHARE = 0.01, 0.05  # smallest effects of interest: 1 point of accuracy, 5 % of a distance
 SIGNED = ("growth/", "metrics/", "overfitting/", "overstated/", "unseen/price")  # may be compared with zero
 
 
@@ -56,7 +55,8 @@ class Claim:
     @property
     def interest(self) -> float:
         """The smallest effect of interest, above 0: a fraction of the images, or a share of a distance."""
-        return (SHARE if self.unit == "%" else POINT) if self.smallest is None else self.smallest
+        usual = 0.05 if self.unit == "%" else 0.01
+        return usual if self.smallest is None else self.smallest
 
     @property
     def sign(self) -> int:
@@ -118,11 +118,6 @@ class Evidence:
     step: float = 0.0  # of differences: one image where they are accuracies; 0 for what is continuous
 
     @property
-    def values(self) -> list[float]:
-        """The differences alone."""
-        return list(self.differences.values())
-
-    @property
     def complete(self) -> bool:
         """Whether all seeds of the study are there, two at least."""
         return len(self.differences) == self.wanted > 1
@@ -147,7 +142,7 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
         if not reasons:
             pair = [own[key] for key in keys]
             try:
-                value, than = [*paired_measures(pair, claim.measure), 0.0][:2]
+                value, than = [*(measure_of(run, claim.measure, pair) for run in pair), 0.0][:2]
                 if claim.relative and than <= 0:
                     raise InputError(f"{claim.measure} of {claim.than} is {than:g}, and nothing is a share of it")
                 differences[seed] = (value - than) / (than if claim.relative else 1.0)
@@ -195,9 +190,8 @@ class Interval(NamedTuple):
 def paired_interval(differences: Sequence[float], *, step: float = 0.0) -> Interval:
     """mean(d) ± t(0.975, n - 1) sd(d) / sqrt(n) (Student 1908): it holds the mean over all seeds in 95 % of studies.
 
-    A seed is the unit: the interval speaks of other trainings judged on these same images, not of other images. Where differences
-    are measured in steps, such as 1 / 500 for accuracies of 500 images, sd is at least step / sqrt(12), the deviation of rounding,
-    so that equal differences of few seeds are not taken for certainty.
+    A seed is the unit: the interval speaks of other trainings judged on these same images, not of other images. Of differences in
+    steps (1 / 500 for accuracies of 500 images) sd is at least that of rounding, step / sqrt(12): equal ones are no certainty.
     """
     n, mean, sd = _moments(differences, step)
     if n == 1:
@@ -206,10 +200,7 @@ def paired_interval(differences: Sequence[float], *, step: float = 0.0) -> Inter
 
 
 def p_value(differences: Sequence[float], against: float = 0.0, *, step: float = 0.0) -> float:
-    """Two-sided p-value, in [0, 1], of a t-test that the mean difference is `against`; 1 for a single difference.
-
-    At most LEVEL exactly where `paired_interval(differences, step=step)` does not hold `against`.
-    """
+    """Two-sided p-value, in [0, 1], of a t-test that the mean difference is `against`; 1 for a single difference."""
     from scipy.stats import t
 
     n, mean, sd = _moments(differences, step)
@@ -258,9 +249,6 @@ def minimal_detectable(sd: float, n: int, *, level: float = LEVEL) -> float:
     return float(missed) * sd / math.sqrt(n)
 
 
-NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
-
-
 @dataclass(frozen=True)
 class Finding:
     """What the runs of a study say of one claim. Effects are variant minus than (or zero): below 0 for a true claim of "lower"."""
@@ -293,11 +281,6 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
     below the smallest effect of interest. Both must hold after Holm's correction over all claims of the study, also over
     those without runs, so at most 5 % of studies support a claim that is false. *Undecided*: everything else. Verdicts
     wait for all seeds of the study: who looks after each new seed and stops when pleased errs far more often.
-
-    Args:
-        claims: all claims of the study.
-        runs: e.g. of `find_runs`; those that are not finished are named as missing.
-        seeds: of the study.
     """
     every = by_variant(runs)
     evidence = [gather(claim, every, seeds) for claim in claims]
@@ -309,18 +292,19 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
 
 def _p(evidence: Evidence, against: float) -> float:
     """1 until all seeds are there: what is not decided yet cannot make others significant."""
-    return p_value(evidence.values, against, step=evidence.step) if evidence.complete else 1.0
+    values = list(evidence.differences.values())
+    return p_value(values, against, step=evidence.step) if evidence.complete else 1.0
 
 
 def _finding(claim: Claim, evidence: Evidence, p_zero: float, p_interest: float, level: float) -> Finding:
-    count = len(evidence.values)
-    interval = paired_interval(evidence.values, step=evidence.step) if count else NOTHING
-    detectable = minimal_detectable(interval.sd, count, level=level)
+    values = list(evidence.differences.values())
+    interval = paired_interval(values, step=evidence.step) if values else Interval(*[math.nan] * 4)
+    detectable = minimal_detectable(interval.sd, len(values), level=level)
     effect, interest = claim.sign * interval.effect, claim.interest
     beyond, below = p_zero <= LEVEL, effect < interest and p_interest <= LEVEL
     made = partial(Finding, claim, evidence, interval, p_zero, detectable)
     if not evidence.complete:
-        return made("undecided", f"{count} of {evidence.wanted} seeds")
+        return made("undecided", f"{len(values)} of {evidence.wanted} seeds")
     if effect > 0 and beyond:
         return made("supported", f"but by less than {100 * interest:g} {claim.unit}" if below else "")
     if below:

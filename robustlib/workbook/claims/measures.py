@@ -36,7 +36,7 @@ class Source:
     stored: Callable[[Run], Mapping[str, Any]]  # what a run holds of them; empty before it was measured
     lacking: str  # what is said of a run without
     shared: Mapping[str, str]  # what two runs must share to be compared: by its name for people, where `stored` has it
-    values: Callable[[Sequence[Run], str, str], list[float]]  # the measure "<kind>/<name>" of each run that is compared
+    value: Callable[[Run, str, str, Sequence[Run]], float]  # "<kind>/<name>" of a run among those that are compared
     notes: Callable[[Pairs, str], Iterable[str]]  # what must be said of those that were compared
     fractions: bool = False  # of the images, measured in steps of one
 
@@ -51,24 +51,10 @@ def source_of(measure: str) -> Source:
     return SOURCES.get(measure.partition("/")[0], ACCURACIES)
 
 
-def paired_measures(runs: Sequence[Run], measure: str) -> list[float]:
-    """The measure of each of the runs that are compared; distances on the images that count in all of them.
-
-    Raises:
-        InputError: a run has no such number.
-    """
+def measure_of(run: Run, measure: str, among: Sequence[Run] = ()) -> float:
+    """One number of a run, or an InputError; distances on the images that count in all runs `among` which it is compared."""
     kind, _, name = measure.partition("/")
-    return source_of(measure).values(runs, kind, name)
-
-
-def measure_of(run: Run, measure: str) -> float:
-    """One number of a run, or an InputError; see `paired_measures`."""
-    return paired_measures([run], measure)[0]
-
-
-def _each(value: Callable[[Run, str, str], float]) -> Callable[[Sequence[Run], str, str], list[float]]:
-    """For numbers that do not depend on which runs are compared."""
-    return lambda runs, kind, name: [value(run, kind, name) for run in runs]
+    return source_of(measure).value(run, kind, name, among or [run])
 
 
 # ---- accuracies of an evaluation, and measures of the feature space of an evaluated run
@@ -96,7 +82,7 @@ def _evaluated_features(run: Run) -> dict[str, Any]:
     return (evaluated := _evaluation(run)) and evaluated | {"features of": protocol}
 
 
-def _evaluated(run: Run, kind: str, name: str) -> float:
+def _evaluated(run: Run, kind: str, name: str, _: object) -> float:
     measure = f"{kind}/{name}" if name else kind
     results, layers = run.results(), _features(run).get("measures", {})
     best, last = _accuracies(results), _accuracies(results.get("last", {}))
@@ -129,7 +115,7 @@ def _unseen(run: Run) -> dict[str, Any]:
     return last and last | {"attacks": str(last.get("strengths"))}
 
 
-def _unseen_accuracy(run: Run, _: str, name: str) -> float:
+def _unseen_accuracy(run: Run, _: str, name: str, __: object) -> float:
     measured = _unseen(run)
     if not measured:
         remedy = f"`robustlib evaluate {run.path} --unseen` measures them"
@@ -157,15 +143,15 @@ def _unseen_notes(pairs: Pairs, name: str) -> Iterable[str]:
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 
 
-def _distances(runs: Sequence[Run], _: str, name: str, attack: str = "Tangent") -> list[float]:
-    """The mean or median distance of each run on their `_shared_images`; upper bounds of the true one by either attack."""
+def _distance(run: Run, _: str, name: str, among: Sequence[Run], attack: str = "Tangent") -> float:
+    """The mean or median distance on the `_shared_images`; an upper bound of the true one by either attack."""
     if name not in STATISTICS:
         raise unknown("statistic of distances", name, STATISTICS)
-    images = _shared_images(runs, attack)
+    images = _shared_images(among, attack)
     if not images:
-        names = " and ".join(run.name for run in runs)
+        names = " and ".join(one.name for one in among)
         raise InputError(f"No image that {names} have right has a known distance: measure more.")
-    return [STATISTICS[name](column) for column in zip(*images, strict=True)]
+    return STATISTICS[name]([image[among.index(run)] for image in images])
 
 
 def _shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:
@@ -188,7 +174,7 @@ def _distance_notes(pairs: Pairs, name: str) -> Iterable[str]:
         yield f"on {sizes[0]} to {sizes[-1]} of {pairs[0][0].distances()['n']} images"
     if pairs and all(len(pair) == 2 and run.distances(attack="FAB") for pair in pairs for run in pair):
         try:
-            white = [_distances(pair, "", name, "FAB") for pair in pairs]
+            white = [[_distance(run, "", name, pair, "FAB") for run in pair] for pair in pairs]
         except InputError:  # other images, or none in common
             return
         gain = fmean((first - second) / second for first, second in white)
@@ -201,7 +187,7 @@ def _distance_notes(pairs: Pairs, name: str) -> Iterable[str]:
 FIRST = 2  # epoch from which growth counts: a fine-tuning's first one leaves the natural model behind
 
 
-def _epoch_measure(run: Run, kind: str, column: str) -> float:
+def _epoch_measure(run: Run, kind: str, column: str, _: object) -> float:
     """Of the last stage that has the column: what the stage of a head does not watch, the stage before it may have."""
     rows = run.metrics()
     numbers = []
@@ -233,19 +219,16 @@ def _training(run: Run) -> dict[str, Any]:
 EVALUATION = {name: name for name in ("split", "threat", "met AutoAttack")}
 EVALUATION |= {"images": "n", "weights": "checkpoint", "attack seed": "seed"}
 LOOK = {"images": "n", "split": "split", "attack seed": "seed"}
+DISTANCES = {**LOOK, "attack": "attack"}
 UNSEEN = {**LOOK, "choice of images": "images", "attack": "attacks"}
 FEATURES = {**EVALUATION, "features of": "features of"}
 
-ACCURACIES = Source(_evaluation, "is not evaluated", EVALUATION, _each(_evaluated), _evaluation_notes, fractions=True)
-TRAININGS = Source(_training, "is not trained", {"threat": "threat"}, _each(_epoch_measure), _evaluation_notes)
+ACCURACIES = Source(_evaluation, "is not evaluated", EVALUATION, _evaluated, _evaluation_notes, fractions=True)
+TRAININGS = Source(_training, "is not trained", {"threat": "threat"}, _epoch_measure, _evaluation_notes)
 SOURCES = {
     "representation": replace(ACCURACIES, stored=_evaluated_features, shared=FEATURES, fractions=False),
-    "distance": Source(
-        Run.distances, "has no measured distances", {**LOOK, "attack": "attack"}, _distances, _distance_notes
-    ),
-    "unseen": Source(
-        _unseen, "has not met unseen attacks", UNSEEN, _each(_unseen_accuracy), _unseen_notes, fractions=True
-    ),
+    "distance": Source(Run.distances, "has no measured distances", DISTANCES, _distance, _distance_notes),
+    "unseen": Source(_unseen, "has not met unseen attacks", UNSEEN, _unseen_accuracy, _unseen_notes, fractions=True),
     "metrics": TRAININGS,
     "growth": TRAININGS,
 }

@@ -11,27 +11,23 @@ from robustlib.errors import InputError
 from robustlib.evaluation import aggregate, leaderboard
 from robustlib.methods import make_method
 from robustlib.representation import probe_attack
-from robustlib.runs import Run, find_runs, read_json, write_json
+from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
 from robustlib.threat import Threat
 from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import variant_of
 from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs, with_passes
+from tests.workbook import finished_run
 
 STUDY = experiments.read_study("digits-claims")
 
 
 def made(root: Path, method: str, seed: int, changed: str = "", threat: str = "Linf 0.2", **params: Any) -> Run:
     """A run directory with the facts that comparisons read."""
-    params = {"arch": "small_cnn", "dataset": "digits", "preset": "digits"} | params
-    run = Run(root / params["dataset"] / method / f"{params['arch']}-seed{seed}-{changed}")
-    params |= {"method": method, "title": method.upper(), "changed": changed, "seed": seed}
-    params["spec"] = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+    spec = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
     results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)], "rows": rows}
     results |= {"last": {"rows": rows}, "n": 500, "checkpoint": "best"}
-    for name, content in (("params", params), ("status", {"state": "done"}), ("results", results)):
-        write_json(run.path / f"{name}.json", content)
-    return run
+    return finished_run(root, f"{method} {changed}", seed, {"results": results}, spec=spec, **params)
 
 
 @pytest.fixture
@@ -45,12 +41,8 @@ def test_variants_and_networks_are_told_apart(tmp_path: Path, runs: list[Run]) -
     chosen = {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()}
     assert chosen == {"PGD_AT": 0, "TRADES": 0, "TRADES · beta=3.0": 2}
     assert list(experiments.first_seed(runs, most=2)) == ["PGD_AT", "TRADES"], "variants without changes come first"
-    frames = metrics_of([*runs, runs[0]])
-    assert {title: len(of_seeds) for title, of_seeds in frames.items()} == {
-        "TRADES": 2,
-        "TRADES · beta=3.0": 1,
-        "PGD_AT": 1,
-    }
+    counted = {title: len(frames) for title, frames in metrics_of([*runs, runs[0]]).items()}
+    assert counted == {"TRADES": 2, "TRADES · beta=3.0": 1, "PGD_AT": 1}
     pair = [made(tmp_path / arch, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]
     assert list(experiments.first_seed(pair)) == ["TRADES · mlp", "TRADES · small_cnn"]
     table = experiments.curves(runs)
@@ -74,7 +66,7 @@ def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, r
     (runs[0].path / "results.json").write_text('{"rows": [')
     (runs[1].path / "audit.json").write_text("")
     (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
-    assert [run.path for run in experiments.compare_runs(tmp_path, "digits").shown] == [runs[3].path]
+    assert experiments.compare_runs(tmp_path, "digits").shown == runs[3:]
     assert "robustlib run --preset digits" in experiments.compare_runs(tmp_path / "none", "digits").summary
 
 
@@ -88,9 +80,8 @@ def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: py
         name, notebook = "own", "own"
 
     folder = tmp_path / "notebooks"
-    folder.mkdir()
     for name in ("baselines", "own"):
-        (folder / f"{name}.ipynb").write_bytes(experiments.notebook("baselines").read_bytes())
+        write_atomic(folder / f"{name}.ipynb", experiments.notebook("baselines").read_bytes())
     for method in (Foreign, Own):
         monkeypatch.setitem(METHODS, method.name, method)
     monkeypatch.setattr("robustlib.__file__", str(tmp_path / "robustlib" / "__init__.py"))
@@ -134,13 +125,10 @@ def study(tmp_path: Path) -> Path:
 
 def test_study_runs_are_in_the_order_of_variants_and_say_what_is_missing(tmp_path: Path, study: Path) -> None:
     root = tmp_path / "runs"
-    made(root, "pgd_at", 1)
-    for seed, changed in ((0, ""), (0, "beta=1.0"), (0, "beta=9.0"), (5, "")):
-        made(root, "trades", seed, changed)
+    last = made(root, "pgd_at", 1)
+    plain, first, *_ = [made(root, "trades", s, c) for s, c in ((0, ""), (0, "beta=1.0"), (0, "beta=9.0"), (5, ""))]
     chosen = study_runs(str(study), root)
-    assert [(r.params()["method"], r.changed, r.params()["seed"]) for r in chosen.runs] == [
-        *(("trades", "beta=1.0", 0), ("trades", "", 0), ("pgd_at", "", 1)),
-    ]
+    assert chosen.runs == [first, plain, last]
     assert chosen.summary.startswith("3 of the 8 runs")
     assert f"robustlib study {study}" in chosen.summary
     study.write_text("methods: [pgd_at]\nseeds: 1")
@@ -155,10 +143,10 @@ def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path, s
     other = made(root, "pgd_at", 3)
     write_json(other.path / "results.json", other.results() | {"n": 200})
     chosen = study_runs(str(study), root)
-    assert [run.path for run in chosen.runs] == [other.path], "the study's own number of images"
+    assert chosen.runs == [other], "the study's own number of images"
     assert chosen.summary.endswith("Left out: 3 that were judged otherwise.")
     (other.path / "results.json").unlink()
-    assert [run.path for run in study_runs(str(study), root).runs] == [run.path for run in runs]
+    assert study_runs(str(study), root).runs == runs
 
 
 def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path, study: Path) -> None:
@@ -171,7 +159,7 @@ def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path,
     assert (chosen.runs, chosen.summary) == ([], words)
     other = made(root, "pgd_at", 1, dataset="mnist")  # the study asked for with --dataset mnist
     chosen = study_runs(str(study), root, "mnist")
-    assert [run.path for run in chosen.runs] == [other.path]
+    assert chosen.runs == [other]
     assert chosen.summary.startswith("1 of the 8 runs")
 
 
@@ -183,21 +171,24 @@ def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_
     for images, runs in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
         write_json(random.path / "results.json", random.results() | {"n": 128, "budget": {"images": images}})
         chosen = study_runs(str(study), tmp_path / "runs")
-        assert [run.path for run in chosen.runs] == [run.path for run in runs]
+        assert chosen.runs == runs
         assert ("random on 128" in chosen.summary) == (len(runs) == 2)
         assert ("Left out: 1" in chosen.summary) == (len(runs) == 1)
 
 
 def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
     threat = {"threat": {"norm": "linf", "eps": 0.2}}
-    others = [made(tmp_path, "trades", seed, **threat) for seed in (0, 1)]
-    others += [made(tmp_path, "ancra", 0, **threat), made(tmp_path, "pgd_at", 0, **threat)]
-    others += [made(tmp_path, "mart", 1, arch="mlp", **threat)]
+    pairs = (("trades", 0), ("trades", 1), ("ancra", 0), ("pgd_at", 0))
+    others = [made(tmp_path, method, seed, **threat) for method, seed in pairs]
+    others.append(made(tmp_path, "mart", 1, arch="mlp", **threat))
     run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
     beside = experiments.comparable_runs(run, [*others, run])
-    found = {title: (one.params()["seed"], one.path == run.path) for title, one in beside.items()}
-    assert found == {"ANCRA · base=mart": (1, True), "ANCRA": (0, False), "PGD_AT": (0, False), "TRADES": (1, False)}
-    assert next(iter(found)) == "ANCRA · base=mart"
+    assert next(iter(beside.items())) == ("ANCRA · base=mart", run)
+    assert {title: one.params()["seed"] for title, one in list(beside.items())[1:]} == {
+        "ANCRA": 0,
+        "PGD_AT": 0,
+        "TRADES": 1,
+    }
     same = experiments.same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
     assert {one.name.split(" ")[0] + str(one.params()["seed"]) for one in same[1:]} == {"ancra0", "trades0", "trades1"}
@@ -205,7 +196,7 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
     varied = experiments.same_setting(run, tmp_path, ["trades"], vary=["beta"])
     assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
-    assert varied[-1].path == other.path
+    assert varied[-1] == other
 
 
 def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
@@ -224,9 +215,8 @@ def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
     for run, stages in zip(runs, (("augmented", "adversarial", "slf"), ("contrastive", "slf")), strict=True):
         rows = [{"stage": stage, "epoch": epoch} for stage in stages for epoch in (0, 1)]
         (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (title, (table,)) = next(iter(metrics_of(runs, "adversarial").items()))
+    ((title, (table,)),) = metrics_of(runs, "adversarial").items()
     assert (title, list(table["stage"]), list(table["epoch"])) == ("CLAF", ["adversarial"] * 2, [0, 1])
-    assert list(metrics_of(runs, "adversarial")) == ["CLAF"]
     assert list(metrics_of(runs)) == ["CLAF", "SUPCON"]
 
 

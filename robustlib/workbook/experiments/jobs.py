@@ -20,7 +20,8 @@ from robustlib.workbook.engines import execute
 from robustlib.workbook.experiments.studies import Variant, compare_runs, first_seed, readable
 from robustlib.workbook.task import Task, check
 
-NO_NUMBER = ("rerun", "download", "data_root", "device")  # parameters that change no number
+PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
+NO_NUMBER = dict.fromkeys(("rerun", "download", "data_root", "device"))  # parameters that change no number
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,11 @@ class Job:
     @property
     def current(self) -> bool:
         """Whether its page stands already and would come out the same."""
-        status, page = self.task.status(), self.task.output
-        asked, had = (
-            {name: value for name, value in parameters.items() if name not in NO_NUMBER}
-            for parameters in (self.task.parameters, status.get("parameters", {}))
-        )
+        status, page, asked = self.task.status(), self.task.output, self.task.parameters
+        had = status.get("parameters", {})
         return (
-            (status.get("state"), asked) == ("done", had)
+            status.get("state") == "done"
+            and {**asked, **NO_NUMBER} == {**had, **NO_NUMBER}
             and self.run.finished
             and "numerics" in self.run.results()
             and not self.run.stale
@@ -97,12 +96,8 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
         overrides = [f"{key}={value}" for key, value in changes.items()]
-        parameters = {
-            **{"method": method.name, "preset": options.preset, "seed": seed, "overrides": overrides},
-            **{"dataset": options.dataset, "data_root": options.data_root, "runs": str(options.runs)},
-            **{"device": options.device, "precision": options.precision},
-            **{"test_examples": options.examples, "rerun": options.rerun},
-        }
+        parameters = {"method": method.name, "seed": seed, "overrides": overrides, "test_examples": options.examples}
+        parameters |= {name: getattr(options, name) for name in PASSED_ON}
         task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
         jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))
@@ -112,8 +107,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
 def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Options) -> list[str]:
     """Attacks evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
 
-    Returns:
-        A sentence for each run that could not be measured.
+    Returns a sentence for each run that could not be measured.
     """
     variants = {variant for claim in claims if claim.measure.startswith("unseen/") for variant in claim.variants}
     problems = []
@@ -128,15 +122,10 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
 
 
 def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
-    """Renders pages, compares each preset's runs, maps their feature spaces and writes the index.
+    """Renders pages, compares the runs of `presets`, maps their feature spaces and writes the index.
 
-    Args:
-        options: of which `runs`, `reports` and `data_root` are used.
-        presets: whose comparisons and maps are made anew.
-        force: render pages again that are newer than their notebook.
-
-    Returns:
-        The index, and a sentence for each comparison or map that failed.
+    Pages that are newer than their notebook are rendered with `force` alone. Returns the index, and a sentence for each comparison
+    or map that failed.
     """
     from robustlib.workbook.report import render, write_index
 
@@ -150,9 +139,8 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
         return html.relative_to(options.reports).as_posix()
 
     runs, problems, comparisons, views = find_runs(options.runs), [], [], {}
-    pages = {
-        str(run.path): render_done(page(run, options.reports, run.params().get("preset", "")), run.name) for run in runs
-    }
+    places = {run: page(run, options.reports, run.params().get("preset", "")) for run in runs}
+    pages = {str(run.path): render_done(executed, run.name) for run, executed in places.items()}
     for preset in preset_names():
         title, executed = load_preset(preset)["title"], options.reports / preset / "compare.ipynb"
         problems += _compare(preset, options) if preset in presets else []

@@ -1,6 +1,5 @@
 """What finished runs say together, as frames for `robustlib.figures` and `robustlib.workbook.tables`."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,15 +22,15 @@ from robustlib.workbook.tables import random_answers
 
 
 def curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """The robustness curves over eps of evaluated runs in one table, for `robustlib.figures.robustness_over_seeds`.
+    """The robustness curves over eps of evaluated runs with their method, title, seed and changes from the preset.
 
-    Columns method, title, changed (from the preset), seed and those of the curve.
+    For `robustlib.figures.robustness_over_seeds`.
     """
-    tables = []
+    rows = []
     for run in runs:
         facts = {name: run.params()[name] for name in ("method", "title", "seed")}
-        tables.append(pd.DataFrame(run.results()["curve"]).assign(**facts, changed=run.changed))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        rows += [{**point, **facts, "changed": run.changed} for point in run.results()["curve"]]
+    return pd.DataFrame(rows)
 
 
 def metrics_of(runs: Iterable[Run], stage: str = "") -> dict[str, list[pd.DataFrame]]:
@@ -47,15 +46,12 @@ def metrics_of(runs: Iterable[Run], stage: str = "") -> dict[str, list[pd.DataFr
 
 def concat_stages(metrics: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, list[pd.DataFrame]]:
     """Metrics by title with their epochs counted through all stages, for `robustlib.figures.probe_curves`."""
-    return {
-        title: [
-            rows.drop_duplicates("epoch_total", keep="last")
-            .drop(columns="stage")
-            .assign(epoch=lambda r: r["epoch_total"])
-            for rows in frames
-        ]
-        for title, frames in metrics.items()
-    }
+
+    def concat(rows: pd.DataFrame) -> pd.DataFrame:
+        rows = rows.drop_duplicates("epoch_total", keep="last").drop(columns="stage")
+        return rows.assign(epoch=rows["epoch_total"])
+
+    return {title: list(map(concat, frames)) for title, frames in metrics.items()}
 
 
 def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
@@ -65,9 +61,8 @@ def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
         values = dict(run.params()["hyperparameters"])
         method = make_method(run.params()["method"], values.pop("preset") or None, **values)
         passes[method.name, run.changed] = method.attack_passes
-    return table.assign(
-        **{"attack passes": [passes[key] for key in zip(table["method"], table["changed"], strict=True)]}
-    )
+    variants = zip(table["method"], table["changed"], strict=True)
+    return table.assign(**{"attack passes": [passes[variant] for variant in variants]})
 
 
 def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> pd.DataFrame:
@@ -146,7 +141,7 @@ def attack_table(grid: pd.DataFrame) -> pd.DataFrame:
     titles = grid["row"].where(grid["n"] == grid["n"].min(), grid["row"] + "\n(" + grid["n"].astype(str) + " images)")
     series = {"weak": "weak: gradients of the bare classifier", "strong": "strong: gradients of the whole model"}
     rows = [
-        {"row": title, "series": name, "accuracy": row[kind], "low": row[f"{kind}_low"], "high": row[f"{kind}_high"]}
+        (title, name, row[kind], row[f"{kind}_low"], row[f"{kind}_high"])
         for title, row in zip(titles, grid.to_dict("records"), strict=True)
         for kind, name in series.items()
     ]
@@ -156,15 +151,11 @@ def attack_table(grid: pd.DataFrame) -> pd.DataFrame:
 def randomness_table(measured: Mapping[str, Any]) -> pd.DataFrame:
     """`robustlib.evaluation.measure_randomness`, clean and attacked, with the columns of `attack_table`."""
     rows = [
-        {
-            "row": title.replace(", ", ",\n"),
-            "series": series,
-            **{name: cell[name] for name in ("accuracy", "low", "high")},
-        }
+        (title.replace(", ", ",\n"), series, share["accuracy"], share["low"], share["high"])
         for title, pair in random_answers(measured).items()
-        for series, cell in zip(("clean", "attacked"), pair, strict=True)
+        for series, share in zip(("clean", "attacked"), pair, strict=True)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["row", "series", "accuracy", "low", "high"])
 
 
 # ---- the spectral family: which strength to take, and what a distance goes with
@@ -220,8 +211,8 @@ def spectral_family(runs: Iterable[Run], dataset: Dataset) -> pd.DataFrame:
     """
     known = _distances(runs, "test")
     if len(archs := sorted({run.params()["arch"] for run, _ in known})) > 1:
-        named = " and ".join(archs)
-        raise InputError(f"Distances of {named} do not go with one sum of norms: give runs of one of them.")
+        names = " and ".join(archs)
+        raise InputError(f"Distances of {names} do not go with one sum of norms: give runs of one of them.")
     images = [set(frame["index"][frame["correct"] & frame["distance"].notna()]) for _, frame in known]
     shared = sorted(set.intersection(*images)) if images else []
     rows = []
@@ -238,14 +229,13 @@ def spectral_family(runs: Iterable[Run], dataset: Dataset) -> pd.DataFrame:
 
 def _distances(runs: Iterable[Run], split: str, attack: str = "Tangent") -> Distances:
     """The runs that an attack measured by the most common protocol, and their frames: index, correct, distance."""
-    measured = [(run, one) for run in runs if (one := run.distances(split, attack))]
-    protocols = [tuple(one.get(name) for name in PROTOCOL) for _, one in measured]
-    usual = Counter(protocols).most_common(1)[0][0] if protocols else ()
-    return [
-        (run, pd.DataFrame({name: one[name] for name in ("index", "correct", "distance")}).astype({"distance": float}))
-        for (run, one), protocol in zip(measured, protocols, strict=True)
-        if protocol == usual
-    ]
+    alike: dict[tuple[Any, ...], Distances] = {}
+    for run in runs:
+        if measured := run.distances(split, attack):
+            frame = pd.DataFrame({name: measured[name] for name in ("index", "correct", "distance")})
+            protocol = tuple(measured.get(name) for name in PROTOCOL)
+            alike.setdefault(protocol, []).append((run, frame.astype({"distance": float})))
+    return max(alike.values(), key=len, default=[])
 
 
 def _by_seed(distances: Distances, key: Callable[[Run], Any]) -> dict[Any, dict[int, pd.DataFrame]]:

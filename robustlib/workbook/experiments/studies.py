@@ -7,6 +7,7 @@ share a run's preset, data set, architecture and threat.
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,6 @@ class Study:
     examples: int = 0  # test images of the evaluation; 0 for the preset's number
     claims: Sequence[Claim] = ()  # what its runs shall decide
     name: str = ""  # of its file
-
-    @property
-    def wanted(self) -> list[tuple[str, int]]:
-        """The variants, as `variant_of` calls their runs, with each of the seeds."""
-        names = dict.fromkeys(variant_name(variant, self.preset) for variant in self.variants)
-        return list(itertools.product(names, self.seeds))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -92,9 +87,8 @@ def read_study(file: Path | str) -> Study:
     variants, claims = _variants(content, preset, file), read_claims(content.get("claims", []), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
-        for variant in claim.variants:
-            if variant not in trained:
-                raise unknown(f"variant of the claim {claim.name!r} in {file}", variant, trained)
+        if strange := [variant for variant in claim.variants if variant not in trained]:
+            raise unknown(f"variant of the claim {claim.name!r} in {file}", strange[0], trained)
     seeds = parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds))
     return Study(preset, variants, seeds, examples, claims, file.stem)
 
@@ -123,14 +117,14 @@ def variant_name(variant: Variant, preset: str) -> str:
 # ---- claims
 
 
-def preset_study(preset: str) -> Study | None:
-    """The study of claims that comes with robustlib for this preset, the first of several; None if there is none."""
-    return next(iter(claim_studies(preset)), None)
-
-
 def claim_studies(preset: str) -> list[Study]:
     """The studies of a preset that come with robustlib and have claims, by name."""
     return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
+
+
+def preset_study(preset: str) -> Study | None:
+    """The first of the `claim_studies` of a preset; None if there is none."""
+    return next(iter(claim_studies(preset)), None)
 
 
 def claim_findings(study: Study, runs: Sequence[Run]) -> list[Finding]:
@@ -165,38 +159,30 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     is that of the page which shows them ("": the preset's); if there are no runs of the study on it, the summary says why.
     """
     study = read_study(name)
-    wanted, usual = study.wanted, preset_dataset(study.preset)
+    variants = dict.fromkeys(variant_name(variant, study.preset) for variant in study.variants)
+    wanted, usual = list(itertools.product(variants, study.seeds)), preset_dataset(study.preset)
     own = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if readable(run)]
     own = [run for run in own if (variant_of(run), run.params()["seed"]) in wanted]
     if not own and dataset not in ("", usual):
         why = f"are of {usual}, not of this page's data set, {dataset}: none stand here."
         return StudyRuns(study, [], f"The runs of the study **{name}** {why}")
-    kinds = Counter(_judged(run) for run in own if not _capped(run)) or Counter(map(_judged, own))
+    judged = {run: (run.results()["threat"], run.results()["n"]) for run in own}
+    capped = {run for run in own if run.results().get("budget", {}).get("images") == judged[run][1]}
+    kinds = Counter(judged[run] for run in own if run not in capped) or Counter(judged.values())
     kind = max(kinds, key=lambda kind: (kind[1] == study.examples, kinds[kind]), default=("", 0))
-    counted = [run for run in own if _judged(run) == kind or (_capped(run) and run.results()["threat"] == kind[0])]
+    counted = [run for run in own if judged[run] == kind or (run in capped and judged[run][0] == kind[0])]
     first = by_variant(sorted(counted, key=lambda run: run.stale))
     chosen = [first[key] for key in wanted if key in first]
+    fewer = {judged[run][1] for run in chosen if judged[run] != kind}
     summary = f"{len(chosen)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here"
     summary += f", judged under {kind[0]} on {kind[1]} images" if own else ""
-    if fewer := {run.results()["n"] for run in chosen if _judged(run) != kind}:
-        summary += f" (those that answer at random on {min(fewer)})"
-    summary += "."
+    summary += f" (those that answer at random on {min(fewer)})." if fewer else "."
     if len(chosen) < len(wanted):
         few = f"A row of fewer than {len(study.seeds)} seeds is an anecdote."
         summary += f" `robustlib study {name}` makes the others. {few}"
     if others := len(own) - len(counted):
         summary += f" Left out: {others} that were judged otherwise."
     return StudyRuns(study, chosen, summary)
-
-
-def _judged(run: Run) -> tuple[str, int]:
-    return run.results()["threat"], run.results()["n"]
-
-
-def _capped(run: Run) -> bool:
-    """Whether a model that answers at random met all the images that its budget allows."""
-    results = run.results()
-    return bool(results.get("budget", {}).get("images", 0) == results["n"])
 
 
 @dataclass(frozen=True)
@@ -212,7 +198,12 @@ class Comparison:
     @property
     def usable(self) -> list[Run]:
         """The shown runs whose weights are there, so that one can look into their feature spaces."""
-        return [run for run in self.shown if _has_weights(run)]
+        runs = []
+        for run in self.shown:
+            with suppress(InputError):
+                run.model()
+                runs.append(run)
+        return runs
 
 
 def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str = "") -> Comparison:
@@ -240,14 +231,6 @@ def readable(run: Run) -> bool:
         return False
 
 
-def _has_weights(run: Run) -> bool:
-    try:
-        run.model()
-    except InputError:
-        return False
-    return True
-
-
 def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
     """The run, and the finished ones of `methods` with its preset, data set, architecture and threat.
 
@@ -261,9 +244,8 @@ def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Seque
 def comparable_runs(run: Run, others: Iterable[Run]) -> dict[str, Run]:
     """By title the run itself, then one run of each other variant in its setting; the same seed first."""
     fit = [other for other in _in_setting(run, others) if variant_of(other) != variant_of(run)]
-    same = [other for other in fit if other.params()["seed"] == run.params()["seed"]]
-    seen = {variant_of(other) for other in same}
-    chosen = [*same, *(other for other in fit if variant_of(other) not in seen)]
+    same = {variant_of(other) for other in fit if other.params()["seed"] == run.params()["seed"]}
+    chosen = [o for o in fit if o.params()["seed"] == run.params()["seed"] or variant_of(o) not in same]
     return {**first_seed([run]), **first_seed(chosen, PANELS - 1)}
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, unknown
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from robustlib.runs import Run
     from robustlib.workbook.experiments import Job, Options, Study
 
-app = typer.Typer(
+app = Typer(
     help="Train, attack and compare adversarially robust models. [bold]robustlib run[/bold] trains and reports all baselines on the embedded digits.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,30 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """A console as wide as its terminal; 110 columns where the output goes to a file."""
-    made = Console(stderr=stderr)
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=110)
+out, err = Console(), Console(stderr=True)
+if not (out.is_terminal or "COLUMNS" in os.environ):
+    out.width = 110  # of a file
 
 
-out, err = _console(), _console(stderr=True)
-
-
-def say(sentence: str, more: str = "") -> None:
+def say(sentence: str) -> None:
     """A problem, on stderr."""
     err.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=True)
-    if more:
-        err.print(Text(more, style="dim"), soft_wrap=True)
 
 
 WHERE, HOW, DATA = "Where results go", "How it runs", "Data"
 
-Runs = Annotated[Path, typer.Option(help="Directory of all runs.", rich_help_panel=WHERE)]
-Reports = Annotated[Path, typer.Option(help="Directory of the pages.", rich_help_panel=WHERE)]
-DataRoot = Annotated[str, typer.Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
-Download = Annotated[bool, typer.Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
-RunDirectory = Annotated[Path, typer.Argument(help="A run directory, as `robustlib list` shows it.")]
+Runs = Annotated[Path, Option(help="Directory of all runs.", rich_help_panel=WHERE)]
+Reports = Annotated[Path, Option(help="Directory of the pages.", rich_help_panel=WHERE)]
+DataRoot = Annotated[str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
+Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
+RunDirectory = Annotated[Path, Argument(help="A run directory, as `robustlib list` shows it.")]
 
 
 # ---- what is there: evaluate, audit, list, lab
@@ -73,15 +66,12 @@ RunDirectory = Annotated[Path, typer.Argument(help="A run directory, as `robustl
 @app.command()
 def evaluate(
     path: RunDirectory,
-    examples: Annotated[int, typer.Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
-    suite: Annotated[str, typer.Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
+    examples: Annotated[int, Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
+    suite: Annotated[str, Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
     plateau: Annotated[
-        bool,
-        typer.Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps."),
+        bool, Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps.")
     ] = False,
-    unseen: Annotated[
-        bool, typer.Option("--unseen", help="L2 perturbations and StAdv, which no training here has seen.")
-    ] = False,
+    unseen: Annotated[bool, Option("--unseen", help="L2 perturbations and StAdv, which no training has seen.")] = False,
     data_root: DataRoot = "",
     device: Device = "auto",
 ) -> None:
@@ -92,8 +82,8 @@ def evaluate(
     from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
     from robustlib.workbook import console
 
-    if suite not in (suites := ("standard", "reference")):
-        raise unknown("suite", suite, suites)
+    if suite not in ("standard", "reference"):
+        raise unknown("suite", suite, ("standard", "reference"))
     run, dataset = _run_and_data(path, data_root)
     try:
         with out.status("attacking") as status:
@@ -103,7 +93,7 @@ def evaluate(
             table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last finished batch.")
-        raise typer.Exit(130) from None
+        raise Exit(130) from None
     for part in console.evaluation_tables(run, results, table):
         out.print(part, highlight=False)
     if suite == "reference":
@@ -115,9 +105,7 @@ def evaluate(
 @app.command()
 def audit(
     path: RunDirectory,
-    examples: Annotated[
-        int, typer.Option(min=0, help="Test images; 0 for 256. Stochastic models: at most their preset's for curves.")
-    ] = 0,
+    examples: Annotated[int, Option(min=0, help="Images; 0 for 256. Stochastic models: at most as for curves.")] = 0,
     data_root: DataRoot = "",
     device: Device = "auto",
 ) -> None:
@@ -161,7 +149,7 @@ def list_(runs: Runs = Path("runs")) -> None:
 
 @app.command()
 def lab(
-    arguments: Annotated[list[str] | None, typer.Argument(help="For Jupyter, after --, e.g. -- --port 9999.")] = None,
+    arguments: Annotated[list[str] | None, Argument(help="For Jupyter, after --, e.g. -- --port 9999.")] = None,
 ) -> None:
     """Open JupyterLab on the notebooks.
 
@@ -181,35 +169,32 @@ def lab(
 class Shared:
     """The options that `run` and `study` share."""
 
-    examples: Annotated[int, typer.Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False
-    rerun: Annotated[bool, typer.Option("--rerun", help="Train anew what is finished or stale.")] = False
-    dataset: Annotated[str, typer.Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
+    examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would run, and stop.")] = False
+    rerun: Annotated[bool, Option("--rerun", help="Train anew what is finished or stale.")] = False
+    dataset: Annotated[str, Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
     data_root: DataRoot = ""
-    download: Download = False
-    jobs: Annotated[int, typer.Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
+    download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
+    jobs: Annotated[int, Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
     device: Device = "auto"
-    precision: Annotated[str, typer.Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
-    timeout: Annotated[float | None, typer.Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
-    engine: Annotated[str, typer.Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
+    precision: Annotated[str, Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
+    timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
+    engine: Annotated[str, Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
     runs: Runs = Path("runs")
     reports: Reports = Path("reports")
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A function whose parameter `shared` is spelled out for typer: an option for each field of `Shared`."""
+    """A command whose first parameter, `shared`, is spelled out for typer: an option for each field of `Shared`."""
+    options = inspect.signature(Shared).parameters
 
     @functools.wraps(command)
     def spelled_out(**values: Any) -> None:
-        shared = Shared(**{field.name: values.pop(field.name) for field in fields(Shared)})
-        command(**values, shared=shared)
+        shared = Shared(**{name: values.pop(name) for name in options})
+        command(shared, **values)
 
-    kept = [part for name, part in inspect.signature(command).parameters.items() if name != "shared"]
-    options = [
-        inspect.Parameter(field.name, kept[0].kind, default=field.default, annotation=field.type)
-        for field in fields(Shared)
-    ]
-    spelled_out.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+    _, *own = inspect.signature(command).parameters.values()
+    spelled_out.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
     return spelled_out
 
 
@@ -217,16 +202,10 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_options
 def run(
     shared: Shared,
-    methods: Annotated[
-        list[str] | None, typer.Argument(help="E.g. trades pgd_at; none for those that the preset names.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="E.g. digits, cifar10-short, cifar10-paper or cifar100-paper.")
-    ] = "digits",
-    seeds: Annotated[str, typer.Option(help="0-2 or 0,3,5.")] = "0",
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. beta=3.0 or eps=8/255; repeatable.")
-    ] = None,
+    methods: Annotated[list[str] | None, Argument(help="E.g. trades pgd_at; else those that the preset names.")] = None,
+    preset: Annotated[str, Option(help="E.g. digits, cifar10-short, cifar10-paper or cifar100-paper.")] = "digits",
+    seeds: Annotated[str, Option(help="0-2 or 0,3,5.")] = "0",
+    changes: Annotated[list[str] | None, Option("--set", help="A parameter: beta=3.0, eps=8/255; repeatable.")] = None,
 ) -> None:
     """Train and evaluate methods, and write the report.
 
@@ -246,7 +225,7 @@ def run(
 @_with_options
 def study(
     shared: Shared,
-    file: Annotated[str, typer.Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
+    file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
@@ -266,10 +245,8 @@ def _run(study: "Study", shared: Shared) -> None:
     from robustlib.workbook import console
     from robustlib.workbook.experiments import Options, plan
 
-    examples, where = shared.examples or study.examples, (shared.dataset, shared.data_root, shared.download)
-    options = Options(
-        study.preset, *where, shared.device, shared.precision, shared.runs, shared.reports, examples, shared.rerun
-    )
+    asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
+    options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
     jobs = plan(study.variants, study.seeds, options)
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         err.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=True)
@@ -292,34 +269,33 @@ def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: 
     from robustlib.workbook.experiments import measure_claimed, publish
 
     runs, todo = [job.run for job in jobs], [job for job in jobs if shared.rerun or not job.current]
+    tasks = [job.task for job in todo]
     try:
         with console.job_monitor(out, todo) as monitor:
-            statuses = run_all(
-                [job.task for job in todo], shared.jobs, monitor, timeout=shared.timeout, engine=shared.engine
-            )
+            statuses = run_all(tasks, shared.jobs, monitor, timeout=shared.timeout, engine=shared.engine)
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
-        raise typer.Exit(130) from None
+        raise Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
     with out.status("unseen attacks"):
         problems = measure_claimed(study.claims, runs, options)
     index, unpublished = publish(options, [options.preset])
     problems += unpublished
     out.print(console.results_table(runs))
+    refused = {status.get("exception") for _, status in failed} == {"InputError"} and not problems
     for job, status in failed:
         reason = status["reason"].removeprefix("InputError: ")
-        say(f"{job.name} {status['state']}: {reason}", f"The notebook: {job.task.output}")
-    refused = {status.get("exception") for _, status in failed} == {"InputError"}
-    _announce(index, problems, failed=bool(failed), code=2 if refused and not problems else 1)
+        problems.append(f"{job.name} {status['state']}: {reason}\nThe notebook: {job.task.output}")
+    _announce(index, problems, code=2 if refused else 1)
 
 
-def _announce(index: Path, problems: Sequence[str], *, failed: bool = False, code: int = 1) -> None:
+def _announce(index: Path, problems: Sequence[str], code: int = 1) -> None:
     """Says what went wrong and where the report is; exits with `code` if anything did."""
     for problem in problems:
         say(problem)
     out.print(f"Report: {index}", soft_wrap=True)
-    if failed or problems:
-        raise typer.Exit(code)
+    if problems:
+        raise Exit(code)
 
 
 @app.command()

@@ -3,16 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from robustlib.evaluation import Progress, leaderboard
@@ -29,12 +29,10 @@ CELLS = {tables.verdict_label(verdict): colour for verdict, colour in COLOURS.it
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
 
-def _empty(*columns: str, wrap: bool = True) -> Table:
-    """A table whose cells break over lines, or are cut, where it is too wide."""
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        drawn.add_column(name, overflow="fold" if wrap else "ellipsis", no_wrap=not wrap)
-    return drawn
+def _empty(*columns: str, overflow: Literal["fold", "ellipsis"] = "fold") -> Table:
+    """A table whose cells break over lines, or are cut ("ellipsis"), where it is too wide."""
+    headers = [Column(name, overflow=overflow, no_wrap=overflow == "ellipsis") for name in columns]
+    return Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def table(frame: pd.DataFrame, title: str = "") -> Group:
@@ -91,13 +89,17 @@ def audit_table(audit: Mapping[str, Any], title: str) -> Group:
 
 def reference_table(comparison: Comparison) -> Group:
     """Our AutoAttack beside the authors' own."""
-    drawn = _empty("AutoAttack", "robust accuracy", "broken by it alone (index)")
-    both, alone = (comparison.ours, comparison.theirs), (comparison.only_ours, comparison.only_theirs)
-    for name, numbers, indices in zip(("ours", "the authors'"), both, alone, strict=True):
-        interval = tables.percent(numbers["accuracy"], numbers["low"], numbers["high"])
-        drawn.add_row(name, interval, ", ".join(map(str, indices)) or "none")
+    rows = [
+        ("ours", comparison.ours, comparison.only_ours),
+        ("the authors'", comparison.theirs, comparison.only_theirs),
+    ]
+    shown = [
+        (name, tables.percent(share["accuracy"], share["low"], share["high"]), ", ".join(map(str, alone)) or "none")
+        for name, share, alone in rows
+    ]
+    frame = pd.DataFrame(shown, columns=["AutoAttack", "robust accuracy", "broken by it alone (index)"])
     words = f"Ours is {comparison.difference:+.1f} points from theirs, which took {clock(comparison.seconds)}."
-    return Group(Text("The authors' package on the same images", style="bold"), drawn, Text(words))
+    return Group(table(frame, "The authors' package on the same images"), Text(words))
 
 
 def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
@@ -143,7 +145,7 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
                 console.print(Text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
 
     def draw(statuses: Sequence[dict[str, Any]]) -> None:
-        drawn = _empty("training", "state", "now", "elapsed", wrap=False)
+        drawn = _empty("training", "state", "now", "elapsed", overflow="ellipsis")
         for job, status in zip(jobs, statuses, strict=True):
             state = Text(status["state"], style=STATES.get(status["state"], "red"))
             drawn.add_row(Text(job.name), state, Text(activity(job, status)), _elapsed(status))
@@ -162,15 +164,15 @@ def activity(job: Job, status: dict[str, Any]) -> str:
         return "" if status["state"] == "done" else str(status.get("reason", ""))
     if job.run.finished:
         return "evaluating"
-    row: dict[str, Any] = {}
     file, began = job.run.path / "metrics.jsonl", datetime.fromisoformat(status["started"]).timestamp()
-    with suppress(OSError, ValueError, IndexError):
-        if file.stat().st_mtime >= began:  # otherwise those of an earlier training
-            row = json.loads(file.read_text().splitlines()[-1])
-    if not row:
+    try:
+        row = json.loads(file.read_text().splitlines()[-1])
+        fresh = file.stat().st_mtime >= began  # otherwise those of an earlier training
+    except (OSError, ValueError, IndexError):
+        fresh = False
+    if not fresh:
         return "starting"
-    accuracies = {"clean": "clean_val", "robust": "robust_val"}  # a model may not predict yet
-    parts = [f"{name} {row[key]:.1%}" for name, key in accuracies.items() if key in row]
+    parts = [f"{name} {row[f'{name}_val']:.1%}" for name in ("clean", "robust") if f"{name}_val" in row]
     return " · ".join([f"epoch {row['epoch_total']}/{job.epochs}", *parts])
 
 

@@ -24,8 +24,6 @@ from robustlib.workbook.task import INTERRUPTED, Status, Task, check
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")  # numbers depend on them
 GRACE = 20.0  # seconds between asking a worker to stop and killing it
 
-Worker = subprocess.Popen[bytes]
-
 
 def execute(task: Task, *, timeout: float | None = None, stop: threading.Event | None = None) -> Status:
     """Executes a notebook in its own process group and returns its final status; does not raise for what a cell does.
@@ -43,34 +41,29 @@ def execute(task: Task, *, timeout: float | None = None, stop: threading.Event |
     with tempfile.TemporaryFile() as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "robustlib.workbook.task", spec],
-            stdin=subprocess.PIPE,  # the worker's lifeline: it ends when we are gone, however we went
+            stdin=subprocess.PIPE,  # the worker's lifeline: it ends with this process, however that ends
             stdout=log,
             stderr=log,
             env=os.environ | THREADS,
             start_new_session=True,
         )
         try:
-            end = _watch(worker, timeout, stop)
+            while worker.poll() is None and not stop.wait(0.1):
+                if timeout and time.monotonic() - began > timeout:
+                    end = {"state": "timeout", "reason": f"It ran longer than its limit of {timeout:g} s."}
+                    break
         finally:
             if worker.poll() is None:
                 _terminate(worker, task)
+            else:
+                end = {}
             log.seek(0)
             said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
             status = _record_end(task, worker, end, said[-1] if said else "", time.monotonic() - began)
     return status
 
 
-def _watch(worker: Worker, timeout: float | None, stop: threading.Event) -> Status:
-    end = time.monotonic() + (timeout or float("inf"))
-    while worker.poll() is None:
-        if stop.wait(0.1):
-            return INTERRUPTED
-        if time.monotonic() > end:
-            return {"state": "timeout", "reason": f"It ran longer than its limit of {timeout:g} s."}
-    return {}
-
-
-def _terminate(worker: Worker, task: Task) -> None:
+def _terminate(worker: subprocess.Popen[bytes], task: Task) -> None:
     _signal(worker.pid, signal.SIGINT)
     try:
         worker.wait(GRACE)
@@ -86,7 +79,7 @@ def _signal(group: int | None, number: int) -> None:
             os.killpg(group, number)
 
 
-def _record_end(task: Task, worker: Worker, end: Status, last_line: str, seconds: float) -> Status:
+def _record_end(task: Task, worker: subprocess.Popen[bytes], end: Status, last_line: str, seconds: float) -> Status:
     if worker.stdin:
         worker.stdin.close()
     status = task.status()

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ import numpy as np
 import pytest
 
 from robustlib.errors import InputError
+from robustlib.runs import write_atomic
 from robustlib.workbook import engines
 from robustlib.workbook.engines import execute, run_all
 from robustlib.workbook.task import Task, check
+from tests.workbook import wait_for
 
 Notebook = Callable[..., Task]
 PARAMETERS = 'word: str = "a"\nseed: int = 0\nrate: float = 0.5\nitems: list = []'
-WAIT = "import time, pathlib\npathlib.Path(word).write_text('here')\ntime.sleep(300)"
+WAIT = "import time, pathlib\npathlib.Path(word).touch()\ntime.sleep(3600)"
 
 
 @pytest.fixture
@@ -40,25 +41,22 @@ def make(tmp_path: Path) -> Notebook:
     return notebook
 
 
-def ended(pid: int) -> bool:
-    """Whether the process ends within ten seconds."""
-    for _ in range(100):
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is killed for being slow on a busy machine."""
+    monkeypatch.setattr(engines, "GRACE", 600.0)
+
+
+def wait_for_the_end(pid: int) -> None:
+    """Waits until a process is no more, or a zombie."""
+
+    def ended() -> bool:
         try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (ProcessLookupError, FileNotFoundError):
             return True
-        if state == "Z":
-            return True
-        time.sleep(0.1)
-    return False
 
-
-def soon(condition: Callable[[], Any], seconds: float = 180) -> None:
-    """Waits until `condition()`; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+    wait_for(ended)
 
 
 def outputs(task: Task) -> str:
@@ -69,36 +67,36 @@ def outputs(task: Task) -> str:
 
 def test_done_with_parameters_in_one_thread(make: Notebook) -> None:
     cell = "import os; print(type(seed).__name__, seed + 1, word, items, rate, os.environ['OMP_NUM_THREADS'])"
-    status = execute(make(cell, seed=np.int64(3), word=Path("/x"), items=("a", 1), rate=np.float32(0.5)))
+    task = make(cell, seed=np.int64(3), word=Path("/x"), items=("a", 1), rate=np.float32(0.5))
+    status = execute(task)
     assert (status["state"], status["reason"]) == ("done", "")
-    assert outputs(make(cell)) == "int 4 /x ['a', 1] 0.5 1\n"
+    assert outputs(task) == "int 4 /x ['a', 1] 0.5 1\n"
     assert status["seconds"] > 0
     assert status["started"].endswith("+00:00")
     assert status["parameters"] == {"seed": 3, "word": "/x", "items": ["a", 1], "rate": 0.5}
-    assert ended(status["kernel"])
+    wait_for_the_end(status["kernel"])
 
 
 def test_failed_names_the_exception(make: Notebook) -> None:
     task = make("from robustlib.errors import InputError\nraise InputError('Unknown method: say trades.')", "print(1)")
     status = execute(task)
-    assert status["state"] == "failed"
-    assert status["exception"] == "InputError"
+    assert (status["state"], status["exception"]) == ("failed", "InputError")
     assert status["reason"] == "InputError: Unknown method: say trades."
     assert json.loads(task.status_path.read_text()) == status
 
 
-@pytest.mark.parametrize("death", ["os._exit(1)", "os.kill(os.getpid(), 9)"])
-def test_dead_kernel_is_killed_not_done(make: Notebook, death: str) -> None:
-    status = execute(make("import os", death, "print(1)"))
+def test_dead_kernel_is_killed_not_done(make: Notebook) -> None:
+    status = execute(make("import os", "os.kill(os.getpid(), 9)", "print(1)"))
     assert status["state"] == "killed"
     assert "The kernel died in cell 3 of 4" in status["reason"]
 
 
-def test_timeout_is_told_and_leaves_no_process(make: Notebook, tmp_path: Path) -> None:
+def test_a_timeout_leaves_no_process(make: Notebook, tmp_path: Path) -> None:
     status = execute(make(WAIT, word=tmp_path / "mark"), timeout=8)
     assert status["state"] == "timeout"
     assert "8 s" in status["reason"]
-    assert all(ended(status[who]) for who in ("kernel", "worker") if who in status)
+    for who in {"kernel", "worker"} & set(status):
+        wait_for_the_end(status[who])
 
 
 @pytest.fixture
@@ -112,7 +110,7 @@ def disturbed(task: Task, mark: Path, number: int = 0) -> dict[str, Any]:
     stop = threading.Event()
 
     def disturb() -> None:
-        soon(mark.exists)
+        wait_for(mark.exists)
         stop.set() if number == 0 else os.kill(task.status()["worker"], number)
 
     threading.Thread(target=disturb).start()
@@ -121,12 +119,7 @@ def disturbed(task: Task, mark: Path, number: int = 0) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("number", "state", "reason"),
-    [
-        (0, "interrupted", "resumes"),
-        (signal.SIGINT, "interrupted", "resumes"),
-        (signal.SIGTERM, "interrupted", "resumes"),
-        (signal.SIGKILL, "killed", "SIGKILL"),
-    ],
+    [(0, "interrupted", "resumes"), (signal.SIGTERM, "interrupted", "resumes"), (signal.SIGKILL, "killed", "SIGKILL")],
 )
 def test_a_signal_ends_worker_and_kernel(make: Notebook, mark: Path, number: int, state: str, reason: str) -> None:
     task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
@@ -134,66 +127,64 @@ def test_a_signal_ends_worker_and_kernel(make: Notebook, mark: Path, number: int
     assert status["state"] == state
     assert reason in status["reason"]
     assert state == "killed" or "tidied up" in outputs(task)
-    assert ended(status["kernel"])
+    wait_for_the_end(status["kernel"])
 
 
 def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "GRACE", 1.0)
     status = disturbed(make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark), mark)
     assert status["state"] == "interrupted"
-    assert ended(status["kernel"])
+    wait_for_the_end(status["kernel"])
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustlib.workbook.engines import run_all
+from robustlib.workbook import engines
 from robustlib.workbook.task import Task
+engines.GRACE = 600.0
 tasks = [Task(Path(sys.argv[1]), {"word": sys.argv[2] + str(n)}, Path(sys.argv[2] + f"{n}.ipynb")) for n in range(3)]
-run_all(tasks, jobs=2)
+engines.run_all(tasks, jobs=2)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_or_death_of_the_caller_leaves_nothing_running(make: Notebook, mark: Path, number: int) -> None:
     caller = subprocess.Popen([sys.executable, "-c", SCRIPT, make(WAIT).notebook, mark], stderr=subprocess.DEVNULL)
-    soon(lambda: Path(f"{mark}0").exists() and Path(f"{mark}1").exists())
+    wait_for(lambda: Path(f"{mark}0").exists() and Path(f"{mark}1").exists())
     caller.send_signal(number)
-    assert caller.wait(60) != 0
-    tasks = [Task(Path(), {}, Path(f"{mark}{n}.ipynb")) for n in range(3)]
-    soon(lambda: [task.status()["state"] for task in tasks[:2]] == ["interrupted"] * 2)
-    assert tasks[2].status()["state"] == ("interrupted" if number == signal.SIGINT else "queued")
-    assert all(ended(task.status()["kernel"]) for task in tasks[:2])
+    wait_for(lambda: caller.poll() is not None)
+    assert caller.returncode != 0
+    *running, queued = (Task(Path(), {}, Path(f"{mark}{n}.ipynb")) for n in range(3))
+    wait_for(lambda: [task.status()["state"] for task in running] == ["interrupted"] * 2)
+    assert queued.status()["state"] == ("interrupted" if number == signal.SIGINT else "queued")
+    for task in running:
+        wait_for_the_end(task.status()["kernel"])
 
 
-def test_kernel_that_fails_to_start_is_tried_once_more(
-    make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = make("print('well')")
-    startup = tmp_path / "ipython" / "profile_default" / "startup" / "0.py"
-    startup.parent.mkdir(parents=True)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    flaky = f"import os, pathlib\nmark = pathlib.Path({str(tmp_path / 'tried')!r})\n"
-    startup.write_text(flaky + "if not mark.exists():\n    mark.touch()\n    os._exit(1)\n")
-    assert execute(task)["state"] == "done"
-    startup.write_text("import os\nos._exit(1)\n")
-    status = execute(task)
-    assert status["state"] == "killed"
+def test_a_kernel_gets_a_second_start(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, folder = make("print('well')"), mark.parent / "ipython"
+    monkeypatch.setenv("IPYTHONDIR", str(folder))
+    flaky = f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\n"
+    flaky += "if not mark.exists():\n    mark.touch()\n    os._exit(1)\n"
+    for code, state in ((flaky, "done"), ("import os\nos._exit(1)\n", "killed")):
+        write_atomic(folder / "profile_default" / "startup" / "0.py", code)
+        status = execute(task)
+        assert status["state"] == state
     assert "did not start" in status["reason"]
 
 
 def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_path: Path) -> None:
-    meet = "import time, pathlib\npathlib.Path(word).touch()\nend = time.time() + 60\n"
-    meet += "while not pathlib.Path(items[0]).exists():\n    time.sleep(.05)\n    assert time.time() < end"
+    meet = "import time, pathlib\npathlib.Path(word).touch()\n"
+    meet += "while not pathlib.Path(items[0]).exists():\n    time.sleep(.05)"
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     pair = [make(meet, name=name, word=x, items=[y]) for name, x, y in (("one", a, b), ("two", b, a))]
     tasks = [make("1 / 0", name="bad"), *pair]
     seen: list[list[str]] = []
     statuses = run_all(tasks, 2, lambda all_: seen.append([status["state"] for status in all_]))
-    assert [status["state"] for status in statuses] == ["failed", "done", "done"]
+    assert [status["state"] for status in statuses] == seen[-1] == ["failed", "done", "done"]
     assert statuses[0]["reason"] == "ZeroDivisionError: division by zero"
     assert ["queued"] in [states[2:] for states in seen]
-    assert seen[-1] == ["failed", "done", "done"]
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,8 @@ def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tenso
     return torch.where(_chance(x, GRAY_SHARE, generator), _luma(x).expand_as(x), x)
 
 
-VIEWS: dict[str, Callable[[Tensor, Policy, Generator | None], Tensor]] = {
-    "none": plain,
-    "weak": weak,
-    "simclr": simclr,
-    "simclr-weak": simclr_weak,
-}
+View = Callable[[Tensor, Policy, Generator | None], Tensor]
+VIEWS: dict[str, View] = {"none": plain, "weak": weak, "simclr": simclr, "simclr-weak": simclr_weak}
 
 
 def _luma(x: Tensor) -> Tensor:

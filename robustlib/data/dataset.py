@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,13 +100,10 @@ class Split:
         generator: Generator | None = None,
         drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """All examples once, `batch_size` at a time (the last batch may be smaller), on the split's device.
+        """All examples once, `batch_size` at a time, on the split's device; the last batch may be smaller, or is left out.
 
-        Args:
-            shuffle: in a random order, drawn before the first batch.
-            augment: the view that `batch.x` shows; None shows the plain images.
-            generator: source of the order and of all views, on the split's device; None means PyTorch's global one.
-            drop_last: leave out a last batch that is not full.
+        With `shuffle` their order is random, drawn before the first batch. `augment` is the view that `batch.x` shows, None the
+        plain images; `generator`, on the split's device, is the source of order and views, None PyTorch's global one.
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
@@ -118,9 +116,8 @@ class Split:
             for start in range(0, stop, batch_size):
                 at: Tensor | slice = slice(start, start + batch_size)
                 at = at if order is None else order[at]
-                yield Batch(
-                    self.images[at], self.labels[at], self.indices[at], self.policy, augment or "none", generator
-                )
+                examples = self.images[at], self.labels[at], self.indices[at]
+                yield Batch(*examples, self.policy, augment or "none", generator)
 
         return serve()
 
@@ -142,11 +139,10 @@ class Dataset:
         for part, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             wrong = ((split.labels < 0) | (split.labels >= self.num_classes)).nonzero().flatten()
             if len(wrong):
-                first = int(wrong[0])
+                where = f"example {int(wrong[0])} in the {part} split of {self.name}"
                 raise InputError(
-                    f"Label {int(split.labels[first])} of example {first} in the {part} split of {self.name} is out of range: with "
-                    f"{self.num_classes} classes labels are 0 to {self.num_classes - 1}. {len(wrong)} label(s) are wrong; check the "
-                    "label file."
+                    f"Label {int(split.labels[wrong[0]])} of {where} is out of range: with {self.num_classes} classes labels are "
+                    f"0 to {self.num_classes - 1}. {len(wrong)} label(s) are wrong; check the label file."
                 )
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 shapes = f"{tuple(split.images.shape[1:])}, its training images {self.image_shape}"
@@ -158,10 +154,9 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return tuple(self.train.images.shape[1:])
 
     def subset(self, n: int) -> "Dataset":
         """The same data set with `n` stratified, seeded training examples; everything else stays as it is."""
@@ -174,22 +169,20 @@ class Dataset:
 
         With `relabel` they are numbered 0, 1, 2 ... in rising order and the other classes' names are dropped.
         """
-        chosen = torch.tensor(sorted(set(classes)), dtype=torch.int64)
-        named = f"classes {tuple(chosen.tolist())}"
-        if len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < self.num_classes:
-            raise InputError(f"{self.name} has no {named}: give labels of 0 to {self.num_classes - 1}.")
-        if not bool(torch.isin(self.train.labels.cpu(), chosen).any()):
-            raise InputError(
-                f"No training image of {self.name} shows any of the {named}: give labels that occur in it."
-            )
-        splits = []
-        for split in (self.train, self.val, self.test):
-            labels = chosen.to(split.labels.device)
-            kept = split.select(torch.isin(split.labels, labels))
-            splits.append(replace(kept, labels=torch.searchsorted(labels, kept.labels)) if relabel else kept)
-        train, val, test = splits
-        names = tuple(self.class_names[label] for label in chosen.tolist()) if relabel else self.class_names
-        return replace(self, train=train, val=val, test=test, class_names=names)
+        labels = tuple(sorted(set(classes)))
+        if labels and not 0 <= labels[0] <= labels[-1] < self.num_classes:
+            raise InputError(f"{self.name} has no classes {labels}: give labels of 0 to {self.num_classes - 1}.")
+        parts: dict[str, Any] = {}
+        for part in ("train", "val", "test"):
+            split: Split = getattr(self, part)
+            chosen = torch.tensor(labels, dtype=torch.int64, device=split.labels.device)
+            kept = split.select(torch.isin(split.labels, chosen))
+            parts[part] = replace(kept, labels=torch.searchsorted(chosen, kept.labels)) if relabel else kept
+        if not len(parts["train"]):
+            said = f"shows any of the classes {labels}: give labels that occur in it."
+            raise InputError(f"No training image of {self.name} {said}")
+        names = tuple(self.class_names[label] for label in labels) if relabel else self.class_names
+        return replace(self, **parts, class_names=names)
 
 
 def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Triple, Triple]:

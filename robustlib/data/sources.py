@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,15 +76,11 @@ def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
     if absent:
         raise missing(name, root, absent[0] if len(absent) == len(sums) else ", ".join(absent))
     for path, md5 in sums.items():
-        archive = path.with_name(path.name + ".gz")
-        if md5 is not None:
-            with path.open("rb") as file:
-                actual = hashlib.file_digest(file, "md5").hexdigest()
-            if actual != md5:
-                raise corrupted(path, f"its MD5 sum is {actual}, the published one is {md5}")
-        elif archive.is_file() and zlib.crc32(path.read_bytes()) != int.from_bytes(
-            archive.read_bytes()[-8:-4], "little"
-        ):
+        archive, content = path.with_name(path.name + ".gz"), path.read_bytes()
+        if md5 is not None and (actual := hashlib.md5(content).hexdigest()) != md5:
+            raise corrupted(path, f"its MD5 sum is {actual}, the published one is {md5}")
+        crc = int.from_bytes(archive.read_bytes()[-8:-4], "little") if archive.is_file() else None
+        if md5 is None and crc not in (None, zlib.crc32(content)):
             raise corrupted(path, f"its CRC-32 is not the one in {archive.name}")
 
 
@@ -113,9 +110,9 @@ def idx(name: str, root: Path, download: bool) -> Arrays:
 
     make: Any = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     folder, sums = root / make.__name__ / "raw", MNIST_MD5 if name == "mnist" else {}
-    files = [Path(archive).stem for archive, _ in make.resources]
     if download:
         fetched(name, root, make)
+    files = [Path(archive).stem for archive, _ in make.resources]
     check_files(name, root, {folder / file: sums.get(file) for file in files})
     try:
         parts = [make(str(root), train=train) for train in (True, False)]
@@ -128,16 +125,9 @@ def idx(name: str, root: Path, download: bool) -> Arrays:
 IMAGENETTE_SIZE, TINY_SIZE = 160, 64
 IMAGENETTE_FOLDERS = ("imagenette2-160", "imagenette2-320", "imagenette2")  # in this order, then any other version
 IMAGENETTE_CLASSES = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
+    **{"n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw"},
+    **{"n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump"},
+    **{"n03445777": "golf ball", "n03888257": "parachute"},
 }
 TINY_FOLDER = "tiny-imagenet-200"
 TINY_URL, TINY_MD5 = f"http://cs231n.stanford.edu/{TINY_FOLDER}.zip", "90528d7ca1a48142e341f4ef8d21d0de"
@@ -222,11 +212,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _read(files: Sequence[Sequence[Path]], size: int) -> Pair:
     """All images of a list of classes, each a list of files; decoding releases the interpreter lock, so in threads."""
-    paths = [path for of_class in files for path in of_class]
     labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files]).astype(np.int64)
-    images = np.empty((len(paths), 3, size, size), np.uint8)
+    images = np.empty((len(labels), 3, size, size), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for at, image in enumerate(pool.map(lambda path: decode(path, size), paths)):
+        for at, image in enumerate(pool.map(lambda path: decode(path, size), chain.from_iterable(files))):
             images[at] = image
     return images, labels
 

@@ -96,8 +96,8 @@ class Projected(Classifier):
 
     Args:
         projection: widths of the projector's linear maps with ReLU between them, e.g. (512, 128) in SupCon and CLAF.
-        projection_batchnorm: a BatchNorm after each map; maps after the first have no bias (ACL's release).
-        dual_batchnorm: all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
+        batchnorm: a BatchNorm after each map; maps after the first have no bias (ACL's release).
+        dual: all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
     """
 
     def __init__(
@@ -105,9 +105,8 @@ class Projected(Classifier):
         encoder: nn.Module,
         spec: ImageSpec,
         projection: Sequence[int],
-        *,
-        projection_batchnorm: bool = False,
-        dual_batchnorm: bool = False,
+        batchnorm: bool = False,
+        dual: bool = False,
     ) -> None:
         super().__init__(encoder, spec)
         if not projection or min(projection) < 1:
@@ -115,10 +114,10 @@ class Projected(Classifier):
         layers: list[nn.Module] = []
         for wide, narrow in pairwise([self.head.in_features, *projection]):
             layers += [nn.ReLU(inplace=True)] if layers else []
-            layers.append(nn.Linear(wide, narrow, bias=not (projection_batchnorm and layers)))
-            layers += [nn.BatchNorm1d(narrow)] if projection_batchnorm else []
+            layers.append(nn.Linear(wide, narrow, bias=not (batchnorm and layers)))
+            layers += [nn.BatchNorm1d(narrow)] if batchnorm else []
         self.projector = nn.Sequential(*layers)
-        for module in list(self.modules()) if dual_batchnorm else ():
+        for module in list(self.modules()) if dual else ():
             for name, child in list(module.named_children()):
                 if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     setattr(module, name, DualBatchNorm(child))
@@ -129,14 +128,13 @@ class Projected(Classifier):
 
 
 class SelfSupervised(Projected):
-    """A `Projected` whose head is no head before `set_readout`: until then it has features and projections, but no logits.
+    """A `Projected` whose head is no head before `set_readout`: until then it has features and projections, and asked for logits
+    it raises InputError.
 
     Whether it has a readout is saved with its weights (as "_extra_state"), so a stored model knows it too.
     """
 
-    def __init__(self, encoder: nn.Module, spec: ImageSpec, projection: Sequence[int], **options: bool) -> None:
-        super().__init__(encoder, spec, projection, **options)
-        self.predicts = False
+    predicts = False
 
     def set_readout(self, weight: Tensor, bias: Tensor) -> None:
         """The head becomes weight (K, D) and bias (K,); from now on the model is an ordinary classifier."""
@@ -146,7 +144,6 @@ class SelfSupervised(Projected):
         self.predicts = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K); raises InputError before there is a readout."""
         if not self.predicts:
             raise InputError(
                 "This self-supervised model has no readout yet and cannot predict: finish its training, whose last stage fits one, "

@@ -55,7 +55,7 @@ def build_model(
         classify: which of a `Disentangled`'s features its deployed head sees.
         reverse_attention: ANCRA's `ReverseAttention` around the same encoder and head.
         projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
-        projection_batchnorm, dual_batchnorm: of a `Projected`; see there.
+        projection_batchnorm, dual_batchnorm: `batchnorm` and `dual` of a `Projected`.
         self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
         purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
     """
@@ -78,9 +78,7 @@ def build_model(
         model: Classifier = Disentangled(encoder, spec, classify)
     elif projection:
         kind = SelfSupervised if self_supervised else Projected
-        model = kind(
-            encoder, spec, projection, projection_batchnorm=projection_batchnorm, dual_batchnorm=dual_batchnorm
-        )
+        model = kind(encoder, spec, projection, projection_batchnorm, dual_batchnorm)
     elif purified is not None:
         model = build_purified(encoder, spec, purified)
     else:
@@ -93,13 +91,13 @@ def build_model(
 
 def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, Any]) -> Purified:
     """A `Purified` from plain options: purifier ("gan"), transform ("rt2"), sigma, missing, grid and width."""
-    known = {"purifier": "gan", "transform": "rt2", "width": None}
-    names = ("sigma", "missing", "grid")
-    for name in options:
-        if name not in (*known, *names):
-            raise unknown("option of a purified model", name, (*known, *names))
-    kind, transform, width = ({**known, **options}[name] for name in known)
-    destroy = RandomTransform(transform, **{name: options[name] for name in names if name in options})
+    fields = dict(options)
+    kind, width = fields.pop("purifier", "gan"), fields.pop("width", None)
+    known = ("transform", "sigma", "missing", "grid")
+    for name in fields:
+        if name not in known:
+            raise unknown("option of a purified model", name, ("purifier", "width", *known))
+    destroy = RandomTransform(fields.pop("transform", "rt2"), **fields)
     model = Purified(encoder, spec, Purifier(spec.image_shape), destroy)
     # after the head: every purifier meets the same classifier
     model.purifier = build_purifier(kind, spec.image_shape, width)

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -47,19 +46,20 @@ class RandomTransform:
             raise InputError(
                 f"sigma={self.sigma!r}: give the noise's standard deviation, at least 0 (grey levels 0 to 1)."
             )
-        if self.kind == "rt3" and not 2 <= self.passes <= self.blocks:
+        blocks = self.grid**2
+        if self.kind == "rt3" and not 2 <= self.passes <= blocks:
             raise InputError(
                 f"missing={self.missing!r}: rt3 hides the image in round(1 / missing) parts, at least 2 and at most the "
-                f"{self.blocks} block(s) of the grid: give 0.5 or less, or a finer grid."
+                f"{blocks} block(s) of the grid: give 0.5 or less, or a finer grid."
             )
         if self.kind == "rt3" and abs(1 / self.missing - self.passes) > WHOLE:
             raise InputError(
                 f"missing={self.missing!r}: rt3 hides the whole image in parts of one size, and {1 / self.missing:.3g} of them is no "
                 f"whole number: give {1 / self.passes:.3g} for {self.passes} parts."
             )
-        if self.kind in ("rt1", "rt2") and self.missing and not 0 < self.hidden < self.blocks:
+        if self.kind in ("rt1", "rt2") and self.missing and not 0 < self.hidden < blocks:
             raise InputError(
-                f"missing={self.missing!r} of a grid of {self.grid} x {self.grid} hides {self.hidden} of {self.blocks} block(s): "
+                f"missing={self.missing!r} of a grid of {self.grid} x {self.grid} hides {self.hidden} of {blocks} block(s): "
                 "give another rate, or a finer grid."
             )
 
@@ -74,14 +74,9 @@ class RandomTransform:
         return self.kind in ("rt2", "rt3") and self.sigma > 0
 
     @property
-    def blocks(self) -> int:
-        """Blocks of the grid."""
-        return self.grid**2
-
-    @property
     def hidden(self) -> int:
         """Blocks that a mask of rt1 and rt2 hides."""
-        return round(self.missing * self.blocks)
+        return round(self.missing * self.grid**2)
 
     @property
     def passes(self) -> int:
@@ -96,16 +91,17 @@ class RandomTransform:
         if self.noisy:
             noise = torch.randn(x.shape, generator=generator, device=device).to(x) * self.sigma
         if self.kind == "none":
-            return Randomness(noise, x.new_zeros(1, size, 1, height, width))
+            return Randomness(None, x.new_zeros(1, size, 1, height, width))
         if self.grid > min(height, width):
             raise InputError(
                 f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels: "
                 f"give at most {min(height, width)}."
             )
-        # A shuffle of each image's blocks.
-        places = torch.rand(size, self.blocks, generator=generator, device=device).argsort(1)
+        places = torch.rand(size, self.grid**2, generator=generator, device=device).argsort(
+            1
+        )  # a shuffle for each image
         if self.kind == "rt3":
-            part = places * self.passes // self.blocks
+            part = places * self.passes // self.grid**2
             hidden = torch.stack([part == number for number in range(self.passes)])
         else:
             hidden = (places < self.hidden)[None]
@@ -124,9 +120,8 @@ class RandomTransform:
 class Purified(Classifier):
     """x -> logits of the classifier at the purified image, differentiable from end to end.
 
-    Until `deploy` it is the plain classifier, which can be trained; `around` puts a purifier before one that is. Then the
-    classifier is frozen: always in eval mode, whatever `train` says, and its weights take no gradients, though gradients flow
-    through it to the purifier and to the image. Whether it is deployed is saved with its weights. Unless `fixed`, every image of
+    Until `deploy` it is the plain classifier, which can be trained. Then the classifier is frozen: always in eval mode, whatever
+    `train` says, and its weights take no gradients, though gradients flow through it to the purifier and to the image. Whether it is deployed is saved with its weights. Unless `fixed`, every image of
     every pass gets its own randomness from torch's global generator: the model is `stochastic`, and attacks must average over draws.
     """
 
@@ -135,30 +130,10 @@ class Purified(Classifier):
 
     def __init__(self, encoder: nn.Module, spec: ImageSpec, purifier: Purifier, transform: RandomTransform) -> None:
         super().__init__(encoder, spec)
-        if purifier.image_shape != self.image_shape:
-            raise InputError(
-                f"The purifier completes images of shape {purifier.image_shape}, the classifier takes {self.image_shape}: "
-                "build both for the same data set."
-            )
         self.purifier, self.transform = purifier, transform
         self.seed: int | None = None  # of randomness that is drawn once; None for fresh draws
         self.straight_through = False  # BPDA: backwards, purifier and transform count as the identity
         self.register_buffer("purifying", torch.tensor(False))
-
-    @classmethod
-    def around(cls, classifier: Classifier, purifier: Purifier, transform: RandomTransform) -> "Purified":
-        """A deployed model of a copy of a trained classifier behind a purifier, which may come from another model."""
-        if type(classifier) is not Classifier:
-            raise InputError(
-                f"A {type(classifier).__name__} is more than an encoder and a head, which is all that a purifier is put before here: "
-                "give a Classifier, as build_model and most runs have it."
-            )
-        spec = SimpleNamespace(image_shape=classifier.image_shape, num_classes=classifier.num_classes)
-        spec.mean, spec.std = classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()
-        model = cls(copy.deepcopy(classifier.encoder), spec, purifier, transform).to(classifier.mean.device)
-        model.head.load_state_dict(classifier.head.state_dict())
-        model.deploy()
-        return model
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -219,7 +194,6 @@ class Purified(Classifier):
         return self.head(self._bare_features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (B, D) of the purified images, the input of `head`."""
         return self._bare_features(self.purify(x))
 
     def fixed(self, seed: int) -> "Purified":
@@ -246,7 +220,7 @@ class Purified(Classifier):
 
     def extra_repr(self) -> str:
         """The transform, which weights do not tell: for digests of the model."""
-        return f"{self.transform}"
+        return str(self.transform)
 
     def _bare_features(self, x: Tensor) -> Tensor:
         if bool(self.purifying) and any(module.training for module in (self.encoder, self.head)):
@@ -257,8 +231,7 @@ class Purified(Classifier):
         return super().features(x)
 
     def _view(self, **changes: Any) -> "Purified":
-        """The same modules, weights and buffers under other settings."""
-        view = copy.copy(self)
+        view = copy.copy(self)  # of the same modules, weights and buffers
         vars(view).update(changes)
         return view
 

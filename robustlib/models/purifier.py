@@ -83,7 +83,6 @@ class Generator(Purifier):
         self.coarse, self.fine = (UNet(image_shape[0], width, downs, side) for _ in range(2))
 
     def complete(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(coarse, fine), of images whose sides `multiple` divides."""
         coarse = gated_sum(x, self.coarse(x, mask))
         filled = coarse * mask + x * (1 - mask)
         return coarse, gated_sum(filled, self.fine(filled, mask))
@@ -190,7 +189,6 @@ class MaskedAutoencoder(Purifier):
         self.pixels = nn.Linear(width, 2 * channels * self.patch**2)
 
     def complete(self, x: Tensor, mask: Tensor) -> tuple[Tensor]:
-        """(completed,), of images whose sides the patch divides."""
         maps = self.embed(torch.cat([2 * x - 1, mask], 1))
         tokens = self.layers(maps.flatten(2).transpose(1, 2) + self.position)
         pixels = self.pixels(self.norm(tokens)).transpose(1, 2).unflatten(2, maps.shape[2:])

@@ -17,13 +17,7 @@ from robustlib.representation.copies import (
 )
 from robustlib.representation.embedding import Embedding, embed, embed_path, trustworthiness
 from robustlib.representation.features import Features, at_eps, features, layers
-from robustlib.representation.jacobian import (
-    Plane,
-    feature_jacobian_norm,
-    local_lipschitz,
-    metric_over_plane,
-    pullback_metric,
-)
+from robustlib.representation.jacobian import Plane, feature_jacobian_norm, metric_over_plane, pullback_metric
 from robustlib.representation.measures import (
     alignment,
     cka,

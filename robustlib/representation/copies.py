@@ -104,7 +104,7 @@ def attacked_pairs(
 ) -> Pairs:
     """The pairs of ANCRA's figure of distances (Zhou et al. 2023; feature_distance.py), for any model and all classes.
 
-    Copies are found by PGD-10. The other image is drawn from the split as in ANCRA's training, a class uniformly and then one
+    Copies are those of PGD-10. The other image is drawn from the split as in ANCRA's training, a class uniformly and then one
     of its images, and pulled towards the class of its partner by targeted PGD-10. Both attacks go on after a success and use
     the model's `attack_view`. `seed` is of negatives and random starts; `embed` maps images to features (B, D) instead of
     `model.features`.
@@ -118,12 +118,12 @@ def attacked_pairs(
     view, triples = validation_view(model), []
     push, pull = PGD(threat, steps=10), PGD(threat, steps=10, targeted=True)
     with frozen_eval(model):
-        for own, other in zip(split.batches(256), split.select(chosen).batches(256), strict=True):
-            rng = ExampleRNG.for_examples(seed, own.index)
-            copies = push(view, own.x, own.y, rng=rng)
-            pulled = pull(view, other.x, other.y, rng=rng.fold_in(1), target=own.y)
+        for batch, other in zip(split.batches(256), split.select(chosen).batches(256), strict=True):
+            rng = ExampleRNG.for_examples(seed, batch.index)
+            copies = push(view, batch.x, batch.y, rng=rng)
+            pulled = pull(view, other.x, other.y, rng=rng.fold_in(1), target=batch.y)
             with torch.no_grad():
-                triples.append([to_features(images).float().cpu() for images in (own.x, copies, pulled)])
+                triples.append([to_features(images).float().cpu() for images in (batch.x, copies, pulled)])
     return Pairs(*(torch.cat(parts) for parts in zip(*triples, strict=True)))
 
 
@@ -132,9 +132,9 @@ def gap_probe(
 ) -> Callable[[nn.Module, Batch], dict[str, float]]:
     """Mean feature gaps of several layers (by their name in the metrics), to watch during training: an entry of `Stage.probes`.
 
-    They appear in the metrics as "probe/<layer's name>/<measure>": "linf" is what AFD plots, the others do not depend on the
-    features' scale. One attack serves all, with the same random numbers in every epoch, on `images` of the batch, spread evenly
-    over it (its order may be that of classes), always the same.
+    They appear as "probe/<layer's name>/<measure>": "linf" is what AFD plots, the others do not depend on the features' scale. One
+    attack serves all, with the same random numbers in every epoch, on `images` of the batch, spread evenly over it (its order
+    may be that of classes), always the same.
     """
 
     def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
@@ -159,8 +159,7 @@ class Steps(NamedTuple):
 
     clean: dict[str, Tensor]
     adversarial: dict[str, Tensor]
-    # the classifier's answers (B,) to both, to the images and to the purified ones
-    answers: dict[str, tuple[Tensor, Tensor]]
+    answers: dict[str, tuple[Tensor, Tensor]]  # of the classifier (B,) to both, to the images and to the purified ones
 
 
 def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, seed: int = 0) -> Steps:
@@ -198,14 +197,12 @@ def transform_surface(transform: RandomTransform, clean: Tensor, adversarial: Te
     T is the mean of several draws of the transform (of rt3 one mask a draw). What the attack did shrinks by the missing rate alone,
     while what the transform does averages out: mixing brings the attack back out of the noise. After the released "impact of
     missing rate and mix number", whose figure has 4000 times the same numbers for masks of single pixels; here blocks, noise and
-    radius are those of the model. Missing rates are those near RATES that its grid can have.
-
-    Returns:
-        A row for each rate and number of MIXES: missing, mixes, apart (|T(x') - T(x)|, both by the same draws), changed
-        (|T(x') - x'|); means over images and pixels, in [0, 1].
+    radius are those of the model. A row for each of MIXES and of the rates near RATES that its grid can have: missing, mixes,
+    apart (|T(x') - T(x)|, both by the same draws), changed (|T(x') - x'|); means over images and pixels, in [0, 1].
     """
     rows = []
-    for rate in sorted({round(rate * transform.blocks) / transform.blocks for rate in RATES} - {1.0}):
+    blocks = transform.grid**2
+    for rate in sorted({round(rate * blocks) / blocks for rate in RATES} - {1.0}):
         mask = replace(transform, kind="rt2" if transform.noisy else "rt1", missing=rate)
         generator = torch.Generator().manual_seed(seed)
         sums = [torch.zeros_like(clean), torch.zeros_like(clean)]
@@ -228,8 +225,8 @@ def purified_copies(model: Purified, split: Split, attack: Attack, *, seed: int 
     """
 
     def bare(images: Split) -> Features:
-        found = features(View(model, "classify"), images, layers="model.encoder")
-        return replace(found, layers={FEATURES: found["model.encoder"]})
+        answers = features(View(model, "classify"), images, layers="model.encoder")
+        return replace(answers, layers={FEATURES: answers["model.encoder"]})
 
     attacked = features(model, split, attack=attack, seed=seed, keep_images=True)
     shown = replace(split, images=attacked.images)  # type: ignore[arg-type]
@@ -247,27 +244,25 @@ def forward_cost(model: Purified, x: Tensor) -> pd.DataFrame:
     Both take turns, so that other work of the machine falls on both; the median of 15 rounds counts. A row a pass: pass
     ("forward", "forward and gradient"), classifier, purified (milliseconds an image), ratio.
     """
-    sides: dict[str, Callable[[Tensor], Tensor]] = {"classifier": model.classify, "purified": model}
     rows, x = [], x.to(model.mean.device)
+    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+
+    def seconds(call: Callable[[Tensor], Tensor], backwards: bool) -> float:
+        images = x.detach().clone().requires_grad_(backwards)
+        wait()
+        began = time.perf_counter()
+        with torch.set_grad_enabled(backwards):
+            answer = call(images)
+        if backwards:
+            answer.sum().backward()
+        wait()
+        return time.perf_counter() - began
+
     with frozen_eval(model):
         for name, backwards in (("forward", False), ("forward and gradient", True)):
-            times = [[_seconds(call, x, backwards) for call in sides.values()] for _ in range(ROUNDS + 1)]
+            times = [[seconds(call, backwards) for call in (model.classify, model)] for _ in range(ROUNDS + 1)]
             # the first round warms up
             milliseconds = 1000 * torch.tensor(times[1:], dtype=torch.float64).median(0).values / len(x)
-            row = dict(zip(sides, milliseconds.tolist(), strict=True))
-            rows.append({"pass": name, **row, "ratio": row["purified"] / row["classifier"]})
+            alone, purified = milliseconds.tolist()
+            rows.append({"pass": name, "classifier": alone, "purified": purified, "ratio": purified / alone})
     return pd.DataFrame(rows)
-
-
-def _seconds(call: Callable[[Tensor], Tensor], x: Tensor, backwards: bool) -> float:
-    """Of one call, until the device is done."""
-    x = x.detach().clone().requires_grad_(backwards)
-    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
-    wait()
-    began = time.perf_counter()
-    with torch.set_grad_enabled(backwards):
-        answer = call(x)
-    if backwards:
-        answer.sum().backward()
-    wait()
-    return time.perf_counter() - began

@@ -70,13 +70,11 @@ def embed_path(
     """Maps several tables of features to the plane together (McInnes et al. 2018); the same call gives the same map.
 
     Args:
-        tables: T of (N, D), of the same examples in the same order: clean features, then those of attacked or other copies; 5 000
-            to 10 000 rows in all show enough.
+        tables: T of (N, D), of the same examples in the same order, clean features first; 5 000 to 10 000 rows in all show enough.
         neighbours: of UMAP's graph, fewer than T N.
         min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
         seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
-        cache: directory (a run's) where coordinates are kept below embeddings/ under a digest of the features, the
-            parameters and the versions of the packages; the same call takes them from there.
+        cache: directory (a run's) where they are kept, by a digest of features, parameters and the packages' versions.
     """
     if not tables:
         raise InputError("A map needs features: give at least one table.")
@@ -100,7 +98,6 @@ def embed_path(
 
 
 def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What an Embedding holds besides its parameters."""
     every = unit(torch.cat(tuple(tables)))
     plane, shares = principal_components(every, 2)
     pca = np.pad(plane.numpy(), ((0, 0), (0, 2 - plane.shape[1])))

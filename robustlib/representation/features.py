@@ -38,10 +38,9 @@ def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tupl
     known = layers(model)
     if wanted is None:
         return (FEATURES if FEATURES in known else LOGITS,)
-    names = (wanted,) if isinstance(wanted, str) else tuple(dict.fromkeys(wanted))
     modules = [name for name, _ in model.named_modules() if name]
-    short = {name.removeprefix("encoder."): name for name in known}
-    names = tuple(short.get(name, name) for name in names)
+    full = {name.removeprefix("encoder."): name for name in known}
+    names = tuple(full.get(name, name) for name in ([wanted] if isinstance(wanted, str) else dict.fromkeys(wanted)))
     for name in names:
         if name not in known and name not in modules:
             near = difflib.get_close_matches(name, [*known, *modules], 1)
@@ -174,7 +173,7 @@ def features(
     Args:
         model: x -> logits, on the device where it shall run; in eval mode for the time.
         layers: names that `layers(model)` lists, or paths of other submodules; None = "features", the penultimate ones.
-        attack: finds what the model is shown instead, on its `attack_view` where it has one; the model decides what is a success.
+        attack: makes what the model is shown instead, on its `attack_view` where it has one; the model decides what is a success.
         augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; each seed gives another one.
         batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.

@@ -1,59 +1,23 @@
-"""How fast features change around an image: local slopes, and the metric that a feature map pulls back onto images.
+"""How fast features change around an image: their Jacobian, and the metric that they pull back onto images.
 
 Models map x -> logits, run in eval mode and are left as found. f is the part of a model up to `layer`, see `layers`; None = the
 penultimate features.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 
-from robustlib.attacks.base import check_inputs, frozen_eval
+from robustlib.attacks.base import frozen_eval
 from robustlib.errors import InputError
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
-from robustlib.rng import ExampleRNG, uniform_point
-from robustlib.threat import Threat
 
 ENTRIES = 2**23  # of Jacobians held at once: 32 MB
 FLAT = 1e-5  # three images whose triangle is flatter than this, relative to its sides, span no plane in float32
-
-
-def local_lipschitz(
-    model: nn.Module, x: Tensor, threat: Threat, *, layer: str | None = None, steps: int = 10, seed: int = 0
-) -> Tensor:
-    """The largest |f(x') - f(x)|_2 / |x' - x| found over x' of the ball and of [0, 1], for each image, (B,) in [0, inf).
-
-    Projected ascent on the ratio from a random start, in `steps` of eps / 4; the length in the denominator is the threat's norm.
-    The result is a lower bound of the local Lipschitz constant. After Yang et al. (2020, "A closer look at accuracy vs.
-    robustness", eq. 3), who take the L1 norm of the outputs: with L2 and an l2 threat a linear layer has its spectral norm.
-    """
-    check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-    if not threat.eps or steps < 1:
-        raise InputError(
-            f"eps={threat.eps:g} and steps={steps!r}: a slope needs a ball of eps > 0 and at least 1 step."
-        )
-    f = layer_function(model, layer)
-    rng = ExampleRNG.for_examples(seed, torch.arange(len(x), device=x.device))
-    point = uniform_point(threat, x, rng)
-    best = torch.zeros(len(x), device=x.device)
-    with frozen_eval(model):
-        with torch.no_grad():
-            origin = f(x)
-        for step in range(steps + 1):
-            point = point.detach().requires_grad_(True)
-            with torch.enable_grad():
-                distance = (f(point) - origin).square().sum(1).clamp_min(TINY**2).sqrt()
-                # of the numerator alone: with the denominator, no step would reach the border
-                gradient = torch.autograd.grad(distance.sum(), point)[0]
-            point = point.detach()
-            best = torch.maximum(best, distance.detach() / threat.distance(point, x).clamp_min(TINY))
-            if step < steps:
-                point = threat.project(point + threat.steepest_step(gradient, threat.eps / 4), x)
-    return best
 
 
 def feature_jacobian_norm(
@@ -69,16 +33,11 @@ def feature_jacobian_norm(
         raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
     f, x = layer_function(model, layer), x.detach().requires_grad_(True)
     with frozen_eval(model), torch.enable_grad():
-        answer = f(x)
-        outputs = answer.shape[1]
-        exact = not 0 < projections < outputs
-        total = torch.zeros(len(x), device=x.device)
-        for k in range(outputs if exact else projections):
-            if exact:
-                v = torch.zeros_like(answer)
-                v[:, k] = 1
-            else:
-                v = torch.randn(answer.shape, generator=generator, device=x.device)
+        answer, total = f(x), torch.zeros(len(x), device=x.device)
+        exact = not 0 < projections < answer.shape[1]
+        random = (torch.randn(answer.shape, generator=generator, device=x.device) for _ in range(projections))
+        directions: Iterable[Tensor] = _units(answer) if exact else random
+        for v in directions:
             slope = torch.autograd.grad(answer, x, v, retain_graph=True)[0]
             total += slope.flatten(1).square().sum(1)
     return (total if exact else total / projections).sqrt()
@@ -115,13 +74,16 @@ def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _slopes(answer: Tensor, at: Tensor) -> Tensor:
-    """d answer / d at (B, outputs, inputs), flattened, by one backward pass an output."""
-    rows = []
-    for k in range(answer[0].numel()):
-        unit = torch.zeros_like(answer)
-        unit.flatten(1)[:, k] = 1
-        rows.append(torch.autograd.grad(answer, at, unit, retain_graph=True)[0].flatten(1))
+    """d answer / d at (B, outputs, inputs), by one backward pass an output."""
+    rows = [torch.autograd.grad(answer, at, v, retain_graph=True)[0].flatten(1) for v in _units(answer)]
     return torch.stack(rows, 1)
+
+
+def _units(answer: Tensor) -> Iterator[Tensor]:
+    for k in range(answer[0].numel()):
+        v = torch.zeros_like(answer)
+        v.flatten(1)[:, k] = 1
+        yield v
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,14 +124,9 @@ def metric_over_plane(
 ) -> pd.DataFrame:
     """The answers of models, and the metric their penultimate features pull back, on a grid over a part of a plane.
 
-    Args:
-        models: by name, all on the plane's device and of K classes.
-        around: images (N, C, H, W) whose projections the grid surrounds.
-        steps: points along each side.
-        margin: of the grid around the images, as a share of their extent on each side.
-
-    Returns:
-        A row for each model and point: model, across, up (coordinates), top_eigenvalue, log_volume, logit 0 .. logit K - 1.
+    The grid, of `steps` points a side, surrounds the projections of the images `around` (N, C, H, W), with a `margin` on each
+    side as a share of their extent. Models, by name, are on the plane's device and of K classes. A row for each model and point:
+    model, across, up (coordinates), top_eigenvalue, log_volume, logit 0 .. logit K - 1.
     """
     if steps < 2 or not margin >= 0 or not models:
         given = f"steps={steps!r}, margin={margin!r}, {len(models)} models"

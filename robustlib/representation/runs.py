@@ -34,16 +34,11 @@ def probe_attack(threat: Threat) -> PGD:
 def run_features(
     run: Run, dataset: Dataset, attack: Attack, *, layers: Layers = None, n: int = EXAMPLES, seed: int = 0
 ) -> tuple[Features, Features]:
-    """Clean and adversarial features of a finished run on `n` test images, the same for all runs; kept in the run.
+    """Clean and adversarial features of a finished run of this data set, at `layers` (see `features`), on the same images for all runs.
 
-    Both sides have their images, the adversarial ones rounded to 256 levels. They lie below features/ in the run's directory
-    under a digest of weights, images, attack, layers, seed and versions; the same call takes them from there.
-
-    Args:
-        run: finished, of this data set.
-        attack: on the run's own model, through its `attack_view`.
-        layers: see `robustlib.representation.features`; None = the penultimate features.
-        n: a stratified choice of so many test images, always the same; 0 for all.
+    Those are a stratified choice of `n` test images (0: all); the attack is on the run's model, through its `attack_view`. Both
+    sides have their images, the adversarial ones rounded to 256 levels. They are kept below features/ in the run's directory
+    under a digest of weights, images, attack, layers, seed and versions.
     """
     check_runs([run], dataset)
     model, split = run.model(), dataset.test.sample(n)
@@ -106,15 +101,10 @@ def gap_table(
     n: int = EXAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The mean feature gap of runs per layer, eps and class, on the same images.
+    """The mean feature gap of runs per layer and eps (None: the attack's own), and with `classes` per class too, on the same images.
 
-    Args:
-        runs, dataset, attack, layers, n, seed: see `run_features`.
-        eps: radii to attack with; None = the attack's own.
-        classes: a row for each class besides the one for all.
-
-    Returns:
-        run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and each measure of `feature_gap`.
+    Columns: run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and each measure of `feature_gap`.
+    Other arguments as of `run_features`.
     """
     check_runs(runs, dataset)
     attacks = [attack] if eps is None else [at_eps(attack, radius) for radius in eps]

@@ -104,9 +104,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold a JSON object, it holds a {type(content).__name__}: delete or restore it."
-        )
+        kind = type(content).__name__
+        raise InputError(f"{path} should hold a JSON object, it holds a {kind}: delete or restore it.")
     return content
 
 
@@ -123,15 +122,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except SafetensorError as error:
+        said = f"is truncated or not a safetensors file ({error}): train again with --rerun."
+        raise InputError(f"{path} {said}") from error
+    expected, stored = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
+    if stored != expected:
+        name = next(k for k in {**expected, **stored} if expected.get(k) != stored.get(k))
         raise InputError(
-            f"{path} is truncated or not a safetensors file ({error}): train again with --rerun."
-        ) from error
-    expected, found = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
-    if found != expected:
-        name = next(k for k in {**expected, **found} if expected.get(k) != found.get(k))
-        raise InputError(
-            f"{path} holds weights of another model: {name} is {found.get(name, 'missing')} there and "
-            f"{expected.get(name, 'unknown')} here. Use the architecture, the model "
-            "options (such as reverse_attention) and the data set it was trained with."
+            f"{path} holds weights of another model: {name} is {stored.get(name, 'missing')} there and "
+            f"{expected.get(name, 'unknown')} here. Use the architecture, the model options (such as reverse_attention) and the "
+            "data set it was trained with."
         )
     model.load_state_dict(state)

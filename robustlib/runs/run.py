@@ -62,11 +62,8 @@ def attack_names(attacks: Iterable[object]) -> set[str]:
 
 def outdated(made: Mapping[str, Any]) -> list[str]:
     """Which of the versions that numbers were made with are others today, in words."""
-    return [
-        f"{name} {made[name]} (now {NUMERICS.get(name, 'gone')})"
-        for name in sorted(made)
-        if NUMERICS.get(name) != made[name]
-    ]
+    changed = [name for name in sorted(made) if NUMERICS.get(name) != made[name]]
+    return [f"{name} {made[name]} (now {NUMERICS.get(name, 'gone')})" for name in changed]
 
 
 UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
@@ -148,9 +145,8 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise InputError(
-                    f"{self.path} is being trained by another process: wait for it, or stop it."
-                ) from error
+                said = "is being trained by another process: wait for it, or stop it."
+                raise InputError(f"{self.path} {said}") from error
             yield
 
     def clear(self) -> None:
@@ -199,11 +195,9 @@ class Run:
         """The trained model in eval mode on the CPU: that of the best epoch (see `Stage.keep`), or of the last one."""
         params = self.params()
         if not params:
-            raise InputError(
-                f"{self.path} holds no run (no params.json): give a directory that `robustlib list` shows."
-            )
-        spec = SimpleNamespace(**params["spec"])
-        model = build_model(params["arch"], spec, **params.get("model", {}))
+            said = "holds no run (no params.json): give a directory that `robustlib list` shows."
+            raise InputError(f"{self.path} {said}")
+        model = build_model(params["arch"], SimpleNamespace(**params["spec"]), **params.get("model", {}))
         files.load_weights(model, self.path / ("model.safetensors" if which == "best" else "last.safetensors"))
         return model.eval()
 
@@ -269,8 +263,7 @@ def find_runs(
     paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
     for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
         paths |= {archive.with_suffix("") / name.partition("/")[0] for name in files.read_archive(archive)}
-    runs = [Run(path) for path in sorted(paths)]
-    runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
+    runs = [run for run in map(Run, sorted(paths)) if preset is None or run.params().get("preset") == preset]
     return [run for run in runs if run.finished or not finished]
 
 
@@ -316,15 +309,15 @@ def provenance(device: torch.device, threads: int, command: str, numerics: Mappi
     """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
     packages, git = {}, ""
     for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
-        try:
+        packages[name] = "not installed"
+        with suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = "not installed"
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     with suppress(OSError, subprocess.SubprocessError):
-        git = subprocess.check_output(
-            describe, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        done = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
         )
+        git = done.stdout
     return {
         "command": command,
         "numerics": dict(numerics),
@@ -341,9 +334,8 @@ def provenance(device: torch.device, threads: int, command: str, numerics: Mappi
 def processor() -> str:
     """The name of this machine's processor."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -179,8 +179,8 @@ class Dataset:
             kept = split.select(torch.isin(split.labels, chosen))
             parts[part] = replace(kept, labels=torch.searchsorted(chosen, kept.labels)) if relabel else kept
         if not len(parts["train"]):
-            said = f"shows any of the classes {labels}: give labels that occur in it."
-            raise InputError(f"No training image of {self.name} {said}")
+            said = f"No training image of {self.name} shows any of the classes {labels}"
+            raise InputError(f"{said}: give labels that occur in it.")
         names = tuple(self.class_names[label] for label in labels) if relabel else self.class_names
         return replace(self, **parts, class_names=names)
 
@@ -195,9 +195,8 @@ def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Tri
     try:
         parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=SEED)
     except ValueError as error:
-        raise InputError(
-            f"Cannot hold out {held_out} of {len(labels)} examples with every class in both: {error}"
-        ) from error
+        said = f"Cannot hold out {held_out} of {len(labels)} examples with every class in both"
+        raise InputError(f"{said}: {error}") from error
     rest, held = map(np.sort, parts)
     held_images = images[held]
     for start in range(0, len(rest), 1024):  # in order: a position is read before anything is written over it

@@ -47,7 +47,6 @@ class Disentangled(Classifier):
         return super().features(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """The input of `head`: the intrinsic features f1 = D1 h (B, D), or h if those are classified."""
         return self.latent(x) if self.classify == "latent" else self.intrinsic(self.latent(x))
 
     def branches(self, x: Tensor) -> Branches:

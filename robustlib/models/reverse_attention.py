@@ -34,7 +34,7 @@ class ReverseAttention(Classifier):
     Two blocks are gated (a stage of one block, as small_cnn's: one); pre-activation networks put their final BatchNorm and ReLU
     before each gate and nothing after the last, as released. Features are globally averaged at every image size; the release
     keeps 2 x 2 positions of 64-pixel images. W is neither detached nor normalised, its signs count. The encoder has `gates` blocks
-    that take a `gate` (see robustlib.models.backbones).
+    that take a `gate` (see robustlib.models.backbones). Its `features` are GAP(z'_n), what the paper calls so.
     """
 
     gated_blocks: Tensor
@@ -51,11 +51,9 @@ class ReverseAttention(Classifier):
         self.register_buffer("gated_blocks", torch.tensor(self.gates))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Deployed logits p' (B, K), each gate set by its own block's prediction."""
         return self.attend(x).logits
 
     def features(self, x: Tensor) -> Tensor:
-        """GAP(z'_n) (B, D) of the deployed model, the input of `head`: what the paper calls its features."""
         return self.attend(x).after[-1]
 
     def latent(self, x: Tensor) -> Tensor:

@@ -71,9 +71,7 @@ def consistency(models: Mapping[str, Mapping[str, Features]]) -> pd.DataFrame:
 def _beside_clean(copies: Mapping[str, Features]) -> list[tuple[str, Tensor, Tensor]]:
     """(kind of copy, clean features, its features) for all but the clean ones."""
     if CLEAN not in copies:
-        raise InputError(
-            f"There are no clean features among {', '.join(copies) or 'none'}: take those of image_copies."
-        )
+        raise InputError(f"No clean features are among {', '.join(copies) or 'none'}: take those of image_copies.")
     clean = copies[CLEAN][FEATURES]
     return [(kind, clean, copy[FEATURES]) for kind, copy in copies.items() if kind != CLEAN]
 
@@ -170,9 +168,8 @@ def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, s
     not take are left out.
     """
     if clean.shape != adversarial.shape:
-        raise InputError(
-            f"Clean images {tuple(clean.shape)} and attacked ones {tuple(adversarial.shape)} must be the same images."
-        )
+        shapes = f"Clean images {tuple(clean.shape)} and attacked ones {tuple(adversarial.shape)}"
+        raise InputError(f"{shapes} must be the same images.")
     sides, answers, deployed = [], [], bool(model.purifying)
     with frozen_eval(model), torch.no_grad():
         drawn = model.transform.draw(clean.to(model.mean.device), torch.Generator().manual_seed(seed))

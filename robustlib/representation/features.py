@@ -80,10 +80,8 @@ def activations(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, 
     for name in names:
         if name not in seen:
             raise InputError(f"The forward pass does not reach {name!r}: choose from {', '.join(layers(model))}.")
-        if len(seen[name]) != len(x):
-            raise InputError(
-                f"{name!r} answers {len(seen[name])} rows to {len(x)} images: choose a layer that keeps the batch."
-            )
+        if (rows := len(seen[name])) != len(x):
+            raise InputError(f"{name!r} answers {rows} rows to {len(x)} images: choose a layer that keeps the batch.")
     return seen
 
 
@@ -110,12 +108,10 @@ def as_features(*tables: Tensor) -> tuple[Tensor, ...]:
         if table.ndim != 2 or not len(table):
             raise InputError(f"Features are a table (N, D) with at least one row, not of shape {tuple(table.shape)}.")
         if table.shape != tables[0].shape:
-            shapes = " and ".join(str(tuple(t.shape)) for t in tables)
-            raise InputError(
-                f"Features of the shapes {shapes} are not of the same examples and layer: compare like with like."
-            )
+            shapes = "Features of the shapes " + " and ".join(str(tuple(t.shape)) for t in tables)
+            raise InputError(f"{shapes} are not of the same examples and layer: compare like with like.")
         if not all(bool(rows.isfinite().all()) for (rows,) in pieces(table)):
-            raise InputError("Some features are NaN or infinite: the model diverged, or its input was broken.")
+            raise InputError("Some features are NaN or infinite: the model diverged, or its input was damaged.")
     return tuple(table.detach().float() for table in tables)
 
 

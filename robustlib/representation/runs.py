@@ -52,29 +52,27 @@ def run_features(
         "numerics": versions("measures/representation", *attack_names([attack])),
     }
 
+    sides = {"clean": None, "adversarial": attack}
+
     def make() -> dict[str, Tensor]:
         net = model.to(resolve_device("auto"))
-        clean = features(net, split, layers=names, seed=seed)
-        adversarial = features(net, split, layers=names, attack=attack, seed=seed, keep_images=True)
-        made: dict[str, Any] = {"adversarial/images": adversarial.images}
-        for side, one in (("clean", clean), ("adversarial", adversarial)):
-            made |= {f"{side}/{name}": table for name, table in (one.layers | {"predictions": one.predictions}).items()}
+        made: dict[str, Tensor] = {}
+        for side, one in sides.items():
+            answers = features(net, split, layers=names, attack=one, seed=seed, keep_images=one is not None)
+            made |= {f"{side}/{name}": table for name, table in answers.layers.items()}
+            made[f"{side}/predictions"] = answers.predictions
+            made |= {} if answers.images is None else {f"{side}/images": answers.images}
         return made
 
-    sides = ("clean", "adversarial")
     wanted = [*(f"{side}/{name}" for side in sides for name in (*names, "predictions")), "adversarial/images"]
     tables = cached_tensors(run.path / "features" / f"{digest(repr(facts))}.npz", wanted, make)
-    clean, adversarial = (
-        Features(
-            {name: tables[f"{side}/{name}"] for name in names},
-            split.labels,
-            split.indices,
-            tables[f"{side}/predictions"],
-            tables.get(f"{side}/images", split.images),
-        )
-        for side in sides
-    )
-    return clean, adversarial
+
+    def features_of(side: str) -> Features:
+        layers = {name: tables[f"{side}/{name}"] for name in names}
+        images = tables.get(f"{side}/images", split.images)
+        return Features(layers, split.labels, split.indices, tables[f"{side}/predictions"], images)
+
+    return features_of("clean"), features_of("adversarial")
 
 
 def check_runs(runs: Sequence[Run], dataset: Dataset) -> None:
@@ -83,9 +81,8 @@ def check_runs(runs: Sequence[Run], dataset: Dataset) -> None:
         raise InputError("There are no runs to compare: train some first (`robustlib run`), or give another directory.")
     for run in runs:
         if (name := run.params().get("dataset")) != dataset.name:
-            raise InputError(
-                f"{run.path} was trained on {name!r}, the comparison is on {dataset.name!r}: compare runs of one data set."
-            )
+            said = f"was trained on {name!r}, the comparison is on {dataset.name!r}: compare runs of one data set."
+            raise InputError(f"{run.path} {said}")
         if not run.finished:
             raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first, or leave it out.")
 
@@ -115,10 +112,9 @@ def gap_table(
         groups = {"": torch.ones_like(clean.correct)}
         groups |= {name: clean.labels == k for k, name in enumerate(dataset.class_names if classes else ())}
         for name, few in groups.items():
-            if not bool(few.any()):
-                raise InputError(
-                    f"None of the {len(few)} images is of class {name!r}: take more, or no single classes."
-                )
+            if not few.any():
+                said = f"None of the {len(few)} images is of class {name!r}"
+                raise InputError(f"{said}: take more, or no single classes.")
             for layer in clean.layers:
                 row = {"layer": layer, "class": name, "n": int(few.sum())}
                 rows.append(facts | row | mean_gaps(clean[layer][few], adversarial[layer][few]))

@@ -6,7 +6,6 @@ A run is stale when what made its numbers gives others today, and not when a fil
 import ast
 import fcntl
 import importlib.metadata
-import io
 import json
 import platform
 import re
@@ -116,8 +115,7 @@ class Run:
     @property
     def changed(self) -> str:
         """For people: `changes`, and whether the model was compiled, as in "beta=3.0, compiled"."""
-        parts = (changes_text(self.changes()), "compiled" if self.params().get("compile") else "")
-        return ", ".join(filter(None, parts))
+        return ", ".join(filter(None, (changes_text(self.changes()), self.params().get("compile") and "compiled")))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""
@@ -229,9 +227,7 @@ class Run:
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Stores a data frame as parquet under `name`."""
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        files.write_atomic(self.path / name, buffer.getvalue())
+        files.write_atomic(self.path / name, frame.to_parquet(index=False))
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:

@@ -34,9 +34,8 @@ def fake_mnist(root: Path, folder="MNIST") -> Path:
 
 def fake_cifar(monkeypatch, root: Path, classes=10, n=100) -> Path:
     """Files of the published layout, whose sums torchvision is told to expect."""
-    make, key = torchvision.datasets.CIFAR10, "labels"
-    if classes == 100:
-        make, key = torchvision.datasets.CIFAR100, "fine_labels"
+    make = torchvision.datasets.CIFAR10 if classes == 10 else torchvision.datasets.CIFAR100
+    key = "labels" if classes == 10 else "fine_labels"
     folder = root / make.base_folder
     folder.mkdir(parents=True)
     contents = {make.meta["filename"]: {make.meta["key"]: [f"class {i}" for i in range(classes)]}}
@@ -115,12 +114,8 @@ def test_fashion_mnist(tmp_path, monkeypatch):
 def test_cifar(tmp_path, monkeypatch, classes, n, parts):
     fake_cifar(monkeypatch, tmp_path, classes, n)
     ds = load_dataset(f"cifar{classes}", root=tmp_path)
-    assert (sizes(ds), ds.num_classes, ds.class_names[1], ds.threat) == (
-        parts,
-        classes,
-        "class 1",
-        Threat("linf", 8 / 255),
-    )
+    facts = (sizes(ds), ds.num_classes, ds.class_names[1], ds.threat)
+    assert facts == (parts, classes, "class 1", Threat("linf", 8 / 255))
     # channel, row, column survive the loader's detour over (N, H, W, C)
     first = ds.train.indices < n
     assert torch.equal(ds.train.images[first], random_images(n, seed=0)[ds.train.indices[first]])

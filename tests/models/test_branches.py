@@ -64,20 +64,13 @@ def test_bad_options_are_sentences(digits, options, says):
 # ---- the disentangler
 
 
-@pytest.fixture
-def shaken(digits):
-    """A disentangled model whose two maps, and BatchNorm statistics, are not the initial ones."""
-    model = build_model("small_cnn", digits, disentangled=True)
+def test_branches_equal_their_formula_and_the_confused_one_teaches_the_encoder_nothing(digits):
+    model, x = build_model("small_cnn", digits, disentangled=True), images(3)
     with torch.no_grad():
         for branch in (model.intrinsic, model.confused):
             branch.weight += 0.1 * torch.randn_like(branch.weight)
     model.train()(torch.rand(32, 1, 8, 8))
-    return model.eval()
-
-
-def test_branches_equal_their_formula(shaken):
-    model, x = shaken, images(3)
-    out, (w, b) = model.branches(x), (model.head.weight.double(), model.head.bias.double())
+    out, (w, b) = model.eval().branches(x), (model.head.weight.double(), model.head.bias.double())
     pairs = ((model.intrinsic, out.intrinsic, out.logits), (model.confused, out.confused, out.confused_logits))
     for branch, features, logits in pairs:
         f = torch.einsum("ij,nj->ni", branch.weight.double(), out.latent.double())
@@ -86,18 +79,9 @@ def test_branches_equal_their_formula(shaken):
     assert torch.equal(model(x), out.logits)
     assert torch.equal(model.features(x), out.intrinsic)
     assert torch.equal(model.latent(x), out.latent)
-
-
-def test_the_confused_branch_teaches_the_encoder_nothing(shaken):
-    F.cross_entropy(shaken.branches(images(6)).confused_logits, torch.arange(6)).backward()
-    learns = {name.split(".")[0] for name, p in shaken.named_parameters() if p.grad is not None and p.grad.any()}
+    F.cross_entropy(out.confused_logits, torch.arange(3)).backward()
+    learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert learns == {"confused", "head"}  # the shared classifier is reached; D1 and the encoder are not
-
-
-def test_plain_weights_are_refused(digits, tmp_path):
-    save_weights(build_model("small_cnn", digits), tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match=r"another model: (intrinsic|confused)\.weight is missing there"):
-        load_weights(build_model("small_cnn", digits, disentangled=True), tmp_path / "plain.safetensors")
 
 
 # ---- projection heads and dual BatchNorm

@@ -96,20 +96,10 @@ def test_declared_folds_are_convolutions_that_feed_their_norm(arch):
         assert produced[conv] is consumed[norm], (conv, norm)
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("mlp")])
-@pytest.mark.parametrize("mode", ["circular", "zeros"])
-def test_circular_padding_reaches_every_wide_convolution(arch, mode):
-    with torch.device("meta"):
-        model = build_model(arch, spec(), padding_mode=mode)
-    modes = {(max(m.kernel_size) > 1, m.padding_mode) for m in model.modules() if isinstance(m, nn.Conv2d)}
-    assert (True, mode) in modes <= {(True, mode), (False, "zeros")}
-
-
 @pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
 @pytest.mark.parametrize(("arch", "shift"), [("small_cnn", 4), ("resnet18", 8), ("preact_resnet18", 8)])
 def test_a_circular_network_does_not_see_a_cyclic_shift(arch, shift, padding_mode):
-    x = torch.rand(2, 3, 16, 16)
-    model = build_model(arch, spec((3, 16, 16)), padding_mode=padding_mode).eval()
+    model, x = build_model(arch, spec((3, 16, 16)), padding_mode=padding_mode).eval(), torch.rand(2, 3, 16, 16)
     same = torch.allclose(model.features(x), model.features(x.roll((shift, -shift), (2, 3))), atol=1e-4)
     assert same == (padding_mode == "circular")
 
@@ -136,10 +126,7 @@ SMALL = spec((1, 8, 8))
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (
-            lambda m: m(torch.rand(2, 3, 8, 8)),
-            r"images of 1 channel\(s\), but got a batch of 3 channel\(s\) \(shape \(3, 8, 8\)",
-        ),
+        (lambda m: m(torch.rand(2, 3, 8, 8)), r"1 channel\(s\), but got a batch of 3 channel\(s\) \(shape \(3, 8, 8\)"),
         (lambda m: m(torch.rand(2, 1, 28, 28)), r"images of 8x8 pixels, but got a batch of 28x28 pixels"),
         (lambda m: m(torch.rand(2, 64)), r"takes a batch \(B, C, H, W\), not a tensor of shape \(2, 64\)"),
         (lambda m: m.check_data(spec((1, 8, 8), classes=100)), "tells 10 classes apart, the data set has 100"),

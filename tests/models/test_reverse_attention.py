@@ -11,7 +11,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.models.backbones import GatedStage
-from robustlib.representation.features import activations, layers
+from robustlib.representation.features import activations
 from robustlib.runs import save_weights
 from robustlib.runs.files import load_weights
 from tests.conftest import spec
@@ -64,14 +64,26 @@ def test_logits_equal_the_papers_loops(arch, mask):
     answers = (seen.logits, seen.after[-1], *seen.auxiliary, *map(model.head, seen.before))
     for answer, wanted in zip(answers, (logits, features, *auxiliary, *auxiliary), strict=True):
         assert torch.allclose(answer, wanted, rtol=1e-4, atol=1e-4)
+    for module in model.modules():
+        module.training = not isinstance(module, nn.BatchNorm2d)
+    assert torch.equal(model.attend(x, labels).logits, seen.logits), "the mask is no side effect of the mode"
+    if arch == "preact_resnet18":
+        tracked = model.encoder.bn.num_batches_tracked, model.encoder.layer4[1].bn1.num_batches_tracked
+        assert tracked == (3 * 2, 3), "in the passes in train mode before, the shared BatchNorm saw both gated blocks"
 
 
-def test_a_wide_resnet_gates_its_last_two_blocks():
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("mlp")])
+def test_every_convolutional_architecture_takes_gates_and_keeps_its_weights(arch):
     with torch.device("meta"):
-        model = build_model("wrn28_10", spec(), reverse_attention=True)
-        seen = model.attend(torch.empty(2, 3, 32, 32))
-    assert [tuple(p.shape) for p in seen.auxiliary] == [(2, 10)] * 2
-    assert [tuple(g.shape) for g in (*seen.before, *seen.after)] == [(2, 640)] * 4
+        plain, model = (build_model(arch, spec((1, 8, 8)), reverse_attention=on) for on in (False, True))
+        seen = model.attend(torch.empty(2, 1, 8, 8))
+    gates = 1 if arch == "small_cnn" else 2
+    assert [tuple(p.shape) for p in (seen.logits, *seen.auxiliary)] == [(2, 10)] * (gates + 1)
+    assert [tuple(g.shape) for g in (*seen.before, *seen.after)] == [(2, model.head.in_features)] * 2 * gates
+    assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+
+
+def test_the_last_two_blocks_of_a_stage_are_gated():
     order = []
     stage = GatedStage(*(nn.Identity() for _ in range(4)))
     for number, block in enumerate(stage):
@@ -82,39 +94,17 @@ def test_a_wide_resnet_gates_its_last_two_blocks():
     assert order == [0, 1, 2, "gate", 3, "gate"]
 
 
-def test_the_shared_batchnorm_sees_both_gated_blocks():
-    model = build_model("preact_resnet18", spec((3, 16, 16)), reverse_attention=True).train()
-    model(torch.rand(4, 3, 16, 16))
-    assert model.encoder.bn.num_batches_tracked == 2
-    assert model.encoder.layer4[1].bn1.num_batches_tracked == 1
-
-
-@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("mlp")])
-def test_every_convolutional_architecture_takes_gates_and_keeps_its_weights(arch):
-    with torch.device("meta"):
-        plain, model = (build_model(arch, spec((1, 8, 8)), reverse_attention=on) for on in (False, True))
-        assert model(torch.empty(2, 1, 8, 8)).shape == (2, 10)
-    assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
-
-
-@pytest.mark.parametrize("arch", SMALL)
-def test_the_mask_is_an_argument_and_no_side_effect_of_the_mode(arch):
-    model, x = attentive(arch), torch.rand(4, 3, 16, 16)
-    deployed = model(x)
-    assert not torch.allclose(deployed, model.attend(x, torch.arange(4)).logits)
-    for module in model.modules():
-        module.training = not isinstance(module, nn.BatchNorm2d)
-    assert torch.equal(model(x), deployed)
-
-
 def test_weights_take_gradients_through_the_mask_and_features_feed_the_head():
     model, x = attentive("resnet18"), torch.rand(4, 3, 16, 16)
     assert torch.allclose(model.head(model.features(x)), model(x), atol=1e-5)
+    seen = activations(model, x, ("features", "logits"))
+    assert torch.equal(seen["features"], model.features(x)), "as deployed"
+    assert torch.equal(seen["logits"], model(x))
     logits = model.attend(x, torch.full((4,), 3)).logits
     (gradient,) = torch.autograd.grad(logits[:, 5].sum(), model.head.weight)
-    moved = gradient.abs().amax(1)
-    assert moved[[3, 5]].min() > 1e-4, "row 3 only stands in the mask of logit 5"
-    assert moved[7] == 0
+    slopes = gradient.abs().amax(1)
+    assert slopes[[3, 5]].min() > 1e-4, "row 3 only stands in the mask of logit 5"
+    assert slopes[7] == 0
 
 
 # --- surrogates
@@ -131,9 +121,9 @@ def test_surrogates_are_named_views_of_the_same_weights():
     views = two.surrogates()
     assert {name: v.target for name, v in views.items() if hasattr(v, "target")} == {f"gate {c}": c for c in range(10)}
     assert {name: v.objective for name, v in views.items() if hasattr(v, "objective")} == {"joint": "nll"}
-    mine = {id(p) for p in two.parameters()}
+    weights = {id(p) for p in two.parameters()}
     for view in views.values():
-        assert {id(p) for p in view.parameters()} == mine
+        assert {id(p) for p in view.parameters()} == weights
         assert view(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
 
 
@@ -203,28 +193,17 @@ def test_every_surrogate_has_gradients_and_a_folded_twin(arch):
             assert torch.allclose(twin(x), view(x), rtol=1e-3, atol=1e-3), name
 
 
-# --- the rest of the house
-
-
-def test_layers_are_seen_as_deployed():
-    model, x = attentive("resnet18"), torch.rand(4, 3, 16, 16)
-    assert layers(model) == (*(f"encoder.{stage}" for stage in model.encoder.stages), "features", "logits")
-    seen = activations(model, x, layers(model))
-    assert torch.equal(seen["features"], model.features(x))
-    assert torch.equal(seen["logits"], model(x))
-
-
 def test_a_copy_is_the_same_model_and_a_plain_checkpoint_is_another(tmp_path):
     model, x = attentive(shape=(1, 8, 8)), torch.rand(4, 1, 8, 8)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     again, plain = (build_model("small_cnn", spec((1, 8, 8)), reverse_attention=on) for on in (True, False))
-    save_weights(model, tmp_path / "ours.safetensors")
-    load_weights(again, tmp_path / "ours.safetensors")
+    for one, name in ((model, "attentive"), (plain, "plain")):
+        save_weights(one, tmp_path / name)
+    load_weights(again, tmp_path / "attentive")
     assert torch.equal(again.eval()(x), model(x))
-    save_weights(plain, tmp_path / "plain.safetensors")
-    for other, file in ((again, "plain"), (plain, "ours")):
+    for other, file in ((again, "plain"), (plain, "attentive")):
         with pytest.raises(InputError, match="weights of another model: gated_blocks"):
-            load_weights(other, tmp_path / f"{file}.safetensors")
+            load_weights(other, tmp_path / file)
 
 
 @pytest.mark.parametrize(

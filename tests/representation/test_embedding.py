@@ -70,13 +70,9 @@ def test_cache_is_keyed_by_features_and_parameters(tmp_path, no_umap):
     assert len(no_umap) == 1
     assert np.array_equal(first.points, second.points)
     assert str(first) == str(second)
-    for tables, changed in (
-        ((f, g), {"neighbours": 6}),
-        ((f, g), {"seed": 1}),
-        ((f, g), {"min_dist": 0.25}),
-        ((g, f), {}),
-    ):
-        embed(*tables, **{"neighbours": 5, "cache": tmp_path, **changed})
+    for changed in ({"neighbours": 6}, {"seed": 1}, {"min_dist": 0.25}):
+        embed(f, g, **{"neighbours": 5, "cache": tmp_path, **changed})
+    embed(g, f, neighbours=5, cache=tmp_path)
     assert len(no_umap) == 5
     for file in (tmp_path / "embeddings").iterdir():
         file.write_bytes(b"half")

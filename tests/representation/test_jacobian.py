@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.models import build_model
-from robustlib.representation import Plane, feature_jacobian_norm, local_lipschitz, metric_over_plane, pullback_metric
-from robustlib.threat import Threat
+from robustlib.representation import Plane, feature_jacobian_norm, metric_over_plane, pullback_metric
 from tests.conftest import ConvNet, Linear
 
 
@@ -25,17 +24,6 @@ def by_differences(f, x: Tensor, h: float = 1e-5) -> np.ndarray:
     """df/dx (D, d) at one image (1, C, H, W) of an f in float64, by central differences."""
     steps = h * torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
     return torch.stack([((f(x + s) - f(x - s)) / (2 * h)).flatten().detach() for s in steps], 1).numpy()
-
-
-def test_local_lipschitz_of_a_linear_map_is_its_norm():
-    model, x = Linear(3), torch.full((4, 1, 4, 4), 0.5)
-    spectral = float(torch.linalg.matrix_norm(model.map.weight.detach(), 2))
-    slopes = local_lipschitz(model, x, Threat("l2", 0.4), layer="logits", steps=60)
-    assert float(slopes.max()) <= spectral * (1 + 1e-4)
-    assert float(slopes.min()) > 0.98 * spectral
-    one = Linear(1)
-    steepest = local_lipschitz(one, x, Threat("linf", 0.1), layer="logits", steps=12)
-    assert steepest.tolist() == pytest.approx([float(one.map.weight.detach().abs().sum())] * 4, rel=1e-3)
 
 
 def test_feature_jacobian_norm_of_a_linear_map_is_its_frobenius_norm():
@@ -58,6 +46,11 @@ def test_a_linear_map_has_one_metric_everywhere(classes):
     assert len(sigma) == min(classes, 16)
     assert top.tolist() == pytest.approx([sigma[0] ** 2] * 5, rel=1e-5)
     assert volume.tolist() == pytest.approx([np.log(sigma).sum()] * 5, rel=1e-5)
+    if classes == 3:
+        model.map.weight.data[2] = 0
+        top, volume = pullback_metric(model, torch.rand(2, 1, 4, 4), layer="logits")
+        assert bool((top > 0).all())
+        assert volume.tolist() == [-math.inf] * 2, "flat along a direction"
 
 
 @pytest.mark.parametrize("arch", ["mlp_8", "mlp_8_8_8", None])
@@ -79,25 +72,12 @@ def test_the_metric_of_a_network_is_that_of_its_differences(arch):
         assert volume[k].item() == pytest.approx(np.log(sigma).sum(), rel=1e-3, abs=1e-3)
 
 
-def test_both_ways_agree_and_pieces_change_nothing(digits, monkeypatch):
+def test_pieces_change_nothing(digits, monkeypatch):
     model, x = model_of("mlp_512", digits), digits.test.images[:7].float() / 255
     whole = pullback_metric(model, x)
     monkeypatch.setattr("robustlib.representation.jacobian.ENTRIES", 1)
     pieces = pullback_metric(model, x)
     assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(whole, pieces, strict=True))
-    narrow = pullback_metric(model, x, layer="logits")[0]
-    frobenius = feature_jacobian_norm(model, x, layer="logits", projections=0).square()
-    assert bool((narrow <= frobenius * (1 + 1e-5)).all())
-    assert bool((narrow >= frobenius / 10).all()), "ten outputs: at most ten eigenvalues"
-
-
-def test_a_flat_map_has_no_volume():
-    model = Linear(3)
-    with torch.no_grad():
-        model.map.weight[2] = 0
-    top, volume = pullback_metric(model, torch.rand(2, 1, 4, 4), layer="logits")
-    assert bool((top > 0).all())
-    assert volume.tolist() == [-math.inf] * 2
 
 
 def test_a_plane_keeps_its_three_images_and_their_distances():
@@ -136,22 +116,16 @@ def test_the_metric_over_a_plane_is_that_at_its_points(digits):
         assert np.allclose(rows[[f"logit {k}" for k in range(10)]], wanted, atol=1e-4)
 
 
-def _plane():
-    images = torch.rand(3, 1, 4, 4)
-    return Plane.through(images), images
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: Plane.through(torch.rand(2, 1, 8, 8)), r"three images \(3, C, H, W\), not \(2, 1, 8, 8\)"),
         (lambda: Plane.through(torch.rand(1, 1, 8, 8).expand(3, 1, 8, 8)), "on one line"),
         (lambda: Plane.through(torch.tensor([0.0, 0.5, 0.9])[:, None, None, None].expand(3, 1, 8, 8)), "on one line"),
-        (lambda: metric_over_plane({}, Plane.through(torch.rand(3, 1, 2, 2)), torch.rand(3, 1, 2, 2)), "0 models"),
-        (lambda: metric_over_plane({"A": Linear()}, *_plane(), steps=1), "steps=1"),
-        (lambda: metric_over_plane({"A": Linear()}, *_plane(), margin=-1.0), "margin=-1.0"),
+        (lambda: metric_over_plane({}, None, None), "0 models"),
+        (lambda: metric_over_plane({"A": Linear()}, None, None, steps=1), "steps=1"),
+        (lambda: metric_over_plane({"A": Linear()}, None, None, margin=-1.0), "margin=-1.0"),
         (lambda: pullback_metric(Linear(), torch.rand(2, 1, 4, 4), layer="maps"), "no layer 'maps'"),
-        (lambda: local_lipschitz(Linear(), torch.rand(2, 1, 4, 4), Threat("l2", 0.0)), "eps > 0"),
         (lambda: feature_jacobian_norm(Linear(), torch.rand(2, 1, 4, 4), projections=-1), "projections=-1"),
     ],
 )

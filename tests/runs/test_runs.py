@@ -48,8 +48,24 @@ def test_write_atomic_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkey
         write_atomic(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
-    with pytest.raises(InputError, match="nothing was written"):
-        write_atomic(file / "below a file", b"x")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda path: write_atomic(path / "blocked" / "below a file", b"x"), "nothing was written"),
+        (lambda path: merge_json(path / "blocked" / "file.json", "a", 1), "Cannot write .*choose a writable directory"),
+        (lambda path: merge_json(path / "params.json", "a", 1), "not readable JSON"),
+        (lambda path: Run(path).params(), "not readable JSON"),
+        (lambda path: Run(path / "elsewhere").model(), "holds no run"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_a_sentence_and_stays(tmp_path, call, said):
+    for name in ("blocked", "params.json"):
+        (tmp_path / name).write_text("{half")
+    with pytest.raises(InputError, match=said):
+        call(tmp_path)
+    assert all((tmp_path / name).read_text() == "{half" for name in ("blocked", "params.json"))
 
 
 def test_the_hash_sees_what_changes_numbers_and_nothing_else():
@@ -103,14 +119,6 @@ def test_models_come_back_and_foreign_weights_do_not(run):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match="truncated"):
         run.model()
-
-
-def test_a_directory_without_a_run_says_so(tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
-        Run(tmp_path).model()
-    (tmp_path / "params.json").write_text("{")
-    with pytest.raises(InputError, match="not readable JSON"):
-        Run(tmp_path).params()
 
 
 def test_changes_from_the_preset_are_a_mapping(tmp_path):
@@ -175,16 +183,6 @@ def test_threads_and_processes_take_turns(tmp_path):
     assert [worker.wait() for worker in workers] == [0, 0]
     assert read_json(file) == {f"{w} {k}": k for w in "abcxy" for k in range(10)}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".merge.lock", "file.json"]
-
-
-def test_what_cannot_be_merged_is_a_sentence_and_stays(tmp_path):
-    (tmp_path / "blocked").write_text("a file, not a directory")
-    with pytest.raises(InputError, match=r"Cannot write .*choose a writable directory"):
-        merge_json(tmp_path / "blocked" / "file.json", "a", 1)
-    (tmp_path / "file.json").write_text("{half")
-    with pytest.raises(InputError, match="not readable JSON"):
-        merge_json(tmp_path / "file.json", "a", 1)
-    assert (tmp_path / "file.json").read_text() == "{half"
 
 
 def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):

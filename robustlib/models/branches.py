@@ -116,10 +116,9 @@ class Projected(Classifier):
             layers.append(nn.Linear(wide, narrow, bias=not (batchnorm and layers)))
             layers += [nn.BatchNorm1d(narrow)] if batchnorm else []
         self.projector = nn.Sequential(*layers)
-        for module in list(self.modules()) if dual else ():
-            for name, child in list(module.named_children()):
-                if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                    setattr(module, name, DualBatchNorm(child))
+        for name, module in list(self.named_modules()) if dual else ():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                self.set_submodule(name, DualBatchNorm(module))
 
     def project(self, x: Tensor) -> Tensor:
         """Projections (B, P) of images (B, C, H, W), not normalised: the losses do that."""

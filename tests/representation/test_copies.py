@@ -212,7 +212,7 @@ def test_a_purifier_costs_more_than_none(digits):
     model = built(digits, purifier="gan", width=12)
     table = representation.forward_cost(model, torch.rand(8, 1, 8, 8)).set_index("pass")
     assert list(table.index) == ["forward", "forward and gradient"]
-    assert (table["ratio"] > 1).all()
     assert table["ratio"].tolist() == pytest.approx((table["purified"] / table["classifier"]).tolist())
+    assert table["ratio"].min() > 1
     assert table.loc["forward and gradient", "purified"] > table.loc["forward", "purified"] > 0
     assert all(p.grad is None for p in model.parameters())

@@ -253,7 +253,7 @@ MUTANTS = (
         "methods/rep_spectral",
     ),
     Mutant("methods/transfer.py", "(60, 0.2)", "(60, 0.1)", "transfer's rate falls to a tenth", "methods/transfer"),
-    Mutant("methods/base.py", "g.norm() + TINY) * g", "g.norm() + TINY) * -g", "AWP descends", "methods/baselines"),
+    Mutant("methods/base.py", "g.norm() + TINY) * g", "g.norm() + TINY) * -g", "AWP descends", "methods/awp"),
     Mutant(
         "models/backbones.py",
         "narrow**-0.5",

@@ -127,10 +127,10 @@ class MART(AdversarialMethod):
     beta: NonNegative = 5.0  # weight of the KL (lambda in the paper); released: 5 with ResNet-18, 6 with WRN
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
-        def loss(batch: Batch, x_adv: Tensor) -> Loss:
-            return Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, self.beta))
-
-        return self.adversarial_stage(model, self.inner_attack(dataset, start="gaussian"), loss)
+        attack, beta = self.inner_attack(dataset, start="gaussian"), self.beta
+        return self.adversarial_stage(
+            model, attack, lambda batch, x_adv: Loss(*mart_loss(model(batch.x), model(x_adv), batch.y, beta))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class LayerNorms(nn.Module):
         with full_float32(), torch.no_grad():
             for name in self.sizes if self.operator == "power" else ():
                 layer, weight = self._weight(model, name)
-                self._power(name).converge(layer, weight, tolerance=tolerance, limit=limit)
+                power: Any = self.powers[name.replace(".", "/")]
+                power.converge(layer, weight, tolerance=tolerance, limit=limit)
             return {name: self._squared(model, name, iterations=0) for name in self.sizes}
 
     def _squared(self, model: nn.Module, name: str, iterations: int) -> Tensor:
@@ -80,10 +81,8 @@ class LayerNorms(nn.Module):
             return exact_squared_norm(layer, self.sizes[name], weight)
         if self.operator == "reshaped":
             return dense_squared_norm(weight.flatten(1))
-        return self._power(name)(layer, iterations, weight)
-
-    def _power(self, name: str) -> PowerIteration:
-        return cast(PowerIteration, self.powers[name.replace(".", "/")])
+        power: Tensor = self.powers[name.replace(".", "/")](layer, iterations, weight)
+        return power
 
     def _weight(self, model: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
         """The layer and its weight, with BatchNorm folded in where asked for."""

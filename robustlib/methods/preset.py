@@ -44,23 +44,18 @@ def preset_values(preset: str, method: str) -> tuple[dict[str, Any], dict[str, A
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     """["beta=3.0", "eps=8/255", "schedule=cosine"] -> {"beta": 3.0, "eps": 8 / 255, "schedule": "cosine"}."""
-    values = {}
+    values: dict[str, Any] = {}
     for item in items:
         name, sign, text = item.partition("=")
         if not sign or not name.strip():
             raise InputError(f"{item!r} sets nothing: write name=value, e.g. beta=3.0.")
-        values[name.strip()] = _literal(text.strip())
+        above, slash, below = text.partition("/")
+        try:
+            value = float(above) / float(below) if slash else ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, ZeroDivisionError):
+            value = WORDS.get(text.strip().lower(), text.strip())
+        values[name.strip()] = value
     return values
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / float(below) if slash else ast.literal_eval(text)
-    except (ValueError, SyntaxError, ZeroDivisionError):
-        return text
 
 
 def options(hint: Any) -> tuple[Any, ...]:

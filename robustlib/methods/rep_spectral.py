@@ -177,7 +177,6 @@ class SelfSupervisedSpectral(RepSpectral):
 
     pretext: ClassVar[str]  # the name of the loss l in the metrics
 
-    batch_size: int = 1024
     epochs: int = 1000  # of pre-training, the burn-in included
     burn_in: float = 0.9  # share of the epochs that is trained without the penalty; the paper's 900 of 1000
     augment: str = "none"  # not used: the images of the loss are `views`, those of the readout are plain

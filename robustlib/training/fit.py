@@ -66,7 +66,13 @@ def fit(
             write_json(run.path / "params.json", {**others, "changes": params["changes"]})
         return run
     with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        clear_stale(run, rerun)
+        if rerun:
+            run.clear()
+        elif (run.path / "checkpoint.pt").exists() and (other := outdated(trained_with(run))):  # epochs are never mixed
+            raise InputError(
+                f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
+                "--rerun, or go back to that version."
+            )
         write_json(run.path / "params.json", params)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
@@ -116,17 +122,6 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "title": method.title,
         "changes": method.changes(arch),
     }
-
-
-def clear_stale(run: Run, rerun: bool) -> None:
-    """Removes an earlier training for a rerun; refuses to mix its epochs with those of code that gives other numbers."""
-    if rerun:
-        run.clear()
-    elif (run.path / "checkpoint.pt").exists() and (other := outdated(trained_with(run))):
-        raise InputError(
-            f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
-            "--rerun, or go back to that version."
-        )
 
 
 def _run(training: Training, command: str) -> None:

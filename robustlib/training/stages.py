@@ -51,9 +51,7 @@ def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
     return piecewise([(0, 0.0), (peak * epochs, 1.0), (epochs, 0.0)])
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    schedule.__name__: schedule for schedule in (constant, step, cosine, one_cycle, piecewise)
-}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {f.__name__: f for f in (constant, step, cosine, one_cycle, piecewise)}
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,8 @@ class Stage:
     monitored: bool = True  # False, no warnings, where a later stage replaces the head of the model that is validated
     keep: Literal["best", "last"] = "best"  # the epoch whose weights are the run's; "last" where a paper selects none
     ema: float = 0.0  # decay of the averaged weights and statistics that are validated and kept; 0 for none
-    begin: Callable[[], None] | None = (
-        None  # called when the stage starts and not when it resumes, e.g. to copy a teacher
-    )
+    # Called when the stage starts and not when it resumes, e.g. to copy a teacher.
+    begin: Callable[[], None] | None = None
     # Called with the model and the fixed validation batch after the last epoch; what it raises fails the training.
     end: Callable[[nn.Module, Batch], None] | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)  # trained or copied beside the model; checkpointed

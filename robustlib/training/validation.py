@@ -110,34 +110,27 @@ def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) ->
     row, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
     robust, once, aligned = row["robust_val"], max(r["robust_val"] for r in rows), row["gradient_alignment"]
     gap = row["fgsm_val"] - robust
-    signs = {
-        f"PGD accuracy fell from {before['robust_val']:.0%} to {robust:.0%} in one epoch": (
-            before["robust_val"] - robust > DROP
-        ),
-        f"PGD accuracy was {once:.0%} and is {robust:.0%}": once > ONCE and robust < COLLAPSE,
-        f"FGSM accuracy is {gap * 100:.0f} points above PGD accuracy": gap > GAP,
-        f"FGSM accuracy {row['fgsm_val']:.0%} is above clean accuracy {row['clean_val']:.0%}": (
-            row["fgsm_val"] > row["clean_val"] + 0.01
-        ),
-        f"input gradients lost their alignment (cosine {aligned:.2f})": (
-            len(rows) > 1 and aligned < ALIGNMENT <= before["gradient_alignment"]
-        ),
-    }
-    catastrophic = [sign for sign, present in signs.items() if present]
+    turned = len(rows) > 1 and aligned < ALIGNMENT <= before["gradient_alignment"]
+    fgsm, clean, fell = row["fgsm_val"], row["clean_val"], f"from {before['robust_val']:.0%} to {robust:.0%}"
+    signs = (
+        (before["robust_val"] - robust > DROP, f"PGD accuracy fell {fell} in one epoch"),
+        (once > ONCE and robust < COLLAPSE, f"PGD accuracy was {once:.0%} and is {robust:.0%}"),
+        (gap > GAP, f"FGSM accuracy is {gap * 100:.0f} points above PGD accuracy"),
+        (fgsm > clean + 0.01, f"FGSM accuracy {fgsm:.0%} is above clean accuracy {clean:.0%}"),
+        (turned, f"input gradients lost their alignment (cosine {aligned:.2f})"),
+    )
+    catastrophic = [sign for present, sign in signs if present]
     difference = best.float() - now.float()  # on the same images
     lost, error = float(difference.mean()), float(difference.std(unbiased=False)) / math.sqrt(len(difference))
     unseen = row["robust_train"] - robust
     losses = [r["robust_loss_val"] for r in rows[-RISING - 1 :]]
-    gradual = {
-        f"robust validation accuracy is {lost * 100:.1f} points below its best epoch": (
-            lost - 1.96 * error > ROBUST_OVERFITTING  # only what exceeds the noise of this validation set
-        ),
-        f"robust training accuracy is {unseen * 100:.0f} points above validation": (
-            unseen - 1.96 * math.sqrt(0.5 / len(now)) > GENERALISATION
-        ),
-        f"robust validation loss has risen for {RISING} epochs": (
-            len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses))
-        ),
-    }
+    rising = len(losses) > RISING and all(a < b for a, b in itertools.pairwise(losses))
+    worse = lost - 1.96 * error > ROBUST_OVERFITTING  # only what exceeds the noise of this validation set
+    apart = unseen - 1.96 * math.sqrt(0.5 / len(now)) > GENERALISATION
+    gradual = (
+        (worse, f"robust validation accuracy is {lost * 100:.1f} points below its best epoch"),
+        (apart, f"robust training accuracy is {unseen * 100:.0f} points above validation"),
+        (rising, f"robust validation loss has risen for {RISING} epochs"),
+    )
     said = [f"catastrophic overfitting: {'; '.join(catastrophic)}"] if catastrophic else []
-    return said + [f"robust overfitting: {sign}" for sign, present in gradual.items() if present]
+    return said + [f"robust overfitting: {sign}" for present, sign in gradual if present]

@@ -268,40 +268,6 @@ def test_arrest_replays_noise_in_the_first_half_only(digits):
         assert [updated(stage, batch, at)["model"].parts["replayed"] for at in times] == [1.0, 1.0, 0.0]
 
 
-# ---- adversarial weight perturbation
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_awp_takes_the_step_at_the_perturbed_weights(digits, name):
-    settings = {"eps": 0.0} | ({"replay": 0.0} if name == "arrest" else {})  # the attack is tested elsewhere: x' = x
-    batch, start = first_batch(digits, 24), copy.deepcopy(tuned(digits, name, **settings)[0].state_dict())
-
-    def losses_at(weights):
-        """A model of these weights, BatchNorm's statistics fresh, and its losses without AWP."""
-        other, _, stage = tuned(digits, name, **settings)
-        other.load_state_dict({**start, **weights})
-        return other, updated(stage, batch)
-
-    at_start, plain = losses_at({})
-    named = {n: w for n, w in at_start.named_parameters() if "weight" in n and w.ndim > 1 and n != "confused.weight"}
-    gradients = torch.autograd.grad(plain["model"].total, list(named.values()))
-    steps = {n: 0.02 * w.norm() / g.norm() * g for (n, w), g in zip(named.items(), gradients, strict=True)}
-    shifted = {n: (named[n] + step).detach() for n, step in steps.items()}
-    expected = losses_at(shifted)[1]
-
-    model, _, stage = tuned(digits, name, awp_gamma=0.02, **settings)
-    seen = {}
-    for key, loss in stage.passes[0].updates(batch, step_context()):
-        seen[key] = loss.total.item()
-        for n, w in model.named_parameters():
-            assert torch.allclose(w, shifted.get(n, start[n]), atol=1e-6), n
-        loss.total.backward(retain_graph=True)
-    assert seen == pytest.approx({key: loss.total.item() for key, loss in expected.items()}, rel=1e-4)
-    assert seen["model"] > plain["model"].total.item()
-    assert all(torch.allclose(w, start[n], atol=1e-6) for n, w in model.named_parameters())
-    assert model.encoder.stage1[1].num_batches_tracked == 1
-
-
 # ---- stages
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from robustlib.errors import InputError
 from robustlib.methods import atop, make_method
 from robustlib.methods.atop import l1_share
-from robustlib.models import Randomness, RandomTransform, build_model
+from robustlib.models import Randomness, RandomTransform
 from robustlib.runs import Run
 from robustlib.training.validation import probe_batch
 from tests.training_fixtures import (
@@ -288,8 +288,6 @@ def test_a_finished_run_is_the_classifier(digits, run_of):
     assert torch.equal(model.eval().classify(x), natural.model("last")(x))
 
 
-def test_a_grid_finer_than_the_images_and_another_model_are_refused_at_once(digits):
+def test_a_grid_finer_than_the_images_is_refused_at_once(digits):
     with pytest.raises(InputError, match="grid=9"):
         made(digits, grid=9)
-    with pytest.raises(InputError, match="atop trains a Purified, not a Classifier"):
-        tiny("atop").stages(digits, build_model("small_cnn", digits))

@@ -2,7 +2,6 @@
 
 import copy
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ import torch.nn.functional as F
 
 from robustlib.attacks import PGD, BatchPGD
 from robustlib.errors import InputError
-from robustlib.methods import make_method
 from robustlib.methods.claf import head_probe
-from robustlib.models import build_model
 from robustlib.models.branches import clean_statistics
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch
@@ -268,15 +265,3 @@ def test_runs_of_another_pre_training_are_refused(digits, run_of, name, of, sett
     (stage,) = method.stages(digits, built(method, digits))
     with pytest.raises(InputError, match=says) if says else nullcontext():
         stage.begin()
-
-
-# ---- bad input
-
-
-def test_a_plain_model_and_an_absent_class_are_refused(digits):
-    method = make_method("claf", "digits")
-    with pytest.raises(InputError, match="claf trains a Projected, not a Classifier"):
-        method.stages(digits, build_model("small_cnn", digits))
-    nines = replace(digits, train=digits.train.select(digits.train.labels != 9))
-    with pytest.raises(InputError, match="no training image shows the class '9'"):
-        method.stages(nines, build_model("small_cnn", digits, **method.model_options()))

@@ -21,7 +21,7 @@ from robustlib.methods import (
 )
 from robustlib.models import build_model
 from robustlib.workbook import tables
-from tests.training_fixtures import step_context
+from tests.training_fixtures import built, step_context
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -126,28 +126,20 @@ OUTSIDE = {
     | {"awp_gamma": [-0.1, NAN], "awp_warmup": [-1], "batch_size": [1], "train_examples": [-1], "lr": [NAN, INF]},
     "trades": {"beta": [-1.0]},
     "mart": {"beta": [-1.0]},
-    "fgsm_rs": {"step_factor": [0.0], "attack_steps": [10], "attack_step_size": [0.1]},
-    "n_fgsm": {"noise": [-1.0, NAN], "attack_step_size": [0.1]},
+    "fgsm_rs": {"step_factor": [0.0], "attack_step_size": [0.1]},
+    "n_fgsm": {"noise": [-1.0, NAN]},
     "vaft": {"pretrain_lr": [-1.0], "pretrain_epochs": [0]},
-    "afkd": {"weight": [0.0]},
     "arrest": {"weight": [NAN], "angle": [-1.0, 181.0], "replay": [1.5]},
-    "afd": {"alpha": [0.0], "beta": [-0.1, INF], "gamma": [NAN], "pretrain_lr": [-1.0]},
-    "ancra": {"zeta": [INF, 0.0], "ra_weight": [-1.0], "alpha": [1.5], "beta": [-1.0], "mining_from": [-1]},
-    "atop": {"missing": [1.0, -0.1], "sigma": [-0.1], "grid": [0], "cls_weight": [-1.0], "gan_weight": [NAN]}
+    "afd": {"beta": [-0.1, INF], "gamma": [NAN], "pretrain_lr": [-1.0]},
+    "ancra": {"zeta": [INF], "ra_weight": [-1.0], "alpha": [1.5], "beta": [-1.0], "mining_from": [-1]},
+    "atop": {"missing": [-0.1], "sigma": [-0.1], "grid": [0], "cls_weight": [-1.0], "gan_weight": [NAN]}
     | {"purifier_lr": [-1.0], "classifier_lr": [-1.0], "classifier_epochs": [0], "purifier_epochs": [0], "repeats": [0]}
-    | {"attack_steps": [0], "width": [0], "embed_dim": [0, 6], "warm_up": [-1, 50]},
+    | {"attack_steps": [0], "width": [0], "embed_dim": [0], "warm_up": [-1]},
     "simclr": {"head_epochs": [0], "head_lr": [-0.1], "tuning_epochs": [0], "tuning_lr": [-1.0], "final_steps": [0]},
     "supcon": {"projection": [(), (0,)], "temperature": [0.0], "beta": [-1.0]},
-    "rocl": {"regulariser": [0.0]},
-    "claf": {
-        "temperature": [0.0],
-        "aug_epochs": [40, -1],
-        "refresh_passes": [0],
-        "adv_views": [-1],
-        "refresh_lr": [-1.0],
-    },
+    "claf": {"temperature": [0.0], "aug_epochs": [-1], "refresh_passes": [0], "adv_views": [-1], "refresh_lr": [-1.0]},
     "rep_spectral": {"strength": [-0.1, NAN], "burn_in": [-0.1], "cadence": [0], "iterations": [0]},
-    "cross_lipschitz": {"burn_in": [1.0, 60.0], "projections": [-1]},
+    "cross_lipschitz": {"burn_in": [60.0], "projections": [-1]},
     "barlow_spectral": {"off_diagonal": [-1.0], "projection": [()], "readout_c": [0.0], "readout_iterations": [0]},
     "simclr_spectral": {"temperature": [0.0], "strength": [-1.0]},
     "transfer": {"pretrain_epochs": [0]},
@@ -231,6 +223,35 @@ SENTENCES = (
 def test_bad_settings_are_sentences(name, settings, says):
     with pytest.raises(InputError, match=says):
         make_method(name, "digits", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "options", "says"),
+    [
+        ("vaft", {}, {"reverse_attention": True}, r"not a ReverseAttention: build_model\('small_cnn', dataset\)"),
+        *(
+            (name, {}, {"disentangled": True}, "trains a Classifier, not")
+            for name in ("vaft", "afkd", "arrest", "l2_sp")
+        ),
+        ("afd", {}, {}, r"dataset, disentangled=True\)"),
+        ("ancra", {}, {}, "ancra trains a ReverseAttention, not a Classifier"),
+        ("ancra", {"reverse_attention": False}, {"reverse_attention": True}, "a Classifier, not a ReverseAttention"),
+        ("atop", {}, {}, "atop trains a Purified, not a Classifier"),
+        ("claf", {}, {}, "claf trains a Projected, not a Classifier"),
+        ("barlow_spectral", {}, {"padding_mode": "circular"}, "trains a SelfSupervised, not a Classifier"),
+        ("bss", {}, {"disentangled": True}, "trains a Classifier, not"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(digits, name, settings, options, says):
+    with pytest.raises(InputError, match=says):
+        make_method(name, "digits", **settings).stages(digits, build_model("small_cnn", digits, **options))
+
+
+@pytest.mark.parametrize("name", ["claf", "barlow_spectral"])
+def test_a_class_that_no_image_shows_is_refused(digits, name):
+    method = make_method(name, "digits")
+    with pytest.raises(InputError, match="no training image shows the class '9'"):
+        method.stages(digits.only(range(9)), built(method, digits))
 
 
 def test_overrides_are_read_as_people_write_them():

@@ -4,7 +4,7 @@ import pytest
 
 from robustlib.methods import METHODS, make_method, parse_overrides
 
-# method: where it is published, values, @epoch (from 0):learning rate
+# method (of another's values, but for its own): where it is published, values, @epoch (from 0):learning rate
 TABLE = """
 standard: Pang et al. 2021, Bag of Tricks for AT
     batch_size=128 momentum=0.9 weight_decay=0.0005 lr=0.1 epochs=110
@@ -27,17 +27,12 @@ vaft: AFD's tl+sl.py
     epochs=20 batch_size=128 momentum=0.9 weight_decay=0.0005 attack_steps=10 attack_step_size=0.007 ema=0.999
     pretrain_epochs=100
     @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
-afkd: AFD's ARREST.py, without replay
-    epochs=20 batch_size=128 momentum=0.9 weight_decay=0.0005 attack_steps=10 attack_step_size=0.007 weight=50.0
-    @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
-arrest: AFD's ARREST.py: 50, 30 degrees, epochs 1 to 10 of 20
-    epochs=20 batch_size=128 momentum=0.9 weight_decay=0.0005 attack_steps=10 attack_step_size=0.007 weight=50.0
-    angle=30.0 replay=0.5
-    @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
-afd: tl+sl.py and README, CIFAR-10, ResNet-18
-    epochs=20 batch_size=128 momentum=0.9 weight_decay=0.0005 attack_steps=10 attack_step_size=0.007 alpha=0.05
-    beta=0.25 gamma=25.0 ema=0.999 mode=repo
-    @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
+afkd(vaft): AFD's ARREST.py, without replay
+    weight=50.0
+arrest(vaft): AFD's ARREST.py: 50, 30 degrees, epochs 1 to 10 of 20
+    weight=50.0 angle=30.0 replay=0.5
+afd(vaft): tl+sl.py and README, CIFAR-10, ResNet-18
+    alpha=0.05 beta=0.25 gamma=25.0 mode=repo
 ancra: train_CIFAR10_ResNet.py: 120 epochs counted from 1, x 0.1 from 75, 90, 100 on
     epochs=120 batch_size=128 weight_decay=0.0002 attack_steps=10 attack_step_size=0.007 base=trades beta=6.0 zeta=3.0
     alpha=1.0 ra_weight=2.0 negatives=random mining_from=10
@@ -62,9 +57,7 @@ claf: main.py: 60 + 140 epochs, 5 refreshes by Adam at 1e-3, PGD-5, t 0.07, a la
 rep_spectral: README and job_train_resnet: constant 0.01, 160 of 200 epochs of burn-in, lambda 0.01 every 24 updates
     epochs=200 burn_in=0.8 strength=0.01 cadence=24 operator=exact batch_size=1024 momentum=0.9 weight_decay=0.0001
     @0:0.01 @199:0.01
-ll_spectral: as rep-spectral
-    epochs=200 burn_in=0.8 strength=0.01 cadence=24
-    @0:0.01 @199:0.01
+ll_spectral(rep_spectral): as rep-spectral
 cross_lipschitz: as rep-spectral
     epochs=200 burn_in=0.8 cadence=24
     @0:0.01 @199:0.01
@@ -88,17 +81,14 @@ bss: train_finetune_batch_reg.sh: k is 1
 """
 
 
-def published():
-    """method -> (where, values, {epoch: learning rate})"""
-    for entry in TABLE.strip().replace("\n    ", " ").split("\n"):
-        name, _, rest = entry.partition(": ")
-        words = rest.split()
-        rates = dict(map(float, word[1:].split(":")) for word in words if word[0] == "@")
-        values = [word for word in words if "=" in word]
-        yield name, (rest, parse_overrides(values), rates)
-
-
-PUBLISHED = dict(published())
+PUBLISHED = {}  # method -> (where, values, {epoch: learning rate})
+for entry in TABLE.strip().replace("\n    ", " ").split("\n"):
+    name, _, rest = entry.partition(": ")
+    name, _, other = name.rstrip(")").partition("(")
+    words = rest.split()
+    rates = dict(map(float, word[1:].split(":")) for word in words if word[0] == "@")
+    _, same, steps = PUBLISHED.get(other, (None, {}, {}))
+    PUBLISHED[name] = rest, same | parse_overrides(word for word in words if "=" in word), steps | rates
 
 
 def test_every_method_has_its_published_values():

@@ -17,7 +17,7 @@ from robustlib.runs import Run, save_weights, write_json
 from robustlib.training.fit import run_params
 from robustlib.workbook.experiments import read_study, variant_name
 from tests.restated import true_norms
-from tests.training_fixtures import built, same_state, train, updated
+from tests.training_fixtures import built, changed, same_state, train, updated
 
 ROWS = ("transfer", "l2_sp", "bss")
 SMALL = {"epochs": 2, "pretrain_epochs": 2, "train_examples": 300, "batch_size": 64, "lr": 0.02, "pretrain_lr": 0.05}
@@ -45,12 +45,6 @@ def first_loss(method, digits):
     assert loss.parts["ce"].item() == pytest.approx(ce, rel=1e-5)
     assert loss.total.item() == pytest.approx(ce + loss.parts["penalty"].item(), rel=1e-5)
     return loss, twin, start, batch
-
-
-@pytest.fixture(scope="module")
-def runs(few, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    return {name: train(made(name), few, root) for name in ROWS}
 
 
 # ---- the loss of a step
@@ -103,8 +97,8 @@ def test_pre_training_is_rep_spectral_on_the_source(digits):
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_variants_share_their_pre_training(runs, few, tmp_path):
-    runs = {**runs, "none": train(made("transfer", pretrain_strength=0.0), few, tmp_path)}
+def test_variants_share_their_pre_training(run_of):
+    runs = {name: run_of(name, **SMALL) for name in ROWS} | {"none": run_of("transfer", pretrain_strength=0.0, **SMALL)}
     rows = {name: run.metrics().query("stage.str.startswith('pretraining')") for name, run in runs.items()}
     said = {name: frame["ce"].dropna().to_list() for name, frame in rows.items()}
     assert said["none"] == said["l2_sp"] == said["bss"]
@@ -112,50 +106,39 @@ def test_variants_share_their_pre_training(runs, few, tmp_path):
     assert rows["transfer"]["penalty"].iloc[-1] > 0 == rows["l2_sp"]["penalty"].iloc[-1]
 
 
-# ---- what is frozen
-
-
-def test_a_frozen_encoder_stays_bit_identical(few, tmp_path):
-    def weights(**changes):
-        settings = {"arch": "small_cnn", "augment": "none", "pretrain_strength": 0.0, **changes}
-        return train(made("transfer", **settings), few, tmp_path).model("last").state_dict()
-
-    base = weights(freeze=True, epochs=1, lr=0.0)
-    frozen, free = weights(freeze=True), weights(freeze=False)
-    assert {key for key, value in frozen.items() if not torch.equal(value, base[key])} == {"head.weight", "head.bias"}
-    assert not torch.equal(free["encoder.stage1.0.weight"], base["encoder.stage1.0.weight"])
+def test_a_frozen_encoder_stays_bit_identical(digits):
+    for freeze, moves in ((True, ({"head"}, set())), (False, ({"encoder", "head"}, {"encoder"}))):
+        method = made("transfer", arch="small_cnn", freeze=freeze)
+        model = built(method, digits)
+        stage = method.stages(digits, model)[-1]
+        assert changed(model, stage, stage.passes[0], next(digits.train.batches(16))) == moves
 
 
 # ---- trainings
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_row_trains_and_tells_all_classes(runs, few, name):
-    rows = runs[name].metrics()
+def test_each_row_trains_and_tells_all_classes(run_of, few, name):
+    run = run_of(name, **SMALL)
+    rows = run.metrics()
     half = rows[rows.stage.str.startswith("pretraining")]
     assert half["clean_val"].iloc[-1] > 0.8, "judged on the classes that it sees"
     assert rows["clean_val"].iloc[-1] > 0.6
-    assert len(images_of(runs[name], few, 20)) == 20
+    assert len(images_of(run, few, 20)) == 20
 
 
 # ---- an encoder of another run
 
 
-@pytest.fixture(scope="module")
-def low(few, tmp_path_factory):
-    """A run on the digits 0 to 4 alone."""
-    method = make_method("rep_spectral", "digits", epochs=2, train_examples=150, batch_size=64)
-    return train(method, load_dataset("digits-0-4"), tmp_path_factory.mktemp("low"))
-
-
-def test_from_one_label_set_to_another(low, tmp_path):
-    assert low.model().num_classes == 5
-    high = load_dataset("digits-5-9")
-    method = made("transfer", pretrained=str(low.path), freeze=True, train_examples=200, epochs=5, lr=0.1)
+def test_from_one_label_set_to_another(tmp_path):
+    low, high = load_dataset("digits-0-4"), load_dataset("digits-5-9")
+    source = train(make_method("rep_spectral", "digits", epochs=2, train_examples=150, batch_size=64), low, tmp_path)
+    assert source.model().num_classes == 5
+    method = made("transfer", pretrained=str(source.path), freeze=True, train_examples=200, epochs=5, lr=0.1)
     assert method.all_epochs == 5
     run = train(method, high, tmp_path)
     assert list(run.metrics().stage.unique()) == ["burn-in", "regularised"]
-    assert same_state(run.model("last").encoder, low.model("last").encoder)
+    assert same_state(run.model("last").encoder, source.model("last").encoder)
     assert run.metrics()["clean_val"].iloc[-1] > 0.6
     assert run.params()["dataset"] == "digits-5-9"
 
@@ -174,28 +157,28 @@ def unfit(root, dataset, name="rep_spectral", arch="mlp_512", state="done"):
     write_json(run.path / "params.json", run_params(method, dataset, arch, 0, "32-true"))
     write_json(run.path / "status.json", {"state": state})
     save_weights(build_model(arch, dataset, **method.model_options()), run.path / "last.safetensors")
-    return run.path
-
-
-def test_a_run_of_larger_images_is_refused(digits, tmp_path):
-    wide = replace(digits, train=replace(digits.train, images=F.pad(digits.train.images, (0, 4, 0, 4))))
-    method = made("transfer", arch="mlp_512", pretrained=str(unfit(tmp_path, wide)))
-    with pytest.raises(InputError, match=r"images of shape \(1, 12, 12\), not \(1, 8, 8\)"):
-        method.stages(digits, built(method, digits))[0].begin()
 
 
 @pytest.mark.parametrize(
-    ("arch", "facts", "says"),
+    ("arch", "pixels", "facts", "says"),
     [
-        ("mlp_512", {"state": "failed"}, "is rep_spectral .* on digits, failed: give the directory of a finished run"),
-        ("small_cnn", {}, "is a 'mlp_512', whose weights do not fit: give --set arch=mlp_512"),
-        ("small_cnn", {"arch": "small_cnn", "name": "standard"}, "pad otherwise than circularly"),
-        ("mlp_512", None, "is no run: give the directory of a finished run"),
+        (
+            "mlp_512",
+            0,
+            {"state": "failed"},
+            "is rep_spectral .* on digits, failed: give the directory of a finished run",
+        ),
+        ("small_cnn", 0, {}, "is a 'mlp_512', whose weights do not fit: give --set arch=mlp_512"),
+        ("small_cnn", 0, {"arch": "small_cnn", "name": "standard"}, "pad otherwise than circularly"),
+        ("mlp_512", 4, {}, r"images of shape \(1, 12, 12\), not \(1, 8, 8\)"),
+        ("mlp_512", 0, None, "is no run: give the directory of a finished run"),
     ],
 )
-def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, facts, says):
-    path = tmp_path if facts is None else unfit(tmp_path, digits, **facts)
-    method = made("transfer", arch=arch, pretrained=str(path))
+def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, pixels, facts, says):
+    wide = replace(digits, train=replace(digits.train, images=F.pad(digits.train.images, (0, pixels, 0, pixels))))
+    if facts is not None:
+        unfit(tmp_path, wide, **facts)
+    method = made("transfer", arch=arch, pretrained=str(tmp_path / "some"))
     with pytest.raises(InputError, match=says):
         method.stages(digits, built(method, digits))[0].begin()
 
@@ -228,10 +211,9 @@ def test_a_label_set_is_the_same_images_with_other_numbers(digits):
         (lambda d: load_dataset("digits-5-12"), "give labels of 0 to 9"),
         (lambda d: load_dataset("digitz-0-4"), "Unknown dataset 'digitz'"),
         (lambda d: made("transfer", source=(11, 12)).stages(d, built(made("transfer"), d)), "no classes"),
-        (lambda d: made("bss", k=65).stages(d, built(made("bss"), d)), "k=65, but the smallest batch has .* images and 512 features"),
     ],
-)  # fmt: skip
-def test_bad_settings_are_sentences(digits, call, says):
+)
+def test_classes_that_are_not_there_are_refused(digits, call, says):
     with pytest.raises(InputError, match=says):
         call(digits)
 
@@ -239,8 +221,9 @@ def test_bad_settings_are_sentences(digits, call, says):
 def test_k_is_compared_with_the_last_batch(digits):
     few = digits.subset(130)  # 64 + 64 + 2
     assert made("bss", k=2).stages(few, built(made("bss"), few))
-    with pytest.raises(InputError, match="k=3, but the smallest batch has 2 images"):
-        made("bss", k=3).stages(few, built(made("bss"), few))
+    for k, dataset, most in ((3, few, "2 images"), (65, digits, ".* images and 512 features")):
+        with pytest.raises(InputError, match=f"k={k}, but the smallest batch has {most}"):
+            made("bss", k=k).stages(dataset, built(made("bss"), dataset))
 
 
 def test_pre_training_follows_the_released_schedule(digits):

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,17 @@ from robustlib.workbook.tables import warnings
 from tests.training_fixtures import tiny, train
 
 ONCE = tiny("standard", epochs=1)  # what `finished` is a run of
+
+
+@pytest.fixture(scope="module")
+def trained(few, tmp_path_factory):
+    return train(ONCE, few, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> Run:
+    """A copy of a finished run below `tmp_path`."""
+    return Run(shutil.copytree(trained.path, tmp_path / "digits" / "standard" / trained.path.name))
 
 
 def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(finished, tmp_path, few):

@@ -15,7 +15,7 @@ from torch.nn import init
 
 from robustlib.errors import InputError
 from robustlib.runs import Run
-from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, step
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step
 from robustlib.training.loop import moving_average
 from tests.training_fixtures import interrupt, same_runs, tiny, train
 
@@ -253,3 +253,24 @@ def test_ema_averages_weights_and_statistics():
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
     assert 35 < ema.module[1].running_mean[0] < 50
+
+
+# ---- schedules and optimisers
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (cosine(10, 0.1), {0: 1.0, 5: 0.55, 10: 0.1, 12: 0.1}),
+        (step((4, 6), 0.1), {3.9: 1.0, 4: 0.1, 6.5: 0.01}),
+        (one_cycle(10, 0.4), {0: 0.0, 2: 0.5, 4: 1.0, 7: 0.5, 10: 0.0}),
+        (piecewise([(0, 1), (2, 1), (2, 0.5), (4, 0)]), {1: 1.0, 2: 0.5, 3: 0.25, 9: 0.0}),
+    ],
+)
+def test_schedules(schedule, points):
+    assert [schedule(epoch) for epoch in points] == pytest.approx(list(points.values()))
+
+
+def test_optimisers_can_be_built_more_than_once():
+    spec = OptimizerSpec(torch.nn.Linear(2, 2).parameters(), 0.1)
+    assert len(spec.build().param_groups[0]["params"]) == len(spec.build().param_groups[0]["params"]) == 2

@@ -31,7 +31,6 @@ from tests.notebook import perform
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-LINES = 12
 
 
 def cells(notebook: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
@@ -39,44 +38,30 @@ def cells(notebook: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_all_are_there() -> None:
-    seeds = {"afd", "ancra", "atop", "claf", "rep_spectral"}
-    assert {path.stem for path in NOTEBOOKS} >= {"baselines", "compare", "explore"} | seeds
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-class TestStatic:
-    """What can be said without running a notebook."""
-
-    def test_parameters_are_flat_literals_with_help_which_papermill_finds(self, notebook: Path) -> None:
-        (cell,) = [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
-        names = []
-        for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
-            assert isinstance(node, ast.AnnAssign)
-            assert isinstance(node.annotation, ast.Name)  # no unions
-            assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id
-            assert re.search(r"  # [^=]+$", line), line
-            names.append(node.target.id)
-        assert list(inspect(notebook)) == names
-        assert len(names) <= 15
-
-    def test_cells_are_thin_and_the_first_alone_imports(self, notebook: Path) -> None:
-        first, *rest = (ast.parse(cell.source) for cell in cells(notebook))
-        assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in first.body)
-        banned = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.For, ast.While)
-        assert not [node for tree in rest for node in ast.walk(tree) if isinstance(node, banned)]
-        for cell in cells(notebook):
-            assert len(cell.source.splitlines()) <= LINES
-            assert not re.search(r"plt\.|matplotlib", cell.source)
-
-    def test_clean_for_git_and_led_by_prose(self, notebook: Path) -> None:
-        raw = nbformat.read(notebook, as_version=4)
-        assert raw.metadata.kernelspec.name == "python3"
-        assert not re.search(r"[\"' ]/(home|root|tmp|work|Users|mnt)/", notebook.read_text())
-        assert subprocess.run([sys.executable, "-m", "nbstripout", "--verify", notebook]).returncode == 0
-        assert raw.cells[0].source.startswith("# ")
-        titles = [cell for cell in cells(notebook, "markdown") if re.search(r"^# ", cell.source, re.MULTILINE)]
-        assert titles == raw.cells[:1]
+def test_a_notebook_is_thin_and_clean(notebook: Path) -> None:
+    """Its first cell alone imports; its parameters are flat literals with help, which papermill finds; prose leads."""
+    (cell,) = [cell for cell in cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    names = []
+    for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+        assert isinstance(node, ast.AnnAssign)
+        assert isinstance(node.annotation, ast.Name)  # no unions
+        assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+        assert re.search(r"  # [^=]+$", line), line
+        names.append(node.target.id)
+    assert list(inspect(notebook)) == names
+    assert len(names) <= 15
+    first, *rest = (ast.parse(cell.source) for cell in cells(notebook))
+    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in first.body)
+    banned = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.For, ast.While)
+    assert not [node for tree in rest for node in ast.walk(tree) if isinstance(node, banned)]
+    assert max(len(cell.source.splitlines()) for cell in cells(notebook)) <= 12
+    raw = nbformat.read(notebook, as_version=4)
+    assert raw.metadata.kernelspec.name == "python3"
+    assert not re.search(r"plt\.|matplotlib|[\"' ]/(home|root|tmp|work|Users|mnt)/", notebook.read_text())
+    assert subprocess.run([sys.executable, "-m", "nbstripout", "--verify", notebook]).returncode == 0
+    titles = [cell for cell in cells(notebook, "markdown") if re.search(r"^# ", cell.source, re.MULTILINE)]
+    assert titles == raw.cells[:1]
 
 
 def text(executed: Path) -> str:
@@ -86,15 +71,14 @@ def text(executed: Path) -> str:
     return "\n".join(part.get(kind, "") for part in data for kind in ("text", "text/markdown", "text/plain"))
 
 
-def assert_shows(shown: str, *signs: str) -> None:
-    """Every sign is in what is shown."""
-    assert not [sign for sign in signs if sign not in shown]
-
-
 def pictures(executed: Path) -> list[dict[str, Any]]:
     """What is known of each picture of an executed notebook: its alternative text and its numbers."""
     outputs = [output for cell in cells(executed) for output in cell.outputs]
     return [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+
+
+def assert_shows(shown: str, *signs: str) -> None:
+    assert not [sign for sign in signs if sign not in shown]
 
 
 def page_of(task: Task) -> tuple[str, int]:
@@ -118,9 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_baselines_by_papermill(trained: Path) -> None:
     (run,) = find_runs(trained / "runs", method="trades", preset="digits")
-    assert run.finished
-    assert run.params()["seed"] == 1
-    assert run.results()["n"] == 12
+    assert (run.finished, run.params()["seed"], run.results()["n"]) == (True, 1, 12)
     signs = ["TRADES", "beta", "epoch 1/1", "worst case", "PGD(", "robustlib run trades", "overfitting was detected"]
     assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
     images = pictures(trained / "out.ipynb")
@@ -187,8 +169,8 @@ def stored_run(root: Path, dataset: Dataset, name: str, seed: int = 0, worst: fl
     run = Run.of(params := run_params(method, dataset, method.arch, seed, "32-true"), root)
     rows = [{"attack": attack, "accuracy": a, "low": a, "high": a} for attack, a in (("clean", 0.9), ("worst", worst))]
     results = {"threat": str(method.threat(dataset)), "rows": rows, "last": {"rows": rows}, "curve": []}
-    contents = {"params": params, "status": {"state": "done"}, "results": results | {"n": 500, "checkpoint": "best"}}
-    for file, content in contents.items():
+    results |= {"n": 500, "checkpoint": "best"}
+    for file, content in {"params": params, "status": {"state": "done"}, "results": results}.items():
         write_json(run.path / f"{file}.json", content)
     return run
 
@@ -313,9 +295,8 @@ def test_the_notebook_of_atop(tmp_path: Path) -> None:
     more = ("unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case")
     assert_shows(shown, *words, *more)
     (run,) = find_runs(tmp_path / "runs", method="atop")
-    assert run.results()["n"] == 8
-    assert run.audit()["n"] == 8
-    assert list(read_json(run.path / "unseen.json").values())[-1]["n"] == 8
+    *_, unseen = read_json(run.path / "unseen.json").values()
+    assert run.results()["n"] == run.audit()["n"] == unseen["n"] == 8
     assert read_json(run.path / "randomness.json")["draws"] == 10
 
 

@@ -1,5 +1,6 @@
 """Models as the audit sees them, and the attacks that its checks share: each is made once, when a check first asks for it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,11 +26,8 @@ VIEWS = 1000  # tags of the random streams: one block for each view
 
 
 class View(nn.Module):
-    """`answer(model, x)`, the model's own logits unless told otherwise; as random as the model, and always differentiable.
-
-    Attacks stop with an error on a model that leaves autograd's graph (numpy, detach); here they continue and find nothing,
-    as if the gradient were zero, and the checks that follow say why.
-    """
+    """`answer(model, x)`, by default the model's own logits; as random as the model. Attacks stop with an error on a model that leaves
+    autograd's graph (numpy, detach); here its gradient is zero, they find nothing, and the checks say why."""
 
     def __init__(self, model: nn.Module, answer: Callable[[Any, Tensor], Tensor] = nn.Module.__call__) -> None:
         super().__init__()
@@ -37,7 +35,7 @@ class View(nn.Module):
         self.draws_by_example = bool(getattr(model, "draws_by_example", False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K); where they do not depend on x for autograd, the gradient is zero."""
+        """Logits (B, K)."""
         logits = self.answer(self.model, x)
         if x.requires_grad and torch.is_grad_enabled():
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
@@ -53,29 +51,30 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     """What an adversary attacks beside the model: its declared surrogates, then HEAD where that says another thing at x.
 
     A head that gates or rescales by its own first guess (reverse attention) confirms itself, and its gradients lead astray;
-    the plain head on the same features decides and has honest ones. Randomised layers draw alike for both.
+    the plain head on the same features decides and has honest ones.
     """
-    declared, answers = dict(getattr(model, "surrogates", dict)()), []
+    declared = dict(getattr(model, "surrogates", dict)())
     plain = View(model, lambda model, x: model.head(model.features(x)))
     if not all(callable(getattr(model, part, None)) for part in ("features", "head")):
         return declared
-    for view in (model, plain):
+
+    def answer(view: nn.Module) -> Tensor:  # randomised layers draw alike for both
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(0)
-            try:
-                answers.append(view(x).float())
-            except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
-                if view is model:
-                    raise
-                return declared
-    deployed, other = answers
+            return view(x).float()
+
+    deployed = answer(model)
+    try:
+        other = answer(plain)
+    except (RuntimeError, TypeError, ValueError):  # its head takes something else than its features
+        return declared
     same = deployed.shape != other.shape or torch.allclose(deployed, other, rtol=1e-3, atol=1e-5, equal_nan=True)
     return declared if same else {**declared, HEAD: plain}
 
 
 def sources_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is found on them is
-    transferred, and shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
+    """Deterministic views that a stochastic model declares, such as the bare classifier behind a purifier: what is transferred from
+    them shows masked gradients where it breaks what the model's own did not. None of a deterministic model."""
     declared: dict[str, nn.Module] = getattr(model, "surrogates", dict)() if getattr(model, "stochastic", False) else {}
     plain = {name: view for name, view in declared.items() if getattr(view, "target", None) is None}
     return {name: view for name, view in plain.items() if not getattr(view, "stochastic", False)}
@@ -85,11 +84,8 @@ def sources_of(model: nn.Module) -> dict[str, nn.Module]:
 class AuditAttacks:
     """A model, some images, and which of them withstand what.
 
-    Results are bool (V, N, K): right or not, for each candidate image V found for an example N, in each of K draws of the
-    model (one if it is deterministic). `accuracy` makes shares (N,) of them.
-
-    The surrogates that a stochastic model declares are left to the evaluation: here nobody leaves early, and each would cost
-    what the model does.
+    Results are bool (V, N, K): right or not, for each candidate image V of an example N, in each of K draws of the model (one if it
+    is deterministic). The surrogates that a stochastic model declares are left to the evaluation: each would cost what it does.
     """
 
     deployed: nn.Module  # x -> logits, in eval mode; its `surrogates_of` are attacked as well and judged by it
@@ -110,12 +106,10 @@ class AuditAttacks:
         batch = next(iter(self.split.batches(len(self.split))))
         self.x, self.y, self.index = batch.x, batch.y, batch.index
         self.rng = ExampleRNG.for_examples(self.seed, batch.index)
-        views = surrogates_of(self.deployed, self.x[:BATCH])
-        views = {name: view for name, view in views.items() if name == HEAD or not self.stochastic}
-        targets = {name: getattr(view, "target", None) for name, view in views.items()}
-        # Views with a class as `target` meet targeted attacks, the others meet every attack.
-        self.aimed = [(label, views[name]) for name, label in targets.items() if label is not None]
-        others = {name: view for name, view in views.items() if targets[name] is None}
+        named = surrogates_of(self.deployed, self.x[:BATCH]).items()
+        views = [(n, v, getattr(v, "target", None)) for n, v in named if n == HEAD or not self.stochastic]
+        self.aimed = [(label, view) for _, view, label in views if label is not None]  # meet targeted attacks only
+        others = {name: view for name, view, label in views if label is None}
         self.views: list[nn.Module] = [self.model, *(SurrogateModel(other, self.model) for other in others.values())]
         self.declared = len(self.views) - (HEAD in others)  # the first views, which `evaluate` attacks too
         self.logits = self.forward(self.x)
@@ -138,8 +132,8 @@ class AuditAttacks:
     def accuracy(self, *results: Tensor) -> Tensor:
         """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
 
-        For a stochastic model the strongest is chosen on odd draws, of this example and of all alike (see `summarise`), and scored
-        on even ones, or it is the candidate that is strongest on all examples, where that one leaves less.
+        For a stochastic model it is chosen on odd draws, of this example and of all alike (see `summarise`), and scored on even ones,
+        or it is the candidate that is strongest on all examples, where that one leaves less.
         """
         pool = torch.cat(results).double()
         if not self.stochastic or len(pool) == 1:
@@ -171,27 +165,23 @@ class AuditAttacks:
         target: Tensor | None = None,
         views: Sequence[nn.Module] = (),
     ) -> tuple[Tensor, list[Tensor]]:
-        """Results (V, N, K) of an attack on every view of the model, and the images found, one (N, C, H, W) a view.
+        """Results (V, N, K) of an attack on every view of the model, and the images, one (N, C, H, W) a view. A deterministic model's view
+        is attacked on what the views before it left standing.
 
-        A deterministic model's view is attacked on what the views before it left standing.
-
-        Args:
-            start: where to start in each view; examples that are wrong there stay.
-            among: (N,) bool, the examples to attack; else `standing`.
-            target: (N,) classes for a targeted attack.
-            views: what to attack; else the model and its surrogates.
+        It starts in each view at `start`, where wrong examples stay, and meets the examples `among` (N,) bool, else `standing`;
+        `target` (N,) are classes for a targeted attack.
         """
         standing = self.standing if among is None else among
         results, images = [], []
         for i, view in enumerate(views or self.views):
             x_adv = (self.x if start is None else start[i]).clone()
-            tried = standing & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
-            if bool(tried.any()):
-                extra: dict[str, Any] = {} if start is None else {"start": x_adv[tried]}
-                extra |= {} if target is None else {"target": target[tried]}
-                rng = self.rng.fold_in(tag + VIEWS * i)[tried]
+            met = standing & (self.right(x_adv)[0].any(1) if start is not None and not self.stochastic else True)
+            if bool(met.any()):
+                extra: dict[str, Any] = {} if start is None else {"start": x_adv[met]}
+                extra |= {} if target is None else {"target": target[met]}
+                extra["rng"] = self.rng.fold_in(tag + VIEWS * i)[met]
                 adapted = adapt(attack, getattr(view, "surrogate", view))
-                x_adv[tried] = adapted(view, self.x[tried], self.y[tried], rng=rng, **extra).to(x_adv.dtype)
+                x_adv[met] = adapted(view, self.x[met], self.y[met], **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
             results.append(self.right(x_adv))
@@ -213,10 +203,8 @@ class AuditAttacks:
     def trajectory(self) -> Mapping[int, tuple[Tensor, list[Tensor]]]:
         """PGD on the cross-entropy after 10, 20, 50 and 100 steps of the same trajectory, and where it was then."""
         stages: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        start, done = None, 0
-        for steps in STEPS:
-            stages[steps] = self.run(self.pgd(steps - done), 1, start=start)
-            start, done = stages[steps][1], steps
+        for done, steps in itertools.pairwise((0, *STEPS)):
+            stages[steps] = self.run(self.pgd(steps - done), 1, start=stages[done][1] if done else None)
         return stages
 
     @property
@@ -230,8 +218,7 @@ class AuditAttacks:
         return self._each([self.pgd20], [(self.pgd(), 10 + k, None) for k in range(1, RESTARTS)])
 
     def _each(self, results: list[Tensor], trials: Iterable[tuple[Any, ...]]) -> Tensor:
-        """All results together with those of (attack, tag, targets, views if not all); of a deterministic model each meets what
-        still stands."""
+        """All results with those of (attack, tag, targets, views if not all); of a deterministic model each meets what still stands."""
         for attack, tag, target, *views in trials:
             standing = self.standing
             for result in results:
@@ -265,10 +252,8 @@ class AuditAttacks:
     def white(self) -> Tensor:
         """All gradient attacks together; views that are aimed at a class each meet a targeted PGD only, on what still stands."""
         aim, y = self.pgd(objective="margin", targeted=True), self.y
-        trials = [
-            (aim, 100 + label, torch.full_like(y, label), SurrogateModel(view, self.model))
-            for label, view in self.aimed
-        ]
+        views = ((label, SurrogateModel(view, self.model)) for label, view in self.aimed)
+        trials = [(aim, 100 + label, torch.full_like(y, label), view) for label, view in views]
         return self._each([self.trajectory[100][0], self.restarts, *self.losses.values(), self.apgd], trials)
 
     @cached_property
@@ -280,24 +265,21 @@ class AuditAttacks:
     def transferred(self) -> Mapping[str, Tensor]:
         """PGD-20 found on other models, by name; scored by this one."""
         attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
-        return {
-            name: self.right(attack(other, self.x, self.y, rng=self.rng.fold_in(70 + k)))
-            for k, (name, other) in enumerate(self.transfer.items())
-        }
+        models = enumerate(self.transfer.items(), 70)
+        return {name: self.right(attack(m, self.x, self.y, rng=self.rng.fold_in(k))) for k, (name, m) in models}
 
     @cached_property
     def random(self) -> Tensor:
         """Of `noise` uniform points of the ball, the one of least margin; where gradient attacks fail, no others matter."""
-        tried = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic)
-        x, y, rng = self.x[tried], self.y[tried], self.rng[tried].fold_in(80)
+        robust, worst = self.standing & ((self.accuracy(self.white) > 0) | self.stochastic), self.x.clone()
+        x, y, rng = self.x[robust], self.y[robust], self.rng[robust].fold_in(80)
         best, least = x.clone(), torch.full(y.shape, torch.inf, device=x.device)
         for k in range(self.noise if len(x) else 0):
             point = uniform_point(self.threat, x, rng.fold_in(k))
             margin = margin_of(self.forward(point), y).nan_to_num(-torch.inf)
             better = margin < least
             best[better], least = point[better], torch.minimum(least, margin)
-        worst = self.x.clone()
-        worst[tried] = best
+        worst[robust] = best
         return self.right(worst)
 
     def radius(self, eps: float, steps: int = 20) -> Tensor:

@@ -29,6 +29,7 @@ EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
 QUERIES, STOCHASTIC_QUERIES = 1000, 300
 DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
 
+Tell = Callable[[str], None] | None
 CLOSE = 1e-6  # of eps, relative
 GAP_AMBER, GAP_RED = 8.0, 12.0  # points
 OVERSTATES, MISLEADS = 3.0, 12.0  # points by which a paper's protocol may exceed the minimum: amber above, red above
@@ -57,14 +58,13 @@ def audit(
     readouts: int = 64,
     transfer: Mapping[str, nn.Module] | None = None,
     records: "pd.DataFrame | None" = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Tell = None,
 ) -> list[Check]:
-    """Asks whether the robust accuracy of a model on these images can be believed.
+    """Asks whether the robust accuracy of a model on these images can be believed; returns the checks 1 to 13.
 
-    Every attack is made once on the same images and shared by the checks; a threshold is broken only where the 95 % bound
-    of the paired effect is beyond it. What `surrogates_of` names is attacked as well: the per-example minimum is judged. A
-    stochastic model is judged without the surrogates that it declares (deterministic ones are sources of transfer), by its
-    expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8. Returns the checks 1 to 13.
+    A threshold is broken only where the 95 % bound of the paired effect is beyond it. What `surrogates_of` names is attacked as well:
+    the per-example minimum is judged. A stochastic model is judged without the surrogates that it declares (deterministic ones are
+    sources of transfer), by its expected accuracy over 20 draws, with the mean gradient of 8 and Square on the mean of 8.
 
     Args:
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
@@ -102,7 +102,8 @@ def audit(
                 tell(check.__name__.removeprefix("check_").replace("_", " "))
                 checks.append(check(attacks))
             checks.append(check_gap(attacks, None if mismatches else records))
-            checks.append(check_bookkeeping(training, train_mode_layers(model), mismatches, records))
+            miscounted = [] if records is None else inconsistent(records)
+            checks.append(check_bookkeeping(training, train_mode_layers(model), mismatches + miscounted))
     return sorted(checks, key=lambda check: check.number)
 
 
@@ -134,17 +135,16 @@ def inconsistent(records: pd.DataFrame) -> list[str]:
 
 
 def _minimum(records: pd.DataFrame) -> "pd.Series[float]":
-    """Whether each example withstands everything, by index; of a stochastic model the share of draws that make its headline."""
+    """Whether each example withstands everything, by index; of a stochastic model the share of its headline's draws."""
     if records["draw"].max() > 0:
         return headline_draws(records).mean(axis=1)
     return robust_correct(records).groupby(records["index"]).min().astype(float)
 
 
-def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> tuple[Tensor, Tensor]:
-    """Both (N,) on the images that both have, in the same order."""
-    both = pd.concat([one, other], axis=1, join="inner").sort_index().to_numpy(dtype=float)
-    first, second = torch.from_numpy(both.T.copy())
-    return first, second
+def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> Tensor:
+    """Both on the images that both have, in the same order: (2, N)."""
+    both = pd.concat([one, other], axis=1, join="inner").sort_index()
+    return torch.tensor(both.to_numpy(dtype=float).T)
 
 
 def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
@@ -177,16 +177,12 @@ def train_mode_layers(model: nn.Module) -> list[str]:
     return [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, moving) and m.training]
 
 
-def check_bookkeeping(
-    before: Sequence[str], during: Sequence[str], mismatches: Sequence[str], records: pd.DataFrame | None
-) -> Check:
-    """13: eval mode, wrong clean images count as wrong, and every attack met the same images, those of the split.
-
-    `before` and `during` the audit these layers were in train mode.
-    """
+def check_bookkeeping(before: Sequence[str], during: Sequence[str], unfair: Sequence[str]) -> Check:
+    """13: eval mode `before` and `during` the audit, wrong clean images count as wrong, and every attack met the same images, those
+    of the split."""
     problems = [f"{len(before)} layer(s) were left in train mode ({before[0]})"] if before else []
     problems += [f"{len(during)} layer(s) stay in train mode after eval() ({during[0]})"] if during else []
-    problems += [*mismatches, *(inconsistent(records) if records is not None else [])]
+    problems += unfair
     fine = "The model is in eval mode, wrong clean images count as wrong, and all attacks met the same images"
     said, count = "The number was not counted fairly" if problems else fine, len(problems)
     return make_check(13, "bookkeeping", Part(count, 0, count > 0, said, "", "; ".join(problems), unit="count"))
@@ -196,22 +192,12 @@ def check_bookkeeping(
 
 
 def audit_run(
-    run: Run,
-    dataset: Dataset,
-    *,
-    n: int | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0, progress: Tell = None
 ) -> dict[str, Any]:
     """The audit of a run's best weights and of its evaluation, stored in the run; a stored one that still fits is returned.
 
-    Finished standard and PGD-AT runs of the same data set beside it serve as sources of transferred examples.
-
-    Args:
-        n: how many test images; None = as many as were evaluated, at most 256. Of a stochastic model no more than its protocol has
-            for curves.
-        progress: called with the name of each piece of work before it starts.
+    Finished runs of SOURCES beside it serve as sources of transferred examples. `n` is how many test images; None = as many as were
+    evaluated, at most 256. Of a stochastic model no more than its protocol has for curves. `progress` as of `audit`.
 
     Returns:
         The content of audit.json: numerics, n, seed, threat, seconds, results (facts of the evaluation that was judged), transfer
@@ -243,7 +229,6 @@ def audit_run(
 
 
 def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
-    """How many images an audit has."""
     asked = n or min(EXAMPLES, evaluated)
     return min(asked, STOCHASTIC_EXAMPLES, stochastic_protocol(preset).curve) if stochastic else asked
 
@@ -251,29 +236,25 @@ def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -
 def check_published(run: Run, results: Mapping[str, Any]) -> Check:
     """14: where architecture, data and protocol are those of published results, so is the outcome."""
     params, parts = run.params(), []
-    windows = PUBLISHED.get((params["dataset"], params["arch"], params["method"]), {})
-    if not windows or params.get("preset") != "cifar10-paper" or run.changed:
-        windows, why = {}, "No published result has this architecture, data set, budget and hyper-parameters."
-    else:
-        why = "The evaluation has none of the published attacks."
+    comparable = params.get("preset") == "cifar10-paper" and not run.changed
+    windows = PUBLISHED.get((params["dataset"], params["arch"], params["method"]), {}) if comparable else {}
     for row in results["rows"]:
         if row["attack"] in windows:
             least, most = windows[row["attack"]]
             off = max(least - 100 * row["high"], 100 * row["low"] - most)  # of the interval's nearer end
             said = f"{row['attack']} {100 * row['accuracy']:.1f} % where {least:g} to {most:g} % were published"
             parts.append(Part(off, OUTSIDE, off > OUTSIDE, said, "", "find out why before reporting", "amber"))
+    none = "No published result has this architecture, data set, budget and hyper-parameters."
+    why = "The evaluation has none of the published attacks." if windows else none
     return make_check(14, "published results", *parts, otherwise=why)
 
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
     """15: the epoch was chosen on validation images, or is the last, and best and last are both reported on others."""
-    problems = []
-    if results.get("split") != "test":
-        problems.append(f"the numbers are of the {results.get('split')} images")
-    if not results.get("last", {}).get("rows"):
-        problems.append("the last epoch is not reported")
-    if "robust_val" not in run.metrics():
-        problems.append("no validation accuracy was recorded by which the epoch could have been chosen")
+    unrecorded = "no validation accuracy was recorded by which the epoch could have been chosen"
+    problems = [] if results.get("split") == "test" else [f"the numbers are of the {results.get('split')} images"]
+    problems += [] if results.get("last", {}).get("rows") else ["the last epoch is not reported"]
+    problems += [] if "robust_val" in run.metrics() else [unrecorded]
     fine = "No test image had a part in choosing the epoch; best and last are both reported on test images"
     said, count = "Not a clean choice" if problems else fine, len(problems)
     return make_check(15, "selection", Part(count, 0, count > 0, said, "", "; ".join(problems), unit="count"))
@@ -283,12 +264,12 @@ def headline_badge(checks: Sequence[Check]) -> dict[str, Any]:
     """The badge of the per-example minimum over all attacks: its gravest check."""
     verdict: Verdict = max((check.verdict for check in checks), key=VERDICTS.index, default="n/a")
     speaking = [check for check in checks if check.verdict == verdict]
-    if verdict in ("amber", "red"):
-        text = " ".join(f"{check.number}. {check.name}: {check.meaning}" for check in speaking)
-        return {"verdict": verdict, "text": text}
     unsure = " and ".join(str(check.number) for check in speaking if check.doubtful)
     doubt = f"; of check {unsure} the images are too few to tell" if unsure else ""
-    return {"verdict": verdict, "text": f"{len(speaking)} checks found no sign of a weak attack{doubt}."}
+    text = f"{len(speaking)} checks found no sign of a weak attack{doubt}."
+    if verdict in ("amber", "red"):
+        text = " ".join(f"{check.number}. {check.name}: {check.meaning}" for check in speaking)
+    return {"verdict": verdict, "text": text}
 
 
 def protocol_badge(method: str, results: Mapping[str, Any]) -> dict[str, Any]:

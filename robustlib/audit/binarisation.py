@@ -1,7 +1,6 @@
 """The binarisation test: an attack that misses adversarial examples that are known to exist is too weak to be believed."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +24,16 @@ Readout = tuple[Tensor, Tensor]  # weight (D,) and bias (): above 0 for "adversa
 
 def outputs(model: nn.Module) -> dict[str, Output]:
     """What a readout can be fitted on, by name, each x -> (B, D): the model's features if it has some, and its logits."""
-    parts = {"features": getattr(model, "features", None), "logits": model}
-    return {name: partial(_flat, part) for name, part in parts.items() if part is not None}
-
-
-def _flat(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return part(x).flatten(1).float()
+    named: dict[str, Output] = {}
+    if (features := getattr(model, "features", None)) is not None:
+        named["features"] = lambda x: features(x).flatten(1).float()
+    return named | {"logits": lambda x: model(x).flatten(1).float()}
 
 
 def joint_view(model: nn.Module, output: Output, readouts: Sequence[Readout]) -> View:
     """N readouts of a model's output as one view, to be attacked together, each by an image of its own: of the logits (B, N + 1)
     the i-th is high where readout i says "inside", the last one is 0."""
-    weight, bias = torch.stack([w for w, _ in readouts], 1), torch.stack([b for _, b in readouts])
+    weight, bias = (torch.stack(parts, -1) for parts in zip(*readouts, strict=True))
     return View(model, lambda _, x: F.pad(-(output(x) @ weight + bias), (0, 1)))
 
 
@@ -46,10 +43,9 @@ def binarised(attacks: AuditAttacks) -> dict[str, tuple[Tensor, Tensor]]:
     Those of the features cannot see what a head hides, those of the logits can. For each image a linear readout is fitted
     that calls `INNER` random points within half of eps "inside" and one on the ball's surface "adversarial". Where it does
     so exactly, an adversarial example exists; PGD on the readout must find one. Of a stochastic model it is fitted on mean
-    outputs, and the point on the surface is asked for as what PGD finds is: by the majority of fresh draws.
+    outputs, and the majority of fresh draws decides.
 
-    Returns:
-        By output two masks (N,): for which examples there is such a readout, and where PGD found its adversarial example.
+    Returns by output two masks (N,): for which examples there is such a readout, and where PGD has success on it.
     """
     tests = {}
     for name, output in outputs(attacks.deployed).items():
@@ -78,7 +74,7 @@ def fit_readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None
         f = torch.stack([output(points).double() for _ in range(draws)]).mean(0)
     centre = f[:-1].mean(0)
     g = f - centre
-    aim = -torch.ones(len(g), dtype=g.dtype, device=g.device)
+    aim = torch.full_like(g[:, 0], -1)
     aim[-1] = 1
     # Ridge regression in its dual form: as many unknowns as points.
     gram = g @ g.T + 1
@@ -88,8 +84,7 @@ def fit_readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None
     inner, outer = scores[:-1].amax(), scores[-1]
     if not bool(outer > inner):
         return None
-    level = inner + CLOSENESS * (outer - inner)
-    scale = 1 / (outer - inner)
+    level, scale = inner + CLOSENESS * (outer - inner), 1 / (outer - inner)
     readout = (scale * weight).float(), (-scale * (centre @ weight + level)).float()
     alone = joint_view(attacks.deployed, output, [readout])
     return readout if not attacks.stochastic or bool(_outside(attacks, alone, points[-1:])) else None

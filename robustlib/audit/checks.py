@@ -69,8 +69,7 @@ class Part:
 
 
 def make_check(number: int, name: str, *parts: Part, otherwise: str = "") -> Check:
-    """The check that has these criteria: its gravest broken one speaks for it, else a doubtful one, else the first. Without any it
-    does not apply, `otherwise` says why."""
+    """The gravest broken criterion speaks for a check, else a doubtful one, else the first; `otherwise` says why there is none."""
     if not parts:
         return Check(name, "n/a", None, None, otherwise, number)
     beyond = [p for p in parts if (p.value < p.threshold if p.least else p.value > p.threshold)]
@@ -81,11 +80,9 @@ def make_check(number: int, name: str, *parts: Part, otherwise: str = "") -> Che
     unsure = f"{side} {part.threshold:.4g} {part.unit}, but {part.images} images cannot tell"
     follows = part.bad if broken else unsure if doubtful else part.fine
     meaning = f"{': '.join(filter(None, (part.said, follows)))}."
-    value, threshold = part.value, part.threshold
-    if part.unit in ("points", "%"):
-        value, threshold = round(value, 2), round(threshold, 2)
-    verdict = part.grave if broken else "pass"
-    return Check(name, verdict, round(value, 4), threshold, meaning, number, part.unit, bool(doubtful))
+    verdict, shares = part.grave if broken else "pass", part.unit in ("points", "%")
+    value, threshold = round(part.value, 2 if shares else 4), round(part.threshold, 2) if shares else part.threshold
+    return Check(name, verdict, value, threshold, meaning, number, part.unit, bool(doubtful))
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,7 @@ def effect(weaker: Tensor, stronger: Tensor) -> Effect:
     """How many points of accuracy (N,) `stronger` leaves less than `weaker` (N,) on the same images.
 
     The interval of Bonett and Price (2012, Psychological Methods 17): the Wald interval of paired proportions after adding one
-    image to either kind of disagreement, which keeps its coverage for few or no disagreements. Written with sums, so that
-    shares of draws (randomised models) fit as well as zeros and ones.
+    image to either kind of disagreement. Written with sums, so that shares of draws fit as well as zeros and ones.
     """
     d = (weaker - stronger).double()
     n = len(d) + 2
@@ -159,12 +155,9 @@ def check_radii(e: AuditAttacks) -> Check:
     rise, low, high = max(rises, key=lambda r: r[0].low)
     at_large = e.accuracy(e.radius(large, 50)) if large > eps else curve[eps]
     unbounded = e.accuracy(e.radius(whole, 100))
-    where = (
-        (f"eps {large:g}", 100 / e.classes + ABOVE_CHANCE),
-        (f"eps {whole:g}, where every image is allowed,", UNBOUNDED),
-    )
-    parts = []
-    for (place, most), accuracy in zip(where, (at_large, unbounded), strict=True):
+    everywhere = f"eps {whole:g}, where every image is allowed,"
+    most_at_large, parts = 100 / e.classes + ABOVE_CHANCE, []
+    for place, most, accuracy in ((f"eps {large:g}", most_at_large, at_large), (everywhere, UNBOUNDED, unbounded)):
         said, rest = f"PGD at {place} leaves {percent(accuracy)}", effect(accuracy, torch.zeros_like(accuracy))
         parts.append(rest.above(most, said, "large perturbations break it", "the search fails"))
     said = f"Accuracy rises from {percent(curve[low])} at eps {low:g} to {percent(curve[high])} at {high:g}"
@@ -219,8 +212,7 @@ def check_black_box(e: AuditAttacks) -> Check:
 
 def check_noise(e: AuditAttacks) -> Check:
     """8: random points of the ball break nothing that gradient attacks leave standing."""
-    white = e.accuracy(e.white)
-    both = e.accuracy(e.white, e.random)
+    white, both = e.accuracy(e.white), e.accuracy(e.white, e.random)
     robust = torch.ones_like(white, dtype=torch.bool) if e.stochastic else white > 0
     newly, bad = effect(white[robust], both[robust]), "these attacks cannot search"
     said = f"The worst of {e.noise} random points breaks {newly.value:.1f} % of what gradient attacks call robust"
@@ -304,9 +296,8 @@ def check_randomness(e: AuditAttacks) -> Check:
     results, images = e.trajectory[100]  # of each example, the image of PGD-100 on any view that fewest draws withstood
     strongest = torch.stack(images)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
     control, worst = e.clean[0].all(1), e.right(strongest)[0].all(1)
-    cost = effect(control.double(), worst.double())
+    cost, bad = effect(control.double(), worst.double()), "attacked images are easier than clean ones"
     said += f", as declared; {percent(control)} are right in all of {e.draws} draws, under PGD-100 on any view {percent(worst)}"
-    bad = "attacked images are easier than clean ones"
     part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=cost.n, least=True)
     return make_check(12, "randomness", part)
 

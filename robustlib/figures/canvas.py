@@ -123,6 +123,16 @@ def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> Data
     return usable
 
 
+def grid_axes(what: str, frame: DataFrame, x: str, y: str, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The values of columns x and y, rising, at least so many; an InputError if the frame has not each pair of them once."""
+    across, up = np.unique(frame[x]), np.unique(frame[y])
+    if len(frame) != len(across) * len(up) or min(len(across), len(up)) < least or frame.duplicated([x, y]).any():
+        raise InputError(
+            f"The {what} needs each {x} with each {y} once: {len(frame)} rows for {len(across)} x {len(up)} points."
+        )
+    return across, up
+
+
 def same_length(what: str, **arrays: Any) -> None:
     """Raises InputError where arrays of one figure do not hold the same number of examples, or none."""
     lengths = {name: len(array) for name, array in arrays.items()}

@@ -45,8 +45,7 @@ def accuracy_bars(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
 def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """What each step of AutoAttack left of the accuracy, and what it took from what the steps before it had left.
 
-    Rows are those of `robustlib.evaluation.cascade_steps`: `component`, `accuracy` after it (fraction of all images),
-    in order, the first one "clean"; of several `attack` or `surrogate`, only the cascade of the first is drawn.
+    Rows are those of `robustlib.evaluation.cascade_steps`, "clean" first; of several, the first cascade is drawn.
     """
     frame = require_columns("cascade", DataFrame(rows), ["component", "accuracy"])
     for column in ("attack", "surrogate"):
@@ -133,8 +132,7 @@ def _whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
 def trade_off(leaderboard: DataFrame) -> Figure:
     """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
 
-    Columns are `method`, `clean`, `worst` (fractions), optionally `title` and the ends of the intervals `clean_low`,
-    `clean_high`, `worst_low`, `worst_high`, and `minutes` of training, for the legend.
+    Columns are `method`, `clean`, `worst` (fractions), optionally `title`, `clean_low` ... `worst_high`, and `minutes`.
     """
     return _draw_runs(leaderboard, "clean", "trade-off", "Clean against worst-case accuracy")
 
@@ -188,10 +186,9 @@ def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     """The effect of each claim with its 95 % interval, in the claimed direction: right of 0 supports the claim.
 
     Effects are drawn as multiples of the smallest effect of interest, so that points and shares stand on one axis.
-    Columns are `claim` (its text), `effect` (NaN without any seed: no dot), `low`, `high` (fractions, already turned
-    into the claimed direction), `smallest` (effect of interest, > 0), `verdict` ("supported", "not supported",
-    "undecided"), `words` (the verdict with its reason) and optionally `unit` (of a hundredth: "points", or "%" of a
-    distance or growth).
+    Columns are `claim` (its text), `effect` (NaN: no seed, no dot), `low`, `high` (fractions, in the claimed direction),
+    `smallest` (effect of interest, > 0), `verdict`, `words` (the verdict with its reason) and optionally `unit` (of a
+    hundredth: "points", or "%" of a distance or growth).
     """
     frame = require_columns("claims", DataFrame(rows), ["claim", "smallest", "verdict"]).reset_index(drop=True)
     claims: list[dict[Any, Any]] = frame.to_dict("records")
@@ -234,8 +231,7 @@ def _effect(claim: Mapping[Any, Any]) -> str:
 def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     """The share of images with an adversarial image within each distance, a line a model; farther right is better.
 
-    Of each model the adversarial distances (N,) in pixel units, of the same images for all, e.g. those of
-    `robustlib.evaluation.compare_distances`; all finite and at least 0.
+    By model distances (N,) in pixel units, >= 0, of the same images, e.g. of `robustlib.evaluation.compare_distances`.
     """
     ordered = {name: np.sort(np.asarray(values, dtype=float).ravel()) for name, values in distances.items()}
     n = min(map(len, ordered.values()), default=0)
@@ -271,8 +267,7 @@ SLACK = 0.01  # what accuracy may be lost, a fraction; less is shaded
 def accuracy_distance(grid: DataFrame) -> Figure:
     """Mean adversarial distance against accuracy over the strengths of each variant; up and right is better.
 
-    The grid is that of `robustlib.evaluation.select_strength`: `variant`, `strength` (0 is no penalty), `accuracy` (a
-    fraction), `distance`, optionally `low` and `high`, and `chosen`.
+    From `robustlib.evaluation.select_strength`; strength 0 is no penalty.
     """
     columns = ["variant", "strength", "accuracy", "distance", "chosen"]
     rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)

@@ -29,14 +29,20 @@ MARK: dict[str, Any] = {"color": MUTED, "lw": 1.2, "ls": (0, (2, 2)), "zorder": 
 def training_curves(metrics: DataFrame) -> Figure:
     """Losses and accuracies of one run over its epochs.
 
-    Metrics have one row an epoch (the first may be the model before training, which has no loss): `epoch_total` (or
-    `epoch`), losses and their parts, any of ACCURACIES (fractions), and optionally `stage` and `warnings`.
+    Metrics have one row an epoch (the first may be the model before training): `epoch_total` (or `epoch`), losses and
+    their parts, any of ACCURACIES (fractions), and optionally `stage` and `warnings`.
     """
     clock = "epoch_total" if "epoch_total" in metrics else "epoch"
     rows = require_columns("training", metrics, [clock]).reset_index(drop=True)
     epochs, column = rows[clock], rows.get("warnings", [()] * len(rows))
     warnings = [list(map(str, texts)) if isinstance(texts, list | tuple) else [] for texts in column]
-    losses, curves = _metric_labels(rows)
+    named = [str(name) for name in rows if name not in NO_LOSS]
+    named = [name for name in named if not name.startswith("probe/") and not name.endswith(("_val", "_train"))]
+    parts = [name for name in named if rows[name].dtype.kind in "fiu" and rows[name].notna().any()]
+    words = {name: re.sub("[_/]", " ", name) for name in parts}
+    losses = {name: label for name, label in words.items() if not name.endswith("accuracy")}
+    curves = {name: label for name, label in ACCURACIES.items() if name in rows and rows[name].notna().any()}
+    curves |= {name: f"{words[name]} (training)" for name in parts if name not in losses}
     fig, (left, right) = canvas.axes(2)
     every = max(1, len(rows) // 12)  # markers tell lines apart; one on each of 200 epochs would hide them
     stages = rows["stage"] if rows.get("stage", Series()).nunique() > 1 else None
@@ -58,17 +64,6 @@ def training_curves(metrics: DataFrame) -> Figure:
         text += f" Warnings: {'; '.join(different)}."
     data = rows.filter([clock, "stage", *losses, *curves]).rename(columns={clock: "epoch"})
     return Figure(fig, text, data.assign(warnings=["; ".join(texts) for texts in warnings]))
-
-
-def _metric_labels(rows: DataFrame) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels of the losses with their parts (what counts nothing and is not validation), and of the accuracies."""
-    named = [str(name) for name in rows if name not in NO_LOSS]
-    named = [name for name in named if not name.startswith("probe/") and not name.endswith(("_val", "_train"))]
-    parts = [name for name in named if rows[name].dtype.kind in "fiu" and rows[name].notna().any()]
-    words = {name: re.sub("[_/]", " ", name) for name in parts}
-    losses = {name: label for name, label in words.items() if not name.endswith("accuracy")}
-    curves = {name: label for name, label in ACCURACIES.items() if name in rows and rows[name].notna().any()}
-    return losses, curves | {name: f"{words[name]} (training)" for name in parts if name not in losses}
 
 
 def _epoch_axis(axis: "canvas.Axes") -> None:
@@ -111,8 +106,7 @@ def _draw(axis: "canvas.Axes", x: Any, curve: DataFrame, y: str, mark: Mapping[s
 def robustness_curves(curves: Curves, x: str = "eps", threat_eps: float | None = None) -> Figure:
     """Accuracy under attack against its "eps" (radius of the ball, in [0, 1]) or "steps": a line for each of `curves`.
 
-    Columns are `x`, `accuracy` and, for the band, `low` and `high` (fractions). The radius of the threat model is
-    marked over eps.
+    Columns are `x`, `accuracy` and, for the band, `low` and `high`; over eps the radius of the threat model is marked.
     """
     if x not in ("eps", "steps"):
         raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
@@ -155,10 +149,7 @@ def _radius(eps: float) -> str:
 
 
 def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> Figure:
-    """Accuracy under attack against its radius: the mean over seeds of each method, with 95 % bands over seeds.
-
-    One row a run and point: `method`, `seed`, `eps`, `accuracy` (a fraction), optionally `title`.
-    """
+    """Mean accuracy over seeds under attack against its radius, with 95 % bands, from the rows of `over_seeds`."""
     curves = over_seeds(table, "eps", "accuracy", "robustness")
     for curve in curves.values():
         curve[["low", "high"]] = curve[["low", "high"]].clip(0, 1)
@@ -232,8 +223,7 @@ GAP_AXES = {"eps": "radius of the attack, eps", "layer": "layer, from input to o
 def feature_gap_curves(table: DataFrame, x: str) -> Figure:
     """How far clean and adversarial features lie apart, over radius or depth: relative to their length, and by angle.
 
-    The table is that of `robustlib.representation.gap_table`: `method`, `seed`, `eps` or `layer` (in its order),
-    `relative_l2`, `cosine` and optionally `title`; of one layer or radius and not split by class, or means say nothing.
+    From `robustlib.representation.gap_table`, of one layer or radius and not split by class, or means say nothing.
     """
     if x not in GAP_AXES:
         raise InputError(f"x={x!r} is not an axis of the feature-gap figure: choose {', '.join(GAP_AXES)}.")
@@ -316,10 +306,9 @@ def probe_curves(
 def sweep(table: DataFrame, usual: Mapping[str, float] | None = None, names: Mapping[str, str] | None = None) -> Figure:
     """Clean and robust accuracy against the value of a hyper-parameter, a panel for each hyper-parameter.
 
-    Values stand at equal distances, in rising order, since such grids are rarely even and often hold 0. One row a run:
-    `method`, `parameter`, `value` (a number), `clean` and `robust` (fractions, called as `names` says), optionally
-    `seed`: of several the mean is drawn with its 95 % band. The `usual` value of a parameter, of preset or paper, is
-    marked where the sweep has it.
+    Values stand at equal distances, since such grids are rarely even and often hold 0. One row a run: `method`,
+    `parameter`, `value`, `clean` and `robust` (fractions, called as `names` says), optionally `seed`: of several the mean
+    is drawn with its 95 % band. The `usual` value of a parameter is marked where the sweep has it.
     """
     rows = require_columns("sweep", table, ["method", "parameter", "value", "clean", "robust"])
     rows, usual, names = rows.assign(seed=rows.get("seed", 0)), usual or {}, names or {}

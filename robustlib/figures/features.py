@@ -62,9 +62,8 @@ def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
 def alignment_exclusion(table: DataFrame) -> Figure:
     """How near a run keeps an image to its adversarial one, and how far from other classes: up and left is better.
 
-    One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared
-    distance of a clean image to its adversarial one), `adversarial_margin` (distance of the adversarial image to the
-    nearest of another class less that to the nearest of its own), and optionally `title`.
+    One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared distance),
+    `adversarial_margin` (distance to another class less that to the own), and optionally `title`.
     """
     rows = require_columns("alignment-exclusion", table, ["method", "alignment", "adversarial_margin"])
     rows = rows.assign(method=canvas.titles(rows))
@@ -110,12 +109,12 @@ def umap_atlas(
 
     Args:
         maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
-            `adversarial`; panels for methods, or for UMAP and PCA.
-        labels: (N,) classes, the same for all maps.
-        note: what to say below all: parameters and seed.
-        notes: name of a map -> what to say below it alone, e.g. its trustworthiness.
+            `adversarial`; labels (N,) are the same for all.
+        note: what to say below all, parameters and seed; `notes` by map what to say below it alone.
         copies: what the second coordinates are of, e.g. "augmented" ones.
     """
+    from matplotlib.lines import Line2D
+
     y, notes = np.asarray(labels), notes or {}
     if not maps:
         raise InputError("The atlas needs at least one map; none given.")
@@ -138,7 +137,12 @@ def umap_atlas(
         facts = {"map": name, "index": range(len(y)), "label": y, "class": [names[k] for k in y.tolist()]}
         sides = {"clean": clean, copies: adversarial}
         parts += [DataFrame({**facts, "side": k, "x": side[:, 0], "y": side[:, 1]}) for k, side in sides.items()]
-    _draw_atlas_legend(fig, note, copies)
+    kinds = {"clean image": ("o", MUTED, 6), f"its {copies} one": ("x", MUTED, 6)}
+    kinds["from one to the other"] = (r"$\rightarrow$", INK, 13)
+    handles = [Line2D([], [], ls="none", marker=m, color=c, ms=size, label=k) for k, (m, c, size) in kinds.items()]
+    fig.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3)
+    if note:
+        fig.supxlabel(fill(note, 130), fontsize=8, color=MUTED, x=0.01, ha="left")
     text = " ".join([*described, note])
     alt = f"Maps of clean and {copies} features of {len(y)} images of {len(names)} classes. {text}"
     return Figure(fig, alt.strip(), pd.concat(parts, ignore_index=True))
@@ -193,17 +197,6 @@ def class_centre(points: NDArray[Any]) -> tuple[float, float]:
     return x, y
 
 
-def _draw_atlas_legend(fig: Any, note: str, copies: str) -> None:
-    from matplotlib.lines import Line2D
-
-    kinds = {"clean image": ("o", MUTED, 6), f"its {copies} one": ("x", MUTED, 6)}
-    kinds["from one to the other"] = (r"$\rightarrow$", INK, 13)
-    handles = [Line2D([], [], ls="none", marker=m, color=c, ms=size, label=k) for k, (m, c, size) in kinds.items()]
-    fig.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3)
-    if note:
-        fig.supxlabel(fill(note, 130), fontsize=8, color=MUTED, x=0.01, ha="left")
-
-
 PAPER = "#ffffff"
 DECADES = 4  # of the colour scale, at most, below its largest value
 FINER = 8  # times as many points along each side, linear between those given, so that lines of two classes coincide
@@ -225,7 +218,7 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
     rows = rows.assign(prediction=rows[logits].to_numpy().argmax(1)).reset_index(drop=True)
     names = [class_names[k] if k < len(class_names) else str(k) for k in range(len(logits))]
     models = {str(name): part for name, part in rows.groupby("model", sort=False)}
-    grids = [_coordinates(name, part) for name, part in models.items()]
+    grids = [canvas.grid_axes(f"plane figure of {name}", part, "across", "up", 2) for name, part in models.items()]
     across, up = grids[0]
     width = 5.0 if len(models) == 1 else 6.0 / (2 if len(models) in (2, 4) else 3)
     height = float(min(5.0, max(2.0, width * np.ptp(up) / np.ptp(across))))
@@ -240,7 +233,11 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
         grid = across, up, ordered[logits].to_numpy().T.reshape(-1, *heat.shape)
         mesh = axis.pcolormesh(across, up, heat, norm=scale, cmap="cividis", shading="nearest", rasterized=True)
         _draw_regions(axis, grid, names, set(points["label"]))
-        _draw_points(axis, points, names)
+        for place, (label, own) in enumerate(points.groupby("label")):
+            face, edge = (INK, PAPER) if place % 2 else (PAPER, INK)  # beside markers
+            mark: dict[str, Any] = {"marker": MARKERS[place % len(MARKERS)], "mfc": face, "mec": edge, "mew": 0.8}
+            size = 5.5 if len(points) < 100 else 3.5
+            axis.plot(own["across"], own["up"], ls="none", ms=size, label=names[int(str(label))], **mark)
         axis.set(xlim=across[[0, -1]], ylim=up[[0, -1]], aspect="equal", xlabel="across")
         axis.grid(visible=False)
         shares = part["prediction"].value_counts(normalize=True)
@@ -253,21 +250,10 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
     return Figure(fig, alt, rows[["model", "across", "up", "top_eigenvalue", "prediction"]])
 
 
-def _coordinates(model: str, rows: DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Those of a grid, across and up, each in rising order."""
-    across, up = np.unique(rows["across"]), np.unique(rows["up"])
-    if len(rows) != len(across) * len(up) or min(len(across), len(up)) < 2 or rows.duplicated(["across", "up"]).any():
-        raise InputError(
-            f"The plane figure needs each point of a grid once: {model} has {len(rows)} rows for "
-            f"{len(across)} x {len(up)} points."
-        )
-    return across, up
-
-
 def _draw_regions(
     axis: "canvas.Axes", grid: Sequence[NDArray[Any]], names: Sequence[str], marked: Collection[int]
 ) -> None:
-    """The lines between classes, white with a dark rim; and, where most room is, names of classes without points."""
+    """The lines between classes; and, where most room is, names of classes without points."""
     from matplotlib.patheffects import withStroke
     from scipy.ndimage import distance_transform_edt, zoom
 
@@ -285,12 +271,3 @@ def _draw_regions(
             depth = distance_transform_edt(np.pad(lead > 0, 1))[1:-1, 1:-1]
             row, column = np.unravel_index(depth.argmax(), depth.shape)
             axis.text(float(across[column]), float(up[row]), names[label], ha="center", va="center", **text)
-
-
-def _draw_points(axis: "canvas.Axes", points: DataFrame, names: Sequence[str]) -> None:
-    """Classes differ by marker, and by turns they are light with a dark rim and dark with a light one."""
-    for place, label in enumerate(sorted(set(points["label"]))):
-        face, edge = (PAPER, INK) if place % 2 == 0 else (INK, PAPER)
-        mark: dict[str, Any] = {"marker": MARKERS[place % len(MARKERS)], "mfc": face, "mec": edge, "mew": 0.8}
-        own = points[points["label"] == label]
-        axis.plot(own["across"], own["up"], ls="none", ms=5.5 if len(points) < 100 else 3.5, label=names[label], **mark)

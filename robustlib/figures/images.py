@@ -24,9 +24,8 @@ COLOURS = canvas.COLOURS * 2  # of the bands
 def confusion_flow(clean: ArrayLike, adversarial: ArrayLike, class_names: Sequence[str] = ()) -> Figure:
     """From what a model says of clean images to what it says of the adversarial ones: bands as wide as their share.
 
-    Predictions that stay are grey; those that change have the colour of where they come from. Of more than 15 classes,
-    those that change least are one band, "other classes".
-    Predictions (N,) are whole numbers for the same images; adversarial ones below 0 are no answer.
+    Predictions (N,) are whole numbers for the same images, below 0 for no answer. Those that stay are grey, the others in
+    the colour of where they come from; of more than 15 classes, those that change least are one, "other classes".
     """
     before, after = (np.maximum(np.asarray(side), -1) for side in (clean, adversarial))
     same_length("confusion-flow", clean=before, adversarial=after)
@@ -41,11 +40,17 @@ def confusion_flow(clean: ArrayLike, adversarial: ArrayLike, class_names: Sequen
     names = ["other classes" if k == OTHERS else _class_name(k, class_names) for k in classes]
     height = max(3.6, 0.46 * len(classes) + 0.8)
     fig, (axis,) = canvas.axes(height=height)
-    _draw_flows(axis, share)
+    starts = _starts(share.sum(1))[:, None] + np.cumsum(share, 1) - share
+    ends = _starts(share.sum(0))[None, :] + np.cumsum(share, 0) - share
+    x = np.linspace(0, 1, 60)
+    moves = [(share[a, b], a, b) for a, b in zip(*np.nonzero(share), strict=True)]
+    for part, a, b in sorted(moves, key=lambda move: move[1] != move[2]):  # those that stay lie below the others
+        y = starts[a, b] + (ends[a, b] - starts[a, b]) * (3 * x**2 - 2 * x**3)
+        colour, alpha = (STAYED, 0.6) if a == b else (COLOURS[a], 0.8)
+        axis.fill_between(0.012 + 0.976 * x, y, y + part, color=colour, alpha=alpha, lw=0)
     _draw_classes(axis, share, names, LINE / height)
     axis.set_axis_off()
     axis.set_title(f"What the attack makes of each class: {changed} of the answers change")
-    moves = [(share[a, b], a, b) for a, b in zip(*np.nonzero(share), strict=True)]
     changes = [f"{names[a]} to {names[b]} {percent(part)}" for part, a, b in sorted(moves, reverse=True) if a != b]
     alt = f"Answers to clean and to adversarial images: {changed} change."
     alt += f" The most frequent changes, of all images: {', '.join(changes[:5])}." if changes else ""
@@ -56,17 +61,6 @@ def confusion_flow(clean: ArrayLike, adversarial: ArrayLike, class_names: Sequen
 def _starts(totals: NDArray[Any]) -> NDArray[Any]:
     """Where the bar of each class begins."""
     return np.cumsum(totals) - totals + GAP * np.arange(len(totals))
-
-
-def _draw_flows(axis: "canvas.Axes", share: NDArray[Any]) -> None:
-    """Bands of equal width from the left bar to the right one, an S in between; those that stay below the others."""
-    starts = _starts(share.sum(1))[:, None] + np.cumsum(share, 1) - share
-    ends = _starts(share.sum(0))[None, :] + np.cumsum(share, 0) - share
-    x = np.linspace(0, 1, 60)
-    for a, b in sorted(zip(*np.nonzero(share), strict=True), key=lambda move: move[0] != move[1]):
-        y = starts[a, b] + (ends[a, b] - starts[a, b]) * (3 * x**2 - 2 * x**3)
-        colour, alpha = (STAYED, 0.6) if a == b else (COLOURS[a], 0.8)
-        axis.fill_between(0.012 + 0.976 * x, y, y + share[a, b], color=colour, alpha=alpha, lw=0)
 
 
 def _draw_classes(axis: "canvas.Axes", share: NDArray[Any], names: Sequence[str], line: float) -> None:
@@ -122,9 +116,8 @@ def example_strips(
     fig, every = canvas.axes(count, rows=3, height=3 * 6.6 / count + 0.9 if count > 3 else 5.6)
     added = f"perturbation\n× {factor:g}"
     headings = ("clean\n(above: class,\nbelow: answer)", added, "adversarial\n(below: answer)")
-    for row, (images, heading, answer) in enumerate(
-        zip((before, noise, after), headings, ("before", "", "after"), strict=True)
-    ):
+    shown = zip((before, noise, after), headings, ("before", "", "after"), strict=True)
+    for row, (images, heading, answer) in enumerate(shown):
         for axis, image, example in zip(every[row * count :], images, data.to_dict("records"), strict=False):
             _draw_image(axis, image)
             if row == 0:
@@ -192,12 +185,8 @@ def purification_steps(
 ) -> Figure:
     """Clean images and their attacked copies through the steps of a purifier, a row each, and their differences.
 
-    Differences are magnified around grey by one factor: 10, or less where the attack would leave the grey scale.
-
-    Args:
-        clean, adversarial: step -> images (N, C, H, W) in [0, 1], C 1 or 3, themselves first; three are shown.
-        labels: (N,) true classes.
-        answers: step -> answers (N,) to the clean and to the attacked images as they are after it, written below them.
+    By step images (N, C, H, W) in [0, 1], C 1 or 3, themselves first, and `answers` (N,) to both as they are after it, beside
+    true classes (N,); three are shown. Differences are magnified around grey by one factor: 10, or less where the attack would leave the grey scale.
     """
     y = np.asarray(labels)[:SHOWN]
     steps = {
@@ -224,11 +213,8 @@ def purification_steps(
         f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, "
         f"differences times {factor:g}. Mean absolute difference between both after each step: {', '.join(means)}."
     )
-    described = [
-        f"after {row['step']}, {row['label']} is called {row['clean']} and, attacked, {row['attacked']}"
-        for row in rows
-        if row["clean"]
-    ]
+    form = "after {step}, {label} is called {clean} and, attacked, {attacked}"
+    described = [form.format(**row) for row in rows if row["clean"]]
     alt += f" Answers: {'; '.join(described)}." if described else ""
     return Figure(_draw_steps(steps, data, factor), alt, data)
 
@@ -270,17 +256,11 @@ SURFACES = {
 def transform_surface(table: DataFrame) -> Figure:
     """How far a random transform moves images, against missing rate and mixed copies; two heat maps, one colour scale.
 
-    The table is a full grid, as of `robustlib.representation.transform_surface`: `missing` (share), `mixes`, `apart`,
-    `changed` (mean absolute difference of a pixel, in [0, 1]).
+    From `robustlib.representation.transform_surface`: a full grid of `missing` and `mixes`; `apart`, `changed` in [0, 1].
     """
     columns = ["missing", "mixes", *SURFACES]
     rows = require_columns("transform", table, columns).sort_values(["mixes", "missing"])
-    rates, mixes = (np.unique(rows[name]) for name in ("missing", "mixes"))
-    if len(rows) != len(rates) * len(mixes) or rows.duplicated(["missing", "mixes"]).any():
-        raise InputError(
-            f"The transform figure needs each missing rate with each number of mixes once: {len(rows)} rows for "
-            f"{len(rates)} x {len(mixes)}."
-        )
+    rates, mixes = canvas.grid_axes("transform figure", rows, "missing", "mixes")
     grids = {name: GREYS * rows[name].to_numpy(float).reshape(len(mixes), len(rates)) for name in SURFACES}
     top = max(float(grid.max()) for grid in grids.values()) or 1.0
     described = []

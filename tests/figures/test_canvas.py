@@ -8,18 +8,17 @@ from numbers import Number
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from robustlib import figures
 from robustlib.errors import InputError
 from tests.figures import conftest as given
-from tests.figures.conftest import ALL, CLASSES, DISTANCES, DOTS, FIGURES, IMAGES, MAP, POINT, ROWS
+from tests.figures.conftest import CLASSES, DISTANCES, DOTS, FIGURES, IMAGES, MAP, POINT, ROWS
 from tests.fixtures import curve, leaderboard
 
 
 @pytest.mark.parametrize(("draw", "column", "number"), FIGURES.values(), ids=FIGURES)
 def test_every_figure_is_a_reproducible_picture_with_words_and_numbers(draw, column, number):
-    from PIL import Image
-
     figure = draw()
     assert len(figure.alt) > 40
     assert "nan" not in figure.alt
@@ -36,26 +35,6 @@ def test_every_figure_is_a_reproducible_picture_with_words_and_numbers(draw, col
     again = pd.read_csv(io.StringIO(data.to_csv(index=False, float_format="%.6g")), dtype=data.dtypes.to_dict())
     same = data.reset_index(drop=True).replace("", np.nan)
     pd.testing.assert_frame_equal(again, same, check_dtype=False, rtol=1e-4, atol=1e-5)
-
-
-def test_data_speak_of_classes_and_warnings():
-    assert len(ALL["atlas"]().data) == 2 * 2 * 60, "maps, sides, images"
-    strip = ALL["strips"]().data[["example", "label", "before", "after"]].iloc[1]
-    assert strip.tolist() == [1, "dog", "dog", "cat"]
-    assert "PGD accuracy fell" in ALL["training"]().data["warnings"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("bars", ("98.6 %", "worst case 73.6 %")),
-        ("eps", ("75.0 % at the threat model's eps 0.2",)),
-        ("trade-off", ("STANDARD: mean of 2 runs",)),
-        ("training", ("6 epochs", "PGD accuracy fell", "from 1 to 0.286")),  # the row before training has no loss
-    ],
-)
-def test_alt_texts_name_the_main_numbers(name, words):
-    assert [word for word in words if word not in ALL[name]().alt] == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +66,7 @@ def test_alt_texts_name_the_main_numbers(name, words):
         (lambda: figures.sweep(given.SWEPT.drop(columns="robust")), "'robust'"),
         (lambda: figures.metric_plane(given.heat().drop(columns="logit 1"), POINT), "'logit 1'"),
         (lambda: figures.metric_plane(given.heat(), POINT[["across", "up"]]), "'label'"),
-        (lambda: figures.metric_plane(given.heat().iloc[1:], POINT), "A has 44 rows for 9 x 5 points"),
+        (lambda: figures.metric_plane(given.heat().iloc[1:], POINT), "figure of A needs .* 44 rows for 9 x 5 points"),
         (lambda: figures.distance_distributions({}), "given: none"),
         (lambda: figures.distance_distributions({**DISTANCES, "c": [1.0]}), "c 1 of 1"),
         (lambda: figures.distance_distributions({"none": [0.1, np.nan]}), "none 1 of 2"),
@@ -106,14 +85,12 @@ def test_missing_data_is_a_sentence(draw, words):
 
 
 def test_show_sends_a_png_with_its_alt_text(monkeypatch, capsys):
-    import IPython
-    import IPython.display
-
     sent = {}
-    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr(IPython.display, "display", lambda data, **how: sent.update(data=data, **how))
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: sent.update(data=data, **how))
     figure = figures.accuracy_bars(ROWS)
-    assert figures.show(figure) is None
+    figures.show(figure)
+    assert "clean 98.6 %, worst case 73.6 %" in figure.alt
     csv = "attack,accuracy,low,high\nclean,0.986,0.97,0.995\nworst case,0.736,,\n"
     assert sent["metadata"]["image/png"] == {"alt": figure.alt, "width": 768, "csv": csv}
     assert sent["data"]["image/png"].startswith("iVBOR")

@@ -10,14 +10,10 @@ from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, GRID
 from tests.fixtures import leaderboard
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_bars_have_the_names_of_all_attacks_of_the_protocol(stochastic):
-    names = list(standard_attacks(Threat("linf", 0.1), stochastic))
+def test_bars_name_all_attacks_of_the_protocol_and_of_views_only_the_minimum_is_drawn():
+    names = [name for random in (False, True) for name in standard_attacks(Threat("linf", 0.1), random)]
     drawn = figures.accuracy_bars([{"attack": name, "accuracy": 0.5} for name in names])
     assert not set(drawn.data["attack"]) & set(names)
-
-
-def test_of_views_only_the_minimum_is_drawn():
     drawn = figures.accuracy_bars(fixtures.adaptive()["rows"])
     assert drawn.data["attack"].tolist() == ["clean", "PGD-20", "CW-50", "AutoAttack", "adaptive minimum"]
     assert "adaptive minimum 43.5" in drawn.alt
@@ -49,6 +45,7 @@ def test_dots_of_one_row_have_a_lane_each_and_their_number():
 def test_runs_with_other_settings_are_other_methods():
     board = leaderboard().assign(changed=["", "", "beta=1.0, compiled", "compiled"])
     assert set(figures.trade_off(board).data["method"]) == {"STANDARD", "TRADES · beta=1.0", "TRADES"}
+    assert "STANDARD: mean of 2 runs" in figures.trade_off(board).alt
 
 
 def test_claims_have_a_dot_where_there_is_an_effect():

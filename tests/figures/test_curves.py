@@ -13,6 +13,7 @@ def test_a_series_is_never_told_by_colour_alone():
     lines = [line for line in axis.lines if not line.get_label().startswith("_")]
     assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
     assert len(axis.collections) == 2, "each curve has its band"
+    assert "75.0 % at the threat model's eps 0.2" in ALL["eps"]().alt
 
 
 def test_bands_over_seeds_are_t_intervals():
@@ -87,6 +88,9 @@ def test_losses_are_told_from_accuracies_and_bookkeeping_and_legends_hide_no_cur
     assert {"warning", "refresh head accuracy (training)"} <= set(labels[1])
     assert {text.get_text() for text in right.texts} == {"burn-in", "finetune"}
     assert "refresh/head/accuracy" in figure.data
+    assert "PGD accuracy fell" in figure.data["warnings"].tolist()
+    words = ("6 epochs", "from 1 to 0.286", "PGD accuracy fell")  # the row before training has no loss
+    assert [word for word in words if word not in figure.alt] == []
     for axis in (left, right):
         assert axis.get_legend().get_window_extent().y1 < axis.bbox.y0, "below the axes"
         assert axis.bbox.height > 150 * figure.fig.dpi / 100, "which keep their size"

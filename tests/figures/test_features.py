@@ -25,6 +25,7 @@ def test_the_plane_has_a_dot_for_each_run_and_a_ring_at_their_mean():
 
 
 def test_the_atlas_tells_clean_from_adversarial_by_shape():
+    assert len(ALL["atlas"]().data) == 2 * 2 * 60, "maps, sides, images"
     first, _ = ALL["atlas"]().fig.axes
     circles, crosses = first.collections[0:6:2], first.collections[1:6:2]
     corners = [{len(dots.get_paths()[0].vertices) for dots in side} for side in (circles, crosses)]

@@ -27,7 +27,8 @@ def test_the_flow_is_as_wide_as_its_share():
 
 
 def test_wrong_answers_are_marked_by_more_than_colour_and_changes_are_magnified_within_the_grey_scale():
-    axes = ALL["strips"]().fig.axes
+    axes, data = ALL["strips"]().fig.axes, ALL["strips"]().data
+    assert data.loc[1, ["example", "label", "before", "after"]].tolist() == [1, "dog", "dog", "cat"]
     assert [axis.get_xlabel() for axis in axes] == ["✓ cat", "✓ dog", "", "", "✓ cat", "✕ cat"]
     shown = np.asarray(axes[2].images[0].get_array())
     assert shown == pytest.approx(np.full((8, 8), 0.7)), "0.5 + 10 times 0.02"

@@ -30,14 +30,6 @@ class Special(Base):
     points: tuple[int, ...] = ()  # none
 
 
-@pytest.mark.parametrize(
-    ("numbers", "text"),
-    [((0.5,), "50.0 %"), ((0.752, 0.713, 0.788), "75.2 % (71.3–78.8)"), ((float("nan"),), "–"), ((None,), "–")],
-)
-def test_percent(numbers: tuple[float, ...], text: str) -> None:
-    assert tables.percent(*numbers) == text
-
-
 def test_hyperparameters_carry_their_comments() -> None:
     table = tables.hyperparameters(Special(lr=0.2))
     assert table.loc["lr"].tolist() == ["0.2", "0.1", "peak learning rate"]
@@ -111,16 +103,16 @@ def test_checks_carry_value_threshold_and_meaning() -> None:
 
 
 def test_badges_are_signs_words_and_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tables.badges(fixtures.audit())
-    assert '<span class="badge red">headline: ✕ red</span>' in said
+    sent: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.append(data))
+    tables.show_badges(fixtures.audit())
+    tables.show_badges({}, "runs/x")
+    said, none = (data["text/html"] for data in sent)
+    assert said.startswith('<p><span class="badge red">headline: ✕ red</span>')
     assert '<span class="badge amber">protocol: ▲ amber</span> The paper&#x27;s protocol overstates by 4.2' in said
     assert "&lt;could&gt;" in said, "what a check says is text, not markup"
-    assert "robustlib audit runs/x" in tables.badges({}, "runs/x")
-    sent: dict[str, str] = {}
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.update(data))
-    tables.show_badges(fixtures.audit())
-    assert sent["text/html"].startswith('<p><span class="badge red">')
-    assert sent["text/plain"].splitlines()[1] == "protocol: ▲ amber The paper's protocol overstates by 4.2 points."
+    assert "robustlib audit runs/x" in none
+    assert sent[0]["text/plain"].splitlines()[1] == "protocol: ▲ amber The paper's protocol overstates by 4.2 points."
 
 
 def test_badges_stand_beside_the_worst_case() -> None:

@@ -16,8 +16,7 @@ from robustlib.representation.measures import check_neighbours
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit
-from robustlib.workbook.explorer import board as parts
-from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, umap_projection
+from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, pca_projection, umap_projection
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
 PATIENCE = (
@@ -41,17 +40,14 @@ def explore(
     train_missing: bool = True,
     data_root: Path | str | None = None,
 ) -> "Explorer":
-    """Shows the explorer of all finished runs of one data set, in a notebook, and returns it.
+    """Shows the explorer of all finished runs below `runs` of one data set, in a notebook, and returns it.
 
     Args:
-        runs: directory of the runs; features and maps are kept inside them.
-        dataset: whose runs; "" = those of the only data set that there is.
+        dataset: whose runs; "" = those of the only data set that there is, looked for in `data_root` if not embedded.
         layer: looked at first; see `robustlib.representation.features`.
         examples: test images, stratified, the same for all runs; 0 for all.
         neighbours: clean images shown as nearest to an adversarial one.
-        seed: of the attacks and maps.
         train_missing: train two small baselines on digits if there are no runs (about half a minute on two cores).
-        data_root: directory of data sets that are not embedded.
     """
     from IPython.display import display
 
@@ -84,7 +80,7 @@ def finished_runs(root: Path | str, dataset: str = "") -> list[Run]:
 
 
 def small_baselines(root: Path | str) -> list[Run]:
-    """Standard training and PGD-AT on digits with a reduced budget, kept as ordinary runs below `root`."""
+    """Standard training and PGD-AT on digits with few epochs, kept as ordinary runs below `root`."""
     print(
         f"There are no finished runs in {root}. Two small baselines are trained first, standard training and PGD adversarial "
         "training on digits: about half a minute on two cores. They are kept there as ordinary runs; their names say that "
@@ -96,10 +92,9 @@ def small_baselines(root: Path | str) -> list[Run]:
 
 
 class Explorer:
-    """One data set's finished runs on a `Board`: display `widget`, then call `load`.
+    """One data set's finished runs on a `Board`, with the options of `explore`: display `widget`, then call `load`.
 
-    Setting the value of a control, such as `board.eps.value = 3`, does what a hand would do. The arguments are those of
-    `explore`; `runs` are finished, of this data set.
+    Setting the value of a control, such as `board.eps.value = 3`, does what a hand would do.
     """
 
     def __init__(
@@ -121,8 +116,7 @@ class Explorer:
             raise unknown("layer", layer, known)
         self._grid: Grid | None = None
         self._grids: dict[tuple[str, str], Grid] = {}
-        self._pca: dict[Key, Projection] = {}
-        self._umap: dict[Key, Projection] = {}
+        self._maps: dict[tuple[str, Key], Projection] = {}  # "PCA" or "UMAP"
         self._making: set[Key] = set()
         self._failed: dict[Key, str] = {}  # why there is no UMAP: none is computed again by itself
         self._quiet = False
@@ -188,10 +182,6 @@ class Explorer:
         y, label = self.split.labels, self.board.label.value
         return (y == label) | (label == ALL)
 
-    def _of_class(self) -> str:
-        label = self.board.label.value
-        return "" if label == ALL else f" of class {self.dataset.class_names[label]}"
-
     def _choose(self, image: int) -> None:
         """Shows an image of any class, as a click on the map does."""
         if not bool(self._kept()[image]):
@@ -208,7 +198,7 @@ class Explorer:
         if places:
             board.image.value = next((place for place in places if place > board.image.value), places[0])
         else:
-            which, eps = self._of_class() or " of any class", self.grid.radii[step]
+            which, eps = board.of_class or " of any class", self.grid.radii[step]
             board.status.said = f"No image{which} is fooled at eps {eps:.3g}: take a larger eps."
 
     # What is shown
@@ -246,20 +236,16 @@ class Explorer:
         """Shows what is chosen; asks no model. Only a map is computed, when it is wanted for the first time."""
         board, grid, names, keep = self.board, self.grid, self.dataset.class_names, self._kept()
         step, image, layer, key = board.eps.value, board.image.value, board.layer.value, self._key()
-        if key not in self._pca:
-            self._pca[key] = parts.pca_projection(grid, layer)
-        wanted = board.view.value == "UMAP"
-        projection = self._umap.get(key, self._pca[key]) if wanted else self._pca[key]
+        wanted, maps = board.view.value == "UMAP", self._maps
+        if ("PCA", key) not in maps:
+            maps["PCA", key] = pca_projection(grid, layer)
+        projection = maps.get((board.view.value, key), maps["PCA", key])
         board.map.draw(projection, grid, step, image, keep.numpy())
         failure = [self._failed[key]] if wanted and key in self._failed else []
-        board.note.value = parts.PANELS.notes(board.map.legend, [projection.note, *failure])
-        board.pictures.value = parts.pictures_panel(grid, image, step, names)
-        board.bars.value = parts.probabilities_panel(grid, image, step, names)
-        board.near.value = parts.neighbours_panel(grid, layer, image, step, names, self.k)
-        board.curve.value = parts.curve_panel(grid, keep, step, self._of_class())
+        board.fill(grid, keep, self.k, [projection.note, *failure])
         label, prediction = (names[int(y[image])] for y in (self.split.labels, grid.steps[step].predictions))
         board.status.said = f"Image {image}, class {label}, is called {prediction} at eps {grid.radii[step]:.3g}."
-        if wanted and not (key in self._umap or key in self._making or key in self._failed):
+        if wanted and not (("UMAP", key) in maps or key in self._making or key in self._failed):
             self._making.add(key)
             making = self._make_umap(key, grid)
             try:
@@ -279,7 +265,7 @@ class Explorer:
                 spent = time.monotonic() - began
                 status.share, status.doing = min(0.95, spent / COMPILING), f"UMAP, {spent:.0f} s: {PATIENCE}"
                 await asyncio.wait({future}, timeout=0.5)
-            self._umap[key] = future.result()
+            self._maps["UMAP", key] = future.result()
         except Exception as error:  # nobody awaits the task
             self._failed[key] = f"UMAP failed; choose PCA and UMAP again to try once more. {_in_words(error)}"
         finally:

@@ -29,7 +29,7 @@ from robustlib.evaluation.protocols import EOT
 from robustlib.figures.canvas import COLOURS
 from robustlib.figures.features import class_centre
 from robustlib.representation.features import Features
-from robustlib.representation.measures import check_neighbours, unit
+from robustlib.representation.measures import unit
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.workbook.tables import percent
@@ -58,21 +58,13 @@ def explorer_attacks(threat: Threat, stochastic: bool = False) -> dict[str, Atta
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The same N images at T growing radii, and what one model makes of them.
-
-    Args:
-        run: whose model it is.
-        attack: a name of `explorer_attacks`.
-        eps: radius of the run's threat model, one of `radii`.
-        radii: eps of each step, rising from 0.
-        steps: one `Features` a radius, with images and every layer; the first is clean.
-    """
+    """The same N images at T growing radii, and what the model of a run makes of them."""
 
     run: Run
-    attack: str
-    eps: float
-    radii: tuple[float, ...]
-    steps: tuple[Features, ...]
+    attack: str  # a name of `explorer_attacks`
+    eps: float  # radius of the run's threat model, one of `radii`
+    radii: tuple[float, ...]  # eps of each step, rising from 0
+    steps: tuple[Features, ...]  # one a radius, with images and every layer; the first is clean
 
     @property
     def clean(self) -> Features:
@@ -98,7 +90,6 @@ class Grid:
 
     def neighbours(self, layer: str, image: int, step: int, k: int) -> Tensor:
         """Positions of the k clean images nearest to one image at this step, by cosine, int64 (k,); never itself."""
-        check_neighbours(len(self.clean) - 1, k)
         likeness = unit(self.clean[layer]) @ unit(self.steps[step][layer][image : image + 1])[0]
         likeness[image] = -torch.inf
         return likeness.topk(k).indices
@@ -113,12 +104,9 @@ def make_grid(
     seed: int = 0,
     report: Callable[..., Any] = lambda *_: None,
 ) -> Grid:
-    """The grid of a finished run under an attack, around the eps of its threat model: taken from beside the run, or computed.
+    """The grid of a finished run under an attack, taken from beside the run, or computed: see `run_features`.
 
-    Args:
-        run, dataset, n, seed: see `run_features`.
-        attack: a name of `explorer_attacks`.
-        report: called before each radius with the number of radii done, of all, and the radius.
+    Before each radius `report` is called with the number of radii done, of all, and the radius.
     """
     if not run.finished:
         raise InputError(f"There is no finished run in {run.path} any more: choose another one, or train it again.")
@@ -163,9 +151,6 @@ def umap_projection(grid: Grid, layer: str, seed: int) -> Projection:
     return Projection(made.points, str(made))
 
 
-# ---- the panels
-
-
 def _png(image: Tensor) -> str:
     """An image uint8 (C, H, W), C 1 or 3, in base64."""
     stream, array = io.BytesIO(), image.permute(1, 2, 0).contiguous().numpy()
@@ -176,43 +161,6 @@ def _png(image: Tensor) -> str:
 _environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
 _environment.filters |= {"png": _png, "short": "{:.3g}".format, "share": lambda p: f"{100 * p:.0f} %"}
 PANELS: Any = _environment.get_template("panels.html.j2").module  # a function for each macro
-
-
-def pictures_panel(grid: Grid, image: int, step: int, names: Sequence[str]) -> str:
-    """The clean image, what the attack added, and the adversarial image, each with the model's answer."""
-    before, after = (cast(Tensor, features.images)[image].int() for features in (grid.clean, grid.steps[step]))
-    change = (after - before).float() / 255
-    most = float(change.abs().max())
-    factor = round(min(MAGNIFY, 0.5 / most), 1) if most else MAGNIFY
-    noise = ((0.5 + factor * change) * 255).round().clamp(0, 255).to(torch.uint8)
-    smallest = next((r for r, at in zip(grid.radii, grid.steps, strict=True) if not at.correct[image]), None)
-    label = int(grid.clean.labels[image])
-    return PANELS.pictures(grid, image, step, names, label, noise, f"{factor:.3g}", most, smallest)
-
-
-def probabilities_panel(grid: Grid, image: int, step: int, names: Sequence[str]) -> str:
-    """A table of the probabilities of the likeliest classes, clean and adversarial, with a bar for each."""
-    both = torch.stack([grid.probabilities(image, k) for k in (0, step)])
-    likeliest = both.amax(0).argsort(descending=True, stable=True)[:BARS].sort().values.tolist()
-    rows = [(k, *both[:, k].tolist()) for k in likeliest]
-    return PANELS.probabilities(names, int(grid.clean.labels[image]), rows)
-
-
-def neighbours_panel(grid: Grid, layer: str, image: int, step: int, names: Sequence[str], k: int) -> str:
-    """The clean images nearest to the adversarial one, and how many are of another class than its own."""
-    y = grid.clean.labels
-    near = [grid.neighbours(layer, image, at, k) for at in (0, step)]
-    unlike = [int((y[places] != y[image]).sum()) for places in near]
-    before, after = (grid.steps[at][layer][image : image + 1] for at in (0, step))
-    gap = representation.feature_gap(before, after)
-    return PANELS.neighbours(grid, layer, names, int(y[image]), near[1].tolist(), unlike, float(gap))
-
-
-def curve_panel(grid: Grid, keep: Tensor, step: int, of: str) -> str:
-    """Accuracy of the images in `keep`, bool (N,), over eps with its 95 % band; `of` says which these are, such as " of class 3"."""
-    rows = grid.curve(keep)
-    now = rows[step]
-    return PANELS.curve(rows, now, grid.eps, grid.attack, of, percent(now["accuracy"], now["low"], now["high"]))
 
 
 # ---- widgets with a half of their own in JavaScript: those of ipywidgets and plotting libraries say nothing to a screen reader
@@ -239,12 +187,7 @@ class Status(anywidget.AnyWidget):
 
 
 class FeatureMap(anywidget.AnyWidget):
-    """A `Projection`: circles clean, crosses adversarial, names of classes, and the path of the chosen image.
-
-    Args:
-        labels: classes (N,).
-        class_names: by label.
-    """
+    """A `Projection`: circles clean, crosses adversarial, names of classes, and the path of the chosen image."""
 
     _esm = HERE / "scatter.js"
 
@@ -259,9 +202,8 @@ class FeatureMap(anywidget.AnyWidget):
     def __init__(self, labels: np.ndarray, class_names: Sequence[str]) -> None:
         super().__init__()
         self.classes, self.class_names, self.few = labels, class_names, len(class_names) <= FEW
-        marks = "● clean, × adversarial at this eps, in the colour of the class"
-        if not self.few:
-            marks = "● clean (blue), × adversarial at this eps (orange), of all classes"
+        colours = "● clean (blue), × adversarial at this eps (orange), of all classes"
+        marks = "● clean, × adversarial at this eps, in the colour of the class" if self.few else colours
         self.legend = f"{marks}; the line is the path of the chosen image. Click a point."
 
     def draw(self, projection: Projection, grid: Grid, step: int, image: int, keep: np.ndarray) -> None:
@@ -294,13 +236,9 @@ class FeatureMap(anywidget.AnyWidget):
 class Board:
     """The explorer's widgets, each an attribute; `widget` holds them all.
 
-    Controls: run, attack, layer, label (class; -1 for all), eps (a step of the grid), image (a position among the examples),
-    view ("PCA" or "UMAP"); buttons back, forth, fooled. Panels: map, pictures, bars, near, curve, note, status.
-
-    Args:
-        dataset: whose classes are listed, those that have images.
-        runs: to choose from.
-        split: the images on the map.
+    Controls: run, attack, layer, label (class of the images in `split`; -1 for all), eps (a step of the grid), image (a
+    position among the examples), view ("PCA" or "UMAP"); buttons back, forth, fooled. Panels: map, pictures, bars, near,
+    curve, note, status.
     """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], split: Split) -> None:
@@ -333,6 +271,36 @@ class Board:
         ]
         sheet = w.HTML(f"<style>{(HERE / 'style.css').read_text()}</style>")
         self.widget = _styled(w.VBox, "rl-explorer", sheet, _styled(w.Box, "rl-panels", *cards))
+
+    @property
+    def of_class(self) -> str:
+        """Which images are chosen, such as " of class 3"; "" for all."""
+        return "" if self.label.value == ALL else f" of class {self.map.class_names[self.label.value]}"
+
+    def fill(self, grid: Grid, keep: Tensor, k: int, notes: Sequence[str]) -> None:
+        """Shows the chosen image, its probabilities, its k neighbours, and the accuracy of the images in `keep`, bool (N,)."""
+        self.note.value = PANELS.notes(self.map.legend, notes)
+        layer, image, step = self.layer.value, self.image.value, self.eps.value
+        names, y = self.map.class_names, grid.clean.labels
+        label = int(y[image])
+        before, after = (cast(Tensor, features.images)[image].int() for features in (grid.clean, grid.steps[step]))
+        change = (after - before).float() / 255
+        most = float(change.abs().max())
+        factor = round(min(MAGNIFY, 0.5 / most), 1) if most else MAGNIFY
+        noise = ((0.5 + factor * change) * 255).round().clamp(0, 255).to(torch.uint8)
+        smallest = next((r for r, at in zip(grid.radii, grid.steps, strict=True) if not at.correct[image]), None)
+        self.pictures.value = PANELS.pictures(grid, image, step, names, label, noise, f"{factor:.3g}", most, smallest)
+        both = torch.stack([grid.probabilities(image, at) for at in (0, step)])
+        likeliest = both.amax(0).argsort(descending=True, stable=True)[:BARS].sort().values.tolist()
+        self.bars.value = PANELS.probabilities(names, label, [(c, *both[:, c].tolist()) for c in likeliest])
+        near = [grid.neighbours(layer, image, at, k) for at in (0, step)]
+        unlike = [int((y[places] != label).sum()) for places in near]
+        start, end = (grid.steps[at][layer][image : image + 1] for at in (0, step))
+        gap = representation.feature_gap(start, end)
+        self.near.value = PANELS.neighbours(grid, layer, names, label, near[1].tolist(), unlike, float(gap))
+        rows = grid.curve(keep)
+        interval = percent(*(rows[step][end] for end in ("accuracy", "low", "high")))
+        self.curve.value = PANELS.curve(rows, rows[step], grid.eps, grid.attack, self.of_class, interval)
 
 
 def _labelled(kind: Any, name: str, width: str = "auto", **traits: Any) -> Any:

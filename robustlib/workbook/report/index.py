@@ -24,13 +24,11 @@ from robustlib.representation import embed_runs, run_features
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, write_atomic
 from robustlib.workbook.report.page import DISPLAYED, fill_template, read, to_soup
-from robustlib.workbook.tables import VERDICTS, worst_verdict
+from robustlib.workbook.tables import BADGES, VERDICTS, worst_verdict
 
-AUDITED = ("headline", "protocol")
 UNAUDITED = "no checks were made; robustlib audit makes them"
 COMMAND = re.compile(r"(robustlib .+?)(?= makes them anew|$)")
 
-TAG = "index"  # of the cells whose outputs the index shows
 HEADING = re.compile(r"^#{1,6} +(.+?)[ #]*$", re.MULTILINE)
 FORMS = DISPLAYED[: DISPLAYED.index("text/plain")]  # of outputs that the index shows
 
@@ -43,13 +41,12 @@ Record = dict[str, Any]  # a row of the leaderboard without its missing values
 
 
 class Column(NamedTuple):
-    """A column of the leaderboard: where it comes from, and how it is shown and sorted."""
+    """A column of the leaderboard: its key in the rows, and how it is shown."""
 
     key: str
     label: str
     kind: str = "share"  # or "number", "minutes", "text"
     help: str = ""
-    sort: str = "none"  # how the page arrives
 
 
 COLUMNS = (  # beside the method's; what matters most comes first, so that a telephone shows it
@@ -57,7 +54,7 @@ COLUMNS = (  # beside the method's; what matters most comes first, so that a tel
     Column("threat", "Threat", "text"),
     Column("seed", "Seed", "number"),
     Column("clean", "Clean", help="accuracy on untouched test images"),
-    Column("worst", "Worst case", "share", "right under every attack, on the model and its surrogates", "descending"),
+    Column("worst", "Worst case", help="right under every attack, on the model and its surrogates"),
     Column("headline_badge", "Audit", "text", "what checks say of the worst case, and of the method's own protocol"),
     Column("fgsm", "FGSM", help="one gradient step"),
     Column("pgd20", "PGD-20", help="20 steps of projected gradient ascent"),
@@ -82,7 +79,6 @@ def write_index(
     """Writes `reports_dir`/index.html and returns its path.
 
     Args:
-        reports_dir: where the reports are.
         rows: the frame of `robustlib.evaluation.leaderboard`; an empty one gives a page that says which command makes runs.
         pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
         compare: (title, address) of the pages that put runs side by side; those below a preset's directory stand with it.
@@ -151,14 +147,12 @@ def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[d
 def _audit_badges(rows: Sequence[Record]) -> list[dict[str, Any]]:
     """The headline's and the protocol's badge; of several runs the gravest of each."""
     badges = []
-    for name in AUDITED:
+    for name in BADGES:
         verdicts = [str(row.get(f"{name}_badge", "")) for row in rows]
         word = worst_verdict(verdicts)
         several = f"{verdicts.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
-        text = UNAUDITED
-        if word in verdicts:
-            reason = rows[verdicts.index(word)].get(f"{name}_text") or UNAUDITED
-            text = f"{several}{word or 'not audited'}: {reason}"
+        reason = rows[verdicts.index(word)].get(f"{name}_text") or UNAUDITED
+        text = f"{several}{word or 'not audited'}: {reason}"
         kind, sign = word.replace("/", "") or "none", VERDICTS[word].split()[0]
         badges.append({"kind": kind, "text": f"{sign} {name}", "title": text, "rank": list(VERDICTS).index(word)})
     silent = all(badge["kind"] == "none" for badge in badges)
@@ -196,14 +190,10 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, list[Tag]]]:
-    """The outputs of an executed notebook's cells tagged "index", under the heading that stands before them.
+    """(width, [words, *outputs]) of each section of an executed notebook that has cells tagged "index" with outputs.
 
-    A section is the nearest heading, its first paragraph, and the outputs of all tagged cells below it; one without any
-    output is left out. Figures take their numbers from `numbers`.
-
-    Returns:
-        (width, elements) of each: "half" a row (one figure without a table), "wide" (such a figure with the words beside it, the
-        last of an odd number of neighbours), or "full". The first element is the words.
+    A width is "half" a row (one figure without a table), "wide" (such a figure with the words beside it, the last of an
+    odd number of neighbours), or "full".
     """
     nb = read(notebook)
     nb.cells = list(_tagged_cells(nb))
@@ -226,14 +216,14 @@ def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, 
 
 
 def _tagged_cells(nb: Any) -> Iterator[Any]:
-    """A cell of words for each section, then its tagged cells without their code."""
+    """A cell of words for each section (the nearest heading, its first paragraph), then its tagged cells without code."""
     words, last = "", None
     for cell in nb.cells:
         if cell.cell_type == "markdown" and (headings := list(HEADING.finditer(cell.source))):
             paragraph = cell.source[headings[-1].end() :].strip().split("\n\n")[0]
             words = f"### {headings[-1][1]}\n\n{paragraph}"
         outputs = [o for o in cell.get("outputs", []) if any(str(o.get("data", {}).get(f, "")).strip() for f in FORMS)]
-        if outputs and TAG in cell.metadata.get("tags", []):
+        if outputs and "index" in cell.metadata.get("tags", []):
             if words != last:
                 yield new_markdown_cell(words)
             last = words
@@ -256,19 +246,10 @@ def write_atlas(
 ) -> Path:
     """Writes one page with each run's map of clean and adversarial features, and the images behind its points.
 
-    Features and maps are those of `robustlib.representation.embed_runs` with the same arguments, which keeps them. The images
-    are one PNG: the clean ones, then for each run what the attack added (modulo 256, exact), which packs better than the
-    adversarial images. Examples are left out, evenly, until the page is below 3 MB; the page says how many.
-
-    Args:
-        target: the page to write.
-        runs: finished, of `dataset`; a map each, so one seed of each method is enough.
-        dataset: whose test images are shown.
-        attack: on each run's own model.
-        title: its <h1>.
-        index: relative address of the index page; "" for no link.
-        n: number of test images, a stratified choice; 0 for all.
-        seed: of the attack and of UMAP.
+    Features and maps are those of `robustlib.representation.embed_runs` with the same arguments, which keeps them: of `n`
+    test images, a stratified choice (0 for all). `index` is the relative address of the index page ("" for no link).
+    The images are one PNG: the clean ones, then for each run what the attack added (modulo 256, exact), which packs better
+    than the adversarial images. Examples are left out, evenly, until the page is below 3 MB; the page says how many.
     """
     check_runs(runs, dataset)
     split, classes = dataset.test.sample(n), list(dataset.class_names)
@@ -276,7 +257,11 @@ def write_atlas(
     images = np.stack([split.images.numpy(), *adversarial])
     data = {"shape": list(dataset.image_shape), "columns": TILES, "scale": SCALE, "classes": classes}
     data |= {"colours": COLOURS[: len(classes)] if len(classes) <= FEW else [], "labels": split.labels.numpy()}
-    data["runs"] = [facts | {"name": name} for facts, name in zip(shown, _names(runs), strict=True)]
+    data["runs"], several = [], len({run.params().get("arch") for run in runs}) > 1
+    for run, answered in zip(runs, shown, strict=True):
+        params = run.params()
+        name = params.get("title") or params["method"], run.changed, params["arch"] * several, f"seed {params['seed']}"
+        data["runs"].append(answered | {"name": " · ".join(filter(None, name))})
     facts = {
         "Attack": repr(attack),
         "Images": f"{len(split)} test images of {dataset.name}, the same for every network",
@@ -313,16 +298,6 @@ def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple
         centred = (both - (low + high) / 2) / (max(high - low) or 1.0)
         maps[name] = ((centred + 0.5) * SCALE).round().astype(int).reshape(len(both), 4)
     return {"answers": answers, "maps": maps, "note": str(made)}, adversarial.images.numpy()
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Name of each run; the network is named where there are several."""
-    names, several = [], len({run.params().get("arch") for run in runs}) > 1
-    for run in runs:
-        params = run.params()
-        title, arch = params.get("title") or params["method"], params["arch"] if several else ""
-        names.append(" · ".join(filter(None, (title, run.changed, arch, f"seed {params['seed']}"))))
-    return names
 
 
 def _sprite(images: np.ndarray) -> str:

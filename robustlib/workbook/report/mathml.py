@@ -32,7 +32,16 @@ VARIANTS = {  # browsers draw only mathvariant="normal"; the others become CSS
 def to_mathml(formula: str, *, display: bool = False) -> str:
     """The `<math>` element of a LaTeX `formula` (without its dollar signs); `display` sets it on a line of its own."""
     source = formula.strip()
-    _check_source(source)
+    depth = 0  # latex2mathml passes over braces without a partner and unknown environments in silence
+    for brace in re.findall(r"(?<!\\)[{}]", source.replace(r"\\", "  ")):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            raise _unreadable(formula, "a '}' has no '{'")
+    if depth or not source:
+        raise _unreadable(formula, "a '{' has no '}'" if depth else "it is empty")
+    for name in re.findall(r"\\begin\{(.*?)\}", source):
+        if not ENVIRONMENTS.fullmatch(name):
+            raise _unreadable(formula, f"the environment {name!r} is not known")
     for pattern, spelling in REWRITES.items():
         source = re.sub(pattern, spelling, source)
     try:
@@ -57,26 +66,8 @@ def _unreadable(formula: str, reason: str) -> InputError:
     return InputError(f"The formula {formula.strip()!r} cannot be drawn: {reason}. Correct its LaTeX in the notebook.")
 
 
-def _check_source(formula: str) -> None:
-    """Refuses what latex2mathml passes over in silence: braces without a partner, unknown environments."""
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", formula.replace(r"\\", "  ")):
-        depth += 1 if brace == "{" else -1
-        if depth < 0:
-            raise _unreadable(formula, "a '}' has no '{'")
-    if depth or not formula:
-        raise _unreadable(formula, "a '{' has no '}'" if depth else "it is empty")
-    for name in re.findall(r"\\begin\{(.*?)\}", formula):
-        if not ENVIRONMENTS.fullmatch(name):
-            raise _unreadable(formula, f"the environment {name!r} is not known")
-
-
 def _repair(tree: ET.Element) -> None:
-    """Turns latex2mathml's output into what browsers draw, in place.
-
-    Ours since no library does it: latex2mathml writes MathML 3 (mathvariant, columnalign, operators as identifiers), but
-    browsers draw MathML Core, which has dropped most of that.
-    """
+    """Turns latex2mathml's output, which is MathML 3, into the MathML Core that browsers draw, in place; no library does it."""
     for node in tree.iter():
         node.tag = node.tag.rpartition("}")[2]  # HTML knows <math> without its namespace
         if node.tag == "mo" and len(node):  # \mathop{...}: an operator may only hold text

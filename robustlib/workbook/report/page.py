@@ -34,25 +34,29 @@ NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
 
 
 def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
-    """Writes an executed notebook as a page and returns `html`.
+    """Writes an executed notebook as the page `html` and returns it.
 
     Equations become MathML, code is folded, figures keep their alt text and offer their numbers as CSV. The footer says what
     made the page: papermill's parameters and times, and every entry of the notebook's metadata `robustlib` (name -> text).
     A notebook that stopped with an error gives a page that says so. Links to other sites become text with the address.
-
-    Args:
-        notebook: the executed .ipynb.
-        html: the page to write.
-        title: its only <h1>; the notebook's own first heading becomes the line below it.
-        index: relative address of the index page, linked at the top; "" for no link.
-
-    Raises:
-        InputError: no readable notebook, a formula that cannot be drawn, or something that the page would have to load.
+    The title is its only <h1>; `index` is the relative address of the index page ("" for no link). InputError for a notebook
+    that cannot be read, a formula that cannot be drawn, and what the page would have to load.
     """
     notebook, html, nb = Path(notebook), Path(html), read(notebook)
     outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
     errors = [f"{o.ename}: {o.evalue}".strip().splitlines()[0] for o in outputs if o.output_type == "error"]
-    shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": _facts(nb, notebook)}
+    ran = nb.metadata.get("papermill", {})
+    settings = ", ".join(f"{name} = {value!r}" for name, value in (ran.get("parameters") or {}).items())
+    facts = {
+        "Notebook": Path(ran.get("input_path") or notebook).name,
+        "Parameters": settings or "the notebook's defaults",
+        "Finished": str(ran.get("end_time") or "")[:19].replace("T", " "),
+        "Time": "{:.0f} min {:02.0f} s".format(*divmod(round(ran["duration"]), 60)) if ran.get("duration") else "",
+        "Software": f"robustlib {__version__}, Python {nb.metadata.get('language_info', {}).get('version', 'unknown')}",
+    }
+    facts |= {str(name): str(value) for name, value in nb.metadata.get("robustlib", {}).items()}
+    known = {name: value for name, value in facts.items() if value}
+    shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": known}
     soup = to_soup(nb, notebook, html.stem, count(1), shown)
     _order_headings(soup)
     write_atomic(html, str(soup))
@@ -69,21 +73,6 @@ def read(path: Path) -> Any:
         raise InputError(f"{path} is no readable notebook ({fault}): execute it again.") from fault
     nb.cells = [cell for cell in nb.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     return nb
-
-
-def _facts(nb: Any, path: Path) -> dict[str, str]:
-    """What the footer says: name -> value, only what is known."""
-    ran = nb.metadata.get("papermill", {})
-    settings = ", ".join(f"{name} = {value!r}" for name, value in (ran.get("parameters") or {}).items())
-    facts = {
-        "Notebook": Path(ran.get("input_path") or path).name,
-        "Parameters": settings or "the notebook's defaults",
-        "Finished": str(ran.get("end_time") or "")[:19].replace("T", " "),
-        "Time": "{:.0f} min {:02.0f} s".format(*divmod(round(ran["duration"]), 60)) if ran.get("duration") else "",
-        "Software": f"robustlib {__version__}, Python {nb.metadata.get('language_info', {}).get('version', 'unknown')}",
-    }
-    facts |= {str(name): str(value) for name, value in nb.metadata.get("robustlib", {}).items()}
-    return {name: value for name, value in facts.items() if value}
 
 
 class _Parser(MathInlineParser):
@@ -138,8 +127,7 @@ def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mappi
     page = {"facts": {}, **shown, "name": name, "next_figure": lambda: next(numbers)}
     resources = {"page": page, "metadata": {"path": str(path.parent)}}
     soup = parse(_exporter().from_notebook_node(nb, resources=resources)[0])
-    _refuse_loading(soup, path)
-    _spell_out_links(soup)
+    _cut_off(soup, path)
     tidy(soup)
     return soup
 
@@ -149,7 +137,8 @@ def parse(html: str) -> BeautifulSoup:
     return BeautifulSoup(html, "html.parser")
 
 
-def _refuse_loading(soup: BeautifulSoup, path: Path) -> None:
+def _cut_off(soup: BeautifulSoup, path: Path) -> None:
+    """Refuses what would be loaded, and turns links that leave the page into text with the address, which serves on paper."""
     for node in soup.find_all(True):
         fetched = [str(node[name]) for name in LOADING if node.has_attr(name)]
         if node.name == "link":
@@ -161,10 +150,6 @@ def _refuse_loading(soup: BeautifulSoup, path: Path) -> None:
                 f"The page of {path.name} would load {outside[0][:120]!r} (<{node.name}>): a report stands alone. "
                 "Put the file beside the notebook, or display the figure itself."
             )
-
-
-def _spell_out_links(soup: BeautifulSoup) -> None:
-    """Turns links that leave the page into their text and the address, which also serves on paper."""
     for link in soup.find_all("a", href=re.compile(r"^\s*(https?:)?//", re.IGNORECASE)):
         address = re.sub(r"^\s*(https?:)?//", "", str(link["href"])).rstrip("/")
         shown = re.sub(r"^https?://", "", link.get_text()).rstrip("/")

@@ -5,6 +5,7 @@ Nothing here knows runs or files. Accuracies are shown with their 95 % intervals
 
 from robustlib.figures.canvas import ATTACKS, VERDICTS, attack_name, mean_percent, percent, verdict_label, worst_verdict
 from robustlib.workbook.tables.comparisons import (
+    BADGES,
     MINIMA,
     claims,
     consistency,
@@ -27,7 +28,6 @@ from robustlib.workbook.tables.runs import (
     adaptive,
     adaptive_summary,
     autoattack_steps,
-    badges,
     checks,
     hyperparameters,
     plateau_summary,

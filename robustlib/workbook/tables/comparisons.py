@@ -16,16 +16,12 @@ BADGES = ("headline", "protocol")
 def leaderboard(board: pd.DataFrame) -> pd.DataFrame:
     """The runs of a `robustlib.evaluation.leaderboard`, one a row; intervals where the board has them.
 
-    The columns headline and protocol are the badges of the audit: of the worst case, and of the method's own protocol.
-    Notes are what a reader must know of a run: stale (its numbers would be others today), warnings.
-    Columns that would say the same of every run (one architecture, no notes) are left out.
+    Headline and protocol are the badges of the audit, of the worst case and of the method's own protocol; notes: stale
+    (its numbers would be others today), warnings. Columns that would say the same of every run are left out.
     """
     attacks = [name for name in ATTACKS if name in board and name not in FIRST and board[name].notna().any()]
-    rows = []
-    for row in board.to_dict("records"):
-        said = row.get("warnings")
-        warnings = [said] if isinstance(said, str) and said else list(said) if isinstance(said, list | tuple) else []
-        cells = {
+    rows = [
+        {
             "method": row["method"],
             "arch": row["arch"],
             **({"threat": row["threat"]} if row.get("threat") else {}),
@@ -35,9 +31,10 @@ def leaderboard(board: pd.DataFrame) -> pd.DataFrame:
             **{kind: verdict_label(row[f"{kind}_badge"]) for kind in BADGES if f"{kind}_badge" in row},
             **{ATTACKS[name]: share(row, name) for name in attacks},
             "minutes": f"{row['minutes']:.1f}",
-            "notes": "; ".join((["stale"] if row.get("stale") else []) + warnings),
+            "notes": "; ".join(["stale"] * bool(row.get("stale")) + list(row.get("warnings", []))),
         }
-        rows.append(cells)
+        for row in board.to_dict("records")
+    ]
     return _without_dull(pd.DataFrame(rows))
 
 
@@ -51,7 +48,7 @@ def _without_dull(table: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(aggregate: pd.DataFrame, board: pd.DataFrame | None = None) -> pd.DataFrame:
     """Mean ± standard deviation over seeds, from `robustlib.evaluation.aggregate`; one seed has no deviation.
 
-    With the leaderboard that they were made of, the gravest badges of each method's runs stand beside the worst case.
+    With the leaderboard they were made of, the gravest badges of each method's runs stand beside the worst case.
     """
     rows = []
     for row in aggregate.to_dict("records"):
@@ -130,9 +127,9 @@ COLUMNS = ["claim", "effect", "verdict", "reference", "p (Holm)", "detectable", 
 def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> pd.DataFrame:
     """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
 
-    Effects are the first variant less the second (or zero), in points; in % of the second where the measure is a
-    distance, and in % where it is a growth. Detectable is the smallest true effect that these seeds would have found
-    with 80 % power. Verdicts of `reference`, findings of the committed results, stand in a column of their own.
+    Effects are the first variant less the second (or zero), in points; in % of the second for a distance, in % for a
+    growth. Detectable is the smallest true effect that these seeds would have found with 80 % power. Verdicts of
+    `reference`, findings of the committed results, stand in a column of their own.
     """
     known = {other.claim.name: _verdict(other) for other in reference or ()}
     rows = []
@@ -202,9 +199,8 @@ def _distance(row: Mapping[Any, Any], name: str, prefix: str = "") -> str:
 def strength_grid(grid: pd.DataFrame) -> pd.DataFrame:
     """What each strength of each variant costs and buys on validation images, and which is chosen.
 
-    It says of the chosen one if the grid ends there, so that a better one may lie beyond, and if its distance cannot be
-    told from no penalty's (the interval of their difference holds 0) or is a shorter one. From
-    `robustlib.evaluation.select_strength`.
+    Of the chosen one it says if the grid ends there, so that a better one may lie beyond, and if its distance cannot be told
+    from no penalty's (the interval of their difference holds 0) or is shorter. From `robustlib.evaluation.select_strength`.
     """
     rows = []
     for row in grid.to_dict("records"):
@@ -275,8 +271,7 @@ MEASURES = {  # of `robustlib.representation.measures` -> heading, decimals
 def geometry(frame: pd.DataFrame) -> pd.DataFrame:
     """The feature spaces of runs side by side: mean ± standard deviation over the seeds of each method, then each run.
 
-    Gaps, alignment and NC1 are the better the smaller, exclusion margins the better the larger; a method of one seed
-    has no mean. Measures that the frame lacks are left out; "–" is a number that is not there. The frame is that of
+    Gaps, alignment and NC1 are the better the smaller, exclusion margins the better the larger. The frame is that of
     `robustlib.representation.measure_runs`, with `method`, `seed` and optionally `title`, `changed` and `layer`.
     """
     rows = frame.assign(method=frame.get("title", frame["method"]).fillna(frame["method"]))
@@ -318,7 +313,7 @@ def unseen(measured: pd.DataFrame) -> pd.DataFrame:
 
 def inflation(grid: pd.DataFrame) -> pd.DataFrame:
     """What a weak and a strong attack say of each purifier of `experiments.purifier_grid`, and their difference."""
-    rows = [
+    return pd.DataFrame(
         {
             "model": row["row"],
             "clean": percent(row["clean"]),
@@ -330,8 +325,7 @@ def inflation(grid: pd.DataFrame) -> pd.DataFrame:
             "images": row["n"],
         }
         for row in grid.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def cost(frame: pd.DataFrame) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     """A run's accuracy under each attack, for its best and its last epoch, with the protocol of each number.
 
     Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are
-    expected ones, over its draws; what a single draw gave stands beside them. From `robustlib.evaluation.evaluate_run`.
+    expected ones, over its draws; what a single draw gave stands beside them.
     """
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     deployed = {
@@ -71,12 +71,9 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
 def published_protocol(
     results: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], protocol: str = "pgd20"
 ) -> pd.DataFrame:
-    """What rows of an invalid `robustlib.evaluation.PublishedProtocol` say of a run, beside its valid results.
-
-    Of those, clean accuracy, the attack `protocol` and the worst case are shown.
-    """
+    """Rows of an invalid `robustlib.evaluation.PublishedProtocol` below a run's valid clean, `protocol` and worst case."""
     shown = [row for row in results["rows"] if row["attack"] in ("clean", protocol, "worst")]
-    table = [
+    return pd.DataFrame(
         {
             "attack": attack_name(row["attack"]),
             "accuracy": share(row),
@@ -84,15 +81,11 @@ def published_protocol(
             "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
         }
         for row in [*shown, *rows]
-    ]
-    return pd.DataFrame(table)
+    )
 
 
 def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """What each step of AutoAttack took from those before it, one row a step.
-
-    Rows are `results["cascade"]` of `evaluate_run`, or those of `robustlib.evaluation.cascade_steps`.
-    """
+    """What each step of AutoAttack took from those before it: `results["cascade"]`, or `evaluation.cascade_steps`."""
     table = [
         {
             "attack": attack_name(row["attack"] + (f"@{row['surrogate']}" if row.get("surrogate") else "")),
@@ -140,8 +133,8 @@ def adaptive(results: Mapping[str, Any]) -> pd.DataFrame:
     """What each view of a model tells an attacker: first the deployed logits, as in papers, last the minimum over all.
 
     Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with
-    the share that was left after them on all views. Views of a stochastic model met everything in full. From
-    `robustlib.evaluation.evaluate_run`: a row a view and columns of text; no rows for a model without surrogates.
+    the share that was left after them on all views. Views of a stochastic model met everything in full. No rows for a
+    model without surrogates.
     """
     rows = {row["attack"]: row for row in results["rows"]}
     searched = _searched(rows)
@@ -188,22 +181,15 @@ def show_adaptive(results: Mapping[str, Any], protocol: str = "autoattack") -> N
         show(adaptive(results))
 
 
-NONE = "Not audited: `robustlib audit {path}` looks for signs that the accuracies above are artefacts of weak attacks."
-
-
-def badges(audit: Mapping[str, Any], path: object = "RUN") -> str:
-    """The two badges of a run's audit.json with their sentences, as HTML; how to get them if there are none."""
+def show_badges(audit: Mapping[str, Any], path: object = "RUN") -> None:
+    """Displays the two badges of a run's audit.json with their sentences; how to get them if there are none."""
     said = []
     for name, badge in audit.get("badges", {}).items():
         kind = badge["verdict"].replace("/", "")  # a class that the report's style sheet knows
         text = f"{name}: {verdict_label(badge['verdict'])}"
         said.append(f'<p><span class="badge {kind}">{text}</span> {escape(badge["text"])}</p>')
-    return "\n".join(said) or f"<p>{escape(NONE.format(path=path))}</p>"
-
-
-def show_badges(audit: Mapping[str, Any], path: object = "RUN") -> None:
-    """Displays the badges in a notebook; see `badges`."""
-    html = badges(audit, path)
+    none = f"Not audited: `robustlib audit {path}` looks for signs that the accuracies above are artefacts of weak attacks."
+    html = "\n".join(said) or f"<p>{escape(none)}</p>"
     _display(html, unescape(re.sub("<[^>]+>", "", html)))
 
 
@@ -235,7 +221,7 @@ def randomness(results: Mapping[str, Any], measured: Mapping[str, Any]) -> pd.Da
     The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no
     robustness: what an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's
     budget, answered by a vote as it is published, and PGD+EOT over gradient samples (and, after a plateau check,
-    steps), which should no longer fall. From `robustlib.evaluation.evaluate_run` and `measure_randomness`.
+    steps), which should no longer fall.
     """
     rows, nothing = {row["attack"]: row for row in results["rows"]}, {"accuracy": None}
     table = random_answers(measured)

@@ -50,7 +50,7 @@ def cascade(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     frame = require_columns("cascade", DataFrame(rows), ["component", "accuracy"])
     for column in ("attack", "surrogate"):
         frame = frame[frame[column] == frame[column].iloc[0]] if column in frame else frame
-    labels, left = [str(name) for name in frame["component"]], [float(value) for value in frame["accuracy"]]
+    labels, left = list(map(str, frame["component"])), list(map(float, frame["accuracy"]))
     taken = [0.0, *(before - after for before, after in pairwise(left))]
     fig, axis = _draw_bars(labels, left, 1.2, color=[CLEAN] + [LEFT] * (len(labels) - 1))
     axis.barh(labels, taken, left=left, color="white", edgecolor=TAKEN, hatch="////", height=0.62, lw=0)

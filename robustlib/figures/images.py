@@ -186,7 +186,7 @@ def purification_steps(
     """Clean images and their attacked copies through the steps of a purifier, a row each, and their differences.
 
     By step images (N, C, H, W) in [0, 1], C 1 or 3, themselves first, and `answers` (N,) to both as they are after it, beside
-    true classes (N,); three are shown. Differences are magnified around grey by one factor: 10, or less where the attack would leave the grey scale.
+    true classes (N,); three are shown. Differences are magnified by one factor: 10, or less to stay within the grey scale.
     """
     y = np.asarray(labels)[:SHOWN]
     steps = {

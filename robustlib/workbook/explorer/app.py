@@ -144,8 +144,6 @@ class Explorer:
             raise InputError("Nothing is loaded: choose another run or attack.")
         return self._grid
 
-    # What is chosen
-
     def _act(self, *actions: Callable[[], object]) -> None:
         """Does what a control asks for, unless it was changed by us."""
         if self._quiet:
@@ -200,8 +198,6 @@ class Explorer:
         else:
             which, eps = board.of_class or " of any class", self.grid.radii[step]
             board.status.said = f"No image{which} is fooled at eps {eps:.3g}: take a larger eps."
-
-    # What is shown
 
     def load(self) -> None:
         """Looks up or computes the grid of the chosen run and attack, with progress, and shows it.

@@ -325,5 +325,5 @@ def _titles(runs: Sequence[Run]) -> list[tuple[str, Run]]:
         params = run.params()
         parts = (params.get("title") or params["method"], params["arch"], f"seed {params['seed']}", run.changed)
         names.append(" · ".join(filter(None, parts)))
-    ends = [f" · {run.path.name[-8:]}" if names.count(name) > 1 else "" for name, run in zip(names, runs, strict=True)]
-    return [(name + end, run) for name, end, run in zip(names, ends, runs, strict=True)]
+    pairs = zip(names, runs, strict=True)
+    return [(f"{name} · {run.path.name[-8:]}" if names.count(name) > 1 else name, run) for name, run in pairs]

@@ -180,62 +180,40 @@ def test_umap_is_made_on_request_and_once(board, umap):
     assert umap.calls == ["features"]
 
 
-async def begin_umap(board, umap):
+def test_a_umap_in_a_notebook_leaves_the_last_sentence_and_its_failure_is_told_and_not_repeated(explorer, board, umap):
     """In a running loop the map is made in a task that nobody awaits."""
-    umap.go.clear()
-    board.view.value = "UMAP"
-    await asyncio.sleep(0.1)
-    assert board.status.doing.startswith("UMAP, 0 s")
 
-
-def test_a_failed_umap_in_a_notebook_is_told_and_not_tried_again_by_itself(explorer, board, umap):
     async def in_a_notebook():
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-        await begin_umap(board, umap)
+        umap.go.clear()
+        board.view.value = "UMAP"
+        await asyncio.sleep(0.1)
+        assert board.status.doing.startswith("UMAP, 0 s")
+        board.view.value, board.image.value = "PCA", 7
         umap.go.set()
         await explorer._task
-        assert board.status.said.endswith("MemoryError: <no> room")
-        board.image.value, board.eps.value = 3, 8
-        assert explorer._task.done()
-        assert "MemoryError: &lt;no&gt; room" in board.note.value
-        assert len(umap.calls) == 1
-        board.view.value = "PCA"
-        assert "room" not in board.note.value
-        board.view.value = "UMAP"  # asked for again
-        await explorer._task
+        assert board.status.said.startswith("Image 7, class"), "the map is not wanted any more"
+        for calls in (2, 3):  # asked for again
+            board.view.value = "UMAP"
+            await explorer._task
+            assert board.status.said.endswith("MemoryError: <no> room")
+            board.image.value, board.eps.value = calls, 8
+            assert explorer._task.done()
+            assert "MemoryError: &lt;no&gt; room" in board.note.value
+            assert len(umap.calls) == calls
+            board.view.value = "PCA"
+            assert "room" not in board.note.value
         del explorer._task
 
     unheard, umap.error = [], MemoryError("<no> room")
     asyncio.run(in_a_notebook())
-    assert (len(umap.calls), unheard, board.status.doing) == (2, [], "")
-
-
-def test_a_umap_in_the_making_leaves_the_last_sentence(explorer, board, umap):
-    async def in_a_notebook():
-        await begin_umap(board, umap)
-        board.view.value, board.image.value = "PCA", 7
-        umap.go.set()
-        await explorer._task
-
-    asyncio.run(in_a_notebook())
-    assert board.status.said.startswith("Image 7, class")
-    assert board.status.doing == ""
+    assert (unheard, board.status.doing) == ([], "")
 
 
 # What fails
 
 
-def test_an_attack_that_fails_is_told_and_not_shown_as_chosen(board, monkeypatch):
-    def fails(*_, **__):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(app, "make_grid", fails)
-    board.attack.value = "APGD-CE"
-    assert board.status.said == "RuntimeError: out of memory"
-    assert board.attack.value == "FGSM"
-
-
-def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
+def test_a_run_or_an_attack_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
     runs = find_runs(root)
     with monkeypatch.context() as patch:
         patch.setattr(app, "make_grid", None)
@@ -244,6 +222,10 @@ def test_a_first_run_that_cannot_be_loaded_is_told_and_another_can_be_chosen(roo
     assert board.status.said == "Nothing is loaded: choose another run or attack."
     board.run.value = runs[1]
     assert board.status.said.startswith("Image 0, class")
+    monkeypatch.setattr(app, "make_grid", None)
+    board.attack.value = "APGD-CE"
+    assert board.status.said == "TypeError: 'NoneType' object is not callable"
+    assert board.attack.value == "FGSM", "what failed is not shown as chosen"
 
 
 def test_a_run_deleted_meanwhile_leaves_everything_as_it_was(root, digits, tmp_path):

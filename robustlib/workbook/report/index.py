@@ -255,7 +255,7 @@ def write_atlas(
     split, classes = dataset.test.sample(n), list(dataset.class_names)
     shown, adversarial = zip(*(_map(run, dataset, attack, n, seed) for run in runs), strict=True)
     images = np.stack([split.images.numpy(), *adversarial])
-    data = {"shape": list(dataset.image_shape), "columns": TILES, "scale": SCALE, "classes": classes}
+    data: dict[str, Any] = {"shape": list(dataset.image_shape), "columns": TILES, "scale": SCALE, "classes": classes}
     data |= {"colours": COLOURS[: len(classes)] if len(classes) <= FEW else [], "labels": split.labels.numpy()}
     data["runs"], several = [], len({run.params().get("arch") for run in runs}) > 1
     for run, answered in zip(runs, shown, strict=True):

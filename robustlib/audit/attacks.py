@@ -117,8 +117,6 @@ class AuditAttacks:
         self.targets = min(self.targets, self.classes - 1)
         self.made = self.invalid = 0  # adversarial images, and those outside ball or box
 
-    # ---- scores
-
     def forward(self, x: Tensor) -> Tensor:
         """Float32 logits (B, K) of the deployed model at x (B, C, H, W), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -152,8 +150,6 @@ class AuditAttacks:
     def standing(self) -> Tensor:
         """(N,) bool: the examples worth an attack; wrong ones count as wrong (all, if the model is stochastic)."""
         return self.clean.all(2)[0] | self.stochastic
-
-    # ---- attacks
 
     def run(
         self,

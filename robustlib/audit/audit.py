@@ -107,9 +107,6 @@ def audit(
     return sorted(checks, key=lambda check: check.number)
 
 
-# ---- checks of a model that need the records of its evaluation as well
-
-
 def mismatched(records: pd.DataFrame, split: Split, threat: Threat) -> list[str]:
     """Why these records are not of these images under this threat; nothing else can be read off them then."""
     labels = dict(zip(split.indices.tolist(), split.labels.tolist(), strict=True))
@@ -211,7 +208,8 @@ def audit_run(
     model.check_data(dataset)
     run = Run(run.path.resolve())
     sources, threat = transfer_sources(run, SOURCES), Threat(**params["threat"])
-    most = _most(model.stochastic, params.get("preset"), n, results["n"])
+    most = n or min(EXAMPLES, results["n"])
+    most = min(most, STOCHASTIC_EXAMPLES, stochastic_protocol(params.get("preset")).curve) if model.stochastic else most
 
     def measure() -> dict[str, Any]:
         started, others = time.perf_counter(), {name: source.model() for name, source in sources.items()}
@@ -226,11 +224,6 @@ def audit_run(
     facts |= {"results": {name: results.get(name) for name in FACTS}}
     facts |= {"transfer": [source.place for source in sources.values()]}
     return measured(run, "audit.json", facts, measure)
-
-
-def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
-    asked = n or min(EXAMPLES, evaluated)
-    return min(asked, STOCHASTIC_EXAMPLES, stochastic_protocol(preset).curve) if stochastic else asked
 
 
 def check_published(run: Run, results: Mapping[str, Any]) -> Check:

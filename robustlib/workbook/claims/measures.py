@@ -57,9 +57,6 @@ def measure_of(run: Run, measure: str, among: Sequence[Run] = ()) -> float:
     return source_of(measure).value(run, kind, name, among or [run])
 
 
-# ---- accuracies of an evaluation, and measures of the feature space of an evaluated run
-
-
 def _accuracies(results: Mapping[str, Any]) -> dict[str, float]:
     return {row["attack"]: row["accuracy"] for row in results.get("rows", [])}
 
@@ -106,9 +103,6 @@ def _evaluation_notes(pairs: Pairs, _: str) -> Iterable[str]:
         yield f"the audit doubts {len(doubted)} of {len(runs)} headlines"
 
 
-# ---- accuracies under unseen attacks
-
-
 def _unseen(run: Run) -> dict[str, Any]:
     """What `robustlib.evaluation.measure_unseen` stored last: protocol and accuracies."""
     last = ([{}, *read_json(run.path / "unseen.json").values()])[-1]
@@ -135,9 +129,6 @@ def _unseen_notes(pairs: Pairs, name: str) -> Iterable[str]:
     if name not in ("clean", "price") and len(met) > 1:
         yield "a model that answers at random met shorter attacks, averaged over its draws, than one that does not"
     yield from _evaluation_notes(pairs, name)
-
-
-# ---- adversarial distances
 
 
 STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
@@ -179,9 +170,6 @@ def _distance_notes(pairs: Pairs, name: str) -> Iterable[str]:
             return
         gain = fmean((first - second) / second for first, second in white)
         yield f"by FAB, which sees gradients, {100 * gain:+.1f} %".replace("-", "−")
-
-
-# ---- metrics of a training
 
 
 FIRST = 2  # epoch from which growth counts: a fine-tuning's first one leaves the natural model behind

@@ -56,9 +56,7 @@ def fit(
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     arch = arch or method.arch
-    params = run_params(method, dataset, arch, seed, precision)
-    if compile:
-        params["compile"] = True
+    params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, root)
     if run.finished and not rerun:
         if run.changes() != params["changes"]:  # the preset's own values may have moved since

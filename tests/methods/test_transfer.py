@@ -175,7 +175,9 @@ def unfit(root, dataset, name="rep_spectral", arch="mlp_512", state="done"):
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, pixels, facts, says):
-    wide = replace(digits, train=replace(digits.train, images=F.pad(digits.train.images, (0, pixels, 0, pixels))))
+    splits = {name: getattr(digits, name) for name in ("train", "val", "test")}
+    padded = {n: replace(s, images=F.pad(s.images, (0, pixels, 0, pixels))) for n, s in splits.items()}
+    wide = replace(digits, **padded)
     if facts is not None:
         unfit(tmp_path, wide, **facts)
     method = made("transfer", arch=arch, pretrained=str(tmp_path / "some"))

@@ -208,8 +208,7 @@ def audit_run(
     model.check_data(dataset)
     run = Run(run.path.resolve())
     sources, threat = transfer_sources(run, SOURCES), Threat(**params["threat"])
-    most = n or min(EXAMPLES, results["n"])
-    most = min(most, STOCHASTIC_EXAMPLES, stochastic_protocol(params.get("preset")).curve) if model.stochastic else most
+    most = _most(model.stochastic, params.get("preset"), n, results["n"])
 
     def measure() -> dict[str, Any]:
         started, others = time.perf_counter(), {name: source.model() for name, source in sources.items()}
@@ -224,6 +223,11 @@ def audit_run(
     facts |= {"results": {name: results.get(name) for name in FACTS}}
     facts |= {"transfer": [source.place for source in sources.values()]}
     return measured(run, "audit.json", facts, measure)
+
+
+def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:
+    asked = n or min(EXAMPLES, evaluated)
+    return min(asked, STOCHASTIC_EXAMPLES, stochastic_protocol(preset).curve) if stochastic else asked
 
 
 def check_published(run: Run, results: Mapping[str, Any]) -> Check:

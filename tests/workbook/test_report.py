@@ -242,6 +242,8 @@ def test_badges_stand_beside_the_worst_case(index, tmp_path):
     bare = index_of(tmp_path, leaderboard().filter(regex="^(?!.*(_badge|_text))"))
     assert "Audit" not in labels(bare)
     assert not bare.select(".cards .badge")
+    strange = index_of(tmp_path, leaderboard().assign(headline_badge="purple", protocol_badge=None))
+    assert kinds(strange.select("td.audit .badge")) == ["none"] * 4, "a verdict that nobody knows is none"
 
 
 def test_cards_are_means_over_seeds_and_carry_the_gravest_badges(tmp_path, index):

@@ -148,7 +148,7 @@ def _audit_badges(rows: Sequence[Record]) -> list[dict[str, Any]]:
     """The headline's and the protocol's badge; of several runs the gravest of each."""
     badges = []
     for name in BADGES:
-        verdicts = [str(row.get(f"{name}_badge", "")) for row in rows]
+        verdicts = [worst_verdict([row.get(f"{name}_badge")]) for row in rows]  # one that is unknown is none
         word = worst_verdict(verdicts)
         several = f"{verdicts.count(word)} of {len(rows)} runs " if len(rows) > 1 else ""
         reason = rows[verdicts.index(word)].get(f"{name}_text") or UNAUDITED

@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Literal, get_origin
 
 import pytest
@@ -23,9 +24,7 @@ ALL = [
     *(Tangent(L2, 300), AutoAttack(LINF, "custom", (("apgd", QUICK[0]), ("square", QUICK[3])))),
 ]
 SEARCHES = [PGD(LINF, 5, early_stop=True), *QUICK, StAdv(0.5, 6, lr=0.2)]
-
-
-# --- every attack
+FEW = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", torch.float64])
@@ -81,12 +80,15 @@ def test_no_radius_means_no_change_and_wrong_images_are_kept(attack, conv_net):
     assert torch.equal(attack(Linear(5, (3, 8, 8), scale=torch.nan), x, y), x), "no numbers, so all are wrong"
 
 
-@pytest.mark.parametrize("attack", ROUNDS, ids=name)
-def test_more_restarts_lose_no_success(attack, conv_net):
-    x = batch()[0]
-    y = conv_net(x).argmax(1)
-    one, three = (conv_net(replace(attack, restarts=n)(conv_net, x, y, generator=generator())) for n in (1, 3))
-    assert not ((three.argmax(1) == y) & (one.argmax(1) != y)).any()
+@pytest.mark.parametrize("attack", [*ROUNDS, PGD(LINF, 5, early_stop=True)], ids=name)
+def test_restarts_and_early_stop_lose_no_success(attack, conv_net):
+    x, rng = batch(n=100)[0], ExampleRNG.for_examples(0, torch.arange(100))
+    y, weak = conv_net(x).argmax(1), replace(attack, threat=replace(attack.threat, eps=attack.threat.eps / 5))
+    rising = [weak, replace(weak, restarts=4)]
+    rising = [replace(weak, early_stop=False), *rising] if isinstance(attack, PGD) else rising
+    fooled = [conv_net(one(conv_net, x, y, rng=rng)).argmax(1) != y for one in rising]
+    assert all((few <= more).all() for few, more in pairwise(fooled))
+    assert 0 < fooled[0].sum() < 100
 
 
 @pytest.mark.parametrize("attack", [*SEARCHES, Tangent(L2, 300)], ids=name)
@@ -141,9 +143,6 @@ def test_success_by_chance_is_no_success():
         assert right.mean() > 0.8
 
 
-# --- bad input
-
-
 @pytest.mark.parametrize("attack", [*QUICK, AutoAttack(LINF), PGD(LINF), StAdv(), Tangent(L2, 300)], ids=name)
 def test_bad_input_is_a_sentence(attack):
     x, y = batch()
@@ -155,13 +154,9 @@ def test_bad_input_is_a_sentence(attack):
         (5, x.to(torch.uint8), y, "float images"),
         (5, x, y.float(), "labels int64"),
     ):
-        with pytest.raises(InputError, match=says):
-            attack(Linear(classes, (3, 8, 8)), images, labels)
-
-
-def test_targets_are_labels_too(linear):
-    with pytest.raises(InputError, match="model of 2 classes"):
-        PGD(LINF, targeted=True)(linear, *batch(1, 2, (1, 4, 4)), target=torch.tensor([1, -1]))
+        for call in (attack, getattr(attack, "nearest", attack)):
+            with pytest.raises(InputError, match=says):
+                call(Linear(classes, (3, 8, 8)), images, labels)
 
 
 def test_softmax_outputs_warn(linear):
@@ -197,14 +192,19 @@ def test_counts_and_choices_are_checked(kind, field):
         (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
         (lambda: Tangent(L2, gamma=0.0), "gamma=0.0"),
         (lambda: Tangent(LINF), "give 'l2'"),
+        (lambda: FAB(LINF).nearest(Linear(), *FEW, starts=FEW[0] - 2), r"\[0, 1\]"),
+        (lambda: PGD(LINF, targeted=True)(Linear(), *FEW, target=torch.tensor([1, -1])), "model of 2 classes"),
+        (lambda: PGD(LINF, objective="dlr")(Linear(), *FEW), "3 classes"),
+        (lambda: AutoAttack(LINF, "custom", (("a", APGD(L2)),)), "another threat"),
+        *(
+            (lambda names=names: AutoAttack(LINF, "custom", tuple((n, QUICK[0]) for n in names)), "a component")
+            for names in (("a", "a"), ("clean",), ("a@b",))
+        ),
     ],
 )
 def test_bad_settings_are_sentences(make, says):
     with pytest.raises(InputError, match=says):
         make()
-
-
-# --- draws of a randomised model
 
 
 class Recorded(nn.Module):

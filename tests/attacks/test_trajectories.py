@@ -163,9 +163,6 @@ def test_square_spends_what_is_unused_in_its_window():
     assert ((changed > 0) & (changed <= 2 * 3 * 3)).all()
 
 
-# ---- settings
-
-
 def test_the_standard_version_is_the_published_one():
     """Croce and Hein 2020, section 5, and autoattack.py: APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5 000 queries)."""
     threat = Threat("linf", 8 / 255)

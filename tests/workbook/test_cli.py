@@ -52,13 +52,16 @@ def short_notebooks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setattr("robustlib.workbook.report.write_atlas", lambda target, *_, **__: write_atomic(target, "a map"))
 
 
-def only_asked(patch: pytest.MonkeyPatch) -> list[Task]:
-    """The tasks that commands would execute from now on; nothing is published."""
+KINDS = ("InputError", "MemoryError")
+
+
+def only_asked(patch: pytest.MonkeyPatch, statuses: list[dict[str, str]] | None = None) -> list[Task]:
+    """The tasks that commands would execute from now on, and that end as told; nothing is published."""
     asked: list[Task] = []
 
     def run_all(tasks: list[Task], *_: object, **__: object) -> list[dict[str, str]]:
         asked.extend(tasks)
-        return [{"state": "done"}] * len(tasks)
+        return (statuses or [{"state": "done"}] * len(tasks))[: len(tasks)]
 
     patch.setattr("robustlib.workbook.engines.run_all", run_all)
     patch.setattr("robustlib.workbook.experiments.publish", lambda *_: (Path("index.html"), []))
@@ -134,19 +137,16 @@ def test_bad_input_is_a_sentence_and_exit_code_2(call, tmp_path: Path, arguments
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("short_notebooks")
-def test_an_unwritable_place_and_a_truncated_checkpoint_are_bad_input(call, tmp_path: Path) -> None:
-    command = ["run", "standard", "--set", "epochs=1"]
+def test_an_unwritable_place_and_what_a_notebook_refuses_are_bad_input(call, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic("reports", "a file, not a directory")
-    code, _, err = call(*command)
+    code, _, err = call("run", "standard")
     assert (code, "Cannot write to reports/digits" in err) == (2, True)
     Path("reports").unlink()
-    directory = next(word for word in call(*command, "--dry-run")[1].split() if word.startswith("runs/"))
-    file = tmp_path / "runs/digits/standard" / directory.split("/")[-1] / "checkpoint.pt"
-    write_atomic(file, b"PK truncated")
-    code, _, err = call(*command)
-    assert (code, "truncated" in err) == (2, True)
-    assert file.read_bytes() == b"PK truncated"
+    statuses = [{"state": "failed", "exception": name, "reason": f"{name}: a truncated file"} for name in KINDS]
+    only_asked(monkeypatch, statuses)
+    for seeds, code in (("0", 2), ("0-1", 1)):
+        exit_code, _, err = call("run", "standard", "--seeds", seeds)
+        assert (exit_code, "standard · seed 0 failed: a truncated file\n" in err) == (code, True)
 
 
 def test_seeds() -> None:

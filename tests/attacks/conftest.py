@@ -16,8 +16,8 @@ ROUNDS = [replace(attack, threat=threat) for threat in (LINF, L2) for attack in 
 
 
 def name(attack: Any) -> str:
-    threat = getattr(attack, "threat", None)
-    return f"{type(attack).__name__}-{threat.norm if threat else attack.bound}{'-t' if getattr(attack, 'targets', 0) else ''}"
+    where = attack.threat.norm if hasattr(attack, "threat") else attack.bound
+    return f"{type(attack).__name__}-{where}{'-t' if getattr(attack, 'targets', 0) else ''}"
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""The folded copy computes what the model computes, follows its weights, and is refused where folding changes the function."""
+"""The folded copy computes what the model does, follows its weights, and is refused where folding is not exact."""
 
 import pytest
 import torch

@@ -57,7 +57,7 @@ def test_total_variation_equals_its_formula():
 
 
 def flow_of(attack: StAdv, model: nn.Module) -> torch.Tensor:
-    """How far to the right each pixel was read, as the ramp shows it, but for columns that may have reached the border."""
+    """How far to the right each pixel was read, as the ramp shows it, in columns that cannot reach the border."""
     x_adv = attack(model, ramp(), torch.zeros(1, dtype=torch.int64))
     return ((x_adv - ramp()) / SLOPE)[0, 0, :, 3:-3]
 

@@ -1,4 +1,4 @@
-"""Tangent Attack and minimal distances: exact where the answer is known, honest where nothing is result."""
+"""Tangent Attack and minimal distances: exact where the answer is known, honest where nothing is found."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ class Sphere(nn.Module):
 
 @pytest.mark.parametrize("dims", [2, 3, 64])
 def test_the_tangent_point_solves_its_equations(dims):
-    """k = now + c with c in the span of the normal and x - now, |c| = R, and c at right angles to k - x; the upper of two."""
+    """k = now + c, c in the span of the normal and x - now, |c| = R, c at right angles to k - x; the upper of two."""
     rng = np.random.default_rng(dims)
     for _ in range(20):
         x, now, normal = rng.random(dims), rng.random(dims), rng.standard_normal(dims)
@@ -160,13 +160,10 @@ def test_what_is_found_fools_the_model_alone_too(attack, conv_net):
     x = torch.rand(10, 3, 8, 8)
     x[0], x[1] = 0.0, 1.0
     y = conv_net(x).argmax(1)
-    y[2] = (y[2] + 1) % 5
     result = attack.nearest(conv_net, x, y, generator=generator())
     alone = torch.cat([conv_net(one[None]).argmax(1) for one in result.x_adv])
     assert (alone != y)[result.distance.isfinite()].all()
     assert ((result.x_adv >= 0) & (result.x_adv <= 1)).all()
-    assert (result.distance[2], result.queries[2]) == (0, 0)
-    assert torch.equal(result.x_adv[2], x[2])
 
 
 @BOTH
@@ -177,6 +174,7 @@ def test_a_failed_search_has_no_distance(attack, linear):
     result = attack.nearest(linear, x, y, generator=generator())
     assert result.distance[:3].isnan().all()
     assert (result.distance[3:] == 0).all()
+    assert (result.queries[3:] == 0).all()
     assert torch.equal(result.x_adv, x)
     if attack is QUICK:
         assert torch.equal(attack(linear, x, y, generator=generator()), x)

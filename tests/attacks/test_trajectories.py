@@ -1,4 +1,4 @@
-"""APGD and FAB point by point beside their authors' code (pyautoattack), from the same starts; and the settings of AutoAttack."""
+"""APGD and FAB point by point beside their authors' code (pyautoattack), and the settings of AutoAttack."""
 
 from dataclasses import replace
 
@@ -11,10 +11,10 @@ from torch import nn
 from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd, square
 from robustlib.rng import ExampleRNG
 
-THREATS = [Threat("linf", 0.06), Threat("l2", 0.4)]
 NORMS = {"linf": "Linf", "l2": "L2"}
 STEPS = 60  # checkpoints at 13, 25, 36, 46, 55
 N, ENOUGH = 24, 20  # images; those whose whole path must agree: where one converges, rounding decides what is a rise
+RNG = ExampleRNG.for_examples(0, torch.arange(N))
 
 
 class Wavy(nn.Module):
@@ -42,6 +42,18 @@ def images():
     return torch.rand(N, 3, 4, 4, dtype=torch.float64), torch.zeros(N, dtype=torch.int64)
 
 
+@pytest.fixture(params=[Threat("linf", 0.06), Threat("l2", 0.4)], ids=str)
+def threat(request):
+    return request.param
+
+
+@pytest.fixture
+def start(threat, images, monkeypatch):
+    point = apgd.surface_point(threat, images[0], RNG)
+    monkeypatch.setattr(apgd, "surface_point", lambda *_: point)
+    return point
+
+
 def walked(model, start):
     """The points a model was shown, from a start on."""
     first = next(i for i, x in enumerate(model.shown) if x.shape == start.shape and torch.equal(x, start))
@@ -55,7 +67,7 @@ def agreeing(ours, theirs):
 
 
 class FirstStep:
-    """The authors' code compares the objective after the first step with an empty row, 0; the algorithm with that of the start."""
+    """The authors' code compares the first step's objective with 0, an empty row; the algorithm with that of the start."""
 
     start: torch.Tensor
 
@@ -76,11 +88,9 @@ Authors = type("Authors", (FirstStep, autopgd_base.APGDAttack), {})
 AuthorsTargeted = type("AuthorsTargeted", (FirstStep, autopgd_base.APGDAttack_targeted), {})
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatch):
-    (x, y), rng = images, ExampleRNG.for_examples(0, torch.arange(N))
-    start = apgd.surface_point(threat, x, rng)
+def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, start):
+    x, y = images
     theirs = Authors(wavy, n_iter=STEPS, norm=NORMS[threat.norm], eps=threat.eps, loss=loss)
     theirs.init_hyperparam(x)
     z = wavy(start).detach()
@@ -89,7 +99,6 @@ def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatc
     best, right, _, _ = theirs.attack_single_run(x, y, x_init=start)
     expected = walked(wavy, start)
     assert right.all(), "no example may leave, or the paths could not be compared"
-    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, rng: start)
     found = APGD(threat, STEPS, objective=loss)(wavy, x, y)
     path = walked(wavy, start)
     assert len(path) >= len(expected) == STEPS + 1
@@ -97,13 +106,10 @@ def test_apgd_goes_where_the_authors_goes(threat, loss, wavy, images, monkeypatc
     assert agreeing(found[None], best[None]) >= ENOUGH, "the best point is returned"
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeypatch):
+def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, start):
     """Each of the likeliest wrong classes in turn, as ranked on the clean image, from the same start."""
-    (x, y), rng = images, ExampleRNG.for_examples(0, torch.arange(N))
-    start = apgd.surface_point(threat, x, rng)
-    ranked = wavy(x).sort(dim=1).indices
-    expected = []
+    x, y = images
+    ranked, expected = wavy(x).sort(dim=1).indices, []
     for place in range(2, 5):
         theirs = AuthorsTargeted(wavy, n_iter=STEPS, norm=NORMS[threat.norm], eps=threat.eps)
         theirs.init_hyperparam(x)
@@ -112,7 +118,6 @@ def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeyp
         wavy.shown = []
         assert theirs.attack_single_run(x, y, x_init=start)[1].all()
         expected.append(walked(wavy, start)[: STEPS + 1])
-    monkeypatch.setattr(apgd, "surface_point", lambda threat, x, rng: start)
     APGD(threat, STEPS, objective="dlr", targets=3)(wavy, x, y)
     path = walked(wavy, start)
     starts = [i for i, points in enumerate(path) if torch.equal(points, start)]
@@ -122,7 +127,6 @@ def test_targeted_apgd_aims_at_the_authors_classes(threat, wavy, images, monkeyp
     assert agreeing(expected[0], expected[1]) == 0
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_fab_finds_the_authors_points(threat, images):
     torch.manual_seed(0)
     model, (x, y) = Wavy(sure=0.2).eval(), (images[0].float(), images[1])
@@ -139,12 +143,11 @@ def test_fab_finds_the_authors_points(threat, images):
     assert ((far - wanted).abs() < 1e-4 * wanted).double().mean() >= 0.75
 
 
-@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
-    """Algorithms 2 and 3: every query of the linf attack is a corner of the ball, and one of the l2 attack uses all of its length."""
+    """Algorithms 2 and 3: every linf query is a corner of the ball, and an l2 query uses all of its length."""
     x, y = 0.3 + 0.4 * images[0], images[1]
     wavy.shown = []
-    Square(threat, queries=60)(wavy, x, y, rng=ExampleRNG.for_examples(0, torch.arange(N)))
+    Square(threat, queries=60)(wavy, x, y, rng=RNG)
     asked = [seen for seen in wavy.shown if len(seen) == N and not torch.equal(seen, x)]
     assert len(asked) > 20
     for seen in asked:
@@ -164,7 +167,7 @@ def test_square_spends_what_is_unused_in_its_window():
 
 
 def test_the_standard_version_is_the_published_one():
-    """Croce and Hein 2020, section 5, and autoattack.py: APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5 000 queries)."""
+    """Croce and Hein 2020, section 5, and autoattack.py."""
     threat = Threat("linf", 8 / 255)
     parts = AutoAttack(threat).components(10)
     assert (parts["apgd-ce"].objective, parts["apgd-ce"].targets, parts["apgd-t"].objective) == ("ce", 0, "dlr")

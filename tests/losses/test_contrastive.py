@@ -123,12 +123,6 @@ def test_mined_negatives_equal_their_loop(strategy):
     assert (0 < without < 48) or strategy == "easy"
 
 
-def test_a_batch_of_one_class_has_no_negatives():
-    assert pick_negatives(torch.zeros(8, dtype=torch.int64)) is None
-    assert pick_negatives(torch.zeros(1, dtype=torch.int64)) is None
-    assert pick_negatives(torch.tensor([3, 1])).tolist() == [1, 0]
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -1,4 +1,4 @@
-"""AFD's disentangler, projection heads and dual BatchNorm: plain models at their start, and their formulas afterwards."""
+"""AFD's disentangler, projection heads and dual BatchNorm: plain models at first, and their formulas afterwards."""
 
 import copy
 
@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustlib.attacks.fold_batchnorm import batchnorm_after, fold_batchnorm
-from robustlib.errors import InputError
 from robustlib.models import build_model
 from robustlib.models.branches import DualBatchNorm, clean_statistics
-from robustlib.runs import load_weights, save_weights
 
 DUAL = {"projection": (16, 8), "projection_batchnorm": True, "dual_batchnorm": True}
 
@@ -46,23 +44,6 @@ def test_a_fresh_model_deploys_the_plain_one_of_its_seed(digits, arch, options, 
         assert torch.equal(out.logits, out.confused_logits)
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"projection": (16, 0)}, "give positive widths"),
-        ({"projection": (16,), "disentangled": True}, "choose one"),
-        ({"dual_batchnorm": True}, "give projection"),
-        ({"classify": "latent"}, "classify='latent': give 'intrinsic', or 'latent' for a disentangled model"),
-    ],
-)
-def test_bad_options_are_sentences(digits, options, says):
-    with pytest.raises(InputError, match=says):
-        build_model("small_cnn", digits, **options)
-
-
-# ---- the disentangler
-
-
 def test_branches_equal_their_formula_and_the_confused_one_teaches_the_encoder_nothing(digits):
     model, x = build_model("small_cnn", digits, disentangled=True), images(3)
     with torch.no_grad():
@@ -81,9 +62,6 @@ def test_branches_equal_their_formula_and_the_confused_one_teaches_the_encoder_n
     F.cross_entropy(out.confused_logits, torch.arange(3)).backward()
     learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert learns == {"confused", "head"}  # the shared classifier is reached; D1 and the encoder are not
-
-
-# ---- projection heads and dual BatchNorm
 
 
 def test_the_projector_is_maps_with_relu_between(digits):
@@ -112,7 +90,7 @@ def dual(request, digits):
     return model.eval()
 
 
-def test_dual_batchnorm_keeps_two_sets_apart(digits, dual, tmp_path):
+def test_dual_batchnorm_keeps_two_sets_apart_and_deploys_the_attacked_one(dual):
     norms = [m for m in dual.modules() if isinstance(m, DualBatchNorm)]
     single = [m for m in dual.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     assert len(single) == 2 * len(norms) > 0, "every BatchNorm is half of a dual one"
@@ -122,13 +100,6 @@ def test_dual_batchnorm_keeps_two_sets_apart(digits, dual, tmp_path):
     with pytest.raises(KeyError), clean_statistics(dual):
         raise KeyError
     assert not any(norm.use_clean for norm in norms), "whatever happened"
-    save_weights(dual, tmp_path / "dual.safetensors")
-    again = build_model("small_cnn" if hasattr(dual.encoder, "stage1") else "resnet18", digits, **DUAL).eval()
-    load_weights(again, tmp_path / "dual.safetensors")
-    assert torch.equal(again(images()), dual(images()))
-
-
-def test_a_dual_model_deploys_the_attacked_set(dual):
     plain = copy.deepcopy(dual)
     for parent in plain.modules():
         for name, child in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""Random transforms against their formulas written as loops; purifiers: shapes, ranges, gradients, sizes of every kind."""
+"""Random transforms against their formulas written as loops; purifiers: shapes, ranges, gradients and sizes."""
 
 import numpy as np
 import pytest
@@ -25,9 +25,6 @@ def masked(shape, n=2):
     x, transform = images(shape, n), RandomTransform("rt1", grid=4)
     randomness = drawn(transform, x)
     return transform.apply(x, randomness)[0], randomness.masks[0]
-
-
-# ---- transforms
 
 
 @pytest.mark.parametrize("kind", ["none", "rt1", "rt2", "rt3"])
@@ -94,9 +91,6 @@ def test_a_transform_knows_whether_it_is_random():
     random = [{"kind": kind} for kind in ("rt1", "rt2", "rt3")] + [{"kind": "rt2", "missing": 0.0}]
     still = [{}, {"kind": "rt1", "missing": 0.0}, {"kind": "rt2", "missing": 0.0, "sigma": 0.0}]
     assert [RandomTransform(**fields).random for fields in (*random, *still)] == [True] * 4 + [False] * 3
-
-
-# ---- purifiers
 
 
 @pytest.mark.parametrize("kind", ["none", "gan", "mae"])
@@ -193,13 +187,11 @@ def test_the_discriminator_is_spectrally_normalised_and_sees_the_mask():
 
 
 def test_weights_of_a_purifier_of_another_size_are_refused_though_they_would_fit():
-    large, small, again = (build_purifier("gan", (3, side, side), 4) for side in (36, 32, 36))
+    large, small = (build_purifier("gan", (3, side, side), 4) for side in (36, 32))
     shapes = [[tuple(value.shape) for value in part.state_dict().values()] for part in (large, small)]
     assert shapes[0] == shapes[1]
     with pytest.raises(InputError, match=r"images of shape \(3, 36, 36\), and this one completes \(3, 32, 32\)"):
         small.load_state_dict(large.state_dict())
-    again.load_state_dict(large.state_dict())
-    assert torch.equal(again(*masked((3, 36, 36))), large(*masked((3, 36, 36))))
 
 
 GAN = build_purifier("gan", (1, 8, 8), 4)

@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -175,12 +174,19 @@ def test_what_others_write_during_a_measurement_survives(tmp_path):
 
 def test_threads_and_processes_take_turns(tmp_path):
     file = tmp_path / "file.json"
-    code = "from pathlib import Path\nfrom robustlib.runs.files import merge_json\n"
-    code += f"for k in range(10): merge_json(Path({str(file)!r}), f'{{name}} {{k}}', k)"
-    workers = [subprocess.Popen([sys.executable, "-c", f"name = {name!r}\n{code}"]) for name in "xy"]
+
+    def write(name):
+        for k in range(10):
+            merge_json(file, f"{name} {k}", k)
+
+    workers = [get_context("fork").Process(target=write, args=(name,)) for name in "xy"]
+    for worker in workers:
+        worker.start()
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda name: exec(code, {"name": name}), "abc"))
-    assert [worker.wait() for worker in workers] == [0, 0]
+        list(pool.map(write, "abc"))
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert read_json(file) == {f"{w} {k}": k for w in "abcxy" for k in range(10)}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".merge.lock", "file.json"]
 

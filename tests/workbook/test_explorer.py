@@ -1,9 +1,11 @@
 """The explorer without a browser: what is computed once, what its controls do, and what it says when it cannot."""
 
 import asyncio
+import io
 import re
 import shutil
 import threading
+from contextlib import redirect_stdout
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,11 +15,9 @@ import torch
 
 from robustlib.errors import InputError
 from robustlib.evaluation import accuracy
-from robustlib.methods import make_method
 from robustlib.models import Classifier
 from robustlib.representation import runs as stored
 from robustlib.runs import find_runs, read_json, write_json
-from robustlib.training import fit
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
 from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
 
@@ -25,12 +25,21 @@ N = 40
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, digits):
-    """Two tiny trainings, which tests may look at and fill with features."""
-    place = tmp_path_factory.mktemp("explored")
-    for name in ("standard", "pgd_at"):
-        fit(make_method(name, "digits", epochs=2, train_examples=300), digits, root=place, progress=False, threads=1)
-    return place
+def opened(tmp_path_factory, few):
+    """What `explore` leaves where there are no runs, its two trainings being tiny here."""
+    root, data = tmp_path_factory.mktemp("explored"), replace(few, train=few.train.sample(300))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(app, "SMALL", {"standard": 2, "pgd_at": 2})
+        patch.setattr(app, "load_dataset", lambda *_, **__: data)
+        explorer = explore(root, examples=8, neighbours=3, layer="logits")
+    kept = list(explorer.board.run.value.path.glob("features/*"))
+    return SimpleNamespace(root=root, explorer=explorer, printed=printed.getvalue(), kept=kept)
+
+
+@pytest.fixture(scope="module")
+def root(opened):
+    """Two runs, which tests may look at and fill with features."""
+    return opened.root
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +61,6 @@ def explorer(root, digits):
 @pytest.fixture
 def board(explorer):
     return explorer.board
-
-
-# What is computed once
 
 
 def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
@@ -94,9 +100,6 @@ def test_a_second_opening_attacks_nothing(grid, root, digits, monkeypatch):
         make_grid(find_runs(root)[1], digits, "PGD-30", n=N)
     for stochastic, draws in ((True, 8), (False, 1)):
         assert {attack.eot for attack in explorer_attacks(digits.threat, stochastic=stochastic).values()} == {draws}
-
-
-# What the controls do
 
 
 def shown(board) -> dict[str, object]:
@@ -210,9 +213,6 @@ def test_a_umap_in_a_notebook_leaves_the_last_sentence_and_its_failure_is_told_a
     assert (unheard, board.status.doing) == ([], "")
 
 
-# What fails
-
-
 def test_a_run_or_an_attack_that_cannot_be_loaded_is_told_and_another_can_be_chosen(root, digits, monkeypatch):
     runs = find_runs(root)
     with monkeypatch.context() as patch:
@@ -228,7 +228,8 @@ def test_a_run_or_an_attack_that_cannot_be_loaded_is_told_and_another_can_be_cho
     assert board.attack.value == "FGSM", "what failed is not shown as chosen"
 
 
-def test_a_run_deleted_meanwhile_leaves_everything_as_it_was(root, digits, tmp_path):
+def test_a_run_deleted_meanwhile_leaves_everything_as_it_was(root, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
     shutil.copytree(root, tmp_path / "runs")
     first, second = find_runs(tmp_path / "runs")
     explorer = loaded(digits, [first, second])
@@ -242,9 +243,6 @@ def test_a_run_deleted_meanwhile_leaves_everything_as_it_was(root, digits, tmp_p
     assert (board.run.value, explorer.grid.run, changed(board, before)) == (first, first, set())
     umap_projection(explorer.grid, "logits", 0)
     assert not first.path.exists()
-
-
-# What it says
 
 
 def test_everything_that_is_drawn_has_words(board):
@@ -312,13 +310,11 @@ def test_runs_of_no_or_two_data_sets(root, tmp_path):
     assert len(app.finished_runs(tmp_path, "digits")) == 2
 
 
-def test_without_runs_two_small_baselines_are_trained_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(app, "SMALL", {"standard": 1, "pgd_at": 1})
-    made = explore(tmp_path, examples=8, neighbours=3, layer="logits")
-    offered = [label for _, label in made.board.label.options]
-    assert offered == [-1, *sorted(set(made.split.labels.tolist()))], "only classes with images are offered"
+def test_without_runs_two_small_baselines_are_trained_and_kept(opened, root):
+    board, split = opened.explorer.board, opened.explorer.split
+    offered = [label for _, label in board.label.options]
+    assert offered == [-1, *sorted(set(split.labels.tolist()))], "only classes with images are offered"
     assert len(offered) < 11
-    assert capsys.readouterr().out.startswith("There are no finished runs in")
-    assert [run.changes() for run in find_runs(tmp_path)] == [{"epochs": 1}] * 2
-    assert (made.dataset.name, made.board.layer.value) == ("digits", "logits")
-    assert len(list(made.board.run.value.path.glob("features/*"))) == 8
+    assert opened.printed.startswith("There are no finished runs in")
+    assert [run.changes() for run in find_runs(root)] == [{"epochs": 2}] * 2
+    assert (opened.explorer.dataset.name, board.layer.value, len(opened.kept)) == ("digits", "logits", 8)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from robustlib.errors import InputError
-from robustlib.evaluation import aggregate, leaderboard
-from robustlib.methods import make_method
+from robustlib.methods import METHODS, make_method
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
 from robustlib.threat import Threat
-from robustlib.workbook import experiments, tables
+from robustlib.workbook import experiments
 from robustlib.workbook.claims import variant_of
-from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs, with_passes
+from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs
 from tests.workbook import finished_run
 
 STUDY = experiments.read_study("digits-claims")
@@ -71,18 +70,12 @@ def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, r
 
 
 def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from robustlib.methods import METHODS
-
-    class Foreign(METHODS["pgd_at"]):  # type: ignore[misc]
-        name = "foreign"
-
-    class Own(Foreign):
-        name, notebook = "own", "own"
-
+    foreign = type("Foreign", (METHODS["pgd_at"],), {"name": "foreign"})
+    own = type("Own", (foreign,), {"name": "own", "notebook": "own"})
     folder = tmp_path / "notebooks"
     for name in ("baselines", "own"):
         write_atomic(folder / f"{name}.ipynb", experiments.notebook("baselines").read_bytes())
-    for method in (Foreign, Own):
+    for method in (foreign, own):
         monkeypatch.setitem(METHODS, method.name, method)
     monkeypatch.setattr("robustlib.__file__", str(tmp_path / "robustlib" / "__init__.py"))
     options = experiments.Options(preset="digits", runs=tmp_path / "runs", reports=tmp_path / "reports")
@@ -94,9 +87,7 @@ def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: py
         experiments.plan(variants, [0], options)
 
 
-def test_findings_are_those_of_runs_or_of_committed_results(
-    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_findings_are_of_runs_or_committed(tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     assert [experiments.preset_study(preset) for preset in ("digits", "cifar10-paper")] == [STUDY, None]
     assert {found.verdict for found in experiments.claim_findings(STUDY, runs)} == {"undecided"}
     committed = experiments.reference_findings(STUDY)
@@ -111,9 +102,6 @@ def test_findings_are_those_of_runs_or_of_committed_results(
     assert attacks == {repr(probe_attack(Threat("linf", 0.2)))}
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path / "none")
     assert experiments.reference_findings(STUDY) == []
-
-
-# ---- the runs of a study
 
 
 @pytest.fixture
@@ -146,26 +134,13 @@ def test_a_study_takes_runs_of_its_data_that_were_judged_alike(tmp_path: Path, s
     assert chosen.runs == [other], "the study's own number of images"
     assert chosen.summary.endswith("Left out: 3 that were judged otherwise.")
     (other.path / "results.json").unlink()
-    assert study_runs(str(study), root).runs == runs
+    of_digits, of_mnist = (study_runs(str(study), root, name) for name in ("digits", "mnist"))
+    assert (of_digits.runs, of_mnist.runs) == (runs, []), "a page about other data shows none of digits"
+    mnist = made(root, "pgd_at", 1, dataset="mnist")  # the study asked for with --dataset mnist
+    assert study_runs(str(study), root, "mnist").runs == [mnist]
 
 
-def test_a_page_about_other_data_shows_none_of_a_study_of_digits(tmp_path: Path, study: Path) -> None:
-    root = tmp_path / "runs"
-    for seed in (0, 1):
-        made(root, "pgd_at", seed)
-    assert len(study_runs(str(study), root, "digits").runs) == 2
-    chosen = study_runs(str(study), root, "mnist")
-    words = f"The runs of the study **{study}** are of digits, not of this page's data set, mnist: none stand here."
-    assert (chosen.runs, chosen.summary) == ([], words)
-    other = made(root, "pgd_at", 1, dataset="mnist")  # the study asked for with --dataset mnist
-    chosen = study_runs(str(study), root, "mnist")
-    assert chosen.runs == [other]
-    assert chosen.summary.startswith("1 of the 8 runs")
-
-
-def test_models_that_answer_at_random_count_with_as_many_images_as_their_budget_allows(
-    tmp_path: Path, study: Path
-) -> None:
+def test_models_that_answer_at_random_count_with_the_images_of_their_budget(tmp_path: Path, study: Path) -> None:
     study.write_text("methods: [atop, standard]\nseeds: 0\nexamples: 500")
     fixed, random = (made(tmp_path / "runs", method, 0) for method in ("standard", "atop"))
     for images, runs in ((128, [random, fixed]), (512, [fixed])):  # capped; asked to meet fewer than it may
@@ -183,12 +158,9 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     others.append(made(tmp_path, "mart", 1, arch="mlp", **threat))
     run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
     beside = experiments.comparable_runs(run, [*others, run])
-    assert next(iter(beside.items())) == ("ANCRA · base=mart", run)
-    assert {title: one.params()["seed"] for title, one in list(beside.items())[1:]} == {
-        "ANCRA": 0,
-        "PGD_AT": 0,
-        "TRADES": 1,
-    }
+    assert next(iter(beside.values())) == run
+    seeds = {title: one.params()["seed"] for title, one in beside.items()}
+    assert seeds == {"ANCRA · base=mart": 1, "ANCRA": 0, "PGD_AT": 0, "TRADES": 1}
     same = experiments.same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
     assert {one.name.split(" ")[0] + str(one.params()["seed"]) for one in same[1:]} == {"ancra0", "trades0", "trades1"}
@@ -220,19 +192,6 @@ def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
     assert list(metrics_of(runs)) == ["CLAF", "SUPCON"]
 
 
-def test_attack_passes_stand_beside_results(tmp_path: Path) -> None:
-    runs = []
-    for method, settings in (("claf", {}), ("claf", {"final": "aff"}), ("pgd_at", {"epochs": 25}), ("supcon", {})):
-        recipe = make_method(method, "digits", **settings)
-        changed = ", ".join(f"{key}={value}" for key, value in settings.items())
-        runs.append(made(tmp_path, method, 0, changed, hyperparameters=recipe.hyperparameters()))
-    board = with_passes(leaderboard(runs), runs)
-    found = dict(zip(zip(board["method"], board["changed"], strict=True), board["attack passes"], strict=True))
-    assert found == {("claf", ""): 250, ("claf", "final=aff"): 450, ("pgd_at", "epochs=25"): 250, ("supcon", ""): 0}
-    shown = tables.over_seeds(with_passes(aggregate(leaderboard(runs).assign(precision="32-true")), runs))
-    assert list(shown.columns[:4]) == ["method", "changed", "attack passes", "seeds"]
-
-
 def test_supervised_rivals_have_as_many_attack_passes_as_claf() -> None:
     passes = make_method("claf", "digits").attack_passes
     for study in ("digits-claims", "claf-comparison"):
@@ -248,7 +207,6 @@ def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
         return made(tmp_path, "afd", 0, changed=changed, hyperparameters={"alpha": 0.05, "beta": 0.25} | values)
 
     runs = [run(""), run("alpha=0.2", alpha=0.2), run("alpha=0.2, beta=1.0", alpha=0.2, beta=1.0), run("lr=1", lr=1)]
-    table = experiments.sweep_table(runs, ["alpha", "beta"])
-    assert table[["parameter", "value", "clean", "robust"]].to_numpy().tolist() == [
-        *(["alpha", 0.05, 0.9, 0.6], ["beta", 0.25, 0.9, 0.6], ["alpha", 0.2, 0.9, 0.6]),
-    ]
+    table = experiments.sweep_table(runs, ["alpha", "beta"])[["parameter", "value", "clean", "robust"]]
+    points = [("alpha", 0.05), ("beta", 0.25), ("alpha", 0.2)]
+    assert table.to_numpy().tolist() == [[*point, 0.9, 0.6] for point in points]

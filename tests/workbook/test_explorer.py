@@ -63,16 +63,13 @@ def board(explorer):
     return explorer.board
 
 
-def test_grid_goes_from_clean_to_twice_the_threat(grid, digits):
+def test_a_grid_goes_from_clean_to_twice_the_threat_with_the_accuracies_of_its_logits(grid, digits):
     assert np.allclose(grid.radii, np.arange(9) * 0.05)
     sizes = [(step.images.int() - grid.clean.images.int()).abs().amax() / 255 for step in grid.steps]
     assert all(size <= eps + 0.003 for size, eps in zip(sizes, grid.radii, strict=True))
     assert sizes[0] == 0 < sizes[1]
     assert grid.clean.images.equal(digits.test.sample(N).images)
     assert grid.is_adversarial(0).sum() == 0
-
-
-def test_accuracies_and_probabilities_are_those_of_the_logits(grid):
     right = int((grid.steps[4].predictions == grid.steps[4].labels).sum())
     assert grid.curve(torch.ones(N, dtype=torch.bool))[4] == {"eps": grid.radii[4], **accuracy(right, N)}
     of_class = grid.clean.labels == 3

@@ -121,46 +121,21 @@ def test_a_cascade_is_autoattack_called_directly(split):
     assert cascade_steps(records[records.attack == "clean"]).empty
 
 
-class Masked(torch.nn.Module):
-    """`model` without its gradient, with these views."""
-
-    def __init__(self, model, **views):
-        super().__init__()
-        self.model, self.views = model, views
-
-    def forward(self, x):
-        return self.model(0 * x + x.detach())
-
-    def surrogates(self):
-        return self.views
-
-
 def accuracies(records):
     return summarise(records).set_index("attack").accuracy
 
 
 class Through(torch.nn.Module):
-    """A linear model of which only some pixels let gradients through; its answers are the deployed ones."""
+    """A linear model of which only these pixels let gradients through; `wishes` are views, or how it asks to be attacked."""
 
-    def __init__(self, linear, pixels, **wishes):
+    def __init__(self, linear, *pixels, **wishes):
         super().__init__()
         self.linear, self.pixels = linear, pixels
         vars(self).update(wishes)
 
     def forward(self, x):
-        seen = torch.zeros(16).index_fill(0, torch.tensor(self.pixels), 1.0).view(4, 4)
+        seen = torch.tensor([float(k in self.pixels) for k in range(16)]).view(4, 4)
         return self.linear(x * seen + (x * (1 - seen)).detach())
-
-
-class ManySurrogates(Through):
-    """Hides its gradients but for two pixels; its views show other pixels, those of the family each at the cost of an aim."""
-
-    def __init__(self):
-        super().__init__(Linear(classes=4, scale=4.0), [0, 1])
-
-    def surrogates(self):
-        family = {f"gate {t}": Through(self.linear, list(range(4 * t, 4 * t + 4)), target=t) for t in range(4)}
-        return {"left": Through(self.linear, [2, 3, 4, 5]), **family, "right": Through(self.linear, [6, 7, 8, 9, 10])}
 
 
 def brute_force(model, split, attacks, adaptive):
@@ -183,7 +158,10 @@ def brute_force(model, split, attacks, adaptive):
 
 @pytest.fixture
 def surrogates_case(split):
-    model = ManySurrogates()
+    linear = Linear(classes=4, scale=4.0)
+    family = {f"gate {t}": Through(linear, *range(4 * t, 4 * t + 4), target=t) for t in range(4)}
+    views = {"left": Through(linear, 2, 3, 4, 5), **family, "right": Through(linear, 6, 7, 8, 9, 10)}
+    model = Through(linear, 0, 1, surrogates=lambda: views)
     labels = model(split.images / 255).argmax(1)
     threat = Threat("linf", 0.15)
     pgd = PGD(threat, steps=10, early_stop=True)
@@ -243,16 +221,17 @@ def test_a_family_is_aimed_and_leaves_its_own_class_alone(surrogates_case):
 
 
 def test_a_relaxed_view_meets_the_apgd_of_a_cascade_only(model, split):
-    slopes = Masked(model, steep=Through(model, [0, 1], relaxed=True), other=Through(model, [2, 3]))
+    views = {"steep": Through(model, 0, 1, relaxed=True), "other": Through(model, 2, 3)}
     pair = cascade(apgd=APGD(THREAT, steps=3, objective="ce"), square=Square(THREAT, queries=5))
-    steps = cascade_steps(evaluate(slopes, split, {"pair": pair}))
+    steps = cascade_steps(evaluate(Through(model, surrogates=lambda: views), split, {"pair": pair}))
     met = {view: list(rows.component) for view, rows in steps[steps.component != "before"].groupby("surrogate")}
     both = ["clean", "apgd", "square"]
     assert met == {"": both, "other": both, "steep": both[:2]}
 
 
 def test_what_transfers_counts(model, split):
-    sealed, pgd = Masked(model, useless=Masked(Linear())), PGD(THREAT, steps=10, early_stop=True)
+    sealed = Through(model, surrogates=lambda: {"useless": Through(Linear())})
+    pgd = PGD(THREAT, steps=10, early_stop=True)
     alone = accuracies(evaluate(sealed, split, {"pgd": pgd}))
     attacks = {"pgd": pgd, "many": replace(pgd, restarts=2)}
     table = accuracies(evaluate(sealed, split, attacks, sources={"transfer from pgd_at": model}))

@@ -52,26 +52,14 @@ def test_the_authors_package_is_a_second_opinion(digits, train, monkeypatch):
     assert compared.difference == pytest.approx(5 * (len(compared.only_theirs) - len(compared.only_ours)))
 
 
-@pytest.fixture(scope="module")
-def model(digits):
-    """A classifier of some accuracy."""
-    torch.manual_seed(0)
-    model = build_model("mlp", digits)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-    for batch in [*digits.train.batches(64)] * 2:
-        F.cross_entropy(model(batch.x), batch.y).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return model.train()
-
-
-def test_clafs_protocol_is_pgd_on_normalised_images_clamped_there(digits, model):
+def test_clafs_protocol_is_pgd_on_normalised_images_clamped_there(digits, train):
+    model, few = train(epochs=4, examples=1000).model().train(), digits.test.sample(80)
     before = copy.deepcopy(model.state_dict())
-    few = digits.test.sample(80)
     reported = claf_published_protocol(model, few, eps=0.2, step_size=0.05)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    model.eval()
 
     def logits(z):
         return model.head(model.encoder(z))  # behind the normalisation
@@ -111,10 +99,8 @@ def test_its_table_labels_it_invalid():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"eps": -1.0}, {"eps": float("nan")}, {"eps": float("inf")}, {"step_size": 0.0}, {"step_size": float("inf")}],
+    ("name", "value"), [("eps", -1.0), ("eps", np.nan), ("eps", np.inf), ("step_size", 0.0), ("step_size", np.inf)]
 )
-def test_bad_settings_are_sentences(digits, model, wrong):
-    ((name, value),) = wrong.items()
+def test_bad_settings_are_sentences(digits, name, value):
     with pytest.raises(InputError, match=f"{name}={value!r}.*give a radius of at least 0"):
-        claf_published_protocol(model, digits.test.sample(4), **wrong)
+        claf_published_protocol(build_model("mlp", digits), digits.test.sample(4), **{name: value})

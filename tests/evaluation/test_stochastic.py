@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from math import erf, sqrt
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, FGSM, PGD, PGDEOT, AutoAttack, StAdv, Threat
-from robustlib.data import Dataset, Split
+from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, evaluate_run, measure_unseen, protocols, stochastic, summarise
 from robustlib.evaluation.metrics import predict
@@ -29,31 +29,21 @@ PAIRS = {"pgd_eot": (2, 2), "autoattack": (1, 2), "stadv": (1, 2), "full": (3, 2
 TINY = StochasticProtocol(images=6, queries=2, votes=2, curve=4, defence=5, **PAIRS)
 
 
-class Coin(nn.Module):
-    """Right with probability `p` in each draw of each image, whatever the image is."""
-
-    stochastic = True
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.p - torch.rand(len(x)) + 0 * x.flatten(1).sum(1)
-        return torch.stack([heads, -heads], 1)
-
-
 class Noisy(nn.Module):
     """A linear model of two classes, margin w x + b for class 0, with Gaussian noise on the margin alone."""
 
     def __init__(self, sigma: float = 0.5, shift: float | None = None) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.register_buffer("w", torch.randn(16, generator=generator) / 2)
+        self.register_buffer("w", torch.randn(16, generator=torch.Generator().manual_seed(1)) / 2)
         self.sigma, self.shift, self.stochastic = sigma, shift, shift is None
 
     def margin(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) - 0.5) @ self.get_buffer("w") + 0.5
+        return (x.flatten(1) - 0.5) @ self.w + 0.5
+
+    def margins(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Without noise: of clean images and of those that the best attack makes."""
+        margin = self.margin(split.images.float() / 255)
+        return margin, margin - THREAT.eps * self.w.abs().sum()
 
     def forward(self, x: Tensor) -> Tensor:
         noise = torch.randn(len(x)) if self.shift is None else self.shift
@@ -61,21 +51,13 @@ class Noisy(nn.Module):
         return torch.stack([margin, 0 * margin], 1)
 
     def fixed(self, seed: int) -> "Noisy":
-        shift = float(torch.randn((), generator=torch.Generator().manual_seed(seed)))
-        return Noisy(self.sigma, shift)
+        return Noisy(self.sigma, float(torch.randn((), generator=torch.Generator().manual_seed(seed))))
 
 
-def images(n: int, low: int = 64, high: int = 192) -> Split:
+def images(n: int) -> Split:
     """Images of class 0 that no clipping touches within 0.2."""
-    grey = torch.randint(low, high, (n, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    grey = torch.randint(64, 192, (n, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     return Split(grey, torch.zeros(n, dtype=torch.int64), torch.arange(n))
-
-
-def phi(z: Tensor) -> np.ndarray:
-    return np.array([0.5 * (1 + erf(value / sqrt(2))) for value in z.tolist()])
-
-
-# ---- what the same draws say, counted otherwise
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -111,40 +93,30 @@ def test_draws_are_counted_as_written_out(mixed):
 
 
 def test_too_few_draws_to_take_the_worst_of():
-    few = evaluate(Coin(0.9), images(5), {}, draws=19)
+    few = evaluate(Noisy(), images(5), {}, draws=19)
     with pytest.raises(InputError, match="The worst of 10 draws needs 20"):
         stochastic.draw_statistics(few)
     with pytest.raises(InputError, match="evaluate a stochastic model"):
         stochastic.draw_statistics(few.iloc[:0])
-    assert stochastic.draw_statistics(evaluate(Coin(1.0), images(5), {}))["repeated"] is None, "nothing failed"
-
-
-# ---- fixed randomness
+    assert stochastic.draw_statistics(evaluate(Noisy(0.0), images(5), {}))["repeated"] is None, "nothing failed"
 
 
 def test_a_fixed_draw_is_attacked_and_judged_by_itself():
     model, split = Noisy(), images(200)
-    x = split.images.float() / 255
     rows = stochastic.fixed_accuracies(model, split, THREAT, TINY)
-    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
     for row in rows:
-        margin = model.margin(x) + model.sigma * float(model.fixed(row["seed"]).shift or 0)
-        assert row["clean"]["correct"] == int((margin > 0).sum())
-        assert row["attacked"]["correct"] == int((margin - taken > 0).sum())
+        for kind, margin in zip(("clean", "attacked"), model.margins(split), strict=True):
+            assert row[kind]["correct"] == int((margin + model.sigma * model.fixed(row["seed"]).shift > 0).sum())
     assert rows[0]["attacked"] != rows[1]["attacked"], "another draw"
     assert 0 < rows[0]["attacked"]["correct"] < rows[0]["clean"]["correct"]
 
 
 def test_gradient_samples_change_nothing_where_noise_does_not_turn_the_gradient():
     model, split = Noisy(), images(300)
-    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
-    expected = phi((model.margin(split.images.float() / 255) - taken) / model.sigma).mean()
+    expected = norm.cdf(model.margins(split)[1] / model.sigma).mean()
     curve = stochastic.eot_curve(model, split, THREAT, [(4, 1), (4, 5)])
     assert [(point["steps"], point["samples"]) for point in curve] == [(4, 1), (4, 5)]
     assert [point["accuracy"] for point in curve] == pytest.approx([expected, expected], abs=0.02)
-
-
-# ---- a vote of many draws
 
 
 class Backward(Noisy):
@@ -182,18 +154,14 @@ def test_a_vote_is_the_mean_of_the_draws_in_batches_that_memory_holds(monkeypatc
 def test_bpda_is_answered_by_a_vote_that_noise_hardly_moves():
     """With 400 draws the noise of 2 on the margin is 0.1, so a linear model's margin alone decides; a single draw would flip many."""
     model, split, budget = Backward(2.0), images(300), replace(TINY, bpda=(4, 2), defence=400)
-    margin = model.margin(split.images.float() / 255)
-    taken = THREAT.eps * float(model.get_buffer("w").abs().sum())
     voted = stochastic.vote(model, split, THREAT, budget)
     assert voted["draws"] == 400
     assert repr(PGDEOT(THREAT, 4, 2)) in voted["protocol"]
-    for kind, rest in (("clean", margin), ("attacked", margin - taken)):
-        assert (voted[kind]["accuracy"], voted[kind]["n"]) == (pytest.approx(phi(rest / 0.1).mean(), abs=0.02), 300)
-        assert abs(phi(rest / 2).mean() - phi(rest / 0.1).mean()) > 0.05, "or the test could not fail"
+    for kind, margin in zip(("clean", "attacked"), model.margins(split), strict=True):
+        expected = norm.cdf(margin / 0.1).mean()
+        assert (voted[kind]["accuracy"], voted[kind]["n"]) == (pytest.approx(expected, abs=0.02), 300)
+        assert abs(norm.cdf(margin / 2).mean() - expected) > 0.05, "or the test could not fail"
     assert stochastic.vote(Noisy(), split, THREAT, budget) == {}, "nothing is differentiated straight through"
-
-
-# ---- budgets
 
 
 def test_a_preset_says_what_randomised_models_meet():
@@ -216,19 +184,12 @@ def test_a_preset_says_what_randomised_models_meet():
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
-    [
-        ({"pgd_eot": (40, 0)}, r"pgd_eot=\(40, 0\): give steps and gradient samples \(EOT\), each at least 1"),
-        ({"queries": 0}, "queries=0"),
-        ({"defence": 0}, "defence=0"),
-        ({"bpda": (0, 1)}, r"bpda=\(0, 1\)"),
-        ({"stadv": (3,)}, r"stadv=\(3,\)"),
-        ({"l2": 0.0}, "l2=0.0: give a number above 0"),
-    ],
+    ("name", "value"),
+    [("pgd_eot", (40, 0)), ("bpda", (0, 1)), ("stadv", (3,)), ("queries", 0), ("defence", 0), ("l2", 0.0)],
 )
-def test_budgets_below_one_are_refused(budget, said):
-    with pytest.raises(InputError, match=said):
-        (UnseenStrengths if "l2" in budget else StochasticProtocol)(**budget)
+def test_budgets_below_one_are_refused(name, value):
+    with pytest.raises(InputError, match=re.escape(f"{name}={value}")):
+        (UnseenStrengths if name == "l2" else StochasticProtocol)(**{name: value})
 
 
 def test_a_misspelt_budget_is_refused(tmp_path, monkeypatch):
@@ -238,9 +199,6 @@ def test_a_misspelt_budget_is_refused(tmp_path, monkeypatch):
         protocols.stochastic_protocol("odd")
     with pytest.raises(InputError, match=r"unseen in odd\.yaml 'l3'"):
         protocols.unseen_strengths("odd")
-
-
-# ---- the plateau
 
 
 @pytest.mark.parametrize(("full", "taken"), [(0.50, False), (0.4999, True), (0.6, False)])
@@ -271,11 +229,8 @@ def test_the_last_step_of_a_curve_is_judged_by_its_interval(n, lost, noise, verd
     assert step["verdict"] == verdict
 
 
-# ---- runs
-
-
 @pytest.fixture(scope="module")
-def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(digits, tmp_path_factory) -> dict[str, Run]:
     """A plain run, and one of the same classifier behind an untrained purifier."""
     root = tmp_path_factory.mktemp("runs")
     method = make_method("standard", "digits", arch="mlp", epochs=1, train_examples=200)
@@ -291,7 +246,7 @@ def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def judged(monkeypatch) -> list[Any]:
     """What models have been asked to judge."""
     given: list[Any] = []
     monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *some: given.append(some) or predict(*some))
@@ -299,18 +254,22 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def evaluated(runs: dict[str, Run], digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+def evaluated(runs, digits, monkeypatch) -> dict[str, Run]:
     """Both, evaluated within a tiny budget."""
-    monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: TINY)
-    pgd, real = PGD(digits.threat, steps=2), standard_attacks
-    quick = AutoAttack(digits.threat, "custom", (("apgd-ce", APGD(digits.threat, steps=2)),))
-    deterministic = {"fgsm": FGSM(digits.threat), "pgd20": pgd, "cw50": FGSM(digits.threat), "autoattack": quick}
+    fgsm, quick = FGSM(digits.threat), (("apgd-ce", APGD(digits.threat, steps=2)),)
+    deterministic = {"fgsm": fgsm, "pgd20": PGD(digits.threat, steps=2), "cw50": fgsm}
+    deterministic["autoattack"] = AutoAttack(digits.threat, "custom", quick)
 
     def attacks(threat: Threat, stochastic: bool = False, budget: StochasticProtocol = TINY) -> Any:
-        return real(threat, True, budget) if stochastic else deterministic
+        return standard_attacks(threat, True, budget) if stochastic else deterministic
 
-    shorter = {"protocols.standard_attacks": attacks, "protocols.EOT": 2, "stochastic.PLATEAU_STEPS": (1, 2, 4)}
-    shorter |= {"runs.EPS_MULTIPLES": (0, 1), "runs.STEPS": (0, 1), "runs.EOT": 2}
+    def unseen(strengths: UnseenStrengths, stochastic: bool, budget: StochasticProtocol, real=protocols.unseen_attacks):
+        kinds, pgd = real(strengths, stochastic, budget), PGD(Threat("l2", strengths.l2), steps=2)
+        return kinds if stochastic else kinds | {"l2": {"pgd": pgd}}
+
+    shorter = {"protocols.standard_attacks": attacks, "protocols.EOT": 2, "runs.EOT": 2}
+    shorter |= {"measurements.stochastic_protocol": lambda preset: TINY, "measurements.unseen_attacks": unseen}
+    shorter |= {"stochastic.PLATEAU_STEPS": (1, 2, 4), "runs.EPS_MULTIPLES": (0, 1), "runs.STEPS": (0, 1)}
     for name, value in shorter.items():
         monkeypatch.setattr(f"robustlib.evaluation.{name}", value)
     for run in runs.values():
@@ -421,16 +380,12 @@ def test_what_randomness_is_worth_goes_on_where_it_was_interrupted(evaluated, di
     assert not (run.path / "randomness").exists()
 
 
-# ---- unseen attacks
-
-
 def test_the_command_line_measures_what_is_asked_for(evaluated, monkeypatch, capsys):
     def printed(*arguments: object) -> tuple[Any, str]:
         with pytest.raises(SystemExit) as stop:
             cli.main(["evaluate", *map(str, arguments), "--device", "cpu"])
         return stop.value.code or 0, "".join(capsys.readouterr())
 
-    monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     monkeypatch.setattr(cli.out, "width", 250)
     code, said = printed(evaluated["pure"].path, "--plateau", "--unseen")
     plateau = "Plateau (flat: the last step surely loses less than 3 points): with 2 steps of 50"
@@ -442,7 +397,6 @@ def test_the_command_line_measures_what_is_asked_for(evaluated, monkeypatch, cap
 
 
 def test_unseen_attacks_of_any_run_beside_the_known_ones(evaluated, digits, monkeypatch):
-    monkeypatch.setattr("robustlib.evaluation.measurements.unseen_attacks", quick_unseen)
     table = measure_unseen(evaluated, digits, device="cpu")
     kinds = ["clean", "known", "l2", "stadv"]
     assert table.groupby("run")["attack"].agg(list).to_dict() == {"plain": kinds, "pure": kinds}
@@ -477,12 +431,6 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(evaluated, digits, monk
     assert lower.loc["known", "accuracy"] == 0.0, "the headline after its plateau check"
     with pytest.raises(InputError, match="no runs to measure"):
         measure_unseen({}, digits)
-
-
-def quick_unseen(unseen: UnseenStrengths, stochastic: bool, budget: StochasticProtocol) -> dict[str, Any]:
-    """As they are, but without what a deterministic model makes costly."""
-    kinds = protocols.unseen_attacks(unseen, stochastic, budget)
-    return kinds if stochastic else kinds | {"l2": {"pgd": PGD(Threat("l2", unseen.l2), steps=2)}}
 
 
 def test_the_unseen_attacks_have_the_strengths_of_the_preset():

@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,12 @@ from robustlib.attacks import FGSM, PGD, ExampleRNG
 from robustlib.attacks.base import SurrogateModel
 from robustlib.audit import Check, audit, audit_run
 from robustlib.audit.attacks import AuditAttacks, View, scaled, sources_of, surrogates_of
-from robustlib.audit.audit import _most, check_gap, check_published, check_selection, headline_badge, protocol_badge
+from robustlib.audit.audit import check_gap, check_published, check_selection, headline_badge, protocol_badge
 from robustlib.audit.binarisation import binarised, fit_readout, joint_view, outputs, surface_point
-from robustlib.audit.checks import Part, effect, make_check
+from robustlib.audit.checks import CHECKS, Part, check_iterations, effect, make_check
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
-from robustlib.models import build_model
 from robustlib.rng import uniform_point
 from robustlib.runs import Run, transfer_sources, write_json
 from robustlib.threat import Threat
@@ -33,42 +33,28 @@ from tests.conftest import Linear
 MODULE = sys.modules["robustlib.audit.audit"]  # whose name is also that of its function
 SHORT = {"n": 96, "queries": 100, "noise": 50, "targets": 2, "readouts": 16}
 TINY = {"n": 32, "queries": 5, "noise": 5, "targets": 1, "readouts": 8}
-N = 256
-
-
-def trained(dataset, attack: PGD | None, epochs: int, seed: int = 0) -> nn.Module:
-    """A small CNN trained on digits, attacked at every step."""
-    torch.manual_seed(seed)
-    model = build_model("small_cnn", dataset)
-    optimiser = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = epochs * (len(dataset.train) // 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for batch in dataset.train.batches(64, shuffle=True, generator=generator, drop_last=True):
-            x = batch.x if attack is None else attack(model, batch.x, batch.y, generator=generator)
-            optimiser.zero_grad()
-            F.cross_entropy(model.train()(x), batch.y).backward()
-            optimiser.step()
-            schedule.step()
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
-def honest(digits) -> nn.Module:
-    torch.set_num_threads(1)
-    return trained(digits, PGD(digits.threat, steps=5), 12)
+def runs(few, tmp_path_factory) -> dict[str, Run]:
+    root = tmp_path_factory.mktemp("runs")
+    methods = make_method("standard", "digits", epochs=5), make_method("pgd_at", "digits", epochs=8, attack_steps=5)
+    return {method.name: fit(method, few, root=root, device="cpu", progress=False) for method in methods}
 
 
 @pytest.fixture(scope="module")
-def undefended(digits) -> nn.Module:
-    torch.set_num_threads(1)
-    return trained(digits, None, 5)
+def honest(runs) -> nn.Module:
+    return runs["pgd_at"].model()
+
+
+@pytest.fixture(scope="module")
+def undefended(runs) -> nn.Module:
+    return runs["standard"].model()
 
 
 def under(model: nn.Module, dataset, attack: PGD | None = None, through: nn.Module | None = None) -> float:
     """Accuracy in %, judged by one answer of the model as it stands; a naive report would take PGD-20."""
-    (batch,) = dataset.test.sample(N).batches(N)
+    (batch,) = dataset.test.sample(256).batches(256)
     attack = attack or PGD(dataset.threat, steps=20, early_stop=True)
     x_adv = attack(through or View(model), batch.x, batch.y, rng=ExampleRNG.for_examples(0, batch.index))
     with torch.no_grad():
@@ -86,9 +72,6 @@ def audit_attacks(model: nn.Module, dataset, n: int = 32, **settings) -> AuditAt
 
 def fired(checks: list[Check]) -> dict[int, str]:
     return {check.number: check.meaning for check in checks if check.verdict == "red"}
-
-
-# ---- planted fakes
 
 
 class Fake(nn.Module):
@@ -123,109 +106,90 @@ def quantised(model: nn.Module, x: Tensor) -> Tensor:
     return model((4 * x).round() / 4)
 
 
-class Read(torch.autograd.Function):
-    """Adds to each class how well the image agrees with its secret code; the gradient leads to the code of the label."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, logits: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(codes)
-        agreement = torch.einsum("bchw,kchw->bk", x - x.mean((1, 2, 3), keepdim=True), codes)
-        return logits + 100 * (agreement - 8).relu()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return -torch.einsum("bk,kchw->bchw", gradient, *ctx.saved_tensors), None, None
-
-
 CODES = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
 
 
 def leaking(model: nn.Module, x: Tensor) -> Tensor:
-    """Reads the true label off the perturbation that was made with it."""
-    return Read.apply(x, model(x), CODES)
+    """Rewards agreement with a secret code of each class; the gradient leads an attack to the code of the label."""
+    agreement = torch.einsum("bchw,kchw->bk", x - x.mean((1, 2, 3), keepdim=True), CODES)
+    return (model(x) + 100 * (agreement - 8).relu() + agreement).detach() - agreement
 
 
 class InTrainMode(Fake):
     """Dropout that eval() does not reach."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, lambda m, x: m.head(self.dropout.train()(m.features(x))))
         self.dropout = nn.Dropout(0.7)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.head(self.dropout(self.model.features(x)))
 
-    def train(self, mode: bool = True) -> nn.Module:
-        super().train(mode)
-        self.dropout.training = True
-        return self
-
-
-class SelfConfirming(Fake):
+def self_confirming(model: nn.Module, **declared) -> Fake:
     """Reverse attention: the head's first guess weights the features that the head then looks at."""
 
-    def __init__(self, model: nn.Module, **declared) -> None:
-        super().__init__(model, **declared)
-        self.head, self.features = self.model.head, self.model.features
+    def guided(m: nn.Module, x: Tensor) -> Tensor:
+        features = m.features(x)
+        return m.head(features * m.head.weight[m.head(features).argmax(1)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.features(x)
-        return self.head(features * self.head.weight[self.head(features).argmax(1)])
+    fake = Fake(model, guided, **declared).eval()
+    fake.head, fake.features = fake.model.head, fake.model.features
+    return fake
 
 
 @pytest.mark.filterwarnings("ignore:The model's outputs look like softmax")
 @pytest.mark.parametrize(
-    ("fake", "red"),
+    ("fake", "reds"),
     [
-        (lambda model: Fake(model, quantised), {7, 9}),
-        (lambda model: Fake(model, lambda m, x: 1e3 * m(x)), {5}),
-        (lambda model: Fake(model, lambda m, x: (30 * m(x)).softmax(1)), {5, 9}),
-        (noisy, {12}),
-        (lambda model: Fake(model, leaking), {1}),
-        (lambda model: Fake(model, outside), {7, 9}),
-        (lambda model: Fake(model, clamped), {9}),
-        (InTrainMode, {12, 13}),
+        (lambda model: Fake(model, quantised), ["black_box", "gradients"]),
+        (lambda model: Fake(model, lambda m, x: 1e3 * m(x)), ["losses"]),
+        (lambda model: Fake(model, lambda m, x: (30 * m(x)).softmax(1)), ["losses", "gradients"]),
+        (noisy, ["randomness"]),
+        (lambda model: Fake(model, leaking), ["iterations"]),
+        (lambda model: Fake(model, outside), ["gradients"]),
+        (lambda model: Fake(model, clamped), ["gradients"]),
+        (InTrainMode, ["randomness"]),
     ],
     ids=["quantised", "loud", "probabilities", "random", "leaking", "outside", "clamped", "in train mode"],
 )
-def test_planted_fakes_are_caught(digits, honest, fake, red):
+def test_planted_fakes_are_caught(digits, honest, fake, reds):
     model = fake(honest).eval()
-    inflated = under(model, digits, FGSM(digits.threat) if red == {1} else None)
+    inflated = under(model, digits, FGSM(digits.threat) if "iterations" in reds else None)
     assert inflated > under(honest, digits) + 3, "this fake deceives nobody"
-    checks = audited(model, digits)
-    assert red <= set(fired(checks)), checks
-    assert ([check.number for check in checks], headline_badge(checks)["verdict"]) == ([*range(1, 14)], "red")
+    attacks = audit_attacks(model, digits, n=96, queries=100, targets=2)
+    found = [check(attacks) for check in CHECKS if check.__name__.removeprefix("check_") in reds]
+    assert [check.verdict for check in found] == ["red"] * len(reds), found
 
 
 def test_a_self_confirming_head_is_caught(digits, honest):
-    model = SelfConfirming(honest).eval()
+    model = self_confirming(honest)
     least = under(model, digits, through=SurrogateModel(honest, model))
     assert under(model, digits) > least + 10, "this fake deceives nobody"
-    assert audited(model, digits, n=128)[5].verdict == "red"
-    declared = SelfConfirming(honest, surrogates=lambda: {"plain head": honest}).eval()
-    assert not fired(audited(declared, digits, n=48)), "the minimum over declared surrogates hides nothing"
+    assert check_gap(audit_attacks(model, digits, n=96), None).verdict == "red"
+    declared = self_confirming(honest, surrogates=lambda: {"plain head": honest})
+    assert not fired(audited(declared, digits, **TINY | {"n": 48})), (
+        "the minimum over declared surrogates hides nothing"
+    )
 
 
 def test_a_head_is_a_surrogate_only_where_it_says_something_else(digits, honest):
-    x, odd = digits.test.images[:8] / 255, SelfConfirming(honest).eval()
+    x, odd = digits.test.images[:8] / 255, self_confirming(honest)
     assert ([*surrogates_of(honest, x)], [*surrogates_of(odd, x)]) == ([], ["head(features(x))"])
     odd.head = nn.Linear(3, 10)  # does not fit the features
     odd.forward = odd.model.forward
     assert surrogates_of(odd, x) == {}
 
 
-def test_catastrophic_overfitting_is_caught(digits):
+def test_catastrophic_overfitting_is_caught(few, tmp_path):
     """The smallest accuracy of such a model is right: what must be warned of is the number made with FGSM."""
-    data = replace(digits, threat=Threat("linf", 0.3))
-    model = trained(digits, FGSM(data.threat), 30, seed=1)
-    assert under(model, data, FGSM(data.threat)) - under(model, data) > 25
-    checks = audited(model, data, n=128)
-    assert checks[0].verdict == "amber", checks[0]
-    assert "as after catastrophic overfitting" in headline_badge(checks)["text"]
+    method = make_method("n_fgsm", "digits", noise=0.0, eps=0.3, epochs=15, schedule="constant")
+    model = fit(method, few, root=tmp_path, device="cpu", progress=False).model("last")
+    check = check_iterations(audit_attacks(model, replace(few, threat=Threat("linf", 0.3)), n=256))
+    assert check.verdict == "amber", check
+    assert "as after catastrophic overfitting" in headline_badge([check])["text"]
 
 
 def test_honest_models_are_left_in_peace(digits, honest, undefended):
-    checks = audit(honest, digits.test, digits.threat, transfer={"standard": undefended}, queries=300, noise=200)
+    settings = {"n": 192, "queries": 200, "noise": 100, "targets": 4, "readouts": 32}
+    checks = audited(honest, digits, transfer={"standard": undefended}, **settings)
     assert not fired(checks)
     assert headline_badge(checks)["verdict"] in ("pass", "amber")
     assert not fired(audited(undefended, digits))
@@ -233,8 +197,7 @@ def test_honest_models_are_left_in_peace(digits, honest, undefended):
 
 def test_a_declared_random_model_is_judged_by_expectation(digits, honest, monkeypatch):
     monkeypatch.setattr(MODULE, "EOT", 2)
-    tiny = {"n": 48, "queries": 20, "noise": 20, "targets": 1, "readouts": 8}
-    checks = audited(noisy(honest, 0.15, stochastic=True), digits, **tiny)
+    checks = audited(noisy(honest, 0.15, stochastic=True), digits, **TINY)
     assert (fired(checks), checks[11].verdict, "all of 20 draws" in checks[11].meaning) == ({}, "pass", True)
     assert checks[11].value > 0, "the worst of 20 draws under attack is worse than the worst of 20 without"
 
@@ -255,34 +218,27 @@ def test_what_a_random_model_declares_is_left_to_the_evaluation(digits, honest):
         assert len(audit_attacks(model, digits, n=4, draws=4, eot=2).views) == views
 
 
-def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digits, monkeypatch):
-    x, y = digits.train.images.float().flatten(1) / 255, digits.train.labels
-    means = torch.stack([x[y == label].mean(0) for label in range(10)])
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # the nearest mean of a class
-    with torch.no_grad():
-        linear[1].weight.copy_(2 * means)
-        linear[1].bias.copy_(-(means**2).sum(1))
-
+def test_what_breaks_a_random_model_from_a_bare_view_shows_masked_gradients(digits, honest, monkeypatch):
     def loose(m: nn.Module, x: Tensor) -> Tensor:
         """No gradients, and noise that changes no answer."""
         return outside(m, x) * (1 + torch.rand(len(x), 1))
 
-    views = {"bare": linear, "random": noisy(linear, stochastic=True)}
-    model = Fake(linear, loose, stochastic=True, surrogates=lambda: views)
-    assert (list(sources_of(model)), sources_of(linear)) == (["bare"], {})
+    views = {"bare": honest, "random": noisy(honest, stochastic=True)}
+    model = Fake(honest, loose, stochastic=True, surrogates=lambda: views)
+    assert (list(sources_of(model)), sources_of(honest)) == (["bare"], {})
     monkeypatch.setattr(MODULE, "EOT", 1)
     monkeypatch.setattr(MODULE, "DRAWS", 2)
     given = {}
     monkeypatch.setattr(MODULE, "AuditAttacks", lambda *a, **k: given.update(k) or AuditAttacks(*a, **k))
-    tiny = {"n": 32, "queries": 2, "noise": 2, "targets": 1, "readouts": 2}
-    checks = audited(model, digits, transfer={"other": nn.Sequential(linear)}, **tiny)
+    checks = audited(model, digits, transfer={"other": nn.Sequential(honest)}, **TINY)
     assert list(given["transfer"]) == ["bare", "other"]
     assert "transfer from bare alone leaves" in fired(checks)[7]
 
 
 def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):
     model = Fake(honest, clamped, surrogates=lambda: {"before the clamp": honest}).eval()
-    assert not {7, 8, 9} & set(fired(audited(model, digits))), "the minimum over surrogates is not hidden from anyone"
+    checks = audited(model, digits, n=64, queries=50, targets=1, readouts=8)
+    assert not {7, 8, 9} & set(fired(checks)), "the minimum over surrogates is not hidden from anyone"
 
 
 def test_same_seed_same_audit(digits, honest):
@@ -295,9 +251,6 @@ def test_l2_and_two_classes(digits):
     model, odd = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), replace(digits.test, labels=digits.test.labels % 2)
     checks = audit(model, odd, Threat("l2", 0.5), n=16, queries=10, noise=10, readouts=8)
     assert [check.number for check in checks] == list(range(1, 14))
-
-
-# ---- pieces
 
 
 def test_a_family_of_views_is_aimed_at_what_still_stands(digits, honest):
@@ -352,32 +305,22 @@ def test_a_badge_says_which_checks_pass_for_want_of_images():
     assert badge == {"verdict": "pass", "text": text}
 
 
-@pytest.fixture
-def at_random(digits) -> AuditAttacks:
-    """The attacks on a model that answers at random."""
-    attacks = audit_attacks(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
-    attacks.stochastic = True
-    return attacks
-
-
-def test_choosing_the_strongest_of_equal_draws_costs_nothing(at_random):
-    """The least of ten means of 20 fair draws is 0.3, not 0.5: chosen and scored on the same draws, luck looks like strength."""
-    draws = torch.rand(10, 2000, 20, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert float(at_random.accuracy(draws).mean()) == pytest.approx(0.5, abs=0.01)
-
-
 @pytest.mark.parametrize("weaker", [0.05, 0.2])
-def test_weak_attacks_do_not_hide_a_strong_one_from_the_audit(at_random, weaker):
+def test_luck_is_no_strength_and_weak_attacks_hide_no_strong_one(digits, weaker):
     """Else one strong attack beside many weak ones would seem to find more alone than all together, and check 7 would be red."""
+    e = audit_attacks(Linear(10, (1, 8, 8)), digits, n=2)
+    e.stochastic = True
     generator = torch.Generator().manual_seed(0)
+    fair = torch.rand(10, 2000, 20, generator=generator) < 0.5
+    assert float(e.accuracy(fair).mean()) == pytest.approx(0.5, abs=0.01), "the least of ten means is 0.3"
     share = torch.rand(1000, generator=generator)
     rest = share + weaker * (1 - share)
     draws = [torch.rand(1000, 20, generator=generator) < p[:, None] for p in (share, share, *[rest] * 17)]
-    alone, together = at_random.accuracy(draws[0][None]), at_random.accuracy(torch.stack(draws[1:]))
+    alone, together = e.accuracy(draws[0][None]), e.accuracy(torch.stack(draws[1:]))
     assert float((together - alone).mean()) == pytest.approx(0, abs=0.02)
     mixed = torch.stack([torch.rand(1000, 20, generator=generator) < p for p in (0.2, 0.8)])
     mixed[:, ::2] = mixed.flip(0)[:, ::2]
-    assert float(at_random.accuracy(mixed).mean()) == pytest.approx(0.2, abs=0.02), "each image has its own strongest"
+    assert float(e.accuracy(mixed).mean()) == pytest.approx(0.2, abs=0.02), "each image has its own strongest"
 
 
 def readouts_of(attacks: AuditAttacks, output, *images: int) -> View:
@@ -418,11 +361,14 @@ def test_readouts_of_a_random_model_have_their_adversarial_example_for_most_draw
         assert share > 0.4, "it has learnt the noise of one draw"
 
 
-def test_layers_left_in_train_mode_are_named(digits, honest):
-    model = copy.deepcopy(honest)
-    model.encoder.stage2[1].train()
-    assert "encoder.stage2.1" in fired(audited(model, digits, **TINY | {"n": 16}))[13]
-    assert model.encoder.stage2[1].training, "an audit leaves the model as it was"
+def test_layers_in_train_mode_are_named(digits, honest):
+    model = InTrainMode(honest)
+    layer = model.model.encoder.stage2[1].train()
+    checks = audited(model, digits, **TINY | {"n": 16})
+    assert ([check.number for check in checks], headline_badge(checks)["verdict"]) == ([*range(1, 14)], "red")
+    said = fired(checks)[13]
+    assert ("(model.encoder.stage2.1)" in said, "stay in train mode after eval() (dropout)" in said) == (True, True)
+    assert layer.training, "an audit leaves the model as it was"
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +386,6 @@ def test_unfair_records_are_noticed(records):
 
 def test_records_are_joined_by_image(digits, honest, records):
     """Images that an attack has not met are said to be missing; the gap is that of the others."""
-    assert audited(honest, digits, records=records, **TINY)[12].verdict == "pass"
     auto, order = records.attack == "autoattack", records["index"].unique()
     records = records.copy()
     records.loc[auto & records["index"].isin(order[20:80]), "prediction"] = -1  # far stronger than PGD-20
@@ -453,17 +398,12 @@ def test_records_are_joined_by_image(digits, honest, records):
     assert (checks[5].value, checks[5].verdict) == (pytest.approx(gap, abs=0.01), "red")
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        (lambda r: r.assign(eps=r.eps / 2), "eps 0.1 and not 0.2"),
-        (lambda r: r.assign(index=r["index"] + 100_000), "100 images that are not among"),
-        (lambda r: r.assign(label=(r.label + 1) % 10), "100 images that are not among"),
-    ],
-)
-def test_records_of_something_else_are_not_used(digits, honest, records, changed, said):
-    checks = audited(honest, digits, records=changed(records), **TINY)
-    assert said in fired(checks)[13]
+def test_records_of_something_else_are_not_used(digits, honest, records):
+    for other in ({"index": records["index"] + 100_000}, {"label": (records.label + 1) % 10}):
+        (said,) = MODULE.mismatched(records.assign(**other), digits.test, digits.threat)
+        assert "100 images that are not among" in said
+    checks = audited(honest, digits, records=records.assign(eps=records.eps / 2), **TINY)
+    assert "eps 0.1 and not 0.2" in fired(checks)[13]
     assert "APGD and Square" in checks[5].meaning, "the gap is that of the audit's own attacks"
 
 
@@ -486,27 +426,21 @@ def test_nothing_to_audit(digits):
             audit(Linear(classes, (1, 8, 8)), split, threat)
 
 
-# ---- runs
-
-
 @pytest.fixture(scope="module")
-def run(digits, tmp_path_factory) -> Run:
-    """A barely trained run with an evaluation of 40 images, and a source of transferred examples beside it."""
-    root = tmp_path_factory.mktemp("runs")
-    for name in ("standard", "pgd_at"):
-        made = fit(make_method(name, "digits", epochs=2, train_examples=400), digits, root=root)
-    attacks = {"fgsm": FGSM(digits.threat), "pgd20": PGD(digits.threat, steps=20, early_stop=True)}
-    records = evaluate(made.model(), digits.test.sample(40), attacks)
-    made.write_frame("records.parquet", records.assign(checkpoint="best"))
-    rows = summarise(records).to_dict("records")
-    write_json(made.path / "results.json", {"n": 40, "split": "test", "rows": rows, "last": {"rows": rows}})
-    return made
+def run(runs, records) -> Run:
+    """An evaluated run, with a source of transferred examples beside it."""
+    run, rows = runs["pgd_at"], summarise(records).to_dict("records")
+    run.write_frame("records.parquet", records.assign(checkpoint="best"))
+    write_json(run.path / "results.json", {"n": 100, "split": "test", "rows": rows, "last": {"rows": rows}})
+    return run
 
 
 def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
+    monkeypatch.setattr(MODULE, "audit", partial(audit, **TINY))
     stored = audit_run(run, digits, n=16, device="cpu")
     assert [check["number"] for check in stored["checks"]] == list(range(1, 16))
-    assert ([*stored["badges"]], stored["results"]["n"], len(stored["transfer"])) == (["headline", "protocol"], 40, 1)
+    assert ([*stored["badges"]], stored["results"]["n"], len(stored["transfer"])) == (["headline", "protocol"], 100, 1)
+    assert stored["checks"][12]["verdict"] == "pass", "these records are fair"
     assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(stored))
     with monkeypatch.context() as patch:
         patch.setattr(MODULE, "audit", None)  # a stored one is shown, not repeated
@@ -524,8 +458,8 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
     [(False, "digits", [256, 500, 8]), (True, "digits", [32, 32, 8]), (True, None, [128, 128, 8])],
 )
 def test_an_audit_of_a_random_model_stays_within_the_budget_of_its_preset(stochastic, preset, expected):
-    assert [_most(stochastic, preset, asked, 500) for asked in (None, 500, 8)] == expected
-    assert _most(stochastic, preset, None, 5) == 5
+    assert [MODULE._most(stochastic, preset, asked, 500) for asked in (None, 500, 8)] == expected
+    assert MODULE._most(stochastic, preset, None, 5) == 5
 
 
 def test_a_run_is_never_its_own_source(run, monkeypatch):

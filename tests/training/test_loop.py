@@ -1,22 +1,23 @@
 """The loop's promises: a resumed training equals an undisturbed one, stages and passes run as told, trouble is said."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import count
+from multiprocessing import get_context
+from signal import SIGKILL
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn import init
 
+from robustlib.data import load_dataset
 from robustlib.errors import InputError
+from robustlib.methods.baselines import Standard
 from robustlib.runs import Run
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step
 from robustlib.training.loop import moving_average
+from tests.conftest import hardly_validated
 from tests.training_fixtures import interrupt, same_runs, tiny, train
 
 
@@ -35,48 +36,35 @@ def cross_entropy(model, optimiser="all"):
     return updates
 
 
-# ---- resuming
-
-CHILD = """
-import os, signal, sys
-sys.path.insert(0, os.getcwd())
-from robustlib.data import load_dataset
-from robustlib.training import fit, loop
-from tests.conftest import hardly_validated
-from tests.training_fixtures import tiny
-root, precision, where, count = sys.argv[1:]
-calls = int(count)
-def deadly(real):
-    def call(*args, **kwargs):
-        global calls
-        calls -= 1
-        if calls == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-owner, name = {
-    "step": (loop.Training, "_step"),
-    "between checkpoint and metrics": (loop, "write_atomic"),
-    "between weights and checkpoint": (loop.Training, "_save"),
-}[where]
-setattr(owner, name, deadly(getattr(owner, name)))
-few = hardly_validated(load_dataset("digits"))
-fit(tiny("pgd_at", epochs=4, ema=0.9), few, root=root, device="cpu", precision=precision, threads=1, progress=False)
-"""
+OBSERVED = tiny("pgd_at", epochs=4, ema=0.9)
+POINTS = {
+    "a step": (loop.Training, "_step", 5),
+    "between checkpoint and metrics": (loop, "write_atomic", 4),
+    "between weights and checkpoint": (loop.Training, "_save", 1),
+}
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, few, precision):
-    undisturbed = train(tiny("pgd_at", epochs=4, ema=0.9), few, tmp_path / "a", precision=precision)
-    kills = [("step", 5), ("between checkpoint and metrics", 4), ("between weights and checkpoint", 1)]
-    for where, count in kills[: 3 if precision == "32-true" else 1]:
-        command = [sys.executable, "-c", CHILD, str(tmp_path / "b"), precision, where, str(count)]
-        child = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert child.returncode == -9, child.stderr
-    broken_off = run_below(tmp_path / "b")
-    assert broken_off.status()["state"] == "interrupted"
-    assert len(broken_off.metrics()) >= 2
-    resumed = train(tiny("pgd_at", epochs=4, ema=0.9), few, tmp_path / "b", precision=precision)
+def killed(root, precision, where):
+    """For a process of its own: a training that ends at a point as by `kill -9`."""
+    owner, name, at = POINTS[where]
+    real, calls = getattr(owner, name), count(1)
+    setattr(owner, name, lambda *a, **kw: os.kill(os.getpid(), SIGKILL) if next(calls) == at else real(*a, **kw))
+    train(OBSERVED, hardly_validated(load_dataset("digits")), root, precision=precision)
+
+
+@pytest.mark.parametrize(("precision", "points"), [("32-true", [*POINTS]), ("bf16-mixed", ["a step"])])
+def test_killed_at_several_points_it_ends_as_if_undisturbed(tmp_path, few, precision, points):
+    undisturbed, processes = train(OBSERVED, few, tmp_path / "a", precision=precision), get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "lightning_fabric", "sklearn.datasets"])  # slow imports, made once
+    for where in points:
+        child = processes.Process(target=killed, args=(tmp_path / "b", precision, where))
+        child.start()
+        child.join()
+        assert child.exitcode == -SIGKILL
+    run = run_below(tmp_path / "b")
+    assert run.status()["state"] == "interrupted"
+    assert len(run.metrics()) >= 2
+    resumed = train(OBSERVED, few, tmp_path / "b", precision=precision)
     assert resumed.path.name == undisturbed.path.name
     assert same_runs(resumed, undisturbed)
 
@@ -94,44 +82,27 @@ def test_an_exception_is_recorded_and_the_same_call_resumes(tmp_path, few, monke
     assert list(run.metrics().epoch) == [0, 1, 2, 3, 4]
 
 
-# ---- stages, passes, generators
-
-
-@dataclass(frozen=True)
-class Scripted:
+def scripted(make):
     """A method with the stages that `make` gives for a model."""
 
-    make: Callable[[torch.nn.Module], list[Stage]]
-    name = title = "scripted"
-    arch = "mlp"
-    batch_size = 64
-    train_examples = 128
-    preset = "digits"
-    numerics = ()
+    class Scripted(Standard):
+        def stages(self, dataset, model):
+            return make(model)
 
-    def hyperparameters(self, *_) -> dict[str, Any]:
-        return {}
-
-    model_options = changes = advice = hyperparameters
-
-    def threat(self, dataset):
-        return dataset.threat
-
-    def command(self, *_):
-        return "none"
-
-    def stages(self, dataset, model):
-        return self.make(model)
+    return Scripted(arch="mlp", batch_size=64, train_examples=128)
 
 
-def test_stages_passes_and_generators_run_as_told(tmp_path, few):
+def test_stages_passes_probes_and_generators_run_as_told(tmp_path, few):
     log: list = []
+
+    def note(what):
+        return lambda *_: (log.append(what), torch.rand(()))[1]
 
     def stages(model):
         head, body = list(model.head.parameters()), list(model.encoder.parameters())
 
         def head_only(batch, context):
-            log.append(("head", context.epoch, context.step, id(batch.x)))
+            log.append("head")
             yield "head", Loss(F.cross_entropy(model(batch.x), batch.y), {"half": 0.5})
 
         def both(batch, context):
@@ -142,49 +113,29 @@ def test_stages_passes_and_generators_run_as_told(tmp_path, few):
                 yield "body", Loss(F.cross_entropy(model(batch.x), batch.y))
                 assert not torch.equal(frozen[0], body[0])
             finally:
-                log.append(("closed", context.epoch, context.step, round(context.progress, 3)))
+                log.append(context.progress)
 
         optimisers = {
             "head": OptimizerSpec(head, 0.1, "adam", schedule=cosine(2)),
             "body": OptimizerSpec(body, 0.1, momentum=0.0, schedule=step((1,), 0.5)),
         }
-        passes = (Pass(head_only, "refresh", repeats=2, reset_optimizers=("head",)), Pass(both, augment="none"))
-        probes = {"norm": lambda model, batch: model(batch.x).norm()}
-        return [
-            Stage("first", 2, optimisers, passes, begin=lambda: log.append(("begin",)), probes=probes),
-            Stage("second", 1, {"body": OptimizerSpec(body, 0.01)}, (Pass(cross_entropy(model, "body")),)),
-        ]
+        refresh = Pass(head_only, "refresh", repeats=2, reset_optimizers=("head",), begin=note("begin refresh"))
+        last = Pass(both, augment="none", begin=note("begin both"), probes={"start": note("start")})
+        first = Stage("first", 2, optimisers, (refresh, last), begin=note("begin"), probes={"end": note("end")})
+        return [first, Stage("second", 1, {"body": OptimizerSpec(body, 0.01)}, (Pass(cross_entropy(model, "body")),))]
 
-    rows = train(Scripted(stages), few, tmp_path).metrics()
-    assert [entry[0] for entry in log] == ["begin"] + (["head"] * 4 + ["closed"] * 2) * 2
-    assert [e[3] for e in log if e[0] == "closed"] == [0.125, 0.375, 0.625, 0.875]
+    def epoch(*progress):
+        return ["begin refresh", *["head"] * 4, "begin both", "start", *progress, "end"]
+
+    rows = train(scripted(stages), few, tmp_path).metrics()
+    assert log == ["begin", "end", *epoch(0.125, 0.375), *epoch(0.625, 0.875)]
     assert list(rows.stage) == ["first"] * 3 + ["second"] * 2
     assert list(rows.epoch_total) == [0, 1, 2, 2, 3]
-    assert rows["probe/norm"].notna().tolist() == [True] * 3 + [False] * 2
     assert rows["refresh/head/half"].iloc[1] == 0.5
-
-
-def test_a_pass_begins_and_is_probed_before_its_first_repeat(tmp_path, few):
-    log: list = []
-
-    def note(what, then=lambda *_: float(torch.rand(()))):
-        return lambda *args: (log.append(what), then(*args))[1]
-
-    def stages(model):
-        one = Pass(note("one", cross_entropy(model)), "one", repeats=2, begin=note("begin one"))
-        starts = {"start": note("start")}
-        two = Pass(note("two", cross_entropy(model)), "two", begin=note("begin two"), probes=starts)
-        optimisers = {"all": OptimizerSpec(model.parameters(), 0.0)}
-        return [Stage("only", 2, optimisers, (one, two), probes={"end": note("end")})]
-
-    rows = train(Scripted(stages), few, tmp_path).metrics()
-    steps = log[2:].index("begin two") // 2  # of a pass
-    epoch = ["begin one", *["one"] * (2 * steps), "begin two", "start", *["two"] * steps, "end"]
-    assert log == ["end", *epoch, *epoch]
-    assert rows["probe/start"].notna().tolist() == [False, True, True]
-    assert rows["probe/end"].notna().all()
+    assert rows["probe/start"].notna().tolist() == [False, True, True, False, False]
+    assert rows["probe/end"].notna().tolist() == [True] * 3 + [False] * 2
     assert rows["probe/start"][1] != rows["probe/start"][2], "each epoch draws its own numbers"
-    assert train(Scripted(stages), few, tmp_path / "again").metrics()["probe/start"].equals(rows["probe/start"])
+    assert train(scripted(stages), few, tmp_path / "again").metrics()["probe/start"].equals(rows["probe/start"])
 
 
 def two_stages(model):
@@ -198,7 +149,7 @@ def two_stages(model):
 
 @pytest.fixture(scope="module")
 def undisturbed(few, tmp_path_factory):
-    return train(Scripted(two_stages), few, tmp_path_factory.mktemp("undisturbed"))
+    return train(scripted(two_stages), few, tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
@@ -206,9 +157,9 @@ def test_a_stage_change_resumes_exactly(tmp_path, few, undisturbed, monkeypatch,
     """Interrupted before the n-th validation: in the first stage, right after it, and within the second."""
     interrupt(monkeypatch, loop, "validate", at)
     with pytest.raises(KeyboardInterrupt):
-        train(Scripted(two_stages), few, tmp_path)
+        train(scripted(two_stages), few, tmp_path)
     torch.manual_seed(99)
-    assert same_runs(train(Scripted(two_stages), few, tmp_path), undisturbed)
+    assert same_runs(train(scripted(two_stages), few, tmp_path), undisturbed)
 
 
 def test_a_stage_can_fail_at_its_end(tmp_path, digits):
@@ -225,7 +176,7 @@ def test_a_stage_can_fail_at_its_end(tmp_path, digits):
 
     for _ in range(2):  # a resumed training fails again
         with pytest.raises(InputError, match="learnt nothing"):
-            train(Scripted(stages), digits, tmp_path)
+            train(scripted(stages), digits, tmp_path)
     assert log == [(which, True, min(len(digits.val), 256)) for which in ("first", "second", "second")]
     run = run_below(tmp_path)
     assert run.status()["state"] == "failed"
@@ -253,9 +204,6 @@ def test_ema_averages_weights_and_statistics():
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
     assert 35 < ema.module[1].running_mean[0] < 50
-
-
-# ---- schedules and optimisers
 
 
 @pytest.mark.parametrize(

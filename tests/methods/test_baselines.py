@@ -126,42 +126,32 @@ def test_mart_loss_of_uniform_and_of_certain_predictions():
     y, flat = torch.tensor([0, 1, 2, 3]), torch.zeros(4, 4)
     sure = 200 * F.one_hot(y, 4).float()
     wrong = sure.roll(1, 0).requires_grad_(True)
-    for z, z_adv, value in (
-        (flat, flat, -np.log(0.25) - np.log(0.7501)),
-        (sure, sure, -np.log(1.0001)),
-        (sure, wrong, 200 - np.log(1e-4)),  # certainly wrong: finite, and a certain clean prediction weighs nothing
-    ):
+    # The last: certainly wrong, so it is finite, and a certain clean prediction weighs nothing.
+    values = (-np.log(0.25) - np.log(0.7501), -np.log(1.0001), 200 - np.log(1e-4))
+    for z, z_adv, value in zip((flat, sure, sure), (flat, sure, wrong), values, strict=True):
         total, parts = mart_loss(z, z_adv, y, 5.0)
         assert total.item() == pytest.approx(value, rel=1e-4, abs=1e-4)
         assert parts["kl"] == 0
     assert torch.autograd.grad(total, wrong)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize(
-    ("name", "factor", "mode", "settings"),
+    ("name", "settings", "far", "step", "ball"),
     [
-        ("pgd_at", 0.25, "eval", {}),
-        *(("fgsm_rs", factor, mode, {"step_factor": factor}) for factor in (1.25, 0.5) for mode in ("eval", "train")),
+        ("pgd_at", {}, 1.0, 0.25, 1.0),
+        *(("fgsm_rs", {"step_factor": factor}, 1.0, factor, 1.0) for factor in (1.25, 0.5)),
+        *(("n_fgsm", {"noise": k}, k, 1.0, 9.0) for k in (2.0, 0.5, 0.0)),  # without projection
     ],
 )
-def test_an_update_from_a_random_start_is_the_one_written_out(digits, name, factor, mode, settings):
+def test_an_update_from_a_random_start_is_the_one_written_out(digits, name, settings, far, step, ball, mode):
     model, batch = fresh(digits)
-    start = (batch.x + EPS * noise("uniform")).clamp(0, 1)
-    x_adv = attacked(model, batch, start, 10 if name == "pgd_at" else 1, factor * EPS, EPS, mode)
-    expected = descended(model, lambda m: F.cross_entropy(m(x_adv), batch.y))
-    same(updated(name, digits, attack_batchnorm=mode, **settings), expected)
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("k", [2.0, 0.5, 0.0])
-def test_an_n_fgsm_update_is_the_one_written_out_without_projection(digits, k, mode):
-    model, batch = fresh(digits)
-    start = (batch.x + k * EPS * noise("uniform", forked=False)).clamp(0, 1)
-    x_adv = attacked(model, batch, start, 1, EPS, 9.0, mode)
-    if k:
+    start = (batch.x + far * EPS * noise("uniform", forked=name != "n_fgsm")).clamp(0, 1)
+    x_adv = attacked(model, batch, start, 10 if name == "pgd_at" else 1, step * EPS, ball * EPS, mode)
+    if ball > 1 and far:
         assert (x_adv - batch.x).abs().max() > 1.2 * EPS
     expected = descended(model, lambda m: F.cross_entropy(m(x_adv), batch.y))
-    same(updated("n_fgsm", digits, noise=k, attack_batchnorm=mode), expected)
+    same(updated(name, digits, attack_batchnorm=mode, **settings), expected)
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("fgsm_rs", 0.8, 1.0), ("n_fgsm", 2.0, 3.0)])

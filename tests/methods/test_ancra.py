@@ -1,19 +1,16 @@
-"""ANCRA: one update against the paper's formulas written out, its switches, its negatives, and what it refuses."""
+"""ANCRA: one update against the paper's formulas written out, its switches, its negatives."""
 
 import copy
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from robustlib.attacks import PGD
-from robustlib.errors import InputError
 from robustlib.losses import mart_loss, pick_negatives, trades_loss
 from robustlib.methods import make_method
-from robustlib.models import ReverseAttention, build_model
+from robustlib.models import ReverseAttention
 from robustlib.models.classifier import View
-from robustlib.runs import Run, save_weights
 from tests.training_fixtures import built, same_state, step_context, updated
 
 OFF = {"reverse_attention": False, "negative_contrast": False}
@@ -44,35 +41,8 @@ def sim(a, b):
     return sum((p.argmax() == q.argmax()) * (p.max() * q.max()).sqrt() for p, q in pairs) / len(a)
 
 
-def joint_attack(model, x, start, labels, sign, eps, length):
-    """sign * [CE(p', labels) + 2 mean_i CE(p_i, labels)] climbed by hand, in eval mode with predicted-label gates."""
-    model.eval()
-    x_adv = start
-    for _ in range(10):
-        x_adv = x_adv.detach().requires_grad_(True)
-        seen = model.attend(x_adv)
-        auxiliary = sum(F.cross_entropy(p, labels, reduction="sum") for p in seen.auxiliary) / len(seen.auxiliary)
-        loss = F.cross_entropy(seen.logits, labels, reduction="sum") + 2 * auxiliary
-        (g,) = torch.autograd.grad(sign * loss, x_adv)
-        x_adv = (x + (x_adv + length * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
-    model.train()
-    return x_adv.detach()
-
-
 def joint_pgd(method, digits):
     return PGD(digits.threat, objective="nll", start="gaussian", **method.attack_settings())
-
-
-@pytest.mark.parametrize("targeted", [False, True])
-def test_the_inner_attack_climbs_the_sum_over_heads(digits, batch, made, targeted):
-    _, model = made()
-    start = (batch.x + 0.001 * torch.randn_like(batch.x)).clamp(0, 1)
-    target = (batch.y + 1) % 10
-    attack = PGD(digits.threat, steps=10, objective="nll", targeted=targeted)
-    ours = attack(View(model, "joint"), batch.x, batch.y, start=start, target=target if targeted else None)
-    labels, sign = (target, -1) if targeted else (batch.y, 1)
-    theirs = joint_attack(model, batch.x, start, labels, sign, digits.threat.eps, digits.threat.eps / 4)
-    assert ((ours - theirs).abs() < 1e-4).float().mean() > 0.98  # a sign of a gradient near zero may differ
 
 
 @pytest.mark.parametrize("base", ["trades", "pgd_at", "mart"])
@@ -184,12 +154,8 @@ def test_a_batch_of_one_class_is_trained_on_without_negatives(digits, made):
         updated(stage, batch)  # another warning would be an error
 
 
-def test_a_run_is_trained_and_kept_with_its_gates(few, tmp_path, run_of):
+def test_a_run_is_trained_and_kept_with_its_gates(run_of):
     run = run_of("ancra", train_examples=200)
     assert run.params()["model"] == {"reverse_attention": True}
     assert set(run.model().surrogates()) >= {"head 1", "joint"}
     assert run.metrics()[["loss", "ce", "kl", "contrast"]].iloc[1:].notna().all(axis=None)
-    damaged = Run(shutil.copytree(run.path, tmp_path / "damaged"))
-    save_weights(build_model("small_cnn", few), damaged.path / "model.safetensors")
-    with pytest.raises(InputError, match=r"gated_blocks is missing there.*model options \(such as reverse_attention\)"):
-        damaged.model()

@@ -1,13 +1,13 @@
 """What tests of methods share: fresh models, a place in a training, small trainings, and one that breaks off."""
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from robustlib.methods import make_method
 from robustlib.models import build_model
+from robustlib.runs import Run
 from robustlib.training import StepContext, fit
 from robustlib.training.loop import Training
 
@@ -29,6 +29,12 @@ def built(method, dataset, seed=0):
     """The method's model, of the same weights for a seed, in train mode."""
     torch.manual_seed(seed)
     return build_model(method.arch, dataset, **method.model_options()).train()
+
+
+def staged(method, dataset, seed=0):
+    """The method's model, as `built` gives it, and the stages of its training."""
+    model = built(method, dataset, seed)
+    return model, method.stages(dataset, model)
 
 
 def step_context(epoch=0, step=0, progress=0.0):
@@ -72,8 +78,11 @@ def changed(model, stage, part, batch):
 
 
 def train(method, dataset, root, **options):
-    """A finished run below `root`."""
-    return fit(method, dataset, root=root, device="cpu", threads=1, progress=False, **options)
+    """A finished run below `root`; AToP's purifiers need not learn: what small trainings see teaches them nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
+            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
+        return fit(method, dataset, root=root, device="cpu", threads=1, progress=False, **options)
 
 
 def interrupt(monkeypatch, owner, name, at):
@@ -91,17 +100,15 @@ def interrupt(monkeypatch, owner, name, at):
 
 
 def broken_off(method, dataset, root, monkeypatch, stop):
-    """Trains until the `stop`-th epoch begins."""
+    """Trains until the `stop`-th epoch begins; returns what is left of the run."""
     with monkeypatch.context() as patch:
         interrupt(patch, Training, "_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(method, dataset, root)
+    return run_below(root)
 
 
-@contextmanager
-def unchecked_purifier():
-    """Within, AToP's purifiers need not learn: what small trainings see teaches them nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MAX_L1_SHARE", "MAX_L1_SHARE_RT3", "MAX_HIDDEN_SHARE"):
-            patch.setattr(f"robustlib.methods.atop.{limit}", 100.0)
-        yield
+def run_below(root):
+    """The one run that was begun there."""
+    (params,) = root.rglob("params.json")
+    return Run(params.parent)

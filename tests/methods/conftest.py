@@ -4,16 +4,10 @@ from functools import cache
 
 import pytest
 
-from tests.training_fixtures import tiny, train, unchecked_purifier
+from tests.training_fixtures import tiny, train
 
 
 @pytest.fixture(scope="session")
 def run_of(few, tmp_path_factory):
-    """Gives the run of `tiny(name, **settings)` on `few`; AToP's purifiers need not have learnt anything."""
-
-    @cache
-    def run(name, **settings):
-        with unchecked_purifier():
-            return train(tiny(name, **settings), few, tmp_path_factory.mktemp("runs"))
-
-    return run
+    """Gives the run of `tiny(name, **settings)` on `few`."""
+    return cache(lambda name, **settings: train(tiny(name, **settings), few, tmp_path_factory.mktemp("runs")))

@@ -7,16 +7,7 @@ import torch
 from robustlib.attacks import BatchPGD
 from robustlib.attacks.base import GradientOracle
 from robustlib.methods import METHODS, AdversarialMethod, make_method
-from tests.training_fixtures import (
-    broken_off,
-    built,
-    first_batch,
-    same_runs,
-    step_context,
-    tiny,
-    train,
-    unchecked_purifier,
-)
+from tests.training_fixtures import broken_off, built, first_batch, same_runs, step_context, tiny, train
 
 RESUMED = (
     ("afd", {"pretrain_epochs": 2}, 4),  # within the fine-tuning
@@ -35,18 +26,17 @@ RESUMED = (
 @pytest.mark.parametrize(("name", "settings", "stop"), RESUMED)
 def test_a_broken_off_training_resumes_bit_for_bit(few, tmp_path, monkeypatch, run_of, name, settings, stop):
     whole = run_of(name, **settings)
-    with unchecked_purifier():
-        broken_off(tiny(name, **settings), few, tmp_path, monkeypatch, stop)
-        torch.manual_seed(99)
-        assert same_runs(train(tiny(name, **settings), few, tmp_path), whole)
+    broken_off(tiny(name, **settings), few, tmp_path, monkeypatch, stop)
+    torch.manual_seed(99)
+    assert same_runs(train(tiny(name, **settings), few, tmp_path), whole)
 
 
 MIXED = (
     ("pgd_at", {"awp_gamma": 0.01, "ema": 0.9}),
     ("ancra", {"train_examples": 200}),
     ("ancra", {"base": "mart", "awp_gamma": 0.01, "train_examples": 200}),
-    *((name, {}) for name in ("claf", "acl", "barlow_spectral", "transfer", "l2_sp", "bss")),
-    *((name, {"cadence": 1}) for name in ("rep_spectral", "ll_spectral", "cross_lipschitz")),
+    *((name, {}) for name in ("claf", "acl", "barlow_spectral", "l2_sp", "bss")),
+    *((name, {"cadence": 1}) for name in ("ll_spectral", "cross_lipschitz")),
 )
 
 
@@ -59,8 +49,6 @@ def test_mixed_precision_trains(few, tmp_path, name, settings):
     if "cadence" in settings:
         assert (rows["penalty"] > 0).any()
 
-
-# ---- attack passes
 
 # Small numbers that differ from each other, so that a mistaken factor shows.
 SMALL = {"attack_steps": 2, "final_steps": 3, "tuning_epochs": 2, "head_epochs": 4, "epochs": 5, "pretrain_epochs": 1}

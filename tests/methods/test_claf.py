@@ -15,15 +15,14 @@ from robustlib.models.branches import clean_statistics
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch
 from tests.restated import supcon
-from tests.training_fixtures import built, changed, first_batch, same_state, step_context, tiny, train
+from tests.training_fixtures import changed, first_batch, same_state, staged, step_context, tiny, train
 
 
 def made(digits, name, **settings):
     """A model of some training in train mode, and the stages of its training."""
-    method = tiny(name, **settings)
-    model = built(method, digits)
+    model, stages = staged(tiny(name, **settings), digits)
     model.project(torch.rand(64, 1, 8, 8))
-    return model, method.stages(digits, model)
+    return model, stages
 
 
 def two_views(batch):
@@ -241,7 +240,6 @@ NEVER = {"refresh": "never", "head_epochs": 2, "epochs": 1, "aug_epochs": 0}  # 
 )
 def test_runs_of_another_pre_training_are_refused(digits, run_of, name, of, settings, changes, says):
     source = run_of(of, **settings)
-    method = tiny(name, **{**settings, "final": "alf", "pretrained": str(source.path), **changes})
-    (stage,) = method.stages(digits, built(method, digits))
+    _, (stage,) = staged(tiny(name, **{**settings, "final": "alf", "pretrained": str(source.path), **changes}), digits)
     with pytest.raises(InputError, match=says) if says else nullcontext():
         stage.begin()

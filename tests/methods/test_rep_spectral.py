@@ -19,13 +19,13 @@ from robustlib.methods import make_method
 from robustlib.methods.layer_norms import LayerNorms, input_sizes
 from robustlib.methods.rep_spectral import logistic_regression
 from robustlib.models import SelfSupervised, build_model
-from robustlib.runs import Run, load_weights, save_weights
+from robustlib.runs import load_weights, save_weights
 from robustlib.training import fit, loop
 from robustlib.workbook.claims import measure_of
 from robustlib.workbook.console import activity
 from tests.conftest import spec
 from tests.restated import barlow_twins, class_jacobians, squared_norm, supcon, true_norms
-from tests.training_fixtures import broken_off, built, first_batch, same_state, step_context, tiny, train, updated
+from tests.training_fixtures import broken_off, first_batch, same_state, staged, step_context, tiny, train, updated
 
 VARIANTS = ("rep_spectral", "ll_spectral", "cross_lipschitz")
 SELF_SUPERVISED = ("barlow_spectral", "simclr_spectral")
@@ -35,12 +35,11 @@ def made(name, arch="mlp_512", **settings):
     return make_method(name, "digits", arch=arch, **settings)
 
 
-def loss_of(method, dataset, model, n=16):
+def loss_of(stages, dataset, n=16):
     """The batch and the loss of a step of the last stage."""
-    stage = method.stages(dataset, model)[-1]
-    stage.begin()
+    stages[-1].begin()
     batch = next(dataset.train.batches(n, augment="none"))
-    return batch, updated(stage, batch)["model"]
+    return batch, updated(stages[-1], batch)["model"]
 
 
 @pytest.mark.parametrize("arch", ["mlp", "mlp_512", "small_cnn"])
@@ -54,11 +53,10 @@ def loss_of(method, dataset, model, n=16):
     ],
 )
 def test_the_loss_is_cross_entropy_and_the_sum_of_squared_norms(digits, name, settings, under, operator, close, arch):
-    method = made(name, arch, strength=0.3, operator=operator, **settings)
-    model = built(method, digits)
+    model, stages = staged(made(name, arch, strength=0.3, operator=operator, **settings), digits)
     norms = true_norms(model, digits.image_shape)
     wanted = {layer: value for layer, value in norms.items() if layer.startswith(under)}
-    batch, loss = loss_of(method, digits, model)
+    batch, loss = loss_of(stages, digits)
     assert loss.parts["penalty"].item() == pytest.approx(0.3 * sum(wanted.values()), rel=close)
     ce = F.cross_entropy(model(batch.x), batch.y)
     assert loss.total.item() == pytest.approx(ce.item() + loss.parts["penalty"].item(), rel=1e-5)
@@ -68,22 +66,20 @@ def test_the_loss_is_cross_entropy_and_the_sum_of_squared_norms(digits, name, se
 
 
 def test_reshaped_kernels_are_another_norm(digits):
-    method = made("rep_spectral", "small_cnn", operator="reshaped", strength=1.0)
-    model = built(method, digits)
+    model, stages = staged(made("rep_spectral", "small_cnn", operator="reshaped", strength=1.0), digits)
     kernels = [m.weight for m in model.encoder.modules() if isinstance(m, nn.Conv2d)]
     wanted = sum(squared_norm(kernel.detach().flatten(1).double().numpy()) for kernel in kernels)
-    assert loss_of(method, digits, model)[1].parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
+    assert loss_of(stages, digits)[1].parts["penalty"].item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_folded_norms_are_those_of_the_convolution_with_batchnorm_in_eval_mode(digits):
-    method = made("rep_spectral", "small_cnn", fold_batchnorm=True, strength=1.0)
-    model = built(method, digits)
+    model, stages = staged(made("rep_spectral", "small_cnn", fold_batchnorm=True, strength=1.0), digits)
     with torch.no_grad():
         for _ in range(3):
             model(torch.rand(64, *digits.image_shape))
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.weight.uniform_(-2, 2)
-    _, loss = loss_of(method, digits, model)
+    _, loss = loss_of(stages, digits)
     wanted = 0.0  # with the statistics that this step's forward pass left
     for name, size in input_sizes(model, digits.image_shape).items():
         if name == "head":
@@ -103,29 +99,24 @@ def test_folded_norms_are_those_of_the_convolution_with_batchnorm_in_eval_mode(d
 
 @pytest.mark.parametrize(("arch", "settings"), [("mlp_512", {}), ("small_cnn", {"readout_only": True})])
 def test_folding_where_there_is_nothing_to_fold_is_refused(digits, arch, settings):
-    method = made("ll_spectral", arch, fold_batchnorm=True, **settings)
     with pytest.raises(InputError, match=r"nothing to fold.*Leave it at False, or take an architecture"):
-        method.stages(digits, built(method, digits))
+        staged(made("ll_spectral", arch, fold_batchnorm=True, **settings), digits)
 
 
 def test_folding_says_how_much_it_folded(digits):
     method = made("rep_spectral", "preact_resnet18", fold_batchnorm=True, operator="reshaped")
-    model = built(method, digits)
     with pytest.warns(UserWarning, match="folded 8 of 20 convolutions.* such as encoder"):
-        kept = method.penalty_state(digits, model)
-    blocks = [block for k in range(1, 5) for block in model.encoder.get_submodule(f"layer{k}")]
-    assert {model.get_submodule(name) for name in kept.batchnorms} == {b.conv1 for b in blocks}, (
-        "bn2 follows them alone"
-    )
-    whole = made("ll_spectral", "small_cnn", fold_batchnorm=True)  # of 3, and no warning: a readout has no BatchNorm
-    assert len(whole.penalty_state(digits, built(whole, digits)).batchnorms) == 3
+        model, (stage, _) = staged(method, digits)
+    firsts = {name for name, _ in model.named_modules() if name.endswith("conv1")}
+    assert set(stage.modules["kept"].batchnorms) == firsts, "bn2 follows them alone"
+    _, (stage, _) = staged(made("ll_spectral", "small_cnn", fold_batchnorm=True), digits)
+    assert len(stage.modules["kept"].batchnorms) == 3, "of 3, and no warning: a readout has no BatchNorm"
 
 
 @pytest.mark.parametrize("projections", [0, 500])
 def test_cross_lipschitz_penalises_the_softmax(digits, projections):
-    method = made("cross_lipschitz", strength=2.0, projections=projections)
-    model = built(method, digits)
-    batch, loss = loss_of(method, digits, model, n=4)
+    model, stages = staged(made("cross_lipschitz", strength=2.0, projections=projections), digits)
+    batch, loss = loss_of(stages, digits, n=4)
     jacobians = class_jacobians(lambda x: model(x).softmax(1), batch.x)
     differences = jacobians[:, :, None] - jacobians[:, None]
     wanted = 2.0 * (differences**2).sum() / (4 * 10**2)
@@ -137,8 +128,7 @@ def test_cross_lipschitz_penalises_the_softmax(digits, projections):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_penalty_is_taken_every_so_many_steps_after_the_burn_in(digits, name):
     method = made(name, cadence=3, epochs=10, burn_in=0.6, schedule="cosine")
-    model, batch = built(method, digits), next(digits.train.batches(8, augment="none"))
-    stages = method.stages(digits, model)
+    (model, stages), batch = staged(method, digits), next(digits.train.batches(8, augment="none"))
     assert [(stage.name, stage.epochs) for stage in stages] == [("burn-in", 6), ("regularised", 4)]
     for stage, cadence in zip(stages, (None, 3), strict=True):
         penalties = [updated(stage, batch, step_context(step=k))["model"].parts["penalty"] for k in range(7)]
@@ -179,7 +169,7 @@ def test_the_last_epoch_counts_whatever_validation_says(few, tmp_path, monkeypat
         return {**numbers, "clean_val": next(falling) / 20}, withstood
 
     monkeypatch.setattr(loop, "validate", worse)
-    run = train(tiny(name, arch="mlp_512", epochs=5, lr=0.05), few, tmp_path)
+    run = train(tiny(name, arch="mlp_512", epochs=3, lr=0.05), few, tmp_path)
     best, last = (run.model(which).head.weight for which in ("best", "last"))
     assert torch.equal(best, last) == last_counts
 
@@ -198,30 +188,18 @@ def test_the_layers_of_a_resnet(digits):
 
 
 def test_models_without_a_norm_are_refused(digits):
-    shape = (1, 7, 7)
-    odd = build_model("small_cnn", spec(shape), padding_mode="circular")
-    with pytest.raises(InputError, match="stride 2 on 7x7 pixels"):
-        LayerNorms(odd, shape, operator="exact")
-    assert LayerNorms(odd, shape).converge(odd)["encoder.stage2.0"] > 0  # power iteration takes any size
-    method = made("rep_spectral", "small_cnn")
-    zeros = build_model("small_cnn", digits)
     with pytest.raises(InputError, match="padding_mode='circular'"):
-        method.stages(digits, zeros)
-    grouped = built(method, digits)
-    grouped.encoder.stage3[0] = nn.Conv2d(64, 128, 3, padding=1, groups=2, padding_mode="circular")
-    with pytest.raises(InputError, match="Conv2d of 2 groups"):
-        method.stages(digits, grouped)
-
-
-# ---- self-supervised: the loss of a step
+        made("rep_spectral", "small_cnn").stages(digits, build_model("small_cnn", digits))
+    odd = build_model("small_cnn", spec((1, 7, 7)), padding_mode="circular")
+    with pytest.raises(InputError, match="stride 2 on 7x7 pixels"):
+        LayerNorms(odd, (1, 7, 7), operator="exact")
 
 
 @pytest.mark.parametrize("name", SELF_SUPERVISED)
 @pytest.mark.parametrize("arch", ["mlp_512", "small_cnn"])
 def test_a_step_is_the_loss_of_two_views_and_the_encoders_norms(digits, name, arch):
-    method = made(name, arch=arch, strength=0.3)
-    model, batch = built(method, digits), first_batch(digits)
-    stage = method.stages(digits, model)[1]
+    model, (_, stage, _) = staged(made(name, arch=arch, strength=0.3, projection=(48, 16)), digits)
+    batch = first_batch(digits)
     stage.begin()
     twin, other = copy.deepcopy(model), first_batch(digits)
     loss, views = updated(stage, batch)["model"], [other.view("simclr"), other.view("simclr")]
@@ -242,8 +220,7 @@ def test_a_step_is_the_loss_of_two_views_and_the_encoders_norms(digits, name, ar
 
 def test_stages_share_what_rep_spectral_has(digits):
     method = made("barlow_spectral", "small_cnn", epochs=10, burn_in=0.4)
-    model = built(method, digits)
-    first, last, readout = method.stages(digits, model)
+    model, (first, last, readout) = staged(method, digits)
     assert [(s.name, s.epochs) for s in (first, last, readout)] == [("burn-in", 4), ("regularised", 6), ("readout", 1)]
     assert method.all_epochs == 11
     assert (readout.passes, dict(readout.optimisers)) == ((), {})
@@ -251,12 +228,9 @@ def test_stages_share_what_rep_spectral_has(digits):
     assert {m.padding_mode for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)} == {"circular"}
 
 
-# ---- no predictions without a readout
-
-
 def test_a_model_without_readout_refuses_to_predict(digits, tmp_path):
     method = made("simclr_spectral")
-    model, x = built(method, digits).eval(), torch.rand(4, 1, 8, 8)
+    model, x = staged(method, digits)[0].eval(), torch.rand(4, 1, 8, 8)
     for asked in (lambda: model(x), lambda: PGD(digits.threat)(model, x, torch.arange(4))):
         with pytest.raises(InputError, match="has no readout yet and cannot predict: finish its training"):
             asked()
@@ -266,7 +240,7 @@ def test_a_model_without_readout_refuses_to_predict(digits, tmp_path):
     assert torch.allclose(model(x), model.head(model.features(x)), atol=1e-5)
     assert copy.deepcopy(model).predicts
     save_weights(model, tmp_path / "after.safetensors")
-    again = built(method, digits).eval()
+    again = staged(method, digits)[0].eval()
     for name in ("before", "after"):
         load_weights(again, tmp_path / f"{name}.safetensors")
         assert again.predicts == (name == "after")
@@ -274,15 +248,11 @@ def test_a_model_without_readout_refuses_to_predict(digits, tmp_path):
 
 
 def test_a_run_that_is_not_finished_has_no_model_and_no_accuracies(few, tmp_path, monkeypatch):
-    broken_off(tiny("barlow_spectral", epochs=3), few, tmp_path, monkeypatch, stop=2)
-    (run,) = [Run(file.parent) for file in tmp_path.rglob("params.json")]
+    run = broken_off(tiny("barlow_spectral", epochs=3), few, tmp_path, monkeypatch, stop=2)
     with pytest.raises(InputError, match="There are no weights"):
         run.model()
     assert "clean_val" not in run.metrics()
     assert run.metrics()["barlow"].notna().any()
-
-
-# ---- the readout
 
 
 @pytest.mark.parametrize(("classes", "c"), [(3, 0.5), (2, 1.0)])
@@ -327,11 +297,10 @@ def test_each_row_ends_as_an_ordinary_classifier(run_of, few, name):
 
 
 def test_the_readout_moves_the_head_alone(digits):
-    method = tiny("barlow_spectral", arch="small_cnn")
-    model = built(method, digits)
+    model, stages = staged(tiny("barlow_spectral", arch="small_cnn"), digits.subset(200))
     model.project(torch.rand(64, 1, 8, 8))
     before = copy.deepcopy(model.state_dict())
-    method.stages(digits.subset(200), model)[-1].begin()
+    stages[-1].begin()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == {"head.weight", "head.bias", "_extra_state"}
     assert model.training
@@ -345,10 +314,8 @@ def test_training_says_what_it_can(few, tmp_path, capsys):
     assert "clean" in last
 
 
-@pytest.mark.parametrize(
-    ("row", "says"), [({}, ""), ({"clean_val": 0.9, "robust_val": 0.5}, " · clean 90.0% · robust 50.0%")]
-)
-def test_the_console_tells_the_accuracies_that_there_are(tmp_path, row, says):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
+def test_the_console_tells_the_accuracies_that_there_are(tmp_path):
     job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False), epochs=5)
-    assert activity(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"
+    for row, says in (({}, ""), ({"clean_val": 0.9, "robust_val": 0.5}, " · clean 90.0% · robust 50.0%")):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
+        assert activity(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"

@@ -7,8 +7,7 @@ from robustlib.methods import METHODS, make_method, parse_overrides
 # method (of another's values, but for its own): where it is published, values, @epoch (from 0):learning rate
 TABLE = """
 standard: Pang et al. 2021, Bag of Tricks for AT
-    batch_size=128 momentum=0.9 weight_decay=0.0005 lr=0.1 epochs=110
-    @99.9:0.1 @100:0.01 @105:0.001
+    batch_size=128 momentum=0.9 weight_decay=0.0005 lr=0.1 epochs=110 @99.9:0.1 @100:0.01 @105:0.001
 pgd_at: Pang et al. 2021, Bag of Tricks for AT: 110 epochs, a tenth at 100 and 105, eval mode; Madry et al. 2018: PGD
     batch_size=128 momentum=0.9 weight_decay=0.0005 lr=0.1 epochs=110 attack_steps=10 attack_batchnorm=eval
     @99.9:0.1 @100:0.01 @104.9:0.01 @105:0.001
@@ -18,15 +17,12 @@ mart: mart.py and train_resnet.py: 120 epochs counted from 1, a tenth from 75, 9
     epochs=120 lr=0.01 weight_decay=0.0035 attack_step_size=0.007 attack_steps=10 beta=5.0
     @73.9:0.01 @74:0.001 @88.9:0.001 @89:0.0001 @98.9:0.0001 @99:1e-05
 fgsm_rs: train_fgsm.py: alpha 10/255 at 8/255, a cycle to 0.2
-    epochs=30 step_factor=1.25 attack_batchnorm=train weight_decay=0.0005
-    @0:0.0 @7.5:0.1 @15:0.2 @30:0.0
+    epochs=30 step_factor=1.25 attack_batchnorm=train weight_decay=0.0005 @0:0.0 @7.5:0.1 @15:0.2 @30:0.0
 n_fgsm: N-FGSM's train.py: k is 2, alpha is eps
-    epochs=30 step_factor=1.0 noise=2.0 weight_decay=0.0005
-    @0:0.0 @15:0.2 @30:0.0
+    epochs=30 step_factor=1.0 noise=2.0 weight_decay=0.0005 @0:0.0 @15:0.2 @30:0.0
 vaft: AFD's tl+sl.py
     epochs=20 batch_size=128 momentum=0.9 weight_decay=0.0005 attack_steps=10 attack_step_size=0.007 ema=0.999
-    pretrain_epochs=100
-    @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
+    pretrain_epochs=100 @0.5:0.025 @9.9:0.025 @10:0.02 @12:0.01 @14:0.005 @16:0.0025 @18:0.00125 @19.9:0.00125
 afkd(vaft): AFD's ARREST.py, without replay
     weight=50.0
 arrest(vaft): AFD's ARREST.py: 50, 30 degrees, epochs 1 to 10 of 20
@@ -35,12 +31,10 @@ afd(vaft): tl+sl.py and README, CIFAR-10, ResNet-18
     alpha=0.05 beta=0.25 gamma=25.0 mode=repo
 ancra: train_CIFAR10_ResNet.py: 120 epochs counted from 1, x 0.1 from 75, 90, 100 on
     epochs=120 batch_size=128 weight_decay=0.0002 attack_steps=10 attack_step_size=0.007 base=trades beta=6.0 zeta=3.0
-    alpha=1.0 ra_weight=2.0 negatives=random mining_from=10
-    @73.9:0.01 @74:0.001 @89:0.0001 @99:1e-05
+    alpha=1.0 ra_weight=2.0 negatives=random mining_from=10 @73.9:0.01 @74:0.001 @89:0.0001 @99:1e-05
 atop: configs/train.yaml and FT/cifar-miss-gau-adv
     sigma=0.25 missing=0.25 grid=8 cls_weight=0.05 gan_weight=1.0 lr=0.0001 purifier_lr=0.0001 attack_steps=1
-    attack_through=classifier recon_target=adversarial transform=rt2 purifier=gan
-    @0:0.0001 @29.9:0.0001
+    attack_through=classifier recon_target=adversarial transform=rt2 purifier=gan @0:0.0001 @29.9:0.0001
 supcon: SupContrast's README: batch 1024, rate 0.5, t 0.1, 1000 epochs
     batch_size=1024 epochs=1000 lr=0.5 temperature=0.1 projection=(512,128) weight_decay=0.0001
 simclr: SupContrast's README, t 0.5
@@ -59,12 +53,10 @@ rep_spectral: README and job_train_resnet: constant 0.01, 160 of 200 epochs of b
     @0:0.01 @199:0.01
 ll_spectral(rep_spectral): as rep-spectral
 cross_lipschitz: as rep-spectral
-    epochs=200 burn_in=0.8 cadence=24
-    @0:0.01 @199:0.01
+    epochs=200 burn_in=0.8 cadence=24 @0:0.01 @199:0.01
 barlow_spectral: job_train_barlow_batch.sh: projector [256], weight 0.005, 900 of 1000 epochs of burn-in
     epochs=1000 burn_in=0.9 strength=0.01 cadence=24 arch=resnet18 off_diagonal=0.005 projection=(256,)
-    batch_size=1024
-    @0:0.01 @999:0.01
+    batch_size=1024 @0:0.01 @999:0.01
 simclr_spectral: job_train_simclr_batch.sh: t 0.07, batch 512
     epochs=1000 burn_in=0.9 strength=0.01 cadence=24 arch=resnet18 temperature=0.07 batch_size=512 projection=(512,10)
     @0:0.01 @999:0.01
@@ -76,8 +68,7 @@ l2_sp: regularizer/transfer.py: alpha 0.1, beta 0.01, no lambda
     epochs=50 lr=0.01 schedule=cosine weight_decay=0.0 alpha=0.1 beta=0.01 strength=1.0 burn_in=0.0 cadence=1
     @0:0.01 @25:0.005
 bss: train_finetune_batch_reg.sh: k is 1
-    epochs=50 lr=0.01 schedule=cosine weight_decay=0.0 k=1 strength=0.001 burn_in=0.0 cadence=1
-    @0:0.01 @25:0.005
+    epochs=50 lr=0.01 schedule=cosine weight_decay=0.0 k=1 strength=0.001 burn_in=0.0 cadence=1 @0:0.01 @25:0.005
 """
 
 
@@ -91,11 +82,7 @@ for entry in TABLE.strip().replace("\n    ", " ").split("\n"):
     PUBLISHED[name] = rest, same | parse_overrides(word for word in words if "=" in word), steps | rates
 
 
-def test_every_method_has_its_published_values():
-    assert set(PUBLISHED) == set(METHODS)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", METHODS)
 def test_values_and_learning_rates_are_the_published_ones(name):
     source, values, rates = PUBLISHED[name]
     method = make_method(name)
@@ -112,9 +99,8 @@ def test_the_paper_preset_has_the_methods_own_values(name):
 
 @pytest.mark.parametrize("name", ["vaft", "afkd", "arrest", "afd"])
 def test_afd_is_tuned_anew_for_more_classes(name):
-    own, cifar100, tiny = (
-        make_method(name, p).hyperparameters() for p in (None, "cifar100-paper", "tiny-imagenet-paper")
-    )
+    presets = (None, "cifar100-paper", "tiny-imagenet-paper")
+    own, cifar100, tiny = (make_method(name, preset).hyperparameters() for preset in presets)
     weights = {"alpha": 0.1, "beta": 1.0, "gamma": 50.0} if name == "afd" else {}
     assert cifar100 == {**own, **weights, "preset": "cifar100-paper"}
     assert tiny == {**cifar100, "eps": 8 / 255, "preset": "tiny-imagenet-paper"}

@@ -111,9 +111,6 @@ def test_a_run_says_whose_values_it_has(finished, tmp_path, few, capsys):
     assert not any(finished.metrics().warnings)
 
 
-# ---- bad input
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -70,9 +70,6 @@ def test_both_gradients_of_an_alignment_are_of_one_draw(digits):
     assert gradient_alignment(model, batch.x, batch.y, Threat("linf", 1e-6), rng) > 0.999
 
 
-# ---- overfitting
-
-
 def row(**changes):
     usual = {"robust_val": 0.5, "fgsm_val": 0.6, "clean_val": 0.8, "robust_train": 0.52, "robust_loss_val": 1.0}
     return {**usual, "gradient_alignment": 0.8, **changes}

@@ -20,7 +20,7 @@ from robustlib.representation import feature_gap, features, gap_probe, probe_att
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.runs import write_json
 from robustlib.training.validation import probe_batch
-from tests.training_fixtures import built, first_batch, same_state, step_context, updated
+from tests.training_fixtures import built, first_batch, same_state, staged, step_context, updated
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -176,8 +176,7 @@ def test_confusion_labels_and_mean_cosines_of_known_values():
 def tuned(digits, name, **settings):
     """Model, teacher and fine-tuning stage of a method on a small CNN; the teacher is another model than the student."""
     method = make_method(name, "digits", **{"attack_steps": 3, **settings})
-    model = built(method, digits)
-    stage = method.stages(digits, model)[-1]
+    model, (*_, stage) = staged(method, digits)
     stage.modules["teacher"].load_state_dict(built(method, digits, seed=1).state_dict())
     return model, stage.modules["teacher"], stage
 
@@ -234,8 +233,7 @@ def test_arrest_replays_noise_in_the_first_half_only(digits):
 
 def test_stages_are_natural_training_and_fine_tuning(digits):
     method = make_method("afd", "cifar10-paper", arch="small_cnn")
-    model = built(method, digits)
-    natural, tuning = method.stages(digits, model)
+    model, (natural, tuning) = staged(method, digits)
     assert (natural.epochs, natural.adversarial, natural.ema) == (100, False, 0.0)
     assert (tuning.epochs, tuning.adversarial, tuning.ema) == (20, True, 0.999)
     assert method.all_epochs == 120
@@ -326,15 +324,11 @@ def test_one_attack_serves_all_monitored_layers(digits):
     assert calls == [batch.y[::20].tolist()]
     assert len(set(calls[0])) >= 8, "spread over a batch that is sorted by class"
     assert set(found) == {f"{layer}/{gap}" for layer in ("h", "first") for gap in ("relative_l2", "cosine", "linf")}
-    with pytest.raises(InputError, match="There is no layer 'stage9'"):
-        gap_probe(attack, {"h": "stage9"})(model, batch)
 
 
 def begun(digits, name, pretrained):
     """A method's model after its only stage began from a run, and that stage."""
-    method = make_method(name, "digits", pretrained=str(pretrained))
-    model = built(method, digits)
-    (stage,) = method.stages(digits, model)
+    model, (stage,) = staged(make_method(name, "digits", pretrained=str(pretrained)), digits)
     stage.begin()
     return model, stage
 

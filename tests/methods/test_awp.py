@@ -10,7 +10,7 @@ from robustlib.attacks import PGD
 from robustlib.errors import InputError
 from robustlib.methods import make_method
 from robustlib.methods.base import perturbed_weights
-from tests.training_fixtures import built, first_batch, step_context, tiny, updated
+from tests.training_fixtures import built, first_batch, staged, step_context, tiny, updated
 
 PASSES = {"trades": 3, "mart": 2, "ancra": 3}  # forward passes in train mode; 1 for the others
 CASES = (
@@ -65,18 +65,15 @@ def test_a_step_is_taken_on_the_whole_loss_at_weights_perturbed_after_the_attack
     assert all(torch.allclose(w, start[n], atol=1e-6) for n, w in model.named_parameters())
     assert all(torch.equal(head, start["head.weight"]) for head in attacked)
     buffers = zip(model.buffers(), other.buffers(), strict=True)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in buffers), (
-        "the pass that finds the perturbation leaves no trace"
-    )
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in buffers), "the search for the perturbation leaves no trace"
     assert model.encoder.stage1[1].num_batches_tracked == PASSES.get(name, 1)
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "afd"])
 @pytest.mark.parametrize(("epoch", "warmup", "perturbs"), [(0, 0, True), (0, 1, True), (8, 10, False), (9, 10, True)])
 def test_it_starts_with_its_epoch(digits, name, epoch, warmup, perturbs):
-    method = tiny(name, awp_gamma=0.01, awp_warmup=warmup)
-    model = built(method, digits)
-    before, stage = model.head.weight.clone(), method.stages(digits, model)[-1]
+    model, (*_, stage) = staged(tiny(name, awp_gamma=0.01, awp_warmup=warmup), digits)
+    before = model.head.weight.clone()
     updates = stage.passes[0].updates(first_batch(digits), step_context(epoch))
     next(updates)
     assert torch.equal(model.head.weight, before) != perturbs

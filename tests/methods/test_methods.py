@@ -14,7 +14,7 @@ from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.methods.preset import load_preset, parse_overrides, preset_dataset, preset_names
 from robustlib.models import build_model
 from robustlib.workbook import tables
-from tests.training_fixtures import built, step_context
+from tests.training_fixtures import staged, step_context
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -219,9 +219,8 @@ def test_a_model_of_another_kind_is_refused(digits, name, settings, options, say
 
 @pytest.mark.parametrize("name", ["claf", "barlow_spectral"])
 def test_a_class_that_no_image_shows_is_refused(digits, name):
-    method = make_method(name, "digits")
     with pytest.raises(InputError, match="no training image shows the class '9'"):
-        method.stages(digits.only(range(9)), built(method, digits))
+        staged(make_method(name, "digits"), digits.only(range(9)))
 
 
 def test_overrides_are_read_as_people_write_them():

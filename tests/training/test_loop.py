@@ -13,28 +13,11 @@ from torch.nn import init
 
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.methods.baselines import Standard
-from robustlib.runs import Run
+from robustlib.methods.baselines import Standard, clean_updates
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step
 from robustlib.training.loop import moving_average
 from tests.conftest import hardly_validated
-from tests.training_fixtures import interrupt, same_runs, tiny, train
-
-
-def run_below(root):
-    """The one run that was begun there."""
-    (params,) = root.rglob("params.json")
-    return Run(params.parent)
-
-
-def cross_entropy(model, optimiser="all"):
-    """Updates by the loss of the model."""
-
-    def updates(batch, context):
-        yield optimiser, Loss(F.cross_entropy(model(batch.x), batch.y))
-
-    return updates
-
+from tests.training_fixtures import interrupt, run_below, same_runs, tiny, train
 
 OBSERVED = tiny("pgd_at", epochs=4, ema=0.9)
 POINTS = {
@@ -122,7 +105,7 @@ def test_stages_passes_probes_and_generators_run_as_told(tmp_path, few):
         refresh = Pass(head_only, "refresh", repeats=2, reset_optimizers=("head",), begin=note("begin refresh"))
         last = Pass(both, augment="none", begin=note("begin both"), probes={"start": note("start")})
         first = Stage("first", 2, optimisers, (refresh, last), begin=note("begin"), probes={"end": note("end")})
-        return [first, Stage("second", 1, {"body": OptimizerSpec(body, 0.01)}, (Pass(cross_entropy(model, "body")),))]
+        return [first, Stage("second", 1, {"model": OptimizerSpec(body, 0.01)}, (Pass(clean_updates(model)),))]
 
     def epoch(*progress):
         return ["begin refresh", *["head"] * 4, "begin both", "start", *progress, "end"]
@@ -142,8 +125,8 @@ def two_stages(model):
     """The second stage draws when it begins, and uses a module that the first one trained."""
     teacher = torch.nn.Linear(10, 10)
     both = OptimizerSpec([*model.parameters(), *teacher.parameters()], 0.1)
-    learn = cross_entropy(lambda x: teacher(model(x)))
-    make = {"optimisers": {"all": both}, "passes": (Pass(learn),), "modules": {"teacher": teacher}}
+    learn = clean_updates(lambda x: teacher(model(x)))
+    make = {"optimisers": {"model": both}, "passes": (Pass(learn),), "modules": {"teacher": teacher}}
     return [Stage("first", 1, **make), Stage("second", 2, **make, begin=partial(init.normal_, model.head.weight))]
 
 
@@ -171,7 +154,7 @@ def test_a_stage_can_fail_at_its_end(tmp_path, digits):
             if which == "second":
                 raise InputError("It has learnt nothing.")
 
-        optimisers, passes = {"all": OptimizerSpec(model.parameters(), 0.1)}, (Pass(cross_entropy(model)),)
+        optimisers, passes = {"model": OptimizerSpec(model.parameters(), 0.1)}, (Pass(clean_updates(model)),)
         return [Stage(name, 2, optimisers, passes, end=partial(end, name)) for name in ("first", "second")]
 
     for _ in range(2):  # a resumed training fails again

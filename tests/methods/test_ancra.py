@@ -11,7 +11,7 @@ from robustlib.losses import mart_loss, pick_negatives, trades_loss
 from robustlib.methods import make_method
 from robustlib.models import ReverseAttention
 from robustlib.models.classifier import View
-from tests.training_fixtures import built, same_state, step_context, updated
+from tests.training_fixtures import built, first_batch, same_state, step_context, updated
 
 OFF = {"reverse_attention": False, "negative_contrast": False}
 
@@ -32,7 +32,7 @@ def made(digits, batch):
 
 @pytest.fixture
 def batch(digits):
-    return next(digits.train.batches(24, augment="none"))
+    return first_batch(digits, 24)
 
 
 def sim(a, b):

@@ -49,8 +49,7 @@ def descended(model, loss):
 def attacked(model, batch, start, steps, length, radius=EPS, mode="eval", clean=None):
     """x' = clip(x + clip(x' + length sign(gradient) - x)), with BatchNorm in `mode` on a copy; with `clean` (B, K) of the KL to it.
 
-    As robustlib's search does, each example's cross-entropy is divided by its largest derivative by a logit. Without BatchNorm's
-    batch statistics that changes no sign; with them, where examples see each other, it does.
+    As in robustlib, each example's CE is divided by its largest derivative by a logit: in train mode that changes signs.
     """
     model, x_adv = copy.deepcopy(model).train(mode == "train"), start
     for _ in range(steps):

@@ -168,7 +168,6 @@ SENTENCES = (
     ("atop", {"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
     ("atop", {"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),
     ("atop", {"transform": "rt1", "missing": 0.0}, "'rt1' with missing=0, .* changes nothing: set transform=none"),
-    ("atop", {"missing": 0.0, "sigma": 0.0}, "transform='rt2' with missing=0, sigma=0 changes nothing"),
     ("atop", {"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
     ("atop", {"embed_dim": 6}, "give a multiple of 4"),
     ("atop", {"awp_gamma": 0.01}, "atop: awp_gamma=0.01: this method does not perturb weights: leave"),

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from robustlib.attacks import FAB, Tangent, Threat
-from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import adversarial_distances, measure_distances
 from robustlib.methods import make_method
@@ -19,12 +18,12 @@ QUICK = Tangent(Threat("l2", 0.5), queries=300)
 
 
 @pytest.fixture(scope="module")
-def runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(few, tmp_path_factory) -> dict[str, Run]:
     """The unregularised variant and a regularised one, hardly trained."""
     root, made = tmp_path_factory.mktemp("runs"), {}
     for name, strength in (("none", 0.0), ("rep", 0.1)):
         variant = make_method("rep_spectral", "digits", epochs=3, strength=strength)
-        made[name] = fit(variant, digits, root=root, device="cpu", progress=False)
+        made[name] = fit(variant, few, root=root, device="cpu", progress=False)
     return made
 
 

@@ -230,13 +230,13 @@ def test_the_last_step_of_a_curve_is_judged_by_its_interval(n, lost, noise, verd
 
 
 @pytest.fixture(scope="module")
-def runs(digits, tmp_path_factory) -> dict[str, Run]:
+def runs(few, tmp_path_factory) -> dict[str, Run]:
     """A plain run, and one of the same classifier behind an untrained purifier."""
     root = tmp_path_factory.mktemp("runs")
     method = make_method("standard", "digits", arch="mlp", epochs=1, train_examples=200)
-    plain, pure = (fit(method, digits, root=root, seed=seed, device="cpu", progress=False) for seed in (0, 1))
+    plain, pure = (fit(method, few, root=root, seed=seed, device="cpu", progress=False) for seed in (0, 1))
     options = {"purified": {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "grid": 4, "width": 2}}
-    model = build_model("mlp", digits, **options)
+    model = build_model("mlp", few, **options)
     model.load_state_dict(pure.model().state_dict(), strict=False)
     model.deploy()
     for file in ("model.safetensors", "last.safetensors"):

@@ -7,13 +7,17 @@ from robustlib.attacks import PGD, AutoAttack, ExampleRNG, Threat
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
-from robustlib.training import fit
+from robustlib.training import fit, loop
 from tests.conftest import Linear
+from tests.training_fixtures import interrupt
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+no_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+pytestmark = [pytest.mark.gpu, no_device]
+
+
+def train(root, dataset, name="pgd_at", **options):
+    settings = {key: options.pop(key) for key in ("precision", "compile") if key in options}
+    return fit(make_method(name, "digits", **options), dataset, root=root, device="cuda", **settings)
 
 
 def test_draws_are_the_same_numbers_on_both_devices():
@@ -24,7 +28,7 @@ def test_draws_are_the_same_numbers_on_both_devices():
 
 
 def test_a_model_trained_on_the_gpu_has_the_same_records_on_the_cpu(tmp_path, digits):
-    run = fit(make_method("pgd_at", "digits", epochs=3), digits, root=tmp_path, device="cuda", precision="32-true")
+    run = train(tmp_path, digits, epochs=3, precision="32-true")
     attacks = {"pgd": PGD(digits.threat, steps=10, early_stop=True)}
     tables = [evaluate(run.model().to(device), digits.test, attacks) for device in ("cpu", "cuda")]
     assert (tables[0].prediction != tables[1].prediction).mean() <= 0.01
@@ -32,9 +36,7 @@ def test_a_model_trained_on_the_gpu_has_the_same_records_on_the_cpu(tmp_path, di
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_learns_and_a_bf16_search_is_as_strong(tmp_path, digits, precision):
-    run = fit(
-        make_method("pgd_at", "digits", epochs=8, ema=0.9), digits, root=tmp_path, device="cuda", precision=precision
-    )
+    run = train(tmp_path, digits, epochs=8, ema=0.9, precision=precision)
     assert run.provenance()["device"] == "cuda"
     assert run.metrics().clean_val.iloc[-1] > 0.7
     pgd = PGD(digits.threat, steps=20, early_stop=True)
@@ -47,7 +49,7 @@ def test_training_learns_and_a_bf16_search_is_as_strong(tmp_path, digits, precis
 def test_autoattack_and_the_audit_say_the_same_on_both_devices(tmp_path, digits):
     from robustlib.audit import audit
 
-    run = fit(make_method("pgd_at", "digits", epochs=8), digits, root=tmp_path, device="cuda", precision="32-true")
+    run = train(tmp_path, digits, epochs=8, precision="32-true")
     few, attacks = digits.test.sample(60), {"autoattack": AutoAttack(digits.threat)}
     tables = [summarise(evaluate(run.model().to(device), few, attacks)) for device in ("cpu", "cuda")]
     assert abs(tables[0].accuracy.iloc[-1] - tables[1].accuracy.iloc[-1]) <= 1 / 60
@@ -55,8 +57,7 @@ def test_autoattack_and_the_audit_say_the_same_on_both_devices(tmp_path, digits)
 
 
 def test_compiled_training_learns(tmp_path, digits):
-    method = make_method("standard", "digits", epochs=3)
-    run = fit(method, digits, root=tmp_path, device="cuda", compile=True)
+    run = train(tmp_path, digits, "standard", epochs=3, compile=True)
     assert run.metrics().clean_val.iloc[-1] > 0.8
 
 
@@ -67,20 +68,10 @@ def test_labels_are_checked_before_the_device_asserts():
 
 
 def test_an_interrupted_training_goes_on(tmp_path, digits, monkeypatch):
-    from robustlib.training import loop
-
-    method = make_method("pgd_at", "digits", epochs=5, optimiser="adam", lr=0.003, ema=0.9)
-    real, lines = loop.epoch_line, []
-
-    def interrupted(*args):
-        lines.append(real(*args))
-        if len(lines) == 2:
-            raise KeyboardInterrupt
-        return lines[-1]
-
-    monkeypatch.setattr(loop, "epoch_line", interrupted)
+    settings = {"epochs": 5, "optimiser": "adam", "lr": 0.003, "ema": 0.9}
+    interrupt(monkeypatch, loop, "epoch_line", 2)
     with pytest.raises(KeyboardInterrupt):
-        fit(method, digits, root=tmp_path, device="cuda")
-    run = fit(method, digits, root=tmp_path, device="cuda")
+        train(tmp_path, digits, **settings)
+    run = train(tmp_path, digits, **settings)
     assert run.finished
     assert list(run.metrics().epoch) == list(range(6))

@@ -1,5 +1,3 @@
-"""What tests of data share: no data root of the machine, seeded generators and images."""
-
 import pytest
 import torch
 

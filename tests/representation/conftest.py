@@ -1,5 +1,3 @@
-"""What tests of representations share: clouds of features, a network, and UMAP's stand-in."""
-
 import pytest
 import torch
 
@@ -31,7 +29,6 @@ def on_circle():
 
 @pytest.fixture(scope="package")
 def net(digits):
-    """A small CNN with random weights."""
     torch.manual_seed(0)
     model = build_model("small_cnn", digits)
     model(digits.train.sample(64).images.float() / 255)

@@ -80,11 +80,8 @@ def test_copies_repeat_and_views_are_those_asked_for(digits, few, attack):
 
 
 def test_pairs_have_distances_by_hand():
-    pairs = Pairs(
-        torch.tensor([[1.0, 0.0], [1.0, 0.0]]),
-        torch.tensor([[0.5, math.sqrt(0.75)], [3.0, 0.0]]),
-        torch.tensor([[-1.0, 0.0], [0.0, 1.0]]),
-    )
+    copies, others = [[0.5, math.sqrt(0.75)], [3.0, 0.0]], [[-1.0, 0.0], [0.0, 1.0]]
+    pairs = Pairs(*map(torch.tensor, ([[1.0, 0.0], [1.0, 0.0]], copies, others)))
     cosine, l2 = pairs.distances(), pairs.distances("l2")
     assert cosine["attacked copy"].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
     assert cosine["another class, pulled"].tolist() == pytest.approx([2.0, 1.0], abs=1e-6)
@@ -111,13 +108,12 @@ def test_pairs_are_an_image_its_copy_and_a_pulled_one_of_another_class(digits, n
         representation.attacked_pairs(net, split.select(split.labels == 3), threat)
 
 
-# ---- what a purifier does
+PURIFIED = {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "missing": 0.25, "grid": 4, "width": 4}
+NAMES = ["image", "noise added", "blocks hidden", "holes filled", "purified"]
 
 
 def built(digits, deployed=True, **changes):
-    """A purified classifier of digits with random weights."""
-    settings = {"purifier": "gan", "transform": "rt2", "sigma": 0.1, "missing": 0.25, "grid": 4, "width": 4}
-    model = build_model("mlp", digits, purified={**settings, **changes}).eval()
+    model = build_model("mlp", digits, purified=PURIFIED | changes).eval()
     model.deploy(deployed)
     return model
 
@@ -128,15 +124,12 @@ def pair(digits):
     return x, (x + 0.2 * torch.sign(torch.randn_like(x))).clamp(0, 1)
 
 
-NAMES = ["image", "noise added", "blocks hidden", "holes filled", "purified"]
-
-
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
         ({}, NAMES),
         ({"transform": "rt3"}, NAMES),
-        ({"transform": "rt1"}, [name for name in NAMES if name != "noise added"]),
+        ({"transform": "rt1"}, [NAMES[0], *NAMES[2:]]),
         ({"missing": 0.0}, ["image", "noise added", "purified"]),
         ({"transform": "none"}, ["image", "purified"]),
         ({"deployed": False}, ["image", "purified"]),
@@ -209,7 +202,7 @@ def test_features_with_and_without_the_purifier(digits):
 
 
 def test_a_purifier_costs_more_than_none(digits):
-    model = built(digits, purifier="gan", width=12)
+    model = built(digits, width=12)
     table = representation.forward_cost(model, torch.rand(8, 1, 8, 8)).set_index("pass")
     assert list(table.index) == ["forward", "forward and gradient"]
     assert table["ratio"].tolist() == pytest.approx((table["purified"] / table["classifier"]).tolist())

@@ -19,21 +19,17 @@ def split_of(n: int, shape: tuple[int, ...] = (1, 8, 8)) -> Split:
     return Split(images, torch.arange(n) % 10, torch.arange(n) + 100)
 
 
-class Spare(nn.Flatten):
-    """Has a layer that it does not call."""
-
-    def __init__(self):
-        super().__init__()
-        self.spare = nn.Linear(2, 2)
+UNUSED = nn.Flatten()
+UNUSED.spare = nn.Linear(2, 2)  # that it does not call
 
 
 @pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "preact_resnet18"])
 def test_every_listed_layer_has_features(arch, digits):
     model = build_model(arch, digits)
     names = layers(model)
-    answers = features(model, split_of(3), layers=names)
     assert (names[-2:], len(names) >= 4) == (("features", "logits"), True)
-    assert list(answers.layers) == list(names)
+    answers = features(model, split_of(3), layers=names)
+    assert tuple(answers.layers) == names
     assert answers["features"].shape == (3, model.head.in_features)
     assert answers["logits"].shape == (3, 10)
 
@@ -87,10 +83,8 @@ def test_attacked_features_are_those_of_the_attack(net):
 def test_attacks_use_the_attack_view(net):
     """The deployed outputs hide their gradient: without the view the images, and so the features, would be other ones."""
     split, attack = split_of(40), PGD(THREAT, steps=3)
-    plain, hidden, known = (
-        features(model, split, attack=attack, keep_images=True)
-        for model in (net, Hidden(net, open=False), Hidden(net, open=True))
-    )
+    models = net, Hidden(net, open=False), Hidden(net, open=True)
+    plain, hidden, known = (features(model, split, attack=attack, keep_images=True) for model in models)
     assert known.images.equal(plain.images)
     assert not hidden.images.equal(plain.images)
     assert known.predictions.equal(plain.predictions)
@@ -108,7 +102,7 @@ def test_attacks_use_the_attack_view(net):
         (lambda net: features(net, split_of(2), layers=[]), "No layer was asked for"),
         (lambda net: features(net, split_of(0)), "holds no image"),
         (lambda net: features(net, split_of(2), layers="stage2")["stage3"], "'stage3' was not kept"),
-        (lambda net: features(Spare(), split_of(2), layers="spare"), "does not reach 'spare'"),
+        (lambda net: features(UNUSED, split_of(2), layers="spare"), "does not reach 'spare'"),
         (lambda net: at_eps(lambda model, x, y: x, 0.1), "has no threat"),
     ],
 )

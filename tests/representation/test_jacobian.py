@@ -43,7 +43,6 @@ def test_a_linear_map_has_one_metric_everywhere(classes):
     model = Linear(classes)
     top, volume = pullback_metric(model, torch.randn(5, 1, 4, 4), layer="logits")
     sigma = np.linalg.svd(model.map.weight.detach().double().numpy(), compute_uv=False)
-    assert len(sigma) == min(classes, 16)
     assert top.tolist() == pytest.approx([sigma[0] ** 2] * 5, rel=1e-5)
     assert volume.tolist() == pytest.approx([np.log(sigma).sum()] * 5, rel=1e-5)
     if classes == 3:
@@ -87,8 +86,7 @@ def test_a_plane_keeps_its_three_images_and_their_distances():
     assert torch.cat((places[0], places[1, 1:])).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
     assert min(places[1, 0], places[2, 1]) > 0
     assert torch.allclose(plane.at(places), images, atol=1e-5)
-    flat = images.flatten(1)
-    assert torch.allclose(torch.pdist(places), torch.pdist(flat), rtol=1e-5)
+    assert torch.allclose(torch.pdist(places), torch.pdist(images.flatten(1)), rtol=1e-5)
     beside = torch.randn(1, 8, 8)  # of an image off the plane, the nearest point: what is left is orthogonal to it
     foot = plane.at(plane.of(beside[None]))[0]
     assert abs(((beside - foot) * (images[1] - images[0])).sum().item()) < 1e-4

@@ -16,11 +16,11 @@ ATTACK = PGD(Threat("linf", 0.2), steps=3)
 
 
 @pytest.fixture(scope="module")
-def runs(digits, tmp_path_factory):
+def runs(few, tmp_path_factory):
     """Hardly trained."""
     root = tmp_path_factory.mktemp("runs")
-    methods = [make_method(name, "digits", epochs=2, train_examples=200) for name in ("n_fgsm", "standard")]
-    return [train(method, digits, root) for method in methods]
+    methods = [make_method(name, "digits", epochs=1, train_examples=200) for name in ("n_fgsm", "standard")]
+    return [train(method, few, root) for method in methods]
 
 
 def test_gap_table_per_layer_eps_and_class(runs, digits):
@@ -73,8 +73,7 @@ def test_a_damaged_copy_or_one_of_an_older_form_is_made_again(runs, digits):
 
 
 def test_maps_of_runs_show_the_same_images(runs, digits, no_umap):
-    for _ in range(2):
-        maps = embed_runs(runs, digits, ATTACK, n=40, neighbours=5)
+    maps, _ = (embed_runs(runs, digits, ATTACK, n=40, neighbours=5) for _ in range(2))
     assert [one.points.shape for one in maps] == [(2, 40, 2)] * 2
     assert len(no_umap) == 2, "the second time they are kept"
     one, other = (run_features(run, digits, ATTACK, n=40)[0] for run in runs)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustlib.data import load_dataset
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: children of tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,12 +38,9 @@ class Linear(nn.Module):
 
 
 class ConvNet(nn.Sequential):
-    """A convolution with BatchNorm whose statistics are not the initial ones."""
-
     def __init__(self, classes: int = 5, channels: int = 3) -> None:
-        super().__init__(
-            nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes)
-        )
+        first = nn.Conv2d(channels, 8, 3, padding=1)
+        super().__init__(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
 
 class Hidden(nn.Module):
@@ -71,6 +70,7 @@ def linear() -> Linear:
 
 @pytest.fixture
 def conv_net() -> nn.Module:
+    """Its BatchNorm's statistics are not the initial ones."""
     model = ConvNet()
     for _ in range(5):
         model(torch.rand(64, 3, 8, 8) * 2)
@@ -79,8 +79,6 @@ def conv_net() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def digits():
-    from robustlib.data import load_dataset
-
     return load_dataset("digits")
 
 

@@ -1,10 +1,20 @@
 """Made-up results for the tests of figures and reports: no training needed."""
 
 import base64
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from robustlib.attacks import PGD
+from robustlib.data import Dataset, Split
+from robustlib.threat import Threat
+from robustlib.workbook.report import write_atlas
 
 FORMULAS = (
     r"L = CE(f(x),y) + \beta\,\mathrm{KL}(p(x)\,\|\,p(x'))",
@@ -18,20 +28,16 @@ FORMULAS = (
 
 def leaderboard() -> pd.DataFrame:
     """Two seeds of two methods; the values sort differently as numbers and as text."""
+    worsts = {("standard", 0): 0.02, ("standard", 1): 0.105, ("trades", 0): 0.72, ("trades", 1): 0.095}
     rows = []
-    values = {"standard": [0.02, 0.105], "trades": [0.72, 0.095]}
-    for method, worsts in values.items():
-        for seed, worst in enumerate(worsts):
-            row: dict[str, Any] = {"preset": "digits", "dataset": "digits", "method": method, "title": method.upper()}
-            row |= {"arch": "small_cnn", "seed": seed}
-            row |= {"clean": 0.99 - 0.01 * seed, "clean_low": 0.96, "clean_high": 1.0}
-            row |= {"fgsm": worst + 0.05, "pgd20": worst, "pgd50x10": worst, "cw50": float("nan")}
-            row |= {"autoattack": worst, "worst": worst}
-            row |= {"worst_low": worst - 0.01, "worst_high": worst + 0.03, "minutes": 1.5 + 10 * seed, "epochs": 30}
-            row |= {"path": f"runs/digits/{method}/small_cnn-seed{seed}-ab", "stale": method == "trades" and seed == 1}
-            row |= {"warnings": ["robust overfitting <b>here</b>"] if seed else [], "checkpoint": "best"}
-            row |= BADGES[len(rows)]
-            rows.append(row)
+    for ((method, seed), worst), badges in zip(worsts.items(), BADGES, strict=True):
+        row: dict[str, Any] = {"preset": "digits", "dataset": "digits", "method": method, "title": method.upper()}
+        row |= {"arch": "small_cnn", "seed": seed, "clean": 0.99 - 0.01 * seed, "clean_low": 0.96, "clean_high": 1.0}
+        row |= {"fgsm": worst + 0.05, "cw50": float("nan"), "worst_low": worst - 0.01, "worst_high": worst + 0.03}
+        row |= dict.fromkeys(("pgd20", "pgd50x10", "autoattack", "worst"), worst)
+        row |= {"minutes": 1.5 + 10 * seed, "epochs": 30, "stale": (method, seed) == ("trades", 1)}
+        row |= {"path": f"runs/digits/{method}/small_cnn-seed{seed}-ab", "checkpoint": "best"}
+        rows.append(row | {"warnings": ["robust overfitting <b>here</b>"] if seed else []} | badges)
     return pd.DataFrame(rows)
 
 
@@ -104,7 +110,6 @@ CSV = "method,clean\nTRADES é,0.98\n"
 
 def compared(png: bytes) -> Any:
     """An executed comparison, some of whose cells are tagged for the index: three figures, a table, and nothing at all."""
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
     def figure(alt: str) -> Any:
         data = {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"}
@@ -131,22 +136,18 @@ def compared(png: bytes) -> Any:
         shows(figure("A map")),
         new_markdown_cell("## Claims\n\nThree of them."),
         shows(new_output("display_data", data={"text/html": table, "text/plain": "claim"})),
-        shows(
-            new_output("execute_result", data={"text/markdown": "Seeds: **8**.", "text/plain": ""}, execution_count=2)
-        ),
+        shows(new_output("execute_result", data={"text/markdown": "Seeds: **8**.", "text/plain": ""})),
     ]
     return new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 
 def incomplete() -> pd.DataFrame:
     """Two runs that lack something, as `robustlib.evaluation.incomplete` lists them."""
-    facts = {"preset": "digits", "dataset": "digits"}
     rows = [
-        {"run": "trades · seed 8", "path": "runs/a", "missing": "not evaluated: robustlib evaluate runs/a"},
-        {"run": "trades · <9>", "path": "runs/b"}
-        | {"missing": "records of pgd20 are incomplete: robustlib run trades --rerun"},
+        ("trades · seed 8", "runs/a", "not evaluated: robustlib evaluate runs/a"),
+        ("trades · <9>", "runs/b", "records of pgd20 are incomplete: robustlib run trades --rerun"),
     ]
-    return pd.DataFrame([facts | row for row in rows])
+    return pd.DataFrame(rows, columns=["run", "path", "missing"]).assign(preset="digits", dataset="digits")
 
 
 def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2) -> Any:
@@ -155,17 +156,6 @@ def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
     Returns:
         The first image of the first run, clean and adversarial, uint8 `shape` each.
     """
-    from pathlib import Path
-    from types import SimpleNamespace
-    from unittest.mock import patch
-
-    import torch
-
-    from robustlib.attacks import PGD
-    from robustlib.data import Dataset, Split
-    from robustlib.threat import Threat
-    from robustlib.workbook.report import write_atlas
-
     generator, labels = torch.Generator().manual_seed(0), torch.arange(n) % 4
     clean = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
     split = Split(clean, labels, torch.arange(n))
@@ -180,10 +170,8 @@ def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
     change = torch.randint(-51, 52, (n, *shape), generator=generator)
     attacked = (clean.int() + change).clamp(0, 255).to(torch.uint8)
     facts = {"method": "standard", "title": "Standard", "arch": "small_cnn", "dataset": "made-up"}
-    made: list[Any] = [
-        SimpleNamespace(params=lambda k=k: facts | {"seed": k}, changed="", finished=True, path="runs/x")
-        for k in range(runs)
-    ]
+    rest = {"changed": "", "finished": True, "path": "runs/x"}
+    made: list[Any] = [SimpleNamespace(params=lambda k=k: facts | {"seed": k}, **rest) for k in range(runs)]
     with patch("robustlib.workbook.report.index._map", lambda *_: (found, attacked.numpy())):
         if target is not None:
             write_atlas(Path(target), made, dataset, PGD(dataset.threat), title="Map", index="index.html")
@@ -192,8 +180,6 @@ def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
 
 def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "", html: str = "") -> Any:
     """An executed notebook with every kind of output."""
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
     prose = "\n\n".join(f"$${f}$$" if "align" not in f else f for f in FORMULAS)
     picture = {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"}
     stderr = "x.py:1: UserWarning: eight <threads>\n"
@@ -213,15 +199,11 @@ def notebook(*, failed: bool = False, png: bytes = b"", markdown: str = "", html
         new_markdown_cell("## Training\n\n[paper](https://arxiv.org/abs/1901.08573)\n\n# A second title"),
         new_code_cell("fit(method)", outputs=outputs, execution_count=1),
         new_markdown_cell("## Results"),
-        new_code_cell(
-            "table", outputs=[new_output("execute_result", data={"text/html": html or table}, execution_count=2)]
-        ),
+        new_code_cell("table", outputs=[new_output("execute_result", data={"text/html": html or table})]),
     ]
     if failed:
-        trace = ["\x1b[31mValueError\x1b[0m: no <run>"]
-        cells.append(
-            new_code_cell("boom", outputs=[new_output("error", ename="ValueError", evalue="no <run>", traceback=trace)])
-        )
+        error = {"ename": "ValueError", "evalue": "no <run>", "traceback": ["\x1b[31mValueError\x1b[0m: no <run>"]}
+        cells.append(new_code_cell("boom", outputs=[new_output("error", **error)]))
     ran = {"input_path": "notebooks/baselines.ipynb", "parameters": {"seed": 3}, "duration": 61.0}
     metadata = {"papermill": ran, "robustlib": {"Command": "robustlib run trades"}, "language_info": {"name": "python"}}
     return new_notebook(cells=cells, metadata=metadata)

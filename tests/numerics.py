@@ -4,9 +4,8 @@
     python -m tests.numerics --spread           # measures how far machines may differ; minutes; of some names where they are given
 
 Machines round differently, and where an attack takes signs, a training goes another way. So each name has a `spread`: the largest
-difference between ten ways in which one machine computes (measured on an AMD EPYC with AVX-512 bf16: ATEN_CPU_CAPABILITY of default,
-avx2 and avx512, each with ONEDNN_MAX_CPU_ISA of SSE41, AVX2 and AVX512_CORE; and 2 threads in place of 1). Numbers may differ by
-MARGIN times that, at least by LEAST, as a share of their size. Float32 makes no use of AMX.
+difference between the ten ways of `spread()` (measured on an AMD EPYC with AVX-512 bf16; float32 makes no use of AMX). Numbers may
+differ by MARGIN times that, at least by LEAST, as a share of their size.
 """
 
 import json
@@ -58,7 +57,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def training(name: str, dataset: Dataset, **changes: Any) -> list[float]:
-    """What a tiny training of a method ends as, by values of its own: losses of its stages and logits of some images."""
+    """What a tiny training of a method ends as: losses of its stages and logits of some images."""
     known = set(make_method(name).hyperparameters())
     settings = {k: v for k, v in {**TINY, **OWN.get(name, {}), **changes}.items() if k in known}
     method, few = make_method(name, **settings), replace(dataset, val=dataset.val.sample(20))
@@ -92,18 +91,17 @@ class Curved(nn.Module):
 
 
 def attack(one: Any) -> list[float]:
-    """What an attack leads to on a curved model: how far it goes, what the model says there, and a place; of a `BatchPGD` on a
-    loss of the whole batch no place."""
+    """Where an attack ends on a curved model: how far it goes, what the model says there, and, of each image, a place."""
     model, generator = Curved().eval(), torch.Generator().manual_seed(1)
-    x = torch.rand(8 if isinstance(one, BatchPGD) else 12, 1, 8, 8, generator=generator, dtype=torch.float64)
-    if isinstance(one, BatchPGD):
-        loss, draws = (lambda net, at: net(at).logsumexp(1).mean()), torch.Generator().manual_seed(2)
-        x_adv = one(model, x, loss, generator=draws)
-        return [*_sizes(x_adv - x), *_sizes(model(x_adv).detach())]
-    x_adv = one(model, x, model(x).argmax(1), rng=ExampleRNG.for_examples(0, torch.arange(12)))
-    logits = model(x_adv).detach()
+    whole = isinstance(one, BatchPGD)
+    x = torch.rand(8 if whole else 12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    if whole:
+        x_adv = one(model, x, lambda net, at: net(at).logsumexp(1).mean(), generator=torch.Generator().manual_seed(2))
+    else:
+        x_adv = one(model, x, model(x).argmax(1), rng=ExampleRNG.for_examples(0, torch.arange(12)))
+    found = [*_sizes(x_adv - x), *_sizes(model(x_adv).detach())]
     place = torch.randn(x[0].numel(), generator=generator, dtype=torch.float64)
-    return [*_sizes(x_adv - x), *_sizes(logits), *((x_adv - x).flatten(1) @ place)[:4].tolist()]
+    return found if whole else [*found, *((x_adv - x).flatten(1) @ place)[:4].tolist()]
 
 
 LINF, L2 = Threat("linf", 0.06), Threat("l2", 0.5)
@@ -123,13 +121,10 @@ def small_model(dataset: Dataset) -> nn.Module:
 
 
 class Shaken(nn.Sequential):
-    """A model whose logits are shaken by noise."""
-
     stochastic = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = super().forward(x)
-        return logits + 2 * torch.randn_like(logits)
+        return (logits := super().forward(x)) + 2 * torch.randn_like(logits)
 
 
 def evaluation(dataset: Dataset) -> list[float]:
@@ -176,9 +171,7 @@ def maps(dataset: Dataset) -> list[float]:
 
 def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
     """name -> what makes its numbers."""
-    make: dict[str, Callable[[], list[float]]] = {
-        f"methods/{name}": partial(training, name, dataset) for name in METHODS
-    }
+    make: dict[str, Callable[[], list[float]]] = {f"methods/{k}": partial(training, k, dataset) for k in METHODS}
     make["methods/aff"] = partial(training, "simclr", dataset, final="aff")
     make["methods/awp"] = partial(training, "pgd_at", dataset, awp_gamma=0.01)
     attacks = {
@@ -226,7 +219,6 @@ def write(names: Sequence[str]) -> None:
 
 
 def _save(known: dict[str, dict[str, Any]]) -> None:
-    """A line a name, in order."""
     lines = [f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(set(known) & set(NUMERICS))]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -60,9 +60,8 @@ def squared_norm(matrix):
 
 def class_jacobians(model, x):
     """(B, K, D), image by image."""
-    return np.stack(
-        [torch.func.jacrev(lambda one: model(one[None])[0])(image).flatten(1).detach().numpy() for image in x]
-    )
+    slope = torch.func.jacrev(lambda one: model(one[None])[0])
+    return np.stack([slope(image).flatten(1).detach().numpy() for image in x])
 
 
 def true_norms(model, shape):

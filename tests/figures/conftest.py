@@ -14,14 +14,13 @@ MAP = (NUMBERS.normal(size=(60, 2)), NUMBERS.normal(size=(60, 2)))
 BEFORE, AFTER = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2, 2, 2, -1]
 IMAGES = NUMBERS.uniform(0, 0.9, (2, 1, 8, 8))
 NAMES = ["cat", "dog"]
-CLAIMS = [
-    dict(zip(("claim", "effect", "low", "high", "verdict", "words"), row, strict=True)) | {"smallest": 0.01}
-    for row in (
-        ("A beats B.", 0.03, 0.02, 0.04, "supported", "supported"),
-        ("A costs.", 0.03, -np.inf, np.inf, "undecided", "1 of 8 seeds"),
-        ("A is new.", np.nan, np.nan, np.nan, "undecided", "no seeds"),
-    )
+EFFECTS = [
+    ("A beats B.", 0.03, 0.02, 0.04, "supported", "supported"),
+    ("A costs.", 0.03, -np.inf, np.inf, "undecided", "1 of 8 seeds"),
+    ("A is new.", np.nan, np.nan, np.nan, "undecided", "no seeds"),
 ]
+EFFECTS = pd.DataFrame(EFFECTS, columns=["claim", "effect", "low", "high", "verdict", "words"]).assign(smallest=0.01)
+CLAIMS = EFFECTS.to_dict("records")
 
 # Four seeds of A, one of B; A's seeds differ by a point from each other.
 CURVES = pd.concat(
@@ -77,15 +76,13 @@ POINT = pd.DataFrame({"across": [0.1], "up": [0.2], "label": [1]})
 PURIFIED = {"image": IMAGES, "purified": IMAGES}, {"image": IMAGES + 0.04, "purified": IMAGES + 0.02}
 ANSWERS = {"image": ([0, 1], [1, 0]), "purified": ([0, 1], [0, 0])}
 
-DOTS = pd.DataFrame(
-    {"row": ["RT2", "RT2", "RT1"], "series": ["weak", "strong", "weak"], "accuracy": [0.5, 0.2, 0.4]}
-).assign(low=lambda rows: rows["accuracy"] - 0.1, high=lambda rows: rows["accuracy"] + 0.1)
+DOTS = pd.DataFrame({"row": ["RT2", "RT2", "RT1"], "series": ["weak", "strong", "weak"], "accuracy": [0.5, 0.2, 0.4]})
+DOTS = DOTS.assign(low=DOTS["accuracy"] - 0.1, high=DOTS["accuracy"] + 0.1)
 
 # Two missing rates, three numbers of mixes.
 SURFACE = pd.DataFrame({"missing": [0.0, 0.0, 0.0, 0.25, 0.25, 0.25], "mixes": [1, 4, 16] * 2})
-SURFACE = SURFACE.assign(
-    apart=0.2 * (1 - SURFACE["missing"]), changed=0.1 / SURFACE["mixes"] ** 0.5 + SURFACE["missing"]
-)
+SURFACE["apart"] = 0.2 * (1 - SURFACE["missing"])
+SURFACE["changed"] = 0.1 / SURFACE["mixes"] ** 0.5 + SURFACE["missing"]
 
 FIGURES = {  # how each is drawn, and a column of its data with a number in it: one that the alt text tells, or that was given
     "training": (lambda: figures.training_curves(metrics()), "loss", 2 / 7),

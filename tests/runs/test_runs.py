@@ -29,7 +29,6 @@ PARAMS = {
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """A run with parameters only."""
     run = Run.of(PARAMS, tmp_path)
     write_json(run.path / "params.json", PARAMS)
     return run
@@ -87,10 +86,10 @@ def test_runs_are_found_by_what_they_are(run, tmp_path):
 def test_runs_in_an_archive_are_runs(tmp_path):
     run, lines = Run.of(PARAMS, tmp_path), b'{"epoch": 0, "clean": 0.5}\n{"epoch": 1, "clean": 0.9}\n'
     files = {"params.json": json.dumps(PARAMS).encode(), "status.json": b'{"state": "done"}', "metrics.jsonl": lines}
-    archive = run.path.parent.with_suffix(".zip")
-    written = []
+    files = {f"{run.path.name}/{name}": data for name, data in files.items()}
+    archive, written = run.path.parent.with_suffix(".zip"), []
     for some in (files, dict(reversed(files.items()))):
-        write_archive(archive, {f"{run.path.name}/{name}": data for name, data in some.items()})
+        write_archive(archive, some)
         written.append(archive.read_bytes())
     assert written[0] == written[1], "the same files, the same bytes"
     assert find_runs(tmp_path) == find_runs(tmp_path, method="pgd_at", preset="digits") == [run]

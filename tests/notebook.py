@@ -16,10 +16,7 @@ from robustlib.workbook.task import Task, check
 
 
 def perform(task: Task) -> None:
-    """What `robustlib.workbook.engines.execute` leaves at `task.output`, made here; what a cell raises is raised.
-
-    Each notebook has a shell and names of its own, but the modules of the tests, in which warnings are errors.
-    """
+    """What `robustlib.workbook.engines.execute` leaves at `task.output`; a shell of its own, but the modules of the tests."""
     task = check(task)
     book = parameterize_notebook(load_notebook_node(str(task.notebook)), task.parameters)
     config = Config(HistoryManager={"enabled": False}, InteractiveShell={"warn_venv": False})

@@ -1,5 +1,3 @@
-"""The list of benchmarks/mutants.py fits the code of today."""
-
 import mutants
 import pytest
 

@@ -1,5 +1,3 @@
-"""What purifier_speed.py times is what it says."""
-
 import purifier_speed
 import pytest
 import torch

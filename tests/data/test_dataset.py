@@ -1,5 +1,3 @@
-"""Data sets, their splits and batches: drawn once and for all, stratified, checked."""
-
 import hashlib
 import itertools
 from dataclasses import replace

@@ -19,7 +19,7 @@ from tests.data.conftest import random_images
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
@@ -35,17 +35,16 @@ def fake_mnist(root: Path, folder="MNIST") -> Path:
 def fake_cifar(monkeypatch, root: Path, classes=10, n=100) -> Path:
     """Files of the published layout, whose sums torchvision is told to expect."""
     make = torchvision.datasets.CIFAR10 if classes == 10 else torchvision.datasets.CIFAR100
-    key = "labels" if classes == 10 else "fine_labels"
+    labels = {"labels" if classes == 10 else "fine_labels": [i % classes for i in range(n)]}
     folder = root / make.base_folder
     folder.mkdir(parents=True)
     contents = {make.meta["filename"]: {make.meta["key"]: [f"class {i}" for i in range(classes)]}}
     for number, (file, _) in enumerate([*make.train_list, *make.test_list]):
-        data = random_images(n, seed=number).flatten(1).numpy()
-        contents[file] = {"data": data, key: [i % classes for i in range(n)]}
-    sums = {}
-    for file, content in contents.items():
-        (folder / file).write_bytes(pickle.dumps(content))
-        sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
+        contents[file] = labels | {"data": random_images(n, seed=number).flatten(1).numpy()}
+    contents = {file: pickle.dumps(content) for file, content in contents.items()}
+    sums = {file: hashlib.md5(data).hexdigest() for file, data in contents.items()}
+    for file, data in contents.items():
+        (folder / file).write_bytes(data)
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(make, part, [[file, sums[file]] for file, _ in getattr(make, part)])
     monkeypatch.setattr(make, "meta", {**make.meta, "md5": sums[make.meta["filename"]]})
@@ -121,7 +120,8 @@ def test_cifar(tmp_path, monkeypatch, classes, n, parts):
     assert torch.equal(ds.train.images[first], random_images(n, seed=0)[ds.train.indices[first]])
 
 
-def test_corrupted_and_absent_files_of_cifar_are_named(tmp_path, monkeypatch):
+def test_corrupted_and_absent_files_of_cifar_and_the_nearest_data_set_are_named(tmp_path, monkeypatch):
+    refused("CIFAR_1O", "", r"Unknown dataset 'CIFAR_1O'.*Did you mean 'cifar10'")
     folder = fake_cifar(monkeypatch, tmp_path)
     file = folder / "data_batch_3"
     file.write_bytes(file.read_bytes()[:-10])
@@ -185,13 +185,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(name for name, source in DATASETS.items() if not source.embedded))
 def test_a_missing_data_root_comes_with_its_remedy(name, tmp_path):
-    for root, said in (
-        ("", f"No data root for '{name}'"),
-        (tmp_path / "nowhere", "nowhere' is not a directory"),
-        (tmp_path, f"No data set '{name}' in the data root "),
-    ):
-        refused(name, root, rf"{said}.*--data-root.*ROBUSTLIB_DATA.*--download")
-
-
-def test_unknown_data_set_names_the_nearest():
-    refused("CIFAR_1O", "", r"Unknown dataset 'CIFAR_1O'.*Did you mean 'cifar10'")
+    remedy = ".*--data-root.*ROBUSTLIB_DATA.*--download"
+    refused(name, "", f"No data root for '{name}'{remedy}")
+    refused(name, tmp_path / "nowhere", f"nowhere' is not a directory{remedy}")
+    refused(name, tmp_path, f"No data set '{name}' in the data root {remedy}")

@@ -86,7 +86,7 @@ def test_missing_data_is_a_sentence(draw, words):
 
 def test_show_sends_a_png_with_its_alt_text(monkeypatch, capsys):
     sent = {}
-    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.get_ipython", object)
     monkeypatch.setattr("IPython.display.display", lambda data, **how: sent.update(data=data, **how))
     figure = figures.accuracy_bars(ROWS)
     figures.show(figure)

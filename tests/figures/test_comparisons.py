@@ -1,5 +1,3 @@
-"""Bars, cascades and dots of accuracies, runs side by side, claims, and adversarial distances."""
-
 import pytest
 
 from robustlib import figures

@@ -1,5 +1,3 @@
-"""Curves: what they show of seeds, stages and strengths, and that legends hide none of them."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Pictures of a feature space: histograms, planes, maps and boundaries."""
-
 import numpy as np
 import pandas as pd
 import pytest

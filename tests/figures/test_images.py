@@ -1,5 +1,3 @@
-"""Images before and after an attack and through a purifier, and what becomes of the answers, on images made by hand."""
-
 import numpy as np
 import pytest
 

@@ -25,10 +25,7 @@ class Pixels(nn.Module):
         self.scale, self.head = scale, nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.head(self.features(x))
-
-    def features(self, x):
-        return self.scale * x.flatten(1) + 1
+        return self.head(self.scale * x.flatten(1) + 1)
 
 
 @pytest.fixture
@@ -52,13 +49,13 @@ def test_a_model_blind_to_its_input_is_consistent_and_one_of_pixels_is_not(digit
     table = representation.consistency({"blind": blind, "seeing": seeing}).set_index(["model", "copy"])
     assert table.loc["blind"].drop_duplicates().to_numpy().tolist() == [[0, 0, 1]]
     for kind in ("augmented", "attacked"):
-        a, b = pixels, seeing[kind]["features"]
-        apart = (F.normalize(a) - F.normalize(b)).square().sum(1).mean().item()
-        gap = ((b - a).norm(dim=1) / a.norm(dim=1)).mean().item()
+        other = seeing[kind]["features"]
+        apart = (F.normalize(pixels) - F.normalize(other)).square().sum(1).mean().item()
+        gap = ((other - pixels).norm(dim=1) / pixels.norm(dim=1)).mean().item()
         same = (seeing[kind].predictions == seeing["clean"].predictions).float().mean().item()
         row = table.loc[("seeing", kind), ["alignment", "relative_l2", "same answer"]]
         assert row.tolist() == pytest.approx([apart, gap, same], rel=1e-4)
-        moved = 1 - F.cosine_similarity(a, b)
+        moved = 1 - F.cosine_similarity(pixels, other)
         assert torch.allclose(representation.displacement(seeing)[kind], moved, atol=1e-5)
     shown = tables.consistency(table.loc[["seeing"]].reset_index())
     assert list(shown.columns) == ["model", "copy", "relative L2 gap", "alignment with the image", "same answer"]

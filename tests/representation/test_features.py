@@ -1,5 +1,3 @@
-"""Layers by name, and their answers, streamed through a model that is left as found."""
-
 import pytest
 import torch
 from torch import nn

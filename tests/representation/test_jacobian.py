@@ -1,5 +1,3 @@
-"""Slopes and the pull-back metric: of linear maps by algebra, of networks against finite differences; planes of images."""
-
 import copy
 import math
 

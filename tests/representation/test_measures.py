@@ -1,5 +1,3 @@
-"""Measures on geometry where the answer is known."""
-
 import importlib
 import math
 

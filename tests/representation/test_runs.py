@@ -1,5 +1,3 @@
-"""Finished runs side by side: the same images, stored features and measures, and maps."""
-
 from dataclasses import replace
 
 import pytest

@@ -86,9 +86,11 @@ def test_restarts_and_early_stop_lose_no_success(attack, conv_net):
     y, weak = conv_net(x).argmax(1), replace(attack, threat=replace(attack.threat, eps=attack.threat.eps / 5))
     rising = [weak, replace(weak, restarts=4)]
     rising = [replace(weak, early_stop=False), *rising] if isinstance(attack, PGD) else rising
-    fooled = [conv_net(one(conv_net, x, y, rng=rng)).argmax(1) != y for one in rising]
+    x_advs = [one(conv_net, x, y, rng=rng) for one in rising]
+    fooled = [conv_net(x_adv).argmax(1) != y for x_adv in x_advs]
     assert all((few <= more).all() for few, more in pairwise(fooled))
     assert 0 < fooled[0].sum() < 100
+    assert not torch.equal(*x_advs[-2:]), "restarts start elsewhere"
 
 
 @pytest.mark.parametrize("attack", [*SEARCHES, Tangent(L2, 300)], ids=name)
@@ -323,4 +325,6 @@ def test_a_search_aimed_through_a_view_ends_at_any_wrong_answer_of_the_judge():
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     aim = PGD(Threat("linf", 0.25), 20, 0.05, start="zero", early_stop=True, objective="margin", targeted=True)
     judge, view, target = Judge(), Judge(), torch.full((3,), 2)
-    assert judge(aim(SurrogateModel(view, judge), x, y, target=target)).argmax(1).tolist() == [1, 1, 1]
+    x_adv = aim(SurrogateModel(view, judge), x, y, target=target)
+    assert judge(x_adv).argmax(1).tolist() == [1, 1, 1]
+    assert x_adv.max() < 0.7, "and goes no farther"

@@ -1,7 +1,6 @@
 """PGD against what is known: analytic optima, invariants, peers, and the promises of its docstring."""
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
@@ -63,27 +62,6 @@ def test_nan_gradients_leave_the_image_whole():
     assert torch.equal(x_adv, x)
 
 
-@pytest.mark.parametrize("threat", [Threat("linf", 0.01), Threat("l2", 0.1)], ids=str)
-def test_same_predictions_as_foolbox(threat, conv_net):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # foolbox 3.3.4 (2024) imports with deprecation warnings
-        foolbox = pytest.importorskip("foolbox")
-    import eagerpy
-
-    x = torch.rand(300, 3, 8, 8)
-    start, y = uniform_point(threat, x, ExampleRNG.for_examples(0, torch.arange(300))), conv_net(x).argmax(1)
-
-    class FromStart(foolbox.attacks.LinfPGD if threat.norm == "linf" else foolbox.attacks.L2PGD):
-        def get_random_start(self, x0, epsilon):
-            return eagerpy.astensor(start)
-
-    peer = FromStart(abs_stepsize=threat.eps / 4, steps=10, random_start=True)
-    theirs = peer(foolbox.PyTorchModel(conv_net, (0, 1), device="cpu"), x, y, epsilons=threat.eps)[1]
-    ours = conv_net(PGD(threat, steps=10, step_size=threat.eps / 4)(conv_net, x, y, start=start)).argmax(1)
-    assert 0.1 < (ours != y).float().mean() < 0.9
-    assert (ours != conv_net(theirs).argmax(1)).float().mean() <= 0.01
-
-
 def test_random_numbers_are_a_hash_in_three_forms():
     """SplitMix64: 23 bits of it for `uniform` and `normal`, two times 23 for `quick_normal`."""
     rng = ExampleRNG.for_examples(0, torch.arange(20))
@@ -94,13 +72,13 @@ def test_random_numbers_are_a_hash_in_three_forms():
         assert kstest(numbers.flatten().numpy(), law).pvalue > 0.001
     for other in (ExampleRNG.for_examples(1, torch.arange(20)), rng.fold_in(1)):
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.uniform(5001).flatten()]))[0, 1])) < 0.02
+    assert torch.equal(z, torch.special.ndtri(u + 2.0**-24)), "never infinite"
     for j in range(4):
         h = (int(rng.seeds[7]) + (j + 1) * 0x9E3779B97F4A7C15) % 2**64
         h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         h = (h ^ (h >> 27)) * 0x94D049BB133111EB % 2**64
         h ^= h >> 31
-        share = (h >> 41) / 2**23
-        assert (u[7, 0, j], z[7, 0, j]) == pytest.approx((share, norm.ppf(share + 2**-24)), rel=1e-4)
+        assert u[7, 0, j] == (h >> 41) / 2**23
         for half, k in enumerate((h % 2**32, h >> 32)):
             k -= 2**32 * (k >= 2**31)  # as int32 holds it
             assert quick[7, 0, 2 * j + half] == pytest.approx(norm.ppf(0.5 + (k // 2**9 + 0.5) / 2**23), rel=1e-4)

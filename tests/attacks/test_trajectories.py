@@ -143,6 +143,13 @@ def test_fab_finds_the_authors_points(threat, images):
     assert ((far - wanted).abs() < 1e-4 * wanted).double().mean() >= 0.75
 
 
+def test_fab_restarts_from_half_the_radius(threat, wavy, images):
+    x, y = 0.3 + 0.4 * images[0], images[1]
+    FAB(threat, 1, targets=1, restarts=2)(wavy, x, y, rng=RNG)
+    far = [threat.distance(seen, x) for seen in wavy.shown if len(seen) == N]
+    assert any(torch.allclose(one, torch.full_like(one, threat.eps / 2)) for one in far)
+
+
 def test_square_asks_about_the_surface_of_the_ball(threat, wavy, images):
     """Algorithms 2 and 3: every linf query is a corner of the ball, and an l2 query uses all of its length."""
     x, y = 0.3 + 0.4 * images[0], images[1]
@@ -160,10 +167,12 @@ def test_square_spends_what_is_unused_in_its_window():
     x = torch.full((4, 3, 12, 12), 0.5, dtype=torch.float64)
     best = x + 0.02 * torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     threat = Threat("l2", 2 * float(Threat("l2", 1).distance(best, x).max()))
-    candidates = square._l2_step(x, best, threat.eps, 9 / 144, ExampleRNG.for_examples(0, torch.arange(4)))
+    candidates = square._l2_step(x, best, threat.eps, 9 / 144, RNG[:4])
     assert torch.allclose(threat.distance(candidates, x), torch.full((4,), threat.eps, dtype=x.dtype))
     changed = ((candidates - best).abs() > 1e-9).any(1).flatten(1).sum(1)
     assert ((changed > 0) & (changed <= 2 * 3 * 3)).all()
+    start = square._tiles(x, threat.eps, RNG[:4]) - x  # a fifth of 12 pixels is 2: two-sided bumps of 2 x 2
+    assert start.abs().min() > 1e-4 > 1e-9 > nn.functional.avg_pool2d(start, 2).abs().max()
 
 
 def test_the_standard_version_is_the_published_one():

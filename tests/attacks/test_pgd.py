@@ -39,6 +39,7 @@ def test_fgsm_is_the_optimum_in_one_step(linear):
     x, y = inner_images(), torch.zeros(6, dtype=torch.int64)
     w = linear.map.weight[1] - linear.map.weight[0]
     assert torch.allclose(FGSM(LINF)(linear, x, y), x + 0.1 * w.sign().view(1, 1, 4, 4))
+    assert FGSM(LINF).steps == 1
 
 
 def test_confident_examples_keep_a_gradient(linear):

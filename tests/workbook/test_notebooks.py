@@ -93,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     parameters = {"method": "trades", "seed": "1", "test_examples": "12", "runs": str(place / "runs")}
     options = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    changes = 'overrides: ["arch=mlp_32", "epochs=1", "train_examples=256", "attack_steps=2"]'
+    changes = 'overrides: ["arch=mlp_512", "epochs=4", "train_examples=512", "attack_steps=2"]'
     options += ["-y", changes, "--no-progress-bar"]
     command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options]
     subprocess.run(command, check=True, timeout=300)
@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_baselines_by_papermill(trained: Path) -> None:
     (run,) = find_runs(trained / "runs", method="trades", preset="digits")
     assert (run.finished, run.params()["seed"], run.results()["n"]) == (True, 1, 12)
-    signs = ["TRADES", "beta", "epoch 1/1", "worst case", "PGD(", "robustlib run trades", "overfitting was detected"]
+    signs = ["TRADES", "beta", "epoch 4/4", "worst case", "PGD(", "robustlib run trades"]
     assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
     images = pictures(trained / "out.ipynb")
     assert len(images) == 10
@@ -122,9 +122,10 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=5, queries=40))
     for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
         monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
-    monkeypatch.setattr(
-        sys.modules["robustlib.audit.audit"], "audit", partial(audit_model, queries=20, noise=20, readouts=8)
-    )
+    judge = sys.modules["robustlib.audit.audit"]
+    monkeypatch.setattr(judge, "audit", partial(audit_model, queries=20, noise=20, readouts=8))
+    for name in ("DRAWS", "EOT"):
+        monkeypatch.setattr(judge, name, 2)
     monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
     monkeypatch.setattr("robustlib.representation.metric_over_plane", partial(metric_over_plane, steps=9))
 
@@ -275,7 +276,7 @@ def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, 
 
 @pytest.mark.usefixtures("brief")
 def test_the_notebook_of_atop(tmp_path: Path) -> None:
-    short = ["epochs=2", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
+    short = ["epochs=1", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
     overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     shown, drawn = page_of(Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb"))
@@ -296,7 +297,7 @@ def test_the_comparison(trained: Path, tmp_path: Path) -> None:
 
     shown, drawn = compare()
     signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "undecided: 0 of 8 seeds")
-    assert_shows(shown, *signs, "TRADES · arch=mlp_32, epochs=1, train_examples=256, attack_steps=2")
+    assert_shows(shown, *signs, "TRADES · arch=mlp_512, epochs=4, train_examples=512, attack_steps=2")
     assert "not audited" not in shown
     tagged = [c for c in cells(tmp_path / "out.ipynb") if "index" in c.metadata.get("tags", [])]
     assert drawn >= sum("image/png" in o.get("data", {}) for c in tagged for o in c.outputs) >= 5

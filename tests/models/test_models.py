@@ -46,11 +46,15 @@ def test_every_architecture_takes_every_data_sets_images(arch, shape):
     assert (model.stochastic, model.surrogates()) == (False, {})
 
 
-@pytest.mark.parametrize(("size", "first", "last"), [(32, 32, 4), (64, 64, 8), (65, 17, 3), (160, 40, 5)])
-def test_the_resnet_stem_suits_the_image(size, first, last):
+RESNET = [(32, 32, 4), (64, 64, 8), (65, 17, 3), (160, 40, 5)]
+SIZES = [*(("resnet18", *sizes) for sizes in RESNET), *(("small_cnn", *sizes) for sizes in ((15, 15, 8), (16, 16, 4)))]
+
+
+@pytest.mark.parametrize(("arch", "size", "first", "last"), SIZES)
+def test_strides_suit_the_image(arch, size, first, last):
     seen = []
-    model = on_meta("resnet18", shape=(3, size, size))
-    for name in ("layer1", "layer4"):
+    model = on_meta(arch, shape=(3, size, size))
+    for name in (model.encoder.stages[0], model.encoder.stages[-1]):
         getattr(model.encoder, name).register_forward_hook(lambda module, args, out: seen.append(out.shape[-1]))
     model(torch.empty(1, 3, size, size, device="meta"))
     assert seen == [first, last]

@@ -18,7 +18,7 @@ test: $(VENV)/.test ## lint, types, test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab

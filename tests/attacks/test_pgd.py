@@ -73,6 +73,7 @@ def test_random_numbers_are_a_hash_in_three_forms():
         assert kstest(numbers.flatten().numpy(), law).pvalue > 0.001
     for other in (ExampleRNG.for_examples(1, torch.arange(20)), rng.fold_in(1)):
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.uniform(5001).flatten()]))[0, 1])) < 0.02
+    assert not (rng.fold_in(0).seeds == rng.fold_in(1).seeds).any()
     assert torch.equal(z, torch.special.ndtri(u + 2.0**-24)), "never infinite"
     for j in range(4):
         h = (int(rng.seeds[7]) + (j + 1) * 0x9E3779B97F4A7C15) % 2**64

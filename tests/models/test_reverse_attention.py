@@ -41,7 +41,7 @@ def last_maps(model, x):
 def by_loops(model, x, labels=None):
     """Section 2.1 of the paper's page, image by image and channel by channel: logits, auxiliary logits, features."""
     h, blocks, finish = last_maps(model, x)
-    weight, bias, auxiliary = model.head.weight, model.head.bias, []
+    weight, bias, auxiliary, features = model.head.weight, model.head.bias, [], []
     for block in blocks:
         z = finish(block(h))
         pooled = [image.mean((1, 2)) for image in z]
@@ -49,7 +49,8 @@ def by_loops(model, x, labels=None):
         chosen = p.argmax(1) if labels is None else labels
         h = torch.stack([torch.stack([weight[j, k] * c for k, c in enumerate(z[n])]) for n, j in enumerate(chosen)])
         auxiliary.append(p)
-    return h.mean((2, 3)) @ weight.t() + bias, auxiliary, h.mean((2, 3))
+        features.append(h.mean((2, 3)))
+    return features[-1] @ weight.t() + bias, auxiliary, features
 
 
 @pytest.mark.parametrize("mask", ["true", "predicted"])
@@ -60,8 +61,8 @@ def test_logits_equal_the_papers_loops(arch, mask):
     with torch.no_grad():
         seen, (logits, auxiliary, features) = model.attend(x, labels), by_loops(model, x, labels)
     assert len(seen.auxiliary) == model.gates == (1 if arch == "small_cnn" else 2)
-    answers = (seen.logits, seen.after[-1], *seen.auxiliary, *map(model.head, seen.before))
-    for answer, wanted in zip(answers, (logits, features, *auxiliary, *auxiliary), strict=True):
+    answers = (seen.logits, *seen.after, *seen.auxiliary, *map(model.head, seen.before))
+    for answer, wanted in zip(answers, (logits, *features, *auxiliary, *auxiliary), strict=True):
         assert torch.allclose(answer, wanted, rtol=1e-4, atol=1e-4)
     for module in model.modules():
         module.training = not isinstance(module, nn.BatchNorm2d)

@@ -23,15 +23,7 @@ def checks(data_root: str) -> list[list[str]]:
     full = "--device cuda --dataset cifar10 --training 2000 --images 1000 --steps 100 --targets 9 --queries 5000 --rounds 1"
     weights = ["--weights", "runs/autoattack_speed_cifar10.safetensors", "--data-root", data_root]
     return [
-        [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            *(str(HERE.parent / "tests" / name) for name in ("benchmarks/test_gpu.py", "data/test_augmentation.py")),
-        ],
+        [python, "-m", "pytest", "-q", str(HERE / "gpu_checks.py")],
         [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "autoattack_speed.py"), *full.split(), *weights],

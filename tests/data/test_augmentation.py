@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustlib.data import VIEWS, Policy, Split
+from robustlib.data import VIEWS, Policy
 from robustlib.data.augmentation import shift_hue
 from tests.data.conftest import generator, random_images
 
@@ -81,16 +81,3 @@ def test_one_channel_views_change_contrast_and_add_noise():
     assert 0.45 < contrast.quantile(0.01) < contrast.quantile(0.99) < 1.55
     assert contrast.std() == pytest.approx(0.8 / 12**0.5, abs=0.05)
     assert x[..., :4].std((1, 2, 3)).mean() == pytest.approx(0.05, abs=0.005)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", VIEWS)
-def test_views_are_drawn_on_the_gpu(digits, name):
-    for split in (digits.val, Split(random_images(256), digits.val.labels, digits.val.indices, Policy(4, True))):
-        seeded = [torch.Generator("cuda").manual_seed(3) for _ in range(2)]
-        one, two = (list(split.to("cuda").batches(100, shuffle=True, augment=name, generator=g)) for g in seeded)
-        assert all(torch.equal(a.x, b.x) and a.x.is_cuda and a.y.is_cuda for a, b in zip(one, two, strict=True))
-        assert all(a.x.min() >= 0 and a.x.max() <= 1 for a in one)
-        plain = one[0].view("none").cpu()
-        assert torch.equal(plain, one[0].images.cpu() / 255)

@@ -1,9 +1,10 @@
-"""What only a GPU can show; `python benchmarks/gpu.py` runs these where one is at hand."""
+"""What only a GPU can show: tests that `python benchmarks/gpu.py` runs where one is at hand, and `make test` does not collect."""
 
 import pytest
 import torch
 
 from robustlib.attacks import PGD, AutoAttack, ExampleRNG, Threat
+from robustlib.data import VIEWS, Policy, Split, load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
@@ -13,6 +14,11 @@ from tests.training_fixtures import interrupt
 
 no_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 pytestmark = [pytest.mark.gpu, no_device]
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits")
 
 
 def train(root, dataset, name="pgd_at", **options):
@@ -75,3 +81,15 @@ def test_an_interrupted_training_goes_on(tmp_path, digits, monkeypatch):
     run = train(tmp_path, digits, **settings)
     assert run.finished
     assert list(run.metrics().epoch) == list(range(6))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_drawn_on_the_gpu(digits, name):
+    images = torch.randint(0, 256, (len(digits.val), 3, 32, 32), dtype=torch.uint8)
+    for split in (digits.val, Split(images, digits.val.labels, digits.val.indices, Policy(4, True))):
+        seeded = [torch.Generator("cuda").manual_seed(3) for _ in range(2)]
+        one, two = (list(split.to("cuda").batches(100, shuffle=True, augment=name, generator=g)) for g in seeded)
+        assert all(torch.equal(a.x, b.x) and a.x.is_cuda and a.y.is_cuda for a, b in zip(one, two, strict=True))
+        assert all(a.x.min() >= 0 and a.x.max() <= 1 for a in one)
+        plain = one[0].view("none").cpu()
+        assert torch.equal(plain, one[0].images.cpu() / 255)

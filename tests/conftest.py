@@ -64,7 +64,6 @@ class Hidden(nn.Module):
 
 
 def spec(shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> SimpleNamespace:
-    """What a model must know of its images."""
     return SimpleNamespace(num_classes=classes, image_shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
 
 
@@ -88,11 +87,9 @@ def digits():
 
 
 def hardly_validated(dataset):
-    """The data set with 60 validation images."""
     return replace(dataset, val=dataset.val.sample(60))
 
 
 @pytest.fixture(scope="session")
 def few(digits):
-    """Digits with 60 validation images, validated in no time."""
     return hardly_validated(digits)

@@ -1,17 +1,11 @@
 """Tiny fixed runs of every method, attack and measure, and the numbers they gave when their version was set.
 
-    python -m tests.numerics methods/trades     # writes the numbers of today beside the version of today; no name: all
-    python -m tests.numerics --spread           # measures how far machines may differ; minutes; of some names where they are given
-
-Machines round differently, and where an attack takes signs, a training goes another way. So each name has a `spread`: the largest
-difference between the ten ways of `spread()` (measured on an AMD EPYC with AVX-512 bf16; float32 makes no use of AMX). Numbers may
-differ by MARGIN times that, at least by LEAST, as a share of their size.
+benchmarks/store_numerics.py stores them. Machines round differently, and where an attack takes signs, a training goes another way. So
+each name has a `spread`: the largest difference between ten ways of computing them (measured on an AMD EPYC with AVX-512 bf16; float32
+makes no use of AMX). Numbers may differ by MARGIN times that, at least by LEAST, as a share of their size.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,14 +19,13 @@ from torch import nn
 
 from robustlib.attacks import APGD, FAB, PGD, AutoAttack, BatchPGD, ExampleRNG, Square, StAdv, Tangent, Threat
 from robustlib.audit import audit
-from robustlib.data import Dataset, load_dataset
+from robustlib.data import Dataset
 from robustlib.evaluation import adversarial_distances, evaluate, summarise
 from robustlib.evaluation.stochastic import draw_statistics
 from robustlib.methods import METHODS, make_method
 from robustlib.methods.rep_spectral import Regularised
 from robustlib.models import build_model
 from robustlib.representation import embedding, features, measures
-from robustlib.runs import NUMERICS
 from robustlib.training import fit
 
 FILE = Path(__file__).parent / "numerics.json"
@@ -170,7 +163,6 @@ def maps(dataset: Dataset) -> list[float]:
 
 
 def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
-    """name -> what makes its numbers."""
     make: dict[str, Callable[[], list[float]]] = {f"methods/{k}": partial(training, k, dataset) for k in METHODS}
     make["methods/aff"] = partial(training, "simclr", dataset, final="aff")
     make["methods/awp"] = partial(training, "pgd_at", dataset, awp_gamma=0.01)
@@ -191,7 +183,6 @@ def makers(dataset: Dataset) -> dict[str, Callable[[], list[float]]]:
 
 
 def stored() -> dict[str, dict[str, Any]]:
-    """name -> {"version", "numbers", "spread"}."""
     return dict(json.loads(FILE.read_text()))
 
 
@@ -204,40 +195,4 @@ def difference(some: Sequence[float], others: Sequence[float]) -> float:
 
 
 def tolerance(known: dict[str, Any]) -> float:
-    """How far a name's numbers may be from the stored ones."""
     return max(MARGIN * known["spread"], LEAST)
-
-
-def write(names: Sequence[str]) -> None:
-    """Stores today's numbers of some names beside today's versions."""
-    make, known = makers(load_dataset("digits")), stored() if FILE.is_file() else {}
-    for name in names or make:
-        torch.manual_seed(0)
-        numbers = [float(f"{value:.7g}") for value in make[name]()]
-        known[name] = {"spread": 0.0, **known.get(name, {}), "version": NUMERICS[name], "numbers": numbers}
-    _save(known)
-
-
-def _save(known: dict[str, dict[str, Any]]) -> None:
-    lines = [f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(set(known) & set(NUMERICS))]
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def spread(names: Sequence[str]) -> None:
-    """Stores, for each name, the largest difference from the stored numbers over ten ways of computing them."""
-    units, isas = ("default", "avx2", "avx512"), ("SSE41", "AVX2", "AVX512_CORE")
-    ways = [({"ATEN_CPU_CAPABILITY": a, "ONEDNN_MAX_CPU_ISA": b}, "1") for a in units for b in isas]
-    code = "import json, torch, sys; torch.set_num_threads(int(sys.argv[1])); from tests import numerics as n\n"
-    code += "d = n.load_dataset('digits')\nfor k in sys.argv[2:] or n.makers(d): torch.manual_seed(0); print(json.dumps([k, n.makers(d)[k]()]))"
-    known, largest = stored(), {}
-    for way, threads in [*ways, ({}, "2")]:
-        command, env = [sys.executable, "-W", "ignore", "-c", code, threads, *names], {**os.environ, **way}
-        out = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        for name, numbers in map(json.loads, filter(lambda line: line.startswith("["), out.stdout.splitlines())):
-            largest[name] = max(largest.get(name, 0.0), difference(numbers, known[name]["numbers"]))
-    _save({**known, **{name: {**known[name], "spread": float(f"{value:.1e}")} for name, value in largest.items()}})
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    spread(sys.argv[2:]) if sys.argv[1:2] == ["--spread"] else write(sys.argv[1:])

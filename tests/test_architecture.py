@@ -62,10 +62,6 @@ def part_of(module: str) -> str:
 ARROWS = [(m, t, f"{MODULES[m].relative_to(ROOT)}:{n}") for m in MODULES if m != "robustlib" for t, n in imports(m)]
 
 
-def test_every_part_has_a_layer():
-    assert {part_of(module) for module in MODULES if module != "robustlib"} <= set(LAYER)
-
-
 def test_arrows_point_downwards():
     crossing = [(part_of(a), part_of(b), place) for a, b, place in ARROWS if part_of(a) != part_of(b)]
     wrong = [f"{place}: {a} imports {b}" for a, b, place in crossing if LAYER[a] <= LAYER[b]]

@@ -9,7 +9,7 @@ from tests import numerics
 
 HOW = (
     "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/run.py (runs "
-    "made before are stale then) and store the new ones: python -m tests.numerics {name}"
+    "made before are stale then) and store the new ones: PYTHONPATH=. python benchmarks/store_numerics.py {name}"
 )
 
 

@@ -50,8 +50,3 @@ def test_l2_random_starts_fill_the_ball_uniformly():
 def test_what_is_no_ball_is_a_sentence(norm, eps, says):
     with pytest.raises(InputError, match=says):
         Threat(norm, eps)
-
-
-def test_threat_reads_as_people_write_it():
-    threats = Threat("linf", 8 / 255), Threat("linf", 0.2), Threat("l2", 0.5)
-    assert [*map(str, threats)] == ["Linf 8/255", "Linf 0.2", "L2 0.5"]

@@ -48,7 +48,6 @@ def first_batch(dataset, size=16, augment="none"):
 
 
 def same_state(one, other, atol=0.0):
-    """Whether all weights and buffers of two modules agree."""
     mine, theirs = one.state_dict(), other.state_dict()
     return all(torch.allclose(v.float(), theirs[k].float(), rtol=0, atol=atol) for k, v in mine.items())
 
@@ -109,6 +108,5 @@ def broken_off(method, dataset, root, monkeypatch, stop):
 
 
 def run_below(root):
-    """The one run that was begun there."""
     (params,) = root.rglob("params.json")
     return Run(params.parent)

@@ -22,7 +22,6 @@ BOTH = pytest.mark.parametrize("attack", [QUICK, FAB(L2, 5, 2)], ids=lambda a: t
 
 @pytest.fixture
 def case(conv_net):
-    """A network, ten images, and what it says of them."""
     x = torch.rand(10, 3, 8, 8)
     return conv_net, x, conv_net(x).argmax(1)
 

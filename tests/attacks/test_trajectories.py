@@ -55,7 +55,6 @@ def start(threat, images, monkeypatch):
 
 
 def walked(model, start):
-    """The points a model was shown, from a start on."""
     first = next(i for i, x in enumerate(model.shown) if x.shape == start.shape and torch.equal(x, start))
     points, model.shown = model.shown[first:], []
     return torch.stack(points)

@@ -33,7 +33,6 @@ def test_indices_point_into_the_original_files(digits):
 
 
 def coordinates(split: Split, reach: float) -> np.ndarray:
-    """The points (N, 2) that images of a toy show."""
     return (split.images[:, 0, 0].double().numpy() / 127.5 - 1) * reach
 
 

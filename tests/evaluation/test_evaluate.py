@@ -247,7 +247,6 @@ COINS = Split(torch.full((400, 1, 4, 4), 204, dtype=torch.uint8), torch.zeros(40
 
 
 def darken(threat: Threat, remainder: int) -> Fake:
-    """Every second image."""
     return Fake(threat, lambda x: x - threat.eps * (torch.arange(len(x)) % 2 == remainder).float().view(-1, 1, 1, 1))
 
 

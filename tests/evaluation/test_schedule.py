@@ -43,7 +43,6 @@ class Shaky:
 
 
 def case(stochastic: bool = False) -> tuple[nn.Module, Split]:
-    """The same model and images each time."""
     source = torch.Generator().manual_seed(3)
     model = (Noisy if stochastic else Linear)(classes=4)
     with torch.no_grad():
@@ -89,7 +88,6 @@ ATTACKS = {"pgd": PGD(THREAT, steps=2)}
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """The finished state of an evaluation of `case` under ATTACKS."""
     evaluate(*case(), ATTACKS, state=tmp_path / "state")
     return tmp_path / "state"
 

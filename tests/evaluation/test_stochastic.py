@@ -247,7 +247,6 @@ def runs(few, tmp_path_factory) -> dict[str, Run]:
 
 @pytest.fixture
 def judged(monkeypatch) -> list[Any]:
-    """What models have been asked to judge."""
     given: list[Any] = []
     monkeypatch.setattr("robustlib.evaluation.schedule.predict", lambda *some: given.append(some) or predict(*some))
     return given
@@ -255,7 +254,6 @@ def judged(monkeypatch) -> list[Any]:
 
 @pytest.fixture
 def evaluated(runs, digits, monkeypatch) -> dict[str, Run]:
-    """Both, evaluated within a tiny budget."""
     fgsm, quick = FGSM(digits.threat), (("apgd-ce", APGD(digits.threat, steps=2)),)
     deterministic = {"fgsm": fgsm, "pgd20": PGD(digits.threat, steps=2), "cw50": fgsm}
     deterministic["autoattack"] = AutoAttack(digits.threat, "custom", quick)

@@ -9,5 +9,4 @@ from tests.training_fixtures import tiny, train
 
 @pytest.fixture(scope="session")
 def run_of(few, tmp_path_factory):
-    """Gives the run of `tiny(name, **settings)` on `few`."""
     return cache(lambda name, **settings: train(tiny(name, **settings), few, tmp_path_factory.mktemp("runs")))

@@ -145,7 +145,6 @@ FEW = {"train_examples": 64, "attack_steps": 1, "epochs": 1, "warm_up": 0}
 
 @pytest.fixture
 def runs(run_of):
-    """A run of each row."""
     return {name: run_of("atop", **FEW, **settings) for name, settings in ROWS.items()}
 
 

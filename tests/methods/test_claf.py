@@ -30,7 +30,6 @@ def two_views(batch):
 
 
 def supcon_of(model, views, labels=None, temperature=0.5):
-    """The restated loss of these views' projections."""
     return supcon(model.project(torch.cat(views)).reshape(len(views), 16, -1), labels, temperature)
 
 

@@ -36,7 +36,6 @@ def made(name, arch="mlp_512", **settings):
 
 
 def loss_of(stages, dataset, n=16):
-    """The batch and the loss of a step of the last stage."""
     stages[-1].begin()
     batch = next(dataset.train.batches(n, augment="none"))
     return batch, updated(stages[-1], batch)["model"]

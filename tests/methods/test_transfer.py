@@ -140,7 +140,6 @@ def test_a_self_supervised_encoder_and_its_statistics_are_taken_over(few, tmp_pa
 
 
 def unfit(root, dataset, name="rep_spectral", arch="mlp_512", state="done"):
-    """A directory that looks like a run."""
     method, run = make_method(name, "digits", arch=arch), Run(root / "some")
     write_json(run.path / "params.json", run_params(method, dataset, arch, 0, "32-true"))
     write_json(run.path / "status.json", {"state": state})

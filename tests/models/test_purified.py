@@ -39,7 +39,6 @@ def seeded(function, *args, seed=3):
 
 
 def bare(model):
-    """The classifier's logits from its parts."""
     return lambda x: model.head(model.encoder((x - model.mean) / model.std))
 
 

@@ -15,7 +15,6 @@ ATTACK = PGD(Threat("linf", 0.2), steps=3)
 
 @pytest.fixture(scope="module")
 def runs(few, tmp_path_factory):
-    """Hardly trained."""
     root = tmp_path_factory.mktemp("runs")
     methods = [make_method(name, "digits", epochs=1, train_examples=200) for name in ("n_fgsm", "standard")]
     return [train(method, few, root) for method in methods]

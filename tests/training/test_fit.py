@@ -26,7 +26,6 @@ def trained(few, tmp_path_factory):
 
 @pytest.fixture
 def finished(trained, tmp_path) -> Run:
-    """A copy of a finished run below `tmp_path`."""
     return Run(shutil.copytree(trained.path, tmp_path / "digits" / "standard" / trained.path.name))
 
 

@@ -30,7 +30,6 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """One page of each kind, as they lie on disk."""
     folder = tmp_path_factory.mktemp("reports")
     rows = leaderboard()
     rows.loc[0, ["worst", "worst_low", "worst_high"]] = float("nan")
@@ -115,7 +114,6 @@ def test_a_click_or_a_key_sorts_numbers_as_numbers_and_a_second_one_turns_them(i
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """An index of two presets and three threats."""
     other = leaderboard().assign(preset="cifar10-short", dataset="cifar10", threat="Linf 0.0314")
     rows = leaderboard().assign(threat=["Linf 0.2", "Linf 0.2", "L2 1", "L2 1"])
     return write_index(tmp_path_factory.mktemp("several"), pd.concat([rows, other]), {}, incomplete=incomplete())
@@ -189,7 +187,6 @@ def test_the_images_are_those_of_the_run(atlas):
 
 
 def faults(page: Page) -> list[tuple[str, list[str]]]:
-    """The serious faults that axe finds."""
     found = Axe().run(page).response["violations"]
     grave = [fault for fault in found if fault["impact"] in ("serious", "critical")]
     return [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in grave]
@@ -266,16 +263,6 @@ def test_everything_that_can_be_used_can_be_reached_by_keyboard(any_page):
         any_page.keyboard.press("Tab")
         reached.add(any_page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
     assert len(reached - {-1}) >= usable
-
-
-def test_figures_stand_two_abreast_on_a_wide_screen_only(index):
-    places = {}
-    for width in (1400, 400):
-        index.set_viewport_size({"width": width, "height": 900})
-        boxes = [image.bounding_box() for image in index.locator(".view.half img").all()]
-        places[width] = [round(boxes[1][side] - boxes[0][side]) for side in ("x", "y")]
-    assert (places[1400][0] > 400, places[1400][1]) == (True, 0)
-    assert (places[400][0], places[400][1] > 100) == (0, True)
 
 
 def test_paper_has_no_controls_and_no_code_but_every_message(any_page, pages):

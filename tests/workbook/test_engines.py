@@ -48,7 +48,6 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_the_end(pid: int) -> None:
-    """Waits until a process is no more, or a zombie."""
 
     def ended() -> bool:
         try:
@@ -60,7 +59,6 @@ def wait_for_the_end(pid: int) -> None:
 
 
 def outputs(task: Task) -> str:
-    """All that the executed notebook printed."""
     cells = nbformat.read(task.output, as_version=4).cells
     return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
 

@@ -21,7 +21,6 @@ STUDY = experiments.read_study("digits-claims")
 
 
 def made(root: Path, method: str, seed: int, changed: str = "", threat: str = "Linf 0.2", **params: Any) -> Run:
-    """A run directory with the facts that comparisons read."""
     spec = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
     rows = [{"attack": name, "accuracy": a, "low": a, "high": a} for name, a in (("clean", 0.9), ("worst", 0.6))]
     results = {"threat": threat, "curve": [{"eps": eps, "accuracy": 1 - eps} for eps in (0.0, 0.2)], "rows": rows}
@@ -31,7 +30,6 @@ def made(root: Path, method: str, seed: int, changed: str = "", threat: str = "L
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
-    """Two seeds of two variants of TRADES, and one of PGD-AT."""
     variants = (("trades", 1, ""), ("trades", 0, ""), ("trades", 2, "beta=3.0"), ("pgd_at", 0, ""))
     return [made(tmp_path, *variant) for variant in variants]
 

@@ -38,7 +38,6 @@ def opened(tmp_path_factory, few):
 
 @pytest.fixture(scope="module")
 def root(opened):
-    """Two runs, which tests may look at and fill with features."""
     return opened.root
 
 

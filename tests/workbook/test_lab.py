@@ -36,7 +36,6 @@ def complaints():
 
 @pytest.fixture(scope="module")
 def page(folder, complaints):
-    """The notebook in JupyterLab, after all its cells have run."""
 
     def request(asked):
         if not asked.url.startswith(("data:", "blob:")) and "//127.0.0.1:" not in asked.url:
@@ -64,7 +63,6 @@ def on_screen(page):
 
 
 def wait_for_another(page, sentence):
-    """Waits until the last line says something else."""
     page.wait_for_function("old => document.querySelector('[role=status]').innerText !== old", arg=sentence)
 
 

@@ -34,7 +34,6 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def cells(notebook: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
-    """The notebook's cells of one kind."""
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == kind]
 
 
@@ -64,7 +63,6 @@ def test_a_notebook_is_thin_and_clean(notebook: Path) -> None:
 
 
 def text(executed: Path) -> str:
-    """All that an executed notebook shows as text."""
     outputs = [output for cell in cells(executed) for output in cell.outputs]
     data = [{"text": output.get("text", ""), **output.get("data", {})} for output in outputs]
     return "\n".join(part.get(kind, "") for part in data for kind in ("text", "text/markdown", "text/plain"))

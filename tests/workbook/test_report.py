@@ -42,7 +42,6 @@ def texts(nodes) -> list[str]:
 
 
 def kinds(nodes) -> list[str]:
-    """The second class of each."""
     return [node["class"][1] for node in nodes]
 
 
@@ -52,13 +51,11 @@ def labels(page) -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """An executed notebook with every kind of output."""
     return page_of(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """The index of four runs, one of which has a page."""
     rows = leaderboard()
     pages, compare = {rows["path"][2]: "digits/trades.html"}, [("digits", "digits/compare.html")]
     return index_of(tmp_path_factory.mktemp("index"), rows, pages, compare=compare)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robustlib.models.classifier import full_float32
+from robustlib.models.classifier import full_float32, logits_of
 
 TOLERANCE = 1e-3  # of the largest logit: above it, folding is taken to have changed the function
 
@@ -71,7 +71,7 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
                 tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is norm.running_mean)
     folded.sync(trial)
     with torch.no_grad(), full_float32():
-        wanted, got = trial(x[:4]), module(x[:4])
+        wanted, got = (logits_of(copied, x[:4]) for copied in (trial, module))
     if not bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)):
         return None
     folded.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32

@@ -7,7 +7,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context, check_inputs, search
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context
+from robustlib.attacks.inputs import check_inputs, search
 from robustlib.attacks.objectives import is_adversarial, margin
 from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG

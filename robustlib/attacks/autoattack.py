@@ -5,8 +5,9 @@ from typing import Literal
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.apgd import APGD
-from robustlib.attacks.base import Attack, Precision, attacked_images, check_attack
+from robustlib.attacks.base import Attack, Precision
 from robustlib.attacks.fab import FAB
+from robustlib.attacks.inputs import attacked_images, check_attack
 from robustlib.attacks.square import Square
 from robustlib.errors import Count, InputError
 from robustlib.threat import Threat

@@ -7,16 +7,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import (
-    AttackBatch,
-    GradientOracle,
-    Precision,
-    attack_context,
-    check_inputs,
-    frozen_eval,
-    search,
-)
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.attacks.inputs import check_inputs, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
-from robustlib.attacks.base import check_attack, check_model, frozen_eval
+from robustlib.attacks.base import frozen_eval
+from robustlib.attacks.inputs import check_attack, check_model
 from robustlib.data import Split
 from robustlib.errors import Count, InputError, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
@@ -81,12 +82,12 @@ def evaluate(
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else typed(draws, Count, "draws")
     adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
-    surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
-    for one in (model, *surrogates.values(), *sources.values()):
-        check_model(one)
     batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, int, "seed")
     _check((attacks, adaptive), draws, stochastic)
     split = split.to(device_of(model, split))
+    surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    for other in (*surrogates.values(), *sources.values()):
+        check_model(other)
     path = None if state is None else Path(state)
     if path is not None:
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
@@ -104,6 +105,7 @@ def evaluate(
 
 def device_of(model: nn.Module, split: Split) -> torch.device:
     """Where the model is, whose weights must be float32; the split's device for a model without tensors."""
+    check_model(model)
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     for tensor in tensors:
         if tensor.dtype != torch.float32:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import check_labels
+from robustlib.attacks.inputs import check_labels
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Batch
 from robustlib.models.classifier import logits_of

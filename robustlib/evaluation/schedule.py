@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
-from robustlib.attacks.base import MemoryGuard, SurrogateModel, attacked_images
+from robustlib.attacks.base import MemoryGuard, SurrogateModel
+from robustlib.attacks.inputs import attacked_images
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid

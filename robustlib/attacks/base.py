@@ -1,4 +1,4 @@
-"""How an attack sees a model: frozen and given back as found, inputs checked, gradients of an objective at speed."""
+"""How an attack sees a model: frozen and given back as found, gradients of an objective at speed."""
 
 import math
 import sys

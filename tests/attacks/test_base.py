@@ -356,6 +356,11 @@ def test_torchscript_models_are_attacked_as_others_are(attack, precision):
         assert (script(got).argmax(1) == y).sum() <= (model(wanted).argmax(1) == y).sum() + 1
 
 
+def cut(model):
+    """AutoAttack with a component that answers with images of a part of the batch."""
+    return AutoAttack(LINF, "custom", (("a", short),))(model, FEW[0], model(FEW[0]).argmax(1))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -384,7 +389,7 @@ def test_torchscript_models_are_attacked_as_others_are(attack, precision):
         (lambda: AutoAttack(LINF, "custom", (("a", APGD(L2)),)), "another threat"),
         (lambda: AutoAttack(LINF, "custom", (("a", None),)), r"attacks\[0\]\[1\]=None: give an Attack"),
         (lambda: AutoAttack(LINF, "custom", (("a", PGD),)), "is no attack"),
-        (lambda: AutoAttack(LINF, "custom", (("a", short),))(Linear(), *FEW), r"'a' answers with \(1, 1, 4, 4\)"),
+        (lambda: cut(Linear()), r"'a' answers with \(1, 1, 4, 4\)"),
         *(
             (lambda names=names: AutoAttack(LINF, "custom", tuple((n, QUICK[0]) for n in names)), "a component")
             for names in (("a", "a"), ("clean",), ("a@b",))

@@ -81,11 +81,13 @@ def evaluate(
     """
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else typed(draws, Count, "draws")
-    adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
+    adaptive, sources = attacks if adaptive is None else adaptive, {} if sources is None else sources
     batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, int, "seed")
     _check((attacks, adaptive), draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    if not isinstance(sources, Mapping):
+        raise InputError(f"sources={shown(sources)}: give other models by their names.")
     for other in (*surrogates.values(), *sources.values()):
         check_model(other)
     path = None if state is None else Path(state)

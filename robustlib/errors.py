@@ -82,7 +82,7 @@ def typed(value: Any, hint: Any, what: str, interval: str = ANY, *advice: str) -
 
 def check_fields(owner: Any) -> None:
     """Gives each field of a dataclass its value as its type takes it (see `typed`); raises InputError where it cannot."""
-    for name, hint in _hints(type(owner)).items():
+    for name, hint in _hints(owner.__class__).items():
         object.__setattr__(owner, name, typed(getattr(owner, name), hint, f"{type(owner).__name__} {name}"))
 
 

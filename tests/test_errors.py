@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustlib.errors import Count, InputError, Positive, Share, typed, unknown
+from robustlib.errors import Count, InputError, Positive, Share, shown, typed, unknown
 
 Pairs = tuple[tuple[float, float], ...]
 Mode = Literal["repo", "paper"]
@@ -48,6 +48,7 @@ def test_a_field_gets_a_plain_value_of_its_type(hint, value, taken):
         (str, 5, "it=5: give a text."),
         (bool, 1, "it=1: give true or false."),
     ],
+    ids=shown,
 )
 def test_anything_else_is_a_sentence(hint, value, said):
     with pytest.raises(InputError) as raised:

@@ -12,7 +12,8 @@ from torch.nn import Module
 from robustlib.errors import InputError, shown
 from robustlib.rng import ExampleRNG
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_attack(name: object, attack: object) -> None:

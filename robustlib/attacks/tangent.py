@@ -166,7 +166,7 @@ class TangentState:
             success = self._adversarial(points, rows[each]).view(len(rows), -1)
             before = torch.where(success.any(1), success.int().argmax(1), PARTS - 1)  # parts before the first success
             width /= PARTS
-            low = low + width * before[:, None]
+            low = low + width * before[:, None].to(low)
         return torch.lerp(x, outside, (low + width).view(shape).expand_as(x))
 
     def _adversarial(self, points: Tensor, rows: Tensor) -> Tensor:

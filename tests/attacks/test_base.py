@@ -345,7 +345,7 @@ def test_models_that_cannot_be_attacked_are_a_sentence():
                 attack(model, *batch())
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("attack", SEARCHES, ids=name)
 def test_torchscript_models_are_attacked_as_others_are(attack, precision):

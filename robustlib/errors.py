@@ -1,6 +1,7 @@
 """The error for input that robustlib cannot use, the types that say what a field takes, and the checks that raise it."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -123,3 +124,8 @@ def _wanted(kind: Any, parts: tuple[Any, ...], interval: str, value: Any) -> str
         return f"give a list of {'numbers' if parts[-1] is ... else len(parts)}"
     named = f"a{'n' * (kind.__name__[0] in 'AEIOU')} {kind.__name__}"
     return f"give {({bool: 'true or false', str: 'a text'}).get(kind, named)}"
+
+
+def printable(text: object) -> str:
+    """Text without what would steer a terminal: control characters, and marks that turn the direction of writing."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", str(text))

@@ -67,6 +67,10 @@ class Split:
         if not len(self.images) == len(self.labels) == len(self.indices):
             counts = f"{len(self.images)} images, {len(self.labels)} labels, {len(self.indices)} indices"
             raise InputError(f"A split needs one label and one index per image, not {counts}.")
+        indices, times = self.indices.unique(return_counts=True)
+        if len(indices) < len(self.indices):
+            said = f"Index {int(indices[times.argmax()])} occurs {int(times.max())} times in a split of {len(self)} examples"
+            raise InputError(f"{said}: give each example once, with an index of its own.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -255,8 +259,8 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         download: fetch what is missing into `root`; without it nothing touches the network.
     """
     if name not in DATASETS:
-        if not (label_set := re.fullmatch(r"(.+)-(\d+)-(\d+)", name)):
-            raise unknown("dataset", name, DATASETS)
+        if not (label_set := re.fullmatch(r"(.+)-(\d{1,4})-(\d{1,4})", name)) or label_set[1] not in DATASETS:
+            raise unknown("dataset", label_set[1] if label_set else name, DATASETS)
         whole, first, last = label_set.groups()
         dataset = load_dataset(whole, root=root, download=download)
         return replace(dataset.only(range(int(first), int(last) + 1), relabel=True), name=name)
@@ -266,13 +270,21 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
             f"No data root for {name!r}: say where its files are with --data-root DIR or the environment variable "
             "ROBUSTLIB_DATA, and add --download to fetch them there."
         )
-    path = Path(given or ".").expanduser()
-    if not (path.is_dir() or download or source.embedded):
+    path = Path(os.path.expanduser(given or "."))  # as os.path.isdir, raises nothing
+    if not (os.path.isdir(path) or download or source.embedded):
         raise InputError(
             f"The data root {str(path)!r} is not a directory: correct --data-root or ROBUSTLIB_DATA, "
             f"or add --download to create it and fetch {name!r}."
         )
-    (images, labels), published_test, class_names = source.read(path, download)
+    try:
+        (images, labels), published_test, class_names = source.read(path, download)
+    except OSError as error:
+        said = f"The data of {name!r} below {str(path)!r} cannot be read ({error})"
+        raise InputError(f"{said}: check the permissions and the disk, or correct --data-root.") from error
+    for part, pair in {"training": (images, labels), "test": published_test}.items():
+        if pair is not None and not len(pair[0]) == len(pair[1]) > 0:
+            said = f"{name} has {len(pair[0])} {part} images and {len(pair[1])} labels for them"
+            raise InputError(f"{said}: it needs one label per image, and at least one; check its reader.")
     positions = np.arange(len(labels))
     if published_test is None:
         (images, labels, positions), held_test = hold_out(images, labels, sources.DIGITS_TEST)

@@ -24,6 +24,13 @@ MNIST_MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+# Shapes as published, of training and of test images; CIFAR's files have sums that say as much.
+PUBLISHED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    **dict.fromkeys(("mnist", "fashion-mnist"), ((60_000, 28, 28), (10_000, 28, 28))),
+    "imagenette": ((9_469,), (3_925,)),
+    "tiny-imagenet": ((100_000,), (10_000,)),
+}
+
 Pair = tuple[np.ndarray, np.ndarray]  # images uint8 (N, C, H, W) that the caller may overwrite, labels int64 (N,)
 
 
@@ -53,8 +60,16 @@ def missing(name: str, root: Path, expected: str) -> InputError:
 
 
 def corrupted(path: Path, reason: str) -> InputError:
-    """The error for a file that is there but not as published."""
-    return InputError(f"The data file {str(path)!r} is corrupted: {reason}. Delete it and call again with --download.")
+    """The error for a file or folder that is there but not as published."""
+    kind = "folder" if path.is_dir() else "file"
+    return InputError(f"The {kind} {str(path)!r} is corrupted: {reason}. Delete it and call again with --download.")
+
+
+def check_size(name: str, part: int, path: Path, found: Sequence[int], what: str = "images", hint: str = "") -> None:
+    """Raises InputError where `path`, of the training (part 0) or test data (1), holds not as many as PUBLISHED says."""
+    if tuple(found) != (published := PUBLISHED[name][part][: len(found)]):
+        holds, should = (" x ".join(map(str, sizes)) for sizes in (found, published))
+        raise corrupted(path, f"it holds {holds} {what}, the published one {should}{hint}")
 
 
 def fetched(name: str, root: Path, make: Any, **options: Any) -> None:
@@ -118,12 +133,16 @@ def idx(name: str, root: Path, download: bool) -> Arrays:
         parts = [make(str(root), train=train) for train in (True, False)]
     except (RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
         raise corrupted(folder, f"it does not hold readable idx files ({error})") from error
+    for part, p in enumerate(parts):
+        check_size(name, part, folder / files[2 * part], p.data.shape, "pixels")
+        check_size(name, part, folder / files[2 * part + 1], p.targets.shape, "labels")
     train, test = ((p.data.numpy()[:, None], p.targets.numpy().astype(np.int64)) for p in parts)
     return Arrays(train, test, tuple("0123456789") if name == "mnist" else tuple(make.classes))
 
 
 IMAGENETTE_SIZE, TINY_SIZE = 160, 64
-IMAGENETTE_FOLDERS = ("imagenette2-160", "imagenette2-320", "imagenette2")  # in this order, then any other version
+# In this order and whole, then any other folder imagenette2*, which may hold a choice.
+IMAGENETTE_FOLDERS = ("imagenette2-160", "imagenette2-320", "imagenette2")
 IMAGENETTE_CLASSES = {
     **{"n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw"},
     **{"n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump"},
@@ -132,10 +151,14 @@ IMAGENETTE_CLASSES = {
 TINY_FOLDER = "tiny-imagenet-200"
 TINY_URL, TINY_MD5 = f"http://cs231n.stanford.edu/{TINY_FOLDER}.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 SUFFIXES = (".jpeg", ".jpg", ".png")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # whatever the suffix says; for others Pillow may start programs
 
 
 def imagenette(root: Path, download: bool) -> Arrays:
-    """Imagenette 2 (fast.ai), ten classes of ImageNet at 160 x 160: `imagenette2*/{train,val}/<wnid>/*.JPEG`."""
+    """Imagenette 2 (fast.ai), ten classes of ImageNet at 160 x 160: `imagenette2*/{train,val}/<wnid>/*.JPEG`.
+
+    Folders with a published name must hold all images; those with another, such as imagenette2-mine, any choice.
+    """
     if download and _imagenette_folder(root) is None:
         from torchvision.datasets import Imagenette
 
@@ -144,7 +167,15 @@ def imagenette(root: Path, download: bool) -> Arrays:
     if folder is None:
         raise missing("imagenette", root, "imagenette2-160/train/<wnid>/*.JPEG and imagenette2-160/val")
     wnids = _class_folders(folder / "train")
-    files = ([_images(folder / part / wnid) for wnid in wnids] for part in ("train", "val"))
+    if strange := set(_class_folders(folder / "val")).difference(wnids):
+        raise InputError(
+            f"{str(folder / 'val' / min(strange))!r} is of a class that train/ lacks: add it, or remove this."
+        )
+    files = [[_images(folder / part / wnid) for wnid in wnids] for part in ("train", "val")]
+    if folder.absolute().name in IMAGENETTE_FOLDERS:
+        for part, place in enumerate(("train", "val")):
+            hint = " (a choice of your own needs a folder of another name, such as imagenette2-mine)"
+            check_size("imagenette", part, folder / place, [sum(map(len, files[part]))], hint=hint)
     train, test = (_read(of_part, IMAGENETTE_SIZE) for of_part in files)
     return Arrays(train, test, tuple(IMAGENETTE_CLASSES.get(wnid, wnid) for wnid in wnids))
 
@@ -163,31 +194,44 @@ def tiny_imagenet(root: Path, download: bool) -> Arrays:
     if not (folder / "train").is_dir() or not annotations.is_file():
         raise missing("tiny-imagenet", root, f"{TINY_FOLDER}/train and {TINY_FOLDER}/val/val_annotations.txt")
     wnids = _class_folders(folder / "train")
-    train = _read([_images(folder / "train" / wnid / "images") for wnid in wnids], TINY_SIZE)
-    named: dict[str, list[Path]] = {wnid: [] for wnid in wnids}  # the test images of each class
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+    files = [_images(folder / "train" / wnid / "images") for wnid in wnids]
+    named: dict[str, str] = {}  # the class of each test image
+    for number, line in enumerate(annotations.read_text("utf-8", "replace").splitlines(), 1):
         file, wnid, *_ = [*line.split("\t"), ""]
-        if wnid not in named:
-            raise InputError(f"Line {number} of {str(annotations)!r} names the class {wnid!r}, which train/ lacks.")
-        named[wnid].append(folder / "val" / "images" / file)
-    test = _read([sorted(named[wnid]) for wnid in wnids], TINY_SIZE)
+        if wnid not in wnids or Path(file).name != file or file in named:
+            what = f"{file!r} again" if file in named else f"{file!r}, which is no name of a file"
+            what = what if wnid in wnids else f"the class {wnid!r}, which train/ lacks"
+            raise corrupted(folder, f"line {number} of {annotations.name} names {what}")
+        named[file] = wnid
+    check_size("tiny-imagenet", 0, folder / "train", [sum(map(len, files))])
+    check_size("tiny-imagenet", 1, annotations, [len(named)])
+    train, images = _read(files, TINY_SIZE), folder / "val" / "images"
+    test = _read([[images / file for file in sorted(named) if named[file] == wnid] for wnid in wnids], TINY_SIZE)
     words = folder / "words.txt"
-    lines = words.read_text().splitlines() if words.is_file() else []
+    lines = words.read_text("utf-8", "replace").splitlines() if words.is_file() else []
     first_words = {wnid: text.split(",")[0] for wnid, _, text in (line.partition("\t") for line in lines)}
     return Arrays(train, test, tuple(first_words.get(wnid, wnid) for wnid in wnids))
 
 
 def decode(path: Path, size: int) -> np.ndarray:
-    """One image file as uint8 (3, size, size): shorter side scaled to `size`, centre cropped; grey becomes RGB."""
+    """One image file as uint8 (3, size, size): shorter side scaled to `size`, centre cropped.
+
+    Grey becomes RGB, of 16 bits v grey v / 257, rounded; transparency is ignored.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            deep, grey = any(str(tile[3]).endswith(";16B") for tile in image.tile), image.mode[0] == "I"
+            if deep and not grey:
+                raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
             image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that scaling would throw away
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken file in any of these ways
+            image.info.pop("transparency", None)  # about which Pillow would warn
+            levels = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)) if deep else image
+            fitted = ImageOps.fit(levels.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # Pillow reports a broken file, or one too large, in a dozen ways
         raise InputError(
-            f"The image file {str(path)!r} is corrupted ({error}): delete its data set's folder and call again with "
+            f"The image file {str(path)!r} is corrupted or unsafe ({error}): delete its data set's folder and call again with "
             "--download, or restore the file."
         ) from error
     return np.asarray(fitted).transpose(2, 0, 1)
@@ -212,9 +256,12 @@ def _images(folder: Path) -> list[Path]:
 
 def _read(files: Sequence[Sequence[Path]], size: int) -> Pair:
     """All images of a list of classes, each a list of files; decoding releases the interpreter lock, so in threads."""
+    from PIL import Image
+
     labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files]).astype(np.int64)
     images = np.empty((len(labels), 3, size, size), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for at, image in enumerate(pool.map(lambda path: decode(path, size), chain.from_iterable(files))):
             images[at] = image
     return images, labels

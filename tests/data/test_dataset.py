@@ -1,13 +1,14 @@
 import hashlib
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from robustlib.data import Policy, Split, load_dataset, sources
+from robustlib.data import DATASETS, Policy, Source, Split, load_dataset, sources
 from robustlib.data.dataset import channel_stats, hold_out
 from robustlib.errors import InputError
 from robustlib.threat import Threat
@@ -102,6 +103,7 @@ def test_channel_statistics_are_exact():
             lambda ds: replace(ds, train=load_dataset("xor").train),
             r"shape \(1, 8, 8\), its training images \(1, 1, 2\)",
         ),
+        (lambda ds: ds.val.select(torch.tensor([4, 0, 4])), "Index .* occurs 2 times in a split of 3 examples"),
         (lambda ds: ds.subset(3), "subset of 3 examples cannot hold all 10 classes"),
         (lambda ds: ds.val.batches(0), "batch_size=0 holds no example"),
         (lambda ds: ds.val.batches(4, augment="simclr_week"), "Unknown view 'simclr_week'.*Did you mean 'simclr-weak'"),
@@ -111,6 +113,39 @@ def test_channel_statistics_are_exact():
 def test_what_does_not_belong_together_is_refused_at_once(digits, call, said):
     with pytest.raises(InputError, match=said):
         call(digits)
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "said"),
+    [
+        ("digits-0-4-0-1", "", "Unknown dataset 'digits-0-4'"),
+        ("digits-0-" + "9" * 5000, "", "Unknown dataset 'digits-0-999"),
+        ("mnist", "~nobody-here/data", "'~nobody-here/data' is not a directory"),
+        ("mnist", "x" * 300, "xxx' is not a directory"),
+    ],
+)
+def test_hostile_names_are_refused_at_once(name, root, said):
+    with pytest.raises(InputError, match=said):
+        load_dataset(name, root=root)
+
+
+def test_readers_answer_for_every_image(monkeypatch):
+    def read(root, download, n=(600, 500), tests=(10, 10)):
+        whole, test = ((np.zeros((k[0], 1, 2, 2), np.uint8), np.arange(k[1]) % 2) for k in (n, tests))
+        return sources.Arrays(whole, test, ("a", "b"))
+
+    def unreadable(root, download):
+        raise PermissionError(13, "Permission denied", "x.bin")
+
+    for reader, said in (
+        (read, "odd has 600 training images and 500 labels"),
+        (partial(read, n=(500, 600)), "odd has 500 training images and 600 labels"),
+        (partial(read, n=(500, 500), tests=(0, 0)), "odd has 0 test images and 0 labels"),
+        (unreadable, "data of 'odd' below .* cannot be read .*Permission denied: 'x.bin'.*--data-root"),
+    ):
+        monkeypatch.setitem(DATASETS, "odd", Source(reader, Threat("linf", 0.1), Policy(), embedded=True))
+        with pytest.raises(InputError, match=said):
+            load_dataset("odd")
 
 
 def test_batches_serve_every_example_once(digits):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+import zlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -74,6 +75,25 @@ def fake_tiny(root: Path) -> Path:
     return folder
 
 
+def write_png(path: Path, pixels: np.ndarray, size: tuple[int, int] | None = None, text: bytes = b"") -> None:
+    """RGB of 16 bits, uint16 (H, W, 3), which Pillow does not write; its header may claim another `size`."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = b"".join(n.to_bytes(4, "big") for n in size or pixels.shape[1::-1]) + bytes([16, 2, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = chunk(b"IHDR", header), chunk(b"zTXt", b"k\0\0" + zlib.compress(text)), chunk(b"IDAT", zlib.compress(rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+
+
+@pytest.fixture
+def miniatures(monkeypatch):
+    """The tiny files are all that was published."""
+    arrays = dict.fromkeys(("mnist", "fashion-mnist"), ((100, 28, 28), (20, 28, 28)))
+    monkeypatch.setattr(sources, "PUBLISHED", arrays | {"imagenette": ((20,), (6,)), "tiny-imagenet": ((20,), (8,))})
+
+
 def sizes(dataset) -> list[int]:
     return [len(split) for split in (dataset.train, dataset.val, dataset.test)]
 
@@ -83,7 +103,7 @@ def refused(name: str, root: Path, sentence: str, **options) -> None:
         load_dataset(name, root=root, **options)
 
 
-def test_mnist(tmp_path, monkeypatch):
+def test_mnist(tmp_path, monkeypatch, miniatures):
     raw = fake_mnist(tmp_path)
     refused("mnist", tmp_path, r"train-images-idx3-ubyte' is corrupted: its MD5.*--download")
     monkeypatch.setattr(sources, "MNIST_MD5", {})
@@ -98,7 +118,7 @@ def test_mnist(tmp_path, monkeypatch):
     refused("mnist", tmp_path, "is corrupted: it does not hold readable idx files")
 
 
-def test_fashion_mnist(tmp_path, monkeypatch):
+def test_fashion_mnist(tmp_path, monkeypatch, miniatures):
     raw = fake_mnist(tmp_path, "FashionMNIST")
     for path in list(raw.iterdir()):  # as a download leaves them
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -107,6 +127,47 @@ def test_fashion_mnist(tmp_path, monkeypatch):
     images = raw / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1] + b"x")
     refused("fashion-mnist", tmp_path, r"t10k-images-idx3-ubyte' is corrupted: its CRC-32 is not")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        (
+            "fashion-mnist",
+            lambda root: fake_mnist(root, "FashionMNIST"),
+            r"3-ubyte' .* 100 x 28 .* one 60000 x 28 x 28",
+        ),
+        (
+            "imagenette",
+            lambda root: fake_imagenette(root / "imagenette2-320"),
+            "320/train' .* 20 images.* 9469 .*2-mine",
+        ),
+        ("imagenette", lambda root: fake_imagenette(root / "imagenette2"), "imagenette2/train' .* 20 images.* 9469"),
+        ("tiny-imagenet", fake_tiny, "train' .* 20 images, the published one 100000.*--download"),
+    ],
+)
+def test_known_data_sets_have_as_many_images_as_published(tmp_path, name, make, said):
+    make(tmp_path)
+    refused(name, tmp_path, rf"The f.* '.*{said}")
+    tests = [shapes[1][0] for shapes in sources.PUBLISHED.values()]
+    assert tests == [10_000, 10_000, 3925, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("file", "shape"),
+    [
+        ("t10k-labels-idx1-ubyte", (15,)),
+        ("train-labels-idx1-ubyte", (101,)),
+        ("train-images-idx3-ubyte", (100, 27, 28)),
+        ("t10k-images-idx3-ubyte", (600, 28, 28)),
+    ],
+)
+def test_idx_files_that_do_not_belong_together_are_named(tmp_path, miniatures, file, shape):
+    raw = fake_mnist(tmp_path, "FashionMNIST")
+    write_idx(raw / file, np.zeros(shape))
+    refused(
+        "fashion-mnist", tmp_path, rf"{file}' is corrupted: it holds {' x '.join(map(str, shape))} .*, the published"
+    )
 
 
 @pytest.mark.parametrize(("classes", "n", "parts"), [(10, 100, [400, 100, 100]), (100, 600, [480, 120, 600])])
@@ -140,8 +201,10 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["imagenette2-160", "imagenette2-mine", "."])
-def test_imagenette_layouts(tmp_path, folder):
+def test_imagenette_layouts(tmp_path, folder, request):
     fake_imagenette(tmp_path / folder)
+    if folder == "imagenette2-160":  # the others may hold a choice
+        request.getfixturevalue("miniatures")
     ds = load_dataset("imagenette", root=tmp_path)
     assert (ds.image_shape, ds.class_names, sizes(ds)) == ((3, 160, 160), ("tench", "church"), [16, 4, 6])
     assert ds.test.images[0].float().mean((1, 2)).tolist() == pytest.approx((200, 0, 10), abs=3)
@@ -155,18 +218,69 @@ def test_imagenette_is_downloaded_and_its_published_folder_preferred(tmp_path, m
         fake_imagenette(folder)
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", fetch)
+    monkeypatch.setitem(sources.PUBLISHED, "imagenette", ((20,), (6,)))
     assert load_dataset("imagenette", root=tmp_path, download=True).num_classes == 2
     write_jpegs(folder / "train" / "n09999999", 10, (160, 160))
     fake_imagenette(tmp_path / "imagenette2-160-mini")
     refused("imagenette", tmp_path, r"val/n09999999' holds no images")
     write_jpegs(folder / "val" / "n09999999", 2, (160, 160))
+    refused("imagenette", tmp_path, r"imagenette2-160/train' is corrupted: it holds 30 images")
+    monkeypatch.setitem(sources.PUBLISHED, "imagenette", ((30,), (8,)))
     assert load_dataset("imagenette", root=tmp_path).class_names == ("tench", "church", "n09999999")
     damaged = folder / "train" / "n03028079" / "4.JPEG"
     damaged.write_bytes(damaged.read_bytes()[:200])
     refused("imagenette", tmp_path, r"n03028079/4.JPEG' is corrupted")
+    write_jpegs(folder / "val" / "n00000001", 2, (160, 160))
+    refused("imagenette", tmp_path, r"val/n00000001' is of a class that train/ lacks")
 
 
-def test_tiny_imagenet(tmp_path, monkeypatch):
+LEVELS = np.arange(64).reshape(8, 8) * 1040  # of 16 bits: 0 to 65520
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "shown"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("P", 3, (1, 2, 3)),
+        ("I;16", LEVELS, np.rint(LEVELS / 257)),
+    ],
+)
+def test_images_of_every_mode_become_rgb(tmp_path, mode, colour, shown):
+    image = Image.fromarray(colour.astype(np.uint16)) if mode == "I;16" else Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette([0] * 9 + [1, 2, 3])
+    image.save(tmp_path / "x.png", **({"transparency": b"\0\1\2\3"} if mode == "P" else {}))
+    assert image.mode == mode
+    got = sources.decode(tmp_path / "x.png", 8).transpose(1, 2, 0)
+    assert np.array_equal(got, np.broadcast_to(shown if mode != "I;16" else shown[..., None], (8, 8, 3)))
+
+
+FEW = np.zeros((8, 8, 3), np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: write_png(path, FEW), "16 bits a colour, .* save it with 8"),
+        (lambda path: write_png(path, FEW, size=(10_000, 10_000)), "100000000 pixels"),  # of which Pillow only warns
+        (lambda path: write_png(path, FEW, size=(50_000, 50_000)), "2500000000 pixels"),
+        (lambda path: write_png(path, FEW, text=bytes(2 * 10**6)), "Decompressed data too large"),
+        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "cannot identify"),
+        (lambda path: path.write_bytes(b""), "cannot identify"),
+        (lambda path: path.mkdir(), "Is a directory"),
+    ],
+)
+def test_images_of_no_use_are_named(tmp_path, write, said):
+    fake_imagenette(tmp_path, (20, 20))
+    bad = tmp_path / "train" / "n01440764" / "x.png"
+    write(bad)
+    refused("imagenette", tmp_path, rf"{bad.name}' is corrupted or unsafe \(.*{said}.*--download")
+
+
+def test_tiny_imagenet(tmp_path, monkeypatch, miniatures):
     def fetch(url, root, md5):
         assert md5 == "90528d7ca1a48142e341f4ef8d21d0de"
         fake_tiny(Path(root))
@@ -180,7 +294,37 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
     assert gray.float().mean() == pytest.approx(60, abs=2)
     with (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").open("a") as file:
         file.write("x.JPEG\tn77\t0\n")
-    refused("tiny-imagenet", tmp_path, r"Line 9 of .*names the class 'n77'")
+    refused("tiny-imagenet", tmp_path, r"line 9 of .*names the class 'n77'")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines, root: [], "val_annotations.txt' is corrupted: it holds 0 images, the published one 8"),
+        (lambda lines, root: lines[1:], "it holds 7 images"),
+        (
+            lambda lines, root: ["../../secret.JPEG\tn02", *lines[1:]],
+            r"line 1 of .* names '../../secret.JPEG', which is no",
+        ),
+        (
+            lambda lines, root: [*lines[1:], f"{root}/secret.JPEG\tn02"],
+            r"line 8 of .* names '/.*secret.JPEG', which is no",
+        ),
+        (lambda lines, root: [*lines[1:], lines[2]], r"line 8 of .* names 'n02_2.JPEG' again"),
+        (
+            lambda lines, root: [*lines[1:], "\xff.JPEG\tn02"],
+            r"val/images/.*.JPEG' is corrupted or unsafe .*No such file",
+        ),
+        (lambda lines, root: [*lines[1:], "\tn02"], r"val/images' is corrupted or unsafe .*Is a directory"),
+    ],
+)
+def test_annotations_of_tiny_imagenet_name_all_its_images_and_no_others(tmp_path, miniatures, change, said):
+    folder = fake_tiny(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "secret.JPEG")  # beside the data set: readable, and not its
+    annotations = folder / "val" / "val_annotations.txt"
+    lines = change(annotations.read_text().splitlines(), tmp_path)
+    annotations.write_text("\n".join(lines), encoding="latin-1")
+    refused("tiny-imagenet", tmp_path, said)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, source in DATASETS.items() if not source.embedded))

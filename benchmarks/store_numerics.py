@@ -1,9 +1,7 @@
 """Stores the numbers that tests/numerics.py makes today beside the versions of today, for tests/test_numerics.py.
 
-    PYTHONPATH=. python benchmarks/store_numerics.py methods/trades    # of some names; no name: of all
-    PYTHONPATH=. python benchmarks/store_numerics.py --spread          # how far machines may differ, too; minutes
-
-Tolerances follow from the spread: tests/numerics.py says how.
+python benchmarks/store_numerics.py methods/trades     # of some names; no name: of all
+python benchmarks/store_numerics.py --spread           # minutes: how far machines may differ; of some names where they are given
 """
 
 import json

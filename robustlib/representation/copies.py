@@ -116,7 +116,8 @@ def attacked_pairs(
     view, triples = validation_view(model), []
     push, pull = PGD(threat, steps=10), PGD(threat, steps=10, targeted=True)
     with frozen_eval(model):
-        for batch, other in zip(split.batches(256), split.select(chosen).batches(256), strict=True):
+        for batch, places in zip(split.batches(256), chosen.split(256), strict=True):
+            other = Batch(split.images[places], split.labels[places], split.indices[places])  # some come several times
             rng = ExampleRNG.for_examples(seed, batch.index)
             copies = push(view, batch.x, batch.y, rng=rng)
             pulled = pull(view, other.x, other.y, rng=rng.fold_in(1), target=batch.y)

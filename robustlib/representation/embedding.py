@@ -6,6 +6,7 @@ Angles about the mean, as after a centred PCA, name other neighbours: the featur
 """
 
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +24,8 @@ from robustlib.runs import digest, versions
 
 PACKAGES = ("umap-learn", "numpy", "numba", "scikit-learn")  # whose versions can move points
 NEIGHBOURS, ANCHORS = 15, 1000  # of the trustworthiness: neighbours, and the points whose neighbours are counted
+SAME = 5e-4  # unit vectors that are nearer have one cosine in float32, so no nearest neighbours
+NO_MAP = "no map can be drawn: all features point the same way (a collapsed encoder), or some are not finite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Embedding:
     points: np.ndarray  # UMAP coordinates, float32 (T, N, 2)
     pca: np.ndarray  # the first two principal components of the unit vectors, float32 (T, N, 2)
     explained: float  # share of their variance that those two hold, in [0, 1]
-    trustworthiness: float  # of `points`, in [0, 1], see `trustworthiness`
+    trustworthiness: float  # of `points`, in [0, 1]; NaN, and all points 0, where no map can be drawn
     pca_trustworthiness: float
     parameters: Mapping[str, Any]  # how the map was made
 
@@ -46,8 +49,15 @@ class Embedding:
             "alignment and exclusion. Distances between clusters and their sizes mean nothing."
         )
 
+    @property
+    def trust(self) -> str:
+        """How far to trust the map, or why there is none, in a few words."""
+        return NO_MAP if math.isnan(self.trustworthiness) else f"trustworthiness {self.trustworthiness:.2f}"
+
     def __str__(self) -> str:
         """What to print under the map."""
+        if math.isnan(self.trustworthiness):
+            return f"N{NO_MAP[1:]}."
         return (
             f"{self.made} Trustworthiness {self.trustworthiness:.3f} (PCA view: {self.pca_trustworthiness:.3f}, "
             f"{self.explained:.0%} of the variance)."
@@ -78,7 +88,7 @@ def embed_path(
     """
     if not tables:
         raise InputError("A map needs features: give at least one table.")
-    tables = as_features(*(table.cpu() for table in tables))
+    tables = as_features(*(table.cpu() for table in tables), finite=False)
     check_neighbours(len(tables) * len(tables[0]) - 1, neighbours)
     if neighbours < 2 or not 0 <= min_dist <= 1:
         given = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
@@ -92,7 +102,11 @@ def embed_path(
         key = digest(facts, *(table.contiguous().numpy().tobytes() for table in tables))
         file = Path(cache) / "embeddings" / f"{key}.npz"
     names = [field.name for field in fields(Embedding) if field.name != "parameters"]
-    made = cached_tensors(file, names, lambda: _embed(tables, parameters))
+    if _collapsed(unit(torch.cat(tables))):
+        flat, none = torch.zeros(len(tables), len(tables[0]), 2), torch.tensor(torch.nan)
+        made = {name: flat if name in ("points", "pca") else none for name in names}
+    else:
+        made = cached_tensors(file, names, lambda: _embed(tables, parameters))
     known: dict[str, Any] = {name: made[name].numpy() if made[name].ndim else made[name].item() for name in names}
     return Embedding(**known, parameters=parameters)
 
@@ -106,6 +120,11 @@ def _embed(tables: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str,
     scores["explained"] = float(shares[:2].sum())
     made = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
     return made | {"points": points.view(len(tables), -1, 2), "pca": linear.view(len(tables), -1, 2)}
+
+
+def _collapsed(u: Tensor) -> bool:
+    """Whether unit vectors (N, D) cannot be told apart, or some are not finite."""
+    return not float((u - u[0]).norm(dim=1).amax()) > SAME
 
 
 def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -150,12 +169,15 @@ def trustworthiness(features: Tensor, flat: Tensor) -> float:
     Of features (n, D) and coordinates (n, 2): 1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the
     map that is only the r-th neighbour (r > k) in feature space, by cosine; k = 15, or fewer where n < 2 k + 2. A map at random
     has about 0.5. Beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen, each neighbour ranked among all:
-    scikit-learn's needs memory and time for n^2 distances and their order, which 10 000 points do not leave us.
+    scikit-learn's needs memory and time for n^2 distances and their order, which 10 000 points do not leave us. NaN where all
+    features point the same way, or a feature or coordinate is not finite: then nothing is a neighbour.
     """
     n = len(features)
     if n < 4:
         raise InputError(f"The trustworthiness of {n} points says nothing: give at least four.")
     k, total, u = min(NEIGHBOURS, (n - 1) // 2), 0, unit(features)
+    if _collapsed(u) or not bool(flat.isfinite().all()):
+        return math.nan
     anchors = torch.linspace(0, n - 1, min(n, ANCHORS)).round().long()
     for rows in anchors.split(rows_at_once(n)):
         line = torch.arange(len(rows))

@@ -22,22 +22,28 @@ FEATURES, LOGITS = "features", "logits"
 def layers(model: nn.Module) -> tuple[str, ...]:
     """The layers of a model from the image to the answer: its encoder's stages, then "features" (what `head` sees), "logits".
 
-    Stages are those that the encoder names in `stages`, or else its submodules in their order.
+    Stages are those that the encoder names in `stages`, or else its submodules in their order. Without a `head` only a submodule of
+    that name is called "features"; beside a `head` such a submodule is not listed, but its own are there ("features.0").
     """
     encoder = getattr(model, "encoder", None)
     root, prefix = (encoder, "encoder.") if isinstance(encoder, nn.Module) else (model, "")
     while not hasattr(root, "stages") and len(children := list(root.named_children())) == 1:
         prefix, root = f"{prefix}{children[0][0]}.", children[0][1]
-    names = getattr(root, "stages", None) or [name for name, _ in root.named_children()]
-    inner = tuple(prefix + name for name in names if prefix + name != "head")
-    return (*inner, *((FEATURES,) if hasattr(model, "head") else ()), LOGITS)
+    if not (names := getattr(root, "stages", None)) or isinstance(names, nn.Module):
+        names = [name for name, _ in root.named_children()]
+    answers = (FEATURES, LOGITS) if _has_head(model) else (LOGITS,)
+    return (*(prefix + name for name in names if prefix + name not in ("head", *answers)), *answers)
+
+
+def _has_head(model: nn.Module) -> bool:
+    return isinstance(getattr(model, "head", None), nn.Module)
 
 
 def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
     """Checked names of layers; None = "features", or the logits of a model without a head."""
     known = layers(model)
     if wanted is None:
-        return (FEATURES if FEATURES in known else LOGITS,)
+        return (FEATURES if _has_head(model) else LOGITS,)
     modules = [name for name, _ in model.named_modules() if name]
     full = {name.removeprefix("encoder."): name for name in known}
     names = tuple(full.get(name, name) for name in ([wanted] if isinstance(wanted, str) else dict.fromkeys(wanted)))
@@ -57,20 +63,25 @@ def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tupl
 def activations(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The answers of the layers `names` to images x (B, C, H, W), each (B, D), and the logits under "logits".
 
-    Maps (B, C, H, W) are means over positions, D = C, as the penultimate features of a ResNet are. Gradients flow back to `x`
-    where they are enabled. Of a layer that is called several times the last call counts.
+    Maps (B, C, H, W) are means over positions, D = C, as the penultimate features of a ResNet are. Tokens (B, N, D) are means
+    over the N tokens, a class token among them; what reads the class token alone is the layer behind. Maps with channels last
+    (B, H, W, D), told by H = W and not D for square images, are means over positions too. Gradients flow back to `x` where they
+    are enabled. Of a layer that is called several times the last call counts.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, value: object) -> None:
         if not isinstance(value, Tensor) or value.ndim < 2:
             raise InputError(f"The layer {name!r} answers no tensor (B, ...): choose from {', '.join(layers(model))}.")
+        if value.ndim == 4 and x.shape[2] == x.shape[3] and value.shape[1] == value.shape[2] != value.shape[3]:
+            value = value.flatten(1, 2)
+        value = value.transpose(1, 2) if value.ndim == 3 else value
         # a copy: the next module may change it in place
         seen[name] = value.flatten(2).mean(2) if value.ndim > 2 else value.clone()
 
     with ExitStack() as hooks:
         for name in names:
-            if name == FEATURES:
+            if name == FEATURES and _has_head(model):
                 head = model.get_submodule("head")
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, args: keep(FEATURES, args[0])))
             elif name != LOGITS:
@@ -102,16 +113,17 @@ def pieces(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(table.split(step) for table in tables), strict=True)
 
 
-def as_features(*tables: Tensor) -> tuple[Tensor, ...]:
-    """Feature tables as float32 (N, D) of one shape, checked to be finite."""
+def as_features(*tables: Tensor, finite: bool = True) -> tuple[Tensor, ...]:
+    """Feature tables as float32 (N, D) of one shape, checked to be `finite`, and so their lengths."""
     for table in tables:
         if table.ndim != 2 or not len(table):
             raise InputError(f"Features are a table (N, D) with at least one row, not of shape {tuple(table.shape)}.")
         if table.shape != tables[0].shape:
             shapes = "Features of the shapes " + " and ".join(str(tuple(t.shape)) for t in tables)
             raise InputError(f"{shapes} are not of the same examples and layer: compare like with like.")
-        if not all(bool(rows.isfinite().all()) for (rows,) in pieces(table)):
-            raise InputError("Some features are NaN or infinite: the model diverged, or its input was damaged.")
+        if finite and not all(bool(rows.float().norm(dim=1).isfinite().all()) for (rows,) in pieces(table)):
+            said = "Some features are NaN or infinite, or too long for float32"
+            raise InputError(f"{said}: the model diverged, or its input was damaged.")
     return tuple(table.detach().float() for table in tables)
 
 

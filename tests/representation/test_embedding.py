@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from robustlib import figures
 from robustlib.errors import InputError
 from robustlib.representation import embed, embed_path, embedding, trustworthiness
 
@@ -84,6 +85,41 @@ def test_a_path_of_tables_has_one_map(no_umap):
     assert made.points.shape == made.pca.shape == (3, 20, 2)
     assert "20 clean images and 40 changed ones" in str(made)
     assert embed(torch.randn(20, 2), torch.randn(20, 2), neighbours=3).explained == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: torch.ones_like(f),
+        lambda f: torch.zeros_like(f),
+        lambda f: f[:1] * torch.arange(1.0, len(f) + 1)[:, None],
+        lambda f: f[:1] + 1e-6 * f,
+        lambda f: torch.where(torch.arange(len(f))[:, None] == 3, torch.nan, f),
+        lambda f: torch.where(f == f.max(), torch.inf, f),
+        lambda f: f * 1e30,
+    ],
+    ids=["equal", "zero", "one direction", "rounding", "nan", "infinite", "overflow"],
+)
+def test_a_collapsed_encoder_has_no_map_and_stops_nothing(spoil, tmp_path, no_umap):
+    clean, adversarial = spoil(torch.randn(40, 6)).chunk(2)
+    made = embed(clean, adversarial, neighbours=5, cache=tmp_path)
+    assert not no_umap
+    assert not list(tmp_path.iterdir()), "nothing is kept"
+    assert str(made).startswith("No map can be drawn: all features point the same way")
+    assert str(made)[1:-1] == made.trust[1:]
+    assert np.isnan([made.trustworthiness, made.pca_trustworthiness, made.explained]).all()
+    assert not made.points.any()
+    assert made.points.shape == made.pca.shape == (2, 20, 2)
+    drawn = figures.umap_atlas({"h": tuple(made.points)}, torch.arange(20) % 3, notes={"h": made.trust}, note=made.made)
+    figures.to_png(drawn)
+    assert made.trust in drawn.alt
+
+
+def test_no_map_is_trusted_that_has_no_neighbours(clouds):
+    f, _ = clouds(60)
+    assert np.isnan([trustworthiness(torch.ones(60, 8), f[:, :2]), trustworthiness(f, f[:, :2] * torch.nan)]).all()
+    narrow = f[0] + 0.01 * torch.randn(60, 8)  # a hundredth apart is enough
+    assert trustworthiness(narrow, narrow[:, :2]) > 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,18 @@ def split_of(n: int, shape: tuple[int, ...] = (1, 8, 8)) -> Split:
     return Split(images, torch.arange(n) % 10, torch.arange(n) + 100)
 
 
+class Tokens(nn.Module):
+    """Images (B, 1, 8, 8) -> four tokens (B, 4, 6) or maps (B, 4, 4, 6), behind a LayerNorm: constant over the last dimension."""
+
+    def __init__(self, side: int, as_maps: bool):
+        super().__init__()
+        self.patches, self.norm, self.as_maps = nn.Conv2d(1, 6, 8 // side, 8 // side), nn.LayerNorm(6), as_maps
+
+    def forward(self, x):
+        maps = self.norm(self.patches(x).permute(0, 2, 3, 1))
+        return maps if self.as_maps else maps.flatten(1, 2)
+
+
 UNUSED = nn.Flatten()
 UNUSED.spare = nn.Linear(2, 2)  # that it does not call
 
@@ -30,6 +44,43 @@ def test_every_listed_layer_has_features(arch, digits):
     assert tuple(answers.layers) == names
     assert answers["features"].shape == (3, model.head.in_features)
     assert answers["logits"].shape == (3, 10)
+
+
+@pytest.mark.parametrize("as_maps", [False, True])
+def test_tokens_are_averaged_over_the_tokens(as_maps):
+    torch.manual_seed(0)
+    model, split = nn.Sequential(Tokens(4, as_maps), nn.Flatten(), nn.Linear(96, 10)).eval(), split_of(5)
+    with torch.no_grad():
+        tokens = model[0](split.images.float() / 255)
+    torch.testing.assert_close(features(model, split, layers="0")["0"], tokens.view(5, 16, 6).mean(1))
+
+
+def named_layers(*names: str) -> nn.Sequential:
+    """Convolution, pooling, answer: three submodules of these names."""
+    parts = (nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 10))
+    return nn.Sequential(OrderedDict(zip(names, parts, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "default", "others"),
+    [  # as in VGG or DenseNet; as in Swin; as in ConvNeXt
+        (("features", "pool", "classifier"), ("features", "pool", "classifier", "logits"), "logits", "features"),
+        (("features", "pool", "head"), ("pool", "features", "logits"), "features", "features.0"),
+        (("stages", "pool", "head"), ("stages", "pool", "features", "logits"), "features", "stages"),
+    ],
+)
+def test_submodules_may_be_called_as_anything(names, listed, default, others):
+    model, split = named_layers(*names).eval(), split_of(3)
+    assert layers(model) == listed
+    x = split.images.float() / 255
+    with torch.no_grad():
+        maps = model[0](x).mean((2, 3))
+        answers = {"logits": model(x), "features": maps}
+    assert list(features(model, split).layers) == [default]
+    torch.testing.assert_close(features(model, split)[default], answers[default])
+    torch.testing.assert_close(features(model, split, layers=others)[others], maps)
+    for name, answer in features(model, split, layers=listed).layers.items():
+        torch.testing.assert_close(answer, answers.get("logits" if name in ("classifier", "logits") else "features"))
 
 
 def test_layers_of_a_model_that_is_no_classifier(conv_net):

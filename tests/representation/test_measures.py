@@ -172,6 +172,7 @@ ONES, ZEROS = torch.ones(3, 2), torch.zeros(8, dtype=torch.int64)
         (lambda: r.effective_rank(torch.ones(3)), r"not of shape \(3,\)"),
         (lambda: r.effective_rank(torch.ones(0, 2)), "at least one row"),
         (lambda: r.effective_rank(table((1.0, math.nan))), "NaN or infinite"),
+        (lambda: r.uniformity(table((1e20, 0.0), (0.0, 1e20))), "too long for float32"),
         (lambda: r.feature_gap(ONES, torch.ones(4, 2)), "not of the same examples"),
         (lambda: r.feature_gap(ONES, ONES, "l3"), "Unknown measure of the feature gap 'l3'"),
         (lambda: r.cka(torch.randn(400, 6), ONES), "not 400 with 3"),

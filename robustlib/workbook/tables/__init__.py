@@ -27,7 +27,6 @@ from robustlib.workbook.tables.runs import (
     accuracies,
     adaptive,
     adaptive_summary,
-    as_markdown,
     autoattack_steps,
     checks,
     hyperparameters,

@@ -80,7 +80,7 @@ MUTANTS = (
         "APGD's second condition turned round",
         "attacks/trajectories",
     ),
-    Mutant("attacks/apgd.py", "rho: float = 0.75", "rho: float = 0.5", "APGD's rho", "attacks/trajectories"),
+    Mutant("attacks/apgd.py", "rho: Share = 0.75", "rho: Share = 0.5", "APGD's rho", "attacks/trajectories"),
     Mutant(
         "attacks/apgd.py",
         "0.22, 0.03",
@@ -96,16 +96,20 @@ MUTANTS = (
         "attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "attacks/trajectories"
     ),
     Mutant(
-        "attacks/autoattack.py", "steps: int = 100", "steps: int = 20", "AutoAttack of 20 steps", "attacks/trajectories"
+        "attacks/autoattack.py",
+        "steps: Count = 100",
+        "steps: Count = 20",
+        "AutoAttack of 20 steps",
+        "attacks/trajectories",
     ),
     Mutant(
         "attacks/autoattack.py",
-        "queries: int = 5000",
-        "queries: int = 500",
+        "queries: Count = 5000",
+        "queries: Count = 500",
         "Square of 500 queries",
         "attacks/trajectories",
     ),
-    Mutant("attacks/fab.py", "eta: float = 1.05", "eta: float = 1.0", "FAB does not overshoot", "attacks/trajectories"),
+    Mutant("attacks/fab.py", "] = 1.05", "] = 1.0", "FAB does not overshoot", "attacks/trajectories"),
     Mutant(
         "attacks/fab.py",
         "batch.x + self.beta * (x - batch.x)",

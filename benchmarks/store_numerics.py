@@ -1,7 +1,9 @@
 """Stores the numbers that tests/numerics.py makes today beside the versions of today, for tests/test_numerics.py.
 
-python benchmarks/store_numerics.py methods/trades     # of some names; no name: of all
-python benchmarks/store_numerics.py --spread           # minutes: how far machines may differ; of some names where they are given
+    PYTHONPATH=. python benchmarks/store_numerics.py methods/trades    # of some names; no name: of all
+    PYTHONPATH=. python benchmarks/store_numerics.py --spread          # how far machines may differ, too; minutes
+
+Tolerances follow from the spread: tests/numerics.py says how.
 """
 
 import json

@@ -62,7 +62,7 @@ class ExampleRNG:
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from U[0, 1)."""
-        return _shift_right(self._hashes(prod(shape)), 64 - BITS).view(-1, *shape) * 2.0**-BITS
+        return _shift_right(self._hashes(prod(shape)), 64 - BITS).view(-1, *shape).float() * 2.0**-BITS
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32 from N(0, 1), by inverting the distribution function (|value| < 5.4)."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ class Threat:
     """All x' with ||x' - x|| <= eps and x' in [0, 1]."""
 
     norm: Norm  # "linf" (largest absolute change of any pixel) or "l2" (Euclidean length over all pixels)
-    eps: float  # radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2
+    # radius in [0, 1] pixel units, e.g. 8/255 for CIFAR-10 linf, 0.5 for l2
+    eps: Annotated[float, "[0, inf)", "in pixel units of [0, 1] and without quotes, e.g. 8/255"]
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 <= self.eps <= (1 if self.norm == "linf" else 100):  # written so that NaN fails too
-            remedy = f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255" if self.eps > 1 else "give 0 <= eps"
+        if self.eps > (1 if self.norm == "linf" else 100):
+            remedy = f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255"
             raise InputError(f"eps={self.eps!r} is not a radius in [0, 1] pixel units: {remedy}.")
 
     def __str__(self) -> str:

@@ -150,7 +150,9 @@ def incomplete() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "path", "missing"]).assign(preset="digits", dataset="digits")
 
 
-def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2) -> Any:
+def write_fixture_atlas(
+    target: Any, shape: tuple[int, int, int] = (1, 8, 8), n: int = 40, runs: int = 2, title: str = "Standard"
+) -> Any:
     """Writes an atlas of `n` made-up images of four classes, each second one turned into the next class; returns images.
 
     Returns:
@@ -169,7 +171,7 @@ def write_fixture_atlas(target: Any, shape: tuple[int, int, int] = (1, 8, 8), n:
     found = {"answers": [labels.numpy(), half.numpy()], "maps": {"UMAP": places, "PCA": places}, "note": "Made up."}
     change = torch.randint(-51, 52, (n, *shape), generator=generator)
     attacked = (clean.int() + change).clamp(0, 255).to(torch.uint8)
-    facts = {"method": "standard", "title": "Standard", "arch": "small_cnn", "dataset": "made-up"}
+    facts = {"method": "standard", "title": title, "arch": "small_cnn", "dataset": "made-up"}
     rest = {"changed": "", "finished": True, "path": "runs/x"}
     made: list[Any] = [SimpleNamespace(params=lambda k=k: facts | {"seed": k}, **rest) for k in range(runs)]
     with patch("robustlib.workbook.report.index._map", lambda *_: (found, attacked.numpy())):

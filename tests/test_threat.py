@@ -45,7 +45,14 @@ def test_l2_random_starts_fill_the_ball_uniformly():
 
 @pytest.mark.parametrize(
     ("norm", "eps", "says"),
-    [("linf", -0.1, "pixel units"), ("linf", 8, "8/255"), ("linf", float("nan"), "pixel units"), ("l1", 0.1, "linf")],
+    [
+        ("linf", -0.1, "eps=-0.1: give a number of at least 0, in pixel units"),
+        ("linf", 8, "for 8 grey levels of 255 write 8/255"),
+        ("l2", 101.0, "pixel units"),
+        ("linf", float("nan"), "eps=nan: give a finite number"),
+        ("linf", "8/255", r"Threat eps='8/255': .* without quotes, e\.g\. 8/255"),
+        ("l1", 0.1, "Unknown Threat norm 'l1'.*linf"),
+    ],
 )
 def test_what_is_no_ball_is_a_sentence(norm, eps, says):
     with pytest.raises(InputError, match=says):

@@ -7,7 +7,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context, check_inputs
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context
+from robustlib.attacks.inputs import check_inputs, search
 from robustlib.attacks.objectives import is_adversarial, margin
 from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
@@ -26,7 +27,7 @@ class ActiveSet:
     def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> None:
         self.oracle, self.all, self.x_adv, self._rng = oracle, batch, batch.x.clone(), rng
         self.active = torch.arange(len(batch.x), device=batch.x.device)
-        self._score = torch.full((len(batch.x),), -torch.inf, device=batch.x.device)
+        self._score = torch.full((len(batch.x),), -torch.inf, dtype=torch.float32, device=batch.x.device)
 
     def rounds(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, ending early when no example is active."""
@@ -88,6 +89,7 @@ class MinNormResult:
 class MinimumNorm(IterativeAttack):
     """Attacks that can also look for the nearest adversarial image, with `nearest`."""
 
+    @search
     def nearest(
         self,
         model: nn.Module,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
-from robustlib.errors import check_fields
+from robustlib.errors import Count, Share, Whole
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
 
@@ -26,16 +26,15 @@ class APGD(IterativeAttack):
     """
 
     threat: Threat
-    steps: int = 100  # gradient steps of each run
+    steps: Count = 100  # gradient steps of each run
     objective: Literal["ce", "nll", "dlr", "margin"] = "ce"  # nll: of outputs that are sums of log-probabilities
-    targets: int = 0  # 0: away from the label; N: towards each of the N likeliest wrong classes (K - 1 at most) in turn
-    restarts: int = 1  # random starts of each run
-    eot: int = 1  # gradient samples averaged at each step; for stochastic models
-    rho: float = 0.75  # share of steps that must raise the objective between two checkpoints
+    targets: Whole = (
+        0  # 0: away from the label; N: towards each of the N likeliest wrong classes (K - 1 at most) in turn
+    )
+    restarts: Count = 1  # random starts of each run
+    eot: Count = 1  # gradient samples averaged at each step; for stochastic models
+    rho: Share = 0.75  # share of steps that must raise the objective between two checkpoints
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
-
-    def __post_init__(self) -> None:
-        check_fields(self, targets=0)
 
     def _run(self, active_set: ActiveSet) -> None:
         oracle = active_set.oracle

@@ -7,8 +7,9 @@ from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.apgd import APGD
 from robustlib.attacks.base import Attack, Precision
 from robustlib.attacks.fab import FAB
+from robustlib.attacks.inputs import attacked_images, check_attack
 from robustlib.attacks.square import Square
-from robustlib.errors import InputError
+from robustlib.errors import Count, InputError
 from robustlib.threat import Threat
 
 
@@ -23,9 +24,9 @@ class AutoAttack(IterativeAttack):
     threat: Threat
     version: Literal["standard", "rand", "custom"] = "standard"
     attacks: tuple[tuple[str, Attack], ...] = ()  # (name, attack) in order, of the custom version
-    eot: int = 20  # gradient samples of the rand version
-    steps: int = 100  # of APGD and FAB; with fewer it is not the published AutoAttack
-    queries: int = 5000  # of Square; likewise
+    eot: Count = 20  # gradient samples of the rand version
+    steps: Count = 100  # of APGD and FAB; with fewer it is not the published AutoAttack
+    queries: Count = 5000  # of Square; likewise
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
@@ -34,6 +35,7 @@ class AutoAttack(IterativeAttack):
             raise InputError("Give `attacks` to a custom AutoAttack, ((name, attack), ...), and to no other version.")
         names = [name for name, _ in self.attacks]
         for name, attack in self.attacks:
+            check_attack(name, attack)
             if not name or name in ("clean", "worst") or "@" in name or names.count(name) > 1:
                 raise InputError(f"AutoAttack has a component {name!r}: give each a name of its own, without @.")
             if getattr(attack, "threat", self.threat) != self.threat:
@@ -55,8 +57,9 @@ class AutoAttack(IterativeAttack):
         }
 
     def _run(self, active_set: ActiveSet) -> None:
-        attacks = list(self.components(active_set.oracle.classes).values())
+        attacks = list(self.components(active_set.oracle.classes).items())
         for number in active_set.rounds(len(attacks)):
             x, y = active_set.batch.x, active_set.batch.y
-            x_adv = attacks[number](active_set.oracle.source, x, y, rng=active_set.rng(number))
+            (name, attack), rng = attacks[number], active_set.rng(number)
+            x_adv = attacked_images(name, attack(active_set.oracle.source, x.clone(), y.clone(), rng=rng), x)
             active_set.update(self.threat.project(x_adv, x))  # a custom component may not know the ball

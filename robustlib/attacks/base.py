@@ -1,4 +1,4 @@
-"""How an attack sees a model: frozen and given back as found, inputs checked, gradients of an objective at speed."""
+"""How an attack sees a model: frozen and given back as found, gradients of an objective at speed."""
 
 import math
 import sys
@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
-from robustlib.errors import InputError, check_fields
+from robustlib.errors import check_fields
+from robustlib.models.classifier import logits_of
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -30,6 +32,7 @@ OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
 RowObjective = Callable[[Tensor, slice | Tensor], Tensor]
 
 
+@runtime_checkable
 class Attack(Protocol):
     """Finds x_adv for a batch: x (B, C, H, W) in [0, 1], y (B,); x_adv has x's shape, dtype and device.
 
@@ -41,46 +44,32 @@ class Attack(Protocol):
     ) -> Tensor: ...
 
 
-def check_inputs(x: Tensor, y: Tensor) -> None:
-    """Raises InputError for images outside [0, 1] or NaN, and for labels that are no class numbers of this batch."""
-    if not x.is_floating_point() or x.ndim < 2:
-        raise InputError(f"An attack needs float images (B, C, H, W), got {x.dtype} {tuple(x.shape)}.")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise InputError(f"An attack needs labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}.")
-    if len(x) and not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN too
-        got = f"values from {float(x.min()):g} to {float(x.max()):g}"
-        raise InputError(f"Images must lie in [0, 1], got {got}: divide grey levels by 255 and normalise in the model.")
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raises InputError for fewer than 2 classes, and for labels that a model of that many classes cannot predict."""
-    if classes < 2:
-        raise InputError(f"The model gives {classes} logit(s): robustness is about telling at least 2 classes apart.")
-    if len(y) and not bool(((y >= 0) & (y < classes)).all()):
-        span = f"from {int(y.min())} to {int(y.max())}"
-        raise InputError(f"Labels {span} do not fit a model of {classes} classes (0 to {classes - 1}).")
-
-
 @contextmanager
 def frozen_eval(model: Module, batchnorm: Modes = "eval") -> Iterator[None]:
-    """The model without weight gradients, in eval mode or (batchnorm="train") as it is; afterwards all is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
+    """The model without weight gradients, in eval mode or (batchnorm="train") as it is, and outside of inference mode; afterwards
+    all is as it was."""
+    check_model(model)
+    gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+    modes = [
+        (module, module.training) for module in model.modules() if hasattr(module, "training")
+    ]  # not of a frozen script
     trainable = [p for p in model.parameters() if p.requires_grad]
     saved = [(b, b.clone()) for b in model.buffers()] if batchnorm == "train" else []
-    try:
-        for p in trainable:
-            p.requires_grad_(False)
-        if batchnorm == "eval":
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p in trainable:
-            p.requires_grad_(True)
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        try:
+            for p in trainable:
+                p.requires_grad_(False)
+            if batchnorm == "eval":
+                model.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for p in trainable:
+                p.requires_grad_(True)
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
 
 
 class SurrogateModel(Module):
@@ -183,7 +172,7 @@ class GradientOracle:
         move buffers or have autograd functions of their own.
         """
         with torch.enable_grad(), self._autocast(x):
-            logits = self.fast(_repeated(x, n))
+            logits = logits_of(self.fast, _repeated(x, n))
         which = rows if n == 1 else torch.arange(rows.start, rows.start + len(x), device=x.device).repeat(n)
         exact = logits.detach().double().requires_grad_(True)
         with torch.enable_grad():
@@ -241,7 +230,7 @@ class GradientOracle:
             logits: list[Tensor] = []
             for n, guard in self._chunks(model, len(part), draws):
                 with guard:
-                    logits.append(_exact(model(_repeated(part, n))).view(n, len(part), -1))
+                    logits.append(_exact(logits_of(model, _repeated(part, n))).view(n, len(part), -1))
             pieces.append(torch.cat(logits))
         return torch.cat(pieces, 1)
 
@@ -271,9 +260,9 @@ def attack_context(
     """
     surrogate, deployed = (model.surrogate, model.deployed) if isinstance(model, SurrogateModel) else (model, model)
     with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
-        fast = (fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None) or surrogate
         with torch.no_grad():
-            first = surrogate(x[:1]).float()
+            first = logits_of(surrogate, x[:1]).float()
+        fast = (fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None) or surrogate
         if bool((first >= 0).all()) and bool(((first.sum(1) - 1).abs() < 1e-3).all()):
             message = "The model's outputs look like softmax probabilities; attacks need logits and are weak without."
             warnings.warn(message, stacklevel=4)
@@ -323,6 +312,7 @@ class BaseAttack:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @search
     def __call__(
         self, model: Module, x: Tensor, y: Tensor, *, generator: Generator | None = None, rng: ExampleRNG | None = None
     ) -> Tensor:

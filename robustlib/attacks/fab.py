@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import is_adversarial, nll
+from robustlib.errors import Count, Share
 from robustlib.threat import TINY, Norm, Threat, norms
 
 
@@ -22,13 +24,13 @@ class FAB(MinimumNorm):
     """
 
     threat: Threat
-    steps: int = 100  # iterations for each target and restart
-    targets: int = 9  # how many of the likeliest wrong classes are tried (K - 1 at most)
-    restarts: int = 1  # the first starts from the image itself, others from a random point within eps / 2
-    alpha_max: float = 0.1  # largest share of the pull towards the clean image (eq. 9)
-    eta: float = 1.05  # overshoot beyond the boundary, >= 1
-    beta: float = 0.9  # share of its perturbation that an adversarial point keeps when it is drawn back
-    eot: int = 1  # gradient samples averaged at each step; for stochastic models
+    steps: Count = 100  # iterations for each target and restart
+    targets: Count = 9  # how many of the likeliest wrong classes are tried (K - 1 at most)
+    restarts: Count = 1  # the first starts from the image itself, others from a random point within eps / 2
+    alpha_max: Share = 0.1  # largest share of the pull towards the clean image (eq. 9)
+    eta: Annotated[float, "[1, 100]"] = 1.05  # overshoot beyond the boundary
+    beta: Share = 0.9  # share of its perturbation that an adversarial point keeps when it is drawn back
+    eot: Count = 1  # gradient samples averaged at each step; for stochastic models
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def _searches(

@@ -22,7 +22,8 @@ _folded_models: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, FoldedModel |
 def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | None:
     """The model's folded copy with its present weights, or None where there can be none or its logits at `x` differ."""
     exact = all(t.dtype == torch.float32 for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
-    if getattr(model, "stochastic", False) or not len(x) or not exact:
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if getattr(model, "stochastic", False) or not len(x) or not exact or scripted:
         return None
     known, signature = _folded_models.setdefault(model, {}), _signature(model, x.device)
     if precision not in known or known[precision][0] != signature:
@@ -71,7 +72,7 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
                 tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is norm.running_mean)
     folded.sync(trial)
     with torch.no_grad(), full_float32():
-        wanted, got = trial(x[:4]), module(x[:4])
+        wanted, got = (one(x[:4].clone()) for one in (trial, module))
     if not bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)):
         return None
     folded.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32

@@ -2,32 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, check_inputs, frozen_eval
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.attacks.inputs import check_inputs, search
 from robustlib.attacks.objectives import is_adversarial
-from robustlib.errors import InputError, check_fields
+from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
 GAUSSIAN_SCALE = 0.001  # TRADES and MART start from x + 0.001 N(0, I)
+StepSize = Annotated[Length, "or None for eps / 4"] | None
 
 
 class GradientSteps:
     """Attacks of `steps` gradient steps, each `step_size` long in the threat's norm; None = eps / 4 (2/255 at 8/255)."""
 
     threat: Threat
-    step_size: float | None
+    step_size: StepSize
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.step_size is not None and not self.step_size > 0:
-            name = type(self).__name__
-            raise InputError(f"{name} step_size={self.step_size!r}: give a positive length, or None for eps / 4.")
 
     @property
     def length(self) -> float:
@@ -44,15 +43,15 @@ class PGD(GradientSteps):
     """x_0 = start; x_{k+1} = Projection(x_k + step_size * steepest(gradient of the objective)) (Madry et al. 2018, eq. 3)."""
 
     threat: Threat
-    steps: int = 10  # gradient steps of each restart
-    step_size: float | None = None  # length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255)
+    steps: Count = 10  # gradient steps of each restart
+    step_size: StepSize = None  # length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255)
     # nll: of outputs that are sums of log-probabilities; margin: C&W; kl: from the clean prediction, needs no label
     objective: Literal["ce", "nll", "margin", "dlr", "kl"] = "ce"
     targeted: bool = False  # move towards the class given as `target` instead of away from the label
     # a random point of the ball, x + 0.001 N(0, I) clipped to [0, 1] (TRADES' release clips after the first step), or x itself
     start: Literal["uniform", "gaussian", "zero"] = "uniform"
-    restarts: int = 1  # starts; each example keeps its strongest: a success first, then the larger objective
-    eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
+    restarts: Count = 1  # starts; each example keeps its strongest: a success first, then the larger objective
+    eot: Count = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
     early_stop: bool = False  # an example leaves at its first success, which is stronger than taking the last iterate
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
     batchnorm: Literal["eval", "train"] = "eval"  # "train": modes as they are, statistics restored afterwards
@@ -62,6 +61,7 @@ class PGD(GradientSteps):
         if self.targeted and self.objective == "kl":
             raise InputError("The kl objective knows no target: use 'ce', 'margin' or 'dlr' for a targeted PGD.")
 
+    @search
     def __call__(
         self,
         model: nn.Module,
@@ -80,6 +80,8 @@ class PGD(GradientSteps):
         check_inputs(x, y)
         if self.targeted != (target is not None):
             raise InputError("Give `target` classes to a targeted PGD, and none to an untargeted one.")
+        if target is not None:
+            check_inputs(x, target)
         if not len(x):
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
@@ -126,7 +128,7 @@ class PGD(GradientSteps):
 
 def FGSM(threat: Threat, **settings: Any) -> PGD:
     """The fast gradient sign method: one step of length eps from x itself (Goodfellow et al. 2015)."""
-    return PGD(threat, **{"steps": 1, "step_size": threat.eps or None, "start": "zero", **settings})
+    return PGD(threat, **{"steps": 1, "step_size": getattr(threat, "eps", 0) or None, "start": "zero", **settings})
 
 
 def PGDEOT(threat: Threat, steps: int = 200, eot: int = 20, **settings: Any) -> PGD:
@@ -140,9 +142,10 @@ class BatchPGD(GradientSteps):
     """PGD from a random point of the ball on a loss of a whole batch, in which examples see each other, as in contrastive ones."""
 
     threat: Threat
-    steps: int = 5
-    step_size: float | None = None
+    steps: Count = 5
+    step_size: StepSize = None
 
+    @search
     def __call__(
         self,
         model: nn.Module,
@@ -161,6 +164,6 @@ class BatchPGD(GradientSteps):
                 x_adv = x_adv.detach().requires_grad_(True)
                 cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
                 with torch.enable_grad(), cast:
-                    (gradient,) = torch.autograd.grad(loss(fast, x_adv), x_adv)
+                    (gradient,) = torch.autograd.grad(loss(fast, x_adv.clone()), x_adv)  # a model may change it
                 x_adv = self._step(x_adv, gradient, x)
         return x_adv.detach()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
 from robustlib.attacks.objectives import margin
-from robustlib.errors import InputError
+from robustlib.errors import Count
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
@@ -22,16 +23,11 @@ class Square(IterativeAttack):
     """Square Attack on the margin (algorithms 1 to 3): random squares are kept where it rises. Successes leave at once."""
 
     threat: Threat
-    queries: int = 5000  # of the model for each example and restart
-    p_init: float = 0.8  # share of the pixels that the first squares change, in (0, 1]; halved at HALVINGS
-    restarts: int = 1  # independent searches
-    votes: int = 1  # draws of a stochastic model whose mean decides a query
+    queries: Count = 5000  # of the model for each example and restart
+    p_init: Annotated[float, "(0, 1]"] = 0.8  # share of the pixels that the first squares change; halved at HALVINGS
+    restarts: Count = 1  # independent searches
+    votes: Count = 1  # draws of a stochastic model whose mean decides a query
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.p_init <= 1:
-            raise InputError(f"Square p_init={self.p_init!r} is no share of the pixels: give 0 < p_init <= 1.")
 
     def _run(self, active_set: ActiveSet) -> None:
         for restart in active_set.rounds(self.restarts):
@@ -144,7 +140,7 @@ def _bump(height: int, width: int) -> Tensor:
     half = height // 2
     rows, columns = ((torch.arange(n) - n // 2).abs() for n in (height, width))
     layers = half - torch.maximum(rows[:, None], columns)  # M(r, s); below 0 outside the pyramid
-    return torch.stack([(layers >= k) / (half + 1 - k) ** 2 for k in range(half + 1)]).sum(0)
+    return torch.stack([(layers >= k).float() / (half + 1 - k) ** 2 for k in range(half + 1)]).sum(0)
 
 
 def _two_sided(side: int, rng: ExampleRNG, count: int = 1) -> Tensor:

@@ -1,13 +1,13 @@
 """Spatially transformed adversarial examples: the pixels keep their values and move (Xiao et al. 2018, ICLR)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, Precision
-from robustlib.errors import InputError
+from robustlib.errors import Count, Length
 from robustlib.rng import ExampleRNG
 
 BOUND = 0.8  # pixels: 0.05 of a grid from -1 to 1 over 32 pixels (Nie et al. 2022), where one pixel is 2/32
@@ -25,22 +25,17 @@ class StAdv(BaseAttack):
     a bright edge that moves by a pixel changes by its whole height. If the model is deterministic, successes leave at once.
     """
 
-    bound: float | None = BOUND  # largest displacement in pixels of these images; None: no bound. Records call it eps
-    steps: int = 100  # of Adam
-    lr: float | None = None  # length of a step in pixels; None = bound / 5, or 0.16 without a bound
-    weight: float | None = None  # of TV, in units of the objective per pixel; None = 0.0025 / bound, 0.05 without
-    eot: int = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
+    bound: Annotated[Length, "in pixels, or None for no bound"] | None = (
+        BOUND  # largest displacement in pixels of these images; None: no bound. Records call it eps
+    )
+    steps: Count = 100  # of Adam
+    # length of a step in pixels; None = bound / 5, or 0.16 without a bound
+    lr: Annotated[Length, "in pixels, or None for bound / 5"] | None = None
+    # of TV, in units of the objective per pixel; None = 0.0025 / bound, 0.05 without
+    weight: Annotated[float, "[0, 1000]", "or None for 0.0025 / bound"] | None = None
+    eot: Count = 1  # gradient samples averaged at each step; more than one only helps against a stochastic model
     objective: Literal["margin", "ce", "nll", "dlr"] = "margin"  # C&W, the paper's; the oracle scales the others
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bound is not None and not 0 < self.bound < float("inf"):
-            raise InputError(f"StAdv bound={self.bound!r}: give a positive number of pixels, or None for no bound.")
-        if self.lr is not None and not self.lr > 0:
-            raise InputError(f"StAdv lr={self.lr!r}: give a positive length in pixels, or None for bound / {PACE}.")
-        if self.weight is not None and not self.weight >= 0:
-            raise InputError(f"StAdv weight={self.weight!r}: give 0 or more, or None for {SMOOTH} / bound.")
 
     def _attack(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> Tensor:
         """For each example the first adversarial image, else the one after the last step."""

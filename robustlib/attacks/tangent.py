@@ -10,7 +10,7 @@ from torch import Tensor
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm, check_deterministic
 from robustlib.attacks.base import Precision
 from robustlib.attacks.objectives import is_adversarial
-from robustlib.errors import InputError, check_counts
+from robustlib.errors import Count, InputError, Length, typed
 from robustlib.rng import ExampleRNG
 from robustlib.threat import TINY, Threat, norms
 
@@ -35,17 +35,17 @@ class Tangent(MinimumNorm):
     """
 
     threat: Threat  # in l2
-    queries: int = 18_000  # of the model for each example, at most: about 40 steps of one walk
-    restarts: int = 1  # walks from other noise, which share the queries: one often ends at a farther class
-    probes: int = 100  # directions that estimate the boundary's normal in the first step; step t takes sqrt(t) as many
-    gamma: float = 1.0  # probes of later steps are Gaussian of standard deviation gamma * distance / dimensions
+    queries: Count = 18_000  # of the model for each example, at most: about 40 steps of one walk
+    restarts: Count = 1  # walks from other noise, which share the queries: one often ends at a farther class
+    probes: Count = (
+        100  # directions that estimate the boundary's normal in the first step; step t takes sqrt(t) as many
+    )
+    gamma: Length = 1.0  # probes of later steps are Gaussian of standard deviation gamma * distance / dimensions
     precision: Precision = "32-true"  # "bf16-mixed" searches in bf16; what it calls a success is verified in float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "queries", least=LEAST * self.restarts)
-        if not 0 < self.gamma < float("inf"):
-            raise InputError(f"Tangent gamma={self.gamma!r}: give a finite number above 0.")
+        typed(self.queries, int, "Tangent queries", f"[{LEAST * self.restarts}, inf)")
         if self.threat.norm != "l2":
             raise InputError(f"Tangent measures distances in l2, got a threat in {self.threat.norm!r}: give 'l2'.")
 
@@ -114,7 +114,7 @@ class TangentState:
         normal = self._normal_at(rows, now, reach, int(self.probes * sqrt(step)), self.rng[rows].fold_in(step))
         radius, after = distance / sqrt(step), now.clone()
         todo = torch.arange(len(rows), device=rows.device)
-        halved = 0.5 ** torch.arange(RADII, device=rows.device)
+        halved = 0.5 ** torch.arange(RADII, dtype=x.dtype, device=rows.device)
         for _ in range(ROUNDS):
             each = todo.repeat_interleave(RADII)
             radii = (radius[todo, None] * halved).flatten()
@@ -158,7 +158,7 @@ class TangentState:
         """Searches the lines between the images and adversarial points (S, ...): adversarial points on the boundary."""
         x, shape = self.x[rows], (len(rows), *[1] * (outside.ndim - 1))
         low, width = outside.new_zeros(len(rows), 1), 1.0
-        steps = torch.arange(1, PARTS, device=x.device) / PARTS
+        steps = torch.arange(1, PARTS, dtype=x.dtype, device=x.device) / PARTS
         each = torch.arange(len(rows), device=x.device).repeat_interleave(PARTS - 1)
         for _ in range(CUTS):
             shares = (low + width * steps).view(-1, *shape[1:])
@@ -166,7 +166,7 @@ class TangentState:
             success = self._adversarial(points, rows[each]).view(len(rows), -1)
             before = torch.where(success.any(1), success.int().argmax(1), PARTS - 1)  # parts before the first success
             width /= PARTS
-            low = low + width * before[:, None]
+            low = low + width * before[:, None].to(low)
         return torch.lerp(x, outside, (low + width).view(shape).expand_as(x))
 
     def _adversarial(self, points: Tensor, rows: Tensor) -> Tensor:

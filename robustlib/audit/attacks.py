@@ -14,6 +14,7 @@ from robustlib.attacks.base import SurrogateModel
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import adapt, valid
+from robustlib.models.classifier import logits_of
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
@@ -61,7 +62,7 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     def answer(view: nn.Module) -> Tensor:  # randomised layers draw alike for both
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(0)
-            return view(x).float()
+            return logits_of(view, x).float()
 
     deployed = answer(model)
     try:
@@ -120,7 +121,7 @@ class AuditAttacks:
     def forward(self, x: Tensor) -> Tensor:
         """Float32 logits (B, K) of the deployed model at x (B, C, H, W), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return torch.cat([self.model(some).float() for some in x.split(BATCH)])
+            return torch.cat([logits_of(self.model, some).float() for some in x.split(BATCH)])
 
     def right(self, x: Tensor) -> Tensor:
         """(1, N, K): whether the deployed model is right at x (N, C, H, W)."""

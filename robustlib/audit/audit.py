@@ -203,7 +203,7 @@ def audit_run(
     """
     results, params = run.results(), run.params()
     if not results:
-        raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.path}` first.")
+        raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.argument}` first.")
     model = run.model()
     model.check_data(dataset)
     run = Run(run.path.resolve())
@@ -223,6 +223,12 @@ def audit_run(
     facts |= {"results": {name: results.get(name) for name in FACTS}}
     facts |= {"transfer": [source.place for source in sources.values()]}
     return measured(run, "audit.json", facts, measure)
+
+
+def audit_has_new_sources(run: Run) -> bool:
+    """Whether an audited run would now meet adversarial examples of other runs than it did: more, or fitter ones."""
+    stored, now = run.audit(), [source.place for source in transfer_sources(run, SOURCES).values()]
+    return bool(stored) and now not in ([], stored.get("transfer"))
 
 
 def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:

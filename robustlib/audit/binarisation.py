@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.audit.attacks import AuditAttacks, View
+from robustlib.models.classifier import logits_of
 from robustlib.rng import uniform_point
 
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
@@ -26,8 +27,8 @@ def outputs(model: nn.Module) -> dict[str, Output]:
     """What a readout can be fitted on, by name, each x -> (B, D): the model's features if it has some, and its logits."""
     named: dict[str, Output] = {}
     if (features := getattr(model, "features", None)) is not None:
-        named["features"] = lambda x: features(x).flatten(1).float()
-    return named | {"logits": lambda x: model(x).flatten(1).float()}
+        named["features"] = lambda x: features(x.clone()).flatten(1).float()
+    return named | {"logits": lambda x: logits_of(model, x).float()}
 
 
 def joint_view(model: nn.Module, output: Output, readouts: Sequence[Readout]) -> View:

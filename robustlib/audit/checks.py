@@ -15,6 +15,7 @@ from robustlib.attacks.objectives import ce, margin_of
 from robustlib.audit.attacks import BATCH, RESTARTS, AuditAttacks
 from robustlib.audit.binarisation import binarised
 from robustlib.evaluation import wilson
+from robustlib.models.classifier import logits_of
 from robustlib.rng import uniform_point
 
 Verdict = Literal["pass", "amber", "red", "n/a"]
@@ -249,7 +250,7 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
         for _ in range(samples):
             point = points.detach().requires_grad_(True)
             with torch.enable_grad():
-                margin = margin_of(view(point).double(), labels).sum()
+                margin = margin_of(logits_of(view, point).double(), labels).sum()
             total += torch.autograd.grad(margin, point)[0] / samples
         parts.append(total.flatten(1))
     return torch.cat(parts)

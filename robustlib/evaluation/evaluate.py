@@ -18,7 +18,7 @@ Of a stochastic model every example meets everything that its view does (see `co
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
+from robustlib.attacks.inputs import check_attack, check_model
 from robustlib.data import Split
-from robustlib.errors import InputError
+from robustlib.errors import Count, InputError, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progress, Step, Views, concat_records, plan
 from robustlib.models.classifier import full_float32
@@ -79,11 +80,16 @@ def evaluate(
         (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
     """
     stochastic = bool(getattr(model, "stochastic", False))
-    draws = (DRAWS if stochastic else 1) if draws is None else draws
-    adaptive, sources = attacks if adaptive is None else adaptive, sources or {}
-    _check([*attacks, *adaptive], batch_size, draws, stochastic)
+    draws = (DRAWS if stochastic else 1) if draws is None else typed(draws, Count, "draws")
+    adaptive, sources = attacks if adaptive is None else adaptive, {} if sources is None else sources
+    batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, int, "seed")
+    _check((attacks, adaptive), draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    if not isinstance(sources, Mapping):
+        raise InputError(f"sources={shown(sources)}: give other models by their names.")
+    for other in (*surrogates.values(), *sources.values()):
+        check_model(other)
     path = None if state is None else Path(state)
     if path is not None:
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
@@ -101,6 +107,7 @@ def evaluate(
 
 def device_of(model: nn.Module, split: Split) -> torch.device:
     """Where the model is, whose weights must be float32; the split's device for a model without tensors."""
+    check_model(model)
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     for tensor in tensors:
         if tensor.dtype != torch.float32:
@@ -110,20 +117,22 @@ def device_of(model: nn.Module, split: Split) -> torch.device:
     return tensors[0].device if tensors else split.labels.device
 
 
-def _check(names: Iterable[str], batch_size: int, draws: int, stochastic: bool) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
+def _check(suites: Sequence[Attacks], draws: int, stochastic: bool) -> None:
     if draws < 1 + stochastic:
         raise InputError(
             f"draws={draws!r} is too few: a stochastic model is judged at least twice, once to choose its strongest "
             "adversarial example and once to score it; others at least once. For a deterministic evaluation of a "
             "stochastic model fix its randomness with a seed: model.fixed(seed)."
         )
-    for name in names:
-        if name in RESERVED or "@" in name:
-            raise InputError(
-                f"An attack cannot be called {name!r}: {', '.join(RESERVED)} and names with @ have a meaning."
-            )
+    for suite in suites:
+        if not isinstance(suite, Mapping):
+            raise InputError(f"{shown(suite)} names no attacks: give e.g. {{'pgd20': PGD(threat, steps=20)}}.")
+        for name, attack in suite.items():
+            check_attack(name, attack)
+            if name in RESERVED or "@" in name:
+                raise InputError(
+                    f"An attack cannot be called {name!r}: {', '.join(RESERVED)} and names with @ have a meaning."
+                )
 
 
 def _begin(
@@ -204,8 +213,8 @@ def robustness_curve(
     if (eps is None) == (steps is None):
         raise InputError("Give robustness_curve either eps=[...] or steps=[...].")
     stochastic, norm = bool(getattr(model, "stochastic", False)), attack.threat.norm
-    points: dict[float, PGD] = {k: replace(attack, steps=int(k)) for k in steps or () if k}
-    points |= {radius: replace(attack, threat=Threat(norm, float(radius))) for radius in eps or () if radius}
+    points: dict[float, PGD] = {k: replace(attack, steps=k) for k in steps or () if k}
+    points |= {radius: replace(attack, threat=Threat(norm, radius)) for radius in eps or () if radius}
     split = split.to(device_of(model, split))
     standing, rows = torch.arange(len(split), device=split.labels.device), []
     for value in sorted(steps or eps or ()):

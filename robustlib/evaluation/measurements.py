@@ -130,7 +130,7 @@ def _known(run: Run, images: Split) -> dict[str, Any]:
     if not len(records) or not wanted <= set(records["index"]):
         raise InputError(
             f"{run.path} was not evaluated on all of these {len(images)} images, so what it knows cannot be compared: "
-            f"call `robustlib evaluate {run.path} --examples {len(images)}` or more first."
+            f"call `robustlib evaluate {run.argument} --examples {len(images)}` or more first."
         )
     plateau = run.results().get("plateau", {})
     if plateau.get("taken") and plateau["full"]["n"] == len(images):

@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import check_labels
+from robustlib.attacks.inputs import check_labels
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Batch
+from robustlib.models.classifier import logits_of
 from robustlib.threat import Threat
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
@@ -31,7 +32,7 @@ def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
 def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The logits (B, K) in float32, and the predicted class (B,) of each image; -1 where a logit is not finite."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        logits = model(x).float()
+        logits = logits_of(model, x).float()
     return logits, torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
 from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square, StAdv
-from robustlib.errors import InputError, check_counts, unknown
+from robustlib.errors import Count, Length, Positive, check_fields, unknown
 from robustlib.evaluation.metrics import summarise
 from robustlib.evaluation.schedule import components, is_search
 from robustlib.models import Classifier
@@ -17,7 +17,7 @@ from robustlib.runs import Run
 from robustlib.threat import Threat
 
 PRESETS = Path(__file__).parent.parent / "methods" / "presets"
-PAIRS = ("pgd_eot", "autoattack", "stadv", "full", "bpda")
+Pair = Annotated[tuple[int, int], "[1, 1000000]", "as [steps, gradient samples (EOT)]"]
 EOT = 8  # gradient samples of the single attacks against a stochastic model
 
 
@@ -29,41 +29,34 @@ class StochasticProtocol:
     Nie et al. (2022) for StAdv, Hill et al. (2021) for BPDA+EOT and its vote.
     """
 
-    images: int = 512  # test images at most
-    pgd_eot: tuple[int, int] = (200, 20)  # from the image itself
-    autoattack: tuple[int, int] = (100, 20)  # its rand version; the steps are those of its standard version as well
-    stadv: tuple[int, int] = (100, 20)  # of the unseen attack
-    queries: int = 5000  # of Square
-    votes: int = 8  # draws whose mean decides a query
-    curve: int = 512  # images of the curves over radii, steps and gradient samples
-    full: tuple[int, int] = (200, 20)  # PGD+EOT of the plateau check
-    bpda: tuple[int, int] = (50, 15)  # BPDA+EOT, for comparison with published numbers only
-    defence: int = 150  # draws whose mean logits answer it
+    images: Count = 512  # test images at most
+    pgd_eot: Pair = (200, 20)  # from the image itself
+    autoattack: Pair = (100, 20)  # its rand version; the steps are those of its standard version as well
+    stadv: Pair = (100, 20)  # of the unseen attack
+    queries: Count = 5000  # of Square
+    votes: Count = 8  # draws whose mean decides a query
+    curve: Count = 512  # images of the curves over radii, steps and gradient samples
+    full: Pair = (200, 20)  # PGD+EOT of the plateau check
+    bpda: Pair = (50, 15)  # BPDA+EOT, for comparison with published numbers only
+    defence: Count = 150  # draws whose mean logits answer it
 
     def __post_init__(self) -> None:
-        check_counts(self, "images", "queries", "votes", "curve", "defence")
-        for name in PAIRS:
-            pair = getattr(self, name)
-            if len(pair) != 2 or not all(isinstance(part, int) and part >= 1 for part in pair):
-                message = f"StochasticProtocol {name}={pair!r}: give steps and gradient samples (EOT), each at least 1."
-                raise InputError(message)
+        check_fields(self)
 
     def facts(self) -> dict[str, Any]:
         """What results.json keeps of it, under "budget"."""
-        return {name: list(value) if name in PAIRS else value for name, value in asdict(self).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnseenStrengths:
     """How strong the unseen attacks are. The defaults are those of Nie et al. (2022) on CIFAR-10."""
 
-    l2: float = 0.5  # radius, in pixel units of [0, 1]
-    flow: float = 0.8  # bound of StAdv, in pixels
+    l2: Positive = 0.5  # radius, in pixel units of [0, 1]
+    flow: Length = 0.8  # bound of StAdv, in pixels
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise InputError(f"UnseenStrengths {name}={value!r}: give a number above 0.")
+        check_fields(self)
 
 
 @lru_cache
@@ -88,7 +81,7 @@ def _section(preset: str | None, name: str, kind: type[StochasticProtocol] | typ
     for key in section:
         if key not in known:
             raise unknown(f"entry of {name} in {file.name}", key, known)
-    return {key: tuple(value) if key in PAIRS else value for key, value in section.items()}
+    return dict(section)
 
 
 PUBLISHED = StochasticProtocol()

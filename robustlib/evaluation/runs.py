@@ -187,12 +187,12 @@ def _missing(run: Run) -> str:
         results, _ = run.results(), run.metrics()
         if not results:
             begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"
-            return f"{begun}: robustlib evaluate {run.path}"
+            return f"{begun}: robustlib evaluate {run.argument}"
         records = run.records()
         kept = {name: part["index"].nunique() for name, part in by_attack(records)} if len(records) else {}
         counted = {row["attack"]: row["n"] for row in results["rows"] if row["attack"] != "worst"}
         if short := [attack for attack, n in counted.items() if kept.get(attack, 0) < n]:
             return f"records of {', '.join(short)} are incomplete: {again}"
-        return "" if run.audit() else f"not audited: robustlib audit {run.path}"
+        return "" if run.audit() else f"not audited: robustlib audit {run.argument}"
     except (InputError, OSError, ValueError) as error:  # a damaged file, by whichever library reads it
         return f"a file cannot be read ({' '.join(str(error).split())}): {again}"

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
 from robustlib.attacks.base import MemoryGuard, SurrogateModel
+from robustlib.attacks.inputs import attacked_images
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
+from robustlib.models.classifier import logits_of
 from robustlib.rng import ExampleRNG
 from robustlib.runs import read_json, write_atomic, write_json
 from robustlib.threat import Threat
@@ -121,7 +123,7 @@ def plan(
     groups = group_surrogates(surrogates)
     searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
     with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        classes = int(model(x).shape[1])
+        classes = logits_of(model, x).shape[1]
 
     def met(views: Views) -> Attacks:
         return compatible_attacks(adaptive, views[""]) if getattr(model, "stochastic", False) else adaptive
@@ -254,7 +256,8 @@ class AttackSchedule:
             if step.attack is not None and step.view is not None:
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
                 aim["rng"] = rng if step.stream is None else rng.fold_in(step.stream)
-                x_adv = step.attack(step.view, batch.x, batch.y, **aim)
+                found = step.attack(step.view, batch.x.clone(), batch.y.clone(), **aim)  # it may change what it gets
+                x_adv = attacked_images(step.name, found, batch.x)
             frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
         return labelled(frame, step.name, step.surrogate, step.component, step.eps)
 

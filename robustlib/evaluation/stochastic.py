@@ -170,7 +170,7 @@ def _randomised(run: Run, dataset: Dataset) -> tuple[Split, dict[str, Any]]:
     """The images of an evaluated randomised run, and the facts that what is measured on it must share."""
     results = run.results()
     if not results:
-        raise InputError(f"{run.path} has no evaluation: call `robustlib evaluate {run.path}` first.")
+        raise InputError(f"{run.path} has no evaluation: call `robustlib evaluate {run.argument}` first.")
     if "budget" not in results:
         raise InputError(f"{run.path} answers the same each time: there is no randomness to measure.")
     facts = {name: results.get(name) for name in FACTS}

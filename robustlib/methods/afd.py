@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
+from robustlib.errors import Count, NonNegative, Positive, Share
 from robustlib.losses import confusion_labels, mean_cosine
-from robustlib.methods.base import AdversarialMethod, Count, NonNegative, Positive, Share, perturbed_weights
+from robustlib.methods.base import AdversarialMethod, perturbed_weights
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import Classifier, Disentangled
 from robustlib.models.classifier import View

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
+from robustlib.errors import NonNegative, Positive, Share, Whole
 from robustlib.losses import mart_loss, negative_contrast, pick_negatives, trades_loss
 from robustlib.losses.contrastive import Strategy
-from robustlib.methods.base import AdversarialMethod, NonNegative, Positive, Share, Whole
+from robustlib.methods.base import AdversarialMethod
 from robustlib.methods.baselines import cross_entropy
 from robustlib.models import Classifier, ReverseAttention
 from robustlib.models.classifier import View

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
-from robustlib.methods.base import AdversarialMethod, Count, NoAWP, NonNegative, Whole
+from robustlib.errors import Count, InputError, NonNegative, Whole
+from robustlib.methods.base import AdversarialMethod, NoAWP
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
 from robustlib.models.build import default_width

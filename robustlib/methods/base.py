@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
-from robustlib.errors import InputError, unknown
-from robustlib.methods.preset import as_type, options, preset_dataset, preset_values
+from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole, options, typed, unknown
+from robustlib.methods.preset import as_type, preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
 from robustlib.runs import Run
 from robustlib.threat import Norm, Threat
@@ -27,13 +27,6 @@ CHOICES: dict[str, Iterable[str]] = {
     **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
     **{"augment": VIEWS, "views": VIEWS},
 }
-# Types of fields whose values (of a tuple: each of them) lie in an interval; what follows it is advice for the error.
-Count = Annotated[int, "[1, inf)"]
-Whole = Annotated[int, "[0, inf)"]
-NonNegative = Annotated[float, "[0, inf)"]
-Positive = Annotated[float, "(0, inf)"]
-Share = Annotated[float, "[0, 1]"]
-ShareBelowOne = Annotated[float, "[0, 1)"]
 Widths = Annotated[tuple[int, ...], "[1, inf)"]
 NO_AWP = "this method does not perturb weights: leave awp_gamma at 0"
 NoAWP = Annotated[float, "[0, 0]", NO_AWP]
@@ -112,17 +105,9 @@ class Method:
 
     def check_range(self, name: str, interval: str, *advice: str) -> None:
         """Raises InputError for a field with a value outside `interval`, e.g. "[0, 1)"; None is a default that is set elsewhere."""
-        value, whole = getattr(self, name), int in options(self.types()[name])
-        if value is None:
-            return
-        low, high = map(float, interval[1:-1].split(","))
-        ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or not all((low < v < high or v in ends) and (not whole or type(v) is int) for v in values):
-            least = f"give a {'whole ' * whole}number {'of at least' if interval[0] == '[' else 'above'} {low:g}"
-            most = f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}" * (high < float("inf"))
-            said = [least + most] * (low < high)  # where nothing but one value is allowed, advice says it all
-            raise InputError(f"{self.name}: {name}={value!r}: {', '.join([*said, *advice])}.")
+        if (value := getattr(self, name)) is not None:
+            fit = typed(value, self.types()[name], f"{self.name}: {name}", interval, *advice)
+            object.__setattr__(self, name, fit)
 
     def check_model(self, model: nn.Module, kind: type[M]) -> M:
         """The model; raises InputError for one of another kind than this method trains."""

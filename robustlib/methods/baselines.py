@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
+from robustlib.errors import NonNegative, Positive
 from robustlib.losses import mart_loss, trades_loss
-from robustlib.methods.base import AdversarialMethod, Method, NonNegative, Positive, copy_weights, pretrained_run
+from robustlib.methods.base import AdversarialMethod, Method, copy_weights, pretrained_run
 from robustlib.models import Classifier
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat

@@ -11,8 +11,8 @@ from torch import nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
+from robustlib.errors import Count, NonNegative, Whole
 from robustlib.losses import supcon_loss
-from robustlib.methods.base import Count, NonNegative, Whole
 from robustlib.methods.contrastive import Contrastive, contrasted, project_views
 from robustlib.models import Projected
 from robustlib.training import Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates, cosine

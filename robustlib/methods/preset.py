@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, options, unknown
 
 PRESETS = Path(__file__).parent / "presets"
 WORDS = {"null": None, "none": None, "true": True, "false": False}
@@ -56,11 +56,6 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
             value = WORDS.get(text.strip().lower(), text.strip())
         values[name.strip()] = value
     return values
-
-
-def options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a type: (float, NoneType) of `float | None`."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def as_type(value: Any, hint: Any, what: str) -> Any:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.data import Batch, Dataset
-from robustlib.errors import InputError
+from robustlib.errors import Count, InputError, NonNegative
 from robustlib.losses import batch_spectral_shrinkage, l2_sp
-from robustlib.methods.base import Count, NonNegative, copy_weights, pretrained_run
+from robustlib.methods.base import copy_weights, pretrained_run
 from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier

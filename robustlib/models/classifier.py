@@ -101,6 +101,23 @@ class Classifier(nn.Module):
         )
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (B, K) at images x (B, ...): attacks and judges ask a model here. Images and answers are copied, since a model may
+    change either in place. Raises InputError for an answer of another kind."""
+    answer = model(x.clone())
+    if not isinstance(answer, Tensor):
+        raise InputError(
+            f"The model answers with a {type(answer).__name__}, not with logits (B, K): wrap it in a module whose forward returns "
+            "the logits alone, e.g. model(x)[0]."
+        )
+    if answer.ndim != 2 or len(answer) != len(x) or not answer.is_floating_point():
+        raise InputError(
+            f"The model answers {len(x)} image(s) with {answer.dtype} {tuple(answer.shape)}, not with float logits ({len(x)}, K): "
+            "let it keep the batch's dimension, by flatten(1) in place of squeeze() and mean() over the others only."
+        )
+    return answer.clone()
+
+
 class View(nn.Module):
     """x -> `method`(x, *args) (B, K) of a model, as a module that attacks take; it shares the model's weights and mode.
 

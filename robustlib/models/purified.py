@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from robustlib.errors import InputError, check_counts, check_fields
+from robustlib.errors import Count, InputError, Whole, check_fields, typed
 from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
 
@@ -35,7 +35,7 @@ class RandomTransform:
     kind: Literal["none", "rt1", "rt2", "rt3"] = "none"
     sigma: float = 0.25  # standard deviation of the noise, in units of [0, 1]
     missing: float = 0.25  # share of the blocks that a mask hides
-    grid: int = 8  # blocks a side
+    grid: Count = 8  # blocks a side
     clip: bool = True  # noisy images to [0, 1]; False only for an attacker, who wants the gradient of clipped pixels
 
     def __post_init__(self) -> None:
@@ -201,8 +201,7 @@ class Purified(Classifier):
 
         An attacker who knows it meets no randomness at all; what robustness is left is the purifier's. It shares the weights.
         """
-        check_counts(view := self._view(seed=seed), "seed", least=0)
-        return view
+        return self._view(seed=typed(seed, Whole, "Purified seed"))
 
     def surrogates(self) -> dict[str, nn.Module]:
         """Views that an adaptive adversary attacks beside the model; without those that are the model itself.

@@ -10,6 +10,7 @@ import json
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -160,8 +161,9 @@ class Run:
         return self.path / "evaluation"
 
     def provenance(self) -> dict[str, Any]:
-        """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command."""
-        return read_json(self.path / "provenance.json")
+        """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command (quoted for a shell)."""
+        facts = read_json(self.path / "provenance.json")
+        return facts | {"command": _quoted(str(facts["command"]))} if "command" in facts else facts
 
     def results(self) -> dict[str, Any]:
         """The evaluation's summary (see `robustlib.evaluation.evaluate_run`); {} before it."""
@@ -206,6 +208,11 @@ class Run:
         return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
 
     @property
+    def argument(self) -> str:
+        """Its directory as a word of a command."""
+        return shlex.quote(str(self.path))
+
+    @property
     def place(self) -> str:
         """<dataset>/<method>/<directory>, the same wherever the runs are kept."""
         return "/".join(self.path.parts[-3:])
@@ -228,6 +235,15 @@ class Run:
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Stores a data frame as parquet under `name`."""
         files.write_atomic(self.path / name, frame.to_parquet(index=False))
+
+
+def _quoted(command: str) -> str:
+    """One command of ours with each word quoted as a shell needs it, so that it can be copied; "" for anything else."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = []
+    return shlex.join(words) if words[:1] == ["robustlib"] else ""
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:

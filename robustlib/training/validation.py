@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustlib.attacks.base import Precision, frozen_eval, validation_view
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
+from robustlib.models.classifier import logits_of
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
 
@@ -64,7 +65,7 @@ def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None,
         rng = ExampleRNG.for_examples(seed, batch.index)
         x = batch.x if attack is None else attack(view, batch.x, batch.y, rng=rng)
         with torch.no_grad(), torch_seed(seed, x.device):
-            outputs.append(model(x).float())
+            outputs.append(logits_of(model, x).float())
     return torch.cat(outputs)
 
 
@@ -90,7 +91,7 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     for point in (x, uniform_point(threat, x, rng)):
         point = point.detach().requires_grad_(True)
         with torch_seed(0, x.device), torch.enable_grad():
-            loss = F.cross_entropy(model(point).double(), y, reduction="sum")
+            loss = F.cross_entropy(logits_of(model, point).double(), y, reduction="sum")
             gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
     return float(F.cosine_similarity(gradients[0], gradients[1], eps=1e-30).mean())
 

@@ -5,6 +5,7 @@ Whatever takes time to import is imported inside the commands: `--help` answers 
 
 import functools
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Exit, Option, Typer
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, printable, unknown
 
 if TYPE_CHECKING:
     from robustlib.data import Dataset
@@ -34,6 +35,9 @@ app = Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 2 on bad input (a sentence on stderr), 1 if a notebook failed, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file that cannot show a sign shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="robustlib", standalone_mode=True)
     except InputError as error:
@@ -41,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-out, err = Console(), Console(stderr=True)
+Plain = functools.partial(Console, markup=False, emoji=False)  # a path may hold [/x] or :x:
+out, err = Plain(), Plain(stderr=True)
 if not (out.is_terminal or "COLUMNS" in os.environ):
     out.width = 110  # of a file
 
 
 def say(sentence: str) -> None:
     """A problem, on stderr."""
-    err.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=True)
+    err.print(Text.assemble(("Error: ", "bold red"), printable(sentence)), soft_wrap=True)
 
 
 WHERE, HOW, DATA = "Where results go", "How it runs", "Data"

@@ -15,6 +15,7 @@ from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
+from robustlib.errors import printable
 from robustlib.evaluation import Progress, leaderboard
 from robustlib.evaluation.reference import Comparison
 from robustlib.runs import Run, read_json
@@ -29,6 +30,11 @@ CELLS = {tables.verdict_label(verdict): colour for verdict, colour in COLOURS.it
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
 
+def _text(words: object, style: str = "") -> Text:
+    """What files and users say, without markup and what would steer the terminal."""
+    return Text(printable(words), style)
+
+
 def _empty(*columns: str, overflow: Literal["fold", "ellipsis"] = "fold") -> Table:
     """A table whose cells break over lines, or are cut ("ellipsis"), where it is too wide."""
     headers = [Column(name, overflow=overflow, no_wrap=overflow == "ellipsis") for name in columns]
@@ -40,8 +46,8 @@ def table(frame: pd.DataFrame, title: str = "") -> Group:
     frame = frame.reset_index() if frame.index.name else frame
     drawn = _empty(*map(str, frame))
     for row in frame.itertuples(index=False):
-        drawn.add_row(*(Text(str(value), style=CELLS.get(str(value), "")) for value in row))
-    return Group(*([Text(title, style="bold")] if title else []), drawn)
+        drawn.add_row(*(_text(value, CELLS.get(str(value), "")) for value in row))
+    return Group(*([_text(title, "bold")] if title else []), drawn)
 
 
 def claims_table(claims: Sequence[Claim], runs: Sequence[Run], seeds: Sequence[int]) -> Group:
@@ -79,12 +85,12 @@ def audit_table(audit: Mapping[str, Any], title: str) -> Group:
     frame = tables.checks(audit)
     drawn = _empty(*map(str, frame))
     for check, row in zip(audit["checks"], frame.itertuples(index=False), strict=True):
-        drawn.add_row(*(Text(str(cell), style=COLOURS[check["verdict"]]) for cell in row[:4]), Text(str(row[4])))
+        drawn.add_row(*(_text(cell, COLOURS[check["verdict"]]) for cell in row[:4]), _text(row[4]))
     badges = []
     for name, badge in audit["badges"].items():
         verdict = (f"{name}: {tables.verdict_label(badge['verdict'])}", f"bold {COLOURS[badge['verdict']]}")
-        badges.append(Text.assemble(verdict, f"  {badge['text']}"))
-    return Group(Text(title, style="bold"), drawn, *badges)
+        badges.append(Text.assemble(verdict, printable(f"  {badge['text']}")))
+    return Group(_text(title, "bold"), drawn, *badges)
 
 
 def reference_table(comparison: Comparison) -> Group:
@@ -113,7 +119,7 @@ def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
         else:
             todo = "nothing: finished" if job.current else "evaluate: trained"
             todo += ", but stale: --rerun renews it" if job.run.stale else ""
-        drawn.add_row(Text(job.name), str(job.epochs), Text(str(job.run.path)), todo)
+        drawn.add_row(_text(job.name), str(job.epochs), _text(job.run.path), todo)
     return drawn
 
 
@@ -123,9 +129,9 @@ def progress_line(console: Console, status: Status) -> Callable[[Progress], None
     def show(progress: Progress) -> None:
         name = " · ".join(filter(None, (progress.attack, progress.component, progress.surrogate)))
         left = "" if progress.eta is None else f", {clock(progress.eta)} left"
-        status.update(f"{name}: {progress.done} of {progress.total} images{left}")
+        status.update(_text(f"{name}: {progress.done} of {progress.total} images{left}"))
         if progress.note:
-            console.print(Text(progress.note), soft_wrap=True)
+            console.print(_text(progress.note), soft_wrap=True)
 
     return show
 
@@ -142,13 +148,13 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
             soon = status["state"] == last.split(":")[0] and time.monotonic() - when < EVERY
             if line != last and not soon:  # not every epoch of a fast one
                 printed[job.name] = (line, time.monotonic())
-                console.print(Text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
+                console.print(_text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
 
     def draw(statuses: Sequence[dict[str, Any]]) -> None:
         drawn = _empty("training", "state", "now", "elapsed", overflow="ellipsis")
         for job, status in zip(jobs, statuses, strict=True):
             state = Text(status["state"], style=STATES.get(status["state"], "red"))
-            drawn.add_row(Text(job.name), state, Text(activity(job, status)), _elapsed(status))
+            drawn.add_row(_text(job.name), state, _text(activity(job, status)), _elapsed(status))
         live.update(drawn)
 
     if console.is_terminal:

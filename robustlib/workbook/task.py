@@ -8,6 +8,7 @@ task keeps its own `<output>.status.json`: the worker process (`python -m robust
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from robustlib.errors import InputError, unknown
-from robustlib.runs import read_json, write_json
+from robustlib.runs import digest, read_json, write_json
 
 Status = dict[str, Any]
 START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
@@ -44,7 +45,8 @@ class Task:
         """The last recorded status; {} before the first.
 
         state ("queued", "running", "done", "failed", "killed", "timeout" or "interrupted"), reason (a sentence when it did not end
-        well), exception (its name, if a cell raised), notebook, parameters, started (UTC), seconds, worker and kernel (pids).
+        well), exception (its name, if a cell raised), notebook, parameters, source (digest of the notebook), output (digest of the
+        executed copy, once done), started (UTC), seconds, worker and kernel (pids).
         """
         return read_json(self.status_path)
 
@@ -57,7 +59,18 @@ class Task:
     def enqueue(self) -> None:
         """Starts the status anew as "queued"."""
         status = {"state": "queued", "reason": "", "notebook": str(self.notebook), "parameters": self.parameters}
-        write_json(self.status_path, status)
+        write_json(self.status_path, {**status, "source": _digest(self.notebook)})
+
+    @property
+    def current(self) -> bool:
+        """Whether its output is that of the notebook as it is now, whole, and ended well; with which parameters, `status` says."""
+        status = self.status()
+        recorded = tuple(status.get(name) for name in ("state", "source", "output"))
+        return recorded == ("done", _digest(self.notebook), _digest(self.output))
+
+
+def _digest(file: Path) -> str:
+    return digest(file.read_bytes()) if file.is_file() else ""
 
 
 def check(task: Task) -> Task:
@@ -88,10 +101,15 @@ def inspect(notebook: Path) -> dict[str, str]:
         raise InputError("Executing notebooks needs papermill: pip install 'robustlib[workbook]'.") from error
     try:
         nbformat.read(notebook, as_version=4)  # papermill alone would warn and go on
-        parameters = papermill.inspect_notebook(str(notebook))
+        parameters = papermill.inspect_notebook(_literal(notebook))
     except Exception as error:  # whatever a file that is no notebook makes them raise
         raise InputError(f"{notebook} is not a readable notebook ({error}): restore it from git.") from error
     return {name: entry["inferred_type_name"] for name, entry in parameters.items()}
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -150,20 +168,22 @@ def _attempt(task: Task) -> Status | None:
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=place if len(place) < 60 else "/tmp") as folder:
         manager = _kernel_manager(task, folder)  # in a short path: that of a socket has at most 107 bytes
         try:
-            papermill.execute_notebook(
-                str(task.notebook),
-                str(task.output),
+            made = papermill.execute_notebook(
+                _literal(task.notebook),
+                _literal(task.output),
                 task.parameters,
                 kernel_manager_class=manager,
                 start_timeout=START_TIMEOUT,
                 log_output=False,
                 progress_bar=False,
-                coalesce_streams=True,  # one block of epoch lines instead of a block for each
             )
-            return {"state": "done", "reason": ""}
+            if any(out.output_type == "error" for cell in made.cells for out in cell.get("outputs", [])):
+                return _failed("SystemExit", f"It ended itself{_last_cell(task.output)}: take sys.exit out of it.")
+            return {"state": "done", "reason": "", "output": _digest(task.output)}
         except papermill.PapermillExecutionError as error:
             if not manager.interrupted or error.ename != "KeyboardInterrupt":
-                return _failed(error.ename, error.evalue)
+                magic = error.ename == "CellExecutionError"  # one that failed raises nothing
+                return _failed(*(_last_words(task.output) if magic else (error.ename, error.evalue)))
         except DeadKernelError:
             hint = "often the system's answer to a process that needs more memory than there is"
             ended = {"state": "killed", "reason": f"The kernel died{_last_cell(task.output)}, {hint}."}
@@ -173,7 +193,16 @@ def _attempt(task: Task) -> Status | None:
 
 
 def _failed(exception: str, words: object) -> Status:
-    return {"state": "failed", "exception": exception, "reason": f"{exception}: {words}"}
+    return {"state": "failed", "exception": exception, "reason": f"{exception}: {words}".removesuffix(": ")}
+
+
+def _last_words(output: Path) -> tuple[str, str]:
+    """The name and the text of an exception that a magic printed instead of raising it."""
+    cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
+    failed = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("exception")]
+    said = "".join("".join(out.get("text", "")) for cell in failed for out in cell["outputs"]).strip()
+    name, _, words = re.sub(r"\x1b\[[0-9;]*m", "", said).rpartition("\n")[2].partition(": ")
+    return name or "CellExecutionError", words
 
 
 def _last_cell(output: Path) -> str:

@@ -4,13 +4,28 @@ import copy
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Literal, get_origin
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 
-from robustlib.attacks import APGD, FAB, PGD, PGDEOT, AutoAttack, BatchPGD, ExampleRNG, Square, StAdv, Tangent, Threat
+from robustlib.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    PGDEOT,
+    AutoAttack,
+    BatchPGD,
+    ExampleRNG,
+    Square,
+    StAdv,
+    Tangent,
+    Threat,
+)
 from robustlib.attacks.base import AttackBatch, SurrogateModel, attack_context
 from robustlib.errors import InputError
 from robustlib.evaluation import valid
@@ -153,8 +168,11 @@ def test_bad_input_is_a_sentence(attack):
         (3, x, y, "do not fit a model of 3 classes"),
         (5, 255 * x, y, r"lie in \[0, 1\].*divide grey levels by 255"),
         (5, x * torch.nan, y, r"lie in \[0, 1\]"),
-        (5, x.to(torch.uint8), y, "float images"),
+        (5, x.to(torch.uint8), y, r"float32 or float64 images .* got torch.uint8 \(24, 3, 8, 8\): divide"),
+        (5, x.half(), y, r"got torch.float16.*give x.float\(\) for half precision"),
+        (5, x.numpy(), y, "got a ndarray"),
         (5, x, y.float(), "labels int64"),
+        (5, x, y.tolist(), r"labels int64 \(24,\), got a list"),
     ):
         for call in (attack, getattr(attack, "nearest", attack)):
             with pytest.raises(InputError, match=says):
@@ -166,29 +184,199 @@ def test_softmax_outputs_warn(linear):
         PGD(LINF)(nn.Sequential(linear, nn.Softmax(1)), *batch(2, 6, (1, 4, 4)))
 
 
-KINDS = (PGD, BatchPGD, APGD, FAB, Square, StAdv, Tangent, AutoAttack)
-CHECKED = [(k, f) for k in KINDS for f in fields(k) if f.type is int or get_origin(f.type) is Literal]
+def short(model, x, y, *, generator=None, rng=None):
+    """Images of a part of the batch."""
+    return x[:1]
 
 
-@pytest.mark.parametrize(("kind", "field"), CHECKED, ids=lambda value: getattr(value, "name", None))
-def test_counts_and_choices_are_checked(kind, field):
-    bad = (0 if field.default else -1) if field.type is int else "kl8"
-    with pytest.raises(InputError, match=rf"{field.name}={bad}: give a whole number|{field.name} '{bad}'"):
-        kind(**({} if kind is StAdv else {"threat": L2 if kind is Tangent else LINF}), **{field.name: bad})
+KINDS = (Threat, PGD, FGSM, BatchPGD, APGD, FAB, Square, StAdv, Tangent, AutoAttack)
+HOSTILE = (
+    *(torch.nan, torch.inf, -torch.inf, 0, -1, 1, 2, 0.5, 1e-320, 1e308, 10**400, 10**5000, None, True, 1j, b"1"),
+    *(
+        "",
+        "5",
+        "ce",
+        "l2",
+        "8/255",
+        "custom",
+        "x" * 10_000,
+        np.int64(2),
+        np.float32(0.1),
+        np.bool_(True),
+        np.str_("ce"),
+    ),
+    *(np.array(3), np.array([1.0, 2.0]), torch.tensor(2), torch.tensor(torch.nan), torch.ones(2, 2), [], ((),), {}),
+    *(object(), Threat, LINF, L2, "linf", PGD(LINF, 1), (("a", PGD(LINF, 1)),), (("a", short),), [["b", None]]),
+)
+ANYTHING = st.sampled_from(HOSTILE) | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers())
+SMALL = {"steps": 2, "queries": 3, "probes": 2, "eot": 2, "version": "rand"}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_field_takes_what_it_can_use_and_says_no_to_all_else(data):
+    kind = data.draw(st.sampled_from(KINDS))
+    names = [field.name for field in fields(PGD if kind is FGSM else kind)]
+    given = SMALL | {"threat": L2 if kind is Tangent else LINF, "queries": 200 if kind is Tangent else 3}
+    values = {name: value for name, value in given.items() if name in names}
+    values |= data.draw(st.dictionaries(st.sampled_from(names), ANYTHING, min_size=1, max_size=3))
+    try:
+        made = kind(**{"norm": "linf", "eps": 0.1} | values if kind is Threat else values)
+        assert made == eval(repr(made)) or "short" in repr(made), "what a record says of it is all of it"
+        if kind is Threat or max(v for v in vars(made).values() if type(v) is int) > 300:
+            return
+        call = (lambda model, x: model(x).sum(),) if kind is BatchPGD else (FEW[1],)
+        x_adv = made(Linear(), FEW[0], *call)
+    except InputError as error:
+        said = str(error)
+    else:
+        assert valid(x_adv, FEW[0], getattr(made, "threat", None)).all()
+        return
+    assert 10 < len(said) < 500
+
+
+class Clamps(nn.Module):
+    """Clamps what it gets, in place or not, and answers from one tensor that it writes anew each time."""
+
+    def __init__(self, model, in_place):
+        super().__init__()
+        self.model, self.in_place, self.answer = model, in_place, torch.zeros(0)
+
+    def forward(self, x):
+        if not self.in_place:
+            return self.model(x.clamp(0.1, 0.6))
+        logits = self.model(x.clamp_(0.1, 0.6))
+        if logits.requires_grad:
+            return logits
+        if len(logits) != len(self.answer):
+            self.answer = torch.zeros_like(logits)
+        return self.answer.copy_(logits)
+
+
+def in_float64(attack, model, x, y):
+    torch.set_default_dtype(torch.float64)
+    try:
+        return attack(model, x, y, generator=generator())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def in_inference_mode(attack, model, x, y):
+    with torch.inference_mode():
+        return attack(model, x * 1, y * 1, generator=generator())  # tensors of that mode
+
+
+def with_graph(attack, model, x, y):
+    x_adv = attack(model, (x * torch.ones((), requires_grad=True)), y, generator=generator())
+    assert not x_adv.requires_grad
+    return x_adv
+
+
+@pytest.mark.parametrize("called", [in_float64, in_inference_mode, with_graph])
+@pytest.mark.parametrize("attack", ALL, ids=name)
+def test_images_do_not_depend_on_the_callers_modes(attack, called, conv_net):
+    x, y = batch()
+    got = called(attack, conv_net, x, y)  # first, so that what it leaves in the model would be met by the next
+    assert torch.equal(got, attack(conv_net, x, y, generator=generator()))
+    assert conv_net(x).requires_grad
+
+
+@pytest.mark.parametrize("attack", ALL, ids=name)
+def test_a_model_that_changes_its_images_in_place_changes_nothing(attack):
+    plain = Linear(5, (3, 8, 8))
+    x, y = batch()
+    kept = x.clone()
+    got, wanted = (attack(Clamps(plain, in_place), x, y, generator=generator()) for in_place in (True, False))
+    assert torch.equal(got, wanted)
+    assert torch.equal(x, kept)
+
+
+def test_no_step_keeps_the_graph_of_another():
+    class Watched(Linear):
+        def forward(self, x):
+            graph = x.grad_fn and x.grad_fn.next_functions[0][0]
+            assert graph is None or not graph.next_functions, "the copy of a leaf, no more"
+            return super().forward(x)
+
+    x, y = batch()
+    for attack in (*ALL, BatchPGD(LINF, 3)):
+        loss = (lambda m, v: m(v).sum(),) if isinstance(attack, BatchPGD) else (y,)
+        assert not attack(Watched(5, (3, 8, 8)), x.requires_grad_(True), *loss).requires_grad
+
+
+class Answers(Linear):
+    """Says `change(logits)`."""
+
+    def __init__(self, change):
+        super().__init__(5, (3, 8, 8))
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+@pytest.mark.parametrize("attack", [*QUICK, AutoAttack(LINF), PGD(LINF), StAdv(), Tangent(L2, 300)], ids=name)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda z: (z, z), r"answers with a tuple.*model\(x\)\[0\]"),
+        (lambda z: {"logits": z}, "answers with a dict, not with logits"),
+        (lambda z: z.squeeze(0), r"1 image\(s\) with torch.float32 \(5,\), not with float logits \(1, K\).*squeeze"),
+        (lambda z: z.amax(1), r"\(1,\), not with float logits"),
+        (lambda z: z.mean(0, keepdim=True), r"24 image\(s\) with torch.float32 \(1, 5\)"),
+        (lambda z: z.argmax(1, keepdim=True), "torch.int64"),
+    ],
+)
+def test_answers_that_are_no_logits_are_a_sentence(attack, change, says):
+    with pytest.raises(InputError, match=says):
+        attack(Answers(change), *batch())
+
+
+def test_models_that_cannot_be_attacked_are_a_sentence():
+    with torch.inference_mode():
+        made = Linear(5, (3, 8, 8))
+    for model, says in (
+        (made, r"under torch.inference_mode\(\).*torch.no_grad\(\)"),
+        (Linear, "Linear'> is no model: give a torch.nn.Module"),
+        (lambda x: x, "is no model"),
+    ):
+        for attack in (PGD(LINF), APGD(LINF), BatchPGD(LINF)):
+            with pytest.raises(InputError, match=says):
+                attack(model, *batch())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("attack", SEARCHES, ids=name)
+def test_torchscript_models_are_attacked_as_others_are(attack, precision):
+    model, (x, y) = Linear(5, (3, 8, 8)).eval(), batch()
+    attack = replace(attack, precision=precision)
+    for script in (torch.jit.script(model), torch.jit.trace(model, x), torch.jit.freeze(torch.jit.script(model))):
+        got, wanted = (attack(one, x, y, generator=generator()) for one in (script, model))
+        assert (script(got).argmax(1) == y).sum() <= (model(wanted).argmax(1) == y).sum() + 1
+
+
+def cut(model):
+    """AutoAttack with a component that answers with images of a part of the batch."""
+    return AutoAttack(LINF, "custom", (("a", short),))(model, FEW[0], model(FEW[0]).argmax(1))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: PGD(LINF, step_size=-1.0), "PGD step_size=-1.0"),
-        (lambda: PGD(LINF, steps=2.5), "steps=2.5"),
+        (lambda: PGD(LINF, step_size=-1.0), "PGD step_size=-1.0: give a number above 0 and at most 1000, or None for"),
+        (lambda: PGD(LINF, steps=2.5), "steps=2.5: give a whole number"),
+        (lambda: PGD(0.03), "PGD threat=0.03: give a Threat"),
+        (lambda: FGSM("linf"), "PGD threat='linf': give a Threat"),
+        (lambda: PGD(LINF, objective="cee"), "Unknown PGD objective 'cee'. Did you mean 'ce'"),
+        (lambda: APGD(LINF, rho=float("nan")), "APGD rho=nan: give a finite number"),
+        (lambda: FAB(LINF, eta=0.0), "FAB eta=0.0: give a number of at least 1"),
         (lambda: PGD(LINF, targeted=True, objective="kl"), "no target"),
         (lambda: BatchPGD(LINF, step_size=0.0), "BatchPGD step_size=0.0"),
         (lambda: Square(LINF, p_init=1.5), "p_init=1.5"),
         (lambda: AutoAttack(LINF, "custom"), "Give `attacks`"),
         (lambda: AutoAttack(LINF, attacks=(("apgd-ce", QUICK[0]),)), "Give `attacks`"),
-        (lambda: StAdv(0.0), "bound=0.0: give a positive number of pixels"),
-        (lambda: StAdv(float("nan")), "bound=nan"),
+        (lambda: StAdv(0.0), "bound=0.0: give a number above 0 and at most 1000, in pixels, or None for no bound"),
         (lambda: StAdv(lr=0.0), "lr=0.0"),
         (lambda: StAdv(weight=-1.0), "weight=-1.0"),
         (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
@@ -196,8 +384,12 @@ def test_counts_and_choices_are_checked(kind, field):
         (lambda: Tangent(LINF), "give 'l2'"),
         (lambda: FAB(LINF).nearest(Linear(), *FEW, starts=FEW[0] - 2), r"\[0, 1\]"),
         (lambda: PGD(LINF, targeted=True)(Linear(), *FEW, target=torch.tensor([1, -1])), "model of 2 classes"),
+        (lambda: PGD(LINF, targeted=True)(Linear(), *FEW, target=FEW[1].float()), "labels int64"),
         (lambda: PGD(LINF, objective="dlr")(Linear(), *FEW), "3 classes"),
         (lambda: AutoAttack(LINF, "custom", (("a", APGD(L2)),)), "another threat"),
+        (lambda: AutoAttack(LINF, "custom", (("a", None),)), r"attacks\[0\]\[1\]=None: give an Attack"),
+        (lambda: AutoAttack(LINF, "custom", (("a", PGD),)), "is no attack"),
+        (lambda: cut(Linear()), r"'a' answers with \(1, 1, 4, 4\)"),
         *(
             (lambda names=names: AutoAttack(LINF, "custom", tuple((n, QUICK[0]) for n in names)), "a component")
             for names in (("a", "a"), ("clean",), ("a@b",))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD, ExampleRNG
 from robustlib.attacks.base import SurrogateModel
-from robustlib.audit import Check, audit, audit_run
+from robustlib.audit import Check, audit, audit_has_new_sources, audit_run
 from robustlib.audit.attacks import AuditAttacks, View, scaled, sources_of, surrogates_of
 from robustlib.audit.audit import check_gap, check_published, check_selection, headline_badge, protocol_badge
 from robustlib.audit.binarisation import binarised, fit_readout, joint_view, outputs, surface_point
@@ -442,6 +443,21 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
         cli.app(["audit", str(run.path), "--examples", "16", "--device", "cpu"], standalone_mode=False)
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("15. selection", "headline:", "protocol:"))
+
+
+def test_an_audit_is_renewed_when_other_runs_could_have_attacked(run, tmp_path, monkeypatch):
+    alone = Run(shutil.copytree(run.path, tmp_path / run.place))
+    write_json(alone.path / "audit.json", {"transfer": []})
+    assert not audit_has_new_sources(alone), "nobody stands beside it"
+    standard = transfer_sources(run, ["standard"])["standard"]
+    shutil.copytree(standard.path, tmp_path / standard.place)
+    assert audit_has_new_sources(alone)
+    write_json(alone.path / "audit.json", {"transfer": [standard.place]})
+    assert not audit_has_new_sources(alone)
+    shutil.rmtree(tmp_path / standard.place)
+    assert not audit_has_new_sources(alone), "what was tried stays tried"
+    (alone.path / "audit.json").unlink()
+    assert not audit_has_new_sources(alone)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, ExampleRNG, Square, SurrogateModel, Threat
+from robustlib.attacks import APGD, FGSM, PGD, AutoAttack, BatchPGD, ExampleRNG, Square, SurrogateModel, Threat
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.errors import InputError
@@ -71,14 +71,31 @@ def cascade(threat: Threat = THREAT, **parts) -> AutoAttack:
     return AutoAttack(threat, version="custom", attacks=tuple(parts.items()))
 
 
-@pytest.mark.parametrize("value", [0.5, 7.0, float("nan")])
-def test_an_invalid_attack_is_never_reported_as_robustness(model, split, value):
-    cheat = Fake(change=lambda x: torch.full_like(x, value))
+@pytest.mark.parametrize("change", [*(lambda x, v=v: x * 0 + v for v in (0.5, 7.0, torch.nan)), lambda x: x.add_(0.5)])
+def test_an_invalid_attack_is_never_reported_as_robustness(model, split, change):
+    cheat = Fake(change=change)
     table = summarise(evaluate(model, split, {"cheat": cheat, "cascade": cascade(far=cheat)})).set_index("attack")
     assert (table.invalid[["cheat", "cascade"]] >= 110).all(), "a cascade is held to its own threat"
     assert (table.accuracy[["cheat", "cascade"]] <= 10 / 120).all()
     assert table.accuracy["worst"] <= table.accuracy["cheat"]
     assert table.eps["cascade"] == THREAT.eps
+
+
+class ClampsInPlace(torch.nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.clamp_(0.2, 0.8))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_the_judge_keeps_its_own_images_and_modes(model, split, mode):
+    attacks = {"pgd": PGD(THREAT, 5, early_stop=True), "aa": AutoAttack(THREAT, steps=3, queries=5)}
+    plain = torch.nn.Sequential(torch.nn.Hardtanh(0.2, 0.8), model)
+    images = split.images.clone()
+    with mode():
+        records = evaluate(ClampsInPlace(model), split, attacks)
+    assert records.drop(columns="surrogate").equals(evaluate(plain, split, attacks).drop(columns="surrogate"))
+    assert torch.equal(split.images, images)
+    assert 0.1 < accuracies(records)["worst"] < accuracies(records)["clean"] - 0.1
 
 
 def test_what_is_wrong_already_is_not_attacked(model, split):
@@ -313,8 +330,9 @@ def test_curves_match_the_analytic_margin_and_never_rise(model, split):
     curve = robustness_curve(model, split, PGD(THREAT, step_size=0.01), steps=[0, 1, 5, 20])
     assert curve.accuracy.is_monotonic_decreasing
     assert curve.accuracy.iloc[-1] < curve.accuracy.iloc[0]
-    with pytest.raises(InputError, match="either eps"):
-        robustness_curve(model, split, PGD(THREAT))
+    for settings, said in (({}, "either eps"), ({"eps": ["8/255"]}, "eps='8/255'"), ({"steps": [2.7]}, "steps=2.7")):
+        with pytest.raises(InputError, match=said):
+            robustness_curve(model, split, PGD(THREAT), **settings)
 
 
 @pytest.mark.parametrize(
@@ -322,8 +340,22 @@ def test_curves_match_the_analytic_margin_and_never_rise(model, split):
     [
         *((f"An attack cannot be called '{name}'", {"attacks": {name: FGSM(THREAT)}}) for name in ("clean", "a@b")),
         ("cannot be called 'worst'", {"adaptive": {"worst": FGSM(THREAT)}}),
-        ("batch_size=0 holds no example", {"batch_size": 0}),
-        ("draws=0 is too few", {"draws": 0}),
+        ("batch_size=0: give a whole number of at least 1", {"batch_size": 0}),
+        ("draws=0: give a whole number of at least 1", {"draws": 0}),
+        ("seed=0.5: give a whole number", {"seed": 0.5}),
+        *(
+            ("'pgd20': .* is no attack: give", {"attacks": {"pgd20": a}})
+            for a in (None, PGD, len, Linear(), BatchPGD(THREAT))
+        ),
+        ("'new': .* is no attack", {"adaptive": {"new": lambda model, x, y: x}}),
+        ("5: PGD.* is no attack: give a name", {"attacks": {5: PGD(THREAT)}}),
+        (r"PGD\(.* names no attacks: give e.g. {'pgd20'", {"attacks": PGD(THREAT)}),
+        *(
+            (f"'cut' answers with {got}: it must return images", {"attacks": {"cut": Fake(change=change)}})
+            for got, change in (("a tuple", lambda x: (x,)), (r"\(1, 1, 4, 4\)", lambda x: x[:1]))
+        ),
+        ("None is no model: give a torch.nn.Module", {"model": None}),
+        ("None is no model", {"sources": {"other": None}}),
         (r"draws=1 is too few.*fix its randomness with a seed: model.fixed\(seed\)", {"model": Coin(), "draws": 1}),
         ("1 logit", {"model": Linear(classes=1)}),
         ("Labels from 5 to 6 do not fit a model of 2", {"split": Split(PIXELS, torch.tensor([5, 6]), torch.arange(2))}),

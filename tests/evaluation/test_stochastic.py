@@ -184,11 +184,14 @@ def test_a_preset_says_what_randomised_models_meet():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("pgd_eot", (40, 0)), ("bpda", (0, 1)), ("stadv", (3,)), ("queries", 0), ("defence", 0), ("l2", 0.0)],
+    ("name", "value", "where"),
+    [
+        *(("pgd_eot", (40, 0), "[1]=0"), ("bpda", (0, 1), "[0]=0"), ("stadv", (3,), "=(3,)")),
+        *(("queries", 0, "=0"), ("defence", 0, "=0"), ("l2", 0.0, "=0.0")),
+    ],
 )
-def test_budgets_below_one_are_refused(name, value):
-    with pytest.raises(InputError, match=re.escape(f"{name}={value}")):
+def test_budgets_below_one_are_refused(name, value, where):
+    with pytest.raises(InputError, match=re.escape(f"{name}{where}: give a")):
         (UnseenStrengths if name == "l2" else StochasticProtocol)(**{name: value})
 
 

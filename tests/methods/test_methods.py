@@ -122,7 +122,7 @@ OUTSIDE = {
     | {"purifier_lr": [-1.0], "classifier_lr": [-1.0], "classifier_epochs": [0], "purifier_epochs": [0], "repeats": [0]}
     | {"attack_steps": [0], "width": [0], "embed_dim": [0], "warm_up": [-1]},
     "simclr": {"head_epochs": [0], "head_lr": [-0.1], "tuning_epochs": [0], "tuning_lr": [-1.0], "final_steps": [0]},
-    "supcon": {"projection": [(), (0,)], "temperature": [0.0], "beta": [-1.0]},
+    "supcon": {"projection": [()], "temperature": [0.0], "beta": [-1.0]},
     "claf": {"temperature": [0.0], "aug_epochs": [-1], "refresh_passes": [0], "adv_views": [-1], "refresh_lr": [-1.0]},
     "rep_spectral": {"strength": [-0.1, NAN], "burn_in": [-0.1, 1.0], "cadence": [0], "iterations": [0]},
     "cross_lipschitz": {"projections": [-1]},

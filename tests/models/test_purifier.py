@@ -197,7 +197,7 @@ IMPOSSIBLE = [
     ({"sigma": -0.1}, "sigma=-0.1: .* at least 0"),
     ({"sigma": float("nan")}, "sigma=nan"),
     ({"grid": 0}, "grid=0: give a whole number"),
-    ({"kind": "rt4"}, "Unknown kind 'rt4'.* Did you mean"),
+    ({"kind": "rt4"}, "kind 'rt4'.* Did you mean"),
     ({"missing": 0.1, "grid": 2}, r"hides 0 of 4 block\(s\)"),
     ({"missing": 0.95, "grid": 2}, r"hides 4 of 4 block\(s\)"),
     ({"kind": "rt3", "missing": 0.0}, "rt3 hides the image in"),

@@ -1,11 +1,14 @@
 """Run directories: files that are old or new, never half; runs read back, in directories or archives; measurements made once."""
 
+import contextlib
 import errno
 import json
 import os
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +120,33 @@ def test_models_come_back_and_foreign_weights_do_not(run):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match="truncated"):
         run.model()
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("robustlib run trades --set 'milestones=(20, 30)'", "robustlib run trades --set 'milestones=(20, 30)'"),
+        ("robustlib run trades; rm -rf ~ $(x)", "robustlib run 'trades;' rm -rf '~' '$(x)'"),
+        ("curl x | sh", ""),
+        ("robustlib 'run", ""),
+        (3, ""),
+    ],
+)
+def test_a_command_from_a_file_can_be_copied(tmp_path, stored, shown):
+    write_json(tmp_path / "provenance.json", {"command": stored, "git": "x"})
+    assert Run(tmp_path).provenance() == {"command": shown, "git": "x"}
+    assert Run(Path("a b;c")).argument == "'a b;c'"
+
+
+def test_a_flipped_bit_of_the_weights_is_a_sentence_or_another_number(run):
+    save_weights(build_model("mlp", SimpleNamespace(**PARAMS["spec"])), file := run.path / "model.safetensors")
+    whole, generator = file.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(min(len(whole), 1200))] ^= 1 << generator.randrange(8)
+        file.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            run.model()
 
 
 def test_changes_from_the_preset_are_a_mapping(tmp_path):

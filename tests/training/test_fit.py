@@ -1,7 +1,9 @@
 """What `fit` promises: a run is trained once, named by its parameters, refused where numbers would mix, and recorded."""
 
+import contextlib
 import fcntl
 import json
+import random
 import shutil
 
 import numpy as np
@@ -13,6 +15,7 @@ from robustlib.methods import make_method
 from robustlib.runs import Run, write_json
 from robustlib.training import fit, loop
 from robustlib.training.fit import run_params
+from robustlib.training.loop import load_checkpoint
 from robustlib.workbook.tables import warnings
 from tests.training_fixtures import tiny, train
 
@@ -139,6 +142,17 @@ def test_truncated_or_foreign_checkpoints(tmp_path, digits, content):
     with pytest.raises(InputError, match="no checkpoint of robustlib"):
         train(method, digits, tmp_path)
     assert file.read_bytes() == before
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_a_sentence(finished, tmp_path):
+    whole, generator = (finished.path / "checkpoint.pt").read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in (generator.randrange(len(whole)), generator.randrange(4000)):  # anywhere, and in the pickled part
+            damaged[at] ^= 1 << generator.randrange(8)
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            load_checkpoint(tmp_path / "checkpoint.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path, few):

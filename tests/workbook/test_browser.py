@@ -1,8 +1,10 @@
 """Reports in a real browser (Debian's headless Chromium): they sort and filter, load nothing, turn dark, and can be read by all."""
 
+import json
 import os
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import lab
 import nbformat
@@ -11,9 +13,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from robustlib import figures
+from robustlib import evaluation, figures
+from robustlib.runs import Run
+from robustlib.workbook import tables
 from robustlib.workbook.report import render, write_index
-from tests.fixtures import CSV, compared, incomplete, leaderboard, notebook, write_fixture_atlas
+from tests.fixtures import CSV, adaptive, audit, compared, incomplete, leaderboard, notebook, write_fixture_atlas
+from tests.workbook import finished_run
 
 pytestmark = pytest.mark.browser
 KINDS = ("index", "run", "comparison", "atlas")
@@ -224,6 +229,123 @@ def test_faults_and_requests_would_be_noticed_and_the_page_forbids_requests(page
     page.evaluate("const i = new Image(); i.src = 'http://127.0.0.1:9/leak.png'; document.body.append(i)")
     page.wait_for_timeout(200)
     assert "Content Security Policy" in " ".join(page.complaints)
+
+
+# ---- runs of strangers
+
+
+AWAY = "http://127.0.0.1:9/"
+HOSTILE = (
+    f"""'"><script>hit = 1; location = '{AWAY}script'</script><img src="{AWAY}img" onerror="hit = 2"><svg onload="hit = 3">"""
+    f"""<meta http-equiv="refresh" content="0; url={AWAY}meta"><base href="{AWAY}"><form action="{AWAY}"><input name="a"></form>"""
+    f"""<iframe src="javascript:hit = 4"></iframe><style>body {{ background: url({AWAY}css) }}</style><p style="position: fixed" onclick="hit = 5">"""
+    f"""[x](javascript:hit=6) ![x]({AWAY}md) <a href=" java\tscript:hit = 7">x</a> $\\text{{<script>hit = 8</script>}}$ $\\nosuch$"""
+    """ </script></td></table></main></body>`{{ 7 * 7 }}`<math><mtext><mglyph><style><img src onerror="hit = 9"></style>"""
+)
+
+
+def strangers_run(root: Path, method: str) -> Run:
+    """A run each of whose files says HOSTILE wherever it says words."""
+    judged, results = audit(), adaptive()
+    for said in (*judged["checks"], *judged["badges"].values()):
+        said |= {name: HOSTILE for name in ("name", "meaning", "text") if name in said}
+    ends = {"low": 0.1, "high": 0.9, "n": 4}
+    results |= {"threat": HOSTILE, "n": 4, "checkpoint": HOSTILE, "split": HOSTILE, "last": {"rows": results["rows"]}}
+    results["rows"] = [*results["rows"], {"attack": HOSTILE, "accuracy": 0.5, "protocol": HOSTILE, **ends}]
+    facts = {
+        "command": f"robustlib run; {HOSTILE}",
+        "git": HOSTILE,
+        "device_name": HOSTILE,
+        "packages": {HOSTILE: HOSTILE},
+    }
+    files = {"results": results, "audit": judged, "provenance": facts}
+    spec = {"num_classes": 10, "image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+    run = finished_run(root, method, 0, files, title=HOSTILE, spec=spec, changes={"beta": HOSTILE})
+    rows = [{"epoch": k, "epoch_total": k, "stage": HOSTILE, "warnings": [HOSTILE]} for k in range(2)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def said_of(runs: list[Run]) -> Any:
+    """A notebook that shows what ours show of runs, and outputs that are hostile themselves."""
+    shown: list[dict[str, str]] = []
+    board = evaluation.leaderboard(runs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+        for run in runs:
+            tables.show_badges(run.audit(), run.path)
+            facts = tables.provenance(run.provenance(), run.path)
+            for table in (tables.accuracies(run.results()), tables.checks(run.audit()), facts):
+                tables.show(table)
+        for table in (
+            tables.leaderboard(board),
+            tables.inventory(runs),
+            tables.incomplete(evaluation.incomplete(runs)),
+        ):
+            tables.show(table)
+    texts = [tables.objections(board), *(tables.warnings(run.metrics()) for run in runs), HOSTILE]
+    shown += [{"text/markdown": text} for text in texts] + [{"text/html": HOSTILE}, {"text/latex": HOSTILE}]
+    shown += [{"text/html": f"<div class='masthead board leaderboard filters'>{HOSTILE}<table><tr><td>x"}]
+    shown += [{"image/png": HOSTILE}, {"image/svg+xml": f"<svg xmlns='http://www.w3.org/2000/svg'>{HOSTILE}"}]
+    book = compared(b"")
+    for data in shown:
+        output = nbformat.v4.new_output(
+            "display_data", data=data, metadata={"image/png": {"alt": HOSTILE, "csv": HOSTILE}}
+        )
+        book.cells.append(nbformat.v4.new_code_cell(HOSTILE, metadata={"tags": ["index"]}, outputs=[output]))
+    error = nbformat.v4.new_output("error", ename=HOSTILE, evalue=HOSTILE, traceback=[HOSTILE])
+    printed = [nbformat.v4.new_output("stream", name=name, text=HOSTILE) for name in ("stdout", "stderr")]
+    book.cells.append(nbformat.v4.new_code_cell("", outputs=[*printed, error]))
+    book.metadata["papermill"] = {"parameters": {HOSTILE: HOSTILE}, "input_path": HOSTILE}
+    return book
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory):
+    """One page of each kind made of two strangers' runs, and how many scripts each has."""
+    folder = tmp_path_factory.mktemp("strange")
+    runs = [strangers_run(folder / "runs", method) for method in ("trades", "mart")]
+    rows, lacking = evaluation.leaderboard(runs), evaluation.incomplete(runs)
+    nbformat.write(said_of(runs), book := folder / "compare.ipynb")
+    render(book, folder / "run.html", title=HOSTILE, index="index.html")
+    write_fixture_atlas(folder / "atlas.html", title=HOSTILE)
+    address = {rows["path"][0]: "run.html"}
+    write_index(folder, rows, address, compare=[(HOSTILE, "run.html")], incomplete=lacking, views={"digits": book})
+    return {folder / "index.html": 1, folder / "run.html": 0, folder / "atlas.html": 2}
+
+
+def test_nothing_that_files_say_runs_loads_or_leads_away(page, strange):
+    for path, scripts in strange.items():
+        page.asked.clear()
+        opened(page, path)
+        unfold(page)
+        for node in page.locator("main p, main td").all()[:40]:
+            node.dispatch_event("click")
+        page.wait_for_timeout(300)
+        assert page.evaluate("typeof hit") == "undefined"
+        assert [url for url in page.asked if not url.startswith("data:")] == [urllib.parse.unquote(path.as_uri())]
+        assert not [text for text in page.complaints if "Policy" in text], "nothing was left to the policy"
+        assert page.locator("script").count() == scripts
+        assert (
+            page.locator("base, form[action], iframe, meta[http-equiv=refresh], main style, main [style]").count() == 0
+        )
+        assert page.locator("html").evaluate(HANDLERS) == []
+        assert "hit = 1" in page.locator("body").text_content(), "it is shown as text"
+
+
+HANDLERS = """root => [...root.querySelectorAll('*')].flatMap(node => [...node.attributes].map(a => [a.name, a.value]))
+    .filter(([name, value]) => name.startsWith('on') || name !== 'alt' && /^\\s*javascript/i.test(value)).map(String)"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_alone_stops_scripts_handlers_and_styles(page, pages, tmp_path, kind):
+    bad = "<script>hit = 1</script><style>main { color: red }</style><p style='color: red' id='bad'>x</p><img src onerror='hit = 2'>"
+    (tmp_path / "bad.html").write_text(pages[kind].read_text().replace("</main>", bad + "</main>"))
+    opened(page, tmp_path / "bad.html")
+    page.wait_for_timeout(200)
+    assert page.evaluate("typeof hit") == "undefined"
+    assert page.locator("#bad").evaluate("node => getComputedStyle(node).color") != "rgb(255, 0, 0)"
+    assert len([text for text in page.complaints if "Content Security Policy" in text]) >= 4
 
 
 def test_pictures_have_words_and_are_drawn(page, pages):

@@ -17,7 +17,7 @@ from robustlib.workbook.cli import main
 from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
 from robustlib.workbook.task import Task
 from tests import ROOT
-from tests.workbook import wait_for
+from tests.workbook import finished_run, wait_for
 
 COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
 
@@ -132,6 +132,22 @@ def test_bad_input_is_a_sentence_and_exit_code_2(call, tmp_path: Path, arguments
     assert not out
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_paths_are_no_markup_and_a_poor_terminal_gets_what_it_can_show(tmp_path: Path, encoding: str) -> None:
+    finished_run(tmp_path / "[red]:x:", "trades \x1b[2J\u202e[b]→")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "250"}
+    answers = []
+    for words in (["--runs", "[/x]→"], ["--runs", "[red]:x:"]):
+        command = [sys.executable, "-m", "robustlib.workbook.cli", "list", *words]
+        answers.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True))
+    assert {(answer.returncode, answer.stderr) for answer in answers} == {(0, b"")}
+    none, listed = (answer.stdout.decode(encoding) for answer in answers)
+    arrow, nothing = ("→", "\ufffd") if encoding == "utf-8" else ("\\u2192", "\\ufffd")
+    assert none.startswith(f"There are no runs in [/x]{arrow} yet")
+    assert f"{nothing}[2J{nothing}[b]{arrow}" in listed
+    assert "[red]:x:/digits/trades/" in listed
 
 
 def test_an_unwritable_place_and_what_a_notebook_refuses_are_bad_input(call, monkeypatch: pytest.MonkeyPatch) -> None:

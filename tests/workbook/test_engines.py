@@ -83,6 +83,40 @@ def test_failed_names_the_exception(make: Notebook) -> None:
     assert json.loads(task.status_path.read_text()) == status
 
 
+@pytest.mark.parametrize(
+    ("cell", "exception", "reason"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit", "It ended itself in cell 2 of 3"),
+        ("%nosuch", "UsageError", "Line magic function `%nosuch` not found"),
+        ("assert False", "AssertionError", "AssertionError"),
+    ],
+)
+def test_a_notebook_that_stopped_is_not_done_and_says_why(make: Notebook, cell: str, exception: str, reason: str):
+    task = make(cell, "print('never')")
+    status = execute(task)
+    assert (status["state"], status["exception"]) == ("failed", exception)
+    assert reason in status["reason"]
+    assert not status["reason"].endswith(": ")
+    assert (outputs(task).count("never"), task.current) == (0, False)
+
+
+def test_a_task_is_current_by_what_it_was_made_from(make: Notebook, tmp_path: Path) -> None:
+    made = make("print('seed {}'.format(seed))", name="{seed}", seed=3)  # braces in a path are no parameters
+    task = Task(made.notebook, made.parameters, tmp_path / "b{" / "{seed}" / "{0}.ipynb")
+    assert not task.current
+    assert execute(task)["state"] == "done"
+    for file in (task.notebook, task.output):
+        whole = file.read_bytes()
+        os.utime(file, (0, 0))
+        assert task.current, "whatever the clock says"
+        file.write_bytes(whole[:-9])
+        assert not task.current, "another notebook, or a copy cut short"
+        file.write_bytes(whole)
+    assert outputs(task) == "seed 3\n"
+    task.record(state="interrupted")
+    assert not task.current
+
+
 def test_dead_kernel_is_killed_not_done(make: Notebook) -> None:
     status = execute(make("import os", "os.kill(os.getpid(), 9)", "print(1)"))
     assert status["state"] == "killed"

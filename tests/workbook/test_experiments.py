@@ -1,10 +1,13 @@
 """What a comparison asks of finished runs: curves, variants told apart, and verdicts of runs and of committed results."""
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from robustlib.errors import InputError
@@ -15,6 +18,7 @@ from robustlib.threat import Threat
 from robustlib.workbook import experiments
 from robustlib.workbook.claims import variant_of
 from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs
+from tests import fixtures
 from tests.workbook import finished_run
 
 STUDY = experiments.read_study("digits-claims")
@@ -83,6 +87,42 @@ def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: py
     (folder / "own.ipynb").unlink()
     with pytest.raises(InputError, match=r"There is no .*own\.ipynb"):
         experiments.plan(variants, [0], options)
+
+
+@pytest.mark.parametrize("preset", ["../elsewhere", "/tmp", "javascript:x", "", None, ["digits"], "digits/../x"])
+def test_a_run_that_names_no_preset_of_ours_leads_to_no_notebook_of_others(tmp_path: Path, preset: Any) -> None:
+    run, options = (
+        made(tmp_path / "runs", "trades", 0, preset=preset),
+        experiments.Options(reports=tmp_path / "reports"),
+    )
+    assert experiments.page(run, options.reports, preset).parent == options.reports / "other"
+    for place in (tmp_path / "elsewhere", options.reports / "elsewhere"):
+        foreign = place / f"trades-{run.path.name}.ipynb"
+        write_atomic(foreign, "{}")
+        write_json(foreign.with_suffix(".status.json"), {"state": "done"})
+    index, problems = experiments.publish(replace(options, runs=tmp_path / "runs"), [])
+    assert (problems, [*tmp_path.rglob("*.html")]) == ([], [index])
+
+
+def test_pages_are_made_anew_if_they_would_change_and_one_that_cannot_be_made_leaves_the_index(tmp_path: Path) -> None:
+    options = experiments.Options(runs=tmp_path / "runs", reports=tmp_path / "reports")
+    whole, broken = (made(options.runs, "trades", seed) for seed in (0, 1))
+    for run in (whole, broken):
+        executed = experiments.page(run, options.reports, "digits")
+        write_atomic(executed, nbformat.writes(fixtures.notebook()) if run is whole else "{")
+        write_json(executed.with_suffix(".status.json"), {"state": "done"})
+    html = experiments.page(whole, options.reports, "digits").with_suffix(".html")
+    index, (problem,) = experiments.publish(options, [])
+    assert "trades · small_cnn · seed 1" in problem
+    assert index.read_text().count(f'href="digits/{html.name}"') == 1
+    good = html.read_text()
+    html.write_text(good[:-99])
+    os.utime(html)
+    experiments.publish(options, [])
+    assert html.read_text() == good, "a page cut short, however new"
+    stamp = html.stat().st_ino
+    experiments.publish(options, [])
+    assert html.stat().st_ino == stamp, "nothing to do"
 
 
 def test_findings_are_of_runs_or_committed(tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:

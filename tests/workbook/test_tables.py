@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from mistune import HTMLRenderer, Markdown
+from mistune.plugins.formatting import strikethrough
+from mistune.plugins.table import table
 
 from robustlib import figures
 from robustlib.methods import make_method
@@ -105,6 +109,26 @@ def test_badges_are_signs_words_and_sentences(monkeypatch: pytest.MonkeyPatch) -
     assert "&lt;could&gt;" in said, "what a check says is text, not markup"
     assert "robustlib audit runs/x" in none
     assert sent[0]["text/plain"].splitlines()[1] == "protocol: ▲ amber The paper's protocol overstates by 4.2 points."
+
+
+def test_what_files_say_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a_b <i>`x`</i>\n# c [d](e) $f$ **g** | ~~h~~ &amp; \\"
+    shown = HTMLRenderer(escape=False)
+    assert shown.text("") == ""
+    drawn = Markdown(shown, plugins=[strikethrough, table])(f"**x**: {tables.as_markdown(text)}")
+    assert BeautifulSoup(drawn, "html.parser").get_text() == f"x: {' '.join(text.split())}\n"
+    assert drawn.count("<") == 4, "a paragraph, and our own bold"
+    rows = fixtures.leaderboard().assign(method="<b>", headline_text="`a`", headline_badge="red")
+    said = [tables.objections(rows), tables.warnings(pd.DataFrame({"epoch_total": [1], "warnings": [["<script>"]]}))]
+    assert r"**\<b\>, headline**" in said[0]
+    assert r"\`a\`" in said[0]
+    assert r"epoch 1: \<script\>" in said[1]
+    sent: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.append(data))
+    tables.show_badges({"badges": {"<i>": {"verdict": "'><script>", "text": 3}}})
+    tables.show_badges({}, "a b;`c`")
+    assert sent[0]["text/html"] == '<p><span class="badge ">&lt;i&gt;: – not audited</span> 3</p>'
+    assert "`robustlib audit 'a b;`c`'`" in sent[1]["text/plain"]
 
 
 def test_badges_stand_beside_the_worst_case() -> None:

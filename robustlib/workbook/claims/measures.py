@@ -112,7 +112,7 @@ def _unseen(run: Run) -> dict[str, Any]:
 def _unseen_accuracy(run: Run, _: str, name: str, __: object) -> float:
     measured = _unseen(run)
     if not measured:
-        remedy = f"`robustlib evaluate {run.path} --unseen` measures them"
+        remedy = f"`robustlib evaluate {run.argument} --unseen` measures them"
         raise InputError(f"{run.path} has no accuracies under unseen attacks: {remedy}.")
     every = {attack: float(row["accuracy"]) for attack, row in measured["accuracies"].items()}
     every |= {f"loss/{attack}": every["known"] - accuracy for attack, accuracy in list(every.items())}

@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import robustlib
+from robustlib.audit import audit_has_new_sources
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
@@ -53,17 +55,15 @@ class Job:
     @property
     def current(self) -> bool:
         """Whether its page stands already and would come out the same."""
-        status, page, asked = self.task.status(), self.task.output, self.task.parameters
-        had = status.get("parameters", {})
+        had = self.task.status().get("parameters", {})
         return (
-            status.get("state") == "done"
-            and {**asked, **NO_NUMBER} == {**had, **NO_NUMBER}
+            self.task.current
+            and {**self.task.parameters, **NO_NUMBER} == {**had, **NO_NUMBER}
             and self.run.finished
             and "numerics" in self.run.results()
             and not self.run.stale
             and not has_new_sources(self.run)
-            and page.exists()
-            and page.stat().st_mtime > self.task.notebook.stat().st_mtime
+            and not audit_has_new_sources(self.run)
         )
 
 
@@ -77,8 +77,11 @@ def notebook(name: str) -> Path:
 
 
 def page(run: Run, reports: Path, preset: str) -> Path:
-    """Where the executed notebook of a run belongs: <reports>/<preset>/<method>-<run directory's name>.ipynb."""
-    return reports / (preset or "other") / f"{run.path.parent.name}-{run.path.name}.ipynb"
+    """Where the executed notebook of a run belongs: <reports>/<preset>/<method>-<run directory's name>.ipynb.
+
+    A run names its preset itself: one that is none of ours, such as "../elsewhere", is "other".
+    """
+    return reports / (preset if preset in preset_names() else "other") / f"{run.path.parent.name}-{run.path.name}.ipynb"
 
 
 def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
@@ -124,19 +127,23 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
 def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
     """Renders pages, compares the runs of `presets`, maps their feature spaces and writes the index.
 
-    Pages that are newer than their notebook are rendered with `force` alone. Returns the index, and a sentence for each comparison
+    Pages that would come out the same are rendered with `force` alone. Returns the index, and a sentence for each page, comparison
     or map that failed.
     """
-    from robustlib.workbook.report import render, write_index
+    from robustlib.workbook.report import is_current, render, write_index
 
     def render_done(executed: Path, title: str) -> str:
-        """The address of the page of an executed notebook; "" where that did not end well."""
-        html = executed.with_suffix(".html")
-        if not executed.exists() or Task(executed, {}, executed).status().get("state") != "done":
+        """The address of the page of an executed notebook; "" where that did not end well, or cannot be shown."""
+        html, words = executed.with_suffix(".html"), {"title": title, "index": "../index.html"}
+        try:
+            if not executed.exists() or Task(executed, {}, executed).status().get("state") != "done":
+                return ""
+            if force or not is_current(executed, html, **words):
+                render(executed, html, **words)
+        except InputError as error:  # the other pages are wanted
+            problems.append(f"There is no page of {title}. {error}")
             return ""
-        if force or not html.exists() or html.stat().st_mtime < executed.stat().st_mtime:
-            render(executed, html, title=title, index="../index.html")
-        return html.relative_to(options.reports).as_posix()
+        return quote(html.relative_to(options.reports).as_posix())
 
     runs, problems, comparisons, views = find_runs(options.runs), [], [], {}
     places = {run: page(run, options.reports, run.params().get("preset", "")) for run in runs}

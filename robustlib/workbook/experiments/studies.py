@@ -5,6 +5,7 @@ share a run's preset, data set, architecture and threat.
 """
 
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from robustlib.errors import InputError, unknown
 from robustlib.methods import load_preset, make_method, preset_dataset
 from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claims, read_claims, variant_of
+from robustlib.workbook.tables import as_markdown
 
 Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
 STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
@@ -175,11 +177,11 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     chosen = [first[key] for key in wanted if key in first]
     fewer = {judged[run][1] for run in chosen if judged[run] != kind}
     summary = f"{len(chosen)} of the {len(wanted)} runs of the study **{name}** (preset {study.preset}) are here"
-    summary += f", judged under {kind[0]} on {kind[1]} images" if own else ""
+    summary += f", judged under {as_markdown(kind[0])} on {kind[1]} images" if own else ""
     summary += f" (those that answer at random on {min(fewer)})." if fewer else "."
     if len(chosen) < len(wanted):
         few = f"A row of fewer than {len(study.seeds)} seeds is an anecdote."
-        summary += f" `robustlib study {name}` makes the others. {few}"
+        summary += f" `robustlib study {shlex.quote(str(name))}` makes the others. {few}"
     if others := len(own) - len(counted):
         summary += f" Left out: {others} that were judged otherwise."
     return StudyRuns(study, chosen, summary)
@@ -213,13 +215,13 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
     judged = {run.path: run.results()["threat"] for run in every if readable(run)}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")
     shown = [run for run in every if judged.get(run.path) == threat]
-    summary = f"{len(shown)} runs on {name}, judged under {threat}."
+    summary = f"{len(shown)} runs on {name}, judged under {as_markdown(threat)}."
     if not shown:
         summary = f"No finished runs of preset **{preset}** on {name} in `{root}` yet. Make them with `robustlib run --preset {preset}`."
     if others := sorted({run.params()["dataset"] for run in runs} - {name}):
-        summary += f" Runs on {', '.join(others)} are left out: set `dataset`."
+        summary += f" Runs on {as_markdown(', '.join(others))} are left out: set `dataset`."
     if others := sorted(set(judged.values()) - {threat}):
-        summary += f" Runs judged under {', '.join(others)} are left out: set `threat`."
+        summary += f" Runs judged under {as_markdown(', '.join(others))} are left out: set `threat`."
     return Comparison(name, threat, every, shown, summary)
 
 

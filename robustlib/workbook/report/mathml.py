@@ -20,13 +20,13 @@ OPERATORS = "±⧵⟹⟺¬~∼⟂⟨⟩⌊⌋⌈⌉|:;"  # latex2mathml writes t
 LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin", "∑", "∏", "⋃", "⋂"}
 STRUCK = str.maketrans("0123456789", "𝟘𝟙𝟚𝟛𝟜𝟝𝟞𝟟𝟠𝟡")
 CHILDREN = dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2) | {"msubsup": 3, "munderover": 3}
-VARIANTS = {  # browsers draw only mathvariant="normal"; the others become CSS
-    "bold": "font-weight:bold",
-    "bold-italic": "font-weight:bold",
-    "italic": "font-style:italic",
-    "monospace": "font-family:monospace",
-    "sans-serif": "font-family:sans-serif",
-}
+VARIANTS = (
+    "bold",
+    "bold-italic",
+    "italic",
+    "monospace",
+    "sans-serif",
+)  # browsers draw "normal" alone; classes of style.css do these
 
 
 def to_mathml(formula: str, *, display: bool = False) -> str:
@@ -76,7 +76,7 @@ def _repair(tree: ET.Element) -> None:
             node.tag, node.text = "mo", node.text.replace("~", "∼")
             node.set("stretchy", "false")
         if align := node.attrib.pop("columnalign", None):
-            node.set("style", f"text-align:{align}")
+            node.set("class", f"math-{align}")
     for node in tree.iter():
         children = []
         for upright, run in groupby(list(node), lambda child: child.tag == "mi" and child.get("mathvariant")):
@@ -91,7 +91,7 @@ def _repair(tree: ET.Element) -> None:
         if variant != "normal":
             del node.attrib["mathvariant"]
         if variant in VARIANTS:
-            node.set("style", VARIANTS[variant])
+            node.set("class", f"math-{variant}")
 
 
 def _set_limits(node: ET.Element) -> None:

@@ -1,9 +1,12 @@
 """An executed notebook as one HTML page that needs no other file and no network."""
 
 import re
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import count
+from hashlib import sha256
+from html import escape
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,15 @@ from traitlets.config import Config
 
 from robustlib import __version__
 from robustlib.errors import InputError
-from robustlib.runs import write_atomic
+from robustlib.runs import digest, write_atomic
+from robustlib.workbook.report.clean import clean, parse
 from robustlib.workbook.report.mathml import to_mathml
 from robustlib.workbook.tables import VERDICTS, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The richest of an output's forms is shown; there are no scripts among them.
 DISPLAYED = ["text/html", "text/latex", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
-LOADING = ("src", "srcset", "data", "poster", "background", "xlink:href")  # attributes that make a browser fetch
-FETCHED_STYLE = re.compile(r"@import[^;]*|url\(\s*['\"]?(?!data:|['\"]?#)[^)]*\)", re.IGNORECASE)
+OVERWRITTEN = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)  # what a line said before it began anew
 SIGNED = {text: word for word, text in VERDICTS.items()}
 LONG = 40  # characters of a cell that is a sentence
 NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
@@ -33,14 +36,27 @@ NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
 )
 
 
+def is_current(notebook: Path, html: Path, *, title: str, index: str = "") -> bool:
+    """Whether the page `html` is whole, and `render` would make it of the same notebook by the same code."""
+    page = html.read_bytes() if html.is_file() else b""
+    return _made_of(notebook, title, index).encode() in page[:2000] and page.rstrip().endswith(b"</html>")
+
+
+def _made_of(notebook: Path, *words: str) -> str:
+    """A digest of all that decides what a page says."""
+    code = sorted(file for file in Path(__file__).parent.rglob("*.*") if file.suffix != ".pyc")
+    return digest(*(file.read_bytes() for file in (*code, notebook)), "\0".join([__version__, *words]))
+
+
 def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
     """Writes an executed notebook as the page `html` and returns it.
 
     Equations become MathML, code is folded, figures keep their alt text and offer their numbers as CSV. The footer says what
     made the page: papermill's parameters and times, and every entry of the notebook's metadata `robustlib` (name -> text).
     A notebook that stopped with an error gives a page that says so. Links to other sites become text with the address.
-    The title is its only <h1>; `index` is the relative address of the index page ("" for no link). InputError for a notebook
-    that cannot be read, a formula that cannot be drawn, and what the page would have to load.
+    The title is its only <h1>; `index` is the relative address of the index page ("" for no link). Nothing of the notebook runs in
+    the page: see `clean`. InputError for a notebook that cannot be read, and for a formula or an image
+    of its Markdown cells that cannot be drawn; outputs are shown without.
     """
     notebook, html, nb = Path(notebook), Path(html), read(notebook)
     outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
@@ -56,7 +72,8 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
     }
     facts |= {str(name): str(value) for name, value in nb.metadata.get("robustlib", {}).items()}
     known = {name: value for name, value in facts.items() if value}
-    shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": known}
+    made = _made_of(notebook, title, index)
+    shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": known, "made": made}
     soup = to_soup(nb, notebook, html.stem, count(1), shown)
     _order_headings(soup)
     write_atomic(html, str(soup))
@@ -64,7 +81,7 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
 
 
 def read(path: Path) -> Any:
-    """An executed notebook, without what papermill writes about an error: the page says it better."""
+    """An executed notebook, its printed lines joined, without what papermill writes about an error: the page says it better."""
     try:
         nb = nbformat.read(path, as_version=4)
     except FileNotFoundError as fault:
@@ -72,7 +89,19 @@ def read(path: Path) -> Any:
     except Exception as fault:  # nbformat has many words for it
         raise InputError(f"{path} is no readable notebook ({fault}): execute it again.") from fault
     nb.cells = [cell for cell in nb.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    for cell in nb.cells:
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
     return nb
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """Outputs with neighbours of one stream as one text; nbconvert takes minutes for a line of some hundred thousand characters."""
+    groups = [list(group) for _, group in groupby(outputs, lambda output: output.get("name", id(output)))]
+    for first, *more in groups:
+        if "name" in first:
+            first.text = OVERWRITTEN.sub("", "".join(output.text for output in (first, *more)))
+    return [first for first, *_ in groups]
 
 
 class _Parser(MathInlineParser):
@@ -84,39 +113,56 @@ class _Parser(MathInlineParser):
 
 
 class _Renderer(IPythonRenderer):
-    """Draws formulas as MathML, where nbconvert leaves them to a script."""
+    """Draws formulas as MathML, where nbconvert leaves them to a script; outputs (no `embed_images`) show no file of this machine."""
 
-    def inline_math(self, body: str) -> str:
-        return to_mathml(body)
+    def inline_math(self, body: str, display: bool = False) -> str:
+        try:
+            return to_mathml(body, display=display)
+        except InputError:
+            if self.embed_images:
+                raise
+            return f"<code>{escape(body)}</code>"
 
     def block_math(self, body: str) -> str:
-        return f'<span class="equation" tabindex="0">{to_mathml(body, display=True)}</span>'
+        return f'<span class="equation">{self.inline_math(body, display=True)}</span>'
 
     def latex_environment(self, name: str, body: str) -> str:
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return str(super().image(text, url, title)) if self.embed_images else escape(text)
+
 
 class _Exporter(HTMLExporter):
     @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        """nbconvert's filter of this name, with our parser and renderer."""
+    def markdown2html(self, context: Any, source: str, output: bool = False) -> str:
+        """nbconvert's filter of this name, with our parser and renderer. HTML in an `output`, which may say what files say, is text."""
+        place = context["resources"]["metadata"]
         renderer = _Renderer(
-            escape=False,
+            escape=output,
             attachments=context.get("cell", {}).get("attachments", {}),
-            embed_images=True,
-            path=context["resources"]["metadata"]["path"],
+            embed_images=not output,
+            path=place["path"],
             exclude_anchor_links=True,
         )
-        return str(MarkdownWithMath(renderer, inline=_Parser(hard_wrap=False)).render(source))
+        html = str(MarkdownWithMath(renderer, inline=_Parser(hard_wrap=False)).render(source))
+        for image in parse(html).find_all("img", src=re.compile(r"^(?!data:)")):
+            raise InputError(
+                f"The page of {place['name']} would load {str(image['src'])[:120]!r}: a report stands alone. "
+                "Put the file beside the notebook, or display the figure itself."
+            )
+        return clean(html)
 
 
 @cache
 def _exporter() -> _Exporter:
     """One for all pages, so that the templates are compiled once."""
     settings = Config(NbConvertBase={"display_data_priority": DISPLAYED})
-    settings.CoalesceStreamsPreprocessor.enabled = True  # lines printed one by one are one text
     folders = {f"extra_template_{kind}": [str(TEMPLATES)] for kind in ("basedirs", "paths")}
-    return _Exporter(config=settings, template_name="report", **folders)
+    exporter = _Exporter(config=settings, template_name="report", **folders)
+    for ours in (clean, source_hash):
+        exporter.register_filter(ours.__name__, ours)
+    return exporter
 
 
 def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mapping[str, Any]) -> BeautifulSoup:
@@ -125,31 +171,15 @@ def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mappi
     Below each figure its numbers are offered as a CSV file, named after `name` and the figure's number from `numbers`.
     """
     page = {"facts": {}, **shown, "name": name, "next_figure": lambda: next(numbers)}
-    resources = {"page": page, "metadata": {"path": str(path.parent)}}
+    resources = {"page": page, "metadata": {"path": str(path.parent), "name": path.name}}
     soup = parse(_exporter().from_notebook_node(nb, resources=resources)[0])
-    _cut_off(soup, path)
+    _write_out_links(soup)
     tidy(soup)
     return soup
 
 
-def parse(html: str) -> BeautifulSoup:
-    """HTML as a document."""
-    return BeautifulSoup(html, "html.parser")
-
-
-def _cut_off(soup: BeautifulSoup, path: Path) -> None:
-    """Refuses what would be loaded, and turns links that leave the page into text with the address, which serves on paper."""
-    for node in soup.find_all(True):
-        fetched = [str(node[name]) for name in LOADING if node.has_attr(name)]
-        if node.name == "link":
-            fetched.append(str(node.get("href", "")))
-        style = node.get_text() if node.name == "style" else str(node.get("style", ""))
-        outside = [address for address in fetched if not address.startswith("data:")] + FETCHED_STYLE.findall(style)
-        if outside:
-            raise InputError(
-                f"The page of {path.name} would load {outside[0][:120]!r} (<{node.name}>): a report stands alone. "
-                "Put the file beside the notebook, or display the figure itself."
-            )
+def _write_out_links(soup: BeautifulSoup) -> None:
+    """Turns links that leave the page into text with the address, which serves on paper."""
     for link in soup.find_all("a", href=re.compile(r"^\s*(https?:)?//", re.IGNORECASE)):
         address = re.sub(r"^\s*(https?:)?//", "", str(link["href"])).rstrip("/")
         shown = re.sub(r"^https?://", "", link.get_text()).rstrip("/")
@@ -173,14 +203,12 @@ def tidy(soup: BeautifulSoup) -> None:
         _tidy_table(table)
         region = {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": f"Table {number}"}
         table.wrap(soup.new_tag("div", attrs=region))
-    for text in soup.find_all("pre"):
+    for text in soup.select("pre, .equation"):
         text["tabindex"] = "0"
 
 
 def _tidy_table(table: Tag) -> None:
     """Right-aligns columns of numbers, marks those of sentences, which need some width, and colours verdicts."""
-    for name in ("border", "style"):
-        table.attrs.pop(name, None)
     heads, rows = ([row.find_all(["td", "th"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
     plain = not table.select("[colspan], [rowspan]")
     for column in range(max(map(len, rows), default=0) if plain else 0):
@@ -200,7 +228,7 @@ def _tidy_table(table: Tag) -> None:
 
 def _order_headings(soup: BeautifulSoup) -> None:
     """Leaves one <h1>, the title; the notebook's first one becomes the line below it, others <h2>; then the contents."""
-    (masthead,), (body,) = soup.select(".masthead"), soup.select("main")
+    (masthead,), (body,) = soup.select("header.masthead"), soup.select("main")
     for place, heading in enumerate(body.find_all("h1")):
         heading.name = "h2"
         if place == 0:
@@ -217,5 +245,11 @@ def _order_headings(soup: BeautifulSoup) -> None:
 def fill_template(template: str, **values: Any) -> str:
     """A page from one of the templates, which knows robustlib's version besides `values`."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "source_hash": source_hash}
     return environment.get_template(template).render(version=__version__, **values)
+
+
+def source_hash(name: str) -> str:
+    """How a content security policy names the style sheet or script `name`: nothing else in a page may style or run."""
+    text = (TEMPLATES / name).read_text().removesuffix("\n")  # as Jinja includes it
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

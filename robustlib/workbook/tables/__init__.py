@@ -27,6 +27,7 @@ from robustlib.workbook.tables.runs import (
     accuracies,
     adaptive,
     adaptive_summary,
+    as_markdown,
     autoattack_steps,
     checks,
     hyperparameters,

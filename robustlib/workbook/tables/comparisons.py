@@ -1,13 +1,12 @@
 """Tables of many runs: leaderboards and means over seeds, claims, distances, feature spaces, purifiers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import pandas as pd
 
 from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
-from robustlib.workbook.tables.runs import share
+from robustlib.workbook.tables.runs import as_markdown, share
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 BADGES = ("headline", "protocol")
@@ -71,10 +70,10 @@ def objections(board: pd.DataFrame) -> str:
     said: dict[str, list[str]] = {}
     for row in board.to_dict("records"):
         names = ["method", "changed"] + ["arch"] * (board["arch"].nunique() > 1)
-        who = " ".join(str(row[key]) for key in names if row.get(key) not in ("", None))
+        who = as_markdown(" ".join(str(row[key]) for key in names if row.get(key) not in ("", None)))
         for kind in BADGES:
             if (badge := row.get(f"{kind}_badge")) in ("amber", "red"):
-                text = escape(str(row[f"{kind}_text"]), quote=False)
+                text = as_markdown(row[f"{kind}_text"])
                 said.setdefault(f"**{who}, {kind}**", []).append(f"{verdict_label(badge)}, seed {row['seed']}: {text}")
     lines = [f"- {who}: {' '.join(texts)}" for who, texts in said.items()]
     silent = sum(word not in ("pass", "amber", "red", "n/a") for word in board.get("headline_badge", [""] * len(board)))

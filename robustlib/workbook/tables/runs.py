@@ -3,13 +3,14 @@
 import dataclasses
 import inspect
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape, unescape
 from typing import Any
 
 import pandas as pd
 
-from robustlib.figures.canvas import attack_name, percent, verdict_label
+from robustlib.figures.canvas import attack_name, percent, verdict_label, worst_verdict
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
 
@@ -100,19 +101,26 @@ def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.drop(columns="attack") if frame["attack"].nunique() == 1 else frame
 
 
+def as_markdown(text: object) -> str:
+    """What a file says, as Markdown that shows it as it stands: on one line, without markup, HTML, links or formulas."""
+    return re.sub(r"([\\`*_\[\]<>&$~|!#])", r"\\\1", " ".join(str(text).split()))
+
+
 def warnings(metrics: pd.DataFrame) -> str:
     """What training warned of, as Markdown; a sentence if there was nothing."""
     lists: Iterable[Any] = metrics.get("warnings", [])
     said = [(n, text) for n, texts in zip(metrics.get("epoch_total", []), lists, strict=False) for text in texts]
     if not said:
         return "No catastrophic or robust overfitting was detected."
-    return "**Warnings**\n\n" + "\n".join(f"- {f'epoch {n}' if n else 'before training'}: {text}" for n, text in said)
+    return "**Warnings**\n\n" + "\n".join(
+        f"- {f'epoch {n}' if n else 'before training'}: {as_markdown(text)}" for n, text in said
+    )
 
 
 def provenance(facts: Mapping[str, Any], path: object = "") -> pd.DataFrame:
     """Where a run's numbers come from: machine, versions, code, time, and the command that repeats it."""
     card: dict[str, object] = {
-        "repeat it with": facts.get("command", "–"),
+        "repeat it with": facts.get("command") or "–",
         "run directory": path,
         "code": facts.get("git") or "–",
         "packages": ", ".join(f"{name} {version}" for name, version in facts.get("packages", {}).items()),
@@ -185,10 +193,10 @@ def show_badges(audit: Mapping[str, Any], path: object = "RUN") -> None:
     """Displays the two badges of a run's audit.json with their sentences; how to get them if there are none."""
     said = []
     for name, badge in audit.get("badges", {}).items():
-        kind = badge["verdict"].replace("/", "")  # a class that the report's style sheet knows
-        text = f"{name}: {verdict_label(badge['verdict'])}"
-        said.append(f'<p><span class="badge {kind}">{text}</span> {escape(badge["text"])}</p>')
-    none = f"Not audited: `robustlib audit {path}` looks for signs that the accuracies above are artefacts of weak attacks."
+        kind = worst_verdict([badge["verdict"]]).replace("/", "")  # a class that the report's style sheet knows
+        text = escape(f"{name}: {verdict_label(badge['verdict'])}")
+        said.append(f'<p><span class="badge {kind}">{text}</span> {escape(str(badge["text"]))}</p>')
+    none = f"Not audited: `robustlib audit {shlex.quote(str(path))}` looks for signs that the accuracies above are artefacts of weak attacks."
     html = "\n".join(said) or f"<p>{escape(none)}</p>"
     _display(html, unescape(re.sub("<[^>]+>", "", html)))
 

@@ -1,5 +1,5 @@
 // Sorts a leaderboard by the column whose header is clicked: first ascending, then descending; what is missing stays last.
-for (const table of document.querySelectorAll(".leaderboard table")) {
+for (const table of document.querySelectorAll("section.board > .leaderboard > table")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], status = table.parentElement.querySelector("[role=status]");
   const sort = (column) => {
     const head = heads[column], numeric = head.dataset.kind === "number";
@@ -19,16 +19,16 @@ for (const table of document.querySelectorAll(".leaderboard table")) {
 }
 
 // Shows only the runs of the chosen data set and threat; a board without any goes with its entry in the contents.
-const filters = document.querySelector(".filters");
+const filters = document.querySelector("form.filters");
 if (filters) {
   const selects = [...filters.querySelectorAll("select")], status = filters.querySelector("[role=status]");
-  const every = document.querySelectorAll(".leaderboard tbody tr");
+  const every = document.querySelectorAll("section.board > .leaderboard tbody tr");
   const choose = () => {
     for (const node of document.querySelectorAll("[data-threat]")) {
       node.hidden = selects.some((select) => select.value && node.dataset[select.name] !== select.value);
     }
     let cut = false; // some, but not all, runs of a board whose figures show them all
-    for (const board of document.querySelectorAll(".board")) {
+    for (const board of document.querySelectorAll("section.board")) {
       const entry = document.querySelector(`[data-board="${board.getAttribute("aria-labelledby")}"]`);
       board.hidden = !board.querySelector(".leaderboard tbody tr:not([hidden])");
       if (entry) entry.hidden = board.hidden;

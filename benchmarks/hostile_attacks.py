@@ -1,0 +1,161 @@
+"""The attacks of benchmarks/hostile.py: odd values in every field of attacks and threats, odd models, images and suites."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import torch
+from torch import nn
+
+from robustlib.attacks import APGD, FAB, FGSM, PGD, AutoAttack, BatchPGD, Square, StAdv, Tangent, Threat
+from robustlib.data import Split
+from robustlib.evaluation import evaluate, summarise, valid
+
+Trial = Callable[[], object]
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+SMALL = {"steps": 2, "queries": 3, "probes": 2, "eot": 2, "version": "rand"}
+LONG = 300  # steps or queries that are made, but take too long to be run
+
+
+def part(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, generator: Any = None, rng: Any = None) -> torch.Tensor:
+    """An attack that answers with some of the images."""
+    return x[:1]
+
+
+ODD: tuple[Any, ...] = (
+    *(torch.nan, torch.inf, -torch.inf, 0, -1, 1, 2, 0.5, 1e-320, 1e308, 10**400, 10**5000, None, True, 1j, b"1"),
+    *("", "5", "ce", "l2", "linf", "8/255", "custom", "x" * 10_000, np.int64(2), np.float32(0.1), np.bool_(True)),
+    *(np.str_("ce"), np.array(3), np.array([1.0, 2.0]), torch.tensor(2), torch.tensor(torch.nan), torch.ones(2, 2)),
+    *(
+        [],
+        ((),),
+        {},
+        object(),
+        Threat,
+        PGD,
+        LINF,
+        L2,
+        PGD(LINF, 1),
+        (("a", PGD(LINF, 1)),),
+        (("a", part),),
+        [["b", None]],
+    ),
+    *(len, part, nn.Linear(16, 3), nn.Linear, {"pgd": PGD(LINF, 1)}, {"clean": PGD(LINF, 1)}, {5: part}, {"a": part}),
+)
+ANYTHING = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers())
+KINDS: tuple[Any, ...] = (Threat, PGD, FGSM, BatchPGD, APGD, FAB, Square, StAdv, Tangent, AutoAttack)
+QUICK: tuple[Any, ...] = (PGD(LINF, 2), APGD(L2, 2), FAB(LINF, 2), Square(LINF, 3), StAdv(0.5, 2), Tangent(L2, 200))
+ANSWERS: tuple[Callable[[torch.Tensor], Any], ...] = (
+    *(
+        lambda z: (z, z),
+        lambda z: {"logits": z},
+        lambda z: z.squeeze(0),
+        lambda z: z.amax(1),
+        lambda z: z.mean(0, True),
+    ),
+    *(
+        lambda z: z.argmax(1, True),
+        lambda z: z * torch.nan,
+        lambda z: z * torch.inf,
+        lambda z: z.double(),
+        lambda z: None,
+    ),
+    *(lambda z: z[:, :1], lambda z: z[:, :0], lambda z: z.half(), lambda z: z.repeat(2, 1), lambda z: z.detach()),
+    *(lambda z: "logits", lambda z: z.tolist(), lambda z: z.add_(1), lambda z: z[:, :, None], lambda z: z + 0j),
+)
+
+
+class Model(nn.Module):
+    """Logits (B, 3) of images (B, 1, 4, 4), changed; it clamps its images in place."""
+
+    def __init__(self, change: Callable[[torch.Tensor], Any] = torch.clone) -> None:
+        super().__init__()
+        self.map, self.change = nn.Linear(16, 3), change
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """What it answers."""
+        return self.change(self.map(x.clamp_(0.2, 0.8).flatten(1)))
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three images and their labels."""
+    return torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+
+
+def try_fields(kind: Any, changes: dict[str, Any]) -> None:
+    """An attack or a threat with these fields, whose repr tells all of it, and its images."""
+    names, given = names_of(kind), SMALL | {"norm": "linf", "eps": 0.1, "threat": L2 if kind is Tangent else LINF}
+    made = kind(**{n: v for n, v in given.items() if n in names and (kind, n) != (Tangent, "queries")} | changes)
+    assert made == eval(repr(made)) or "<function" in repr(made), f"{made!r} is another one"
+    if kind is not Threat and max(value for value in vars(made).values() if type(value) is int) <= LONG:
+        x, y = batch()
+        x_adv = made(Model(), x, (lambda model, v: model(v).sum()) if kind is BatchPGD else y)
+        assert valid(x_adv, x, getattr(made, "threat", None)).all()
+
+
+def names_of(kind: Any) -> list[str]:
+    """The fields of a kind of attack; of FGSM those of PGD."""
+    return [field.name for field in fields(PGD if kind is FGSM else kind)]
+
+
+def try_model(attack: Any, change: Callable[[torch.Tensor], Any], inference: bool) -> None:
+    """Any answer of a model; the images stay as they are."""
+    x, y = batch()
+    kept = x.clone()
+    with torch.inference_mode(inference):
+        x_adv = attack(Model(change), x, y)
+    assert valid(x_adv, x, getattr(attack, "threat", None)).all()
+    assert torch.equal(x, kept)
+
+
+def try_images(attack: Any, x: Any, y: Any) -> None:
+    """Anything as images and labels."""
+    assert valid(attack(Model(), x, y), x, getattr(attack, "threat", None)).all()
+
+
+def try_evaluate(settings: dict[str, Any]) -> None:
+    """Anything as an argument of `evaluate`."""
+    if type(settings.get("draws")) is int and settings["draws"] > LONG:
+        return
+    split = Split((batch()[0] * 255).to(torch.uint8), batch()[1], torch.arange(3))
+    records = evaluate(
+        **{"model": Model(), "split": split, "attacks": {"pgd": PGD(LINF, 2)}, "batch_size": 2, **settings}
+    )
+    assert records.valid.all()
+    assert summarise(records).accuracy.between(0, 1).all()
+
+
+def attacks(folder: Path) -> tuple[st.SearchStrategy[Trial], Callable[[Trial], object]]:
+    """Trials, and what runs one."""
+    x, y = batch()
+    odd_x = (
+        x.half(),
+        x.bfloat16(),
+        x.double(),
+        x * 255,
+        (x * 255).to(torch.uint8),
+        x.numpy(),
+        x[:0],
+        x - 1,
+        x * torch.nan,
+    )
+    odd_y = (y.float(), y.int(), y[:0], y + 9, -y, y[:, None], y.numpy(), y.tolist(), y.bool(), None)
+    arguments = st.sampled_from(("model", "attacks", "batch_size", "seed", "draws", "adaptive", "sources"))
+
+    def changed(kind: Any) -> st.SearchStrategy[Trial]:
+        changes = st.dictionaries(st.sampled_from(names_of(kind)), ANYTHING, max_size=2)
+        return st.builds(partial, st.just(try_fields), st.just(kind), changes)
+
+    attack, few = st.sampled_from(QUICK), {"max_size": 2}
+    images = st.sampled_from((x, *odd_x)) | ANYTHING, st.sampled_from((y, *odd_y)) | ANYTHING
+    trials = st.one_of(
+        *(changed(kind) for kind in KINDS),
+        st.builds(partial, st.just(try_model), attack, st.sampled_from(ANSWERS), st.booleans()),
+        st.builds(partial, st.just(try_images), attack, *images),
+        st.builds(partial, st.just(try_evaluate), st.dictionaries(arguments, ANYTHING, **few)),
+    )
+    return trials, lambda trial: trial()

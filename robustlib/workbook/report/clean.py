@@ -1,0 +1,57 @@
+"""HTML that shows itself and does nothing else: all that a notebook holds enters a page through `clean`."""
+
+import re
+from html import escape
+from typing import Any
+
+from bs4 import BeautifulSoup
+from bs4.element import PreformattedString
+
+ELEMENTS = (
+    "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li"
+    " mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var"
+    " math merror mfrac mi mmultiscripts mn mo mover mpadded mphantom mroot mrow ms mspace msqrt msub msubsup msup mtable mtd"
+    " mtext mtr munder munderover"
+)
+# What stands in these is no text for people; of all other elements the words stay.
+WORDLESS = "applet audio embed frameset head iframe noembed noframes object script select style svg template video"
+NAMES = (
+    "alt class colspan height open rowspan scope start title width"
+    " accent accentunder alttext columnlines columnspacing depth display displaystyle fence largeop linethickness lspace"
+    " mathcolor mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel separator stretchy symmetric"
+    " voffset"
+)
+TAGS, SILENT, ATTRIBUTES = (frozenset(words.split()) for words in (ELEMENTS, WORDLESS, NAMES))
+# A link is a place in the page, a file beside it, or a site, whose address `to_soup` writes out. No other scheme, which needs a colon.
+ADDRESSES = {
+    ("a", "href"): re.compile(r"\s*(https?:)?//\S*\s*|[\w./#%-]*", re.IGNORECASE),
+    ("img", "src"): re.compile(r"data:image/[\w.+;=/,-]*"),
+}
+
+
+def parse(html: str) -> BeautifulSoup:
+    """HTML as a document."""
+    return BeautifulSoup(html, "html.parser")
+
+
+def clean(html: str) -> str:
+    """The elements and attributes of an HTML fragment that neither run nor load anything, nor style or submit; closed where open."""
+    try:
+        soup = parse(html)
+    except Exception:  # what Python's parser gives up on may mean anything to a browser
+        return escape(html)
+    for words in soup.find_all(string=lambda text: isinstance(text, PreformattedString)):
+        words.extract()  # comments and declarations
+    for node in soup.find_all(True):
+        if node.name in SILENT:
+            node.extract()
+        elif node.name not in TAGS:
+            node.unwrap()
+        else:
+            node.attrs = {name: value for name, value in node.attrs.items() if _stays(node.name, name, value)}
+    return str(soup)
+
+
+def _stays(tag: str, name: str, value: Any) -> bool:
+    address = ADDRESSES.get((tag, name))
+    return bool(address.fullmatch(str(value))) if address else name in ATTRIBUTES

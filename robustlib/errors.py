@@ -1,13 +1,14 @@
 """The error for input that robustlib cannot use, the types that say what a field takes, and the checks that raise it."""
 
 import difflib
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from math import isfinite
+from math import inf, isfinite
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 # Types of numbers in an interval, of a tuple each of one or more; without one they are finite. What follows it is advice for the error.
@@ -19,6 +20,7 @@ Share = Annotated[float, "[0, 1]"]
 ShareBelowOne = Annotated[float, "[0, 1)"]
 Length = Annotated[float, "(0, 1000]"]  # of a step, in pixel units of [0, 1] or in pixels: float32 arithmetic holds it
 ANY = "(-inf, inf)"
+MOST = {int: 2**63 - 1, float: 3.4028234663852886e38}  # what int64 and float32 arithmetic hold
 SHOWN = 80  # characters of an offending value
 
 
@@ -52,11 +54,13 @@ def options(hint: Any) -> tuple[Any, ...]:
 def typed(value: Any, hint: Any, what: str, interval: str = ANY, *advice: str) -> Any:
     """`value` as a field of type `hint` takes it: NumPy's and torch's single numbers as Python's, 8 for a float, a list for a tuple.
 
-    Raises InputError, in which `what` is its name, for a value of another type, outside the interval (e.g. "[0, 1)") of its
-    Annotated type or of the arguments, or none of the choices of a Literal.
+    Whole numbers in a tuple stay whole. Raises InputError, in which `what` is its name, for a value of another type, outside the
+    interval (e.g. "[0, 1)") of its Annotated type or of the arguments, or none of the choices of a Literal.
     """
     if getattr(value, "ndim", None) == 0:
         value = value.item()
+    if value is None and types.NoneType in options(hint):
+        return None
     wanted: list[str] = []
     for kind in options(hint):
         within, said = interval, advice
@@ -71,7 +75,8 @@ def typed(value: Any, hint: Any, what: str, interval: str = ANY, *advice: str) -
             each = parts[:1] * len(value) if parts[-1] is ... else parts
             if len(each) == len(value):
                 named = enumerate(zip(value, each, strict=True))
-                return tuple(typed(one, part, f"{what}[{k}]", within, *said) for k, (one, part) in named)
+                fit = (typed(one, part, f"{what}[{k}]", within, *said) for k, (one, part) in named)
+                return tuple(one if type(one) is int else new for one, new in zip(value, fit, strict=True))
         if origin in (int, float) and (number := _number(value, origin, within)) is not None:
             return number
         if origin not in (int, float, tuple) and isinstance(value, origin):
@@ -79,6 +84,14 @@ def typed(value: Any, hint: Any, what: str, interval: str = ANY, *advice: str) -
         if origin is not types.NoneType:  # advice says what it means
             wanted.append(", ".join(filter(None, [_wanted(origin, parts, within, value), *said])))
     raise InputError(f"{what}={shown(value)}: {' or '.join(wanted)}.")
+
+
+def check_path(path: Any) -> Any:
+    """The path; raises InputError for one that file systems refuse, or would with what is added to its names."""
+    text = str(path)
+    if "\0" in text or len(os.fsencode(text)) > 3000 or any(len(os.fsencode(name)) > 200 for name in text.split("/")):
+        raise InputError(f"{shown(text)} is no path: give one of at most 3000 bytes, with at most 200 in each name.")
+    return path
 
 
 def check_fields(owner: Any) -> None:
@@ -108,7 +121,7 @@ def _number(value: Any, kind: type, interval: str) -> Any:
         return None
     low, high = _ends(interval)
     closed = (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
-    return number if low < number < high or closed else None
+    return number if closed or (low < number < high and abs(number) <= MOST[kind]) else None
 
 
 def _wanted(kind: Any, parts: tuple[Any, ...], interval: str, value: Any) -> str:
@@ -117,6 +130,8 @@ def _wanted(kind: Any, parts: tuple[Any, ...], interval: str, value: Any) -> str
         low, high = _ends(interval)
         ends = [f"{'of at least' if interval[0] == '[' else 'above'} {low:.10g}"] * isfinite(low)
         ends += [f"{'at most' if interval[-1] == ']' else 'below'} {high:.10g}"] * isfinite(high)
+        if isinstance(value, int | float) and MOST[kind] < abs(value) < inf == high:
+            ends.append(f"at most {MOST[kind]:.2g}")
         finite = "finite " * (isinstance(value, float) and not isfinite(value))
         words = f"give a {finite}{'whole ' * (kind is int)}number {' and '.join(ends)}"
         return words.strip() * (low < high)

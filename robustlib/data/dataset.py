@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from robustlib.data import sources
 from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.sources import Arrays
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, Whole, check_path, typed, unknown
 from robustlib.threat import Threat
 
 SEED = 0  # every split and sample is drawn with this seed, once and for all
@@ -86,7 +86,7 @@ class Split:
 
     def sample(self, n: int) -> "Split":
         """`n` examples with the classes' shares kept, always the same ones, in order; all if there are no more (or n is 0)."""
-        if not 0 < n < len(self):
+        if not 0 < typed(n, Whole, "n") < len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SEED))
         labels = self.labels.cpu()[order]
@@ -258,6 +258,8 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         root: directory with the published files; default: the environment variable ROBUSTLIB_DATA.
         download: fetch what is missing into `root`; without it nothing touches the network.
     """
+    typed(name, str, "dataset"), typed(download, bool, "download")
+    check_path(typed(root, Path | str | None, "data root"))
     if name not in DATASETS:
         if not (label_set := re.fullmatch(r"(.+)-(\d{1,4})-(\d{1,4})", name)) or label_set[1] not in DATASETS:
             raise unknown("dataset", label_set[1] if label_set else name, DATASETS)

@@ -22,11 +22,11 @@ ALL: tuple[type[Method], ...] = (
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 
-def make_method(name: str, preset: str | None = None, **overrides: Any) -> Method:
+def make_method(name: str, /, preset: str | None = None, **overrides: Any) -> Method:
     """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated.
 
     A preset's are its `common` values, those of the method's section, and those that the section has for the architecture.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name].from_preset(preset, **overrides)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, NonNegative, Positive, Share
+from robustlib.errors import Count, NonNegative, Positive, Share, typed
 from robustlib.losses import confusion_labels, mean_cosine
 from robustlib.methods.base import AdversarialMethod, perturbed_weights
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
@@ -145,7 +145,7 @@ class AFD(VAFT):
         super().__post_init__()
         for name, switch in (("alpha", "disentangle"), ("beta", "disentangle"), ("gamma", "align")):
             if getattr(self, switch):
-                self.check_range(name, "(0, inf)", f"or set {switch}=false")
+                typed(getattr(self, name), float, f"{self.name} {name}", "(0, inf)", f"or set {switch}=false")
 
     def model_options(self) -> dict[str, Any]:
         """The model has the disentangler from the start; natural training leaves it alone."""

@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
-from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole, options, typed, unknown
-from robustlib.methods.preset import as_type, preset_dataset, preset_values
+from robustlib.errors import Count, InputError, Length, NonNegative, ShareBelowOne, Whole, options, typed, unknown
+from robustlib.methods.preset import preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
 from robustlib.runs import Run
 from robustlib.threat import Norm, Threat
@@ -27,7 +28,9 @@ CHOICES: dict[str, Iterable[str]] = {
     **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
     **{"augment": VIEWS, "views": VIEWS},
 }
-Widths = Annotated[tuple[int, ...], "[1, inf)"]
+Epochs = tuple[NonNegative, ...]
+Points = tuple[tuple[NonNegative, NonNegative], ...]
+Widths = Annotated[tuple[int, ...], "[1, 1000000]"]
 NO_AWP = "this method does not perturb weights: leave awp_gamma at 0"
 NoAWP = Annotated[float, "[0, 0]", NO_AWP]
 
@@ -56,8 +59,8 @@ class Method:
     weight_decay: NonNegative = 5e-4  # critical for adversarial training (Pang et al. 2021, table 4)
     optimiser: str = "sgd"  # "sgd" or "adam"
     schedule: str = "step"  # one of robustlib.training.SCHEDULES
-    milestones: tuple[float, ...] = (100, 105)  # "step": epochs (from 0) at which the learning rate falls to a tenth
-    points: tuple[tuple[float, float], ...] = ()  # "piecewise": (epoch, factor)
+    milestones: Epochs = (100, 105)  # "step": epochs (from 0) at which the learning rate falls to a tenth
+    points: Points = ()  # "piecewise": (epoch, factor)
     ema: ShareBelowOne = 0.0  # decay of the averaged weights that are evaluated; 0 for none
     norm: Norm | None = None  # of the threat; None takes the data set's
     eps: NonNegative | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
@@ -65,12 +68,13 @@ class Method:
     train_examples: Whole = 0  # train on a stratified subset of this size; 0 for all
 
     def __post_init__(self) -> None:
-        for name, (interval, *advice) in self.ranges().items():
-            self.check_range(name, interval, *advice)
         for name, hint in self.types().items():
-            literals = [choice for o in options(hint) if get_origin(o) is Literal for choice in get_args(o)]
-            choices, value = CHOICES.get(name, literals), getattr(self, name, None)
-            if choices and value is not None and value not in choices:
+            value = getattr(self, name)
+            if value is None and NoneType not in options(hint):
+                value = "none"  # as it was written: a choice such as augment=none
+            object.__setattr__(self, name, typed(value, hint, f"{self.name} {name}"))
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name, None)) is not None and value not in choices:
                 raise unknown("architecture" if name == "arch" else name, value, choices)
         pointless = self.schedule == "piecewise" and not self.points
         self.refuse((pointless, "schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0))."))
@@ -88,26 +92,13 @@ class Method:
     @classmethod
     @cache
     def types(cls) -> dict[str, Any]:
-        """The types of the fields by name."""
-        return get_type_hints(cls)
-
-    @classmethod
-    @cache
-    def ranges(cls) -> dict[str, tuple[str, ...]]:
-        """Interval and advice of each field that has them, also where a subclass sets another default under a plain type."""
-        found: dict[str, tuple[str, ...]] = {}
+        """What each field takes (see `robustlib.errors.typed`): the types of a base class stay where another default has a plain one."""
+        found: dict[str, Any] = {}
         for kind in reversed(cls.__mro__):
             for name, hint in get_type_hints(kind, include_extras=True).items():
-                for option in options(hint):
-                    if get_origin(option) is Annotated:
-                        found[name] = option.__metadata__
-        return found
-
-    def check_range(self, name: str, interval: str, *advice: str) -> None:
-        """Raises InputError for a field with a value outside `interval`, e.g. "[0, 1)"; None is a default that is set elsewhere."""
-        if (value := getattr(self, name)) is not None:
-            fit = typed(value, self.types()[name], f"{self.name}: {name}", interval, *advice)
-            object.__setattr__(self, name, fit)
+                if "Annotated[" in str(hint) or "Annotated[" not in str(found.get(name)):
+                    found[name] = hint
+        return {field.name: found[field.name] for field in fields(cls)}
 
     def check_model(self, model: nn.Module, kind: type[M]) -> M:
         """The model; raises InputError for one of another kind than this method trains."""
@@ -168,7 +159,7 @@ class Method:
         return asdict(self)
 
     @classmethod
-    def from_preset(cls, preset: str | None = None, **overrides: Any) -> Self:
+    def from_preset(cls, /, preset: str | None = None, **overrides: Any) -> Self:
         """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated."""
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {}
@@ -176,13 +167,12 @@ class Method:
             common, section, by_architecture = preset_values(preset, cls.name)
             # Not every method has every common field: a standard training attacks nothing.
             values = {name: value for name, value in common.items() if name in known} | section | {"preset": preset}
-            values |= by_architecture.get(overrides.get("arch") or values["arch"], {})
+            values |= by_architecture.get(str(overrides.get("arch") or values["arch"]), {})
         values |= overrides
         for name in values:
             if name not in known:
                 raise unknown(f"hyper-parameter of {cls.name}", name, known)
-        hints = cls.types()
-        return cls(**{name: as_type(value, hints[name], f"{cls.name}: {name}") for name, value in values.items()})
+        return cls(**values)
 
     def changes(self, arch: str) -> dict[str, Any]:
         """The hyper-parameters (architecture included) in which this method differs from its preset."""
@@ -287,7 +277,7 @@ class AdversarialMethod(Method):
     """A method with an inner PGD attack, by default in eval-mode BatchNorm (Pang et al. 2021)."""
 
     attack_steps: Count = 10  # K; Madry et al. used 7, most later work 10
-    attack_step_size: Annotated[float, "(0, inf]", "or null"] | None = None  # in pixel units; None = eps / 4
+    attack_step_size: Annotated[Length, "or null"] | None = None  # in pixel units; None = eps / 4
     attack_batchnorm: Literal["eval", "train"] = "eval"  # BatchNorm while attacking; Rice et al. attack in train mode
     awp_gamma: ShareBelowOne = 0.0  # relative size of the weight perturbation; Wu et al. 2020: 0.01, TRADES 0.005
     awp_warmup: Whole = 0  # epoch, counted from 1, from which on weights are perturbed; Wu et al. 2020: 0, TRADES 10

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
-from robustlib.errors import NonNegative, Positive
+from robustlib.errors import Length, NonNegative
 from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods.base import AdversarialMethod, Method, copy_weights, pretrained_run
 from robustlib.models import Classifier
@@ -153,7 +153,7 @@ class FGSMRS(PGDAT):
     attack_steps: Annotated[int, "[1, 1]", "it takes 1; for more train pgd_at"] = 1  # no other number is allowed
     attack_step_size: Annotated[float, "(0, 0)", "give step_factor, in units of eps, instead"] | None = None  # not used
     attack_batchnorm: Literal["eval", "train"] = "train"  # as released
-    step_factor: Positive = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones collapse
+    step_factor: Length = 1.25  # length of the step in units of eps: 10/255 at 8/255; longer ones collapse
 
     def inner_attack(self, dataset: Dataset, **settings: Any) -> PGD:
         return super().inner_attack(dataset, step_size=self.step_factor * self.threat(dataset).eps or None, **settings)

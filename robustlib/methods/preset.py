@@ -1,8 +1,9 @@
 """Presets: one YAML file a budget, with values common to all methods and a section for each; and values as users write them."""
 
 import ast
+import stat
+import textwrap
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from robustlib.errors import InputError, options, unknown
+from robustlib.errors import InputError, shown, unknown
 
 PRESETS = Path(__file__).parent / "presets"
+NODES, SIZE = 10_000, 10**6  # values and bytes that a YAML file may hold
 WORDS = {"null": None, "none": None, "true": True, "false": False}
 
 
@@ -21,11 +23,15 @@ def preset_names() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-@lru_cache
 def load_preset(name: str) -> Mapping[str, Any]:
     """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}."""
-    if name not in preset_names():
+    if not isinstance(name, str) or name not in preset_names():
         raise unknown("preset", name, preset_names())
+    return _content(name)
+
+
+@lru_cache
+def _content(name: str) -> Mapping[str, Any]:
     return types.MappingProxyType(yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
 
 
@@ -44,33 +50,79 @@ def preset_values(preset: str, method: str) -> tuple[dict[str, Any], dict[str, A
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     """["beta=3.0", "eps=8/255", "schedule=cosine"] -> {"beta": 3.0, "eps": 8 / 255, "schedule": "cosine"}."""
+    if not isinstance(items, list | tuple):
+        raise InputError(f"overrides={shown(items)}: give a list, such as ['beta=3.0'], or [] to change nothing.")
     values: dict[str, Any] = {}
     for item in items:
-        name, sign, text = item.partition("=")
+        name, sign, text = item.partition("=") if isinstance(item, str) else ("", "", "")
         if not sign or not name.strip():
-            raise InputError(f"{item!r} sets nothing: write name=value, e.g. beta=3.0.")
-        above, slash, below = text.partition("/")
-        try:
-            value = float(above) / float(below) if slash else ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, ZeroDivisionError):
-            value = WORDS.get(text.strip().lower(), text.strip())
-        values[name.strip()] = value
+            raise InputError(f"{shown(item)} sets nothing: write name=value, e.g. beta=3.0.")
+        name = parameter_name(name.strip())
+        if name in values:
+            raise InputError(f"{name!r} is set twice: set it once, or write a study whose grid has both values.")
+        values[name] = parse_value(text.strip())
     return values
 
 
-def as_type(value: Any, hint: Any, what: str) -> Any:
-    """`value` as a field of type `hint` takes it (8 for a float, a list for a tuple); `what` names it in the error."""
-    if value is None and types.NoneType not in options(hint):
-        value = "none"  # as it was written: a choice such as augment=none
-    for option in options(hint):
-        kind = typing.get_origin(option) or option
-        if kind is typing.Literal or (kind is types.NoneType and value is None):
-            return value  # the method itself checks its choices
-        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if kind is tuple and isinstance(value, (list, tuple)):
-            return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-    wanted = " or ".join("null" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options(hint))
-    raise InputError(f"{what}={value!r} should be of type {wanted}.")
+def parse_value(text: str) -> Any:
+    """ "8/255" -> 8 / 255, "(3, 4)" -> (3, 4), "null" -> None; what is no such value is text."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
+        return WORDS.get(text.lower(), text)
+
+
+def parameter_name(name: object) -> str:
+    """The name of a hyper-parameter; raises InputError for what is no name, and for what has an option of its own."""
+    if not isinstance(name, str):
+        raise InputError(
+            f"{shown(name)} is no name of a hyper-parameter: write one such as beta, if need be in quotes."
+        )
+    if name == "preset":
+        raise InputError("A preset is no hyper-parameter: give it as --preset, or as `preset` of a study or notebook.")
+    return name
+
+
+class Loader(yaml.SafeLoader):
+    """Safe, and refuses keys that are given twice and documents of more than NODES values, aliases written out."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.count, self.sizes = 0, dict[int, int]()  # values so far, and in each node
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> Any:
+        """The next node, counted."""
+        before, alias = self.count, self.check_event(yaml.AliasEvent)
+        node: Any = super().compose_node(parent, index)
+        self.count += (
+            self.sizes.get(id(node), NODES) if alias else 1
+        )  # an alias inside of what it stands for has no size yet
+        self.sizes.setdefault(id(node), self.count - before)
+        known: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) and not alias else ():
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in known:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{shown(key.value)} is given twice", problem_mark=key.start_mark
+                    )
+                known.add((key.tag, key.value))
+        if self.count > NODES:
+            raise yaml.MarkedYAMLError(problem=f"it holds more than {NODES} values", problem_mark=node.start_mark)
+        return node
+
+
+def read_yaml(file: Path) -> Any:
+    """What a user's YAML file holds; raises OSError where it cannot be read, InputError where it is none."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise InputError(f"{file} is no regular file: give the path of a YAML file.")
+        with file.open("rb") as opened:
+            content = opened.read(SIZE + 1)
+        if len(content) > SIZE:
+            raise InputError(f"{file} holds more than {SIZE} bytes: give a YAML file of fewer.")
+        return yaml.load(content, Loader)
+    except (OSError, InputError):
+        raise
+    except Exception as error:  # of the parser, or of a value such as the 30th of February
+        raise InputError(f"{file} is no YAML: {textwrap.shorten(str(error), 300)}.") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, InputError, NonNegative
+from robustlib.errors import Count, InputError, NonNegative, Whole
 from robustlib.losses import batch_spectral_shrinkage, l2_sp
 from robustlib.methods.base import copy_weights, pretrained_run
 from robustlib.methods.baselines import cross_entropy
@@ -48,7 +48,7 @@ class Transfer(RepSpectral):
     include_readout: bool = False  # penalise the new head too, in fine-tuning: ll-spectral
     freeze: bool = False  # fine-tune the head alone, on the features of the encoder in eval mode
     pretrained: str = ""  # directory of a finished run whose encoder is taken; "" pre-trains one first
-    source: tuple[int, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
+    source: tuple[Whole, ...] = ()  # labels whose images are pre-trained on; () for the first half of the classes
     pretrain_epochs: Count = 200  # of pre-training, its burn-in included
     pretrain_lr: float = 0.1  # of pre-training
     pretrain_schedule: str = "piecewise"  # of pre-training

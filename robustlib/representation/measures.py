@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, typed, unknown
 from robustlib.representation.features import Features, as_features, as_labels, pieces, rows_at_once
 
 GapMeasure = Literal["relative_l2", "cosine", "l1", "l2", "linf"]
@@ -296,7 +296,7 @@ def knn_probe(features: Tensor, labels: Tensor, *, k: int = 20) -> Probe:
 
 def check_neighbours(n: int, k: int) -> None:
     """Raises InputError if n examples do not have k neighbours, or k is no number of neighbours."""
-    if not 1 <= k <= n:
+    if not 1 <= typed(k, int, "neighbours") <= n:
         raise InputError(f"{k!r} neighbours among {n} examples: give more examples, or from 1 to {n} neighbours.")
 
 

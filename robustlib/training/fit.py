@@ -10,8 +10,8 @@ import torch
 
 from robustlib.attacks.base import Precision
 from robustlib.data import Dataset
-from robustlib.errors import InputError
-from robustlib.models import build_model
+from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
+from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, outdated, trained_with, versions, write_json
 from robustlib.runs.run import peak_memory_mb, provenance
@@ -51,11 +51,12 @@ def fit(
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed={seed!r}: give a whole number of at least 0.")
+    seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
+    root, rerun = check_path(typed(root, Path | str, "root")), typed(rerun, bool, "rerun")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
-    arch = arch or method.arch
+    if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
+        raise unknown("architecture", arch, ARCHITECTURES)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, root)
     if run.finished and not rerun:
@@ -85,11 +86,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(typed(name, str, "device"))
     except RuntimeError as error:
-        raise InputError(f"Unknown device {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
+        raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
     if (device.index or 0) >= {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0):
-        raise InputError(f"Device {name!r}: this machine has no such device, use --device cpu or auto.")
+        raise InputError(f"Device {shown(name)}: this machine has no such device, use --device cpu or auto.")
     return device
 
 
@@ -98,7 +99,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         return "bf16-mixed" if device.type == "cuda" else "32-true"
     if name not in ("32-true", "bf16-mixed"):
-        raise InputError(f"Unknown precision {name!r}: use 'auto', '32-true' or 'bf16-mixed'.")
+        raise InputError(f"Unknown precision {shown(name)}: use 'auto', '32-true' or 'bf16-mixed'.")
     return name  # type: ignore[return-value]
 
 

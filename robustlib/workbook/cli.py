@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Exit, Option, Typer
 
-from robustlib.errors import InputError, printable, unknown
+from robustlib.errors import InputError, check_path, printable, unknown
 
 if TYPE_CHECKING:
     from robustlib.data import Dataset
@@ -58,11 +58,13 @@ def say(sentence: str) -> None:
 
 WHERE, HOW, DATA = "Where results go", "How it runs", "Data"
 
-Runs = Annotated[Path, Option(help="Directory of all runs.", rich_help_panel=WHERE)]
-Reports = Annotated[Path, Option(help="Directory of the pages.", rich_help_panel=WHERE)]
-DataRoot = Annotated[str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", rich_help_panel=DATA)]
+Runs = Annotated[Path, Option(help="Directory of all runs.", callback=check_path, rich_help_panel=WHERE)]
+Reports = Annotated[Path, Option(help="Directory of the pages.", callback=check_path, rich_help_panel=WHERE)]
+DataRoot = Annotated[
+    str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", callback=check_path, rich_help_panel=DATA)
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
-RunDirectory = Annotated[Path, Argument(help="A run directory, as `robustlib list` shows it.")]
+RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
 
 
 # ---- what is there: evaluate, audit, list, lab
@@ -248,8 +250,10 @@ def study(
 def _run(study: "Study", shared: Shared) -> None:
     """Plans the runs of a study; then makes them, or shows them and stops."""
     from robustlib.workbook import console
+    from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Options, plan
 
+    check_limits(shared.jobs, shared.timeout, shared.engine)
     asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
     jobs = plan(study.variants, study.seeds, options)

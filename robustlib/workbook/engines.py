@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, Positive, typed, unknown
 from robustlib.workbook.task import INTERRUPTED, Status, Task, check
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")  # numbers depend on them
@@ -31,6 +31,7 @@ def execute(task: Task, *, timeout: float | None = None, stop: threading.Event |
     The limit is in seconds for the whole notebook. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL);
     Ctrl-C does the same, then is raised.
     """
+    check_limits(1, timeout, "local")
     task, stop, began = check(task), stop or threading.Event(), time.monotonic()
     task.enqueue()
     if stop.is_set():
@@ -93,6 +94,14 @@ def _record_end(task: Task, worker: subprocess.Popen[bytes], end: Status, last_l
     return task.record(**end, seconds=round(seconds, 2))
 
 
+def check_limits(jobs: int, timeout: float | None, engine: str) -> None:
+    """Raises InputError where `run_all` can do nothing with these."""
+    typed(jobs, Annotated[int, "[1, 1000]", "trainings side by side"], "jobs")
+    typed(timeout, Annotated[Positive, "or leave it out"] | None, "timeout")
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+
+
 def run_all(
     tasks: Sequence[Task],
     jobs: int = 1,
@@ -106,10 +115,7 @@ def run_all(
     All are checked before the first one starts. `on_change` is called about twice a second, in the calling thread, with all
     statuses. The engine is "local" processes, or "ray" (needs the extra `ray`, and a file system that all its nodes share).
     """
-    if jobs < 1:
-        raise InputError(f"jobs={jobs} runs nothing: give at least 1.")
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_limits(jobs, timeout, engine)
     tasks = [check(task) for task in tasks]
     outputs = [task.output for task in tasks]
     if twice := [str(path) for path in outputs if outputs.count(path) > 1]:

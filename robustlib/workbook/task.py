@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, check_path, shown, typed, unknown
 from robustlib.runs import digest, read_json, write_json
 
 Status = dict[str, Any]
@@ -77,6 +77,7 @@ def check(task: Task) -> Task:
     """The task with its parameters as plain JSON values, of the types that the notebook asks for; nothing is executed."""
     if task.output.suffix != ".ipynb":
         raise InputError(f"The executed notebook {task.output} should end in .ipynb: rename the output.")
+    check_path(task.output)
     known = inspect(task.notebook)
     parameters = {}
     for name, value in task.parameters.items():
@@ -86,13 +87,13 @@ def check(task: Task) -> Task:
         kind = known[name].split("[")[0]
         given = type(parameters[name])
         if not issubclass(given, KINDS.get(kind, object)) or (given is bool and kind in ("int", "float")):
-            raise InputError(f"Parameter {name!r} should be {kind}, not {value!r} ({given.__name__}).")
+            raise InputError(f"Parameter {name!r} should be {kind}, not {shown(value)} ({given.__name__}).")
     return replace(task, parameters=parameters)
 
 
 def inspect(notebook: Path) -> dict[str, str]:
     """The parameters of a notebook and their annotated types ("None" where there is none)."""
-    if not notebook.is_file():
+    if not os.path.isfile(notebook):
         raise InputError(f"There is no notebook {notebook}: give the path of an .ipynb file.")
     try:
         import nbformat
@@ -118,6 +119,8 @@ def _plain(name: str, value: Any) -> Any:
         return str(value)
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
+    if type(value) is int:
+        return typed(value, int, f"Parameter {name!r}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

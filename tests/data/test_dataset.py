@@ -70,6 +70,9 @@ def test_subsets_and_samples_are_stratified_and_fixed(digits):
     assert (small.test, small.mean, digits.subset(10**6)) == (digits.test, digits.mean, digits)
     assert digits.test.sample(100).labels.bincount().min() >= 9
     assert [len(digits.test.sample(n)) for n in (0, 3, 100, 499)] == [500, 3, 100, 499]
+    for n in (-5, 2.5, "5", True):  # as a notebook may be told
+        with pytest.raises(InputError, match=f"n={n!r}: give a whole number of at least 0"):
+            digits.test.sample(n)
 
 
 @pytest.mark.parametrize("held", [5, 700])

@@ -333,3 +333,9 @@ def test_a_missing_data_root_comes_with_its_remedy(name, tmp_path):
     refused(name, "", f"No data root for '{name}'{remedy}")
     refused(name, tmp_path / "nowhere", f"nowhere' is not a directory{remedy}")
     refused(name, tmp_path, f"No data set '{name}' in the data root {remedy}")
+
+
+def test_unknown_data_set_names_end_in_a_sentence():
+    for name in ("digits-0-1000000000", f"digits-{'0' * 300}-4", "digits" + "-0-1" * 99):
+        refused(name, "", "Unknown dataset 'digits")
+    refused("digits", 5, "data root=5: give")

@@ -147,17 +147,32 @@ SENTENCES = (
     ("tradez", {}, "Did you mean 'trades'"),
     ("trades", {"betta": 1.0}, "Did you mean 'beta'"),
     ("standard", {"beta": 1.0}, "Unknown hyper-parameter of standard"),
-    ("trades", {"beta": "six"}, r"trades: beta='six' should be of type float"),
-    ("trades", {"awp_gamma": 1.0}, "trades: awp_gamma=1.0: give a number of at least 0 and below 1"),
-    ("pgd_at", {"epochs": 0}, "pgd_at: epochs=0: give a whole number of at least 1"),
-    ("pgd_at", {"attack_step_size": 0.0}, "attack_step_size=0.0: give a number above 0, or null"),
+    ("trades", {"beta": "six"}, r"trades beta='six': give a number of at least 0\."),
+    ("trades", {"beta": 10**400}, r"trades beta=10+ \.\.\.: give a number of at least 0 and at most 3.4e\+38"),
+    ("trades", {"lr": 1e308}, r"lr=1e\+308: give a number of at least 0 and at most 3.4e\+38"),
+    ("trades", {"train_examples": 2**63}, "train_examples=9223372036854775808: give a whole number"),
+    ("trades", {"awp_gamma": 1.0}, "trades awp_gamma=1.0: give a number of at least 0 and below 1"),
+    ("trades", {"name": "x"}, "Unknown hyper-parameter of trades 'name'"),
+    ("trades", {"cls": "x"}, "Unknown hyper-parameter of trades 'cls'"),
+    ("pgd_at", {"epochs": 0}, "pgd_at epochs=0: give a whole number of at least 1"),
+    ("pgd_at", {"attack_step_size": 0.0}, "attack_step_size=0.0: give a number above 0 and at most 1000, or null"),
+    ("pgd_at", {"milestones": ["a"]}, r"pgd_at milestones\[0\]='a': give a number of at least 0"),
+    ("pgd_at", {"milestones": [3, NAN]}, r"milestones\[1\]=nan: give a finite number"),
+    ("pgd_at", {"milestones": 3}, "milestones=3: give a list of numbers"),
+    ("pgd_at", {"points": [[1]]}, r"points\[0\]=\[1\]: give a list of 2"),
+    ("pgd_at", {"points": [[0, -1]]}, r"points\[0\]\[1\]=-1: give a number of at least 0"),
+    ("pgd_at", {"arch": ["mlp"]}, r"pgd_at arch=\['mlp'\]: give a text"),
+    ("supcon", {"projection": [8.5]}, r"projection\[0\]=8.5: give a whole number"),
+    ("transfer", {"source": [-1, 0]}, r"source\[0\]=-1: give a whole number of at least 0"),
+    ("transfer", {"pretrain_points": [[0, "a"]]}, r"pretrain_points\[0\]\[1\]='a'"),
+    ("afd", {"alpha": NAN, "disentangle": False}, "afd alpha=nan: give a finite number"),
     ("pgd_at", {"eps": 8.0}, "8/255"),
-    ("pgd_at", {"norm": "l1"}, "Unknown norm 'l1'"),
+    ("pgd_at", {"norm": "l1"}, "Unknown pgd_at norm 'l1'"),
     ("pgd_at", {"schedule": "piecewise"}, "needs points"),
     ("pgd_at", {"milestones": (5, 3)}, "sort it"),
     ("afd", {"points": ((5, 1), (0, 1))}, "must rise: sort it"),
     ("fgsm_rs", {"attack_steps": 10}, "it takes 1; for more train pgd_at"),
-    ("n_fgsm", {"attack_step_size": 0.1}, "n_fgsm: attack_step_size=0.1: give step_factor"),
+    ("n_fgsm", {"attack_step_size": 0.1}, "n_fgsm attack_step_size=0.1: give step_factor"),
     ("afkd", {"weight": 0.0}, "give a number above 0, or train vaft"),
     ("afd", {"alpha": 0.0}, "alpha=0.0: give a number above 0, or set disentangle=false"),
     ("afd", {"gamma": 0.0, "disentangle": False}, "gamma=0.0: give a number above 0, or set align=false"),
@@ -170,8 +185,8 @@ SENTENCES = (
     ("atop", {"transform": "rt1", "missing": 0.0}, "'rt1' with missing=0, .* changes nothing: set transform=none"),
     ("atop", {"warm_up": 50, "epochs": 50}, "warm_up=50 of epochs=50 leaves none"),
     ("atop", {"embed_dim": 6}, "give a multiple of 4"),
-    ("atop", {"awp_gamma": 0.01}, "atop: awp_gamma=0.01: this method does not perturb weights: leave"),
-    ("acl", {"awp_gamma": 0.01}, "acl: awp_gamma=0.01: this method does not perturb weights: leave"),
+    ("atop", {"awp_gamma": 0.01}, "atop awp_gamma=0.01: this method does not perturb weights: leave"),
+    ("acl", {"awp_gamma": 0.01}, "acl awp_gamma=0.01: this method does not perturb weights: leave"),
     ("rocl", {"regulariser": 0.0}, "inf drops the term"),
     ("claf", {"aug_epochs": 40}, "leaves no adversarial stage"),
     ("claf", {"new_head": False, "pretrained": "runs/x"}, "leave new_head at true"),
@@ -233,10 +248,41 @@ def test_overrides_are_read_as_people_write_them():
         "epochs": 2,
     }
     assert make_method("trades", "digits", **values).eps == 8 / 255
-    with pytest.raises(InputError, match="name=value"):
-        parse_overrides(["beta"])
-    with pytest.raises(InputError, match="Did you mean 'digits'"):
-        make_method("pgd_at", "digit")
+    for name, preset in (("pgd_at", "digit"), ("pgd_at", ["digits"]), (["pgd_at"], "digits"), (None, None)):
+        with pytest.raises(InputError, match=r"Unknown (preset|method) "):
+            make_method(name, preset)
+
+
+@pytest.mark.parametrize(
+    ("items", "says"),
+    [
+        *((items, "write name=value") for items in (["beta"], ["=3"], [3], [None])),
+        *((items, "give a list, such as") for items in (None, "beta=3", {"beta": 3}, 3)),
+        (["beta=1", "lr=0.1", "beta = 2"], "'beta' is set twice"),
+        (["preset=cifar10-paper"], "A preset is no hyper-parameter: give it as --preset"),
+    ],
+)
+def test_overrides_that_say_nothing_clear_are_sentences(items, says):
+    with pytest.raises(InputError, match=says):
+        parse_overrides(items)
+
+
+@pytest.mark.parametrize(
+    "text", ["0x" + "f" * 5000, "9" * 5001, "1e400", "1e400/1e400", "(" * 5000, "-" * 5000 + "1", "{[]: 1}"]
+)
+def test_no_value_of_an_override_breaks_the_reader(text):
+    with pytest.raises(InputError, match="beta="):
+        make_method("trades", "digits", **parse_overrides([f"beta={text}"]))
+
+
+def test_fields_are_plain_values_of_their_types_and_tuples_keep_whole_numbers():
+    given = {"epochs": np.int64(3), "lr": 1, "milestones": [1, np.float32(2.5)], "awp_warmup": np.array(0)}
+    method = make_method("pgd_at", "digits", **given)
+    assert repr([getattr(method, name) for name in given]) == "[3, 1.0, (1, 2.5), 0]", "they are in the hash of a run"
+    assert METHODS["pgd_at"](milestones=[5]).milestones == (5,), "also without a preset"
+
+
+def test_none_is_a_choice_where_there_is_no_null():
     values = parse_overrides(["transform=none", "augment=none", "width=none", "attack_step_size=none"])
     method = make_method("atop", "digits", **values)  # "none" is a choice where there is no null
     assert (method.transform, method.augment, method.width, method.attack_step_size) == ("none", "none", None, None)

@@ -117,7 +117,14 @@ def test_a_run_says_whose_values_it_has(finished, tmp_path, few, capsys):
     ("options", "says"),
     [
         ({"seed": 1.5}, "seed=1.5"),
-        ({"seed": -1}, "seed=-1"),
+        *(({"seed": seed}, f"seed={seed}: give a whole number") for seed in (-1, 2**63, 2**64 - 1)),
+        *(({"threads": threads}, f"threads={threads}: give a whole number of at least 1") for threads in (0, -1)),
+        ({"rerun": "false"}, "rerun='false': give true or false"),
+        ({"root": 5}, "root=5: give"),
+        ({"root": "a" * 256}, "is no path"),
+        ({"arch": ["mlp"]}, r"Unknown architecture \['mlp'\]"),
+        ({"device": None}, "device=None: give a text"),
+        ({"precision": None}, "precision None"),
         ({"precision": "fp8"}, "precision 'fp8'"),
         ({"arch": "resnet19"}, "'resnet1"),
         ({"device": "gpu"}, "Unknown device"),
@@ -126,7 +133,8 @@ def test_a_run_says_whose_values_it_has(finished, tmp_path, few, capsys):
 )
 def test_bad_arguments(tmp_path, digits, options, says):
     with pytest.raises(InputError, match=says):
-        fit(tiny("standard"), digits, root=tmp_path, **options)
+        fit(tiny("standard"), digits, **{"root": tmp_path, **options})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 truncated", None])

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -103,11 +104,40 @@ def test_help_is_light_and_fits_100_columns() -> None:
         ("run --preset digit", "Unknown preset 'digit'. Did you mean 'digits'?"),
         ("run trades --set bta=1", "Unknown hyper-parameter of trades 'bta'. Did you mean 'beta'?"),
         ("run trades --set beta", "'beta' sets nothing: write name=value"),
-        ("run trades --set beta=much", "beta='much' should be of type float"),
+        ("run trades --set beta=much", "beta='much': give a number of at least 0"),
         ("run trades --set eps=-0.1", "eps=-0.1"),
         ("run trades --set eps=8", "8/255"),
         ("run trades --set attack_steps=0", "attack_steps=0"),
         ("run --seeds 1.5", "Seeds '1.5' are no whole numbers"),
+        ("run --seeds 0-1000000000", "Seeds '0-1000000000' ask for 1000000001 trainings: give at most 5000"),
+        (f"run --seeds {2**63}", "below 2**63"),
+        (f"run --seeds {'9' * 5000}", "are no whole numbers"),
+        ("run trades pgd_at --seeds 0-2999", "ask for 6000 trainings: give at most 5000"),
+        ("run trades --set beta=1e400", "beta=inf: give a finite number"),
+        ("run trades --set lr=1e308", "lr=1e+308: give a number of at least 0 and at most 3.4e+38"),
+        ("run trades --set milestones=[3,'a']", "milestones[1]='a'"),
+        ("run trades --set beta=1 --set beta=2", "'beta' is set twice"),
+        ("run trades --set preset=digits", "give it as --preset"),
+        ("run trades --set name=x", "Unknown hyper-parameter of trades 'name'"),
+        ("run --dataset digits-0-1000000000", "Unknown dataset 'digits-0-1000000000'"),
+        (f"run --dataset digits-{'0' * 300}-4", "Unknown dataset 'digits-000"),
+        ("run --preset cifar10-short --data-root ~nobody-here", "'~nobody-here' is not a directory"),
+        *(
+            (f"{words} {'a' * 256}", "is no path: give one")
+            for words in ("run --runs", "list --runs", "evaluate", "audit")
+        ),
+        (f"report --reports {'a/' * 2000}", "is no path: give one"),
+        (f"run --dry-run --data-root {'a' * 256}", "is no path: give one"),
+        ("run --dry-run --jobs 0", "jobs=0: give a whole number of at least 1"),
+        ("run --dry-run --jobs 1001", "at most 1000"),
+        ("run --dry-run --engine rays", "Unknown engine 'rays'"),
+        ("run --timeout nan", "timeout=nan: give a finite number above 0, or leave it out"),
+        ("run --dry-run --timeout inf", "timeout=inf"),
+        ("run --timeout -1", "timeout=-1.0"),
+        (f"run --examples {2**63}", "examples=9223372036854775808: give a whole number"),
+        ("study /dev/zero", "/dev/zero is no regular file"),
+        ("study .", ". is no regular file"),
+        (f"study {'a' * 256}", "File name too long"),
         ("run --device gpu", "Unknown device 'gpu'"),
         ("run --device cuda:99", "this machine has no such device"),
         ("run --jobs 0", "at least 1"),
@@ -165,7 +195,8 @@ def test_an_unwritable_place_and_what_a_notebook_refuses_are_bad_input(call, mon
 def test_seeds() -> None:
     for text, seeds in {"0": [0], "0-2": [0, 1, 2], "0,3,5": [0, 3, 5], "4, 1-2,4": [4, 1, 2]}.items():
         assert parse_seeds(text) == seeds
-    for text in ("", "-1", "2-1", "1-", "a", "1.5", "0;1"):
+    assert parse_seeds(str(2**63 - 1)) == [2**63 - 1]
+    for text in ("", "-1", "2-1", "1-", "a", "1.5", "0;1", str(2**64 - 1), "0-" + "9" * 5000):
         with pytest.raises(InputError, match="write 0-2 or 0,3,5"):
             parse_seeds(text)
 
@@ -183,6 +214,8 @@ def test_a_study_is_a_grid_or_a_list(tmp_path: Path) -> None:
     variants = [("pgd_at", {"epochs": epochs}) for epochs in (1, 2)]
     variants += [("trades", {"epochs": epochs, "beta": beta}) for epochs in (1, 2) for beta in (1, 6)]
     assert study.variants == [(name, {**changes, "milestones": [3, 5]}) for name, changes in variants]
+    file.write_text("methods: {pgd_at: {eps: 8/255, lr: 1e-3, augment: none}}")
+    assert read_study(file).variants == [("pgd_at", {"eps": 8 / 255, "lr": 1e-3, "augment": None})], "as with --set"
     file.write_text("methods: {trades: [{}, {beta: [1, 3]}, {epochs: 2, beta: 1}], pgd_at: }\nparameters: {lr: 0.1}")
     variants = [("trades", {}), ("trades", {"beta": 1}), ("trades", {"beta": 3}), ("trades", {"epochs": 2, "beta": 1})]
     assert read_study(file).variants == [(name, {"lr": 0.1, **own}) for name, own in [*variants, ("pgd_at", {})]]
@@ -201,9 +234,39 @@ def test_built_in_studies_can_be_planned(call, name: str) -> None:
     [
         ("method: [trades]", "Did you mean 'methods'?"),
         ("seeds: [a]", "Seeds 'a'"),
+        ("seeds: [[0, 1]]", "Seeds '[0, 1]'"),
+        ("seeds: 2020-02-02", "are no whole numbers"),
+        (f"seeds: 0x{'f' * 5000}", "are no whole numbers"),
+        ("methods: [trades]\nseeds: 0-2500\nparameters: {beta: [1, 2]}", "ask for 5002 trainings"),
+        ("preset: [digits]", "preset=['digits']: give a text"),
+        ("methods: [[trades]]", "write methods as a list"),
+        ("methods: []", "write methods as a list"),
+        ("methods: {trades: [], pgd_at: }", "write methods as a list"),
+        ("methods: {1: }", "write methods as a list"),
+        ("methods: 2020-02-02", "write methods as a list"),
+        ("parameters: {eps: []}", "eps=[] makes no training: give a value, or leave it out"),
+        ("parameters: {1: 2}", "1 is no name of a hyper-parameter"),
+        ("parameters: {yes: 2}", "True is no name of a hyper-parameter"),
+        ("parameters: {2020-02-02: 2}", "is no name of a hyper-parameter"),
+        ("parameters: {preset: digits}", "A preset is no hyper-parameter"),
+        ("methods: [trades]\nparameters: {beta: 2020-02-02}", "beta=datetime.date(2020, 2, 2): give a number"),
+        ("methods: [trades]\nparameters: {milestones: [[1, [2]]]}", "milestones[1]=[2]: give a number"),
+        ("methods: [trades]\nparameters: {beta: .inf}", "beta=inf: give a finite number"),
+        ("parameters: {lr: 1}\nparameters: {lr: 2}", "'parameters' is given twice"),
+        ("parameters: {beta: 2020-02-30}", "is no YAML: day is out of range"),
+        (
+            "parameters: {" + ", ".join(f"{k}: [{'1,' * 10}]" for k in "abcdefghi") + "}",
+            "asks for 8000000000 trainings",
+        ),
+        ("methods: &a [*a]", "more than 10000 values"),
+        ("a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefgh")), "more than 10000"),
+        ("- 1\n" * 300_000, "more than 1000000 bytes"),
+        ("[" * 9999, "is no YAML: maximum recursion depth"),
+        (f"claims: [{{name: 0x{'f' * 5000}}}]", "name=<int> of the claim <int> is of the wrong kind"),
         ("parameters: [beta]", "write methods as a list"),
         ("- trades", "should hold keys such as preset"),
         ("examples: many", "examples='many'"),
+        ("examples: -5", "examples=-5: give a whole number of at least 0"),
         ("claims: [trades]", "write claims as a list of mappings"),
         ("{", "is no YAML"),
         ("methods: [trades]\nparameters: {bta: 1}", "Did you mean 'beta'?"),

@@ -1,6 +1,7 @@
 """Executing notebooks: kernels really die, clocks really run out, interrupts are really sent."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -226,6 +227,7 @@ def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_
         ({"seed": "one"}, "should be int"),
         ({"seed": True}, "should be int"),
         ({"seed": 1.5}, "should be int"),
+        ({"seed": 2**63}, "'seed'=9223372036854775808: give a whole number .*at most"),
         ({"items": np.zeros(3)}, "holds a ndarray"),
         ({"word": object()}, "holds a object"),
         ({"items": [{1: 2}]}, "holds a dict"),
@@ -248,10 +250,15 @@ def test_bad_tasks(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             check(Task(tmp_path / name, {}, good.output))
     with pytest.raises(InputError, match=r"end in \.ipynb"):
         check(Task(good.notebook, {}, tmp_path / "out.html"))
+    with pytest.raises(InputError, match="is no path"):
+        check(Task(good.notebook, {}, tmp_path / f"{'a' * 256}.ipynb"))
+    with pytest.raises(InputError, match="timeout=nan"):
+        execute(good, timeout=math.nan)
     monkeypatch.setitem(sys.modules, "ray", None)
     for sentence, tasks, options in (
         ("Two tasks would write", [good, good], {}),
-        ("at least 1", [good], {"jobs": 0}),
+        *(("give a whole number of at least 1 and at most 1000", [good], {"jobs": jobs}) for jobs in (0, 1001, 1.5)),
+        *(("give a (finite )?number above 0, or leave", [good], {"timeout": t}) for t in (0, math.nan, math.inf, "9")),
         ("Did you mean 'local'", [good], {"engine": "locale"}),
         ("needs ray", [good], {"engine": "ray"}),
     ):

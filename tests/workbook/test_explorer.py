@@ -283,6 +283,9 @@ def test_the_legend_says_what_the_colours_mean(classes, colours, words):
     [
         ({"layer": "stage9", "examples": N}, "Unknown layer 'stage9'.*features, logits, stage1, stage2, stage3"),
         ({"examples": 8}, "10 neighbours among 7 examples"),
+        ({"examples": -5}, "n=-5: give a whole number of at least 0"),
+        ({"neighbours": "5"}, "neighbours='5': give a whole number"),
+        ({"seed": -1}, "seed=-1: give a whole number of at least 0"),
         ({"runs": []}, "There are no runs"),
     ],
 )

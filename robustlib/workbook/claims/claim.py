@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-from robustlib.errors import InputError, check_fields, unknown
+from robustlib.errors import InputError, check_fields, shown, unknown
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run, changes_text
 from robustlib.workbook.claims.measures import measure_of, source_of
@@ -85,9 +85,11 @@ def read_claims(rows: object, place: str) -> list[Claim]:
             if key not in KINDS:
                 raise unknown(f"field of a claim in {place}", key, KINDS)
             if not isinstance(value, KINDS[key]) or (key == "smallest" and isinstance(value, bool)):
-                raise InputError(f"{place}: {key}={value!r} of the claim {row.get('name')!r} is of the wrong kind.")
+                raise InputError(
+                    f"{place}: {key}={shown(value)} of the claim {shown(row.get('name'))} is of the wrong kind."
+                )
         if lacking := [key for key in REQUIRED if key not in row]:
-            raise InputError(f"{place}: the claim {row.get('name', row)!r} has no {lacking[0]!r}: add it.")
+            raise InputError(f"{place}: the claim {shown(row.get('name', row))} has no {lacking[0]!r}: add it.")
         if row["name"] in [claim.name for claim in claims]:
             raise InputError(f"{place} has two claims called {row['name']!r}: give each a name of its own.")
         claims.append(Claim(**row))

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import robustlib
 from robustlib.audit import audit_has_new_sources
 from robustlib.data import load_dataset
-from robustlib.errors import InputError
+from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
@@ -19,7 +19,7 @@ from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
 from robustlib.workbook.claims import Claim, variant_of
 from robustlib.workbook.engines import execute
-from robustlib.workbook.experiments.studies import Variant, compare_runs, first_seed, readable
+from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, first_seed, readable
 from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
@@ -38,8 +38,11 @@ class Options:
     precision: str = "auto"
     runs: Path = Path("runs")
     reports: Path = Path("reports")
-    examples: int = 0
+    examples: Whole = 0
     rerun: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,13 @@ def page(run: Run, reports: Path, preset: str) -> Path:
 def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
     """All trainings of `variants` x `seeds`; what can be known to fail later is an InputError now. Nothing is trained."""
     for folder in (options.runs, options.reports / options.preset):
-        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        check_path(folder)
+        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
         if not place.is_dir() or not os.access(place, os.W_OK):
             why = f"{place} is no directory that you may write to"
             raise InputError(f"Cannot write to {folder}: {why}. Choose another one.")
+    check_number(len(variants) * len(seeds), "These methods, parameters and seeds ask")
+    seeds = [typed(seed, Whole, "seed") for seed in seeds]
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     precision = resolve_precision(options.precision, resolve_device(options.device))
     name = options.dataset or load_preset(options.preset)["dataset"]

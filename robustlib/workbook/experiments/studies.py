@@ -5,6 +5,7 @@ share a run's preset, data set, architecture and threat.
 """
 
 import itertools
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import robustlib
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, Whole, shown, typed, unknown
 from robustlib.methods import load_preset, make_method, preset_dataset
+from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claims, read_claims, variant_of
 from robustlib.workbook.tables import as_markdown
@@ -27,6 +27,7 @@ STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
 BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
 REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
 SETTING = ("preset", "dataset", "arch", "threat")  # what runs share that are set side by side
+MOST = 5000  # trainings of one command
 PANELS = 9  # maps beside each other that a reader can still compare
 
 
@@ -43,15 +44,24 @@ class Study:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-2" -> [0, 1, 2]; "0,3,5" -> [0, 3, 5]; both may be mixed."""
-    seeds: list[int] = []
+    """ "0-2" -> [0, 1, 2]; "0,3,5" -> [0, 3, 5]; both may be mixed. Seeds are below 2**63, and at most MOST."""
+    ranges: list[range] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
-            raise InputError(f"Seeds {text!r} are no whole numbers of at least 0: write 0-2 or 0,3,5.")
-        seeds += range(int(first), int(last) + 1)
-    return list(dict.fromkeys(seeds))
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) < 20 for end in ends) or not int(ends[0]) <= int(ends[1]) < 2**63:
+            raise InputError(
+                f"Seeds {shown(text)} are no whole numbers of at least 0 and below 2**63: write 0-2 or 0,3,5."
+            )
+        ranges.append(range(int(ends[0]), int(ends[1]) + 1))
+    check_number(sum(part.stop - part.start for part in ranges), f"Seeds {shown(text)} ask")
+    return list(dict.fromkeys(itertools.chain(*ranges)))
+
+
+def check_number(asked: int, which: str) -> None:
+    """Raises InputError for more than MOST trainings; `which` begins its sentence ("Seeds '0-9' ask")."""
+    if asked > MOST:
+        raise InputError(f"{which} for {shown(asked)} trainings: give at most {MOST} to one command.")
 
 
 def study_names() -> list[str]:
@@ -72,41 +82,51 @@ def read_study(file: Path | str) -> Study:
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
     except OSError as error:
         remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
         raise InputError(f"Cannot read the study {file} ({error.strerror}): {remedy}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
     for key in content:
         if key not in STUDY:
             raise unknown(f"key of {file}", key, STUDY)
-    preset, seeds, examples = str(content.get("preset", "digits")), content.get("seeds", 0), content.get("examples", 0)
-    if not isinstance(examples, int) or isinstance(examples, bool) or examples < 0:
-        raise InputError(f"{file}: examples={examples!r}: give a number of test images, or 0 for the preset's.")
+    preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)
+    examples = typed(content.get("examples", 0), Whole, f"{file}: examples")
     variants, claims = _variants(content, preset, file), read_claims(content.get("claims", []), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
         if strange := [variant for variant in claim.variants if variant not in trained]:
             raise unknown(f"variant of the claim {claim.name!r} in {file}", strange[0], trained)
-    seeds = parse_seeds(",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds))
+    parts = seeds if isinstance(seeds, list) else [seeds]
+    seeds = parse_seeds(",".join(part if isinstance(part, str) else shown(part) for part in parts))
     return Study(preset, variants, seeds, examples, claims, file.stem)
 
 
 def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:
-    methods, common = content.get("methods") or preset_methods(preset), content.get("parameters") or {}
-    methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
+    methods, common = content.get("methods"), content.get("parameters")
+    methods = preset_methods(preset) if methods is None else methods
+    if isinstance(methods, list) and all(isinstance(name, str) for name in methods):
+        methods = dict.fromkeys(methods)
     pairs = methods.items() if isinstance(methods, dict) else ()
-    every = [(str(name), own) for name, owns in pairs for own in (owns if isinstance(owns, list) else [owns])]
-    if not every or not all(isinstance(own, dict | None) for own in [common, *(own for _, own in every)]):
+    every = [(name, own) for name, owns in pairs for own in (owns if isinstance(owns, list) and owns else [owns])]
+    parts = [("", common), *every]
+    if not every or not all(isinstance(name, str) and isinstance(own, dict | None) for name, own in parts):
         raise InputError(f"{file}: write methods as a list or as name: {{parameter: values}}, and parameters likewise.")
-    variants: list[Variant] = []
+    grids = []
     for name, own in every:
-        grid = {key: value if isinstance(value, list) else [value] for key, value in {**common, **(own or {})}.items()}
-        variants += [(name, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
-    return variants
+        values = {**(common or {}), **(own or {})}.items()
+        grids.append((name, {parameter_name(key): _axis(value, f"{file}: {key}") for key, value in values}))
+    check_number(sum(math.prod(map(len, grid.values())) for _, grid in grids), f"{file} asks")
+    combined = [(name, grid, values) for name, grid in grids for values in itertools.product(*grid.values())]
+    return [(name, dict(zip(grid, values, strict=True))) for name, grid, values in combined]
+
+
+def _axis(values: Any, what: str) -> list[Any]:
+    """The values of a hyper-parameter in a grid; text is read as on the command line."""
+    if values == []:
+        raise InputError(f"{what}=[] makes no training: give a value, or leave it out.")
+    return [parse_value(v) if isinstance(v, str) else v for v in (values if isinstance(values, list) else [values])]
 
 
 def variant_name(variant: Variant, preset: str) -> str:

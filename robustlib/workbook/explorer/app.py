@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustlib.data import Dataset, load_dataset
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, Whole, typed, unknown
 from robustlib.methods import make_method
 from robustlib.representation import layers
 from robustlib.representation.measures import check_neighbours
@@ -108,7 +108,7 @@ class Explorer:
         seed: int = 0,
     ) -> None:
         check_runs(runs, dataset)
-        self.dataset, self.examples, self.k, self.seed = dataset, examples, neighbours, seed
+        self.dataset, self.examples, self.k, self.seed = dataset, examples, neighbours, typed(seed, Whole, "seed")
         self.split = dataset.test.sample(examples)
         check_neighbours(len(self.split) - 1, neighbours)
         known = {name.removeprefix("encoder."): name for name in layers(runs[0].model())}

@@ -53,6 +53,7 @@ def fit(
     """
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     root, rerun = check_path(typed(root, Path | str, "root")), typed(rerun, bool, "rerun")
+    compile = typed(compile, bool, "compile")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     if (arch := arch or method.arch) not in tuple(ARCHITECTURES):

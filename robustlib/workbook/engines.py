@@ -98,7 +98,7 @@ def check_limits(jobs: int, timeout: float | None, engine: str) -> None:
     """Raises InputError where `run_all` can do nothing with these."""
     typed(jobs, Annotated[int, "[1, 1000]", "trainings side by side"], "jobs")
     typed(timeout, Annotated[Positive, "or leave it out"] | None, "timeout")
-    if engine not in ENGINES:
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
 
 

@@ -260,6 +260,7 @@ def test_bad_tasks(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         *(("give a whole number of at least 1 and at most 1000", [good], {"jobs": jobs}) for jobs in (0, 1001, 1.5)),
         *(("give a (finite )?number above 0, or leave", [good], {"timeout": t}) for t in (0, math.nan, math.inf, "9")),
         ("Did you mean 'local'", [good], {"engine": "locale"}),
+        ("Unknown engine", [good], {"engine": ["local"]}),
         ("needs ray", [good], {"engine": "ray"}),
     ):
         with pytest.raises(InputError, match=sentence):

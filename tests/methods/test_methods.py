@@ -139,7 +139,7 @@ OUTSIDE = {
     [(name, field, value) for name, some in OUTSIDE.items() for field, values in some.items() for value in values],
 )
 def test_a_value_outside_its_range_is_named(name, field, value):
-    with pytest.raises(InputError, match=re.escape(f"{field}={value!r}") + r"|\[0\]=0"):
+    with pytest.raises(InputError, match=re.escape(f"{field}={value!r}")):
         make_method(name, "digits", **{field: value})
 
 

@@ -52,14 +52,13 @@ def fit(
         progress: print a line after each epoch.
     """
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
-    root, rerun = check_path(typed(root, Path | str, "root")), typed(rerun, bool, "rerun")
-    compile = typed(compile, bool, "compile")
+    rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device)
     if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
         raise unknown("architecture", arch, ARCHITECTURES)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
-    run = Run.of(params, root)
+    run = Run.of(params, check_path(typed(root, Path | str, "root")))
     if run.finished and not rerun:
         if run.changes() != params["changes"]:  # the preset's own values may have moved since
             others = {name: value for name, value in run.params().items() if name != "changed"}

@@ -124,7 +124,7 @@ def test_what_does_not_belong_together_is_refused_at_once(digits, call, said):
         ("digits-0-4-0-1", "", "Unknown dataset 'digits-0-4'"),
         ("digits-0-" + "9" * 5000, "", "Unknown dataset 'digits-0-999"),
         ("mnist", "~nobody-here/data", "'~nobody-here/data' is not a directory"),
-        ("mnist", "x" * 300, "xxx' is not a directory"),
+        ("mnist", "x" * 300, "xxx ... is no path: give one of at most"),
     ],
 )
 def test_hostile_names_are_refused_at_once(name, root, said):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from robustlib.evaluation import evaluate, summarise, valid
 Trial = Callable[[], object]
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
 SMALL = {"steps": 2, "queries": 3, "probes": 2, "eot": 2, "version": "rand"}
-LONG = 300  # steps or queries that are made, but take too long to be run
+LONG = 1000  # steps or queries that are made, but take too long to be run
 
 
 def part(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, generator: Any = None, rng: Any = None) -> torch.Tensor:
@@ -89,9 +90,10 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def try_fields(kind: Any, changes: dict[str, Any]) -> None:
     """An attack or a threat with these fields, whose repr tells all of it, and its images."""
     names, given = names_of(kind), SMALL | {"norm": "linf", "eps": 0.1, "threat": L2 if kind is Tangent else LINF}
-    made = kind(**{n: v for n, v in given.items() if n in names and (kind, n) != (Tangent, "queries")} | changes)
+    given |= {"queries": 200} if kind is Tangent else {}
+    made = kind(**{name: value for name, value in given.items() if name in names} | changes)
     assert made == eval(repr(made)) or "<function" in repr(made), f"{made!r} is another one"
-    if kind is not Threat and max(value for value in vars(made).values() if type(value) is int) <= LONG:
+    if kind is not Threat and prod(value for value in vars(made).values() if type(value) is int and value) <= LONG:
         x, y = batch()
         x_adv = made(Model(), x, (lambda model, v: model(v).sum()) if kind is BatchPGD else y)
         assert valid(x_adv, x, getattr(made, "threat", None)).all()

@@ -45,7 +45,16 @@ ODD: tuple[Any, ...] = (
         (("a", part),),
         [["b", None]],
     ),
-    *(len, part, nn.Linear(16, 3), nn.Linear, {"pgd": PGD(LINF, 1)}, {"clean": PGD(LINF, 1)}, {5: part}, {"a": part}),
+    *(
+        len,
+        part,
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
+        nn.Linear,
+        {"pgd": PGD(LINF, 1)},
+        {"clean": PGD(LINF, 1)},
+        {5: part},
+        {"a": part},
+    ),
 )
 ANYTHING = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers())
 KINDS: tuple[Any, ...] = (Threat, PGD, FGSM, BatchPGD, APGD, FAB, Square, StAdv, Tangent, AutoAttack)
@@ -137,7 +146,6 @@ def attacks(folder: Path) -> tuple[st.SearchStrategy[Trial], Callable[[Trial], o
     odd_x = (
         x.half(),
         x.bfloat16(),
-        x.double(),
         x * 255,
         (x * 255).to(torch.uint8),
         x.numpy(),

@@ -24,7 +24,7 @@ from side_by_side import markdown
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
-from robustlib.runs import Run, find_runs, read_bytes, read_json, write_atomic
+from robustlib.runs import Run, find_runs, read_bytes, write_atomic
 from robustlib.workbook.claims import Finding, variant_of
 from robustlib.workbook.experiments import Study, claim_findings, claim_studies, read_study, study_names, variant_name
 from robustlib.workbook.tables import ATTACKS, attack_name, claims, objections, percent, verdict_label
@@ -187,7 +187,7 @@ def _commands(copies: Sequence[Run], preset: str) -> str:
 
 def _looks(copies: Sequence[Run]) -> str:
     """Under which attack and on how many images the feature spaces were measured."""
-    looks = [look for run in copies for look in read_json(run.path / "representation.json").values()]
+    looks = [look for run in copies for look in run.read("representation.json").values()]
     told = _distinct(f"`{look['attack']}` on {look['n']} images, seed {look['seed']}" for look in looks)
     return f"Feature spaces were measured under {' and '.join(told)}.\n\n" if told else ""
 

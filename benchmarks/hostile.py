@@ -1,6 +1,7 @@
 """Tries hostile things of a kind, many times; accepts that they work, or an InputError, and nothing else.
 
     python benchmarks/hostile.py inputs --trials 20000      # odd values in methods, commands, studies and functions
+    python benchmarks/hostile.py damage --trials 20000      # files of a run that are cut, altered or another run's, before all readers
     python benchmarks/hostile.py attacks --trials 200 --seed 3
 
 The first thing that ends otherwise is made small, printed with its traceback, and the exit code is 1.
@@ -16,13 +17,14 @@ from typing import Any
 
 import hypothesis.strategies as st
 from hostile_attacks import attacks
+from hostile_damage import damage
 from hostile_inputs import inputs
 from hypothesis import HealthCheck, given, seed, settings
 
 from robustlib.errors import InputError
 
 Kind = tuple[st.SearchStrategy[Any], Callable[[Any], object]]  # cases, and what must survive each of them
-KINDS: dict[str, Callable[[Path], Kind]] = {"attacks": attacks, "inputs": inputs}
+KINDS: dict[str, Callable[[Path], Kind]] = {"attacks": attacks, "damage": damage, "inputs": inputs}
 
 
 def tried(kind: str, folder: Path, trials: int, first: int = 0) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from robustlib.models import build_model
-from robustlib.runs.run import processor
+from robustlib.training.fit import processor
 
 CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 

@@ -4,7 +4,7 @@ import pytest
 
 from robustlib.attacks import APGD, PGD, AutoAttack, Threat
 from robustlib.methods import METHODS, make_method
-from robustlib.runs import NUMERICS, Run, attack_names, read_json, versions, write_json
+from robustlib.runs import NUMERICS, Run, attack_names, versions, write_json
 from tests import numerics
 
 HOW = (
@@ -62,7 +62,9 @@ def test_a_method_names_what_makes_its_numbers():
     ],
 )
 def test_a_run_is_stale_where_a_version_moved(tmp_path, method, facts, results, words):
-    for name, content in (("params", {"method": method}), ("provenance", facts), ("results", results)):
-        write_json(tmp_path / f"{name}.json", content)
-    assert (Run(tmp_path).outdated, Run(tmp_path).stale) == (words, bool(words))
-    assert read_json(tmp_path / "provenance.json") == facts
+    params = {"method": method, "dataset": "digits", "arch": "mlp", "seed": 0}
+    results = {"n": 1, "threat": "Linf 0.2", "checkpoint": "best", "rows": [], **results}
+    run = Run.of(params, tmp_path)
+    for name, content in (("params", params), ("provenance", facts), ("results", results)):
+        write_json(run.path / f"{name}.json", content)
+    assert (run.outdated, run.stale, run.provenance()) == (words, bool(words), facts)

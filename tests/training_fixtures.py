@@ -1,13 +1,15 @@
 """What tests of methods share: fresh models, a place in a training, small trainings, and one that breaks off."""
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
 
 from robustlib.methods import make_method
 from robustlib.models import build_model
-from robustlib.runs import Run
+from robustlib.runs import Run, write_json
 from robustlib.training import StepContext, fit
 from robustlib.training.loop import Training
 
@@ -35,6 +37,18 @@ def staged(method, dataset, seed=0):
     """The method's model, as `built` gives it, and the stages of its training."""
     model = built(method, dataset, seed)
     return model, method.stages(dataset, model)
+
+
+def altered(run, root=None, **params):
+    """A copy of a run with other parameters, at the place that these give it, below `root` or its own root; its files say so."""
+    facts = run.params() | params
+    other = Run.of(facts, root or run.path.parents[2])
+    shutil.copytree(run.path, other.path)
+    for file in other.path.glob("*.json"):
+        content = json.loads(file.read_text())
+        write_json(file, content | ({"run": other.place} if "run" in content else {}))
+    write_json(other.path / "params.json", facts)
+    return other
 
 
 def step_context(epoch=0, step=0, progress=0.0):

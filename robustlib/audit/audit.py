@@ -35,7 +35,8 @@ GAP_AMBER, GAP_RED = 8.0, 12.0  # points
 OVERSTATES, MISLEADS = 3.0, 12.0  # points by which a paper's protocol may exceed the minimum: amber above, red above
 OUTSIDE = 2.0  # points
 SOURCES = ("standard", "pgd_at")  # methods whose adversarial examples are tried on others
-FACTS = ("n", "seed", "numerics", "threat", "checkpoint", "split")  # of results.json, by which an audit knows it again
+# Of results.json, by which an audit knows it again.
+FACTS = ("n", "seed", "numerics", "threat", "checkpoint", "split", "files")
 
 # (data set, architecture, method) -> {attack: (least, most) % published for the full protocol, eps 8/255, best checkpoint}:
 # Rice et al. 2020, Pang et al. 2021 and their reproductions.
@@ -220,7 +221,7 @@ def audit_run(
         return {"seconds": seconds, "checks": [asdict(check) for check in checks], "badges": badges}
 
     facts: dict[str, Any] = {"numerics": versions("measures/audit"), "n": most, "seed": seed, "threat": str(threat)}
-    facts |= {"results": {name: results.get(name) for name in FACTS}}
+    facts |= {"results": {name: results[name] for name in FACTS if name in results}}
     facts |= {"transfer": [source.place for source in sources.values()]}
     return measured(run, "audit.json", facts, measure)
 

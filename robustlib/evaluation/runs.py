@@ -104,12 +104,13 @@ def _evaluate_weights(
     over_eps = robustness_curve(model, few, eps=sorted({threat.scaled(k).eps for k in EPS_MULTIPLES}), **curve)
     over_steps = robustness_curve(model, few, steps=STEPS, **curve)
     curves = {"curve": over_eps.to_dict("records"), "steps_curve": over_steps.to_dict("records")}
-    if keep:  # before results.json, which would have no proof without; what judged older numbers goes with them
-        for old in ("audit.json", "randomness.json"):
-            (run.path / old).unlink(missing_ok=True)
+    named: dict[str, Any] = {}
+    if keep:  # before results.json, which would have no proof without; older ones, and what judged them, go with their records
         both = [frame.assign(checkpoint=which) for which, frame in frames.items()]
-        run.write_frame("records.parquet", pd.concat(both, ignore_index=True))
-    return {**transfer, "rows": tables["best"], "cascade": cascade, "last": {"rows": tables["last"]}, **curves}
+        old = ("audit.json", "randomness.json", "results.json")
+        run.write_frame("records.parquet", pd.concat(both, ignore_index=True), old)
+        named["files"] = run.digests("model.safetensors", "last.safetensors", "records.parquet")
+    return {**transfer, "rows": tables["best"], "cascade": cascade, "last": {"rows": tables["last"]}, **curves, **named}
 
 
 def _sources(run: Run) -> dict[str, str]:
@@ -137,14 +138,15 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
 def _row(run: Run) -> dict[str, Any]:
     params, results, metrics, audit = run.params(), run.results(), run.metrics(), run.audit().get("badges", {})
     rows = {row["attack"]: row for row in results["rows"]}
+    last = {row["attack"]: row["accuracy"] for row in results.get("last", {}).get("rows", [])}
     badges = {kind: audit.get(kind, {}) for kind in ("headline", "protocol")}
     return {
         **{name: params.get(name) for name in FACTS},
         "changed": run.changed,
         "threat": results["threat"],
         **{name: rows[name]["accuracy"] if name in rows else float("nan") for name in ATTACKS},
-        **{f"{name}_{side}": rows[name][side] for name in ("clean", "worst") for side in ("low", "high")},
-        "last_worst": next(row["accuracy"] for row in results["last"]["rows"] if row["attack"] == "worst"),
+        **{f"{n}_{end}": rows.get(n, {}).get(end, float("nan")) for n in ("clean", "worst") for end in ("low", "high")},
+        "last_worst": last.get("worst", float("nan")),
         "n": results["n"],
         "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
         "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
@@ -171,13 +173,16 @@ def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         if missing := _missing(run):
-            facts = {name: run.params().get(name) for name in ("preset", "dataset")}
+            params = {"dataset": run.place.split("/")[0]} if run.damage else run.params()
+            facts = {name: params.get(name) for name in ("preset", "dataset")}
             rows.append({"run": run.name, **facts, "path": str(run.path), "missing": missing})
     return pd.DataFrame(rows, columns=["run", "preset", "dataset", "path", "missing"])
 
 
 def _missing(run: Run) -> str:
     """What a run lacks, and the command that makes it; "" if nothing."""
+    if damage := run.damage:
+        return f"damaged: {damage}"
     again = "robustlib run --rerun"
     try:
         again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
@@ -194,5 +199,5 @@ def _missing(run: Run) -> str:
         if short := [attack for attack, n in counted.items() if kept.get(attack, 0) < n]:
             return f"records of {', '.join(short)} are incomplete: {again}"
         return "" if run.audit() else f"not audited: robustlib audit {run.argument}"
-    except (InputError, OSError, ValueError) as error:  # a damaged file, by whichever library reads it
+    except InputError as error:  # weights or records
         return f"a file cannot be read ({' '.join(str(error).split())}): {again}"

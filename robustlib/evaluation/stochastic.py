@@ -20,7 +20,7 @@ from robustlib.evaluation.evaluate import evaluate
 from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
 from robustlib.evaluation.metrics import accuracies, accuracy, headline_draws, summarise, with_correct
 from robustlib.evaluation.protocols import StochasticProtocol
-from robustlib.runs import Run, measured, versions, write_json
+from robustlib.runs import Run, measured, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -214,7 +214,7 @@ def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress:
         results["plateau"][name] = {"points": over, "last": last_step(over)}
     if results["plateau"]["taken"]:
         (run.path / "audit.json").unlink(missing_ok=True)  # it judged another number
-    write_json(run.path / "results.json", results)
+    run.write("results.json", results)
     shutil.rmtree(run.evaluation, ignore_errors=True)
     return results
 

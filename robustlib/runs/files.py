@@ -4,16 +4,18 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
 from robustlib.errors import InputError
 
@@ -26,8 +28,13 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
     return content.hexdigest()[:length]
 
 
-def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one, never half of it."""
+def write_atomic(
+    path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object], outdates: Sequence[Path] = ()
+) -> None:
+    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one, never half of it.
+
+    The files that the new content `outdates` are gone before it is there.
+    """
     path = Path(path)
     temporary = None
     try:
@@ -41,6 +48,8 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[Bi
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # temporary files are private by default
+        for old in outdates:
+            old.unlink(missing_ok=True)
         os.replace(temporary, path)
     except OSError as error:
         kept = "the previous version is untouched" if path.exists() else "nothing was written"
@@ -49,6 +58,26 @@ def write_atomic(path: Path | str, data: bytes | memoryview | str | Callable[[Bi
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+# What `write_atomic` leaves where its process is killed: ".status.json.k3v_9x0a".
+TEMPORARY = re.compile(r"\..+\.(json|jsonl|pt|safetensors|parquet|npz|html|csv|md|zip)\.[a-z0-9_]{8}")
+
+
+def tidy(folder: Path, older: float = 3600.0) -> None:
+    """Removes the temporary files of killed writers below `folder`, those that are `older` than so many seconds."""
+    for file in folder.rglob(".*") if folder.is_dir() else ():
+        with suppress(OSError):  # another process tidies too
+            if TEMPORARY.fullmatch(file.name) and time.time() - file.stat().st_mtime > older:
+                file.unlink()
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written anew; () where there is none."""
+    with suppress(OSError, ValueError):
+        about = path.stat()
+        return about.st_mtime_ns, about.st_size, about.st_ino
+    return ()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -77,7 +106,7 @@ def read_archive(path: Path) -> Mapping[str, bytes]:
     """The files in an archive by `<run>/<file>`; empty where there is none."""
     try:
         return _unpacked(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile and its decompressors have many words for damage
         raise InputError(f"{path} is not readable ({error}): delete it or restore it.") from error
 
 
@@ -89,24 +118,30 @@ def _unpacked(path: Path, changed: int) -> Mapping[str, bytes]:
 
 def read_bytes(path: Path) -> bytes | None:
     """The content of a run's file: of <method>/<run>/<file>, or else of <run>/<file> in <method>.zip; None where neither is."""
-    if path.exists():
-        return path.read_bytes()
+    try:
+        if path.exists():
+            return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a directory that you may read.") from error
     method = path.parent.parent
     return read_archive(method.parent / f"{method.name}.zip").get(f"{path.parent.name}/{path.name}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a run's directory or archive; {} if there is none."""
-    try:
-        if (data := read_bytes(path)) is None:
-            return {}
-        content = json.loads(data)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
+    content = {} if (data := read_bytes(path)) is None else parse_json(path, data)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"{path} should hold a JSON object, it holds a {kind}: delete or restore it.")
     return content
+
+
+def parse_json(path: Path, data: bytes) -> Any:
+    """The value of JSON text from a file at `path`."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -115,15 +150,21 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | Non
     write_atomic(path, save(state, dict(metadata or {})))
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills the model from a safetensors file of the same names and shapes."""
-    if not path.exists():
+def load_weights(model: nn.Module, path: Path, run: str = "", known: str = "") -> None:
+    """Fills the model from a safetensors file of the same names and shapes, with finite values.
+
+    `run` is the place of the run that it must be of (files of version 0.1 do not say), `known` its digest; "" for any.
+    """
+    if (data := read_bytes(path)) is None:
         raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
+    check_digest(path, data, known)
     try:
-        state = load_file(path)
-    except SafetensorError as error:
+        state = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except Exception as error:  # whatever safetensors and torch make of a damaged file
         said = f"is truncated or not a safetensors file ({error}): train again with --rerun."
         raise InputError(f"{path} {said}") from error
+    check_owner(path, metadata.get("run"), run)
     expected, stored = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
     if stored != expected:
         name = next(k for k in {**expected, **stored} if expected.get(k) != stored.get(k))
@@ -132,4 +173,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{expected.get(name, 'unknown')} here. Use the architecture, the model options (such as reverse_attention) and the "
             "data set it was trained with."
         )
+    if broken := not_finite(state):
+        raise InputError(
+            f"{path} holds a training that diverged ({broken} is not finite): train again with another setting."
+        )
     model.load_state_dict(state)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """The name of the first floating-point tensor that holds NaN or infinity; "" if none does."""
+    return next((k for k, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())), "")
+
+
+def tail(place: str) -> list[str]:
+    """The method and the directory in the place of a run, which name it; an archive may lie in any folder."""
+    return place.split("/")[-2:]
+
+
+def check_owner(path: Path, named: object, run: str) -> None:
+    """Raises InputError for a file that names another run than the one at the place `run`."""
+    if run and named is not None and tail(str(named)) != tail(run):
+        raise InputError(f"{path} is of another run, {named}: delete it, or restore the one of this run.")
+
+
+def check_digest(path: Path, data: bytes, known: str) -> None:
+    """Raises InputError for content that is not what another file of its run was written beside."""
+    if known and digest(data) != known:
+        raise InputError(f"{path} is not the one that belongs to this run's other files: restore it, or use --rerun.")

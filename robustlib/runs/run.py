@@ -5,29 +5,27 @@ A run is stale when what made its numbers gives others today, and not when a fil
 
 import ast
 import fcntl
-import importlib.metadata
+import io
 import json
-import platform
+import os
 import re
-import resource
 import shlex
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 
 from robustlib.errors import InputError
 from robustlib.models import Classifier, build_model
 from robustlib.runs import files
-from robustlib.runs.files import read_json
+from robustlib.runs.shapes import SHAPES, check_shape
 
 # What makes numbers -> its version. tests/test_numerics.py makes a tiny fixed run of each and compares it with stored numbers: where
 # they move, the version must too, and whatever was made with another one is stale.
@@ -76,12 +74,12 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
     return files.digest(json.dumps(kept, sort_keys=True, default=str), length=8)
 
 
-FILES = (
-    *("params.json", "status.json", "provenance.json", "metrics.jsonl", "checkpoint.pt"),
-    *("model.safetensors", "last.safetensors", "records.parquet", "results.json", "audit.json", "representation.json"),
-    *("distances.json", "unseen.json", "randomness.json"),
+TRAINED = ("metrics.jsonl", "model.safetensors", "last.safetensors")  # what a finished training names in status.json
+FILES = (  # in the order of `clear`: whoever comes after a kill finds a training to resume or none, and nothing measured on another
+    *("status.json", "results.json", "audit.json", "representation.json", "distances.json", "unseen.json"),
+    *("randomness.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "params.json"),
 )
-FOLDERS = ("evaluation", "features", "embeddings")
+FOLDERS = ("evaluation", "randomness", "features", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,46 @@ class Run:
         leaf = f"{params['arch']}-seed{params['seed']}-{parameter_hash(params)}"
         return cls(Path(root) / params["dataset"] / params["method"] / leaf)
 
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; {} if there is none. An InputError for one that is damaged, not as readers rely on it, or another run's.
+
+        Files that version 0.1 wrote name no run.
+        """
+        file = self.path / name
+        content = files.read_json(file)
+        if not content and (name != "params.json" or files.read_bytes(file) is None):
+            return {}
+        check_shape(file, content)
+        for part in (content, *content.values()):  # what is measured several times names its run in each entry
+            if isinstance(part, dict) and name != "params.json":
+                files.check_owner(file, part.pop("run", None), self.place)
+        return content
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Stores a JSON file that names its run."""
+        files.write_json(self.path / name, {"run": self.place, **content})
+
+    def digests(self, *names: str) -> dict[str, str]:
+        """The digest of the content of each of these files that is there."""
+        return {name: files.digest(data) for name in names if (data := files.read_bytes(self.path / name)) is not None}
+
+    @property
+    def damage(self) -> str:
+        """Which of its JSON files and metrics cannot be believed, why, and the remedy, as a sentence; "" if all can."""
+        places = (Path(f"{self.path.parent}.zip"), *(self.path / name for name in SHAPES))
+        return _damage(self, tuple(map(files.stamp, places)))
+
     def params(self) -> dict[str, Any]:
-        """What was asked for: method, hyperparameters, dataset, arch, seed, precision, image and class counts."""
-        return read_json(self.path / "params.json")
+        """What was asked for: method, hyperparameters, dataset, arch, seed, precision, image and class counts; {} for no run.
+
+        An InputError for those of another place: copies and links are no runs, since each would count twice.
+        """
+        params = self.read("params.json")
+        own = Run.of(params, "").place if params else self.place
+        if own != self.place and (self.path.is_dir() or files.tail(own) != files.tail(self.place)):
+            said = f"holds the parameters of {own}: it was copied, renamed or altered"
+            raise InputError(f"{self.path} {said}. Delete it, or give it its name and parameters back.")
+        return params
 
     def changes(self) -> dict[str, Any]:
         """The hyper-parameters in which it differs from its preset, architecture included, by name."""
@@ -120,7 +155,7 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""
-        status = read_json(self.path / "status.json") or {"state": "new"}
+        status = self.read("status.json") or {"state": "new"}
         if status["state"] != "running":
             return status
         try:
@@ -146,7 +181,12 @@ class Run:
             except OSError as error:
                 said = "is being trained by another process: wait for it, or stop it."
                 raise InputError(f"{self.path} {said}") from error
+            files.tidy(self.path, older=0)
             yield
+
+    def finish(self) -> None:
+        """Says that the training is done, and which files belong to it; the last that it writes."""
+        self.write("status.json", {"state": "done", "finished": time.time(), "files": self.digests(*TRAINED)})
 
     def clear(self) -> None:
         """Removes what a training wrote and what was measured on it, and nothing else."""
@@ -162,33 +202,51 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command (quoted for a shell)."""
-        facts = read_json(self.path / "provenance.json")
+        facts = self.read("provenance.json")
         return facts | {"command": _quoted(str(facts["command"]))} if "command" in facts else facts
 
     def results(self) -> dict[str, Any]:
         """The evaluation's summary (see `robustlib.evaluation.evaluate_run`); {} before it."""
-        return read_json(self.path / "results.json")
+        results = self.read("results.json")
+        judged, trained = (named.get("files", {}).get("model.safetensors") for named in (results, self.status()))
+        if judged and trained and judged != trained:
+            raise InputError(f"{self.path}/results.json judges other weights: delete it and evaluate again.")
+        return results
 
     def audit(self) -> dict[str, Any]:
         """The audit of the evaluation (see `robustlib.audit.audit_run`); {} before it."""
-        return read_json(self.path / "audit.json")
+        audit = self.read("audit.json")
+        judged, stored = (named.get("files") for named in (audit.get("results", {}), self.results()))
+        if judged and stored and judged != stored:
+            raise InputError(f"{self.path}/audit.json judges another evaluation: delete it and audit again.")
+        return audit
 
     def metrics(self) -> pd.DataFrame:
         """One row for each finished epoch of each stage; row 0 is the model before training."""
-        lines = (files.read_bytes(self.path / "metrics.jsonl") or b"").splitlines()
-        return pd.DataFrame([json.loads(line) for line in lines])
+        file = self.path / "metrics.jsonl"
+        data = files.read_bytes(file) or b""
+        files.check_digest(file, data, self.status().get("files", {}).get(file.name, ""))
+        rows = [files.parse_json(file, line) for line in data.splitlines()]
+        check_shape(file, rows)
+        return pd.DataFrame(rows)
 
     def records(self, which: Literal["best", "last"] = "best") -> pd.DataFrame:
         """The evaluation's per-example records of the best or the last epoch's weights; empty before it."""
         file = self.path / "records.parquet"
         if not file.exists():
             return pd.DataFrame()
-        records = pd.read_parquet(file)
-        return records[records.checkpoint == which].drop(columns="checkpoint").reset_index(drop=True)
+        data = files.read_bytes(file) or b""
+        files.check_digest(file, data, self.results().get("files", {}).get(file.name, ""))
+        try:
+            records = pd.read_parquet(io.BytesIO(data))
+            return records[records.checkpoint == which].drop(columns="checkpoint").reset_index(drop=True)
+        except Exception as error:  # whatever a damaged file makes its library raise
+            said = f"is not readable ({error}): delete it and results.json, and evaluate again."
+            raise InputError(f"{file} {said}") from error
 
     def distances(self, split: str = "test", attack: str = "Tangent") -> dict[str, Any]:
         """What `robustlib.evaluation.measure_distances` stored last for a split and kind of attack: protocol, then columns; or {}."""
-        stored = reversed(read_json(self.path / "distances.json").values())
+        stored = reversed(self.read("distances.json").values())
         return next((s for s in stored if (s["split"], s["attack"].partition("(")[0]) == (split, attack)), {})
 
     def model(self, which: Literal["best", "last"] = "best") -> Classifier:
@@ -198,12 +256,15 @@ class Run:
             said = "holds no run (no params.json): give a directory that `robustlib list` shows."
             raise InputError(f"{self.path} {said}")
         model = build_model(params["arch"], SimpleNamespace(**params["spec"]), **params.get("model", {}))
-        files.load_weights(model, self.path / ("model.safetensors" if which == "best" else "last.safetensors"))
+        file = self.path / ("model.safetensors" if which == "best" else "last.safetensors")
+        files.load_weights(model, file, self.place, self.status().get("files", {}).get(file.name, ""))
         return model.eval()
 
     @property
     def name(self) -> str:
-        """For people: "trades · small_cnn · seed 0"."""
+        """For people: "trades · small_cnn · seed 0"; its place, where it is damaged."""
+        if self.damage:
+            return self.place
         params = self.params()
         return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
 
@@ -215,12 +276,12 @@ class Run:
     @property
     def place(self) -> str:
         """<dataset>/<method>/<directory>, the same wherever the runs are kept."""
-        return "/".join(self.path.parts[-3:])
+        return "/".join(Path(os.path.abspath(self.path)).parts[-3:])
 
     @property
     def finished(self) -> bool:
         """Whether the training reached its last epoch."""
-        return self.status()["state"] == "done"
+        return bool(self.params()) and self.status()["state"] == "done"
 
     @property
     def outdated(self) -> list[str]:
@@ -232,9 +293,21 @@ class Run:
         """Whether some of its numbers would be others today; `--rerun` renews them."""
         return bool(self.outdated)
 
-    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """Stores a data frame as parquet under `name`."""
-        files.write_atomic(self.path / name, frame.to_parquet(index=False))
+    def write_frame(self, name: str, frame: pd.DataFrame, outdates: Sequence[str] = ()) -> None:
+        """Stores a data frame as parquet under `name`; the files of the run that it `outdates` are removed before it is there."""
+        files.write_atomic(self.path / name, frame.to_parquet(index=False), [self.path / old for old in outdates])
+
+
+@lru_cache(maxsize=4096)
+def _damage(run: Run, stamps: tuple[object, ...]) -> str:
+    """`Run.damage` of files that did not change since."""
+    try:
+        run.params(), run.audit(), run.metrics()  # and what these rest on
+        for name in ("provenance.json", "representation.json", "distances.json", "unseen.json", "randomness.json"):
+            run.read(name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _quoted(command: str) -> str:
@@ -270,13 +343,17 @@ def find_runs(
     preset: str | None = None,
     finished: bool = True,
 ) -> list[Run]:
-    """The runs below `root`, in directories or archives, by path; only finished ones unless told otherwise."""
+    """The runs below `root`, in directories or archives, by path; only finished ones unless told otherwise.
+
+    Those with `damage` are among them only where all are asked for, whatever their preset and whether finished or not.
+    """
     folder, methods = Path(root), f"{dataset or '*'}/{method or '*'}"
     paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
     for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
         paths |= {archive.with_suffix("") / name.partition("/")[0] for name in files.read_archive(archive)}
-    runs = [run for run in map(Run, sorted(paths)) if preset is None or run.params().get("preset") == preset]
-    return [run for run in runs if run.finished or not finished]
+    runs = [run for run in map(Run, sorted(paths)) if not run.damage or (preset is None and not finished)]
+    runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
+    return [run for run in runs if not finished or run.finished]
 
 
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
@@ -305,53 +382,13 @@ def measured(
     `facts` decide the numbers: protocol, seed, images, weights, versions; as JSON gives them back (lists, no tuples). `key` names
     this measurement in a file that holds several; "" for a file that holds one.
     """
-    file = run.path / name
-    known: dict[str, Any] = read_json(file).get(key, {}) if key else read_json(file)
+    stored = run.read(name)
+    known: dict[str, Any] = stored.get(key, {}) if key else stored
     if known and all(known.get(fact) == value for fact, value in facts.items()):
         return known
     content = {**facts, **measure()}
     if key:
-        files.merge_json(file, key, content)
+        files.merge_json(run.path / name, key, {"run": run.place, **content})
     else:
-        files.write_json(file, content)
+        run.write(name, content)
     return content
-
-
-def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
-    """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
-    packages, git = {}, ""
-    for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
-        packages[name] = "not installed"
-        with suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-        git = done.stdout
-    return {
-        "command": command,
-        "numerics": dict(numerics),
-        "git": git.strip(),
-        "packages": packages,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": threads,
-    }
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
-    return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

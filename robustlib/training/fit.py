@@ -1,8 +1,15 @@
 """`fit`: trains a method once, and never twice; interrupted anywhere, the same call resumes it."""
 
 import contextlib
+import importlib.metadata
 import os
+import platform
+import re
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,6 @@ from robustlib.errors import Count, InputError, Whole, check_path, shown, typed,
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, outdated, trained_with, versions, write_json
-from robustlib.runs.run import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
@@ -59,15 +65,16 @@ def fit(
         raise unknown("architecture", arch, ARCHITECTURES)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
-    if run.finished and not rerun:
-        if run.changes() != params["changes"]:  # the preset's own values may have moved since
-            others = {name: value for name, value in run.params().items() if name != "changed"}
+    stored = {} if rerun else run.params()
+    if not rerun and run.status()["state"] == "done":
+        if not stored or run.changes() != params["changes"]:  # the preset's own values may have moved since
+            others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
             write_json(run.path / "params.json", {**others, "changes": params["changes"]})
         return run
     with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        if rerun:
+        if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
             run.clear()
-        elif (run.path / "checkpoint.pt").exists() and (other := outdated(trained_with(run))):  # epochs are never mixed
+        elif other := outdated(trained_with(run)):  # epochs are never mixed
             raise InputError(
                 f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
                 "--rerun, or go back to that version."
@@ -127,15 +134,58 @@ def _run(training: Training, command: str) -> None:
     """Runs the training and keeps status.json and provenance.json true, whatever happens."""
     run, method = training.run, training.method
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
-    write_json(run.path / "provenance.json", facts)
-    write_json(run.path / "status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
+    run.write("provenance.json", facts)
+    run.write("status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
     try:
         training.run_stages()
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised
-            write_json(run.path / "status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
+            run.write("status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
         raise
     facts |= {"wall_seconds": training.state.seconds, "peak_memory_mb": peak_memory_mb(training.device)}
-    write_json(run.path / "provenance.json", facts)
-    write_json(run.path / "status.json", {"state": "done", "finished": time.time()})
+    run.write("provenance.json", facts)
+    run.finish()
+
+
+# ---- where its numbers come from
+
+
+def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
+    """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
+    packages, git = {}, ""
+    for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
+        packages[name] = "not installed"
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+        git = done.stdout
+    return {
+        "command": command,
+        "numerics": dict(numerics),
+        "git": git.strip(),
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": threads,
+    }
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -17,6 +17,7 @@ from robustlib.data import Batch, Dataset
 from robustlib.errors import InputError
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, save_weights, write_atomic
+from robustlib.runs.files import check_owner, not_finite
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.validation import overfitting, probe_batch, validate
 
@@ -65,7 +66,7 @@ class Training:
         self.average: AveragedModel | None = None
         self.batch_size, self.threat = self.method.batch_size, self.method.threat(self.dataset)
         self.advice = self.method.advice(self.run.params().get("arch", self.method.arch))
-        self.saved = load_checkpoint(self.run.path / "checkpoint.pt")
+        self.saved = load_checkpoint(self.run.path / "checkpoint.pt", self.run.place)
         fresh = State(threads=self.threads or torch.get_num_threads())
         self.state: State = self.saved["state"] if self.saved else fresh
         if self.threads and self.threads != self.state.threads:
@@ -81,9 +82,10 @@ class Training:
         """Runs what is left of the method's stages and stores the last weights."""
         stages = self.method.stages(self.dataset, self.model)
         self.total = sum(stage.epochs for stage in stages)
+        self._write_metrics()  # a kill may have come between the last checkpoint and them
         for stage in stages[self.state.stage :]:
             self._stage(stage, last=stage is stages[-1])
-        save_weights(self.deployed, self.run.path / "last.safetensors")
+        save_weights(self.deployed, self.run.path / "last.safetensors", {"run": self.run.place})
 
     def _stage(self, stage: Stage, last: bool) -> None:
         self._start(stage)
@@ -91,6 +93,7 @@ class Training:
             self._epoch(epoch)
         if stage.end is not None:
             stage.end(self.deployed, probe_batch(self.val))
+            self._check_finite("at the end")
         self.model.load_state_dict(self.deployed.state_dict())  # the next stage starts from the average
         if not last:
             self.state.stage, self.state.epoch, self.state.begun = self.state.stage + 1, 0, False
@@ -138,14 +141,20 @@ class Training:
                 means = self._pass(part, epoch, repeat)
             prefix = "" if part is self.stage.passes[-1] else f"{part.name}/"
             row |= {prefix + name: float(value) for name, value in means.items()}
-        if any(value != value for value in row.values()):
-            raise FloatingPointError(
-                f"The loss became NaN in epoch {epoch + 1} of stage {self.stage.name!r}: lower the learning rate, or use "
-                "precision 32-true. The checkpoint of the epoch before is kept."
-            )
+        self._check_finite(f"in epoch {epoch + 1}", row)
         self.state.epoch = epoch + 1
         self._measure(row, started)
         self._save()
+
+    def _check_finite(self, when: str, row: Mapping[str, float] | None = None) -> None:
+        """Raises FloatingPointError for losses or weights of a training that diverged, before any of them is kept."""
+        lost = "loss" * any(value != value for value in (row or {}).values())
+        weights = (not_finite(module.state_dict()) for module in self.modules.values())
+        if what := lost or next(filter(None, weights), ""):
+            raise FloatingPointError(
+                f"The {what} became {'NaN' if lost else 'NaN or infinite'} {when} of stage {self.stage.name!r}: lower the learning "
+                "rate, or use precision 32-true. The checkpoint of the epoch before is kept."
+            )
 
     def _pass(self, part: Pass, epoch: int, repeat: int) -> dict[str, Tensor]:
         """One pass over the training data; returns the means of the losses and their parts."""
@@ -206,7 +215,8 @@ class Training:
         least = NO_SCORE if self.stage.keep == "last" else self.state.score
         if row["epoch"] and score > least:
             self.state.score, self.state.best_robust = score, withstood
-            save_weights(self.deployed, self.run.path / "model.safetensors", {"epoch": str(row["epoch"])})
+            facts = {"run": self.run.place, "epoch": str(row["epoch"])}
+            save_weights(self.deployed, self.run.path / "model.safetensors", facts)
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
         if self.stage.adversarial and self.stage.monitored and row["epoch"]:
             epochs_before = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]]
@@ -246,8 +256,9 @@ class Training:
             raise InputError(f"{self.run.path}/checkpoint.pt does not fit this run ({reason}): use --rerun.") from error
 
     def _save(self) -> None:
-        """Writes checkpoint.pt, then metrics.jsonl: the next epoch of a resumed training repairs a crash between the two."""
+        """Writes checkpoint.pt, then metrics.jsonl: a resumed training repairs a crash between the two."""
         content = {
+            "run": self.run.place,
             "state": {**vars(self.state), "rows": json.dumps(self.state.rows)},
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
@@ -256,20 +267,26 @@ class Training:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.run.path / "checkpoint.pt", buffer.getbuffer())
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
         write_atomic(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.state.rows))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint, None if there is none; never executes code from the file."""
+def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
+    """The content of a checkpoint of the run at the place `run`, None if there is none; never executes code from the file."""
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves what must move
-        return {**content, "state": State(**{**content["state"], "rows": json.loads(content["state"]["rows"])})}
-    except Exception as error:  # a flipped bit may raise anything
+        state = State(**{**content["state"], "rows": json.loads(content["state"]["rows"])})
+        parts = {name: content[name] for name in ("modules", "optimisers", "updates")}
+    except Exception as error:  # whatever a damaged file makes torch raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "delete it, or use --rerun to start anew"
         raise InputError(f"{path} is no checkpoint of robustlib, or a truncated one ({reason}): {remedy}.") from error
+    check_owner(path, content.get("run"), run)
+    return {**parts, "state": state}
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -290,6 +290,8 @@ def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: 
         problems = measure_claimed(study.claims, runs, options)
     index, unpublished = publish(options, [options.preset])
     problems += unpublished
+    ended = zip(todo, statuses, strict=True)  # a notebook does not read all that is damaged
+    problems += [job.run.damage for job, status in ended if status["state"] == "done" and job.run.damage]
     out.print(console.results_table(runs))
     refused = {status.get("exception") for _, status in failed} == {"InputError"} and not problems
     for job, status in failed:
@@ -319,7 +321,11 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
 
     finished = find_runs(runs)
     if not finished:
-        raise InputError(f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.")
+        damaged = sum(bool(run.damage) for run in find_runs(runs, finished=False))
+        others = f" {damaged} are damaged; `robustlib list` says why." if damaged else ""
+        raise InputError(
+            f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.{others}"
+        )
     presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in finished)]
     _announce(*publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True))
 

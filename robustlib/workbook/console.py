@@ -18,7 +18,7 @@ from rich.text import Text
 from robustlib.errors import printable
 from robustlib.evaluation import Progress, leaderboard
 from robustlib.evaluation.reference import Comparison
-from robustlib.runs import Run, read_json
+from robustlib.runs import Run
 from robustlib.training.loop import clock
 from robustlib.workbook import tables
 from robustlib.workbook.claims import Claim, evaluate_claims
@@ -52,12 +52,13 @@ def table(frame: pd.DataFrame, title: str = "") -> Group:
 
 def claims_table(claims: Sequence[Claim], runs: Sequence[Run], seeds: Sequence[int]) -> Group:
     """What these runs say of the claims of their study, without columns for which a terminal has no room."""
+    runs = [run for run in runs if not run.damage]
     return table(tables.claims(evaluate_claims(claims, runs, seeds)).drop(columns=["source", "compared"]), "Claims")
 
 
 def results_table(runs: Sequence[Run]) -> Group | str:
-    """The main numbers of those runs that are finished and evaluated."""
-    board = leaderboard(run for run in runs if run.finished)
+    """The main numbers of those runs that are finished, evaluated and not damaged."""
+    board = leaderboard(run for run in runs if not run.damage and run.finished)
     if board.empty:
         return "No run was evaluated."
     frame = tables.leaderboard(board)
@@ -72,7 +73,7 @@ def evaluation_tables(run: Run, results: Mapping[str, Any], unseen: pd.DataFrame
     yield table(tables.accuracies(results).drop(columns=["images", "protocol"]), title)
     if words := tables.adaptive_summary(results):
         yield table(tables.adaptive(results), words)
-    if randomness := read_json(run.path / "randomness.json"):
+    if randomness := run.read("randomness.json"):
         yield table(tables.randomness(results, randomness), "What its randomness is worth")
         if words := tables.plateau_summary(results):
             yield words
@@ -112,8 +113,11 @@ def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
     """What `--dry-run` shows: every training, where it would go, and what would be done."""
     drawn = _empty("training", "epochs", "run directory", "to do")
     for job in jobs:
-        if rerun or job.run.status()["state"] == "new":
-            todo = "train anew" if rerun and job.run.finished else "train"
+        damage = job.run.damage
+        if damage and not rerun:
+            todo = f"damaged: {damage}"
+        elif rerun or job.run.status()["state"] == "new":
+            todo = "train anew" if rerun and (damage or job.run.finished) else "train"
         elif not job.run.finished:
             todo = "resume"
         else:
@@ -168,7 +172,7 @@ def activity(job: Job, status: dict[str, Any]) -> str:
     """What a job is doing: its epoch while it trains; why it ended, if not well."""
     if status["state"] != "running":
         return "" if status["state"] == "done" else str(status.get("reason", ""))
-    if job.run.finished:
+    if not job.run.damage and job.run.finished:
         return "evaluating"
     file, began = job.run.path / "metrics.jsonl", datetime.fromisoformat(status["started"]).timestamp()
     try:

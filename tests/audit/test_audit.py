@@ -423,7 +423,8 @@ def run(runs, records) -> Run:
     """An evaluated run, with a source of transferred examples beside it."""
     run, rows = runs["pgd_at"], summarise(records).to_dict("records")
     run.write_frame("records.parquet", records.assign(checkpoint="best"))
-    write_json(run.path / "results.json", {"n": 100, "split": "test", "rows": rows, "last": {"rows": rows}})
+    facts = {"n": 100, "split": "test", "threat": "Linf 0.2", "checkpoint": "best"}
+    write_json(run.path / "results.json", facts | {"rows": rows, "last": {"rows": rows}})
     return run
 
 
@@ -433,7 +434,7 @@ def test_a_run_keeps_its_audit(run, digits, monkeypatch, capsys):
     assert [check["number"] for check in stored["checks"]] == list(range(1, 16))
     assert ([*stored["badges"]], stored["results"]["n"], len(stored["transfer"])) == (["headline", "protocol"], 100, 1)
     assert stored["checks"][12]["verdict"] == "pass", "these records are fair"
-    assert json.loads((run.path / "audit.json").read_text()) == run.audit() == json.loads(json.dumps(stored))
+    assert run.audit() == json.loads(json.dumps(stored))
     with monkeypatch.context() as patch:
         patch.setattr(MODULE, "audit", None)  # a stored one is shown, not repeated
         assert audit_run(run, digits, n=16, device="cpu") == stored
@@ -479,7 +480,7 @@ def test_a_run_is_never_its_own_source(run, monkeypatch):
 
 
 def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
-    bare = Run(tmp_path / "digits" / "standard" / "x")
+    bare = Run.of(run.params(), tmp_path)
     write_json(bare.path / "params.json", run.params())
     with pytest.raises(InputError, match="robustlib evaluate"):
         audit_run(bare, digits)
@@ -504,11 +505,12 @@ def test_protocol_badge_says_what_the_paper_overstates(method, worst, verdict, s
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])
 def test_published_window(accuracy, verdict, tmp_path):
-    facts = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper"}
+    facts = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper", "seed": 0}
+    run = Run.of(facts, tmp_path)
     row = {"attack": "autoattack", "accuracy": accuracy, "low": accuracy - 0.01, "high": accuracy + 0.01}
     for changes, expected in (({}, verdict), ({"epochs": 3}, "n/a")):
-        write_json(tmp_path / "params.json", facts | {"changes": changes})
-        assert check_published(Run(tmp_path), {"rows": [row]}).verdict == expected
+        write_json(run.path / "params.json", facts | {"changes": changes})
+        assert check_published(run, {"rows": [row]}).verdict == expected
 
 
 def test_selection_needs_both_epochs(run):

@@ -13,6 +13,7 @@ from robustlib.methods import make_method
 from robustlib.models import Classifier
 from robustlib.runs import Run, read_json, write_json
 from robustlib.training import fit
+from tests.training_fixtures import altered
 
 QUICK = Tangent(Threat("l2", 0.5), queries=300)
 
@@ -74,7 +75,10 @@ def test_the_last_look_of_a_kind_counts(runs, tmp_path):
     run = Run(tmp_path)
     assert run.distances() == {}
     looks = [("Tangent(a)", "test"), ("Tangent(b)", "test"), ("FAB(c)", "test"), ("Tangent(d)", "val")]
-    write_json(run.path / "distances.json", {str(k): {"attack": a, "split": s} for k, (a, s) in enumerate(looks)})
+    none = dict.fromkeys(("index", "correct", "distance"), ())
+    write_json(
+        run.path / "distances.json", {str(k): {"attack": a, "split": s, **none} for k, (a, s) in enumerate(looks)}
+    )
     assert (run.distances()["attack"], run.distances("val")["attack"]) == ("Tangent(b)", "Tangent(d)")
     assert run.distances(attack="FAB")["attack"] == "FAB(c)"
 
@@ -87,8 +91,7 @@ def test_what_cannot_be_measured_is_a_sentence(digits, runs, tmp_path, monkeypat
     ):
         with pytest.raises(InputError, match=said):
             measure_distances(*given, **options)
-    unfinished = Run(tmp_path / "unfinished")
-    write_json(unfinished.path / "params.json", runs["rep"].params())
+    unfinished = altered(runs["rep"], tmp_path)
     write_json(unfinished.path / "status.json", {"state": "interrupted"})
     forbid(monkeypatch)
     with pytest.raises(InputError, match=r"is not finished \(interrupted\)"):

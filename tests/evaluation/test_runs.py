@@ -14,6 +14,7 @@ from robustlib.evaluation import aggregate, evaluate_run, incomplete, leaderboar
 from robustlib.evaluation.runs import KIND
 from robustlib.models import Classifier
 from robustlib.models.reverse_attention import ReverseAttention
+from robustlib.runs import Run, write_json
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def test_runs_that_lack_something_are_named_with_the_remedy(digits, train):
     (run.path / "audit.json").write_text(json.dumps({"badges": {"headline": {}}}))
     assert incomplete([run]).empty
     records = run.path / "records.parquet"
+    write_json(run.path / "results.json", {name: part for name, part in run.results().items() if name != "files"})
     whole = pd.read_parquet(records)
     run.write_frame("records.parquet", whole[(whole.attack != "pgd20") | (whole["index"] != whole["index"].iloc[0])])
     row = incomplete([run]).loc[0]
@@ -104,10 +106,11 @@ def test_runs_that_lack_something_are_named_with_the_remedy(digits, train):
     assert lacks().startswith("a file cannot be read")
     records.unlink()
     assert "clean" in lacks()
-    (run.path / "results.json").write_text('{"n": 6, ')
-    assert lacks().startswith("a file cannot be read")
     (run.path / "model.safetensors").unlink()
     assert ("model.safetensors" in lacks(), lacks().endswith(again)) == (True, True)
+    (run.path / "results.json").write_text('{"n": 6, ')
+    assert lacks().startswith(f"damaged: {run.path}/results.json is not readable JSON")
+    (run.path / "results.json").unlink()
     (run.path / "status.json").write_text(json.dumps({"state": "failed"}))
     assert lacks() == f"training failed: {run.provenance()['command']}"
 
@@ -136,6 +139,21 @@ def test_an_interrupted_evaluation_of_a_run_goes_on(digits, train):
         (folder / "part").write_text("")
     run.clear()
     assert [file.name for file in run.path.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_killed_between_records_and_results_an_evaluation_leaves_no_two_generations(digits, train, monkeypatch):
+    run = train()
+    few = evaluate_run(run, digits, n=8)
+    for fails, there in (("write_frame", few), ("write", {})):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, fails, None)
+            with pytest.raises(TypeError):
+                evaluate_run(run, digits, n=12)
+        assert (run.results(), run.damage) == (there, "")
+    many = evaluate_run(run, digits, n=12)
+    assert (many["n"], run.records()["index"].nunique()) == (12, 12)
+    assert many["files"] == run.digests("model.safetensors", "last.safetensors", "records.parquet")
 
 
 @pytest.mark.usefixtures("hurried")

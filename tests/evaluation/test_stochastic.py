@@ -23,6 +23,7 @@ from robustlib.models import build_model
 from robustlib.runs import Run, read_json, save_weights, write_json
 from robustlib.training import fit
 from robustlib.workbook import cli, tables
+from tests.training_fixtures import altered
 
 THREAT = Threat("linf", 0.2)
 PAIRS = {"pgd_eot": (2, 2), "autoattack": (1, 2), "stadv": (1, 2), "full": (3, 2), "bpda": (1, 3)}
@@ -242,9 +243,10 @@ def runs(few, tmp_path_factory) -> dict[str, Run]:
     model = build_model("mlp", few, **options)
     model.load_state_dict(pure.model().state_dict(), strict=False)
     model.deploy()
+    pure = altered(pure, model=options)
     for file in ("model.safetensors", "last.safetensors"):
         save_weights(model, pure.path / file)
-    write_json(pure.path / "params.json", pure.params() | {"model": options})
+    pure.finish()
     return {"plain": plain, "pure": pure}
 
 
@@ -292,7 +294,7 @@ def test_a_randomised_run_is_evaluated_within_its_budget(evaluated, digits, monk
     assert {"pgd_eot@bpda", "pgd_eot@unclipped", "pgd20@classifier", "aa_standard@classifier"} <= set(rows)
     assert not {"pgd20@bpda", "aa_standard@bpda", "pgd_eot@classifier", "cw50@bpda"} & set(rows)
     assert rows["pgd_eot@bpda"].endswith(", searched on the surrogate bpda, judged by the deployed model")
-    worth = read_json(run.path / "randomness.json")
+    worth = run.read("randomness.json")
     assert [row["seed"] for row in worth["fixed"]] == [0, 1, 2]
     assert [(row["steps"], row["samples"]) for row in worth["eot"]] == [(2, 1), (2, 5), (2, 20)]
     assert (worth["vote"]["draws"], worth["vote"]["attacked"]["n"]) == (5, 4)
@@ -425,8 +427,9 @@ def test_unseen_attacks_of_any_run_beside_the_known_ones(evaluated, digits, monk
     with pytest.raises(ZeroDivisionError):
         measure_unseen(evaluated, digits, device="cpu")  # on fewer images
     write_json(plain.path / "results.json", results)
-    taken = {"n": 6, "correct": 0.0, "accuracy": 0.0, "low": 0.0, "high": 0.4, "protocol": "PGDEOT"}
-    write_json(pure.path / "results.json", pure.results() | {"plateau": {"full": taken, "taken": True}})
+    taken = {"attack": "pgd_eot", "n": 6, "correct": 0.0, "accuracy": 0.0, "protocol": "PGDEOT"}
+    plateau = {"full": taken, "worst": taken, "taken": True}
+    write_json(pure.path / "results.json", pure.results() | {"plateau": plateau})
     monkeypatch.setattr("robustlib.evaluation.measurements.evaluate", evaluate)
     lower = measure_unseen({"pure": pure}, digits, device="cpu").set_index("attack")
     assert lower.loc["known", "accuracy"] == 0.0, "the headline after its plateau check"

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -18,9 +17,8 @@ from robustlib.methods import make_method
 from robustlib.models import Disentangled, build_model
 from robustlib.representation import feature_gap, features, gap_probe, probe_attack
 from robustlib.rng import ExampleRNG, uniform_point
-from robustlib.runs import write_json
 from robustlib.training.validation import probe_batch
-from tests.training_fixtures import built, first_batch, same_state, staged, step_context, updated
+from tests.training_fixtures import altered, built, first_batch, same_state, staged, step_context, updated
 
 DECAY = 0.05  # of the weights: large enough that a decay applied once too little shows
 WEIGHTS = {"alpha": 0.7, "beta": 0.5, "gamma": 2.0}
@@ -348,7 +346,6 @@ FACTS = (({"method": "trades"}, "trades .* on digits, done: give"), ({"dataset":
 
 @pytest.mark.parametrize(("fact", "says"), FACTS)
 def test_runs_that_do_not_fit_are_refused(digits, run_of, tmp_path, fact, says):
-    path = shutil.copytree(run_of("standard").path, tmp_path / "other")
-    write_json(path / "params.json", run_of("standard").params() | fact)
+    path = altered(run_of("standard"), tmp_path, **fact).path
     with pytest.raises(InputError, match=f"afd: pretrained=.* is {says}.* run of standard on digits"):
         begun(digits, "afd", path)

@@ -140,10 +140,12 @@ def test_a_self_supervised_encoder_and_its_statistics_are_taken_over(few, tmp_pa
 
 
 def unfit(root, dataset, name="rep_spectral", arch="mlp_512", state="done"):
-    method, run = make_method(name, "digits", arch=arch), Run(root / "some")
-    write_json(run.path / "params.json", run_params(method, dataset, arch, 0, "32-true"))
+    method = make_method(name, "digits", arch=arch)
+    run = Run.of(params := run_params(method, dataset, arch, 0, "32-true"), root)
+    write_json(run.path / "params.json", params)
     write_json(run.path / "status.json", {"state": state})
     save_weights(build_model(arch, dataset, **method.model_options()), run.path / "last.safetensors")
+    return run.path
 
 
 @pytest.mark.parametrize(
@@ -160,9 +162,8 @@ def test_a_run_that_does_not_fit_is_refused(digits, tmp_path, arch, pixels, fact
     splits = {name: getattr(digits, name) for name in ("train", "val", "test")}
     padded = {n: replace(s, images=F.pad(s.images, (0, pixels, 0, pixels))) for n, s in splits.items()}
     wide = replace(digits, **padded)
-    if facts is not None:
-        unfit(tmp_path, wide, **facts)
-    _, (stage, *_) = staged(made("transfer", arch=arch, pretrained=str(tmp_path / "some")), digits)
+    path = tmp_path / "none" if facts is None else unfit(tmp_path, wide, **facts)
+    _, (stage, *_) = staged(made("transfer", arch=arch, pretrained=str(path)), digits)
     with pytest.raises(InputError, match=says):
         stage.begin()
 

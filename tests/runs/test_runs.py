@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from export_reference import write_archive
@@ -19,8 +20,8 @@ from safetensors.torch import save_file
 from robustlib.errors import InputError
 from robustlib.models import build_model
 from robustlib.runs import Run, find_runs, measured, read_json, save_weights, transfer_sources, write_atomic, write_json
-from robustlib.runs.files import merge_json
-from robustlib.runs.run import parameter_hash
+from robustlib.runs.files import merge_json, tidy
+from robustlib.runs.run import FILES, parameter_hash
 from tests import ROOT
 
 PARAMS = {
@@ -87,7 +88,9 @@ def test_runs_are_found_by_what_they_are(run, tmp_path):
 
 
 def test_runs_in_an_archive_are_runs(tmp_path):
-    run, lines = Run.of(PARAMS, tmp_path), b'{"epoch": 0, "clean": 0.5}\n{"epoch": 1, "clean": 0.9}\n'
+    run, lines = Run.of(PARAMS, tmp_path), b""
+    for epoch, clean in ((0, 0.5), (1, 0.9)):
+        lines += json.dumps({"epoch_total": epoch, "warnings": [], "clean": clean}).encode() + b"\n"
     files = {"params.json": json.dumps(PARAMS).encode(), "status.json": b'{"state": "done"}', "metrics.jsonl": lines}
     files = {f"{run.path.name}/{name}": data for name, data in files.items()}
     archive, written = run.path.parent.with_suffix(".zip"), []
@@ -149,6 +152,175 @@ def test_a_flipped_bit_of_the_weights_is_a_sentence_or_another_number(run):
             run.model()
 
 
+# ---- whose files they are, and which belong together
+
+
+ACCURACY = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+RESULTS = {"n": 4, "threat": "Linf 0.2", "checkpoint": "best", "rows": [{"attack": "clean", **ACCURACY}]}
+LOOK = {"attack": "Tangent()", "split": "test", "index": [1], "correct": [True], "distance": [0.5]}
+DRAWN = dict.fromkeys(("expected", "single", "worst"), ACCURACY)
+CONTENTS = {
+    **{"status.json": {"state": "done"}, "provenance.json": {"wall_seconds": 1.0}, "results.json": RESULTS},
+    **{"audit.json": {"badges": {"headline": {"verdict": "pass"}}}, "distances.json": {"look": LOOK}},
+    "representation.json": {"look": {"attack": "PGD()", "measures": {"features": {"cka": 0.5}}}},
+    "unseen.json": {"look": {"accuracies": {"clean": ACCURACY}}},
+    "randomness.json": {
+        "draws": 10,
+        "clean": DRAWN,
+        "attacked": DRAWN,
+        "budget": {"bpda": [1, 2]},
+        "eot": [],
+        "fixed": [],
+    },
+}
+
+
+@pytest.fixture
+def stored(run) -> Run:
+    """The run with one of each JSON file."""
+    for name, content in CONTENTS.items():
+        keyed = "look" in content
+        write_json(
+            run.path / name, {"look": {"run": run.place, **content["look"]}} if keyed else {"run": run.place, **content}
+        )
+    return run
+
+
+def test_files_name_their_run_and_what_is_read_does_not(stored):
+    assert {name: stored.read(name) for name in CONTENTS} == CONTENTS
+    assert stored.damage == ""
+    assert find_runs(stored.path.parents[2]) == [stored]
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_file_of_another_run_is_not_believed(stored, tmp_path, name):
+    text = (stored.path / name).read_text()
+    (stored.path / name).write_text(text.replace("seed3", "seed4"))
+    with pytest.raises(
+        InputError, match=rf"{name} is of another run, digits/pgd_at/mlp-seed4-.*: delete it, or restore"
+    ):
+        stored.read(name)
+    assert (name in stored.damage, find_runs(tmp_path), find_runs(tmp_path, finished=False)) == (True, [], [stored])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("status.json", {"state": 1}, "it.state is '1'"),
+        ("results.json", {"rows": [{"attack": "clean", "accuracy": True}]}, r"it.rows\[0\].accuracy is 'True'"),
+        ("results.json", {"last": {"rows": None}}, "it.last.rows is 'None'"),
+        ("results.json", {"numerics": {"attacks/pgd": "1"}}, "it.numerics.attacks/pgd is '1'"),
+        ("audit.json", {"badges": []}, r"it.badges is '\[\]'"),
+        ("distances.json", {"look": {**LOOK, "index": []}}, "it.look has columns of different lengths"),
+        ("distances.json", {"look": {"attack": "Tangent()"}}, "it.look has no 'split'"),
+        ("params.json", {"method": None}, "it.method is 'None'"),
+        (
+            "params.json",
+            {"seed": 4},
+            "holds the parameters of digits/pgd_at/mlp-seed4-.*: it was copied, renamed or altered",
+        ),
+    ],
+)
+def test_a_file_of_another_shape_is_a_sentence(stored, name, change, said):
+    write_json(stored.path / name, read_json(stored.path / name) | change)
+    with pytest.raises(InputError, match=said):
+        stored.params() if name == "params.json" else stored.read(name)
+    assert str(stored.path) in stored.damage
+    (stored.path / name).unlink()
+    assert stored.damage == "", "as soon as it is gone"
+
+
+def test_copies_links_and_renamed_runs_are_damaged_and_count_nowhere(stored, tmp_path):
+    copy, link = (stored.path.with_name(f"mlp-seed{k}-{'0' * 8}") for k in (4, 5))
+    shutil.copytree(stored.path, copy)
+    link.symlink_to(stored.path)
+    shutil.copytree(tmp_path / "digits", tmp_path / "other")
+    assert find_runs(tmp_path) == [stored]
+    for run in set(find_runs(tmp_path, finished=False)) - {stored}:
+        assert f"{run.path} holds the parameters of {stored.place}" in run.damage
+        assert run.name == run.place
+    shutil.copytree(tmp_path / "digits", tmp_path / "backup" / "digits")
+    assert find_runs(tmp_path / "backup") == [Run.of(PARAMS, tmp_path / "backup")], "runs may be kept anywhere"
+
+
+def test_what_belongs_together_is_told_from_what_does_not(run):
+    model = build_model("mlp", SimpleNamespace(**PARAMS["spec"]))
+    for name in ("model", "last"):
+        save_weights(model, run.path / f"{name}.safetensors", {"run": run.place})
+    write_atomic(run.path / "metrics.jsonl", '{"epoch_total": 0, "warnings": []}\n')
+    run.finish()
+    records = pd.DataFrame({"index": [1], "checkpoint": ["best"]})
+    run.write_frame("records.parquet", records)
+    run.write("results.json", {**RESULTS, "files": run.digests("model.safetensors", "records.parquet")})
+    run.write("audit.json", {"badges": {}, "results": {"files": run.results()["files"]}})
+    assert (len(run.metrics()), len(run.records()), run.audit()["badges"], run.damage) == (1, 1, {}, "")
+    run.model(), run.model("last")
+    run.write_frame("records.parquet", pd.concat([records, records]))
+    (run.path / "metrics.jsonl").write_text("")
+    for which in ("best", "last"):
+        file = run.path / f"{'model' if which == 'best' else which}.safetensors"
+        save_weights(model, file, {"run": run.place, "epoch": "9"})
+        with pytest.raises(InputError, match=f"{file} is not the one that belongs to this run's other files"):
+            run.model(which)
+    for read, name in ((run.metrics, "metrics.jsonl"), (run.records, "records.parquet")):
+        with pytest.raises(InputError, match=f"{name} is not the one that belongs to this run's other files"):
+            read()
+    run.finish()
+    with pytest.raises(InputError, match=r"results\.json judges other weights: delete it and evaluate again"):
+        run.results()
+    run.write("results.json", {**RESULTS, "files": {"records.parquet": "0"}})
+    with pytest.raises(InputError, match=r"audit\.json judges another evaluation: delete it and audit again"):
+        run.audit()
+
+
+def test_weights_of_another_run_or_of_a_training_that_diverged_are_refused(run):
+    model = build_model("mlp", SimpleNamespace(**PARAMS["spec"]))
+    save_weights(model, run.path / "model.safetensors", {"run": "digits/pgd_at/mlp-seed4-00000000"})
+    with pytest.raises(InputError, match="is of another run, digits/pgd_at/mlp-seed4"):
+        run.model()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    save_weights(model, run.path / "model.safetensors")
+    with pytest.raises(InputError, match=r"holds a training that diverged \(.* is not finite\)"):
+        run.model()
+
+
+@pytest.mark.parametrize("kills", range(1, 15))
+def test_killed_while_it_clears_a_run_has_nothing_that_was_measured_on_another_training(stored, monkeypatch, kills):
+    for name in FILES:
+        (stored.path / name).touch()
+    real, calls = type(stored.path).unlink, []
+
+    def unlink(path, missing_ok=False):
+        calls.append(path)
+        if len(calls) == kills:
+            raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(type(stored.path), "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        stored.clear()
+    left = [name for name in FILES if (stored.path / name).exists()]
+    measured_on = {"results.json", "audit.json", "records.parquet", *(name for name in CONTENTS if name[0] in "rdu")}
+    assert kills == 1 or not stored.finished
+    assert "checkpoint.pt" in left or not measured_on & set(left), "a new training would inherit them"
+    assert "provenance.json" in left or "checkpoint.pt" not in left, "versions are known as long as epochs are"
+
+
+def test_what_killed_writers_leave_is_tidied_and_nothing_else(run):
+    mine = [".notes.k3v_9x0a", ".results.json.backup", "results.json.k3v_9x0a", ".merge.lock", ".lock"]
+    theirs = [".status.json.k3v_9x0a", ".checkpoint.pt.abcdefgh", "features/.a1b2.npz.00000000"]
+    for name in (*mine, *theirs):
+        write_atomic(run.path / name, b"")
+    tidy(run.path.parents[2])
+    assert all((run.path / name).exists() for name in theirs), "they may be under way"
+    with run.lock():
+        assert not any((run.path / name).exists() for name in theirs), "a training is the only writer"
+    tidy(run.path.parents[2], older=-1)
+    assert not (run.path / theirs[-1]).exists()
+    assert all((run.path / name).exists() for name in mine)
+
+
 def test_changes_from_the_preset_are_a_mapping(tmp_path):
     changes = {"milestones": (20, 30), "points": ((0, 0.5), (5, 1.0)), "augment": "none", "eps": None, "beta": 1.0}
     text = "milestones=(20, 30), points=((0, 0.5), (5, 1.0)), augment=none, eps=None, beta=1.0"
@@ -158,9 +330,10 @@ def test_changes_from_the_preset_are_a_mapping(tmp_path):
         ({"changed": text}, changes, text),  # version 0.1 wrote text
         (compiled, {"lr": 0.2}, "lr=0.2, compiled"),
     ):
-        write_json(tmp_path / "params.json", {**PARAMS, **stored})
-        assert (Run(tmp_path).changes(), Run(tmp_path).changed) == (values, words)
-        assert (parameter_hash(Run(tmp_path).params()) == parameter_hash(PARAMS)) is (stored is not compiled)
+        run = Run.of(params := {**PARAMS, **stored}, tmp_path)
+        write_json(run.path / "params.json", params)
+        assert (run.changes(), run.changed) == (values, words)
+        assert (run.path == Run.of(PARAMS, tmp_path).path) is (stored is not compiled)
 
 
 def test_committed_runs_of_version_0_1_are_read_as_they_were_written():
@@ -180,7 +353,8 @@ def test_measured_once_for_the_same_facts(tmp_path, key):
 
     first = ask(n=3, steps=[1, 2])
     assert first == ask(n=3, steps=[1, 2]) == {"n": 3, "steps": [1, 2], "value": 1}
-    assert read_json(tmp_path / "some.json") == ({"a": first} if key else first)
+    named = {"run": run.place, **first}
+    assert read_json(tmp_path / "some.json") == ({"a": named} if key else named)
     assert ask(n=4, steps=[1, 2])["value"] == 2, "an older measurement is replaced"
     assert ask(n=3, steps=[1, 2])["value"] == 3
     with pytest.raises(ZeroDivisionError):
@@ -197,8 +371,10 @@ def test_what_others_write_during_a_measurement_survives(tmp_path):
         merge_json(file, "earlier", {"n": 3})
         return {"value": 4}
 
-    measured(Run(tmp_path), "file.json", {"n": 4}, measure, key="key")
-    assert file.read_text() == '{"meanwhile": {"n": 2}, "earlier": {"n": 3}, "key": {"n": 4, "value": 4}}\n'
+    run = Run(tmp_path)
+    measured(run, "file.json", {"n": 4}, measure, key="key")
+    key = {"run": run.place, "n": 4, "value": 4}
+    assert file.read_text() == json.dumps({"meanwhile": {"n": 2}, "earlier": {"n": 3}, "key": key}) + "\n"
 
 
 def test_threads_and_processes_take_turns(tmp_path):
@@ -222,9 +398,9 @@ def test_threads_and_processes_take_turns(tmp_path):
 
 def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_path):
     def made(name, seed=0, arch="small_cnn", changed=""):
-        run = Run(tmp_path / "digits" / "pgd_at" / name)
-        facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits"}
-        write_json(run.path / "params.json", facts | {"seed": seed, "arch": arch, "changed": changed})
+        facts = {"method": "pgd_at", "dataset": "digits", "threat": "t", "preset": "digits", "precision": name}
+        run = Run.of(facts := facts | {"seed": seed, "arch": arch, "changed": changed}, tmp_path)
+        write_json(run.path / "params.json", facts)
         write_json(run.path / "status.json", {"state": "done"})
         write_atomic(run.path / "model.safetensors", b"weights")
         return run

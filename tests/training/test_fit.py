@@ -12,11 +12,11 @@ import torch
 
 from robustlib.errors import InputError
 from robustlib.methods import make_method
-from robustlib.runs import Run, write_json
+from robustlib.runs import Run, find_runs, write_json
 from robustlib.training import fit, loop
 from robustlib.training.fit import run_params
 from robustlib.training.loop import load_checkpoint
-from robustlib.workbook.tables import warnings
+from robustlib.workbook.tables import as_markdown, warnings
 from tests.training_fixtures import tiny, train
 
 ONCE = tiny("standard", epochs=1)  # what `finished` is a run of
@@ -109,7 +109,7 @@ def test_a_run_says_whose_values_it_has(finished, tmp_path, few, capsys):
     assert "lr=0.2" in said
     assert not any(rest)
     assert f"warning: {said}" in capsys.readouterr().out
-    assert f"- before training: {said}" in warnings(run.metrics())
+    assert f"- before training: {as_markdown(said)}" in warnings(run.metrics())
     assert not any(finished.metrics().warnings)
 
 
@@ -160,7 +160,56 @@ def test_a_flipped_bit_of_a_checkpoint_is_a_sentence(finished, tmp_path):
             damaged[at] ^= 1 << generator.randrange(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         with contextlib.suppress(InputError):
-            load_checkpoint(tmp_path / "checkpoint.pt")
+            load_checkpoint(tmp_path / "checkpoint.pt", finished.place)
+
+
+def test_files_of_another_run_are_refused(finished, tmp_path, few):
+    other = Run.of(finished.params() | {"seed": 1}, tmp_path)
+    shutil.copytree(finished.path, other.path)
+    with pytest.raises(InputError, match=f"holds the parameters of {finished.place}: it was copied"):
+        train(ONCE, few, tmp_path, seed=1)
+    shutil.rmtree(other.path)
+    other.path.mkdir()
+    shutil.copy(finished.path / "checkpoint.pt", other.path)
+    with pytest.raises(InputError, match=f"checkpoint.pt is of another run, {finished.place}: delete it"):
+        train(ONCE, few, tmp_path, seed=1)
+    assert train(ONCE, few, tmp_path, seed=1, rerun=True).damage == ""
+
+
+def test_a_finished_run_that_lost_its_parameters_or_was_killed_while_cleared_is_whole_again(
+    finished, tmp_path, few, monkeypatch
+):
+    told = finished.params()
+    (finished.path / "params.json").unlink()
+    assert not finished.finished
+    assert train(ONCE, few, tmp_path).params() == told
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", None)  # all files are gone when it fails
+        with pytest.raises(TypeError):
+            train(ONCE, few, tmp_path, rerun=True)
+    assert train(ONCE, few, tmp_path).params() == told
+    assert (finished.finished, finished.damage) == (True, "")
+
+
+def test_a_training_that_diverged_is_not_done_and_keeps_what_was_finite(tmp_path, few):
+    """Its loss is finite, and so is the accuracy of its weights, which are NaN or infinite."""
+    with pytest.raises(
+        FloatingPointError, match=r"became NaN or infinite in epoch 1 of .*lower the learning rate.* is kept"
+    ):
+        train(tiny("standard", epochs=1, lr=1e10), few, tmp_path)
+    (run,) = find_runs(tmp_path, finished=False)
+    assert (run.status()["state"], len(run.metrics())) == ("failed", 1)
+    weights = loop.load_checkpoint(run.path / "checkpoint.pt", run.place)["modules"]["model"]
+    assert all(bool(part.isfinite().all()) for part in weights.values())
+    assert not (run.path / "model.safetensors").exists()
+
+
+def test_killed_before_the_last_metrics_it_has_all_epochs(finished, tmp_path, few):
+    whole = (finished.path / "metrics.jsonl").read_text()
+    (finished.path / "metrics.jsonl").write_text(whole.splitlines(keepends=True)[0])
+    (finished.path / "status.json").write_text('{"state": "running"}')
+    train(ONCE, few, tmp_path)
+    assert (finished.path / "metrics.jsonl").read_text() == whole
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path, few):

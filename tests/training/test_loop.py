@@ -22,7 +22,7 @@ from tests.training_fixtures import interrupt, run_below, same_runs, tiny, train
 OBSERVED = tiny("pgd_at", epochs=4, ema=0.9)
 POINTS = {
     "a step": (loop.Training, "_step", 5),
-    "between checkpoint and metrics": (loop, "write_atomic", 4),
+    "between checkpoint and metrics": (loop, "write_atomic", 3),
     "between weights and checkpoint": (loop.Training, "_save", 1),
 }
 

@@ -12,8 +12,8 @@ def finished_run(root: Path, variant: str, seed: int = 0, files: dict[str, Any] 
     """A finished run of "method changes" with JSON files beside its parameters; never trained."""
     method, _, changed = variant.partition(" ")
     facts = {"dataset": "digits", "preset": "digits", "arch": "small_cnn", "title": method.upper(), **params}
-    run = Run(root / facts["dataset"] / method / f"{facts['arch']}-seed{seed}-{changed}")
-    facts |= {"method": method, "changed": changed, "seed": seed}
+    facts |= {"method": method, "changed": changed, "seed": seed, "variant": variant}
+    run = Run.of(facts, root)
     for name, content in {"params": facts, "status": {"state": "done"}, **(files or {})}.items():
         write_json(run.path / f"{name}.json", content)
     return run

@@ -11,14 +11,17 @@ import nbformat
 import pytest
 
 from robustlib.errors import InputError
+from robustlib.evaluation import incomplete, leaderboard
 from robustlib.methods import METHODS, make_method
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
 from robustlib.threat import Threat
-from robustlib.workbook import experiments
+from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import variant_of
 from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs
+from robustlib.workbook.task import Task
 from tests import fixtures
+from tests.training_fixtures import altered
 from tests.workbook import finished_run
 
 STUDY = experiments.read_study("digits-claims")
@@ -67,8 +70,35 @@ def test_a_damaged_run_is_left_out_and_the_others_are_compared(tmp_path: Path, r
     (runs[0].path / "results.json").write_text('{"rows": [')
     (runs[1].path / "audit.json").write_text("")
     (runs[2].path / "metrics.jsonl").write_text('{"epoch": 1')
-    assert experiments.compare_runs(tmp_path, "digits").shown == runs[3:]
+    compared = experiments.compare_runs(tmp_path, "digits")
+    assert compared.shown == runs[3:]
+    for name in ("results.json", "audit.json", "metrics.jsonl"):
+        assert f"{name} is not readable" in compared.summary
+    assert find_runs(tmp_path) == compared.shown
+    board, lacking = leaderboard(find_runs(tmp_path)), incomplete(find_runs(tmp_path, finished=False))
+    assert (len(board), lacking["missing"].str.startswith("damaged: ").sum()) == (1, 3)
+    states = tables.inventory(find_runs(tmp_path, finished=False)).set_index("run directory")
+    assert [states["state"][run.path] for run in runs] == ["damaged"] * 3 + ["done"]
+    assert "results.json is not readable JSON" in states["notes"][runs[0].path]
     assert "robustlib run --preset digits" in experiments.compare_runs(tmp_path / "none", "digits").summary
+
+
+def test_a_damaged_page_is_said_and_the_others_and_the_index_stand(tmp_path: Path, runs: list[Run]) -> None:
+    options = experiments.Options(runs=tmp_path, reports=tmp_path / "pages")
+    pages = [experiments.page(run, options.reports, "digits") for run in runs]
+    for page in pages:
+        write_atomic(page, nbformat.writes(fixtures.notebook()))
+        write_json(page.with_suffix(".status.json"), {"state": "done"})
+    pages[0].write_text("{}")
+    pages[1].write_text('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": 3}]}')
+    pages[2].with_suffix(".status.json").write_text("[]")
+    index, problems = experiments.publish(options, [])
+    assert all(any(page.stem in said for said in problems) for page in pages[:3])
+    there = [page.with_suffix(".html").name in index.read_text() for page in pages]
+    assert (len(problems), there) == (3, [False, False, False, True])
+    jobs = [experiments.Job(run, Task(page, {}, page), "", 1) for run, page in zip(runs, pages, strict=True)]
+    (runs[3].path / "audit.json").write_text("[]")
+    assert not any(job.current for job in jobs), "they are made anew, and nothing is raised"
 
 
 def test_a_method_is_trained_by_its_own_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +220,10 @@ def test_models_that_answer_at_random_count_with_the_images_of_their_budget(tmp_
 
 
 def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_path: Path) -> None:
-    threat = {"threat": {"norm": "linf", "eps": 0.2}}
     pairs = (("trades", 0), ("trades", 1), ("ancra", 0), ("pgd_at", 0))
-    others = [made(tmp_path, method, seed, **threat) for method, seed in pairs]
-    others.append(made(tmp_path, "mart", 1, arch="mlp", **threat))
-    run = made(tmp_path, "ancra", 1, changed="base=mart", **threat)
+    others = [made(tmp_path, method, seed) for method, seed in pairs]
+    others.append(made(tmp_path, "mart", 1, arch="mlp"))
+    run = made(tmp_path, "ancra", 1, changed="base=mart")
     beside = experiments.comparable_runs(run, [*others, run])
     assert next(iter(beside.values())) == run
     seeds = {title: one.params()["seed"] for title, one in beside.items()}
@@ -202,8 +231,8 @@ def test_what_stands_beside_a_run_is_its_own_seed_and_the_run_itself_first(tmp_p
     same = experiments.same_setting(run, tmp_path, ["ancra", "trades"])
     assert same[0] == run
     assert {one.name.split(" ")[0] + str(one.params()["seed"]) for one in same[1:]} == {"ancra0", "trades0", "trades1"}
-    other = made(tmp_path, "trades", 2, changed="beta=1.0", **threat)
-    made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3", **threat)
+    other = made(tmp_path, "trades", 2, changed="beta=1.0")
+    made(tmp_path, "trades", 3, changed="beta=1.0, epochs=3")
     varied = experiments.same_setting(run, tmp_path, ["trades"], vary=["beta"])
     assert [one.params()["seed"] for one in varied[1:]] == [0, 1, 2]
     assert varied[-1] == other
@@ -213,9 +242,7 @@ def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
     name = experiments.variant_name(("trades", {"milestones": (20, 30), "lr": 0.123}), "digits")
     assert name == "trades lr=0.123, milestones=(20, 30)"
     run = made(tmp_path, "trades", 0, changed="lr=0.123, milestones=(20, 30)")  # text, as version 0.1 wrote it
-    new = Run(tmp_path / "digits" / "trades" / "new")
-    params = {key: value for key, value in run.params().items() if key != "changed"}
-    write_json(new.path / "params.json", params | {"changes": {"lr": 0.123, "milestones": [20, 30]}})
+    new = altered(run, tmp_path / "new", changes={"lr": 0.123, "milestones": [20, 30]})
     assert variant_of(run) == variant_of(new) == name
     assert run.changes() == new.changes() == {"lr": 0.123, "milestones": (20, 30)}
 
@@ -223,7 +250,7 @@ def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
 def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:
     runs = [made(tmp_path, "claf", 0), made(tmp_path, "supcon", 0)]
     for run, stages in zip(runs, (("augmented", "adversarial", "slf"), ("contrastive", "slf")), strict=True):
-        rows = [{"stage": stage, "epoch": epoch} for stage in stages for epoch in (0, 1)]
+        rows = [{"stage": s, "epoch": e, "epoch_total": e, "warnings": []} for s in stages for e in (0, 1)]
         (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ((title, (table,)),) = metrics_of(runs, "adversarial").items()
     assert (title, list(table["stage"]), list(table["epoch"])) == ("CLAF", ["adversarial"] * 2, [0, 1])

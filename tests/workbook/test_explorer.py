@@ -17,9 +17,10 @@ from robustlib.errors import InputError
 from robustlib.evaluation import accuracy
 from robustlib.models import Classifier
 from robustlib.representation import runs as stored
-from robustlib.runs import find_runs, read_json, write_json
+from robustlib.runs import find_runs
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
 from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
+from tests.training_fixtures import altered
 
 N = 40
 
@@ -300,10 +301,9 @@ def test_runs_of_no_or_two_data_sets(root, tmp_path):
     with pytest.raises(InputError, match="no finished runs of mnist"):
         explore(tmp_path, dataset="mnist")
     assert not list(tmp_path.iterdir())
-    for name in ("digits", "mnist"):
-        shutil.copytree(root / "digits", tmp_path / name)
-    for file in (tmp_path / "mnist").rglob("params.json"):
-        write_json(file, read_json(file) | {"dataset": "mnist"})
+    shutil.copytree(root / "digits", tmp_path / "digits")
+    for run in find_runs(tmp_path):
+        altered(run, dataset="mnist")
     with pytest.raises(InputError, match=r"runs of digits and mnist.*dataset='digits'"):
         explore(tmp_path)
     assert len(app.finished_runs(tmp_path, "digits")) == 2

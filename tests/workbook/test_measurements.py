@@ -244,7 +244,7 @@ def with_unseen(root: Path, variant: str, seed: int, protocol: str = "", **accur
     """A run whose unseen.json has these accuracies, measured after others."""
     facts = {"n": 100, "split": "test", "seed": 0, "strengths": {"l2": 0.6, "flow": 0.2}, "images": "a"}
     rows = {name: {"accuracy": share, "protocol": protocol} for name, share in accuracies.items()}
-    looks = {"old": {**facts, "n": 3}, "last": {**facts, "accuracies": rows}}
+    looks = {"old": {**facts, "n": 3, "accuracies": {}}, "last": {**facts, "accuracies": rows}}
     return finished_run(root, variant, seed, {"unseen": looks})
 
 
@@ -297,7 +297,8 @@ def test_a_study_measures_what_its_claims_need(tmp_path, monkeypatch):
             raise InputError("not on these images.")
 
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.jobs"], "measure_unseen", measure)
-    judged = [finished_run(tmp_path, "a", seed, {"results": {"n": 6, "rows": []}}) for seed in (0, 1)]
+    results = {"n": 6, "rows": [], "threat": "Linf 0.2", "checkpoint": "best"}
+    judged = [finished_run(tmp_path, "a", seed, {"results": results}) for seed in (0, 1)]
     runs = [*judged, with_unseen(tmp_path, "pgd_at", 0, l2=0.5), Run(tmp_path / "none")]
     options = experiments.Options(device="cpu")
     (problem,) = experiments.measure_claimed([claim("unseen/l2", than="trades")], runs, options)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from robustlib.errors import InputError, unknown
-from robustlib.runs import Run, read_json
+from robustlib.runs import Run
 from robustlib.threat import Threat
 
 Pairs = Sequence[Sequence[Run]]  # the runs that were compared, or single ones
@@ -68,7 +68,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
 
 def _features(run: Run) -> dict[str, Any]:
     """The last measurement of the feature space; those under other threats, which the notebook of another run made, are passed over."""
-    measured = list(read_json(run.path / "representation.json").values())
+    measured = list(run.read("representation.json").values())
     threat = run.params().get("threat")
     own = [one for one in measured if threat and repr(Threat(**threat)) in one.get("attack", "")]
     return (own or measured or [{}])[-1]
@@ -105,7 +105,7 @@ def _evaluation_notes(pairs: Pairs, _: str) -> Iterable[str]:
 
 def _unseen(run: Run) -> dict[str, Any]:
     """What `robustlib.evaluation.measure_unseen` stored last: protocol and accuracies."""
-    last = ([{}, *read_json(run.path / "unseen.json").values()])[-1]
+    last = ([{}, *run.read("unseen.json").values()])[-1]
     return last and last | {"attacks": str(last.get("strengths"))}
 
 
@@ -115,8 +115,9 @@ def _unseen_accuracy(run: Run, _: str, name: str, __: object) -> float:
         remedy = f"`robustlib evaluate {run.argument} --unseen` measures them"
         raise InputError(f"{run.path} has no accuracies under unseen attacks: {remedy}.")
     every = {attack: float(row["accuracy"]) for attack, row in measured["accuracies"].items()}
-    every |= {f"loss/{attack}": every["known"] - accuracy for attack, accuracy in list(every.items())}
-    if measured.get("bare"):
+    known = {f"loss/{attack}": every["known"] - share for attack, share in every.items() if "known" in every}
+    every |= known
+    if measured.get("bare") and "clean" in every:
         every["price"] = float(measured["bare"]["accuracy"]) - every["clean"]
     if name not in every:
         raise unknown("accuracy under unseen attacks", name, every)

@@ -15,11 +15,12 @@ from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measu
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs
+from robustlib.runs.files import tidy
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
 from robustlib.workbook.claims import Claim, variant_of
 from robustlib.workbook.engines import execute
-from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, first_seed, readable
+from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, first_seed
 from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
@@ -57,10 +58,14 @@ class Job:
 
     @property
     def current(self) -> bool:
-        """Whether its page stands already and would come out the same."""
-        had = self.task.status().get("parameters", {})
+        """Whether its page stands already and would come out the same; not where a file of the run or the page's status is damaged."""
+        try:
+            had = {} if self.run.damage else self.task.status().get("parameters")
+        except InputError:
+            return False
         return (
-            self.task.current
+            isinstance(had, dict)
+            and self.task.current
             and {**self.task.parameters, **NO_NUMBER} == {**had, **NO_NUMBER}
             and self.run.finished
             and "numerics" in self.run.results()
@@ -121,7 +126,7 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
     variants = {variant for claim in claims if claim.measure.startswith("unseen/") for variant in claim.variants}
     problems = []
     for run in runs:
-        if run.finished and run.results() and variant_of(run) in variants:
+        if not run.damage and run.finished and run.results() and variant_of(run) in variants:
             try:
                 dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
                 measure_unseen({run.name: run}, dataset, device=options.device)
@@ -131,7 +136,7 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
 
 
 def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
-    """Renders pages, compares the runs of `presets`, maps their feature spaces and writes the index.
+    """Renders pages, compares the runs of `presets`, maps their feature spaces, writes the index, and tidies after killed writers.
 
     Pages that would come out the same are rendered with `force` alone. Returns the index, and a sentence for each page, comparison
     or map that failed.
@@ -146,12 +151,15 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
                 return ""
             if force or not is_current(executed, html, **words):
                 render(executed, html, **words)
-        except InputError as error:  # the other pages are wanted
-            problems.append(f"There is no page of {title}. {error}")
+        except Exception as error:  # whatever it is, the other pages are wanted
+            why = str(error) if isinstance(error, InputError) else f"{executed}: {type(error).__name__}: {error}"
+            problems.append(f"There is no page of {title}. {why}")
             return ""
         return quote(html.relative_to(options.reports).as_posix())
 
-    runs, problems, comparisons, views = find_runs(options.runs), [], [], {}
+    for folder in (options.runs, options.reports):
+        tidy(folder)
+    runs, problems, comparisons, views = find_runs(options.runs), list[str](), [], {}
     places = {run: page(run, options.reports, run.params().get("preset", "")) for run in runs}
     pages = {str(run.path): render_done(executed, run.name) for run, executed in places.items()}
     for preset in preset_names():
@@ -162,7 +170,7 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
             comparisons.append((f"Comparison: {title}", address))
         if (atlas := executed.with_name("atlas.html")).exists():
             comparisons.append((f"Map: {title}", atlas.relative_to(options.reports).as_posix()))
-    lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(filter(readable, runs))
+    lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(runs)
     return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
 
 

@@ -183,7 +183,7 @@ def study_runs(name: str, root: Path | str, dataset: str = "") -> StudyRuns:
     study = read_study(name)
     variants = dict.fromkeys(variant_name(variant, study.preset) for variant in study.variants)
     wanted, usual = list(itertools.product(variants, study.seeds)), preset_dataset(study.preset)
-    own = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if readable(run)]
+    own = [run for run in find_runs(root, preset=study.preset, dataset=dataset or usual) if run.results()]
     own = [run for run in own if (variant_of(run), run.params()["seed"]) in wanted]
     if not own and dataset not in ("", usual):
         why = f"are of {usual}, not of this page's data set, {dataset}: none stand here."
@@ -213,7 +213,7 @@ class Comparison:
 
     dataset: str  # of all that is compared
     threat: str  # likewise, as in "Linf 0.2"; "" where nothing was judged yet
-    every: Sequence[Run]  # of the preset on the data set, also those that are not finished
+    every: Sequence[Run]  # of the preset on the data set, also those that are not finished, without the damaged
     shown: Sequence[Run]  # those that are finished and evaluated under the threat
     summary: str  # how many there are, and which are left out
 
@@ -230,9 +230,11 @@ class Comparison:
 
 def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str = "") -> Comparison:
     """The runs of a preset below `root` on `dataset` ("": the preset's own), judged under `threat` ("": that of most of them)."""
-    name, runs = dataset or preset_dataset(preset), find_runs(root, preset=preset, finished=False)
+    name, found = dataset or preset_dataset(preset), find_runs(root, finished=False)
+    damaged = [run for run in found if run.damage and run.place.split("/")[0] == name]
+    runs = [run for run in found if not run.damage and run.params().get("preset") == preset]
     every = [run for run in runs if run.params()["dataset"] == name]
-    judged = {run.path: run.results()["threat"] for run in every if readable(run)}
+    judged = {run.path: run.results()["threat"] for run in every if run.finished and run.results()}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")
     shown = [run for run in every if judged.get(run.path) == threat]
     summary = f"{len(shown)} runs on {name}, judged under {as_markdown(threat)}."
@@ -242,15 +244,11 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
         summary += f" Runs on {as_markdown(', '.join(others))} are left out: set `dataset`."
     if others := sorted(set(judged.values()) - {threat}):
         summary += f" Runs judged under {as_markdown(', '.join(others))} are left out: set `threat`."
+    if damaged:
+        summary += "\n\nLeft out because they are damaged:\n" + "".join(
+            f"\n- {as_markdown(run.damage)}" for run in damaged
+        )
     return Comparison(name, threat, every, shown, summary)
-
-
-def readable(run: Run) -> bool:
-    """Whether a run is finished and evaluated, and none of the files that a comparison reads is damaged."""
-    try:
-        return run.finished and bool(run.results()) and run.audit() is not None and run.metrics() is not None
-    except (InputError, ValueError):
-        return False
 
 
 def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:

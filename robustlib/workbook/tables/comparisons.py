@@ -83,9 +83,14 @@ def objections(board: pd.DataFrame) -> str:
 
 
 def inventory(runs: Iterable[Any]) -> pd.DataFrame:
-    """All runs, finished or not, as `robustlib list` shows them."""
+    """All runs, finished, damaged or neither, as `robustlib list` shows them."""
     rows = []
     for run in runs:
+        if run.damage:
+            unknown = dict.fromkeys(("clean", "worst case", "headline"), "–")
+            cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **unknown, "notes": run.damage}
+            rows.append({**cells, "run directory": run.path})
+            continue
         params = run.params()
         by_attack = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
         cells = {

@@ -105,8 +105,9 @@ class MinimumNorm(IterativeAttack):
         The deployed model decides, in float32, what is adversarial. A stochastic model is refused. The search begins at
         `starts` (B, C, H, W) in [0, 1] (FAB: the first towards each class; Tangent: where adversarial) or as usual.
         """
-        for images in (x,) if starts is None else (x, starts):
-            check_inputs(images, y)
+        x, y = check_inputs(x, y)
+        if starts is not None:
+            starts, _ = check_inputs(starts, y)
         x_adv, distance, queries = x.clone(), x.new_zeros(len(x)), torch.zeros_like(y)
         if not len(x):
             return MinNormResult(x_adv, distance, queries)

@@ -18,7 +18,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
 from robustlib.errors import check_fields
-from robustlib.models.classifier import logits_of
+from robustlib.models.classifier import check_logits, logits_of
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -172,7 +172,8 @@ class GradientOracle:
         move buffers or have autograd functions of their own.
         """
         with torch.enable_grad(), self._autocast(x):
-            logits = logits_of(self.fast, _repeated(x, n))
+            copies = _repeated(x, n)  # which a model may change in place
+            logits = check_logits(self.fast(copies), len(copies))
         which = rows if n == 1 else torch.arange(rows.start, rows.start + len(x), device=x.device).repeat(n)
         exact = logits.detach().double().requires_grad_(True)
         with torch.enable_grad():
@@ -230,14 +231,14 @@ class GradientOracle:
             logits: list[Tensor] = []
             for n, guard in self._chunks(model, len(part), draws):
                 with guard:
-                    logits.append(_exact(logits_of(model, _repeated(part, n))).view(n, len(part), -1))
+                    logits.append(_exact(check_logits(model(_repeated(part, n)), n * len(part))).view(n, len(part), -1))
             pieces.append(torch.cat(logits))
         return torch.cat(pieces, 1)
 
 
 def _repeated(x: Tensor, n: int) -> Tensor:
-    """(n B, ...): all images, then all images again."""
-    return x if n == 1 else x.repeat(n, *[1] * (x.ndim - 1))
+    """(n B, ...): copies of all images, then of all images again."""
+    return x.repeat(n, *[1] * (x.ndim - 1))
 
 
 def _exact(logits: Tensor) -> Tensor:
@@ -317,7 +318,7 @@ class BaseAttack:
         self, model: Module, x: Tensor, y: Tensor, *, generator: Generator | None = None, rng: ExampleRNG | None = None
     ) -> Tensor:
         """x_adv (B, C, H, W) in [0, 1] and, where there is a threat, in its ball around `x`; see `Attack`."""
-        check_inputs(x, y)
+        x, y = check_inputs(x, y)
         if not len(x):
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)

@@ -1,7 +1,6 @@
 """What attacks take, from users and from each other: models, images, labels, and attacks themselves."""
 
 from collections.abc import Callable
-from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from robustlib.errors import InputError, shown
-from robustlib.rng import ExampleRNG
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,9 +38,9 @@ def attacked_images(name: str, x_adv: object, x: Tensor) -> Tensor:
     return x_adv.detach().to(x)
 
 
-def check_inputs(x: Tensor, y: Tensor) -> None:
-    """Raises InputError for images outside [0, 1] or NaN, and for labels that are no class numbers of this batch. Images of half
-    precision are refused, since rounding to it leaves the ball."""
+def check_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels as an attack may use them (see `owned`); raises InputError for images outside [0, 1] or NaN, and for labels
+    that are no class numbers of this batch. Images of half precision are refused, since rounding to it leaves the ball."""
     kinds = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else f"a {type(v).__name__}" for v in (x, y)]
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         remedy = "divide grey levels by 255, and give x.float() for half precision, which rounds images out of the ball"
@@ -52,6 +50,7 @@ def check_inputs(x: Tensor, y: Tensor) -> None:
     if len(x) and not bool(((x >= 0) & (x <= 1)).all()):  # False for NaN too
         got = f"values from {float(x.min()):g} to {float(x.max()):g}"
         raise InputError(f"Images must lie in [0, 1], got {got}: divide grey levels by 255 and normalise in the model.")
+    return owned(x), owned(y)
 
 
 def check_labels(y: Tensor, classes: int) -> None:
@@ -64,23 +63,14 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 
 def search(call: Callable[P, R]) -> Callable[P, R]:
-    """Decorates the entry of an attack: outside of inference mode, which knows no gradients, and without a graph of its steps,
-    whatever the mode of the caller and the images it gives."""
-
-    def own(value: Any) -> Any:
-        if isinstance(value, ExampleRNG):
-            return ExampleRNG(own(value.seeds))
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().clone() if value.is_inference() else value.detach()
-
-    @wraps(call)
-    def entered(*args: P.args, **settings: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.no_grad():
-            named: Any = {name: own(value) for name, value in settings.items()}
-            return call(*map(own, args), **named)
-
+    """Decorates the entry of an attack: outside of inference mode, which knows no gradients, and without a graph of its steps."""
+    entered: Callable[P, R] = torch.inference_mode(False)(torch.no_grad()(call))
     return entered
+
+
+def owned(given: Tensor) -> Tensor:
+    """The tensor as an attack may use it, whatever the mode and graph that it was made in."""
+    return given.detach().clone() if given.is_inference() else given.detach()
 
 
 def check_model(model: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
-from robustlib.attacks.inputs import check_inputs, search
+from robustlib.attacks.inputs import check_inputs, owned, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
@@ -77,11 +77,11 @@ class PGD(GradientSteps):
 
         `target` (B,): classes that a targeted attack shall reach; `start` (B, C, H, W): first iterate, once projected.
         """
-        check_inputs(x, y)
+        x, y = check_inputs(x, y)
         if self.targeted != (target is not None):
             raise InputError("Give `target` classes to a targeted PGD, and none to an untargeted one.")
         if target is not None:
-            check_inputs(x, target)
+            _, target = check_inputs(x, target)
         if not len(x):
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
@@ -157,6 +157,7 @@ class BatchPGD(GradientSteps):
     ) -> Tensor:
         """x_adv (B, C, H, W) in the ball around `x` and in [0, 1]. `loss`, to be maximised, is a scalar of the model in eval mode,
         or of a folded copy, and images (B, C, H, W); `generator` gives the start, `precision` is that of the passes."""
+        x = owned(x)
         x_adv = uniform_point(self.threat, x, ExampleRNG.from_generator(generator, len(x), x.device))
         with frozen_eval(model), torch.autocast(x.device.type, torch.bfloat16, enabled=False):
             fast = fold_batchnorm(model, x, precision) or model

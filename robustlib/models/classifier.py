@@ -102,17 +102,21 @@ class Classifier(nn.Module):
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (B, K) at images x (B, ...): attacks and judges ask a model here. Images and answers are copied, since a model may
-    change either in place. Raises InputError for an answer of another kind."""
-    answer = model(x.clone())
+    """Logits (B, K) at images x (B, ...), of which the model gets a copy, since it may change them in place (see `check_logits`)."""
+    return check_logits(model(x.clone()), len(x))
+
+
+def check_logits(answer: object, images: int) -> Tensor:
+    """A copy of a model's logits (B, K) for so many images, since it may change its answer later; raises InputError for another kind
+    of answer. Attacks and judges ask every model by way of this."""
     if not isinstance(answer, Tensor):
         raise InputError(
             f"The model answers with a {type(answer).__name__}, not with logits (B, K): wrap it in a module whose forward returns "
             "the logits alone, e.g. model(x)[0]."
         )
-    if answer.ndim != 2 or len(answer) != len(x) or not answer.is_floating_point():
+    if answer.ndim != 2 or len(answer) != images or not answer.is_floating_point():
         raise InputError(
-            f"The model answers {len(x)} image(s) with {answer.dtype} {tuple(answer.shape)}, not with float logits ({len(x)}, K): "
+            f"The model answers {images} image(s) with {answer.dtype} {tuple(answer.shape)}, not with float logits ({images}, K): "
             "let it keep the batch's dimension, by flatten(1) in place of squeeze() and mean() over the others only."
         )
     return answer.clone()

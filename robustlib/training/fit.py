@@ -75,10 +75,8 @@ def fit(
         if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
             run.clear()
         elif other := outdated(trained_with(run)):  # epochs are never mixed
-            raise InputError(
-                f"{run.path} was begun by another version of robustlib, whose numbers differ in {', '.join(other)}: start anew with "
-                "--rerun, or go back to that version."
-            )
+            said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
+            raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
         write_json(run.path / "params.json", params)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())

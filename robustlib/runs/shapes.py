@@ -46,7 +46,7 @@ SHAPES: Mapping[str, Any] = {
     },
     "audit.json": {
         "checks?": [CHECK],
-        "badges": {str: {"verdict?": str, "text?": str}},
+        "badges?": {str: {"verdict?": str, "text?": str}},
         "results?": {"files?": {str: str}},
     },
     "representation.json": {str: {"attack": str, "measures": {str: {str: MAYBE}}}},

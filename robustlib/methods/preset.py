@@ -4,7 +4,7 @@ import ast
 import stat
 import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def preset_values(preset: str, method: str) -> tuple[dict[str, Any], dict[str, A
     return content["common"], section, by_architecture
 
 
-def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
     """["beta=3.0", "eps=8/255", "schedule=cosine"] -> {"beta": 3.0, "eps": 8 / 255, "schedule": "cosine"}."""
     if not isinstance(items, list | tuple):
         raise InputError(f"overrides={shown(items)}: give a list, such as ['beta=3.0'], or [] to change nothing.")

@@ -79,7 +79,7 @@ for entry in TABLE.strip().replace("\n    ", " ").split("\n"):
     words = rest.split()
     rates = dict(map(float, word[1:].split(":")) for word in words if word[0] == "@")
     _, same, steps = PUBLISHED.get(other, (None, {}, {}))
-    PUBLISHED[name] = rest, same | parse_overrides(word for word in words if "=" in word), steps | rates
+    PUBLISHED[name] = rest, same | parse_overrides([word for word in words if "=" in word]), steps | rates
 
 
 @pytest.mark.parametrize("name", METHODS)

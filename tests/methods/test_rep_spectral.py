@@ -314,7 +314,7 @@ def test_training_says_what_it_can(few, tmp_path, capsys):
 
 
 def test_the_console_tells_the_accuracies_that_there_are(tmp_path):
-    job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False), epochs=5)
+    job = SimpleNamespace(run=SimpleNamespace(path=tmp_path, finished=False, damage=""), epochs=5)
     for row, says in (({}, ""), ({"clean_val": 0.9, "robust_val": 0.5}, " · clean 90.0% · robust 50.0%")):
         (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch_total": 2, **row}) + "\n")
         assert activity(job, {"state": "running", "started": "2020-01-01T00:00:00+00:00"}) == f"epoch 2/5{says}"

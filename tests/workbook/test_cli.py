@@ -166,7 +166,7 @@ def test_bad_input_is_a_sentence_and_exit_code_2(call, tmp_path: Path, arguments
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_paths_are_no_markup_and_a_poor_terminal_gets_what_it_can_show(tmp_path: Path, encoding: str) -> None:
-    finished_run(tmp_path / "[red]:x:", "trades \x1b[2J\u202e[b]→")
+    finished_run(tmp_path / "[red]:x:", "trades x=\x1b[2J\u202e[b]→")
     environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "250"}
     answers = []
     for words in (["--runs", "[/x]→"], ["--runs", "[red]:x:"]):

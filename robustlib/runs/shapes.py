@@ -19,7 +19,7 @@ CHECK = {"number": int, "name": str, "verdict": str, "value": MAYBE, "threshold"
 ASKED = dict.fromkeys(("expected", "single", "worst"), SHARE)
 LOOK = {"attack": str, "split": str, "n?": int, "index": [int], "correct": [bool], "distance": [MAYBE]}
 
-# A shape is a type or several, [the shape of each element], or {key: shape}: "key?" may be missing, "key??" may
+# A shape is a type or several, [the shape of each element, or of so many], or {key: shape}: "key?" may be missing, "key??" may
 # be empty too, and {str: shape} takes any other keys.
 SHAPES: Mapping[str, Any] = {
     "params.json": {
@@ -53,7 +53,7 @@ SHAPES: Mapping[str, Any] = {
     "distances.json": {str: LOOK},
     "unseen.json": {str: {"accuracies": {str: SHARE}, "bare??": SHARE}},
     "randomness.json": {
-        **{"draws": int, "clean": ASKED, "attacked": ASKED, "budget": {"bpda": [int]}, "eot": [POINT]},
+        **{"draws": int, "clean": ASKED, "attacked": ASKED, "budget": {"bpda": [int, int]}, "eot": [POINT]},
         "fixed": [{"seed": int, "clean": SHARE, "attacked": SHARE}],
         "vote??": {"draws": int, "clean": {**SHARE, "n": int}, "attacked": SHARE},
     },
@@ -73,8 +73,8 @@ def check_shape(file: Path, content: Any) -> None:
 
 def _misfit(value: Any, shape: Any) -> str:
     """Where a value departs from a shape, such as ".rows[0].accuracy is 'high'"; "" where it fits."""
-    if isinstance(shape, list) and isinstance(value, list):
-        parts = [(f"[{k}]", item, shape[0]) for k, item in enumerate(value)]
+    if isinstance(shape, list) and isinstance(value, list) and len(shape) in (1, len(value)):
+        parts = [(f"[{k}]", item, shape[k % len(shape)]) for k, item in enumerate(value)]
     elif isinstance(shape, dict) and isinstance(value, dict):
         keys = {key.rstrip("?"): key for key in shape if key is not str}
         if lacking := [name for name, key in keys.items() if name == key and name not in value]:

@@ -213,6 +213,7 @@ def test_a_file_of_another_run_is_not_believed(stored, tmp_path, name):
         ("audit.json", {"badges": []}, r"it.badges is '\[\]'"),
         ("distances.json", {"look": {**LOOK, "index": []}}, "it.look has columns of different lengths"),
         ("distances.json", {"look": {"attack": "Tangent()"}}, "it.look has no 'split'"),
+        ("randomness.json", {"budget": {"bpda": [8]}}, r"it.budget.bpda is '\[8\]'"),
         ("params.json", {"method": None}, "it.method is 'None'"),
         (
             "params.json",

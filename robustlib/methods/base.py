@@ -167,7 +167,8 @@ class Method:
             common, section, by_architecture = preset_values(preset, cls.name)
             # Not every method has every common field: a standard training attacks nothing.
             values = {name: value for name, value in common.items() if name in known} | section | {"preset": preset}
-            values |= by_architecture.get(str(overrides.get("arch") or values["arch"]), {})
+            arch = overrides.get("arch")
+            values |= by_architecture.get(arch if isinstance(arch, str) and arch else values["arch"], {})
         values |= overrides
         for name in values:
             if name not in known:

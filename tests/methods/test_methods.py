@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from robustlib.data import DATASETS, load_dataset
 from robustlib.data.sources import Arrays
@@ -280,6 +281,8 @@ def test_fields_are_plain_values_of_their_types_and_tuples_keep_whole_numbers():
     method = make_method("pgd_at", "digits", **given)
     assert repr([getattr(method, name) for name in given]) == "[3, 1.0, (1, 2.5), 0]", "they are in the hash of a run"
     assert METHODS["pgd_at"](milestones=[5]).milestones == (5,), "also without a preset"
+    with pytest.raises(InputError, match="pgd_at arch=tensor"):
+        make_method("pgd_at", "digits", arch=torch.ones(3))
 
 
 def test_none_is_a_choice_where_there_is_no_null():

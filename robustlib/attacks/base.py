@@ -50,9 +50,8 @@ def frozen_eval(model: Module, batchnorm: Modes = "eval") -> Iterator[None]:
     all is as it was."""
     check_model(model)
     gradients = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
-    modes = [
-        (module, module.training) for module in model.modules() if hasattr(module, "training")
-    ]  # not of a frozen script
+    # A frozen TorchScript module has no mode.
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     trainable = [p for p in model.parameters() if p.requires_grad]
     saved = [(b, b.clone()) for b in model.buffers()] if batchnorm == "train" else []
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):

@@ -13,6 +13,7 @@ from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
 
 MOMENTUM = 0.75  # alpha of eq. 3, the share of the new step
+CANDIDATES = 100  # likeliest classes that MALT ranks (section 5)
 FIRST, SHRINK, SHORTEST = 0.22, 0.03, 0.06  # periods between checkpoints, as shares of all steps (section 3.1)
 
 
@@ -27,10 +28,11 @@ class APGD(IterativeAttack):
 
     threat: Threat
     steps: Count = 100  # gradient steps of each run
-    objective: Literal["ce", "nll", "dlr", "margin"] = "ce"  # nll: of outputs that are sums of log-probabilities
-    targets: Whole = (
-        0  # 0: away from the label; N: towards each of the N likeliest wrong classes (K - 1 at most) in turn
-    )
+    # nll: of outputs that are sums of log-probabilities
+    objective: Literal["ce", "nll", "dlr", "margin", "probability_margin"] = "ce"
+    targets: Whole = 0  # 0: away from the label; N: towards each of N wrong classes (K - 1 at most) in turn
+    # which and in what order: the likeliest, or (MALT) those nearest to the image if the model were linear
+    ranking: Literal["logits", "malt"] = "logits"
     restarts: Count = 1  # random starts of each run
     eot: Count = 1  # gradient samples averaged at each step; for stochastic models
     rho: Share = 0.75  # share of steps that must raise the objective between two checkpoints
@@ -38,7 +40,8 @@ class APGD(IterativeAttack):
 
     def _run(self, active_set: ActiveSet) -> None:
         oracle = active_set.oracle
-        classes = ranked_classes(oracle, active_set.all, self.targets, self.eot)
+        malt = self.threat if self.ranking == "malt" else None
+        classes = ranked_classes(oracle, active_set.all, self.targets, self.eot, malt)
         for round_ in active_set.rounds(max(1, classes.shape[1]) * self.restarts):
             batch = active_set.batch
             if self.targets:
@@ -132,12 +135,34 @@ def checkpoints(steps: int) -> set[int]:
     return checked
 
 
-def ranked_classes(oracle: GradientOracle, batch: AttackBatch, targets: int, samples: int) -> Tensor:
-    """The `targets` likeliest wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image."""
+def ranked_classes(
+    oracle: GradientOracle, batch: AttackBatch, targets: int, samples: int, malt: Threat | None = None
+) -> Tensor:
+    """`targets` wrong classes of each example (B, min(targets, K - 1)), by the logits of its clean image: the likeliest or, given
+    the norm of a threat, of CANDIDATES likely ones the nearest by `linear_distances` (MALT; Melamed et al. 2024, algorithm 1)."""
     if not targets:
         return batch.y[:, None][:, :0]
     logits = oracle.fast_logits(batch.x, samples).scatter(1, batch.y[:, None], -torch.inf)
-    return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices
+    wanted = min(targets, logits.shape[1] - 1)
+    if malt is None:
+        return logits.topk(wanted, dim=1).indices
+    likely = logits.topk(min(max(wanted, CANDIDATES), logits.shape[1] - 1), dim=1).indices
+    nearest = linear_distances(oracle, batch, likely, samples, malt).topk(wanted, dim=1, largest=False).indices
+    return likely.gather(1, nearest)
+
+
+def linear_distances(
+    oracle: GradientOracle, batch: AttackBatch, classes: Tensor, samples: int, threat: Threat
+) -> Tensor:
+    """(z_y - z_k) / |gradient of it| at the images, in the norm dual to the threat's, for each of `classes` (B, C): (B, C). Of a
+    linear model without the box it is the distance to class k. Infinite without a gradient."""
+    distances = []
+    for target in classes.unbind(1):
+        towards = replace(batch, target=target)
+        slope, logits = oracle.gradient(batch.x, towards.objective("gap"), samples)
+        steepness = torch.linalg.vector_norm(slope.flatten(1), 1 if threat.norm == "linf" else 2, dim=1)
+        distances.append(-towards.value("gap", logits) / steepness)
+    return torch.stack(distances, 1)
 
 
 def _mix(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

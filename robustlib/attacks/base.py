@@ -17,6 +17,7 @@ from torch.nn import Module
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
+from robustlib.attacks.passes import add_passes
 from robustlib.errors import check_fields
 from robustlib.models.classifier import check_logits, logits_of
 from robustlib.rng import ExampleRNG
@@ -182,6 +183,7 @@ class GradientOracle:
         if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
             upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits.dtype)
             (slope,) = torch.autograd.grad(logits, x, upstream, materialize_grads=True)
+        add_passes(len(logits), backward=logits.requires_grad)
         return _exact(logits.detach()).view(n, len(x), -1), largest, slope
 
     def success_mask(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -231,6 +233,7 @@ class GradientOracle:
             for n, guard in self._chunks(model, len(part), draws):
                 with guard:
                     logits.append(_exact(check_logits(model(_repeated(part, n)), n * len(part))).view(n, len(part), -1))
+                    add_passes(n * len(part))
             pieces.append(torch.cat(logits))
         return torch.cat(pieces, 1)
 

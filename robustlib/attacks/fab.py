@@ -10,7 +10,7 @@ from torch import Tensor
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
-from robustlib.attacks.objectives import is_adversarial, nll
+from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, Share
 from robustlib.threat import TINY, Norm, Threat, norms
 
@@ -73,11 +73,7 @@ class FAB(MinimumNorm):
 
     def _step(self, oracle: GradientOracle, batch: AttackBatch, x: Tensor) -> Tensor:
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
-
-        def gap(logits: Tensor, rows: slice | Tensor) -> Tensor:
-            part = batch[rows]
-            return nll(logits, part.y, part.target) + nll(logits, part.y)
-
+        gap = batch.objective("gap")
         slope, logits = oracle.gradient(x, gap, self.eot)
         # the hyperplane {z: slope . z = offset} on which both classes have the same logit
         offset = (slope * x).flatten(1).sum(1) - gap(logits, slice(None)).nan_to_num(0.0)

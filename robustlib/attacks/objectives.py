@@ -35,6 +35,16 @@ def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return -margin_of(logits, y) if target is None else margin_of(logits, target)
 
 
+def gap(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """z_t - z_y, 0 on the boundary between the two classes; without a target the `margin`."""
+    return -margin_of(logits, y) if target is None else nll(logits, y, target) + nll(logits, y)
+
+
+def probability_margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """max_{k != y} p_k - p_y of the softmax (PMA; Xie et al. 2024, arXiv 2411.15210); targeted: p_t - p_y."""
+    return gap(logits.softmax(1), y, target)
+
+
 def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, eq. 6 and 7), unchanged when all logits are shifted or scaled.
 
@@ -59,6 +69,8 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": ce,
     "nll": nll,
     "margin": margin,
+    "gap": gap,
+    "probability_margin": probability_margin,
     "dlr": dlr,
 }
 

@@ -11,6 +11,7 @@ from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attac
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, owned, search
 from robustlib.attacks.objectives import is_adversarial
+from robustlib.attacks.passes import add_passes
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
@@ -46,7 +47,7 @@ class PGD(GradientSteps):
     steps: Count = 10  # gradient steps of each restart
     step_size: StepSize = None  # length of a step in the threat's norm; None = eps / 4 (2/255 at 8/255)
     # nll: of outputs that are sums of log-probabilities; margin: C&W; kl: from the clean prediction, needs no label
-    objective: Literal["ce", "nll", "margin", "dlr", "kl"] = "ce"
+    objective: Literal["ce", "nll", "margin", "probability_margin", "dlr", "kl"] = "ce"
     targeted: bool = False  # move towards the class given as `target` instead of away from the label
     # a random point of the ball, x + 0.001 N(0, I) clipped to [0, 1] (TRADES' release clips after the first step), or x itself
     start: Literal["uniform", "gaussian", "zero"] = "uniform"
@@ -166,5 +167,6 @@ class BatchPGD(GradientSteps):
                 cast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
                 with torch.enable_grad(), cast:
                     (gradient,) = torch.autograd.grad(loss(fast, x_adv.clone()), x_adv)  # a model may change it
+                add_passes(len(x), backward=True)
                 x_adv = self._step(x_adv, gradient, x)
         return x_adv.detach()

@@ -76,7 +76,8 @@ def evaluate(
 
     Returns:
         Columns index (in the original file), label, attack, surrogate ("" = searched on the model itself), component (of a
-        cascade, or view of a family; "clean" or "before" where not needed), eps, draw, prediction (-1: no answer), margin
+        cascade, or view of a family; "clean" or "before" where not needed), eps, passes (forward and backward, mean over the
+        images that the attack, component or view searched on; see `count_passes`), draw, prediction (-1: no answer), margin
         (z_y - max z_k, float32), valid (x_adv finite, inside ball and [0, 1]). The rows of attack "clean" come first.
     """
     stochastic = bool(getattr(model, "stochastic", False))

@@ -16,7 +16,19 @@ from robustlib.models.classifier import logits_of
 from robustlib.threat import Threat
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
-COLUMNS = ["index", "label", "attack", "surrogate", "component", "eps", "draw", "prediction", "margin", "valid"]
+COLUMNS = [
+    "index",
+    "label",
+    "attack",
+    "surrogate",
+    "component",
+    "eps",
+    "passes",
+    "draw",
+    "prediction",
+    "margin",
+    "valid",
+]
 CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -51,9 +63,12 @@ def predict(model: nn.Module, x_adv: Tensor, batch: Batch, ok: Tensor, draws: in
     return pd.DataFrame({name: columns[name].cpu().numpy() for name in COLUMNS if name in columns})
 
 
-def labelled(frame: pd.DataFrame, attack: str, surrogate: str, component: str | np.ndarray, eps: float) -> pd.DataFrame:
-    """The frame of `predict` with the names of what attacked and its radius, columns in their order."""
-    return frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps)[COLUMNS]
+def labelled(
+    frame: pd.DataFrame, attack: str, surrogate: str, component: str | np.ndarray, eps: float, passes: float = 0.0
+) -> pd.DataFrame:
+    """The frame of `predict` with the names of what attacked, its radius and its passes an image, columns in their order."""
+    names = {"attack": attack, "surrogate": surrogate, "component": component}
+    return frame.assign(**names, eps=eps, passes=passes)[COLUMNS]
 
 
 def robust_correct(records: pd.DataFrame) -> pd.Series:
@@ -71,15 +86,16 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row an attack, then one for each attack on a surrogate ("attack@surrogate"), then "worst", the headline. Columns
         attack, eps, n, correct (a fraction where draws disagree), accuracy, low, high, single (accuracy of draw 0 alone),
-        invalid (examples); accuracies in [0, 1].
+        invalid (examples), passes (forward and backward of the search, mean over all n; of "worst" those of all attacks
+        together, 0 where nothing was counted); accuracies in [0, 1].
     """
     table = with_correct(records)
     rows: list[dict[str, Any]] = [{"attack": attack, **_row(group)} for attack, group in by_attack(table)]
     if len(rows) > 1:
         whole = _row(table)
         least = min((whole, *rows), key=lambda row: row["accuracy"])
-        rows.append({**least, "attack": "worst", "eps": whole["eps"], "invalid": whole["invalid"]})
-    return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid"])
+        rows.append({**least, "attack": "worst", **{name: whole[name] for name in ("eps", "invalid", "passes")}})
+    return pd.DataFrame(rows, columns=["attack", "eps", *accuracy(0, 0), "single", "invalid", "passes"])
 
 
 def accuracies(records: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -107,7 +123,7 @@ def cascade_steps(records: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns attack, surrogate, component, attacked (examples), broken (a fraction where draws disagree), accuracy (after
-        it, of all examples); no rows without a cascade.
+        it, of all examples), passes (mean over those attacked); no rows without a cascade.
     """
     table, rows = with_correct(records), []
     clean = table[table["attack"] == "clean"]
@@ -117,15 +133,22 @@ def cascade_steps(records: pd.DataFrame) -> pd.DataFrame:
         before: float = n
         for k, (component, part) in enumerate(parts.items(), 1):
             after = _score(pd.concat(list(parts.values())[:k]))["correct"].sum()
-            row = {"attack": attack, "surrogate": surrogate, "component": component}
-            rows.append(row | {"attacked": part["index"].nunique(), "broken": before - after, "accuracy": after / n})
+            row = {
+                "attack": attack,
+                "surrogate": surrogate,
+                "component": component,
+                "attacked": part["index"].nunique(),
+            }
+            rows.append(row | {"broken": before - after, "accuracy": after / n, "passes": float(part["passes"].mean())})
             before = after
-    return pd.DataFrame(rows, columns=["attack", "surrogate", "component", "attacked", "broken", "accuracy"])
+    columns = ["attack", "surrogate", "component", "attacked", "broken", "accuracy", "passes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def with_correct(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with the column `correct`; those of version 0.1 knew neither surrogates nor components."""
-    missing = {name: "" for name in ("surrogate", "component") if name not in records}
+    """The records with the column `correct`; those of version 0.1 knew no surrogates, components and passes."""
+    known: dict[str, Any] = {"surrogate": "", "component": "", "passes": 0.0}
+    missing = {name: value for name, value in known.items() if name not in records}
     return records.assign(**missing, correct=robust_correct(records))
 
 
@@ -133,7 +156,9 @@ def _row(group: pd.DataFrame) -> dict[str, float]:
     scores = _score(group)
     numbers = accuracy(float(scores["correct"].sum()), len(scores))
     invalid = group.loc[~group["valid"], "index"].nunique()
-    return {"eps": float(group["eps"].max()), **numbers, "single": float(scores["single"].mean()), "invalid": invalid}
+    passes = float(group.loc[group["draw"] == 0, "passes"].sum()) / max(len(scores), 1)
+    rest = {"single": float(scores["single"].mean()), "invalid": invalid, "passes": passes}
+    return {"eps": float(group["eps"].max()), **numbers, **rest}
 
 
 def _score(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustlib.attacks import APGD, Attack
 from robustlib.attacks.base import MemoryGuard, SurrogateModel
 from robustlib.attacks.inputs import attacked_images
+from robustlib.attacks.passes import count_passes
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
@@ -232,7 +233,8 @@ class AttackSchedule:
             frames.append(frame)
             done += len(rows)
             report()
-        return concat_records(frames)
+        frame = concat_records(frames)
+        return frame.assign(passes=frame["passes"].mean()) if len(frame) else frame
 
     def _finished(self, part: str) -> list[pd.DataFrame]:
         frames: list[pd.DataFrame] = []
@@ -251,7 +253,7 @@ class AttackSchedule:
         rng, x_adv = ExampleRNG.for_examples(self.seed, batch.index), batch.x
         # What has no `rng`, such as a stochastic model, draws from torch's own generator.
         facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), count_passes() as passes:
             torch.manual_seed(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:7], "big"))
             if step.attack is not None and step.view is not None:
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
@@ -259,7 +261,7 @@ class AttackSchedule:
                 found = step.attack(step.view, batch.x.clone(), batch.y.clone(), **aim)  # it may change what it gets
                 x_adv = attacked_images(step.name, found, batch.x)
             frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
-        return labelled(frame, step.name, step.surrogate, step.component, step.eps)
+        return labelled(frame, step.name, step.surrogate, step.component, step.eps, passes.total / len(rows))
 
     def _halve(self, step: Step, size: int) -> str:
         """Half the batch from here on, and the sentence that says so."""

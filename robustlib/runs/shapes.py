@@ -10,8 +10,8 @@ from robustlib.errors import InputError
 NUMBER = (int, float)
 MAYBE = (*NUMBER, NoneType)
 SHARE = {"accuracy": NUMBER, "low?": NUMBER, "high?": NUMBER, "n?": int, "protocol?": str, "single?": NUMBER}
-ROW = {**SHARE, "attack": str}
-STEP = {"attack": str, "surrogate?": str, "component": str, "attacked": int, "broken": NUMBER, "accuracy": NUMBER}
+ROW = {**SHARE, "attack": str, "passes?": NUMBER}
+STEP = {**ROW, "surrogate?": str, "component": str, "attacked": int, "broken": NUMBER}
 POINT = {**SHARE, "steps": int, "samples": int, "n": int}
 SERIES = {"points": [POINT], "last": {"lost": NUMBER, "low": NUMBER, "high": NUMBER, "verdict": str}}
 PLATEAU = {"taken": bool, "full": ROW, "worst": ROW, "samples?": SERIES, "steps?": SERIES}

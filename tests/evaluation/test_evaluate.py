@@ -40,7 +40,8 @@ def model():
 
 def test_records_are_tidy_and_true(model, split):
     records = evaluate(model, split, {"fgsm": FGSM(THREAT)}, batch_size=50)
-    names = ["index", "label", "attack", "surrogate", "component", "eps", "draw", "prediction", "margin", "valid"]
+    names = ["index", "label", "attack", "surrogate", "component", "eps", "passes", "draw"]
+    names += ["prediction", "margin", "valid"]
     assert (list(records), len(records), list(records["index"][:3])) == (names, 240, [500, 501, 502])
     clean = records[records.attack == "clean"]
     x = split.images.float() / 255
@@ -113,6 +114,25 @@ def test_what_is_wrong_already_is_not_attacked(model, split):
         kept = records[(records.attack == attack) & ~records["index"].isin(clean.index[right])].set_index("index")
         assert (set(kept.component), set(kept.eps)) == ({component}, {THREAT.eps})
         pd.testing.assert_frame_equal(kept[same], clean.loc[kept.index, same])
+
+
+def test_passes_are_those_of_the_images_that_were_attacked(model, split):
+    wrong = replace(split, labels=torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels))
+    weak, strong = PGD(THREAT, 4), PGD(THREAT, 5, restarts=2)
+    attacks = {"pgd": weak, "pair": cascade(first=weak, second=strong), "own": Fake()}
+    whole, parts = (evaluate(model, wrong, attacks, batch_size=size) for size in (120, 7))
+    assert whole.passes.equals(parts.passes), "whatever the batching"
+    table, right = summarise(whole).set_index("attack"), int(accuracies(whole)["clean"] * 120)
+    assert table.passes[["clean", "own", "pgd"]].tolist() == [0, 0, pytest.approx(8 * right / 120)]
+    steps = cascade_steps(whole).set_index("component")
+    assert steps.passes.tolist() == [0, 8, 2 * 2 * 5 + 2]  # two restarts, which are compared at the end
+    assert 0 < steps.attacked["second"] < right == steps.attacked["first"]
+    spent = (8 * right + 22 * steps.attacked["second"]) / 120
+    assert table.passes["pair"] == pytest.approx(spent)
+    assert table.passes["worst"] == pytest.approx(table.passes["pgd"] + spent)
+    older = summarise(whole.drop(columns="passes"))
+    assert older.drop(columns="passes").equals(table.reset_index().drop(columns="passes"))
+    assert not older.passes.any()
 
 
 def test_a_cascade_is_autoattack_called_directly(split):

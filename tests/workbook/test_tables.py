@@ -45,6 +45,17 @@ def test_accuracies_best_beside_last_and_of_one_draw() -> None:
     assert "one draw" not in table
 
 
+def test_passes_stand_beside_the_number_that_they_bought() -> None:
+    column = "passes per image (forward + backward)"
+    counted = [row | {"passes": 0 if row["attack"] == "clean" else 1234.56} for row in RESULTS["rows"]]
+    table = tables.accuracies({"rows": counted})
+    assert table.loc["worst case", column] == "1,235"
+    assert table.loc["clean", column] == "–"
+    assert column not in tables.accuracies(RESULTS), "an older evaluation counted nothing"
+    steps = tables.autoattack_steps([{**row, "passes": 7.0} for row in fixtures.cascade()])
+    assert steps[column].unique().tolist() == ["7"]
+
+
 def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     results, sent = fixtures.adaptive(), []
     assert list(tables.accuracies(results).index) == ["clean", "PGD-20", "CW-50", "AutoAttack", "worst case"]

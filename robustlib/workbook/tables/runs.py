@@ -13,6 +13,7 @@ import pandas as pd
 from robustlib.figures.canvas import attack_name, percent, verdict_label, worst_verdict
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
+PASSES = "passes per image (forward + backward)"  # of the search
 
 
 def hyperparameters(method: Any) -> pd.DataFrame:
@@ -49,11 +50,16 @@ def share(row: Mapping[Any, Any], name: str = "accuracy") -> str:
     return percent(row[name], row.get(f"{prefix}low"), row.get(f"{prefix}high"))
 
 
+def passes(row: Mapping[str, Any]) -> str:
+    """A row's forward and backward passes an image; a dash where none were counted."""
+    return f"{row['passes']:,.0f}" if row.get("passes") else "–"
+
+
 def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     """A run's accuracy under each attack, for its best and its last epoch, with the protocol of each number.
 
     Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are
-    expected ones, over its draws; what a single draw gave stands beside them.
+    expected ones, over its draws; what a single draw gave stands beside them. PASSES are those on the best epoch.
     """
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     deployed = {
@@ -64,6 +70,8 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     rows = [best.get(name, {}) for name in table.index]
     if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in best.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])
+    if any(row.get("passes") for row in rows):
+        table[PASSES] = [passes(row) for row in rows]
     table["images"] = [row.get("n", results["rows"][0]["n"]) for row in rows]
     table["protocol"] = [row.get("protocol", "") for row in rows]
     return table.rename(index=attack_name).rename_axis("attack")
@@ -94,10 +102,11 @@ def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             "images attacked": row["attacked"] if row["component"] != "clean" else "–",
             "broken": f"{row['broken']:g}",
             "accuracy after it": percent(row["accuracy"]),
+            PASSES: passes(row),
         }
         for row in rows
     ]
-    frame = pd.DataFrame(table, columns=["attack", "step", "images attacked", "broken", "accuracy after it"])
+    frame = pd.DataFrame(table, columns=["attack", "step", "images attacked", "broken", "accuracy after it", PASSES])
     return frame.drop(columns="attack") if frame["attack"].nunique() == 1 else frame
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,7 @@ def say(sentence: str) -> None:
     err.print(Text.assemble(("Error: ", "bold red"), printable(sentence)), soft_wrap=True)
 
 
+UNDER_WAY = ("queued", "running")  # states of jobs that have not ended
 WHERE, HOW, DATA = "Where results go", "How it runs", "Data"
 
 Runs = Annotated[Path, Option(help="Directory of all runs.", callback=check_path, rich_help_panel=WHERE)]
@@ -272,16 +274,27 @@ def _run(study: "Study", shared: Shared) -> None:
 
 
 def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: Shared) -> None:
-    """Runs what is not done yet, measures what claims need besides, then writes and announces the report."""
+    """Runs what is not done yet, writes the index as each ends, measures what claims need besides, then announces the report."""
     from robustlib.workbook import console
     from robustlib.workbook.engines import run_all
     from robustlib.workbook.experiments import measure_claimed, publish
 
     runs, todo = [job.run for job in jobs], [job for job in jobs if shared.rerun or not job.current]
-    tasks = [job.task for job in todo]
+    tasks, listed = [job.task for job in todo], len(todo)  # how many the index last listed as waiting
+
+    def follow(statuses: list[dict[str, Any]]) -> None:
+        nonlocal listed
+        monitor(statuses)
+        pairs = zip(todo, statuses, strict=True)
+        waiting = {job.name: (job.run, status["state"]) for job, status in pairs if status["state"] in UNDER_WAY}
+        if 0 < len(waiting) < listed:
+            listed = len(waiting)
+            with suppress(Exception):  # no trouble with a page may end trainings; the report after the last one says it
+                publish(options, [], waiting=waiting)
+
     try:
         with console.job_monitor(out, todo) as monitor:
-            statuses = run_all(tasks, shared.jobs, monitor, timeout=shared.timeout, engine=shared.engine)
+            statuses = run_all(tasks, shared.jobs, follow, timeout=shared.timeout, engine=shared.engine)
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
         raise Exit(130) from None

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
+from robustlib.data import load_dataset
 from robustlib.errors import InputError
-from robustlib.runs import find_runs, read_json, write_atomic
+from robustlib.evaluation import accuracy
+from robustlib.methods import make_method
+from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
+from robustlib.training.fit import run_params
 from robustlib.workbook import cli
 from robustlib.workbook.cli import main
 from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
@@ -363,3 +368,46 @@ def test_lab_opens_the_notebooks_with_kernels_here(call, monkeypatch: pytest.Mon
     assert call("lab", "--", "--port", "9999")[0] == 0
     assert f"--MappingKernelManager.root_dir={tmp_path}" in seen
     assert seen[-2:] == ["--port", "9999"]
+
+
+def test_the_index_stands_when_the_first_run_is_done_and_lists_those_that_are_not(call, tmp_path, monkeypatch) -> None:
+    index, seen = tmp_path / "reports" / "index.html", list[str]()
+
+    def run_all(tasks: list[Task], jobs: int, on_change: Any, **_: object) -> list[dict[str, str]]:
+        states = ["running", "running", "queued"]
+        for ended, state in enumerate((None, "done", "failed", "done")):
+            if state:
+                states[ended - 1] = state
+            if state == "done":
+                _pretend_run(tasks[ended - 1])
+            on_change([{"state": state, "started": "2026-01-01T00:00:00+00:00"} for state in states])
+            seen.append(index.read_text() if index.exists() else "")
+            index.unlink(missing_ok=True)  # so that one that is there was just written
+        return [{"state": "done", "reason": ""}] * 3
+
+    monkeypatch.setattr("robustlib.workbook.engines.run_all", run_all)
+    monkeypatch.setattr("robustlib.workbook.experiments.jobs._compare", lambda *_: [])
+    assert call("run", "standard", "trades", "pgd_at")[0] == 0
+    assert index.exists()
+    waiting = [re.findall(r'<th scope="row">(\w+) · seed 0</th><td>digits</td><td>(\w+)</td>', page) for page in seen]
+    assert waiting == [[], [("trades", "running"), ("pgd_at", "queued")], [("pgd_at", "queued")], []]
+    pages = [re.findall(r'href="digits/(\w+?)-small_cnn', page) for page in seen]
+    assert [set(found) for found in pages] == [set(), {"standard"}, {"standard"}, set()]
+    monkeypatch.setattr("robustlib.workbook.experiments.jobs.leaderboard", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # of the report at the end alone: until then trainings go on
+        main(["run", "standard", "trades", "pgd_at", "--rerun"])
+    assert len(seen) == 8
+
+
+def _pretend_run(task: Task) -> None:
+    """A finished, evaluated run and its executed notebook."""
+    page = nbformat.v4.new_notebook()
+    write_atomic(task.output, nbformat.writes(page))
+    write_json(task.status_path, {"state": "done"})
+    rows = [{"attack": name, **accuracy(3, 4)} for name in ("clean", "worst")]
+    results = {"n": 4, "threat": "Linf 0.2", "checkpoint": "best", "rows": rows, "numerics": {}}
+    method = make_method(task.parameters["method"], "digits")
+    params = run_params(method, load_dataset("digits"), method.arch, 0, "32-true")
+    run = Run.of(params, task.parameters["runs"])
+    for name, content in {"params": params, "results": results, "status": {"state": "done"}}.items():
+        write_json(run.path / f"{name}.json", content)

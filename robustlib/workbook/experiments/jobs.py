@@ -2,10 +2,12 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+import pandas as pd
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
@@ -135,11 +137,18 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
     return problems
 
 
-def publish(options: Options, presets: Sequence[str], *, force: bool = False) -> tuple[Path, list[str]]:
+def publish(
+    options: Options,
+    presets: Sequence[str],
+    *,
+    force: bool = False,
+    waiting: Mapping[str, tuple[Run, str]] | None = None,
+) -> tuple[Path, list[str]]:
     """Renders pages, compares the runs of `presets`, maps their feature spaces, writes the index, and tidies after killed writers.
 
-    Pages that would come out the same are rendered with `force` alone. Returns the index, and a sentence for each page, comparison
-    or map that failed.
+    Pages that would come out the same are rendered with `force` alone. `waiting` are jobs that have not ended, by name: their run and
+    state, which the index says in place of what such a run lacks. Returns the index, and a sentence for each page, comparison or map
+    that failed.
     """
     from robustlib.workbook.report import is_current, render, write_index
 
@@ -171,6 +180,11 @@ def publish(options: Options, presets: Sequence[str], *, force: bool = False) ->
         if (atlas := executed.with_name("atlas.html")).exists():
             comparisons.append((f"Map: {title}", atlas.relative_to(options.reports).as_posix()))
     lacking, board = incomplete(find_runs(options.runs, finished=False)), leaderboard(runs)
+    if waiting:
+        facts = {"preset": options.preset, "dataset": options.dataset or preset_dataset(options.preset)}
+        rows = [{"run": name, **facts, "path": str(r.path), "missing": state} for name, (r, state) in waiting.items()]
+        others = lacking[~lacking["path"].isin([row["path"] for row in rows])]
+        lacking = pd.concat([pd.DataFrame(rows), others], ignore_index=True)
     return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
 
 

@@ -1,7 +1,7 @@
 """A faster copy of a model for the time of an attack: BatchNorm folded into convolutions, channels last, bf16 weights.
 
 An attack runs the same weights dozens of times, in eval mode and without weight gradients. The copy is kept beside its model
-and only its tensors are synchronised at each attack, so training pays for it once.
+and only its tensors are copied at each attack, so training pays for it once.
 """
 
 import copy
@@ -36,10 +36,10 @@ def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | N
 
 
 def _signature(model: nn.Module, device: torch.device) -> int:
-    """A number that changes when the model's structure, or anything its modules hold besides weights, does."""
+    """A number that changes when the model's structure, shapes of weights included, or anything else its modules hold does."""
     parts: list[Any] = [str(device)]
     for module in model.modules():
-        parts.append(id(module))
+        parts += [id(module), *(tensor.shape for tensor in _tensors(module).values())]
         for key, value in vars(module).items():
             if key in ("training", "_parameters", "_buffers", "_modules"):
                 continue
@@ -75,7 +75,8 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
         wanted, got = (one(x[:4].clone()) for one in (trial, module))
     if not bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)):
         return None
-    folded.dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    if precision == "bf16-mixed":
+        folded.cast(torch.bfloat16)
     return folded
 
 
@@ -91,41 +92,66 @@ def batchnorm_after(model: nn.Module) -> dict[str, str]:
             if attacked := getattr(norm, "attacked", None):
                 norm, norm_name = attacked, f"{norm_name}.attacked"
             plain = type(conv) is nn.Conv2d and "weight" in conv._parameters and type(norm) is nn.BatchNorm2d
-            if plain and norm is not None and norm.running_mean is not None:
+            if plain and norm is not None and norm.running_mean is not None and norm.affine:
                 pairs[prefix + conv_name] = prefix + norm_name
     return pairs
 
 
 class FoldedModel:
     """A copy of a model in which each BatchNorm of `pairs` (see `batchnorm_after`) is the identity; its weights are those
-    of the last `sync`, with convolutions and matrices in `dtype`."""
+    of the last `sync`."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.pairs, self.dtype = module, batchnorm_after(module), torch.float32
+        self.module, self.pairs = module, batchnorm_after(module)
         for conv_name, norm_name in self.pairs.items():
             module.set_submodule(norm_name, nn.Identity())
             conv = module.get_submodule(conv_name)
             if conv.bias is None:
                 conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+        self.cast(torch.float32)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Keeps convolutions, channels last, and matrices in `dtype`, and everything else in float32, as autocast does."""
+        for module in (m for m in self.module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+            for tensor in _tensors(module).values():
+                layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+                tensor.data = tensor.data.to(dtype, memory_format=layout)
 
     @torch.no_grad()
     def sync(self, model: nn.Module) -> None:
-        """Takes over the model's weights and statistics; unchanged tensors are shared, not copied."""
+        """Takes over the model's weights and statistics in place, so that a CUDA graph may go on with their addresses."""
         source: dict[str, Any] = dict(model.named_modules())
+        folded = self._fold(source)
+        copies: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for name, module in self.module.named_modules():
             if name not in source or isinstance(module, nn.Identity):
                 continue
-            tensors = {**source[name]._parameters, **source[name]._buffers}
-            if name in self.pairs:
-                # torch's fuse_conv_bn_weights rounds the bias in another order, which moves stored numbers
-                conv, norm = source[name], source[self.pairs[name]]
-                scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-                shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-                bias = shift if conv.bias is None else conv.bias * scale + shift
-                tensors = {"weight": conv.weight * scale.view(-1, 1, 1, 1), "bias": bias}
-            for key, value in tensors.items():
-                if value is not None:
-                    if isinstance(module, (nn.Conv2d, nn.Linear)):  # autocast keeps everything else in float32
-                        layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
-                        value = value.to(self.dtype, memory_format=layout)
-                    getattr(module, key).data = value.data
+            for key, value in ({"bias": folded[name]} if name in folded else _tensors(source[name])).items():
+                mine = getattr(module, key)
+                targets, values = copies.setdefault(mine.dtype, ([], []))
+                targets.append(mine)
+                values.append(value)
+        for targets, values in copies.values():
+            torch._foreach_copy_(targets, values)
+
+    def _fold(self, source: dict[str, Any]) -> dict[str, Tensor]:
+        """Scales the weights of the convolutions of `pairs`; their biases by name. All together take few launches."""
+        if not self.pairs:
+            return {}
+        # torch's fuse_conv_bn_weights rounds the bias in another order, which moves stored numbers
+        norms, folded = [source[name] for name in self.pairs.values()], {}
+        scales = torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms])
+        torch._foreach_rsqrt_(scales)
+        torch._foreach_mul_(scales, [norm.weight for norm in norms])
+        moved = torch._foreach_mul([norm.running_mean for norm in norms], scales)
+        shifts = torch._foreach_sub([norm.bias for norm in norms], moved)
+        for name, scale, shift in zip(self.pairs, scales, shifts, strict=True):
+            conv, mine = source[name], self.module.get_parameter(f"{name}.weight")
+            torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=mine)
+            folded[name] = shift if conv.bias is None else conv.bias * scale + shift
+        return folded
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers by name."""
+    return {key: value for key, value in {**module._parameters, **module._buffers}.items() if value is not None}

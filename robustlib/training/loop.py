@@ -4,7 +4,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
+
+
+@contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Within, cuDNN takes the fastest algorithm for each shape that it meets. Not for validation, where attacks on ever fewer
+    images would have it try all algorithms for every size."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, not cudnn.deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @dataclass
@@ -156,6 +169,7 @@ class Training:
                 "rate, or use precision 32-true. The checkpoint of the epoch before is kept."
             )
 
+    @tuned_convolutions()
     def _pass(self, part: Pass, epoch: int, repeat: int) -> dict[str, Tensor]:
         """One pass over the training data; returns the means of the losses and their parts."""
         purpose = (epoch, part.name, repeat)
@@ -295,13 +309,12 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     Its decay at update t is min(decay, (1 + t) / (10 + t)), so that early updates count.
     """
 
-    def average(shadows: Sequence[Tensor], current: Sequence[Tensor], _: Any) -> None:
+    def average(shadows: Any, current: Any, _: Any) -> None:
         t = int(averaged.n_averaged) - 1  # on the CPU: the argument's copy on a GPU would have to be waited for
-        for shadow, new in zip(shadows, current, strict=True):
-            if shadow.is_floating_point():
-                shadow.lerp_(new, 1 - min(decay, (1 + t) / (10 + t)))
-            else:
-                shadow.copy_(new)
+        if shadows[0].is_floating_point():  # torch groups by dtype
+            torch._foreach_lerp_(shadows, current, 1 - min(decay, (1 + t) / (10 + t)))
+        else:
+            torch._foreach_copy_(shadows, current)
 
     averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     averaged.n_averaged.fill_(1)  # the copy is the first of the averaged; at 0 the first update would replace it

@@ -95,9 +95,10 @@ class OptimizerSpec:
     def build(self) -> torch.optim.Optimizer:
         """A new torch optimiser over the parameters that take gradients."""
         params = [p for p in self.params if p.requires_grad]
+        rest: Any = {"weight_decay": self.weight_decay, "fused": all(p.is_cuda for p in params) or None}
         if self.kind == "adam":
-            return torch.optim.Adam(params, self.lr, self.betas, weight_decay=self.weight_decay)
-        return torch.optim.SGD(params, self.lr, self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.Adam(params, self.lr, self.betas, **rest)
+        return torch.optim.SGD(params, self.lr, self.momentum, **rest)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
+from robustlib.models import build_model
+from tests.accelerator import Launches
 from tests.conftest import ConvNet
 
 
@@ -18,6 +20,18 @@ def test_the_folded_copy_equals_the_model_and_follows_its_weights(conv_net):
         conv_net[1].running_var.mul_(2)
         assert fold_batchnorm(conv_net, x, "32-true") is folded
         assert torch.allclose(folded(x), conv_net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_are_folded_in_place_and_in_few_launches(digits, precision):
+    model, x = build_model("resnet18", digits).eval(), digits.test.images[:4].float() / 255
+    folded = fold_batchnorm(model, x, precision)
+    addresses = [tensor.data_ptr() for tensor in folded.state_dict().values()]
+    assert not {tensor.data_ptr() for tensor in model.state_dict().values()} & set(addresses), "nothing is shared"
+    with Launches() as launches, torch.no_grad():
+        fold_batchnorm(model, x, precision)
+    assert launches.total() <= 30
+    assert [tensor.data_ptr() for tensor in folded.state_dict().values()] == addresses
 
 
 @pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2)], ids=["not next", "first"])

@@ -16,6 +16,7 @@ from robustlib.errors import InputError
 from robustlib.methods.baselines import Standard, clean_updates
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step
 from robustlib.training.loop import moving_average
+from tests.accelerator import Launches
 from tests.conftest import hardly_validated
 from tests.training_fixtures import interrupt, run_below, same_runs, tiny, train
 
@@ -187,6 +188,37 @@ def test_ema_averages_weights_and_statistics():
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
     assert 35 < ema.module[1].running_mean[0] < 50
+
+
+def test_ema_takes_as_few_launches_for_many_tensors_as_for_one():
+    model = torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)) for _ in range(9))
+    )
+    ema = moving_average(model, 0.9)
+    with Launches() as launches:
+        ema.update_parameters(model)
+    assert launches.total() <= 12
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_tries_its_algorithms_in_passes_and_not_in_validation(tmp_path, few, monkeypatch, deterministic):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    seen: dict = {"pass": set(), "probe": set()}
+
+    def stages(model):
+        def updates(batch, context):
+            seen["pass"].add(torch.backends.cudnn.benchmark)
+            yield "model", Loss(F.cross_entropy(model(batch.x), batch.y))
+
+        def probe(*_):
+            seen["probe"].add(torch.backends.cudnn.benchmark)
+            return 0.0
+
+        optimisers = {"model": OptimizerSpec(model.parameters(), 0.1)}
+        return [Stage("only", 1, optimisers, (Pass(updates),), probes={"at": probe})]
+
+    train(scripted(stages), few, tmp_path)
+    assert seen == {"pass": {not deterministic}, "probe": {False}}
 
 
 @pytest.mark.parametrize(

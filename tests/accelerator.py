@@ -1,4 +1,4 @@
-"""What a GPU would be asked to do, counted without one."""
+"""What a GPU would be asked to do and to keep, counted without one."""
 
 from collections import Counter
 
@@ -22,3 +22,31 @@ class Launches(TorchDispatchMode):
 
     def total(self) -> int:
         return self.names.total()
+
+
+class Held(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd holds for backward passes of graphs made within; what is recomputed counts as never held."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        super().__init__(self._hold, lambda held: held[0])
+
+    def __enter__(self) -> "Held":
+        super().__enter__()
+        return self
+
+    def _hold(self, tensor: torch.Tensor) -> tuple[torch.Tensor, "Releases"]:
+        size = tensor.numel() * tensor.element_size()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        return tensor, Releases(self, size)
+
+
+class Releases:
+    """Tells when what autograd holds is let go."""
+
+    def __init__(self, held: Held, size: int) -> None:
+        self.held, self.size = held, size
+
+    def __del__(self) -> None:
+        self.held.now -= self.size

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustlib.attacks import PGD
 from robustlib.data import Batch, Dataset
@@ -99,12 +99,11 @@ def trades_forward(model: nn.Module, beta: float, batch: Batch, x_adv: Tensor) -
     """TRADES' loss from separate forward passes in the released order x, x', x.
 
     The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
-    gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once.
+    gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once. Here that pass comes with the
+    gradients, so activations of x and of x' are never held together.
     """
-    logits, logits_adv = model(batch.x), model(x_adv)
-    with torch.no_grad():
-        model(batch.x)
-    return Loss(*trades_loss(logits, logits_adv, batch.y, beta))
+    logits = checkpoint(model, batch.x, use_reentrant=False)  # the backward pass forwards x again, once x' is done with
+    return Loss(*trades_loss(logits, model(x_adv), batch.y, beta))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Contrastive pre-training and then a head: SupCon, SimCLR, RoCL and ACL, and what CLAF shares with them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -97,15 +97,17 @@ class Contrastive(AdversarialMethod):
         threat = self.threat(dataset)
 
         def updates(batch: Batch, context: StepContext) -> Updates:
-            yield "encoder", self.contrast(model, threat, batch, context)
+            for loss in self.contrast(model, threat, batch, context):
+                yield "encoder", loss
 
         optimisers = {"encoder": self.optim(contrasted(model))}
         return [Stage("contrastive", self.epochs, optimisers, (Pass(updates, augment=self.augment),))]
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
-        """The contrastive loss of a batch, here of two augmented views; `model` is in train mode."""
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Iterator[Loss]:
+        """The contrastive loss of a batch, here of two augmented views; `model` is in train mode. In parts that are differentiated
+        one after another where that holds fewer activations at a time; the last has the value of the whole."""
         labels = batch.y if self.labelled else None
-        return Loss(supcon_loss(project_views(model, self.two_views(batch)), labels, self.temperature))
+        yield Loss(supcon_loss(project_views(model, self.two_views(batch)), labels, self.temperature))
 
     def two_views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Two independent views of the batch, (B, C, H, W) each."""
@@ -246,7 +248,7 @@ class RoCL(Contrastive):
     projection: tuple[int, ...] = (2048, 128)  # widths of the projection head
     regulariser: Annotated[float, "(0, inf]", "inf drops the term"] = 256.0  # lambda: NT-Xent(x', x2) is divided by it
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Iterator[Loss]:
         x1, x2 = self.two_views(batch)
         with frozen_eval(model), torch.no_grad():
             fixed = model.project(x2)
@@ -257,8 +259,9 @@ class RoCL(Contrastive):
         attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
         x_adv = attack(model, x1, dissimilarity, generator=context.generator, precision=context.precision)
         pair = supcon_loss(project_views(model, (x_adv, x2)), None, self.temperature, one_sided=True)
+        yield Loss(pair / self.regulariser, step=False)
         three = 2 * supcon_loss(project_views(model, (x1, x2, x_adv)), None, self.temperature, one_sided=True)
-        return Loss(three + pair / self.regulariser, {"views": three, "pair": pair})
+        yield Loss(three + pair.detach() / self.regulariser, {"views": three, "pair": pair})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +286,7 @@ class ACL(Contrastive):
         """A projection head with BatchNorm, and dual BatchNorm everywhere."""
         return {**super().model_options(), "projection_batchnorm": True, "dual_batchnorm": True}
 
-    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Loss:
+    def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Iterator[Loss]:
         both = torch.cat(self.two_views(batch))
 
         def stream(seen: Any, x: Tensor) -> Tensor:
@@ -292,6 +295,7 @@ class ACL(Contrastive):
 
         with clean_statistics(model):
             clean = stream(model, both)
+        yield Loss(clean / 2, step=False)
         attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
         attacked = stream(model, attack(model, both, stream, generator=context.generator, precision=context.precision))
-        return Loss((clean + attacked) / 2, {"clean": clean, "attacked": attacked})
+        yield Loss((clean.detach() + attacked) / 2, {"clean": clean, "attacked": attacked})

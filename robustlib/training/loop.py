@@ -197,7 +197,7 @@ class Training:
     def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Runs a method's update generator on a batch: each loss that it yields is differentiated and stepped on at once."""
         sums: dict[str, Tensor] = {}
-        updates = part.updates(batch, context)
+        updates, stepped = part.updates(batch, context), True
         try:
             while True:
                 with self.fabric.autocast():  # what a method computes, and nothing between two yields
@@ -205,12 +205,13 @@ class Training:
                 if item is None:
                     break
                 name, loss = item
-                for optimiser in self.optimisers.values():
+                for optimiser in self.optimisers.values() if stepped else ():
                     optimiser.zero_grad()
                 self.fabric.backward(loss.total)
-                self.optimisers[name].step()
-                prefix = "" if len(self.optimisers) == 1 else f"{name}/"
-                _accumulate(sums, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
+                if stepped := loss.step:
+                    self.optimisers[name].step()
+                    prefix = "" if len(self.optimisers) == 1 else f"{name}/"
+                    _accumulate(sums, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
         finally:
             updates.close()  # a method may have weights to put back
         if self.average:

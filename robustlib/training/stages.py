@@ -60,6 +60,7 @@ class Loss:
 
     total: Tensor
     parts: Mapping[str, Tensor | float] = field(default_factory=dict)
+    step: bool = True  # False: no step and no metric yet, its gradient is added to that of the next loss
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from robustlib.attacks import ExampleRNG
 from robustlib.losses import mart_loss
 from robustlib.methods import make_method
 from robustlib.models import build_model
+from tests.accelerator import Held
 from tests.training_fixtures import step_context
 
 SEED, EPS, BATCH = 5, 0.2, 16  # of the update's generator; of digits; images
@@ -101,6 +102,14 @@ def test_a_trades_update_is_the_one_written_out(digits):
     after = updated("trades", digits)
     same(after, descended(model, lambda m: released_trades(m, batch.x, x_adv, batch.y)))
     assert after.encoder.stage1[1].num_batches_tracked == 3
+
+
+def test_trades_never_holds_activations_of_both_passes(digits):
+    held = {}
+    for name in ("pgd_at", "trades"):
+        with Held() as held[name]:
+            updated(name, digits)
+    assert held["trades"].peak <= 1.05 * held["pgd_at"].peak
 
 
 @pytest.mark.parametrize("beta", [0.0, 5.0])

@@ -10,10 +10,13 @@ import torch.nn.functional as F
 
 from robustlib.attacks import PGD, BatchPGD
 from robustlib.errors import InputError
+from robustlib.losses import nt_xent, supcon_loss
 from robustlib.methods.claf import head_probe
+from robustlib.methods.contrastive import project_views
 from robustlib.models.branches import clean_statistics
 from robustlib.training import loop
 from robustlib.training.validation import probe_batch
+from tests.accelerator import Held
 from tests.restated import supcon
 from tests.training_fixtures import changed, first_batch, same_state, staged, step_context, tiny, train
 
@@ -34,8 +37,33 @@ def supcon_of(model, views, labels=None, temperature=0.5):
 
 
 def loss_of(part, batch):
-    ((_, loss),) = part.updates(batch, step_context())
+    *_, (_, loss) = part.updates(batch, step_context())
     return loss
+
+
+def at_once(name, model, views, x_adv):
+    """The loss of RoCL with lambda 8, or of ACL, as one graph."""
+    if name == "rocl":
+        short, long = (project_views(model, some) for some in ((x_adv, views[1]), (*views, x_adv)))
+        return 2 * supcon_loss(long, None, 0.5, one_sided=True) + supcon_loss(short, None, 0.5, one_sided=True) / 8
+    with clean_statistics(model):
+        clean = nt_xent(*model.project(torch.cat(views)).chunk(2))
+    return (clean + nt_xent(*model.project(x_adv).chunk(2))) / 2
+
+
+@pytest.mark.parametrize(("name", "settings", "share"), [("rocl", {"regulariser": 8.0}, 0.65), ("acl", {}, 0.55)])
+def test_parts_of_a_loss_sum_to_its_gradient_and_are_held_one_after_another(digits, name, settings, share, monkeypatch):
+    model, stages = made(digits, name, **settings)
+    twin, found, attack = copy.deepcopy(model), [], BatchPGD.__call__
+    monkeypatch.setattr(BatchPGD, "__call__", lambda *a, **k: found.append(attack(*a, **k)) or found[0])
+    with Held() as ours:
+        for _, loss in stages[0].passes[0].updates(first_batch(digits), step_context()):
+            loss.total.backward()
+    with Held() as whole:
+        at_once(name, twin, two_views(first_batch(digits)), found[0]).backward()
+    pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-6) for a, b in pairs if b.grad is not None)
+    assert 0 < ours.peak <= share * whole.peak
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("supcon", 0.1), ("simclr", 0.5)])
@@ -181,6 +209,7 @@ def test_aff_is_trades(digits):
     p, q = twin(batch.x).log_softmax(1), twin(x_adv).log_softmax(1)
     expected = F.nll_loss(p, batch.y) + 2 * (p.exp() * (p - q)).sum(1).mean()
     assert torch.isclose(loss.total, expected, rtol=1e-3)
+    loss.total.backward()
     twin(batch.x)  # TRADES' release forwards x, x' and x again
     assert same_state(twin, model, atol=1e-5)
     rates = [stages[-1].optimisers["model"].schedule(e) for e in (0.5, 0.7, 0.9)]

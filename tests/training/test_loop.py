@@ -6,6 +6,7 @@ from itertools import count
 from multiprocessing import get_context
 from signal import SIGKILL
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,6 +189,25 @@ def test_ema_averages_weights_and_statistics():
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.module[0].weight, expected, rtol=1e-5)
     assert 35 < ema.module[1].running_mean[0] < 50
+
+
+def test_a_loss_that_does_not_step_adds_its_gradient_to_the_next_one(tmp_path, few):
+    starts, ends = [], []
+
+    def stages(model):
+        def updates(batch, context):
+            starts.append(model.head.bias.detach().clone())
+            yield "model", Loss(3 * model.head.bias.sum(), step=False)
+            assert torch.equal(model.head.bias, starts[-1])
+            yield "model", Loss(4 * model.head.bias.sum() + 7)
+            ends.append(model.head.bias.detach().clone())
+
+        optimisers = {"model": OptimizerSpec(model.head.parameters(), 0.125, momentum=0.0)}
+        return [Stage("only", 1, optimisers, (Pass(updates),))]
+
+    rows = train(scripted(stages), few, tmp_path).metrics()
+    assert all(torch.allclose(start - end, torch.tensor(7 / 8)) for start, end in zip(starts, ends, strict=True))
+    assert rows["loss"].iloc[1] == pytest.approx(np.mean([4 * bias.sum().item() + 7 for bias in starts]), rel=1e-4)
 
 
 def test_ema_takes_as_few_launches_for_many_tensors_as_for_one():

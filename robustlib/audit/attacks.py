@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks import APGD, FGSM, PGD, Attack, Square
-from robustlib.attacks.base import SurrogateModel
+from robustlib.attacks import APGD, FGSM, PGD, Attack, Square, in_precision
+from robustlib.attacks.base import Precision, SurrogateModel
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import adapt, valid
@@ -100,6 +100,7 @@ class AuditAttacks:
     transfer: Mapping[str, nn.Module]
     draws: int  # for every score, and `eot` for every gradient; both 1 for a deterministic model
     eot: int
+    precision: Precision = "32-true"  # of searches; readouts, whose boundaries are thin, are attacked in float32
 
     def __post_init__(self) -> None:
         self.model = View(self.deployed)
@@ -177,7 +178,7 @@ class AuditAttacks:
                 extra: dict[str, Any] = {} if start is None else {"start": x_adv[met]}
                 extra |= {} if target is None else {"target": target[met]}
                 extra["rng"] = self.rng.fold_in(tag + VIEWS * i)[met]
-                adapted = adapt(attack, getattr(view, "surrogate", view))
+                adapted = in_precision(adapt(attack, getattr(view, "surrogate", view)), self.precision)
                 x_adv[met] = adapted(view, self.x[met], self.y[met], **extra).to(x_adv.dtype)
             self.made += len(x_adv)
             self.invalid += int((~valid(x_adv, self.x, getattr(attack, "threat", self.threat))).sum())
@@ -261,7 +262,9 @@ class AuditAttacks:
     @cached_property
     def transferred(self) -> Mapping[str, Tensor]:
         """PGD-20 found on other models, by name; scored by this one."""
-        attack = replace(self.pgd(objective="margin"), early_stop=False)  # its own model's verdict is not asked
+        attack = replace(
+            self.pgd(objective="margin"), early_stop=False, precision=self.precision
+        )  # its own model's verdict is not asked
         models = enumerate(self.transfer.items(), 70)
         return {name: self.right(attack(m, self.x, self.y, rng=self.rng.fold_in(k))) for k, (name, m) in models}
 

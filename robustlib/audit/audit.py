@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import frozen_eval
+from robustlib.attacks.base import Precision, frozen_eval
 from robustlib.audit.attacks import AuditAttacks, sources_of
 from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
-from robustlib.evaluation import stochastic_protocol
+from robustlib.evaluation import search_precision, stochastic_protocol
 from robustlib.evaluation.metrics import headline_draws, robust_correct
 from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
@@ -59,6 +59,7 @@ def audit(
     readouts: int = 64,
     transfer: Mapping[str, nn.Module] | None = None,
     records: "pd.DataFrame | None" = None,
+    precision: Precision = "32-true",
     progress: Tell = None,
 ) -> list[Check]:
     """Asks whether the robust accuracy of a model on these images can be believed; returns the checks 1 to 13.
@@ -77,6 +78,7 @@ def audit(
         readouts: examples in the binarisation test.
         transfer: other models of the same images by name, whose adversarial examples are tried on this one.
         records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
+        precision: of searches; "bf16-mixed" where the device is faster in it. Verdicts are float32.
         progress: called with the name of each piece of work before it starts.
     """
     if not len(split):
@@ -86,8 +88,8 @@ def audit(
     stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise, "seed": seed}
-    settings |= {"targets": targets or (3 if stochastic else 9), "readouts": readouts}
+    settings: dict[str, Any] = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise, "seed": seed}
+    settings |= {"precision": precision, "targets": targets or (3 if stochastic else 9), "readouts": readouts}
     settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
     sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
     records = None if records is None or records.empty else records
@@ -190,15 +192,22 @@ def check_bookkeeping(before: Sequence[str], during: Sequence[str], unfair: Sequ
 
 
 def audit_run(
-    run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0, progress: Tell = None
+    run: Run,
+    dataset: Dataset,
+    *,
+    n: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    progress: Tell = None,
 ) -> dict[str, Any]:
     """The audit of a run's best weights and of its evaluation, stored in the run; a stored one that still fits is returned.
 
     Finished runs of SOURCES beside it serve as sources of transferred examples. `n` is how many test images; None = as many as were
-    evaluated, at most 256. Of a stochastic model no more than its protocol has for curves. `progress` as of `audit`.
+    evaluated, at most 256. Of a stochastic model no more than its protocol has for curves. `precision` is "auto" for that of the evaluation, `progress` as of `audit`.
 
     Returns:
-        The content of audit.json: numerics, n, seed, threat, seconds, results (facts of the evaluation that was judged), transfer
+        The content of audit.json: numerics, n, seed, threat, precision, seconds, results (facts of the evaluation that was judged), transfer
         (the other runs used), checks (the fields of each `Check`), badges: {"headline": {"verdict", "text"}, "protocol":
         {"verdict", "text", "overstates" (points)}}.
     """
@@ -213,7 +222,13 @@ def audit_run(
 
     def measure() -> dict[str, Any]:
         started, others = time.perf_counter(), {name: source.model() for name, source in sources.items()}
-        settings: dict[str, Any] = {"n": most, "seed": seed, "transfer": others, "progress": progress}
+        settings: dict[str, Any] = {
+            "n": most,
+            "seed": seed,
+            "precision": facts["precision"],
+            "transfer": others,
+            "progress": progress,
+        }
         checks = audit(model.to(resolve_device(device)), dataset.test, threat, records=run.records(), **settings)
         checks += [check_published(run, results), check_selection(run, results)]
         badges = {"headline": headline_badge(checks), "protocol": protocol_badge(params["method"], results)}
@@ -221,7 +236,10 @@ def audit_run(
         return {"seconds": seconds, "checks": [asdict(check) for check in checks], "badges": badges}
 
     facts: dict[str, Any] = {"numerics": versions("measures/audit"), "n": most, "seed": seed, "threat": str(threat)}
-    facts |= {"results": {name: results[name] for name in FACTS if name in results}}
+    facts |= {
+        "precision": search_precision(run, precision),
+        "results": {name: results[name] for name in FACTS if name in results},
+    }
     facts |= {"transfer": [source.place for source in sources.values()]}
     return measured(run, "audit.json", facts, measure)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from robustlib.attacks import MinimumNorm, Tangent
+from robustlib.attacks import MinimumNorm, Tangent, fastest_precision, in_precision
+from robustlib.attacks.base import Precision
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, unknown
 from robustlib.evaluation.distances import adversarial_distances
@@ -20,13 +21,14 @@ from robustlib.evaluation.protocols import StochasticProtocol, stochastic_protoc
 from robustlib.evaluation.schedule import Progress
 from robustlib.runs import Run, attack_names, digest, measured, versions
 from robustlib.threat import Threat
-from robustlib.training.fit import resolve_device
+from robustlib.training.fit import resolve_device, resolve_precision
 
 OnProgress = Callable[[Progress], None] | None
 
 TANGENT = Tangent(Threat("l2", 0.5))  # the radius has no part in a distance
 EXAMPLES = 100  # images whose distance is measured, unless told otherwise
 DIGITS = 6  # of a stored distance, in pixel units
+TIMED = 64  # images on which precisions are compared
 
 
 def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:
@@ -50,6 +52,18 @@ def threat_of(run: Run) -> Threat:
 def protocol_of(run: Run) -> StochasticProtocol:
     """What a randomised model of the run's preset meets."""
     return stochastic_protocol(run.params().get("preset"))
+
+
+def search_precision(run: Run, asked: str = "auto", images: Split | None = None, device: str = "auto") -> Precision:
+    """In which precision attacks on a run search: "32-true", "bf16-mixed", or "auto": as in its evaluation, before which the one that
+    is faster on the device (see `fastest_precision`)."""
+    if asked == "auto" and (results := run.results()):
+        asked = results.get("precision", "32-true")
+    where = resolve_device(device)
+    if asked != "auto" or images is None:
+        return resolve_precision(asked, where)
+    model = run.model().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fastest_precision(model, images.images[:TIMED].to(where).float() / 255)
 
 
 def state_key(asked: Mapping[str, Any], device: torch.device) -> str:
@@ -102,10 +116,19 @@ def _unseen_accuracies(run: Run, dataset: Dataset, images: Split, seed: int, dev
     model, strengths = run.model(), unseen_strengths(run.params().get("preset"))
     model.check_data(dataset)
     known = _known(run, images)
-    suites = unseen_attacks(strengths, model.stochastic, protocol_of(run))
+    suites, precision = (
+        unseen_attacks(strengths, model.stochastic, protocol_of(run)),
+        search_precision(run, device=device),
+    )
+    suites = {kind: {n: in_precision(a, precision) for n, a in some.items()} for kind, some in suites.items()}
     names = attack_names(attack for suite in suites.values() for attack in suite.values())
     facts: dict[str, Any] = {"split": "test", "seed": seed, "strengths": asdict(strengths), "n": len(images)}
-    facts |= {**_digests(run, images), "numerics": versions("measures/evaluation", *names), "known": known}
+    facts |= {
+        "precision": precision,
+        **_digests(run, images),
+        "numerics": versions("measures/evaluation", *names),
+        "known": known,
+    }
 
     def measure() -> dict[str, Any]:
         model.to(resolve_device(device))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square, StAdv
+from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square, StAdv, in_precision
+from robustlib.attacks.base import Precision
 from robustlib.errors import Count, Length, Positive, check_fields, unknown
 from robustlib.evaluation.metrics import summarise
 from robustlib.evaluation.schedule import components, is_search
@@ -152,12 +153,16 @@ class Suite:
         threat: Threat,
         protocol: StochasticProtocol,
         sources: Mapping[str, Run],  # finished runs by method, of those in TRANSFER_METHODS that are tried
+        precision: Precision = "32-true",  # of the searches
         only: Iterable[str] = (),  # these attacks; () for all
     ) -> None:
         settings = (threat, model.stochastic, protocol)
         suites = (standard_attacks(*settings), adaptive_attacks(*settings))  # on the model itself, on its surrogates
         keep = tuple(only) or tuple({**suites[0], **suites[1]})
-        self.attacks, self.adaptive = ({name: suite[name] for name in suite if name in keep} for suite in suites)
+        self.attacks, self.adaptive = (
+            {name: in_precision(attack, precision) for name, attack in suite.items() if name in keep}
+            for suite in suites
+        )
         self.model, self.sources = model, sources
 
     def table(self, records: pd.DataFrame) -> list[dict[str, Any]]:

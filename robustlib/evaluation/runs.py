@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from robustlib.attacks import PGD
+from robustlib.attacks import PGD, in_precision
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
-from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
+from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, search_precision, state_key, threat_of
 from robustlib.evaluation.metrics import by_attack, cascade_steps
 from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suite
 from robustlib.evaluation.stochastic import measure_randomness
@@ -44,6 +44,7 @@ def evaluate_run(
     *,
     n: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
     progress: OnProgress = None,
 ) -> dict[str, Any]:
@@ -53,10 +54,10 @@ def evaluate_run(
     PGD against PGD. Surrogates meet the `adaptive_attacks` (see `evaluate`), which are also transferred from finished runs of
     TRANSFER_METHODS beside it. A stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness`
     follows. `n` is a stratified choice of test images, the same for all runs; None or 0 for all. What fewer images show never
-    replaces what more have shown.
+    replaces what more have shown. `precision` is that of searches: "32-true", "bf16-mixed", or "auto": as stored, else the faster one.
 
     Returns:
-        The content of results.json: n, split, checkpoint, threat, seed, numerics, rows (one an attack, see `summarise`, with the
+        The content of results.json: n, split, checkpoint, threat, seed, precision, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade_steps`; of the deployed model), last
         (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources by
         method), of a stochastic one budget. It is evaluated again when `has_new_sources`.
@@ -67,7 +68,11 @@ def evaluate_run(
     suite, stored = Suite(model, threat, protocol, {}), run.results()
     names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
     facts: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
-    facts |= {"seed": seed, "numerics": versions("measures/evaluation", *names)}
+    facts |= {
+        "seed": seed,
+        "precision": search_precision(run, precision, split, device),
+        "numerics": versions("measures/evaluation", *names),
+    }
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
     facts |= {"transfer": _sources(run)} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
@@ -91,7 +96,7 @@ def _evaluate_weights(
     key, quick, tables, frames = state_key({**facts, **transfer}, where), LAST[:2] if best.stochastic else LAST, {}, {}
     for which, others, only in (("best", sources, ()), ("last", {}, quick)):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload,arg-type]
-        suite = Suite(model, threat, protocol, others, only)
+        suite = Suite(model, threat, protocol, others, facts["precision"], only)
         views = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
         suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": views}
         state = run.evaluation / f"{which}-{key}"
@@ -99,7 +104,8 @@ def _evaluate_weights(
         tables[which] = suite.table(frames[which])
     cascade = cascade_steps(frames["best"][frames["best"]["surrogate"] == ""]).to_dict("records")
     curve: dict[str, Any] = {"seed": facts["seed"]}
-    curve["attack"] = PGD(threat, steps=20, early_stop=not best.stochastic, eot=EOT if best.stochastic else 1)
+    pgd = PGD(threat, steps=20, early_stop=not best.stochastic, eot=EOT if best.stochastic else 1)
+    curve["attack"] = in_precision(pgd, facts["precision"])
     model, few = best.to(where), split.sample(protocol.curve if best.stochastic else CURVE_EXAMPLES)
     over_eps = robustness_curve(model, few, eps=sorted({threat.scaled(k).eps for k in EPS_MULTIPLES}), **curve)
     over_steps = robustness_curve(model, few, steps=STEPS, **curve)

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from robustlib.attacks import APGD, PGD, PGDEOT, Attack
-from robustlib.attacks.base import attack_context
+from robustlib.attacks import APGD, PGD, PGDEOT, Attack, in_precision
+from robustlib.attacks.base import Precision, attack_context
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.distances import bootstrap
 from robustlib.evaluation.evaluate import evaluate
-from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, state_key, threat_of
+from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, search_precision, state_key, threat_of
 from robustlib.evaluation.metrics import accuracies, accuracy, headline_draws, summarise, with_correct
 from robustlib.evaluation.protocols import StochasticProtocol
 from robustlib.runs import Run, measured, versions
@@ -59,7 +59,12 @@ def draw_statistics(records: pd.DataFrame) -> dict[str, Any]:
 
 
 def fixed_accuracies(
-    model: nn.Module, split: Split, threat: Threat, protocol: StochasticProtocol, **settings: Any
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    protocol: StochasticProtocol,
+    precision: Precision = "32-true",
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """The deterministic white box: PGD on two objectives and APGD see the very draw by which they are judged.
 
@@ -67,8 +72,9 @@ def fixed_accuracies(
     of the protocol's PGD+EOT. `settings` are seed, progress and state of `evaluate`. Returns {"seed", "clean", "attacked"} for
     each; accuracies, `attacked` of the per-example minimum.
     """
-    pgd, rows = PGD(threat, protocol.pgd_eot[0], early_stop=True), []
-    attacks: dict[str, Attack] = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": APGD(threat, pgd.steps)}
+    pgd, rows = PGD(threat, protocol.pgd_eot[0], early_stop=True, precision=precision), []
+    apgd = APGD(threat, pgd.steps, precision=precision)
+    attacks: dict[str, Attack] = {"pgd": pgd, "cw": replace(pgd, objective="margin"), "apgd": apgd}
     for seed in SEEDS:
         drawn: nn.Module = model.fixed(seed)  # type: ignore[operator]
         shares = accuracies(evaluate(drawn, split, attacks, adaptive={}, **_part(settings, f"fixed{seed}")))
@@ -77,13 +83,18 @@ def fixed_accuracies(
 
 
 def eot_curve(
-    model: nn.Module, split: Split, threat: Threat, pairs: Iterable[tuple[int, int]], **settings: Any
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    pairs: Iterable[tuple[int, int]],
+    precision: Precision = "32-true",
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Expected accuracy under PGD+EOT as it grows stronger, without surrogates: {"steps", "samples", an accuracy, and "stood" (of each
     image, in order: the share of draws that it withstood)} for each of `pairs` (steps, gradient samples of each)."""
     rows = []
     for steps, samples in pairs:
-        attack, part = PGDEOT(threat, steps, samples), _part(settings, f"{steps}x{samples}")
+        attack, part = in_precision(PGDEOT(threat, steps, samples), precision), _part(settings, f"{steps}x{samples}")
         records = evaluate(model, split, {"eot": attack}, adaptive={}, **part)
         stood = headline_draws(records[records["attack"] == "eot"]).mean(axis=1).sort_index().round(4).tolist()
         rows.append({"steps": steps, "samples": samples, **accuracies(records)["eot"], "stood": stood})
@@ -114,7 +125,12 @@ class Vote(nn.Module):
 
 
 def vote(
-    model: nn.Module, split: Split, threat: Threat, protocol: StochasticProtocol, **settings: Any
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    protocol: StochasticProtocol,
+    precision: Precision = "32-true",
+    **settings: Any,
 ) -> dict[str, Any]:
     """BPDA+EOT as Hill et al. (2021) report it: a `Vote` answers. For comparison with their numbers, never part of a headline.
 
@@ -124,7 +140,7 @@ def vote(
     views: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     if BPDA not in views:
         return {}
-    attack, judge = PGDEOT(threat, *protocol.bpda), Vote(model, protocol.defence)
+    attack, judge = in_precision(PGDEOT(threat, *protocol.bpda), precision), Vote(model, protocol.defence)
     suites: dict[str, Any] = {"adaptive": {"pgd_eot": attack}, "sources": {BPDA: views[BPDA]}}
     shares = accuracies(evaluate(judge, split, {}, **suites, **_part(settings, "vote")))
     said = f"{attack!r}, searched on {BPDA}, judged by the mean logits of a vote"
@@ -156,7 +172,7 @@ def measure_randomness(
         where, threat, protocol = resolve_device(device), threat_of(run), protocol_of(run)
         model, few, counted = run.model().to(where), images.sample(protocol.curve), draw_statistics(run.records())
         settings: dict[str, Any] = {"state": run.path / "randomness" / state_key(facts, where)}
-        settings |= {"seed": facts["seed"], "progress": progress}
+        settings |= {"seed": facts["seed"], "precision": facts["precision"], "progress": progress}
         fixed = fixed_accuracies(model, images, threat, protocol, **settings) if hasattr(model, "fixed") else []
         eot = eot_curve(model, few, threat, [(protocol.pgd_eot[0], count) for count in SAMPLES], **settings)
         return counted | {"fixed": fixed, "eot": eot, "vote": vote(model, few, threat, protocol, **settings)}
@@ -174,6 +190,7 @@ def _randomised(run: Run, dataset: Dataset) -> tuple[Split, dict[str, Any]]:
     if "budget" not in results:
         raise InputError(f"{run.path} answers the same each time: there is no randomness to measure.")
     facts = {name: results.get(name) for name in FACTS}
+    facts["precision"] = search_precision(run)
     facts["numerics"] = {**results.get("numerics", {}), **versions("measures/randomness")}
     return images_of(run, dataset, results["n"]), facts
 
@@ -194,7 +211,7 @@ def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress:
     if "plateau" in results:
         return results
     threat, protocol, where = threat_of(run), protocol_of(run), resolve_device(device)
-    attack, model = PGDEOT(threat, *protocol.full), run.model().to(where)
+    attack, model = in_precision(PGDEOT(threat, *protocol.full), facts["precision"]), run.model().to(where)
     settings: dict[str, Any] = {"seed": results["seed"], "progress": progress}
     settings |= {"state": run.evaluation / f"plateau-{state_key(facts, where)}"}
     if protocol.full == protocol.pgd_eot:
@@ -208,7 +225,7 @@ def check_plateau(run: Run, dataset: Dataset, *, device: str = "auto", progress:
     pairs = {"samples": [(steps, k) for k in PLATEAU_SAMPLES], "steps": [(k, samples) for k in PLATEAU_STEPS]}
     points = {(point["steps"], point["samples"]): point for point in known if point["n"] == len(images)}
     todo = [pair for pair in dict.fromkeys([*pairs["samples"], *pairs["steps"]]) if pair not in points]
-    points |= zip(todo, eot_curve(model, images, threat, todo, **settings), strict=True)
+    points |= zip(todo, eot_curve(model, images, threat, todo, facts["precision"], **settings), strict=True)
     for name, curve in pairs.items():
         over = [points[pair] for pair in curve]
         results["plateau"][name] = {"points": over, "last": last_step(over)}

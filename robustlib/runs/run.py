@@ -79,6 +79,7 @@ FILES = (  # in the order of `clear`: whoever comes after a kill finds a trainin
     *("status.json", "results.json", "audit.json", "representation.json", "distances.json", "unseen.json"),
     *("randomness.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "params.json"),
 )
+UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
 
 
@@ -384,7 +385,7 @@ def measured(
     """
     stored = run.read(name)
     known: dict[str, Any] = stored.get(key, {}) if key else stored
-    if known and all(known.get(fact) == value for fact, value in facts.items()):
+    if known and all(known.get(fact, UNSAID.get(fact)) == value for fact, value in facts.items()):
         return known
     content = {**facts, **measure()}
     if key:

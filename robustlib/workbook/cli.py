@@ -66,6 +66,10 @@ DataRoot = Annotated[
     str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", callback=check_path, rich_help_panel=DATA)
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
+Search = Annotated[
+    str,
+    Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
+]
 RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
 
 
@@ -83,6 +87,7 @@ def evaluate(
     unseen: Annotated[bool, Option("--unseen", help="L2 perturbations and StAdv, which no training has seen.")] = False,
     data_root: DataRoot = "",
     device: Device = "auto",
+    precision: Search = "auto",
 ) -> None:
     """Attack a finished run with the standard attacks.
 
@@ -97,7 +102,8 @@ def evaluate(
     try:
         with out.status("attacking") as status:
             show = console.progress_line(out, status)
-            results = evaluate_run(run, dataset, n=examples or run.results().get("n"), device=device, progress=show)
+            where: Any = {"device": device, "precision": precision}
+            results = evaluate_run(run, dataset, n=examples or run.results().get("n"), **where, progress=show)
             results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
             table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
     except KeyboardInterrupt:
@@ -117,6 +123,7 @@ def audit(
     examples: Annotated[int, Option(min=0, help="Images; 0 for 256. Stochastic models: at most as for curves.")] = 0,
     data_root: DataRoot = "",
     device: Device = "auto",
+    precision: Search = "auto",
 ) -> None:
     """Ask whether the robust accuracy of an evaluated run can be believed.
 
@@ -127,7 +134,8 @@ def audit(
 
     run, dataset = _run_and_data(path, data_root)
     with out.status("auditing") as status:
-        report = audit_run(run, dataset, n=examples or None, device=device, progress=status.update)
+        where: Any = {"device": device, "precision": precision}
+        report = audit_run(run, dataset, n=examples or None, **where, progress=status.update)
     out.print(console.audit_table(report, f"{run.name} · {report['threat']} · {report['seconds']:.0f} s"))
 
 

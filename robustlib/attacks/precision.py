@@ -1,0 +1,49 @@
+"""In which precision an attack searches: bf16 where the device gains by it. Verdicts are always float32."""
+
+import time
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustlib.attacks.base import Precision
+from robustlib.attacks.pgd import PGD
+from robustlib.threat import Threat
+
+GAIN = 1.2  # by which bf16 must be faster: below it, two measurements may disagree
+ROUNDS, STEPS = 3, 3  # of the measurement: each precision in turn, the fastest of its rounds counts
+
+T = TypeVar("T")
+_fastest: dict[
+    tuple[str, str, tuple[int, ...]], Precision
+] = {}  # by device, structure of the model, and shape of the images
+
+
+def in_precision(attack: T, precision: Precision) -> T:
+    """The attack with its search in that precision; as it is where it has none to choose."""
+    return replace(attack, precision=precision) if hasattr(attack, "precision") else attack  # type: ignore[type-var]
+
+
+def fastest_precision(model: nn.Module, x: Tensor) -> Precision:
+    """The precision in which steps of PGD at the images x (B, C, H, W) cost the least on their device, measured in CPU-seconds (on a
+    GPU in seconds); bf16 must win by 1.2 times. A process measures once for each structure of a model and shape of images."""
+    key = x.device.type, str(model), tuple(x.shape)
+    if key not in _fastest:
+        y, costs = torch.zeros(len(x), dtype=torch.int64, device=x.device), dict[Any, float]()
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            for turn in range(ROUNDS + 1):  # the first one warms up
+                for precision in ("32-true", "bf16-mixed"):
+                    seconds = _seconds(PGD(Threat("linf", 0.1), STEPS, precision=precision), model, x, y)
+                    costs[precision] = min(seconds, costs.get(precision, seconds) if turn > 1 else seconds)
+        _fastest[key] = "bf16-mixed" if costs["32-true"] >= GAIN * costs["bf16-mixed"] else "32-true"
+    return _fastest[key]
+
+
+def _seconds(attack: PGD, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    clock = time.perf_counter if x.is_cuda else time.process_time  # others may be using this CPU
+    began = clock()
+    attack(model, x, y)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return clock() - began

@@ -88,7 +88,11 @@ def audit(
     stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    settings: dict[str, Any] = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise, "seed": seed}
+    settings: dict[str, Any] = {
+        "queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES),
+        "noise": noise,
+        "seed": seed,
+    }
     settings |= {"precision": precision, "targets": targets or (3 if stochastic else 9), "readouts": readouts}
     settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
     sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}

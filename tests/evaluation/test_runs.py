@@ -10,6 +10,8 @@ import pytest
 
 import robustlib
 from robustlib.attacks import PGD
+from robustlib.audit import audit_run
+from robustlib.errors import InputError
 from robustlib.evaluation import aggregate, evaluate_run, incomplete, leaderboard, protocols, summarise
 from robustlib.evaluation.runs import KIND
 from robustlib.models import Classifier
@@ -203,3 +205,23 @@ def test_a_reader_passes_few_functions_from_evaluate_run_to_a_forward_pass_under
     longest = max(paths, key=len)
     assert 0 < len(longest) <= 10, " > ".join(longest)
     assert len([name for name in longest if not name.startswith("attacks.")]) <= 6
+
+
+@pytest.mark.usefixtures("hurried")
+def test_searches_take_the_faster_precision_and_say_so(digits, train, monkeypatch):
+    run, asked = train(), []
+    measured = "robustlib.evaluation.measurements.fastest_precision"
+    monkeypatch.setattr(measured, lambda model, x: asked.append(tuple(x.shape)) or "bf16-mixed")
+    results = evaluate_run(run, digits, n=12)
+    assert (results["precision"], asked) == ("bf16-mixed", [(12, 1, 8, 8)])
+    assert all("precision='bf16-mixed'" in row["protocol"] for row in results["rows"] if "PGD" in row["protocol"])
+    assert evaluate_run(run, digits, n=12) == results
+    assert (audit_run(run, digits, n=6)["precision"], len(asked)) == ("bf16-mixed", 1), "it follows the evaluation"
+    assert audit_run(run, digits, n=6, precision="32-true")["precision"] == "32-true"
+    exact = evaluate_run(run, digits, n=12, precision="32-true")
+    assert (exact["precision"], run.results(), run.audit()) == ("32-true", exact, {})
+    with pytest.raises(InputError, match="Unknown precision 'bf16'"):
+        evaluate_run(run, digits, n=12, precision="bf16")
+    old = {name: value for name, value in exact.items() if name != "precision"}
+    write_json(run.path / "results.json", old)
+    assert evaluate_run(run, digits, n=12) == old, "version 0.1 searched in float32 and did not say so"

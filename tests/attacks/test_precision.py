@@ -1,0 +1,47 @@
+"""The precision of searches: the one that costs less, by enough, measured once."""
+
+import pytest
+import torch
+
+from robustlib.attacks import PGD, AutoAttack, Threat, fastest_precision, in_precision
+from robustlib.attacks import precision as module
+from tests.conftest import ConvNet
+
+
+@pytest.mark.parametrize(
+    ("half", "chosen"), [(0.5, "bf16-mixed"), (0.82, "bf16-mixed"), (0.85, "32-true"), (2.0, "32-true")]
+)
+def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
+    met = []
+
+    def seconds(attack, model, x, y):
+        met.append(attack.precision)
+        slow = 9 if len(met) <= 2 or len(met) == 5 else 1  # the first of each warms up, and once the machine is busy
+        return slow * (half if attack.precision == "bf16-mixed" else 1.0)
+
+    monkeypatch.setattr(module, "_fastest", {})
+    monkeypatch.setattr(module, "_seconds", seconds)
+    x = torch.rand(4, 3, 8, 8)
+    assert fastest_precision(ConvNet().eval(), x) == chosen
+    assert met[:4] == ["32-true", "bf16-mixed"] * 2
+    count = len(met)
+    assert (fastest_precision(ConvNet().eval(), x), len(met)) == (chosen, count), "measured once"
+    fastest_precision(ConvNet().eval(), x[:2])
+    assert len(met) == 2 * count, "other images may have another answer"
+
+
+def test_the_measurement_runs_and_draws_no_numbers_of_others(monkeypatch):
+    monkeypatch.setattr(module, "_fastest", {})
+    model, x = ConvNet().eval(), torch.rand(4, 3, 8, 8)
+    model(x)
+    before = torch.get_rng_state()
+    assert fastest_precision(model, x) in ("32-true", "bf16-mixed")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_attacks_change_their_precision_and_others_stay():
+    threat, other = Threat("linf", 0.1), lambda model, x, y, *, rng=None: x
+    assert in_precision(PGD(threat), "bf16-mixed") == PGD(threat, precision="bf16-mixed")
+    assert in_precision(other, "bf16-mixed") is other
+    parts = in_precision(AutoAttack(threat), "bf16-mixed").components(10)
+    assert {part.precision for part in parts.values()} == {"bf16-mixed"}

@@ -26,8 +26,13 @@ from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
-QUERIES, STOCHASTIC_QUERIES = 1000, 300
-DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
+SETTINGS = {"queries": 1000, "targets": 9, "draws": 1, "eot": 1}
+STOCHASTIC_SETTINGS = {
+    "queries": 300,
+    "targets": 3,
+    "draws": 20,
+    "eot": 8,
+}  # draws for each score, eot for each gradient
 
 Tell = Callable[[str], None] | None
 CLOSE = 1e-6  # of eps, relative
@@ -88,13 +93,9 @@ def audit(
     stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    settings: dict[str, Any] = {
-        "queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES),
-        "noise": noise,
-        "seed": seed,
-    }
-    settings |= {"precision": precision, "targets": targets or (3 if stochastic else 9), "readouts": readouts}
-    settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
+    usual = STOCHASTIC_SETTINGS if stochastic else SETTINGS
+    settings: dict[str, Any] = {**usual, "noise": noise, "seed": seed, "readouts": readouts, "precision": precision}
+    settings |= {name: asked for name, asked in (("queries", queries), ("targets", targets)) if asked}
     sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
     records = None if records is None or records.empty else records
     mismatches = [] if records is None else mismatched(records, split, threat)

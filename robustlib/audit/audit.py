@@ -27,12 +27,8 @@ from robustlib.training.fit import resolve_device
 
 EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
 SETTINGS = {"queries": 1000, "targets": 9, "draws": 1, "eot": 1}
-STOCHASTIC_SETTINGS = {
-    "queries": 300,
-    "targets": 3,
-    "draws": 20,
-    "eot": 8,
-}  # draws for each score, eot for each gradient
+# Of a stochastic model: draws for each score, eot for each gradient.
+STOCHASTIC_SETTINGS = {"queries": 300, "targets": 3, "draws": 20, "eot": 8}
 
 Tell = Callable[[str], None] | None
 CLOSE = 1e-6  # of eps, relative
@@ -83,7 +79,7 @@ def audit(
         readouts: examples in the binarisation test.
         transfer: other models of the same images by name, whose adversarial examples are tried on this one.
         records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
-        precision: of searches; "bf16-mixed" where the device is faster in it. Verdicts are float32.
+        precision: of searches; verdicts are float32.
         progress: called with the name of each piece of work before it starts.
     """
     if not len(split):
@@ -93,12 +89,14 @@ def audit(
     stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    usual = STOCHASTIC_SETTINGS if stochastic else SETTINGS
-    settings: dict[str, Any] = {**usual, "noise": noise, "seed": seed, "readouts": readouts, "precision": precision}
-    settings |= {name: asked for name, asked in (("queries", queries), ("targets", targets)) if asked}
+    settings: dict[str, Any] = STOCHASTIC_SETTINGS if stochastic else SETTINGS
+    settings = settings | {name: asked for name, asked in (("queries", queries), ("targets", targets)) if asked}
+    settings |= {"noise": noise, "seed": seed, "readouts": readouts, "precision": precision}
     sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
-    records = None if records is None or records.empty else records
-    mismatches = [] if records is None else mismatched(records, split, threat)
+    records = records if records is not None and len(records) else None
+    mismatches, miscounted = (
+        ([], []) if records is None else (mismatched(records, split, threat), inconsistent(records))
+    )
     training = train_mode_layers(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
@@ -110,7 +108,6 @@ def audit(
                 tell(check.__name__.removeprefix("check_").replace("_", " "))
                 checks.append(check(attacks))
             checks.append(check_gap(attacks, None if mismatches else records))
-            miscounted = [] if records is None else inconsistent(records)
             checks.append(check_bookkeeping(training, train_mode_layers(model), mismatches + miscounted))
     return sorted(checks, key=lambda check: check.number)
 

@@ -88,7 +88,7 @@ def brief() -> Iterator[None]:
     with (
         patch.multiple(atop, MAX_L1_SHARE=float("inf"), MAX_L1_SHARE_RT3=float("inf"), MAX_HIDDEN_SHARE=float("inf")),
         patch.object(protocols, "_section", return_value=BRIEF),
-        patch.dict(sys.modules["robustlib.audit.audit"].STOCHASTIC_SETTINGS, draws=2, eot=1),
+        patch.multiple(sys.modules["robustlib.audit.audit"], DRAWS=2, EOT=1),
         patch.object(binarise, "FITTED", 2),
         patch.object(protocols, "EOT", 1),
         patch.object(run_results, "EOT", 1),

@@ -26,9 +26,8 @@ from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
 EXAMPLES, STOCHASTIC_EXAMPLES = 256, 128
-SETTINGS = {"queries": 1000, "targets": 9, "draws": 1, "eot": 1}
-# Of a stochastic model: draws for each score, eot for each gradient.
-STOCHASTIC_SETTINGS = {"queries": 300, "targets": 3, "draws": 20, "eot": 8}
+QUERIES, STOCHASTIC_QUERIES = 1000, 300
+DRAWS, EOT = 20, 8  # of a stochastic model: for each score, for each gradient
 
 Tell = Callable[[str], None] | None
 CLOSE = 1e-6  # of eps, relative
@@ -73,10 +72,8 @@ def audit(
         model: x -> logits, on the device where it shall be audited, in the mode in which its numbers were measured.
         split: examples it was not trained on.
         n: how many examples, a stratified choice; None = 256, 128 for stochastic models.
-        queries: of Square; None = 1000, 300 for stochastic models.
-        noise: random points of the ball tried for each example.
-        targets: classes aimed at by targeted attacks; None = 9, 3 for stochastic models (at most K - 1).
-        readouts: examples in the binarisation test.
+        queries, targets: of Square, and classes aimed at (at most K - 1); None = 1000 and 9, 300 and 3 for stochastic models.
+        noise, readouts: random points of the ball tried for each example, and examples in the binarisation test.
         transfer: other models of the same images by name, whose adversarial examples are tried on this one.
         records: of `evaluate`, compared (check 6) and looked through (13); those of other images or eps only make 13 red.
         precision: of searches; verdicts are float32.
@@ -89,25 +86,24 @@ def audit(
     stochastic, tell = bool(getattr(model, "stochastic", False)), progress or (lambda what: None)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), split.images.device)
     some = split.sample(n or (STOCHASTIC_EXAMPLES if stochastic else EXAMPLES)).to(device)
-    settings: dict[str, Any] = STOCHASTIC_SETTINGS if stochastic else SETTINGS
-    settings = settings | {name: asked for name, asked in (("queries", queries), ("targets", targets)) if asked}
-    settings |= {"noise": noise, "seed": seed, "readouts": readouts, "precision": precision}
+    settings = {"queries": queries or (STOCHASTIC_QUERIES if stochastic else QUERIES), "noise": noise, "seed": seed}
+    settings |= {"targets": targets or (3 if stochastic else 9), "readouts": readouts}
+    settings |= {"draws": DRAWS, "eot": EOT} if stochastic else {"draws": 1, "eot": 1}
     sources = sources_of(model) | {name: other.to(device).eval() for name, other in (transfer or {}).items()}
-    records = records if records is not None and len(records) else None
-    mismatches, miscounted = (
-        ([], []) if records is None else (mismatched(records, split, threat), inconsistent(records))
-    )
+    records = None if records is None or records.empty else records
+    mismatches = [] if records is None else mismatched(records, split, threat)
     training = train_mode_layers(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
         torch.manual_seed(seed)
         with frozen_eval(model), full_float32():
-            attacks = AuditAttacks(model, some, threat, transfer=sources, **settings)
+            attacks = AuditAttacks(model, some, threat, transfer=sources, precision=precision, **settings)
             checks = []
             for check in CHECKS:
                 tell(check.__name__.removeprefix("check_").replace("_", " "))
                 checks.append(check(attacks))
             checks.append(check_gap(attacks, None if mismatches else records))
+            miscounted = [] if records is None else inconsistent(records)
             checks.append(check_bookkeeping(training, train_mode_layers(model), mismatches + miscounted))
     return sorted(checks, key=lambda check: check.number)
 

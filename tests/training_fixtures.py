@@ -112,12 +112,12 @@ def interrupt(monkeypatch, owner, name, at):
     return calls
 
 
-def broken_off(method, dataset, root, monkeypatch, stop):
+def broken_off(method, dataset, root, monkeypatch, stop, **options):
     """Trains until the `stop`-th epoch begins; returns what is left of the run."""
     with monkeypatch.context() as patch:
         interrupt(patch, Training, "_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(method, dataset, root)
+            train(method, dataset, root, **options)
     return run_below(root)
 
 

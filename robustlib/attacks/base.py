@@ -5,7 +5,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, runtime_checkable
@@ -70,6 +70,12 @@ def frozen_eval(model: Module, batchnorm: Modes = "eval") -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in saved:
                     buffer.copy_(value)
+
+
+def uncompiled(model: Module) -> AbstractContextManager[None]:
+    """Within, what is compiled of a model runs as it was written."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class SurrogateModel(Module):
@@ -263,7 +269,7 @@ def attack_context(
     """
     surrogate, deployed = (model.surrogate, model.deployed) if isinstance(model, SurrogateModel) else (model, model)
     with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled(surrogate):  # one image is a shape of its own
             first = logits_of(surrogate, x[:1]).float()
         fast = (fold_batchnorm(surrogate, x, precision) if batchnorm == "eval" else None) or surrogate
         if bool((first >= 0).all()) and bool(((first.sum(1) - 1).abs() < 1e-3).all()):

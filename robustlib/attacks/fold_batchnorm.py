@@ -77,6 +77,9 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
         return None
     if precision == "bf16-mixed":
         folded.cast(torch.bfloat16)
+    for name, original in model.named_modules():
+        if original._compiled_call_impl is not None:
+            module.get_submodule(name).compile(dynamic=False)
     return folded
 
 

@@ -25,6 +25,7 @@ def checks(data_root: str) -> list[list[str]]:
     return [
         [python, "-m", "pytest", "-q", str(HERE / "gpu_checks.py")],
         [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
+        [python, str(HERE / "compiled_step.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],
         [python, str(HERE / "autoattack_speed.py"), *full.split(), *weights],
     ]

@@ -1,14 +1,18 @@
 """What only a GPU can show: tests that `python benchmarks/gpu.py` runs where one is at hand, and `make test` does not collect."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 
-from robustlib.attacks import PGD, AutoAttack, ExampleRNG, Threat
+from robustlib.attacks import PGD, AutoAttack, ExampleRNG, Threat, recording
 from robustlib.data import VIEWS, Policy, Split, load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate, summarise
 from robustlib.methods import make_method
-from robustlib.training import fit, loop
+from robustlib.models import build_model
+from robustlib.training import OptimizerSpec, fit, loop
 from tests.conftest import Linear
 from tests.training_fixtures import interrupt
 
@@ -62,9 +66,37 @@ def test_autoattack_and_the_audit_say_the_same_on_both_devices(tmp_path, digits)
     assert "red" not in {check.verdict for check in audit(run.model().cuda(), digits.test, digits.threat, n=60)}
 
 
-def test_compiled_training_learns(tmp_path, digits):
-    run = train(tmp_path, digits, "standard", epochs=3, compile=True)
-    assert run.metrics().clean_val.iloc[-1] > 0.8
+@pytest.mark.parametrize("name", ["standard", "pgd_at", "trades"])
+def test_compiled_training_ends_near_the_plain_one(tmp_path, digits, name):
+    runs = [train(tmp_path / str(on), digits, name, epochs=3, precision="32-true", compile=on) for on in (False, True)]
+    assert all(run.metrics().clean_val.iloc[-1] > (0.8 if name == "standard" else 0.3) for run in runs)
+    losses = [run.metrics().loss.iloc[1:].to_numpy() for run in runs]
+    assert abs(losses[0] / losses[1] - 1).max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_recorded_attack_follows_images_and_weights(digits, precision):
+    torch.manual_seed(0)
+    plain = build_model("small_cnn", digits).cuda().train()
+    recorded, attack = copy.deepcopy(plain), PGD(digits.threat, 5, precision=precision)
+    recorded.encoder.compile(dynamic=False)
+    for batch in itertools.islice(digits.train.to("cuda").batches(64), 3):
+        x, other = (
+            attack(model, batch.x, batch.y, generator=torch.Generator("cuda").manual_seed(3))
+            for model in (plain, recorded)
+        )
+        assert ((x - other).abs() < 1e-6).float().mean() > 0.9  # a sign in doubt may go either way
+        with torch.no_grad():
+            for model in (plain, recorded):
+                model.encoder.stage1[0].weight.mul_(-1.2)
+    (known,) = recording._recordings.values()
+    assert len(known) == 1
+
+
+def test_optimisers_are_fused(digits):
+    weights = list(build_model("mlp", digits).cuda().parameters())
+    for kind in ("sgd", "adam"):
+        assert OptimizerSpec(weights, 0.1, kind).build().param_groups[0]["fused"]
 
 
 def test_labels_are_checked_before_the_device_asserts():

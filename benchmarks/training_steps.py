@@ -18,7 +18,8 @@ from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import StepContext
-from robustlib.training.loop import Training, moving_average
+from robustlib.training.compilation import encoder_of
+from robustlib.training.loop import Training, moving_average, tuned_convolutions
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time
@@ -40,8 +41,11 @@ def method_of(name: str, batch_size: int) -> Method:
     return make_method(name, batch_size=batch_size, **options)
 
 
-def our_step(name: str, precision: str, batch_size: int, device: torch.device) -> Callable[[], object]:
-    """One step of the real loop in the last stage of the real method, its teacher and moving average included.
+def our_step(
+    name: str, precision: str, batch_size: int, device: torch.device, compiled: bool = False
+) -> Callable[[], object]:
+    """One step of the real loop in the last stage of the real method, its teacher and moving average included; if asked compiled,
+    where that is faster or not.
 
     The last stage of a contrastive method is a mere head: there it is the one before.
     """
@@ -61,7 +65,10 @@ def our_step(name: str, precision: str, batch_size: int, device: torch.device) -
     part, batch = stage.passes[-1], next(dataset.train.to(device).batches(batch_size))
     generator = torch.Generator(device).manual_seed(0)
     training.model.train()
-    return lambda: training._step(part, batch, StepContext(0, 0, 0.0, generator, PRECISIONS[precision]))
+    if compiled:
+        encoder_of(training.model).compile(dynamic=False)
+    context = StepContext(0, 0, 0.0, generator, PRECISIONS[precision])
+    return tuned_convolutions()(lambda: training._step(part, batch, context))
 
 
 def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:

@@ -12,6 +12,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, owned, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.attacks.passes import add_passes
+from robustlib.attacks.recording import replayed
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
@@ -91,7 +92,7 @@ class PGD(GradientSteps):
             reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
             first = self._start(x, rng.fold_in(0)) if start is None else self.threat.project(start.to(x), x)
-            best = self._ascend(oracle, batch, first)
+            best = self._replayed(oracle, batch, first) if oracle.recorded else self._ascend(oracle, batch, first)
             for restart in range(1, self.restarts):
                 again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))
                 score, better = self._score(oracle, batch, best), self._score(oracle, batch, again)
@@ -104,6 +105,17 @@ class PGD(GradientSteps):
         if self.start == "gaussian":
             return self.threat.project(x + GAUSSIAN_SCALE * rng.normal(*x.shape[1:]).to(x.dtype), x)
         return uniform_point(self.threat, x, rng).to(x.dtype)
+
+    def _replayed(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
+        """As `_ascend`, all its steps as one CUDA graph where they never wait for the device."""
+        if self.early_stop or self.targeted:
+            return self._ascend(oracle, batch, start)
+
+        def run(start: Tensor, x: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
+            return self._ascend(oracle, AttackBatch(x, y, None, reference), start)
+
+        rest = () if batch.reference is None else (batch.reference,)
+        return replayed(oracle.fast, self, run, start, batch.x, batch.y, *rest)
 
     def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first adversarial one."""

@@ -5,7 +5,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from functools import cache
 from math import inf, isfinite
@@ -46,6 +46,13 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     return InputError(f"Unknown {kind} {shown(name)}.{hint} Known: {', '.join(names.values())}.")
 
 
+def check_known(kind: str, name: Any, known: Collection[str]) -> Any:
+    """The name; raises InputError for one that is none of `known`."""
+    if not isinstance(name, str) or name not in known:
+        raise unknown(kind, name, known)
+    return name
+
+
 def options(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a type: (float, NoneType) of `float | None`."""
     return get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
@@ -68,9 +75,7 @@ def typed(value: Any, hint: Any, what: str, interval: str = ANY, *advice: str) -
             (within, *said), kind = kind.__metadata__, kind.__origin__
         origin, parts = get_origin(kind) or kind, get_args(kind)
         if origin is Literal:
-            if isinstance(value, str) and value in parts:
-                return value
-            raise unknown(what, value, parts)
+            return check_known(what, value, parts)
         if origin is tuple and isinstance(value, (tuple, list)) and (value or within == ANY):
             each = parts[:1] * len(value) if parts[-1] is ... else parts
             if len(each) == len(value):
@@ -106,11 +111,6 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def _ends(interval: str) -> tuple[float, float]:
-    low, high = map(float, interval[1:-1].split(","))
-    return low, high
-
-
 def _number(value: Any, kind: type, interval: str) -> Any:
     """The value as an int or a float in the interval; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
@@ -119,7 +119,7 @@ def _number(value: Any, kind: type, interval: str) -> Any:
         number = kind(value)
     except OverflowError:  # a whole number that no float holds
         return None
-    low, high = _ends(interval)
+    low, high = map(float, interval[1:-1].split(","))
     closed = (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
     return number if closed or (low < number < high and abs(number) <= MOST[kind]) else None
 
@@ -127,7 +127,7 @@ def _number(value: Any, kind: type, interval: str) -> Any:
 def _wanted(kind: Any, parts: tuple[Any, ...], interval: str, value: Any) -> str:
     """What to give, in words; nothing where one value alone is allowed, of which advice says all."""
     if kind in (int, float):
-        low, high = _ends(interval)
+        low, high = map(float, interval[1:-1].split(","))
         ends = [f"{'of at least' if interval[0] == '[' else 'above'} {low:.10g}"] * isfinite(low)
         ends += [f"{'at most' if interval[-1] == ']' else 'below'} {high:.10g}"] * isfinite(high)
         if isinstance(value, int | float) and MOST[kind] < abs(value) < inf == high:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from robustlib.data import sources
 from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.sources import Arrays
-from robustlib.errors import InputError, Whole, check_path, typed, unknown
+from robustlib.errors import Count, InputError, Whole, check_known, check_path, typed
 from robustlib.threat import Threat
 
 SEED = 0  # every split and sample is drawn with this seed, once and for all
@@ -44,9 +44,7 @@ class Batch:
 
     def view(self, name: str) -> Tensor:
         """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "weak", "simclr" or "simclr-weak"."""
-        if name not in VIEWS:
-            raise unknown("view", name, VIEWS)
-        return VIEWS[name](self.images, self.policy, self.generator)
+        return VIEWS[check_known("view", name, VIEWS)](self.images, self.policy, self.generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +107,8 @@ class Split:
         With `shuffle` their order is random, drawn before the first batch. `augment` is the view that `batch.x` shows, None the
         plain images; `generator`, on the split's device, is the source of order and views, None PyTorch's global one.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r} holds no example: give a whole number of at least 1.")
-        if augment is not None and augment not in VIEWS:
-            raise unknown("view", augment, VIEWS)
+        typed(batch_size, Count, "batch_size")
+        check_known("view", augment or "none", VIEWS)
 
         def serve() -> Iterator[Batch]:
             order = torch.randperm(len(self), generator=generator, device=self.labels.device) if shuffle else None
@@ -261,10 +257,9 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
     typed(name, str, "dataset"), typed(download, bool, "download")
     check_path(typed(root, Path | str | None, "data root"))
     if name not in DATASETS:
-        if not (label_set := re.fullmatch(r"(.+)-(\d{1,4})-(\d{1,4})", name)) or label_set[1] not in DATASETS:
-            raise unknown("dataset", label_set[1] if label_set else name, DATASETS)
-        whole, first, last = label_set.groups()
-        dataset = load_dataset(whole, root=root, download=download)
+        label_set = re.fullmatch(r"(.+)-(\d{1,4})-(\d{1,4})", name)
+        whole, first, last = label_set.groups() if label_set else (name, "", "")
+        dataset = load_dataset(check_known("dataset", whole, DATASETS), root=root, download=download)
         return replace(dataset.only(range(int(first), int(last) + 1), relabel=True), name=name)
     source, given = DATASETS[name], root or os.environ.get("ROBUSTLIB_DATA")
     if not given and not source.embedded:

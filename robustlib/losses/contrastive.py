@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, NonNegative, Positive, check_known, typed
 
 Strategy = Literal["random", "soft", "hard", "easy"]
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
 def confidence_similarity(logits: Tensor, other: Tensor) -> Tensor:
@@ -42,8 +41,7 @@ def pick_negatives(
     anchor is ("soft"), as the anchor's label ("hard") or as neither ("easy"), and of them the one with the largest logit of
     the anchor's label; where there are none, a random one (ANCRA's release).
     """
-    if strategy not in STRATEGIES:
-        raise unknown("negative strategy", strategy, STRATEGIES)
+    check_known("negative strategy", strategy, get_args(Strategy))
     foreign = y[:, None] != y[None, :]
     if not bool(foreign.any()):
         return None
@@ -77,8 +75,7 @@ def supcon_loss(
         temperature: t > 0.
         one_sided: the gradient flows through the anchors u_i alone, others being constants (RoCL's release); same value.
     """
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature={temperature!r}: give a positive number, e.g. 0.07 or 0.5.")
+    typed(temperature, Positive, "temperature")
     views, size = z.shape[:2]
     if views < 2 and labels is None:
         raise InputError(f"{views} view(s) of an image without labels make no positive pair: give two views or labels.")
@@ -117,8 +114,7 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise InputError(f"Projections of shapes {shapes} have no cross-correlation: give (B, D) twice, B >= 2.")
-    if not 0 <= off_diagonal < float("inf"):
-        raise InputError(f"off_diagonal={off_diagonal!r}: give a number of at least 0, e.g. 0.005.")
+    typed(off_diagonal, NonNegative, "off_diagonal")
     with torch.autocast(a.device.type, enabled=False):
         floats = (z.float() for z in (a, b))
         one, other = ((z - z.mean(0)) * (z.var(0, unbiased=False) + eps).rsqrt() for z in floats)

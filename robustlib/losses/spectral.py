@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, NonNegative, Positive, Whole, typed
 
 VECTORS = 16  # that a power iteration keeps of a layer, at most
 NOISE = 0.1  # length of what is added to each of them, of length 1, before a use
@@ -166,8 +167,7 @@ class PowerIteration(nn.Module):
 
         Then some squared singular value lies within tolerance s of s; its error is about tolerance^2 over the relative gap.
         """
-        if not tolerance > 0:
-            raise InputError(f"tolerance={tolerance!r}: give a positive share of the squared norm, e.g. 1e-4.")
+        typed(tolerance, Positive, "tolerance")
         weight = (weight_of(layer) if weight is None else weight).detach().float()
         with torch.autocast(weight.device.type, enabled=False):
             for _ in range(limit):
@@ -222,8 +222,7 @@ def cross_lipschitz(
         projections: random directions; 0 gives the exact value.
         generator: of the directions, on the images' device; None = torch's global one.
     """
-    if projections < 0:
-        raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact penalty.")
+    typed(projections, Annotated[Whole, "backward passes, or 0 for the exact penalty"], "projections")
     outputs = outputs.float()
     n, k = outputs.shape
     if projections:
@@ -244,9 +243,7 @@ def l2_sp(
 
     Of the pre-trained `weights` w, the same w0 at the `start` of fine-tuning, and the `new` head's v; alpha, beta >= 0.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < float("inf"):
-            raise InputError(f"{name}={value!r}: give a number of at least 0.")
+    typed(alpha, NonNegative, "alpha"), typed(beta, NonNegative, "beta")
     pairs = zip(weights, start, strict=True)
     distance = torch.stack([(w.float() - w0.detach().float()).square().sum() for w, w0 in pairs]).sum()
     return alpha * distance + beta * torch.stack([v.float().square().sum() for v in new]).sum()

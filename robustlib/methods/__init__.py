@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from robustlib.errors import unknown
+from robustlib.errors import check_known
 from robustlib.methods.afd import AFD, AFKD, ARREST, VAFT
 from robustlib.methods.ancra import ANCRA
 from robustlib.methods.atop import AToP
@@ -27,6 +27,4 @@ def make_method(name: str, /, preset: str | None = None, **overrides: Any) -> Me
 
     A preset's are its `common` values, those of the method's section, and those that the section has for the architecture.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name].from_preset(preset, **overrides)
+    return METHODS[check_known("method", name, METHODS)].from_preset(preset, **overrides)

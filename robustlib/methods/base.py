@@ -1,7 +1,7 @@
 """What every method has (hyper-parameters, a threat, stages), and what those share that attack while they train."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
-from robustlib.errors import Count, InputError, Length, NonNegative, ShareBelowOne, Whole, options, typed, unknown
+from robustlib.errors import Count, InputError, Length, NonNegative, ShareBelowOne, Whole, check_known, options, typed
 from robustlib.methods.preset import preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
 from robustlib.runs import Run
@@ -24,7 +24,7 @@ from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, S
 M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
-CHOICES: dict[str, Iterable[str]] = {
+CHOICES: dict[str, Collection[str]] = {
     **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
     **{"augment": VIEWS, "views": VIEWS},
 }
@@ -74,8 +74,7 @@ class Method:
                 value = "none"  # as it was written: a choice such as augment=none
             object.__setattr__(self, name, typed(value, hint, f"{self.name} {name}"))
         for name, choices in CHOICES.items():
-            if (value := getattr(self, name, None)) is not None and value not in choices:
-                raise unknown("architecture" if name == "arch" else name, value, choices)
+            check_known("architecture" if name == "arch" else name, getattr(self, name, "none"), choices)
         pointless = self.schedule == "piecewise" and not self.points
         self.refuse((pointless, "schedule='piecewise' needs points, e.g. points=((0,0),(5,1),(15,0))."))
         for name, epochs in (("milestones", self.milestones), ("points", tuple(epoch for epoch, _ in self.points))):
@@ -171,8 +170,7 @@ class Method:
             values |= by_architecture.get(arch if isinstance(arch, str) and arch else values["arch"], {})
         values |= overrides
         for name in values:
-            if name not in known:
-                raise unknown(f"hyper-parameter of {cls.name}", name, known)
+            check_known(f"hyper-parameter of {cls.name}", name, known)
         return cls(**values)
 
     def changes(self, arch: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from robustlib.errors import InputError, shown, unknown
+from robustlib.errors import InputError, check_known, shown
 
 PRESETS = Path(__file__).parent / "presets"
 NODES, SIZE = 10_000, 10**6  # values and bytes that a YAML file may hold
@@ -25,9 +25,7 @@ def preset_names() -> list[str]:
 
 def load_preset(name: str) -> Mapping[str, Any]:
     """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}."""
-    if not isinstance(name, str) or name not in preset_names():
-        raise unknown("preset", name, preset_names())
-    return _content(name)
+    return _content(check_known("preset", name, preset_names()))
 
 
 @lru_cache

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import Count, InputError, check_known, typed
 from robustlib.models.backbones import MLP, PreActResNet, ResNet, SmallCNN
 from robustlib.models.branches import Disentangled, Projected, SelfSupervised
 from robustlib.models.classifier import Classifier, ImageSpec
@@ -57,10 +57,8 @@ def build_model(
         self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
         purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
     """
-    if arch not in ARCHITECTURES:
-        raise unknown("architecture", arch, ARCHITECTURES)
-    if padding_mode not in ("zeros", "circular"):
-        raise InputError(f"Unknown padding mode {padding_mode!r}: choose 'zeros' or 'circular'.")
+    check_known("architecture", arch, ARCHITECTURES)
+    check_known("padding mode", padding_mode, ("zeros", "circular"))
     if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
         raise InputError(
             "A model is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP): choose one."
@@ -93,8 +91,7 @@ def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, An
     kind, width = fields.pop("purifier", "gan"), fields.pop("width", None)
     known = ("transform", "sigma", "missing", "grid")
     for name in fields:
-        if name not in known:
-            raise unknown("option of a purified model", name, ("purifier", "width", *known))
+        check_known("option of a purified model", name, known)
     destroy = RandomTransform(fields.pop("transform", "rt2"), **fields)
     model = Purified(encoder, spec, Purifier(spec.image_shape), destroy)
     # after the head: every purifier meets the same classifier
@@ -109,11 +106,9 @@ def build_purifier(
     `default_width` unless given."""
     if kind == "none":
         return Purifier(image_shape)
-    if kind not in WIDTHS:
-        raise unknown("purifier", kind, ("none", *WIDTHS))
+    check_known("purifier", kind, ("none", *WIDTHS))
     width = default_width(kind, image_shape) if width is None else width
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"width={width!r}: give a whole number of at least 1.")
+    typed(width, Count, "width")
     return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
 
 

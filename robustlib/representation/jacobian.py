@@ -6,13 +6,14 @@ penultimate features.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
-from robustlib.errors import InputError
+from robustlib.errors import InputError, Whole, typed
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
 
@@ -29,8 +30,7 @@ def feature_jacobian_norm(
     standard error of one image's norm is at most sqrt(1 / (2 projections)). As many `projections`, each a backward pass, as f has
     outputs, or 0, give the exact norm. The generator is on the images' device.
     """
-    if projections < 0:
-        raise InputError(f"projections={projections!r}: give a number of backward passes, or 0 for the exact norm.")
+    typed(projections, Annotated[Whole, "backward passes, or 0 for the exact norm"], "projections")
     f, x = layer_function(model, layer), x.detach().requires_grad_(True)
     with frozen_eval(model), torch.enable_grad():
         answer, total = f(x), torch.zeros(len(x), device=x.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustlib.errors import InputError, typed, unknown
+from robustlib.errors import InputError, check_known, typed
 from robustlib.representation.features import Features, as_features, as_labels, pieces, rows_at_once
 
 GapMeasure = Literal["relative_l2", "cosine", "l1", "l2", "linf"]
@@ -31,8 +31,7 @@ def feature_gap(clean: Tensor, adversarial: Tensor, measure: GapMeasure = "relat
       choose, so they compare epochs or layers of one model at best. L-infinity is what AFD plots (Zhou et al. 2024, figure 1).
     """
     clean, adversarial = as_features(clean, adversarial)
-    if measure not in GAPS:
-        raise unknown("measure of the feature gap", measure, GAPS)
+    check_known("measure of the feature gap", measure, GAPS)
     gaps = []
     for f, g in pieces(clean, adversarial):
         if measure == "cosine":

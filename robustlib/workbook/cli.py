@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Exit, Option, Typer
 
-from robustlib.errors import InputError, check_path, printable, unknown
+from robustlib.errors import InputError, check_known, check_path, printable
 
 if TYPE_CHECKING:
     from robustlib.data import Dataset
@@ -96,8 +96,7 @@ def evaluate(
     from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
     from robustlib.workbook import console
 
-    if suite not in ("standard", "reference"):
-        raise unknown("suite", suite, ("standard", "reference"))
+    check_known("suite", suite, ("standard", "reference"))
     run, dataset = _run_and_data(path, data_root)
     try:
         with out.status("attacking") as status:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from robustlib.errors import InputError, Positive, typed, unknown
+from robustlib.errors import InputError, Positive, check_known, typed
 from robustlib.workbook.task import INTERRUPTED, Status, Task, check
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")  # numbers depend on them
@@ -98,8 +98,7 @@ def check_limits(jobs: int, timeout: float | None, engine: str) -> None:
     """Raises InputError where `run_all` can do nothing with these."""
     typed(jobs, Annotated[int, "[1, 1000]", "trainings side by side"], "jobs")
     typed(timeout, Annotated[Positive, "or leave it out"] | None, "timeout")
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_known("engine", engine, ENGINES)
 
 
 def run_all(

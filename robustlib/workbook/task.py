@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustlib.errors import InputError, check_path, shown, typed, unknown
+from robustlib.errors import InputError, check_known, check_path, shown, typed
 from robustlib.runs import digest, read_json, write_json
 
 Status = dict[str, Any]
@@ -81,8 +81,7 @@ def check(task: Task) -> Task:
     known = inspect(task.notebook)
     parameters = {}
     for name, value in task.parameters.items():
-        if name not in known:
-            raise unknown(f"parameter of {task.notebook.name}", name, known)
+        check_known(f"parameter of {task.notebook.name}", name, known)
         parameters[name] = _plain(name, value)
         kind = known[name].split("[")[0]
         given = type(parameters[name])

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, check_known
 from robustlib.runs import Run
 from robustlib.threat import Threat
 
@@ -119,9 +119,7 @@ def _unseen_accuracy(run: Run, _: str, name: str, __: object) -> float:
     every |= known
     if measured.get("bare") and "clean" in every:
         every["price"] = float(measured["bare"]["accuracy"]) - every["clean"]
-    if name not in every:
-        raise unknown("accuracy under unseen attacks", name, every)
-    return every[name]
+    return every[check_known("accuracy under unseen attacks", name, every)]
 
 
 def _unseen_notes(pairs: Pairs, name: str) -> Iterable[str]:
@@ -137,13 +135,12 @@ STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "
 
 def _distance(run: Run, _: str, name: str, among: Sequence[Run], attack: str = "Tangent") -> float:
     """The mean or median distance on the `_shared_images`; an upper bound of the true one by either attack."""
-    if name not in STATISTICS:
-        raise unknown("statistic of distances", name, STATISTICS)
+    statistic = STATISTICS[check_known("statistic of distances", name, STATISTICS)]
     images = _shared_images(among, attack)
     if not images:
         names = " and ".join(one.name for one in among)
         raise InputError(f"No image that {names} have right has a known distance: measure more.")
-    return STATISTICS[name]([image[among.index(run)] for image in images])
+    return statistic([image[among.index(run)] for image in images])
 
 
 def _shared_images(runs: Sequence[Run], attack: str = "Tangent") -> list[tuple[float, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import robustlib
-from robustlib.errors import InputError, Whole, shown, typed, unknown
+from robustlib.errors import InputError, Whole, check_known, shown, typed
 from robustlib.methods import load_preset, make_method, preset_dataset
 from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
@@ -89,15 +89,14 @@ def read_study(file: Path | str) -> Study:
     if not isinstance(content, dict):
         raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
     for key in content:
-        if key not in STUDY:
-            raise unknown(f"key of {file}", key, STUDY)
+        check_known(f"key of {file}", key, STUDY)
     preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)
     examples = typed(content.get("examples", 0), Whole, f"{file}: examples")
     variants, claims = _variants(content, preset, file), read_claims(content.get("claims", []), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
-        if strange := [variant for variant in claim.variants if variant not in trained]:
-            raise unknown(f"variant of the claim {claim.name!r} in {file}", strange[0], trained)
+        for variant in claim.variants:
+            check_known(f"variant of the claim {claim.name!r} in {file}", variant, trained)
     parts = seeds if isinstance(seeds, list) else [seeds]
     seeds = parse_seeds(",".join(part if isinstance(part, str) else shown(part) for part in parts))
     return Study(preset, variants, seeds, examples, claims, file.stem)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustlib.data import Dataset, load_dataset
-from robustlib.errors import InputError, Whole, typed, unknown
+from robustlib.errors import InputError, Whole, check_known, typed
 from robustlib.methods import make_method
 from robustlib.representation import layers
 from robustlib.representation.measures import check_neighbours
@@ -112,8 +112,7 @@ class Explorer:
         self.split = dataset.test.sample(examples)
         check_neighbours(len(self.split) - 1, neighbours)
         known = {name.removeprefix("encoder."): name for name in layers(runs[0].model())}
-        if (short := layer.removeprefix("encoder.")) not in known:
-            raise unknown("layer", layer, known)
+        short = check_known("layer", layer.removeprefix("encoder."), known)
         self._grid: Grid | None = None
         self._grids: dict[tuple[str, str], Grid] = {}
         self._maps: dict[tuple[str, Key], Projection] = {}  # "PCA" or "UMAP"

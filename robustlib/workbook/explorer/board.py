@@ -23,7 +23,7 @@ from torch import Tensor
 from robustlib import representation
 from robustlib.attacks import APGD, FGSM, Attack
 from robustlib.data import Dataset, Split
-from robustlib.errors import InputError, unknown
+from robustlib.errors import InputError, check_known
 from robustlib.evaluation import accuracy
 from robustlib.evaluation.protocols import EOT
 from robustlib.figures.canvas import COLOURS
@@ -112,8 +112,7 @@ def make_grid(
         raise InputError(f"There is no finished run in {run.path} any more: choose another one, or train it again.")
     model, threat = run.model(), Threat(**run.params()["threat"])
     known = explorer_attacks(threat, model.stochastic)
-    if attack not in known:
-        raise unknown("attack of the explorer", attack, known)
+    check_known("attack of the explorer", attack, known)
     radii = tuple(dict.fromkeys(threat.scaled(multiple).eps for multiple in MULTIPLES))
     names = representation.layers(model)
     steps: list[Features] = []

@@ -140,10 +140,9 @@ class Dataset:
             wrong = ((split.labels < 0) | (split.labels >= self.num_classes)).nonzero().flatten()
             if len(wrong):
                 where = f"example {int(wrong[0])} in the {part} split of {self.name}"
-                raise InputError(
-                    f"Label {int(split.labels[wrong[0]])} of {where} is out of range: with {self.num_classes} classes labels are "
-                    f"0 to {self.num_classes - 1}. {len(wrong)} label(s) are wrong; check the label file."
-                )
+                right = f"with {self.num_classes} classes labels are 0 to {self.num_classes - 1}"
+                said = f"Label {int(split.labels[wrong[0]])} of {where} is out of range: {right}"
+                raise InputError(f"{said}. {len(wrong)} label(s) are wrong; check the label file.")
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 shapes = f"{tuple(split.images.shape[1:])}, its training images {self.image_shape}"
                 raise InputError(f"The {part} images of {self.name} have the shape {shapes}: make them equal.")
@@ -263,16 +262,12 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         return replace(dataset.only(range(int(first), int(last) + 1), relabel=True), name=name)
     source, given = DATASETS[name], root or os.environ.get("ROBUSTLIB_DATA")
     if not given and not source.embedded:
-        raise InputError(
-            f"No data root for {name!r}: say where its files are with --data-root DIR or the environment variable "
-            "ROBUSTLIB_DATA, and add --download to fetch them there."
-        )
+        remedy = "say where its files are with --data-root DIR or the environment variable ROBUSTLIB_DATA"
+        raise InputError(f"No data root for {name!r}: {remedy}, and add --download to fetch them there.")
     path = Path(os.path.expanduser(given or "."))  # as os.path.isdir, raises nothing
     if not (os.path.isdir(path) or download or source.embedded):
-        raise InputError(
-            f"The data root {str(path)!r} is not a directory: correct --data-root or ROBUSTLIB_DATA, "
-            f"or add --download to create it and fetch {name!r}."
-        )
+        said = f"The data root {str(path)!r} is not a directory: correct --data-root or ROBUSTLIB_DATA"
+        raise InputError(f"{said}, or add --download to create it and fetch {name!r}.")
     try:
         (images, labels), published_test, class_names = source.read(path, download)
     except OSError as error:

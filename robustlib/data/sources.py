@@ -53,10 +53,8 @@ def digits(root: Path, download: bool) -> Arrays:
 
 def missing(name: str, root: Path, expected: str) -> InputError:
     """The error for a data root that lacks a data set."""
-    return InputError(
-        f"No data set {name!r} in the data root {str(root)!r} (looked for {expected}): "
-        "correct --data-root or ROBUSTLIB_DATA, or add --download to fetch it there."
-    )
+    remedy = "correct --data-root or ROBUSTLIB_DATA, or add --download to fetch it there"
+    return InputError(f"No data set {name!r} in the data root {str(root)!r} (looked for {expected}): {remedy}.")
 
 
 def corrupted(path: Path, reason: str) -> InputError:
@@ -78,10 +76,8 @@ def fetched(name: str, root: Path, make: Any, **options: Any) -> None:
         root.mkdir(parents=True, exist_ok=True)
         make(str(root), download=True, **options)
     except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError, a bad archive a RuntimeError
-        raise InputError(
-            f"Could not download {name!r} to {str(root)!r}: {error}. Check the network and the free space, "
-            "or copy the published files there yourself and leave --download out."
-        ) from error
+        said = f"Could not download {name!r} to {str(root)!r}: {error}. Check the network and the free space"
+        raise InputError(f"{said}, or copy the published files there yourself and leave --download out.") from error
 
 
 def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
@@ -168,9 +164,8 @@ def imagenette(root: Path, download: bool) -> Arrays:
         raise missing("imagenette", root, "imagenette2-160/train/<wnid>/*.JPEG and imagenette2-160/val")
     wnids = _class_folders(folder / "train")
     if strange := set(_class_folders(folder / "val")).difference(wnids):
-        raise InputError(
-            f"{str(folder / 'val' / min(strange))!r} is of a class that train/ lacks: add it, or remove this."
-        )
+        lonely = str(folder / "val" / min(strange))
+        raise InputError(f"{lonely!r} is of a class that train/ lacks: add it, or remove this.")
     files = [[_images(folder / part / wnid) for wnid in wnids] for part in ("train", "val")]
     if folder.absolute().name in IMAGENETTE_FOLDERS:
         for part, place in enumerate(("train", "val")):
@@ -230,10 +225,8 @@ def decode(path: Path, size: int) -> np.ndarray:
             levels = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)) if deep else image
             fitted = ImageOps.fit(levels.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow reports a broken file, or one too large, in a dozen ways
-        raise InputError(
-            f"The image file {str(path)!r} is corrupted or unsafe ({error}): delete its data set's folder and call again with "
-            "--download, or restore the file."
-        ) from error
+        remedy = "delete its data set's folder and call again with --download, or restore the file"
+        raise InputError(f"The image file {str(path)!r} is corrupted or unsafe ({error}): {remedy}.") from error
     return np.asarray(fitted).transpose(2, 0, 1)
 
 

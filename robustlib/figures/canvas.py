@@ -127,9 +127,8 @@ def grid_axes(what: str, frame: DataFrame, x: str, y: str, least: int = 1) -> tu
     """The values of columns x and y, rising, at least so many; an InputError if the frame has not each pair of them once."""
     across, up = np.unique(frame[x]), np.unique(frame[y])
     if len(frame) != len(across) * len(up) or min(len(across), len(up)) < least or frame.duplicated([x, y]).any():
-        raise InputError(
-            f"The {what} needs each {x} with each {y} once: {len(frame)} rows for {len(across)} x {len(up)} points."
-        )
+        given = f"{len(frame)} rows for {len(across)} x {len(up)} points"
+        raise InputError(f"The {what} needs each {x} with each {y} once: {given}.")
     return across, up
 
 

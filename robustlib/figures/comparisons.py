@@ -237,10 +237,8 @@ def distance_distributions(distances: Mapping[str, ArrayLike]) -> Figure:
     n = min(map(len, ordered.values()), default=0)
     if not n or any(len(values) > n or not np.isfinite(values).all() for values in ordered.values()):
         given = ", ".join(f"{name} {np.isfinite(values).sum()} of {len(values)}" for name, values in ordered.items())
-        raise InputError(
-            "The distance figure needs the same images for all models, and a distance of each; "
-            f"given: {given or 'none'}."
-        )
+        wanted = "the same images for all models, and a distance of each"
+        raise InputError(f"The distance figure needs {wanted}; given: {given or 'none'}.")
     share = np.arange(1, n + 1) / n
     described = []
     fig, (axis,) = canvas.axes(height=3.9)

@@ -105,9 +105,8 @@ def example_strips(
     answers = dict(zip(("predictions", "adversarial predictions"), map(np.asarray, predictions), strict=True))
     same_length("example", clean=before, adversarial=after, labels=y, **answers)
     if before.ndim != 4 or before.shape != after.shape or before.shape[1] not in (1, 3):
-        raise InputError(
-            f"The example figure needs images (N, 1 or 3, H, W), both alike; given {before.shape}, {after.shape}."
-        )
+        given = f"{before.shape}, {after.shape}"
+        raise InputError(f"The example figure needs images (N, 1 or 3, H, W), both alike; given {given}.")
     columns = zip(("label", "before", "after"), (y, *answers.values()), strict=True)
     names = DataFrame({column: [_class_name(k, class_names) for k in part[:MOST]] for column, part in columns})
     count = len(names) if names.map(len).to_numpy().max() < LONG else min(len(names), MOST - 2)
@@ -209,10 +208,8 @@ def purification_steps(
     first, second = next(iter(steps.values()))
     factor = _magnify(second - first)[1]
     means = [f"{s} {value:.3f}" for s, value in data.groupby("step", sort=False)["difference"].mean().items()]
-    alt = (
-        f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, "
-        f"differences times {factor:g}. Mean absolute difference between both after each step: {', '.join(means)}."
-    )
+    alt = f"{len(y)} images and their attacked copies through {len(steps)} steps of the purifier, differences times"
+    alt += f" {factor:g}. Mean absolute difference between both after each step: {', '.join(means)}."
     form = "after {step}, {label} is called {clean} and, attacked, {attacked}"
     described = [form.format(**row) for row in rows if row["clean"]]
     alt += f" Answers: {'; '.join(described)}." if described else ""

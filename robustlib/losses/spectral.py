@@ -103,19 +103,16 @@ def check_exact(layer: nn.Module, size: tuple[int, int] | None) -> None:
         return
     assert size is not None, "the norm of a convolution depends on the size of its input"
     if any(n % s for n, s in zip(size, layer.stride, strict=True)):
-        raise InputError(
-            f"A convolution of stride {max(layer.stride)} on {size[0]}x{size[1]} pixels is no circular operator, and its "
-            "exact norm cannot be told: give images whose size the stride divides, or operator='power'."
-        )
+        which = f"A convolution of stride {max(layer.stride)} on {size[0]}x{size[1]} pixels is no circular operator"
+        remedy = "give images whose size the stride divides, or operator='power'"
+        raise InputError(f"{which}, and its exact norm cannot be told: {remedy}.")
     pads = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
     total = [k - 1 if layer.padding == "same" else 2 * p for k, p in zip(layer.kernel_size, pads, strict=True)]
     axes = zip(size, total, layer.kernel_size, layer.stride, strict=True)
     whole = all((n + pad - k) // s + 1 == n // s for n, pad, k, s in axes)
     if not whole or layer.dilation != (1, 1) or (layer.padding_mode != "circular" and any(total)):
-        raise InputError(
-            f"The exact norm is that of a circular convolution, which {layer} on {size[0]}x{size[1]} pixels is not: "
-            "build the model with padding_mode='circular', or give operator='power'."
-        )
+        said = f"The exact norm is that of a circular convolution, which {layer} on {size[0]}x{size[1]} pixels is not"
+        raise InputError(f"{said}: build the model with padding_mode='circular', or give operator='power'.")
 
 
 class PowerIteration(nn.Module):
@@ -134,9 +131,8 @@ class PowerIteration(nn.Module):
         size: (H, W) of a convolution's input.
     """
 
-    vectors: (
-        Tensor  # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last; from a random start, always the same
-    )
+    # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last; from a random start, always the same
+    vectors: Tensor
 
     def __init__(self, layer: nn.Module, size: tuple[int, int] | None = None) -> None:
         super().__init__()

@@ -97,19 +97,15 @@ class LayerNorms(nn.Module):
         """{name of a layer: name of the BatchNorm that directly follows it}; warns of convolutions without one."""
         folded = {name: norm for name, norm in batchnorm_after(model).items() if name in self.sizes}
         if not folded:
-            raise InputError(
-                "fold_batchnorm=True has nothing to fold: BatchNorm directly follows none of the penalised layers "
-                f"({', '.join(self.sizes)}). Leave it at False, or take an architecture with BatchNorm after its convolutions, "
-                "e.g. small_cnn."
-            )
+            where = f"BatchNorm directly follows none of the penalised layers ({', '.join(self.sizes)})"
+            remedy = "Leave it at False, or take an architecture with BatchNorm after its convolutions, e.g. small_cnn."
+            raise InputError(f"fold_batchnorm=True has nothing to fold: {where}. {remedy}")
         others = [name for name, size in self.sizes.items() if size is not None and name not in folded]
         if others:
-            warnings.warn(
-                f"fold_batchnorm: folded {len(folded)} of {len(folded) + len(others)} convolutions; BatchNorm does not directly "
-                f"follow the others, such as {others[0]}, whose weights are penalised as they are.",
-                UserWarning,
-                stacklevel=3,
-            )
+            folds = f"folded {len(folded)} of {len(folded) + len(others)} convolutions"
+            rest = f"the others, such as {others[0]}, whose weights are penalised as they are"
+            said = f"fold_batchnorm: {folds}; BatchNorm does not directly follow {rest}."
+            warnings.warn(said, UserWarning, stacklevel=3)
         return folded
 
 

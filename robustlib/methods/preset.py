@@ -4,6 +4,7 @@ import ast
 import stat
 import textwrap
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -74,9 +75,8 @@ def parse_value(text: str) -> Any:
 def parameter_name(name: object) -> str:
     """The name of a hyper-parameter; raises InputError for what is no name, and for what has an option of its own."""
     if not isinstance(name, str):
-        raise InputError(
-            f"{shown(name)} is no name of a hyper-parameter: write one such as beta, if need be in quotes."
-        )
+        remedy = "write one such as beta, if need be in quotes"
+        raise InputError(f"{shown(name)} is no name of a hyper-parameter: {remedy}.")
     if name == "preset":
         raise InputError("A preset is no hyper-parameter: give it as --preset, or as `preset` of a study or notebook.")
     return name
@@ -93,20 +93,15 @@ class Loader(yaml.SafeLoader):
         """The next node, counted."""
         before, alias = self.count, self.check_event(yaml.AliasEvent)
         node: Any = super().compose_node(parent, index)
-        self.count += (
-            self.sizes.get(id(node), NODES) if alias else 1
-        )  # an alias inside of what it stands for has no size yet
+        # an alias inside of what it stands for has no size yet
+        self.count += self.sizes.get(id(node), NODES) if alias else 1
         self.sizes.setdefault(id(node), self.count - before)
-        known: set[tuple[str, str]] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) and not alias else ():
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in known:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{shown(key.value)} is given twice", problem_mark=key.start_mark
-                    )
-                known.add((key.tag, key.value))
-        if self.count > NODES:
-            raise yaml.MarkedYAMLError(problem=f"it holds more than {NODES} values", problem_mark=node.start_mark)
+        pairs = node.value if isinstance(node, yaml.MappingNode) and not alias else ()
+        keys = Counter((key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+        problems = [f"{shown(value)} is given twice" for (_, value), times in keys.items() if times > 1]
+        if problems or self.count > NODES:
+            problem = (*problems, f"it holds more than {NODES} values")[0]
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
 
 

@@ -127,10 +127,8 @@ class Transfer(RepSpectral):
         copy_weights(self, run, model.encoder, theirs.encoder)
         pads = [[m.padding_mode for m in net.encoder.modules() if isinstance(m, nn.Conv2d)] for net in (theirs, model)]
         if pads[0] != pads[1]:
-            raise InputError(
-                f"{where} has convolutions that pad otherwise than circularly: give a run of rep_spectral (its strength may be "
-                "0), or of a self-supervised row of its family."
-            )
+            remedy = "give a run of rep_spectral (its strength may be 0), or of a self-supervised row of its family"
+            raise InputError(f"{where} has convolutions that pad otherwise than circularly: {remedy}.")
         model.mean.copy_(theirs.mean)
         model.std.copy_(theirs.std)
 

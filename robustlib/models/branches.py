@@ -143,10 +143,9 @@ class SelfSupervised(Projected):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.predicts:
-            raise InputError(
-                "This self-supervised model has no readout yet and cannot predict: finish its training, whose last stage fits one, "
-                "give it one by set_readout, or ask for its features(x)."
-            )
+            remedy = "finish its training, whose last stage fits one, give it one by set_readout"
+            said = "This self-supervised model has no readout yet and cannot predict"
+            raise InputError(f"{said}: {remedy}, or ask for its features(x).")
         return super().forward(x)
 
     def get_extra_state(self) -> Tensor:

@@ -60,13 +60,11 @@ def build_model(
     check_known("architecture", arch, ARCHITECTURES)
     check_known("padding mode", padding_mode, ("zeros", "circular"))
     if disentangled + reverse_attention + bool(projection) + (purified is not None) > 1:
-        raise InputError(
-            "A model is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP): choose one."
-        )
+        kinds = "is disentangled (AFD), has reverse attention (ANCRA), a projection head (CLAF) or a purifier (AToP)"
+        raise InputError(f"A model {kinds}: choose one.")
     if (projection_batchnorm or dual_batchnorm or self_supervised) and not projection:
-        raise InputError(
-            "projection_batchnorm, dual_batchnorm and self_supervised are of a model with a projection head: give projection."
-        )
+        options = "projection_batchnorm, dual_batchnorm and self_supervised"
+        raise InputError(f"{options} are of a model with a projection head: give projection.")
     if classify not in ("intrinsic", "latent") or (classify == "latent" and not disentangled):
         raise InputError(f"classify={classify!r}: give 'intrinsic', or 'latent' for a disentangled model (AFD).")
     encoder = ARCHITECTURES[arch](spec.image_shape)

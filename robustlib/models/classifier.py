@@ -85,20 +85,16 @@ class Classifier(nn.Module):
         """Raises InputError, naming what differs, if the model was built for other images or classes than `spec`'s."""
         self._check_shape(tuple(spec.image_shape), "the data set has images")
         if spec.num_classes != self.num_classes:
-            raise InputError(
-                f"The model tells {self.num_classes} classes apart, the data set has {spec.num_classes}: "
-                "choose the data set the model was trained on, or train a model for this one."
-            )
+            said = f"The model tells {self.num_classes} classes apart, the data set has {spec.num_classes}"
+            raise InputError(f"{said}: choose the data set the model was trained on, or train a model for this one.")
 
     def _check_shape(self, shape: tuple[int, ...], whose: str) -> None:
         if shape == self.image_shape:
             return
         channels = shape[0] != self.image_shape[0]
         own, other = (f"{s[0]} channel(s)" if channels else f"{s[1]}x{s[2]} pixels" for s in (self.image_shape, shape))
-        raise InputError(
-            f"The model was built for images of {own}, but {whose} of {other} "
-            f"(shape {shape}, expected {self.image_shape}): choose the data set it was trained on."
-        )
+        shapes = f"(shape {shape}, expected {self.image_shape}): choose the data set it was trained on"
+        raise InputError(f"The model was built for images of {own}, but {whose} of {other} {shapes}.")
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -110,15 +106,12 @@ def check_logits(answer: object, images: int) -> Tensor:
     """A copy of a model's logits (B, K) for so many images, since it may change its answer later; raises InputError for another kind
     of answer. Attacks and judges ask every model by way of this."""
     if not isinstance(answer, Tensor):
-        raise InputError(
-            f"The model answers with a {type(answer).__name__}, not with logits (B, K): wrap it in a module whose forward returns "
-            "the logits alone, e.g. model(x)[0]."
-        )
+        remedy = "wrap it in a module whose forward returns the logits alone, e.g. model(x)[0]"
+        raise InputError(f"The model answers with a {type(answer).__name__}, not with logits (B, K): {remedy}.")
     if answer.ndim != 2 or len(answer) != images or not answer.is_floating_point():
-        raise InputError(
-            f"The model answers {images} image(s) with {answer.dtype} {tuple(answer.shape)}, not with float logits ({images}, K): "
-            "let it keep the batch's dimension, by flatten(1) in place of squeeze() and mean() over the others only."
-        )
+        given = f"{answer.dtype} {tuple(answer.shape)}, not with float logits ({images}, K)"
+        remedy = "let it keep the batch's dimension, by flatten(1) for squeeze() and mean() over the others only"
+        raise InputError(f"The model answers {images} image(s) with {given}: {remedy}.")
     return answer.clone()
 
 

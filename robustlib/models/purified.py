@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from robustlib.errors import Count, InputError, Whole, check_fields, typed
+from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole, check_fields, typed
 from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
 
@@ -33,35 +33,24 @@ class RandomTransform:
     """
 
     kind: Literal["none", "rt1", "rt2", "rt3"] = "none"
-    sigma: float = 0.25  # standard deviation of the noise, in units of [0, 1]
-    missing: float = 0.25  # share of the blocks that a mask hides
+    sigma: NonNegative = 0.25  # standard deviation of the noise, in units of [0, 1]
+    missing: ShareBelowOne = 0.25  # share of the blocks that a mask hides
     grid: Count = 8  # blocks a side
     clip: bool = True  # noisy images to [0, 1]; False only for an attacker, who wants the gradient of clipped pixels
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 <= self.missing < 1:
-            raise InputError(f"missing={self.missing!r}: give the share of an image that is hidden, in [0, 1).")
-        if not 0 <= self.sigma < float("inf"):
-            raise InputError(
-                f"sigma={self.sigma!r}: give the noise's standard deviation, at least 0 (grey levels 0 to 1)."
-            )
-        blocks = self.grid**2
+        asked, blocks = f"missing={self.missing!r}", self.grid**2
         if self.kind == "rt3" and not 2 <= self.passes <= blocks:
-            raise InputError(
-                f"missing={self.missing!r}: rt3 hides the image in round(1 / missing) parts, at least 2 and at most the "
-                f"{blocks} block(s) of the grid: give 0.5 or less, or a finer grid."
-            )
+            parts = f"round(1 / missing) parts, at least 2 and at most the {blocks} block(s) of the grid"
+            raise InputError(f"{asked}: rt3 hides the image in {parts}: give 0.5 or less, or a finer grid.")
         if self.kind == "rt3" and abs(1 / self.missing - self.passes) > WHOLE:
-            raise InputError(
-                f"missing={self.missing!r}: rt3 hides the whole image in parts of one size, and {1 / self.missing:.3g} of them is no "
-                f"whole number: give {1 / self.passes:.3g} for {self.passes} parts."
-            )
+            parts = f"parts of one size, and {1 / self.missing:.3g} of them is no whole number"
+            remedy = f"give {1 / self.passes:.3g} for {self.passes} parts"
+            raise InputError(f"{asked}: rt3 hides the whole image in {parts}: {remedy}.")
         if self.kind in ("rt1", "rt2") and self.missing and not 0 < self.hidden < blocks:
-            raise InputError(
-                f"missing={self.missing!r} of a grid of {self.grid} x {self.grid} hides {self.hidden} of {blocks} block(s): "
-                "give another rate, or a finer grid."
-            )
+            hides = f"of a grid of {self.grid} x {self.grid} hides {self.hidden} of {blocks} block(s)"
+            raise InputError(f"{asked} {hides}: give another rate, or a finer grid.")
 
     @property
     def random(self) -> bool:
@@ -93,13 +82,10 @@ class RandomTransform:
         if self.kind == "none":
             return Randomness(None, x.new_zeros(1, size, 1, height, width))
         if self.grid > min(height, width):
-            raise InputError(
-                f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels: "
-                f"give at most {min(height, width)}."
-            )
-        places = torch.rand(size, self.grid**2, generator=generator, device=device).argsort(
-            1
-        )  # a shuffle for each image
+            said = f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels"
+            raise InputError(f"{said}: give at most {min(height, width)}.")
+        # a shuffle for each image
+        places = torch.rand(size, self.grid**2, generator=generator, device=device).argsort(1)
         if self.kind == "rt3":
             part = places * self.passes // self.grid**2
             hidden = torch.stack([part == number for number in range(self.passes)])
@@ -223,10 +209,8 @@ class Purified(Classifier):
 
     def _bare_features(self, x: Tensor) -> Tensor:
         if bool(self.purifying) and any(module.training for module in (self.encoder, self.head)):
-            raise InputError(
-                "The classifier behind the purifier was put into train mode, where it judges images by their batch: call train() "
-                "or eval() of the whole model, which keep it in eval mode."
-            )
+            said = "The classifier behind the purifier was put into train mode, where it judges images by their batch"
+            raise InputError(f"{said}: call train() or eval() of the whole model, which keep it in eval mode.")
         return super().features(x)
 
     def _view(self, **changes: Any) -> "Purified":

@@ -31,10 +31,9 @@ class Purifier(nn.Module):
     def outputs(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """All that a loss may use, each (B, C, H, W) in [0, 1]; the last is the purified image."""
         if tuple(x.shape[1:]) != self.image_shape or mask.shape != (len(x), 1, *self.image_shape[1:]):
-            raise InputError(
-                f"The purifier completes images of shape {self.image_shape}, one mask of one channel each, not {tuple(x.shape)} "
-                f"with masks {tuple(mask.shape)}: build one for these images."
-            )
+            said = f"The purifier completes images of shape {self.image_shape}, one mask of one channel each"
+            given = f"{tuple(x.shape)} with masks {tuple(mask.shape)}"
+            raise InputError(f"{said}, not {given}: build one for these images.")
         height, width = self.image_shape[1:]
         margin = (0, -width % self.multiple, 0, -height % self.multiple)
         if any(margin):
@@ -52,10 +51,9 @@ class Purifier(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         stored = state_dict.get(f"{prefix}made_for")
         if stored is not None and tuple(stored.tolist()) != self.image_shape:
-            raise InputError(
-                f"These weights are of a purifier of images of shape {tuple(stored.tolist())}, and this one completes "
-                f"{self.image_shape}: choose the data set it was trained on, or train a purifier for this one."
-            )
+            shapes = f"of shape {tuple(stored.tolist())}, and this one completes {self.image_shape}"
+            remedy = "choose the data set it was trained on, or train a purifier for this one"
+            raise InputError(f"These weights are of a purifier of images {shapes}: {remedy}.")
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

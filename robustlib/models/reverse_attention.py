@@ -43,10 +43,8 @@ class ReverseAttention(Classifier):
         super().__init__(encoder, spec)
         self.gates = int(getattr(encoder, "gates", 0))
         if not self.gates:
-            raise InputError(
-                f"Reverse attention weights the maps of a last convolutional stage, and {type(encoder).__name__} has none: "
-                "choose small_cnn, a ResNet or a wide ResNet, or set reverse_attention=false."
-            )
+            said = f"Reverse attention weights the maps of a last convolutional stage, which {type(encoder).__name__} lacks"
+            raise InputError(f"{said}: choose small_cnn, a ResNet or a wide ResNet, or set reverse_attention=false.")
         # It has no weights of its own: this tells its checkpoints from those of the plain classifier.
         self.register_buffer("gated_blocks", torch.tensor(self.gates))
 

@@ -58,10 +58,8 @@ class Embedding:
         """What to print under the map."""
         if math.isnan(self.trustworthiness):
             return f"N{NO_MAP[1:]}."
-        return (
-            f"{self.made} Trustworthiness {self.trustworthiness:.3f} (PCA view: {self.pca_trustworthiness:.3f}, "
-            f"{self.explained:.0%} of the variance)."
-        )
+        linear = f"(PCA view: {self.pca_trustworthiness:.3f}, {self.explained:.0%} of the variance)"
+        return f"{self.made} Trustworthiness {self.trustworthiness:.3f} {linear}."
 
 
 def embed(clean: Tensor, adversarial: Tensor, **settings: Any) -> Embedding:

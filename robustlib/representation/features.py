@@ -51,10 +51,8 @@ def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tupl
         if name not in known and name not in modules:
             near = difflib.get_close_matches(name, [*known, *modules], 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(
-                f"There is no layer {name!r} in this {type(model).__name__}.{hint} Its layers are {', '.join(known)}; "
-                f"any of its {len(modules)} submodules (`model.named_modules()`) will do too."
-            )
+            said = f"There is no layer {name!r} in this {type(model).__name__}.{hint} Its layers are {', '.join(known)}"
+            raise InputError(f"{said}; any of its {len(modules)} submodules (`model.named_modules()`) will do too.")
     if not names:
         raise InputError(f"No layer was asked for: choose from {', '.join(known)}.")
     return names

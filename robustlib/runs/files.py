@@ -166,15 +166,12 @@ def load_weights(model: nn.Module, path: Path, run: str = "", known: str = "") -
     expected, stored = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
     if stored != expected:
         name = next(k for k in {**expected, **stored} if expected.get(k) != stored.get(k))
-        raise InputError(
-            f"{path} holds weights of another model: {name} is {stored.get(name, 'missing')} there and "
-            f"{expected.get(name, 'unknown')} here. Use the architecture, the model options (such as reverse_attention) and the "
-            "data set it was trained with."
-        )
+        shapes = f"{name} is {stored.get(name, 'missing')} there and {expected.get(name, 'unknown')} here"
+        remedy = "Use the architecture, model options (such as reverse_attention) and data set it was trained with."
+        raise InputError(f"{path} holds weights of another model: {shapes}. {remedy}")
     if broken := not_finite(state):
-        raise InputError(
-            f"{path} holds a training that diverged ({broken} is not finite): train again with another setting."
-        )
+        said = f"{path} holds a training that diverged ({broken} is not finite)"
+        raise InputError(f"{said}: train again with another setting.")
     model.load_state_dict(state)
 
 

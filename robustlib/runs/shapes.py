@@ -32,17 +32,10 @@ SHAPES: Mapping[str, Any] = {
         **{"wall_seconds?": NUMBER, "peak_memory_mb?": NUMBER},
     },
     "results.json": {
-        **{
-            "n": int,
-            "threat": str,
-            "checkpoint": str,
-            "rows": [ROW],
-            "last??": {"rows": [ROW]},
-            "numerics?": {str: int},
-        },
+        **{"n": int, "threat": str, "checkpoint": str, "split?": str, "rows": [ROW], "last??": {"rows": [ROW]}},
         **{"curve?": [{"eps": NUMBER, "accuracy": NUMBER}], "steps_curve?": [{"steps": int, "accuracy": NUMBER}]},
         **{"cascade?": [STEP], "budget?": {"images": int}, "transfer?": {str: str}, "plateau?": PLATEAU},
-        **{"split?": str, "files?": {str: str}},
+        **{"numerics?": {str: int}, "files?": {str: str}},
     },
     "audit.json": {
         "checks?": [CHECK],

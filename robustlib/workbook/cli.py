@@ -343,9 +343,8 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
     if not finished:
         damaged = sum(bool(run.damage) for run in find_runs(runs, finished=False))
         others = f" {damaged} are damaged; `robustlib list` says why." if damaged else ""
-        raise InputError(
-            f"There are no finished runs in {runs}: make them with `robustlib run`, or give --runs.{others}"
-        )
+        remedy = f"make them with `robustlib run`, or give --runs.{others}"
+        raise InputError(f"There are no finished runs in {runs}: {remedy}")
     presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in finished)]
     _announce(*publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True))
 

@@ -3,15 +3,5 @@
 Nothing here trains, attacks or writes: runs are read.
 """
 
-from robustlib.workbook.claims.claim import (
-    Claim,
-    Evidence,
-    Finding,
-    Interval,
-    by_variant,
-    evaluate_claims,
-    gather,
-    read_claims,
-    variant_of,
-)
+from robustlib.workbook.claims.claim import Claim, Finding, by_variant, evaluate_claims, gather, read_claims, variant_of
 from robustlib.workbook.claims.measures import measure_of

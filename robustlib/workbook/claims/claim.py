@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-from robustlib.errors import InputError, check_fields, shown, unknown
+from robustlib.errors import InputError, check_fields, check_known, shown
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run, changes_text
 from robustlib.workbook.claims.measures import measure_of, source_of
@@ -71,7 +71,7 @@ class Claim:
 
 TEXTS = [field.name for field in fields(Claim) if field.type is str]
 REQUIRED = [name for name in TEXTS if name != "than"]
-KINDS: dict[str, Any] = {**dict.fromkeys(TEXTS, str), "direction": object, "relative": bool, "smallest": (int, float)}
+KNOWN = [field.name for field in fields(Claim)]
 
 
 def read_claims(rows: object, place: str) -> list[Claim]:
@@ -81,18 +81,16 @@ def read_claims(rows: object, place: str) -> list[Claim]:
     claims: list[Claim] = []
     for row in rows:
         row = {"variant" if key == "arm" else key: value for key, value in row.items()}  # its name in version 0.1
-        for key, value in row.items():
-            if key not in KINDS:
-                raise unknown(f"field of a claim in {place}", key, KINDS)
-            if not isinstance(value, KINDS[key]) or (key == "smallest" and isinstance(value, bool)):
-                raise InputError(
-                    f"{place}: {key}={shown(value)} of the claim {shown(row.get('name'))} is of the wrong kind."
-                )
+        for key in row:
+            check_known(f"field of a claim in {place}", key, KNOWN)
         if lacking := [key for key in REQUIRED if key not in row]:
             raise InputError(f"{place}: the claim {shown(row.get('name', row))} has no {lacking[0]!r}: add it.")
         if row["name"] in [claim.name for claim in claims]:
             raise InputError(f"{place} has two claims called {row['name']!r}: give each a name of its own.")
-        claims.append(Claim(**row))
+        try:
+            claims.append(Claim(**row))
+        except InputError as error:
+            raise InputError(f"{place}, the claim {shown(row['name'])}: {error}") from error
     return claims
 
 

@@ -50,9 +50,8 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.isdecimal() and len(end) < 20 for end in ends) or not int(ends[0]) <= int(ends[1]) < 2**63:
-            raise InputError(
-                f"Seeds {shown(text)} are no whole numbers of at least 0 and below 2**63: write 0-2 or 0,3,5."
-            )
+            said = f"Seeds {shown(text)} are no whole numbers of at least 0 and below 2**63"
+            raise InputError(f"{said}: write 0-2 or 0,3,5.")
         ranges.append(range(int(ends[0]), int(ends[1]) + 1))
     check_number(sum(part.stop - part.start for part in ranges), f"Seeds {shown(text)} ask")
     return list(dict.fromkeys(itertools.chain(*ranges)))
@@ -244,9 +243,8 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
     if others := sorted(set(judged.values()) - {threat}):
         summary += f" Runs judged under {as_markdown(', '.join(others))} are left out: set `threat`."
     if damaged:
-        summary += "\n\nLeft out because they are damaged:\n" + "".join(
-            f"\n- {as_markdown(run.damage)}" for run in damaged
-        )
+        summary += "\n\nLeft out because they are damaged:\n"
+        summary += "".join(f"\n- {as_markdown(run.damage)}" for run in damaged)
     return Comparison(name, threat, every, shown, summary)
 
 

@@ -20,9 +20,9 @@ from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
 PATIENCE = (
-    f"the first one of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run. Until then "
-    "the map shows PCA."
+    f"the first one of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run."
 )
+PATIENCE += " Until then the map shows PCA."
 SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
 DATASET = "digits"  # embedded, so that there is always something to look at
 
@@ -56,10 +56,8 @@ def explore(
         found = small_baselines(runs)
     if not found:
         which = f" of {dataset}" if dataset else ""
-        raise InputError(
-            f"There are no finished runs{which} in {runs}: train some with `robustlib run`, give another directory, or let the "
-            "explorer train two small ones on digits (train_missing)."
-        )
+        remedy = "give another directory, or let the explorer train two small ones on digits (train_missing)"
+        raise InputError(f"There are no finished runs{which} in {runs}: train some with `robustlib run`, {remedy}.")
     data = load_dataset(found[0].params()["dataset"], root=data_root)
     explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
     display(explorer.widget)  # before anything is computed, so that its progress is seen
@@ -72,10 +70,8 @@ def finished_runs(root: Path | str, dataset: str = "") -> list[Run]:
     found = find_runs(root, dataset=dataset or None)
     names = sorted({str(run.params()["dataset"]) for run in found})
     if len(names) > 1:
-        raise InputError(
-            f"{root} holds runs of {' and '.join(names)}, which have no images in common: choose one, e.g. "
-            f"dataset={names[0]!r}."
-        )
+        said = f"{root} holds runs of {' and '.join(names)}, which have no images in common"
+        raise InputError(f"{said}: choose one, e.g. dataset={names[0]!r}.")
     return found
 
 

@@ -136,11 +136,8 @@ def pca_projection(grid: Grid, layer: str) -> Projection:
     features = torch.cat([step[layer] for step in grid.steps])
     scores, shares = representation.principal_components(unit(features), 2)
     flat = np.pad(scores.numpy(), ((0, 0), (0, 2 - scores.shape[1])))
-    note = (
-        "PCA of clean and adversarial features of all radii together, each scaled to length 1; the two axes hold "
-        f"{float(shares[:2].sum()):.0%} of the variance."
-    )
-    return Projection(flat.reshape(len(grid.steps), -1, 2), note)
+    note = "PCA of clean and adversarial features of all radii together, each scaled to length 1; the two axes hold"
+    return Projection(flat.reshape(len(grid.steps), -1, 2), f"{note} {float(shares[:2].sum()):.0%} of the variance.")
 
 
 def umap_projection(grid: Grid, layer: str, seed: int) -> Projection:

@@ -20,13 +20,8 @@ OPERATORS = "±⧵⟹⟺¬~∼⟂⟨⟩⌊⌋⌈⌉|:;"  # latex2mathml writes t
 LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin", "∑", "∏", "⋃", "⋂"}
 STRUCK = str.maketrans("0123456789", "𝟘𝟙𝟚𝟛𝟜𝟝𝟞𝟟𝟠𝟡")
 CHILDREN = dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2) | {"msubsup": 3, "munderover": 3}
-VARIANTS = (
-    "bold",
-    "bold-italic",
-    "italic",
-    "monospace",
-    "sans-serif",
-)  # browsers draw "normal" alone; classes of style.css do these
+# Browsers draw "normal" alone; classes of style.css do these.
+VARIANTS = ("bold", "bold-italic", "italic", "monospace", "sans-serif")
 
 
 def to_mathml(formula: str, *, display: bool = False) -> str:

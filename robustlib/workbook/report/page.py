@@ -147,10 +147,8 @@ class _Exporter(HTMLExporter):
         )
         html = str(MarkdownWithMath(renderer, inline=_Parser(hard_wrap=False)).render(source))
         for image in parse(html).find_all("img", src=re.compile(r"^(?!data:)")):
-            raise InputError(
-                f"The page of {place['name']} would load {str(image['src'])[:120]!r}: a report stands alone. "
-                "Put the file beside the notebook, or display the figure itself."
-            )
+            said = f"The page of {place['name']} would load {str(image['src'])[:120]!r}: a report stands alone."
+            raise InputError(f"{said} Put the file beside the notebook, or display the figure itself.")
         return clean(html)
 
 

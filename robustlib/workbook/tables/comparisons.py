@@ -86,24 +86,17 @@ def inventory(runs: Iterable[Any]) -> pd.DataFrame:
     """All runs, finished, damaged or neither, as `robustlib list` shows them."""
     rows = []
     for run in runs:
-        if run.damage:
-            unknown = dict.fromkeys(("clean", "worst case", "headline"), "–")
-            cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **unknown, "notes": run.damage}
-            rows.append({**cells, "run directory": run.path})
-            continue
-        params = run.params()
-        by_attack = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
-        cells = {
-            "method": params.get("method", "?"),
-            "seed": params.get("seed", "?"),
-            "state": run.status()["state"],
-            "clean": by_attack.get("clean", "–"),
-            "worst case": by_attack.get("worst", "–"),
-            "headline": verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", "")),
-            "notes": ", ".join(filter(None, [run.changed, "stale" if run.stale else ""])),
-            "run directory": run.path,
-        }
-        rows.append(cells)
+        dashes = dict.fromkeys(("clean", "worst case", "headline"), "–")
+        cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **dashes, "notes": run.damage}
+        if not run.damage:
+            params, named = run.params(), {"clean": "clean", "worst": "worst case"}
+            cells |= {"method": params.get("method", "?"), "seed": params.get("seed", "?")}
+            cells["state"] = run.status()["state"]
+            measured = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
+            cells |= {name: measured[attack] for attack, name in named.items() if attack in measured}
+            cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
+            cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
+        rows.append({**cells, "run directory": run.path})
     return pd.DataFrame(rows)
 
 

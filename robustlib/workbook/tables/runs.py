@@ -121,9 +121,8 @@ def warnings(metrics: pd.DataFrame) -> str:
     said = [(n, text) for n, texts in zip(metrics.get("epoch_total", []), lists, strict=False) for text in texts]
     if not said:
         return "No catastrophic or robust overfitting was detected."
-    return "**Warnings**\n\n" + "\n".join(
-        f"- {f'epoch {n}' if n else 'before training'}: {as_markdown(text)}" for n, text in said
-    )
+    lines = [f"- {f'epoch {n}' if n else 'before training'}: {as_markdown(text)}" for n, text in said]
+    return "\n".join(["**Warnings**", "", *lines])
 
 
 def provenance(facts: Mapping[str, Any], path: object = "") -> pd.DataFrame:
@@ -185,10 +184,8 @@ def adaptive_summary(results: Mapping[str, Any], protocol: str = "autoattack") -
     if protocol not in rows or not _searched(rows):
         return ""
     paper, least = rows[protocol], rows["worst"]
-    return (
-        f"The paper's protocol ({attack_name(protocol)} on the deployed logits) leaves {percent(paper)}, "
-        f"the adaptive minimum {percent(least)}: overstated by {100 * (paper - least):.1f} points."
-    )
+    said = f"The paper's protocol ({attack_name(protocol)} on the deployed logits) leaves {percent(paper)}"
+    return f"{said}, the adaptive minimum {percent(least)}: overstated by {100 * (paper - least):.1f} points."
 
 
 def show_adaptive(results: Mapping[str, Any], protocol: str = "autoattack") -> None:

@@ -43,15 +43,10 @@ def run_features(
     check_runs([run], dataset)
     model, split = run.model(), dataset.test.sample(n)
     names = resolve_layers(model, layers)
-    facts: dict[str, object] = {
-        "weights": digest((run.path / "model.safetensors").read_bytes()),
-        "images": digest(split.images.numpy().tobytes()),
-        "attack": repr(attack),
-        "layers": names,
-        "seed": seed,
-        "numerics": versions("measures/representation", *attack_names([attack])),
-    }
-
+    content = [(run.path / "model.safetensors").read_bytes(), split.images.numpy().tobytes()]
+    facts: dict[str, object] = dict(zip(("weights", "images"), map(digest, content), strict=True))
+    facts |= {"attack": repr(attack), "layers": names, "seed": seed}
+    facts["numerics"] = versions("measures/representation", *attack_names([attack]))
     sides = {"clean": None, "adversarial": attack}
 
     def make() -> dict[str, Tensor]:

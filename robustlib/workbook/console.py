@@ -96,15 +96,12 @@ def audit_table(audit: Mapping[str, Any], title: str) -> Group:
 
 def reference_table(comparison: Comparison) -> Group:
     """Our AutoAttack beside the authors' own."""
-    rows = [
-        ("ours", comparison.ours, comparison.only_ours),
-        ("the authors'", comparison.theirs, comparison.only_theirs),
-    ]
-    shown = [
-        (name, tables.percent(share["accuracy"], share["low"], share["high"]), ", ".join(map(str, alone)) or "none")
-        for name, share, alone in rows
-    ]
-    frame = pd.DataFrame(shown, columns=["AutoAttack", "robust accuracy", "broken by it alone (index)"])
+    rows = []
+    for name, own in {"ours": "ours", "the authors'": "theirs"}.items():
+        share, alone = getattr(comparison, own), getattr(comparison, f"only_{own}")
+        accuracy = tables.percent(share["accuracy"], share["low"], share["high"])
+        rows.append((name, accuracy, ", ".join(map(str, alone)) or "none"))
+    frame = pd.DataFrame(rows, columns=["AutoAttack", "robust accuracy", "broken by it alone (index)"])
     words = f"Ours is {comparison.difference:+.1f} points from theirs, which took {clock(comparison.seconds)}."
     return Group(table(frame, "The authors' package on the same images"), Text(words))
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustlib.errors import InputError, check_known, check_path, shown, typed
+from robustlib.errors import InputError, check_known, check_path, typed
 from robustlib.runs import digest, read_json, write_json
 
 Status = dict[str, Any]
 START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
 INTERRUPTED: Status = {"state": "interrupted", "reason": "Interrupted; the same call resumes from the last epoch."}
 NAG = 3.0  # seconds after which a kernel that ignored an interrupt gets another
-KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
+KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": int | float, "str": str, "list": list, "dict": dict}
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ def check(task: Task) -> Task:
     parameters = {}
     for name, value in task.parameters.items():
         check_known(f"parameter of {task.notebook.name}", name, known)
-        parameters[name] = _plain(name, value)
-        kind = known[name].split("[")[0]
-        given = type(parameters[name])
-        if not issubclass(given, KINDS.get(kind, object)) or (given is bool and kind in ("int", "float")):
-            raise InputError(f"Parameter {name!r} should be {kind}, not {shown(value)} ({given.__name__}).")
+        kind = KINDS.get(known[name].split("[")[0], object)
+        parameters[name] = typed(_plain(name, value), kind, f"Parameter {name!r}")
     return replace(task, parameters=parameters)
 
 

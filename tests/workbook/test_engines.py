@@ -224,9 +224,9 @@ def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_
     ("parameters", "sentence"),
     [
         ({"sed": 1}, "Did you mean 'seed'"),
-        ({"seed": "one"}, "should be int"),
-        ({"seed": True}, "should be int"),
-        ({"seed": 1.5}, "should be int"),
+        ({"seed": "one"}, "'seed'='one': give a whole number"),
+        ({"seed": True}, "'seed'=True: give a whole number"),
+        ({"seed": 1.5}, "'seed'=1.5: give a whole number"),
         ({"seed": 2**63}, "'seed'=9223372036854775808: give a whole number .*at most"),
         ({"items": np.zeros(3)}, "holds a ndarray"),
         ({"word": object()}, "holds a object"),

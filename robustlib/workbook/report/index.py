@@ -132,15 +132,9 @@ def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[d
     boards: list[dict[str, Any]] = []
     for (preset, dataset), rows in groups.items():
         alike = [key for key in ("arch", "threat") if len({row.get(key) for row in rows}) == 1]
-        boards.append(
-            {
-                "preset": preset,
-                "dataset": dataset,
-                "cards": _cards(rows),
-                "columns": [c for c in COLUMNS if c.key not in alike and any(c.key in row for row in rows)],
-                "rows": sorted(rows, key=lambda row: -row.get("worst", -1)),
-            }
-        )
+        columns = [c for c in COLUMNS if c.key not in alike and any(c.key in row for row in rows)]
+        ranked = sorted(rows, key=lambda row: -row.get("worst", -1))
+        boards.append({"preset": preset, "dataset": dataset, "cards": _cards(rows), "columns": columns, "rows": ranked})
     return boards
 
 
@@ -171,18 +165,11 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
     for (title, arch, changed, threat), runs in groups.items():
         worst = [100 * row["worst"] for row in runs]
         minutes = [row["minutes"] for row in runs if "minutes" in row]
-        cards.append(
-            {
-                "title": " · ".join(filter(None, [title, arch if several else "", changed])),
-                "threat": threat,
-                "runs": runs,
-                "seeds": len({row["seed"] for row in runs}),
-                "worst": f"{fmean(worst):.1f}",
-                "spread": f"{stdev(worst):.1f}" if len(runs) > 1 else "",
-                "clean": f"{100 * fmean(row['clean'] for row in runs):.1f}",
-                "minutes": fmean(minutes) if minutes else None,
-            }
-        )
+        card: dict[str, Any] = {"title": " · ".join(filter(None, [title, arch if several else "", changed]))}
+        card |= {"threat": threat, "runs": runs, "seeds": len({row["seed"] for row in runs})}
+        card |= {"worst": f"{fmean(worst):.1f}", "spread": f"{stdev(worst):.1f}" if len(runs) > 1 else ""}
+        card["clean"] = f"{100 * fmean(row['clean'] for row in runs):.1f}"
+        cards.append({**card, "minutes": fmean(minutes) if minutes else None})
     return sorted(cards, key=lambda card: -float(card["worst"]))
 
 

@@ -88,9 +88,8 @@ def accuracy_dots(table: DataFrame, title: str) -> Figure:
     _accuracy_axis(axis, -0.01, 1.1)
     axis.set(title=title, xlabel="accuracy, with 95 % interval")
     canvas.legend_below(fig, axis)
-    described = [
-        f"{name}: {_list_shares(part['series'], part['accuracy'])}" for name, part in given.groupby("row", sort=False)
-    ]
+    groups = given.groupby("row", sort=False)
+    described = [f"{name}: {_list_shares(part['series'], part['accuracy'])}" for name, part in groups]
     data = given.filter(["row", "series", "accuracy", "low", "high"])
     return Figure(fig, f"{title}. {'; '.join(described)}.", data)
 

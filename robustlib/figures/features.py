@@ -21,8 +21,7 @@ FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some l
 def pair_distances(distances: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Histograms of distances between pairs of features, a panel for each method, all on one scale.
 
-    By method and kind of pair ("clean to adversarial", "same class", "nearest other class") distances (N,), >= 0; those
-    that are not finite are left out.
+    By method and kind of pair ("clean to adversarial", "same class", ...) distances (N,), >= 0; finite ones are drawn.
     """
     given = {(m, kind): np.asarray(part, dtype=float) for m, kinds in distances.items() for kind, part in kinds.items()}
     pairs = {key: values[np.isfinite(values)] for key, values in given.items()}

@@ -98,8 +98,7 @@ def example_strips(
 ) -> Figure:
     """Clean images, what the attack added (magnified around grey), adversarial images, and what the model says of both.
 
-    Images (N, C, H, W) are in [0, 1], C 1 or 3, labels and predictions (N,); the first ten are shown (eight if names
-    are long).
+    Images (N, C, H, W) are in [0, 1], C 1 or 3, labels and predictions (N,); the first ten are shown (eight of long names).
     """
     before, after, y = np.asarray(clean, dtype=float), np.asarray(adversarial, dtype=float), np.asarray(labels)
     answers = dict(zip(("predictions", "adversarial predictions"), map(np.asarray, predictions), strict=True))

@@ -122,9 +122,8 @@ class PowerIteration(nn.Module):
     so after `converge` one iteration per use follows them. The gradient is the analytic 2 sigma u v', v held.
 
     One vector (Yoshida and Miyato 2017) is not enough: the penalty lowers the singular value of the very vector it keeps, and
-    a converged one has no share of the direction that takes over (other frequencies of a circular convolution are
-    orthogonal to it), so its value falls far below sigma^2 within a few steps. Hence several, and a little noise on them from
-    torch's global generator, which the loop seeds.
+    a converged one has no share of the direction that takes over (other frequencies of a circular convolution are orthogonal to
+    it), so its value falls far below sigma^2 within steps. Hence several, with a little noise from torch's global generator.
 
     Args:
         layer: nn.Linear or nn.Conv2d with groups=1; it is not kept.
@@ -248,8 +247,7 @@ def l2_sp(
 def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     """The sum of the k smallest squared singular values of features F (B, D), a float32 scalar (BSS, Chen et al. 2019).
 
-    F has min(B, D) singular values; zeros count. As above, the right singular vectors v are held: sum |F v|^2 has the exact
-    gradient 2 F v v'.
+    F has min(B, D) singular values; zeros count. The right singular vectors v are held: sum |F v|^2 has the gradient 2 F v v'.
     """
     if not 1 <= k <= min(features.shape):
         size = f"{features.shape[0]} images with {features.shape[1]} features has {min(features.shape)}"

@@ -123,10 +123,9 @@ class AFD(VAFT):
     judged by the epoch of the best validation accuracy, where the release reports its last average; the last is reported beside it.
 
     Rows of the ablation: `disentangle=False` drops the losses of D2 and of cos(f1, f2), `align=False` that of the gap; both leave
-    all else, weight decay included, as it is. `classify="latent"` trains the same weights, epoch for epoch, and deploys W h + b instead of z1;
-    the best epoch is chosen on what is deployed, so the branches are best compared at the last one.
-    With `awp_gamma` both losses are taken at the perturbed weights; D2 itself stays where it is, since the loss that chooses the
-    perturbation takes f2 as a constant.
+    all else, weight decay included, as it is. `classify="latent"` trains the same weights, epoch for epoch, and deploys W h + b
+    instead of z1; the best epoch is chosen on what is deployed, so the branches are best compared at the last one. With `awp_gamma`
+    both losses are taken at the perturbed weights; D2 stays, since the loss that chooses the perturbation takes f2 as a constant.
     """
 
     name, title = "afd", "AFD"

@@ -37,8 +37,7 @@ class ANCRA(AdversarialMethod):
     cross-entropy, not the KL. "pgd_at" and "mart" were not released and are reconstructed from the code that ANCRA derives
     from (CAS, Bai et al. 2021), where every head's KL of MART is weighted by what the final head says of x: 1 - p'_y(x).
     Unlike the release, images are normalised inside the model, an attack's start is clipped to [0, 1] before its first gradient (there
-    after its first step), and the run is judged by the epoch of the best validation accuracy, where the release reports its last one;
-    the last is reported beside it.
+    after its first step), and the run is judged by the epoch of the best validation accuracy, where the release reports its last.
     """
 
     name, title, notebook = "ancra", "ANCRA", "ancra"

@@ -45,8 +45,7 @@ class AToP(AdversarialMethod):
     Read from the released code (glin2022/atop) and its OpenReview thread, with these differences: the generator feels its
     discriminator (the release detaches it), which goes on from pre-training (there fine-tuning starts a new one), images are in [0, 1]
     before f as well, every image has its own mask, the perturbation is at the data set's own resolution, not at 256 x 256, and the
-    purifier is small and starts from random weights, where the release starts DeepFillv2 from Places2: this is a compact AToP, and
-    its numbers are not the paper's.
+    purifier is small and starts from random weights, where the release starts DeepFillv2 from Places2: numbers are not the paper's.
     """
 
     name, title, notebook = "atop", "AToP", "atop"

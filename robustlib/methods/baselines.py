@@ -162,8 +162,7 @@ class FGSMRS(PGDAT):
 class NFGSM(FGSMRS):
     """FGSM-RS from noise of `noise` * eps around the image, a step of eps, and no projection on the ball.
 
-    x' = clip(x_n + eps sign(gradient at x_n)) with x_n = clip(x + U(-noise eps, noise eps)), clip to [0, 1] only
-    (the released train.py with clip = -1).
+    x' = clip(x_n + eps sign(gradient at x_n)), x_n = clip(x + U(-noise eps, noise eps)), clip to [0, 1] (train.py, clip = -1).
     """
 
     name, title = "n_fgsm", "N-FGSM"

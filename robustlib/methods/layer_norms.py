@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -120,16 +121,10 @@ def input_sizes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple
         x = inputs[0]
         sizes[name] = (x.shape[2], x.shape[3]) if isinstance(layer, nn.Conv2d) else None
 
-    hooks = [
-        module.register_forward_pre_hook(partial(note, name=name))
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1
-    ]
-    try:
-        with frozen_eval(model), torch.no_grad():
-            forward = model if not isinstance(model, SelfSupervised) or model.predicts else model.features
-            forward(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, frozen_eval(model), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1:
+                hooks.enter_context(module.register_forward_pre_hook(partial(note, name=name)))
+        forward = model if not isinstance(model, SelfSupervised) or model.predicts else model.features
+        forward(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     return sizes

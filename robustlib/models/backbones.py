@@ -69,11 +69,8 @@ class Stage(nn.Sequential):
     """3 x 3 convolution, BatchNorm, ReLU; halves the image where `stride` is 2."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+        convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class SmallCNN(nn.Module):
@@ -163,8 +160,7 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """Stem, stages `layer1`, `layer2` ..., final BatchNorm and ReLU, global average: x -> features (B, last width).
 
-    `widths` are the channels of the stem, which is as that of `ResNet`, and of each stage of `blocks` blocks; every stage but the
-    first halves the image.
+    `widths` are the channels of the stem, that of `ResNet`, and of each stage of `blocks` blocks; all but the first halve the image.
     """
 
     def __init__(self, image_shape: Sequence[int], widths: Sequence[int], blocks: int) -> None:

@@ -106,9 +106,9 @@ class RandomTransform:
 class Purified(Classifier):
     """x -> logits of the classifier at the purified image, differentiable from end to end.
 
-    Until `deploy` it is the plain classifier, which can be trained. Then the classifier is frozen: always in eval mode, whatever
-    `train` says, and its weights take no gradients, though gradients flow through it to the purifier and to the image. Whether it is deployed is saved with its weights. Unless `fixed`, every image of
-    every pass gets its own randomness from torch's global generator: the model is `stochastic`, and attacks must average over draws.
+    Until `deploy`, which is saved with its weights, it is the plain classifier, which can be trained. Then the classifier is frozen:
+    always in eval mode, and its weights take no gradients, though gradients flow through it to the purifier and to the image. Unless
+    `fixed`, every image of every pass gets its own randomness from torch's global generator: the model is `stochastic`.
     """
 
     purifying: Tensor

@@ -143,8 +143,7 @@ class PatchDiscriminator(nn.Module):
     """Scores D (B, P) of patches of an image beside its mask; every convolution is spectrally normalised (Miyato et al. 2018).
 
     As in SN-PatchGAN (Yu et al. 2019), which takes its last maps for scores, here a last convolution gives one score a position.
-    Images are halved until 4 pixels are left, and at least twice; maps grow from `width` to 4 * width. In train mode each pass
-    takes a step of power iteration.
+    Images are halved until 4 pixels are left, at least twice; maps grow from `width` to 4 * width. A pass in train mode is a power step.
     """
 
     def __init__(self, image_shape: Sequence[int], width: int) -> None:

@@ -61,8 +61,7 @@ class ReverseAttention(Classifier):
     def attend(self, x: Tensor, labels: Tensor | None = None) -> Attended:
         """All logits and features of images x (B, C, H, W).
 
-        The rows of `labels` (int64 (B,), the true ones in training) weight every block; None: those of the argmax of each block's
-        own auxiliary logits, as deployed.
+        The rows of `labels` (int64 (B,), the true ones in training) weight every block; None: those that each block predicts.
         """
         if labels is None:
             return self.gated(x, lambda logits: self.head.weight[logits.argmax(1)])

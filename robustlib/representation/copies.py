@@ -103,9 +103,8 @@ def attacked_pairs(
     """The pairs of ANCRA's figure of distances (Zhou et al. 2023; feature_distance.py), for any model and all classes.
 
     Copies are those of PGD-10. The other image is drawn from the split as in ANCRA's training, a class uniformly and then one
-    of its images, and pulled towards the class of its partner by targeted PGD-10. Both attacks go on after a success and use
-    the model's `attack_view`. `seed` is of negatives and random starts; `embed` maps images to features (B, D) instead of
-    `model.features`.
+    of its images, and pulled towards the class of its partner by targeted PGD-10. Both attacks go on after a success and use the
+    model's `attack_view`. `seed` is of negatives and random starts; `embed` maps images to features (B, D) for `model.features`.
     """
     weights = next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)
@@ -132,8 +131,7 @@ def gap_probe(
     """Mean feature gaps of several layers (by their name in the metrics), to watch during training: an entry of `Stage.probes`.
 
     They appear as "probe/<layer's name>/<measure>": "linf" is what AFD plots, the others do not depend on the features' scale. One
-    attack serves all, with the same random numbers in every epoch, on `images` of the batch, spread evenly over it (its order
-    may be that of classes), always the same.
+    attack serves all, with the same random numbers in every epoch, on the same `images` of the batch, spread evenly over it.
     """
 
     def probe(model: nn.Module, batch: Batch) -> dict[str, float]:
@@ -165,8 +163,7 @@ def purification_steps(model: Purified, clean: Tensor, adversarial: Tensor, *, s
     """Images and their attacked copies on their way through a model, both by the same draw of its randomness.
 
     The steps: "image"; "noise added"; "blocks hidden" (of rt3 behind the first of its N masks); "holes filled", where hidden
-    pixels alone are the purifier's; "purified", what the classifier sees: all pixels are the purifier's. Steps that the model does
-    not take are left out.
+    pixels alone are the purifier's; "purified", what the classifier sees. Steps that the model does not take are left out.
     """
     if clean.shape != adversarial.shape:
         shapes = f"Clean images {tuple(clean.shape)} and attacked ones {tuple(adversarial.shape)}"

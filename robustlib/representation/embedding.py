@@ -135,14 +135,8 @@ def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.nda
 
         # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021); besides
         # the graph, UMAP uses the data for this alone. A seed allows one thread only, and saying so spares a warning.
-        model = UMAP(
-            n_neighbors=parameters["neighbours"],
-            min_dist=parameters["min_dist"],
-            random_state=parameters["seed"],
-            precomputed_knn=graph,
-            init="pca",
-            n_jobs=1,
-        )
+        graph_and_start = {"n_neighbors": parameters["neighbours"], "precomputed_knn": graph, "init": "pca"}
+        model = UMAP(min_dist=parameters["min_dist"], random_state=parameters["seed"], n_jobs=1, **graph_and_start)
         return np.asarray(model.fit_transform(start), dtype=np.float32)
 
 

@@ -1,7 +1,6 @@
 """How fast features change around an image: their Jacobian, and the metric that they pull back onto images.
 
-Models map x -> logits, run in eval mode and are left as found. f is the part of a model up to `layer`, see `layers`; None = the
-penultimate features.
+Models run in eval mode and are left as found. f is the part of a model up to `layer`, see `layers`; None = the penultimate features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,9 +47,8 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
 
     The top eigenvalue is the squared length that the most visible unit step in pixels has among features (rep-spectral bounds it
     layer by layer; Yang et al. 2024, section 2). The log volume element is 1/2 log det g, and where features are fewer than
-    pixels, and g singular, the same of JJ': the volume along those directions that f sees; -inf where f is flat along one.
-    Exact, by min(pixels, features) backward passes; where pixels are fewer, f must be twice differentiable by autograd. Images x
-    (B, C, H, W) may lie outside [0, 1].
+    pixels, and g singular, the same of JJ': the volume along those directions that f sees; -inf where f is flat along one. Exact, by
+    min(pixels, features) backward passes, of a twice differentiable f where pixels are fewer. Images x may lie outside [0, 1].
     """
     f = layer_function(model, layer)
     with frozen_eval(model):

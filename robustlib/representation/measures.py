@@ -99,8 +99,7 @@ def exclusion(features: Tensor, labels: Tensor, reference: Tensor | None = None)
     """How far each example stays from other classes, as ANCRA's exclusion criterion wants it (Zhou et al. 2023).
 
     Neighbours come from `reference`, the features of the same N examples in the same order, e.g. natural ones for adversarial
-    `features`; None = `features` themselves. An example never is its own neighbour. Memory: some 100 MB beside the features;
-    time grows with N^2 D.
+    `features`; None = `features` themselves. An example never is its own neighbour. Memory: some 100 MB more; time grows with N^2 D.
     """
     features, reference = as_features(features, features if reference is None else reference)
     labels = as_labels(labels, features, classes=2)

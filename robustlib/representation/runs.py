@@ -95,8 +95,7 @@ def gap_table(
 ) -> pd.DataFrame:
     """The mean feature gap of runs per layer and eps (None: the attack's own), and with `classes` per class too, on the same images.
 
-    Columns: run, method, title (for people), seed, layer, eps, class (a name; "" = all), n and each measure of `feature_gap`.
-    Other arguments as of `run_features`.
+    Columns: run, method, title, seed, layer, eps, class ("" = all), n, each measure of `feature_gap`. The rest as of `run_features`.
     """
     check_runs(runs, dataset)
     attacks = [attack] if eps is None else [at_eps(attack, radius) for radius in eps]
@@ -152,8 +151,7 @@ def embed_runs(
 ) -> list[Embedding]:
     """The joint map of each run's clean and adversarial features, in the order of the runs, of the same images for all.
 
-    Features and coordinates are kept in the runs. Arguments as of `run_features`, for one layer; `seed` is UMAP's too. Other
-    settings are those of `embed`.
+    Features and coordinates are kept in the runs. Arguments as of `run_features`, for one layer, and `embed`; `seed` is UMAP's too.
     """
     check_runs(runs, dataset)
     maps = []

@@ -1,7 +1,6 @@
 """Executes notebooks, each in a process group of its own, one or many side by side.
 
-A worker (`robustlib.workbook.task`) runs papermill; this side starts workers, watches the clock, passes Ctrl-C on, and records
-the end of workers that left no word.
+A worker (`robustlib.workbook.task`) runs papermill; this side starts it, watches the clock, passes Ctrl-C on, and records silent ends.
 """
 
 import json
@@ -28,8 +27,7 @@ GRACE = 20.0  # seconds between asking a worker to stop and killing it
 def execute(task: Task, *, timeout: float | None = None, stop: threading.Event | None = None) -> Status:
     """Executes a notebook in its own process group and returns its final status; does not raise for what a cell does.
 
-    The limit is in seconds for the whole notebook. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL);
-    Ctrl-C does the same, then is raised.
+    The limit is in seconds. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL); so does Ctrl-C, then raised.
     """
     check_limits(1, timeout, "local")
     task, stop, began = check(task), stop or threading.Event(), time.monotonic()
@@ -40,14 +38,10 @@ def execute(task: Task, *, timeout: float | None = None, stop: threading.Event |
     spec = json.dumps([str(task.notebook), task.parameters, str(task.output)])
     end: Status = INTERRUPTED  # what holds if watching is cut short by Ctrl-C
     with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "robustlib.workbook.task", spec],
-            stdin=subprocess.PIPE,  # the worker's lifeline: it ends with this process, however that ends
-            stdout=log,
-            stderr=log,
-            env=os.environ | THREADS,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "robustlib.workbook.task", spec]
+        # stdin is the worker's lifeline: it ends with this process, however that ends
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+        worker = subprocess.Popen(command, env=os.environ | THREADS, start_new_session=True, **streams)
         try:
             while worker.poll() is None and not stop.wait(0.1):
                 if timeout and time.monotonic() - began > timeout:

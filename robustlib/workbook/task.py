@@ -167,15 +167,9 @@ def _attempt(task: Task) -> Status | None:
     with tempfile.TemporaryDirectory(prefix="robustlib-", dir=place if len(place) < 60 else "/tmp") as folder:
         manager = _kernel_manager(task, folder)  # in a short path: that of a socket has at most 107 bytes
         try:
-            made = papermill.execute_notebook(
-                _literal(task.notebook),
-                _literal(task.output),
-                task.parameters,
-                kernel_manager_class=manager,
-                start_timeout=START_TIMEOUT,
-                log_output=False,
-                progress_bar=False,
-            )
+            files, silent = map(_literal, (task.notebook, task.output)), {"log_output": False, "progress_bar": False}
+            kernel = {"kernel_manager_class": manager, "start_timeout": START_TIMEOUT}
+            made = papermill.execute_notebook(*files, task.parameters, **kernel, **silent)
             if any(out.output_type == "error" for cell in made.cells for out in cell.get("outputs", [])):
                 return _failed("SystemExit", f"It ended itself{_last_cell(task.output)}: take sys.exit out of it.")
             return {"state": "done", "reason": "", "output": _digest(task.output)}

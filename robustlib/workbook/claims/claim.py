@@ -234,9 +234,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimal_detectable(sd: float, n: int, *, level: float = LEVEL) -> float:
     """The smallest true mean difference that a two-sided paired t-test over n seeds finds with a power of 80 %; infinite for one seed.
 
-    Solves power = P(T > t(1 - level / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality
-    effect sqrt(n) / sd (Cohen 1988, section 2). In the unit of `sd`, the deviation of the differences over seeds. A claim among
-    m is tested at LEVEL / m in Holm's first step.
+    Solves power = P(T > t(1 - level / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality effect sqrt(n) / sd
+    (Cohen 1988, section 2), `sd` that of the differences over seeds. A claim among m is tested at LEVEL / m in Holm's first step.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t

@@ -65,16 +65,9 @@ class Job:
             had = {} if self.run.damage else self.task.status().get("parameters")
         except InputError:
             return False
-        return (
-            isinstance(had, dict)
-            and self.task.current
-            and {**self.task.parameters, **NO_NUMBER} == {**had, **NO_NUMBER}
-            and self.run.finished
-            and "numerics" in self.run.results()
-            and not self.run.stale
-            and not has_new_sources(self.run)
-            and not audit_has_new_sources(self.run)
-        )
+        same = isinstance(had, dict) and {**self.task.parameters, **NO_NUMBER} == {**had, **NO_NUMBER}
+        shown = same and self.task.current and self.run.finished and "numerics" in self.run.results()
+        return shown and not (self.run.stale or has_new_sources(self.run) or audit_has_new_sources(self.run))
 
 
 def notebook(name: str) -> Path:
@@ -147,8 +140,7 @@ def publish(
     """Renders pages, compares the runs of `presets`, maps their feature spaces, writes the index, and tidies after killed writers.
 
     Pages that would come out the same are rendered with `force` alone. `waiting` are jobs that have not ended, by name: their run and
-    state, which the index says in place of what such a run lacks. Returns the index, and a sentence for each page, comparison or map
-    that failed.
+    state, which the index says in place of what such a run lacks. Returns the index, and a sentence for each thing that failed.
     """
     from robustlib.workbook.report import is_current, render, write_index
 

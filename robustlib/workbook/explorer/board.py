@@ -1,7 +1,6 @@
 """What is on the screen: a run's answers as an attack grows, the map of a layer, the panels beside it, and the controls.
 
-What the controls do is in `app`. Panels (panels.html.j2) are HTML and SVG in the colours of the page around them: light or dark, at
-any width.
+What the controls do is in `app`. Panels (panels.html.j2) are HTML and SVG in the colours of the page around them, at any width.
 """
 
 import base64
@@ -49,11 +48,8 @@ BARS = 10  # classes whose probabilities are shown
 def explorer_attacks(threat: Threat, stochastic: bool = False) -> dict[str, Attack]:
     """The attacks to choose from, by their usual names; PGD-20 is `probe_attack`."""
     eot = EOT if stochastic else 1
-    return {
-        "FGSM": FGSM(threat, eot=eot),
-        "PGD-20": replace(representation.probe_attack(threat), eot=eot),
-        "APGD-CE": APGD(threat, steps=50, eot=eot),
-    }
+    probe = replace(representation.probe_attack(threat), eot=eot)
+    return {"FGSM": FGSM(threat, eot=eot), "PGD-20": probe, "APGD-CE": APGD(threat, steps=50, eot=eot)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +228,8 @@ class FeatureMap(anywidget.AnyWidget):
 class Board:
     """The explorer's widgets, each an attribute; `widget` holds them all.
 
-    Controls: run, attack, layer, label (class of the images in `split`; -1 for all), eps (a step of the grid), image (a
-    position among the examples), view ("PCA" or "UMAP"); buttons back, forth, fooled. Panels: map, pictures, bars, near,
-    curve, note, status.
+    Controls: run, attack, layer, label (of the images in `split`; -1 for all), eps (a step of the grid), image (a position among
+    the examples), view ("PCA" or "UMAP"), back, forth, fooled. Panels: map, pictures, bars, near, curve, note, status.
     """
 
     def __init__(self, dataset: Dataset, runs: Sequence[Run], split: Split) -> None:

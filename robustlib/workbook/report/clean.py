@@ -1,6 +1,7 @@
 """HTML that shows itself and does nothing else: all that a notebook holds enters a page through `clean`."""
 
 import re
+from typing import Any
 
 import nh3
 from bs4 import BeautifulSoup
@@ -19,11 +20,17 @@ NAMES = (
     " mathcolor mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel separator stretchy symmetric"
     " voffset"
 )
-TAGS, SILENT, ATTRIBUTES = (frozenset(words.split()) for words in (ELEMENTS, WORDLESS, NAMES))
 # A link is a place in the page, a file beside it, or a site, whose address `to_soup` writes out. No other scheme, which needs a colon.
 ADDRESSES = {
     ("a", "href"): re.compile(r"\s*(https?:)?//\S*\s*|[\w./#%-]*", re.IGNORECASE),
     ("img", "src"): re.compile(r"data:image/[\w.+;=/,-]*"),
+}
+KEPT = {tag: {*NAMES.split(), *(name for owner, name in ADDRESSES if owner == tag)} for tag in ELEMENTS.split()}
+RULES: dict[str, Any] = {
+    "tags": set(KEPT),
+    "attributes": KEPT,
+    "clean_content_tags": set(WORDLESS.split()),
+    "link_rel": None,
 }
 
 
@@ -34,15 +41,7 @@ def parse(html: str) -> BeautifulSoup:
 
 def clean(html: str) -> str:
     """The elements and attributes of an HTML fragment that neither run nor load anything, nor style or submit; closed where open."""
-    return nh3.clean(
-        html,
-        tags=set(TAGS),
-        clean_content_tags=set(SILENT),
-        attributes={tag: {*ATTRIBUTES, *(name for owner, name in ADDRESSES if owner == tag)} for tag in TAGS},
-        attribute_filter=_kept,
-        url_schemes={"data", "http", "https"},
-        link_rel=None,
-    )
+    return nh3.clean(html, attribute_filter=_kept, url_schemes={"data", "http", "https"}, **RULES)
 
 
 def _kept(tag: str, name: str, value: str) -> str | None:

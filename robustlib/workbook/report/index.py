@@ -92,23 +92,14 @@ def write_index(
         links = [link for link in links if link not in board["links"]]
         view = views.pop(board["preset"], None)
         board["sections"] = extract_sections(view, figures) if view else []
-    offered = {
-        "dataset": {board["dataset"] for board in boards},
-        "threat": {row["threat"] for board in boards for row in board["rows"] if row.get("threat")},
-    }
-    lacking = [] if incomplete is None else _records(incomplete)
-    page = fill_template(
-        "index.html.j2",
-        title="What holds under attack",
-        leaderboards=boards,
-        compare=links,
-        runs=len(rows),
-        incomplete=[row | {"missing": COMMAND.split(row["missing"])} for row in lacking],  # every second is a command
-        choices={name: sorted(values) if len(values) > 1 else [] for name, values in offered.items()},
-        audit=_audit_badges,
-    )
+    threats = {row["threat"] for board in boards for row in board["rows"] if row.get("threat")}
+    offered = {"dataset": {board["dataset"] for board in boards}, "threat": threats}
+    shown: dict[str, Any] = {"leaderboards": boards, "compare": links, "runs": len(rows), "audit": _audit_badges}
+    shown["choices"] = {name: sorted(values) if len(values) > 1 else [] for name, values in offered.items()}
+    lacking = [] if incomplete is None else _records(incomplete)  # of what is missing every second part is a command
+    shown["incomplete"] = [row | {"missing": COMMAND.split(row["missing"])} for row in lacking]
     target = Path(reports_dir) / "index.html"
-    write_atomic(target, page)
+    write_atomic(target, fill_template("index.html.j2", title="What holds under attack", **shown))
     return target
 
 
@@ -179,8 +170,7 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
 def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, list[Tag]]]:
     """(width, [words, *outputs]) of each section of an executed notebook that has cells tagged "index" with outputs.
 
-    A width is "half" a row (one figure without a table), "wide" (such a figure with the words beside it, the last of an
-    odd number of neighbours), or "full".
+    A width is "half" a row (one figure, no table), "wide" (such a figure beside its words, the last of an odd number), or "full".
     """
     nb = read(notebook)
     nb.cells = list(_tagged_cells(nb))
@@ -249,11 +239,8 @@ def write_atlas(
         params = run.params()
         name = params.get("title") or params["method"], run.changed, params["arch"] * several, f"seed {params['seed']}"
         data["runs"].append(answered | {"name": " · ".join(filter(None, name))})
-    facts = {
-        "Attack": repr(attack),
-        "Images": f"{len(split)} test images of {dataset.name}, the same for every network",
-        "Features": "penultimate",
-    }
+    same = f"{len(split)} test images of {dataset.name}, the same for every network"
+    facts = {"Attack": repr(attack), "Images": same, "Features": "penultimate"}
     places = np.arange(len(split))
 
     def at_places(table: np.ndarray) -> list[int]:

@@ -137,14 +137,9 @@ class _Exporter(HTMLExporter):
     @pass_context
     def markdown2html(self, context: Any, source: str, output: bool = False) -> str:
         """nbconvert's filter of this name, with our parser and renderer. HTML in an `output`, which may say what files say, is text."""
-        place = context["resources"]["metadata"]
-        renderer = _Renderer(
-            escape=output,
-            attachments=context.get("cell", {}).get("attachments", {}),
-            embed_images=not output,
-            path=place["path"],
-            exclude_anchor_links=True,
-        )
+        place, attached = context["resources"]["metadata"], context.get("cell", {}).get("attachments", {})
+        options = {"attachments": attached, "path": place["path"], "exclude_anchor_links": True}
+        renderer = _Renderer(escape=output, embed_images=not output, **options)
         html = str(MarkdownWithMath(renderer, inline=_Parser(hard_wrap=False)).render(source))
         for image in parse(html).find_all("img", src=re.compile(r"^(?!data:)")):
             said = f"The page of {place['name']} would load {str(image['src'])[:120]!r}: a report stands alone."

@@ -148,9 +148,8 @@ SEARCHES = ("pgd20", "cw50", "pgd_eot", "aa_standard")  # on surrogates: in full
 def adaptive(results: Mapping[str, Any]) -> pd.DataFrame:
     """What each view of a model tells an attacker: first the deployed logits, as in papers, last the minimum over all.
 
-    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with
-    the share that was left after them on all views. Views of a stochastic model met everything in full. No rows for a
-    model without surrogates.
+    Costly attacks on surrogates met only what nothing before them had broken; their rows stand below the views, with the share that
+    was left after them on all views. Views of a stochastic model met everything in full. Without surrogates there are no rows.
     """
     rows = {row["attack"]: row for row in results["rows"]}
     searched = _searched(rows)
@@ -232,10 +231,9 @@ PLATEAU = {
 def randomness(results: Mapping[str, Any], measured: Mapping[str, Any]) -> pd.DataFrame:
     """A randomised model asked in every way (expected, once, worst of K, fixed, at full strength), with 95 % intervals.
 
-    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no
-    robustness: what an attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's
-    budget, answered by a vote as it is published, and PGD+EOT over gradient samples (and, after a plateau check,
-    steps), which should no longer fall.
+    The worst of K draws of clean images is the control: what random failures alone cost. The last rows are no robustness: what an
+    attack leaves that knows only the bare classifier, BPDA + EOT at the strength of the preset's budget, answered by a vote as it
+    is published, and PGD+EOT over gradient samples (and, after a plateau check, steps), which should no longer fall.
     """
     rows, nothing = {row["attack"]: row for row in results["rows"]}, {"accuracy": None}
     table = random_answers(measured)

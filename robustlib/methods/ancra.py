@@ -21,10 +21,8 @@ from robustlib.models.reverse_attention import AUXILIARY_WEIGHT
 from robustlib.training import Loss, Stage, StepContext
 
 Negatives = tuple[Tensor, Tensor]  # one of another class for each anchor: images (B, C, H, W), labels (B,)
-ONE_CLASS = (
-    "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training): take a larger "
-    "batch_size, or set negative_contrast=false."
-)
+ONE_CLASS = "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training)"
+LARGER = "take a larger batch_size, or set negative_contrast=false."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,7 @@ class ANCRA(AdversarialMethod):
             nonlocal warned
             negatives = self.draw_negatives(model, target, attack, batch, context) if self.negative_contrast else None
             if self.negative_contrast and negatives is None and not warned:
-                warnings.warn(ONE_CLASS, UserWarning, stacklevel=2)
+                warnings.warn(f"{ONE_CLASS}: {LARGER}", UserWarning, stacklevel=2)
                 warned = True
             return self.attacked(attack, target, batch, context), negatives
 

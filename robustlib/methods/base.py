@@ -24,10 +24,8 @@ from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, S
 M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
-CHOICES: dict[str, Collection[str]] = {
-    **{"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")},
-    **{"augment": VIEWS, "views": VIEWS},
-}
+CHOICES: dict[str, Collection[str]] = {"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")}
+CHOICES |= {"augment": VIEWS, "views": VIEWS}
 Epochs = tuple[NonNegative, ...]
 Points = tuple[tuple[NonNegative, NonNegative], ...]
 Widths = Annotated[tuple[int, ...], "[1, 1000000]"]

@@ -155,9 +155,7 @@ class CrossLipschitz(Regularised):
 
     name, title = "cross_lipschitz", "Cross-Lipschitz"
     paper = f"{Regularised.paper}; after Hein and Andriushchenko 2017"
-    summary = (
-        "Clean training that ends with a penalty on how differently the classes' probabilities change with the image."
-    )
+    summary = "Clean training that ends with a penalty on how differently class probabilities change with the image."
 
     projections: Whole = 1  # random directions, a double backward pass each; 0 for the exact penalty
 

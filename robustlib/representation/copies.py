@@ -6,7 +6,7 @@ Models are left as found; clean images and their adversarial copies are (B, C, H
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -41,11 +41,8 @@ def image_copies(
 
     `augment` and `seed` as of `features`; the attack is on the plain images.
     """
-    return {
-        CLEAN: features(model, split, seed=seed),
-        "augmented": features(model, split, augment=augment, seed=seed),
-        "attacked": features(model, split, attack=attack, seed=seed),
-    }
+    kinds: dict[str, Any] = {CLEAN: {}, "augmented": {"augment": augment}, "attacked": {"attack": attack}}
+    return {kind: features(model, split, seed=seed, **how) for kind, how in kinds.items()}
 
 
 def displacement(copies: Mapping[str, Features]) -> dict[str, Tensor]:

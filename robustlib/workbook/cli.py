@@ -52,9 +52,9 @@ if not (out.is_terminal or "COLUMNS" in os.environ):
     out.width = 110  # of a file
 
 
-def say(sentence: str) -> None:
+def say(sentence: str, kind: str = "Error", style: str = "bold red") -> None:
     """A problem, on stderr."""
-    err.print(Text.assemble(("Error: ", "bold red"), printable(sentence)), soft_wrap=True)
+    err.print(Text.assemble((f"{kind}: ", style), printable(sentence)), soft_wrap=True)
 
 
 UNDER_WAY = ("queued", "running")  # states of jobs that have not ended
@@ -71,9 +71,6 @@ Search = Annotated[
     Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
 ]
 RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
-
-
-# ---- what is there: evaluate, audit, list, lab
 
 
 @app.command()
@@ -178,9 +175,6 @@ def lab(
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
 
 
-# ---- what makes runs and pages: run, study, report
-
-
 @dataclass(frozen=True)
 class Shared:
     """The options that `run` and `study` share."""
@@ -267,7 +261,7 @@ def _run(study: "Study", shared: Shared) -> None:
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
     jobs = plan(study.variants, study.seeds, options)
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
-        err.print(Text.assemble(("Warning: ", "bold yellow"), text), soft_wrap=True)
+        say(text, "Warning", "bold yellow")
     if shared.dry_run:
         out.print(console.plan_table(jobs, shared.rerun))
         pages = shared.reports / study.preset

@@ -171,9 +171,6 @@ def _unfit(name: str, run: Run | None, setting: Any, shared: Mapping[str, Any], 
     return f"{name} was judged otherwise ({', '.join(odd)})" if odd else ""
 
 
-# ---- the verdict
-
-
 LEVEL = 0.05  # of error: intervals are 95 % intervals
 POWER = 0.8  # with which the minimal detectable effect would have been found
 

@@ -215,6 +215,5 @@ SOURCES = {
     "representation": replace(ACCURACIES, stored=_evaluated_features, shared=FEATURES, fractions=False),
     "distance": Source(Run.distances, "has no measured distances", DISTANCES, _distance, _distance_notes),
     "unseen": Source(_unseen, "has not met unseen attacks", UNSEEN, _unseen_accuracy, _unseen_notes, fractions=True),
-    "metrics": TRAININGS,
-    "growth": TRAININGS,
+    **dict.fromkeys(("metrics", "growth"), TRAININGS),
 }

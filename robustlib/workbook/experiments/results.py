@@ -18,8 +18,6 @@ from robustlib.runs import Run, changes_text
 from robustlib.workbook.experiments.studies import title_of
 from robustlib.workbook.tables import random_answers
 
-# ---- accuracies and metrics of any method
-
 
 def curves(runs: Sequence[Run]) -> pd.DataFrame:
     """The robustness curves over eps of evaluated runs with their method, title, seed and changes from the preset.

@@ -134,9 +134,6 @@ def variant_name(variant: Variant, preset: str) -> str:
     return f"{name} {changes_text(method.changes(method.arch))}".strip()
 
 
-# ---- claims
-
-
 def claim_studies(preset: str) -> list[Study]:
     """The studies of a preset that come with robustlib and have claims, by name."""
     return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
@@ -157,9 +154,6 @@ def reference_findings(study: Study) -> list[Finding]:
     """What the committed reference results of this checkout say of a study's claims; [] without any."""
     runs = find_runs(REFERENCE, dataset=study.preset)  # exported to reports/reference/<preset>/<method>/
     return claim_findings(study, runs) if runs else []
-
-
-# ---- which runs are set side by side
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from robustlib.training import fit
 from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, pca_projection, umap_projection
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
-PATIENCE = (
-    f"the first one of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run."
-)
+PATIENCE = f"the first of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run."
 PATIENCE += " Until then the map shows PCA."
 SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
 DATASET = "digits"  # embedded, so that there is always something to look at

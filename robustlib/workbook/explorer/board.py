@@ -42,9 +42,6 @@ MAGNIFY = 10.0  # of the perturbation, less where that would leave the grey scal
 BARS = 10  # classes whose probabilities are shown
 
 
-# ---- the grid: computed once, then looked up
-
-
 def explorer_attacks(threat: Threat, stochastic: bool = False) -> dict[str, Attack]:
     """The attacks to choose from, by their usual names; PGD-20 is `probe_attack`."""
     eot = EOT if stochastic else 1
@@ -220,9 +217,6 @@ class FeatureMap(anywidget.AnyWidget):
         names, predictions = self.class_names, grid.steps[step].predictions.tolist()
         pairs = enumerate(zip(self.classes, predictions, strict=True))
         return [f"image {i}, {kind}: class {names[y]}, called {names[p]}" for i, (y, p) in pairs]
-
-
-# ---- the board
 
 
 class Board:

@@ -26,12 +26,7 @@ ADDRESSES = {
     ("img", "src"): re.compile(r"data:image/[\w.+;=/,-]*"),
 }
 KEPT = {tag: {*NAMES.split(), *(name for owner, name in ADDRESSES if owner == tag)} for tag in ELEMENTS.split()}
-RULES: dict[str, Any] = {
-    "tags": set(KEPT),
-    "attributes": KEPT,
-    "clean_content_tags": set(WORDLESS.split()),
-    "link_rel": None,
-}
+RULES: dict[str, Any] = {"tags": set(KEPT), "attributes": KEPT, "clean_content_tags": set(WORDLESS.split())}
 
 
 def parse(html: str) -> BeautifulSoup:
@@ -41,7 +36,7 @@ def parse(html: str) -> BeautifulSoup:
 
 def clean(html: str) -> str:
     """The elements and attributes of an HTML fragment that neither run nor load anything, nor style or submit; closed where open."""
-    return nh3.clean(html, attribute_filter=_kept, url_schemes={"data", "http", "https"}, **RULES)
+    return nh3.clean(html, attribute_filter=_kept, url_schemes={"data", "http", "https"}, link_rel=None, **RULES)
 
 
 def _kept(tag: str, name: str, value: str) -> str | None:

@@ -109,9 +109,6 @@ def _records(frame: pd.DataFrame) -> list[Record]:
     return [{str(k): v for k, v in row.items() if isinstance(v, list | tuple) or pd.notna(v)} for row in rows]
 
 
-# ---- the leaderboard of a preset
-
-
 def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[dict[str, Any]]:
     """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows."""
     groups: dict[tuple[str, str], list[Record]] = {}
@@ -164,9 +161,6 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
     return sorted(cards, key=lambda card: -float(card["worst"]))
 
 
-# ---- the sections of a comparison
-
-
 def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, list[Tag]]]:
     """(width, [words, *outputs]) of each section of an executed notebook that has cells tagged "index" with outputs.
 
@@ -205,9 +199,6 @@ def _tagged_cells(nb: Any) -> Iterator[Any]:
                 yield new_markdown_cell(words)
             last = words
             yield new_code_cell("", outputs=outputs)
-
-
-# ---- the atlas
 
 
 def write_atlas(

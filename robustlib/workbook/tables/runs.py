@@ -82,30 +82,22 @@ def published_protocol(
 ) -> pd.DataFrame:
     """Rows of an invalid `robustlib.evaluation.PublishedProtocol` below a run's valid clean, `protocol` and worst case."""
     shown = [row for row in results["rows"] if row["attack"] in ("clean", protocol, "worst")]
-    return pd.DataFrame(
-        {
-            "attack": attack_name(row["attack"]),
-            "accuracy": share(row),
-            "images": row.get("n", results["n"]),
-            "counts": "✓ valid" if row.get("valid", True) else "✕ invalid",
-        }
+    counts = {True: "✓ valid", False: "✕ invalid"}
+    table = [
+        (attack_name(row["attack"]), share(row), row.get("n", results["n"]), counts[bool(row.get("valid", True))])
         for row in [*shown, *rows]
-    )
+    ]
+    return pd.DataFrame(table, columns=["attack", "accuracy", "images", "counts"])
 
 
 def autoattack_steps(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What each step of AutoAttack took from those before it: `results["cascade"]`, or `evaluation.cascade_steps`."""
-    table = [
-        {
-            "attack": attack_name(row["attack"] + (f"@{row['surrogate']}" if row.get("surrogate") else "")),
-            "step": row["component"],
-            "images attacked": row["attacked"] if row["component"] != "clean" else "–",
-            "broken": f"{row['broken']:g}",
-            "accuracy after it": percent(row["accuracy"]),
-            PASSES: passes(row),
-        }
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        name = attack_name("@".join(filter(None, (row["attack"], row.get("surrogate")))))
+        attacked = row["attacked"] if row["component"] != "clean" else "–"
+        broken, left = f"{row['broken']:g}", percent(row["accuracy"])
+        table.append((name, row["component"], attacked, broken, left, passes(row)))
     frame = pd.DataFrame(table, columns=["attack", "step", "images attacked", "broken", "accuracy after it", PASSES])
     return frame.drop(columns="attack") if frame["attack"].nunique() == 1 else frame
 

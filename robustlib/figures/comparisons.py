@@ -262,10 +262,7 @@ SLACK = 0.01  # what accuracy may be lost, a fraction; less is shaded
 
 @canvas.style()
 def accuracy_distance(grid: DataFrame) -> Figure:
-    """Mean adversarial distance against accuracy over the strengths of each variant; up and right is better.
-
-    From `robustlib.evaluation.select_strength`; strength 0 is no penalty.
-    """
+    """Mean adversarial distance against accuracy over strengths, from `select_strength`; up and right is better, 0 is no penalty."""
     columns = ["variant", "strength", "accuracy", "distance", "chosen"]
     rows = require_columns("accuracy-distance", grid, columns).reset_index(drop=True)
     if not (rows["strength"] == 0).any():

@@ -1,7 +1,4 @@
-"""Curves: a training over its epochs, accuracy and feature gaps against the attack, probes, and hyper-parameters.
-
-Of several seeds the mean is drawn, with its 95 % t interval as a band.
-"""
+"""Curves over epochs, attacks and hyper-parameters. Of several seeds the mean is drawn, with its 95 % t interval as a band."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -13,6 +13,7 @@ from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import DOTS, INK, MARKERS, MUTED, Figure, percent, require_columns, same_length
 
+Arrays = Sequence[NDArray[Any]]
 LANE = 0.075  # height of the lane of a median, a share of the highest bin
 FILLS = (0.30, 0.0, 0.12, 0.0)  # opacity of the histograms: some filled, some lines only
 
@@ -147,9 +148,7 @@ def umap_atlas(
     return Figure(fig, alt.strip(), pd.concat(parts, ignore_index=True))
 
 
-def _draw_map(
-    axis: "canvas.Axes", sides: Sequence[NDArray[Any]], labels: NDArray[Any], names: Mapping[int, str], columns: int
-) -> None:
+def _draw_map(axis: "canvas.Axes", sides: Arrays, labels: NDArray[Any], names: Mapping[int, str], columns: int) -> None:
     """Circles and crosses in the colour of their class, named; of many classes, in the colour of their kind."""
     clean, adversarial = sides
     size = (1 if columns < 3 else 0.6) * float(np.clip(5000 / len(labels), 3, 14))
@@ -249,9 +248,7 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
     return Figure(fig, alt, rows[["model", "across", "up", "top_eigenvalue", "prediction"]])
 
 
-def _draw_regions(
-    axis: "canvas.Axes", grid: Sequence[NDArray[Any]], names: Sequence[str], marked: Collection[int]
-) -> None:
+def _draw_regions(axis: "canvas.Axes", grid: Arrays, names: Sequence[str], marked: Collection[int]) -> None:
     """The lines between classes; and, where most room is, names of classes without points."""
     from matplotlib.patheffects import withStroke
     from scipy.ndimage import distance_transform_edt, zoom

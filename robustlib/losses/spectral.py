@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from robustlib.errors import InputError, NonNegative, Positive, Whole, typed
 
@@ -82,10 +82,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def exact_squared_norm(layer: nn.Module, size: tuple[int, int] | None = None, weight: Tensor | None = None) -> Tensor:
-    """sigma_max^2 of a layer that `check_exact` accepts, without its bias: a differentiable scalar.
-
-    A `weight` is taken in place of the layer's, e.g. one with BatchNorm folded in.
-    """
+    """sigma_max^2 of a layer that `check_exact` accepts, without its bias, or of a `weight` in its place: a differentiable scalar."""
     check_exact(layer, size)
     weight = weight_of(layer) if weight is None else weight
     if not isinstance(layer, nn.Conv2d) or size is None:
@@ -203,9 +200,7 @@ def _orthonormal(v: Tensor) -> Tensor:
     return torch.linalg.qr(v.flatten(1).T).Q.T.reshape(v.shape).contiguous()
 
 
-def cross_lipschitz(
-    outputs: Tensor, x: Tensor, *, projections: int = 0, generator: torch.Generator | None = None
-) -> Tensor:
+def cross_lipschitz(outputs: Tensor, x: Tensor, *, projections: int = 0, generator: Generator | None = None) -> Tensor:
     """1/(n K^2) sum_i sum_{l,m} |grad f_l(x_i) - grad f_m(x_i)|_2^2, a scalar (Hein and Andriushchenko 2017, eq. 6).
 
     It equals 2/(n K) sum_i |C J_i|_F^2 with the Jacobian J_i (K, D) and C = I - 11'/K, which takes K backward passes, or

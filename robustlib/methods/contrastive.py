@@ -138,9 +138,7 @@ class Contrastive(AdversarialMethod):
         part = Pass(updates, augment=self.augment)
         return Stage("aff", self.tuning_epochs, optimisers, (part,), ema=self.ema, **rest)
 
-    def head_updates(
-        self, model: Projected, attack: PGD | None, batchnorm: Literal["eval", "train"] = "eval"
-    ) -> Update:
+    def head_updates(self, model: Projected, attack: PGD | None, batchnorm: str = "eval") -> Update:
         """CE of the head on frozen features, of images under `attack` where one is given: yields ("head", loss).
 
         With `batchnorm` "train" features have the batch's statistics and move the encoder's running ones, though no weight.

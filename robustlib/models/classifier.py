@@ -116,10 +116,7 @@ def check_logits(answer: object, images: int) -> Tensor:
 
 
 class View(nn.Module):
-    """x -> `method`(x, *args) (B, K) of a model, as a module that attacks take; it shares the model's weights and mode.
-
-    `hints` become attributes: how the view is to be attacked.
-    """
+    """x -> `method`(x, *args) (B, K) of a model, as a module that shares its weights; `hints`, how to attack it, become attributes."""
 
     def __init__(self, model: nn.Module, method: str, *args: Any, **hints: Any) -> None:
         super().__init__()

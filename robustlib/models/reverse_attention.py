@@ -59,10 +59,7 @@ class ReverseAttention(Classifier):
         return self.attend(x).before[-1]
 
     def attend(self, x: Tensor, labels: Tensor | None = None) -> Attended:
-        """All logits and features of images x (B, C, H, W).
-
-        The rows of `labels` (int64 (B,), the true ones in training) weight every block; None: those that each block predicts.
-        """
+        """All logits and features of images x (B, C, H, W); rows of `labels`, int64 (B,), or None: of predicted ones, weight each block."""
         if labels is None:
             return self.gated(x, lambda logits: self.head.weight[logits.argmax(1)])
         if labels.shape != x.shape[:1] or labels.dtype != torch.int64:

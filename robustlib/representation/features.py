@@ -1,7 +1,7 @@
 """Features of a split, clean or attacked, at any layer: by hooks in one forward pass, streamed batch by batch."""
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,9 +224,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
     return replace(attack, **changes)  # type: ignore[type-var]
 
 
-def cached_tensors(
-    file: Path | None, names: Collection[str], make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def cached_tensors(file: Path | None, names: Sequence[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors `names` in a safetensors file; made and written if the file lacks some or cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load, save

@@ -161,9 +161,7 @@ def list_(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def lab(
-    arguments: Annotated[list[str] | None, Argument(help="For Jupyter, after --, e.g. -- --port 9999.")] = None,
-) -> None:
+def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. -- --port 9999.")] = None) -> None:
     """Open JupyterLab on the notebooks.
 
     Kernels start in the current directory, so that notebooks and commands share runs/ and relative paths.

@@ -114,10 +114,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
 
 
 def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Options) -> list[str]:
-    """Attacks evaluated runs of variants of which a claim names an accuracy under unseen attacks; what is stored is kept.
-
-    Returns a sentence for each run that could not be measured.
-    """
+    """Attacks evaluated runs of which a claim names an accuracy under unseen attacks; a sentence for each that it could not measure."""
     variants = {variant for claim in claims if claim.measure.startswith("unseen/") for variant in claim.variants}
     problems = []
     for run in runs:

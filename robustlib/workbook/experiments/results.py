@@ -20,10 +20,7 @@ from robustlib.workbook.tables import random_answers
 
 
 def curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """The robustness curves over eps of evaluated runs with their method, title, seed and changes from the preset.
-
-    For `robustlib.figures.robustness_over_seeds`.
-    """
+    """The robustness curves over eps of evaluated runs with their method, title, seed and changes, for `robustness_over_seeds`."""
     rows = []
     for run in runs:
         facts = {name: run.params()[name] for name in ("method", "title", "seed")}

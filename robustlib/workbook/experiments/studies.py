@@ -243,10 +243,7 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
 
 
 def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
-    """The run, and the finished ones of `methods` with its preset, data set, architecture and threat.
-
-    They are unchanged from the preset but for the hyper-parameters in `vary`.
-    """
+    """The run, and the finished ones of `methods` in its SETTING, unchanged from the preset but for the hyper-parameters in `vary`."""
     others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
     fit = [other for other in _in_setting(run, others) if set(other.changes()) <= set(vary)]
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
@@ -272,10 +269,7 @@ def in_grid(run: Run, study: Study) -> bool:
 
 
 def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
-    """By title, the run of the lowest seed of each variant and architecture.
-
-    Of more than `most` variants those without changes come first, and the others are left out.
-    """
+    """By title, the run of the lowest seed of each variant and architecture; at most `most`, those without changes first."""
     chosen: dict[tuple[str, str], Run] = {}
     for run in sorted(runs, key=lambda run: run.params()["seed"]):
         chosen.setdefault((variant_of(run), run.params()["arch"]), run)

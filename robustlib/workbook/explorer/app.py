@@ -193,10 +193,7 @@ class Explorer:
             board.status.said = f"No image{which} is fooled at eps {eps:.3g}: take a larger eps."
 
     def load(self) -> None:
-        """Looks up or computes the grid of the chosen run and attack, with progress, and shows it.
-
-        Where that fails, what was shown before stays, and so do its run and attack.
-        """
+        """Looks up or computes the grid of the chosen run and attack, and shows it; where that fails, what was shown before stays."""
         board, run, attack = self.board, self.board.run.value, self.board.attack.value
         key = (str(run.path), attack)
 

@@ -233,12 +233,8 @@ def write_atlas(
     same = f"{len(split)} test images of {dataset.name}, the same for every network"
     facts = {"Attack": repr(attack), "Images": same, "Features": "penultimate"}
     places = np.arange(len(split))
-
-    def at_places(table: np.ndarray) -> list[int]:
-        return table[places].ravel().tolist()
-
     for _ in range(5):
-        text = json.dumps(data, separators=(",", ":"), default=at_places)
+        text = json.dumps(data, separators=(",", ":"), default=lambda table: table[places].ravel().tolist())  # noqa: B023
         values = {"data": text.replace("<", "\\u003c"), "sprite": _sprite(images[:, places]), "facts": facts}
         counts = {"shown": len(places), "total": len(split)}
         page = fill_template("atlas.html.j2", title=title, index=index, **values, **counts)

@@ -62,11 +62,9 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     expected ones, over its draws; what a single draw gave stands beside them. PASSES are those on the best epoch.
     """
     columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
-    deployed = {
-        column: {row["attack"]: row for row in rows if "@" not in row["attack"]} for column, rows in columns.items()
-    }
-    written = {column: {name: share(row) for name, row in rows.items()} for column, rows in deployed.items() if rows}
-    table, best = pd.DataFrame(written).fillna("–"), deployed["best epoch"]
+    shown = {epoch: {row["attack"]: row for row in rows if "@" not in row["attack"]} for epoch, rows in columns.items()}
+    written = {epoch: {name: share(row) for name, row in rows.items()} for epoch, rows in shown.items() if rows}
+    table, best = pd.DataFrame(written).fillna("–"), shown["best epoch"]
     rows = [best.get(name, {}) for name in table.index]
     if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in best.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, InputError, NonNegative, Whole
+from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole
 from robustlib.methods.base import AdversarialMethod, NoAWP
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
@@ -54,8 +54,8 @@ class AToP(AdversarialMethod):
 
     purifier: Literal["none", "gan", "mae"] = "gan"  # inpainting GAN; masked autoencoder; none: holes stay grey
     transform: Literal["none", "rt1", "rt2", "rt3"] = "rt2"  # mask; noise and mask; noise and masks that cover all
-    sigma: float = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
-    missing: float = 0.25  # share of the blocks that a mask hides
+    sigma: NonNegative = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
+    missing: ShareBelowOne = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
     width: Count | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
     embed_dim: Count | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96

@@ -108,7 +108,7 @@ def test_channel_statistics_are_exact():
         ),
         (lambda ds: ds.val.select(torch.tensor([4, 0, 4])), "Index .* occurs 2 times in a split of 3 examples"),
         (lambda ds: ds.subset(3), "subset of 3 examples cannot hold all 10 classes"),
-        (lambda ds: ds.val.batches(0), "batch_size=0 holds no example"),
+        (lambda ds: ds.val.batches(0), "batch_size=0: give a whole number"),
         (lambda ds: ds.val.batches(4, augment="simclr_week"), "Unknown view 'simclr_week'.*Did you mean 'simclr-weak'"),
         (lambda ds: next(ds.val.batches(4)).view("strong"), "Unknown view"),
     ],

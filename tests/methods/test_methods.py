@@ -179,7 +179,7 @@ SENTENCES = (
     ("afd", {"gamma": 0.0, "disentangle": False}, "gamma=0.0: give a number above 0, or set align=false"),
     ("ancra", {"zeta": 0.0}, "or set negative_contrast=false"),
     ("ancra", {"ra_weight": 0.0}, "or set reverse_attention=false"),
-    ("atop", {"missing": 1.0}, r"atop: missing=1.0: .*in \[0, 1\)"),
+    ("atop", {"missing": 1.0}, "atop missing=1.0: give a number of at least 0 and below 1"),
     ("atop", {"purifier": "none"}, "nothing to fine-tune: set fine_tune=false"),
     ("atop", {"purifier": "none", "transform": "none", "fine_tune": False}, "train standard"),
     ("atop", {"purifier": "none", "transform": "rt3", "fine_tune": False}, "without one every image is grey"),

@@ -134,7 +134,7 @@ SMALL = spec((1, 8, 8))
         (lambda m: m.check_data(spec((1, 8, 8), classes=100)), "tells 10 classes apart, the data set has 100"),
         (lambda m: m.check_data(spec()), r"1 channel\(s\), but the data set has images of 3 channel\(s\)"),
         (lambda _: build_model("resnet_18", SMALL), r"Unknown architecture 'resnet_18'.*Did you mean 'resnet18'"),
-        (lambda _: build_model("mlp", SMALL, padding_mode="reflect"), "mode 'reflect': choose 'zeros' or 'circular'"),
+        (lambda _: build_model("mlp", SMALL, padding_mode="reflect"), "padding mode 'reflect'. Known: circular, zeros"),
         (lambda _: build_model("mlp", SMALL, projection=(16, 0)), "give positive widths"),
         (lambda _: build_model("mlp", SMALL, projection=(16,), disentangled=True), "choose one"),
         (lambda _: build_model("mlp", SMALL, dual_batchnorm=True), "give projection"),
@@ -142,7 +142,10 @@ SMALL = spec((1, 8, 8))
             lambda _: build_model("mlp", SMALL, classify="latent"),
             "'latent': give 'intrinsic', or 'latent' for a disent",
         ),
-        (lambda _: build_model("mlp", SMALL, reverse_attention=True), "MLP has none: choose.*reverse_attention=false"),
+        (
+            lambda _: build_model("mlp", SMALL, reverse_attention=True),
+            "which MLP lacks: choose.*reverse_attention=false",
+        ),
         (lambda _: build_model("mlp", SMALL, purified={}, disentangled=True), r"or a purifier \(AToP\): choose one"),
     ],
 )

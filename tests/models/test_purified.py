@@ -200,7 +200,7 @@ def test_attacks_find_a_folded_twin_of_what_is_deterministic(precision):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: purified(missing=1.0), r"missing=1.0: give the share"),
+        (lambda: purified(missing=1.0), r"missing=1.0: give a number"),
         (lambda: purified(purifier="vae"), "Unknown purifier 'vae'"),
         (lambda: purified(nois=0.1), "Unknown option of a purified model 'nois'"),
         *(

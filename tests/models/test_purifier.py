@@ -191,7 +191,7 @@ def test_weights_of_a_purifier_of_another_size_are_refused_though_they_would_fit
 
 GAN = build_purifier("gan", (1, 8, 8), 4)
 IMPOSSIBLE = [
-    ({"missing": 1.0}, r"missing=1.0: give the share .* in \[0, 1\)"),
+    ({"missing": 1.0}, r"missing=1.0: give a number of at least 0 and below 1"),
     ({"missing": -0.1}, "missing=-0.1"),
     ({"missing": float("nan")}, "missing=nan"),
     ({"sigma": -0.1}, "sigma=-0.1: .* at least 0"),

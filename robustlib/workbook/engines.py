@@ -1,6 +1,6 @@
 """Executes notebooks, each in a process group of its own, one or many side by side.
 
-A worker (`robustlib.workbook.task`) runs papermill; this side starts it, watches the clock, passes Ctrl-C on, and records silent ends.
+A worker (`robustlib.workbook.task`) runs papermill; this side starts it, watches the clock, passes Ctrl-C on, and records what it cannot.
 """
 
 import json
@@ -27,7 +27,7 @@ GRACE = 20.0  # seconds between asking a worker to stop and killing it
 def execute(task: Task, *, timeout: float | None = None, stop: threading.Event | None = None) -> Status:
     """Executes a notebook in its own process group and returns its final status; does not raise for what a cell does.
 
-    The limit is in seconds. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL); so does Ctrl-C, then raised.
+    The limit is in seconds. Set `stop` from another thread to interrupt it (SIGINT, after 20 s SIGKILL); Ctrl-C does so too, and is raised.
     """
     check_limits(1, timeout, "local")
     task, stop, began = check(task), stop or threading.Event(), time.monotonic()

@@ -133,8 +133,7 @@ def _wanted(kind: Any, parts: tuple[Any, ...], interval: str, value: Any) -> str
         if isinstance(value, int | float) and MOST[kind] < abs(value) < inf == high:
             ends.append(f"at most {MOST[kind]:.2g}")
         finite = "finite " * (isinstance(value, float) and not isfinite(value))
-        words = f"give a {finite}{'whole ' * (kind is int)}number {' and '.join(ends)}"
-        return words.strip() * (low < high)
+        return f"give a {finite}{'whole ' * (kind is int)}number {' and '.join(ends)}".strip() * (low < high)
     if kind is tuple:
         return f"give a list of {'numbers' if parts[-1] is ... else len(parts)}"
     named = f"a{'n' * (kind.__name__[0] in 'AEIOU')} {kind.__name__}"

@@ -81,8 +81,7 @@ def fetched(name: str, root: Path, make: Any, **options: Any) -> None:
 
 
 def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
-    """Raises InputError where a file is absent, or where its MD5 sum is not the one given; or, where none is given, its CRC-32
-    not that at the end of the gzip archive that a download leaves beside it."""
+    """Raises InputError for an absent file, and one whose MD5 sum (None: CRC-32, as beside it in a .gz) is not the published one."""
     absent = [str(path.relative_to(root)) for path in sums if not path.is_file()]
     if absent:
         raise missing(name, root, absent[0] if len(absent) == len(sums) else ", ".join(absent))
@@ -96,8 +95,7 @@ def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
 
 
 def cifar(name: str, root: Path, download: bool) -> Arrays:
-    """CIFAR-10 or CIFAR-100 with its fine labels (Krizhevsky 2009), 50 000 + 10 000 photographs, 32 x 32:
-    `root/cifar-10-batches-py` or `root/cifar-100-python`."""
+    """CIFAR-10 or -100 (Krizhevsky 2009), 50 000 + 10 000 images, 32 x 32: root/cifar-10-batches-py or root/cifar-100-python."""
     from torchvision import datasets
 
     make: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -115,8 +113,7 @@ def cifar(name: str, root: Path, download: bool) -> Arrays:
 
 
 def idx(name: str, root: Path, download: bool) -> Arrays:
-    """MNIST (LeCun et al. 1998) or Fashion-MNIST (Xiao et al. 2017), 60 000 + 10 000 images, 28 x 28:
-    `root/MNIST/raw` or `root/FashionMNIST/raw`."""
+    """MNIST (LeCun et al. 1998) or Fashion-MNIST (Xiao et al. 2017), 60 000 + 10 000 images, 28 x 28: root/{MNIST,FashionMNIST}/raw."""
     from torchvision import datasets
 
     make: Any = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]

@@ -90,8 +90,7 @@ def accuracy_dots(table: DataFrame, title: str) -> Figure:
     canvas.legend_below(fig, axis)
     groups = given.groupby("row", sort=False)
     described = [f"{name}: {_list_shares(part['series'], part['accuracy'])}" for name, part in groups]
-    data = given.filter(["row", "series", "accuracy", "low", "high"])
-    return Figure(fig, f"{title}. {'; '.join(described)}.", data)
+    return Figure(fig, f"{title}. {'; '.join(described)}.", given.filter(["row", "series", "accuracy", "low", "high"]))
 
 
 def _draw_bars(labels: Sequence[str], shares: Any, end: float, **options: Any) -> tuple["canvas.Canvas", "canvas.Axes"]:
@@ -292,5 +291,4 @@ def accuracy_distance(grid: DataFrame) -> Figure:
         at = f" at strength {row['strength']:g}, chosen" if row["strength"] else ""
         described.append(f"{row['variant']}{at}: accuracy {percent(row['accuracy'])}, distance {row['distance']:.3f}")
     alt = f"Mean adversarial distance against accuracy for {len(rows)} variants and strengths. {'; '.join(described)}."
-    data = rows.filter([*columns[:-1], "low", "high", "chosen"]).astype({"chosen": int})
-    return Figure(fig, alt, data)
+    return Figure(fig, alt, rows.filter([*columns[:-1], "low", "high", "chosen"]).astype({"chosen": int}))

@@ -64,8 +64,7 @@ def _waves(weight: Tensor, axis: int, frequencies: int, stride: int) -> Tensor:
 
 def _polyphase(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """P (frequencies, c_out, c_in s_h s_w). For kernels this much smaller than images a direct transform beats padding and FFT."""
-    p = torch.einsum("oipq,fap,gbq->fgoiab", weight.to(rows.dtype), rows, columns)
-    return p.flatten(3).flatten(0, 1)
+    return torch.einsum("oipq,fap,gbq->fgoiab", weight.to(rows.dtype), rows, columns).flatten(3).flatten(0, 1)
 
 
 def finite(gram: Tensor) -> Tensor:
@@ -140,8 +139,7 @@ class PowerIteration(nn.Module):
         self.register_buffer("vectors", _orthonormal(start))
 
     def forward(self, layer: nn.Module, iterations: int = 1, weight: Tensor | None = None) -> Tensor:
-        """|W v|^2 after `iterations`: a scalar, differentiable in the weight (the layer's, or the one given in its place, e.g.
-        with BatchNorm folded in), computed in float32 outside autocast."""
+        """|W v|^2 after `iterations`: a scalar in float32, differentiable in the weight (the layer's, or the one in its place)."""
         weight = (weight_of(layer) if weight is None else weight).float()
         with torch.autocast(weight.device.type, enabled=False):
             if iterations:

@@ -63,8 +63,7 @@ class CLAF(Contrastive):
     @property
     def all_epochs(self) -> int:
         """As in Contrastive, and the first head's where it is never refreshed."""
-        first_head = self.refresh == "never" and not self.pretrained
-        return super().all_epochs + (self.head_epochs if first_head else 0)
+        return super().all_epochs + (self.head_epochs if self.refresh == "never" and not self.pretrained else 0)
 
     @property
     def attack_passes(self) -> int:

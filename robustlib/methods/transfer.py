@@ -137,8 +137,7 @@ class Transfer(RepSpectral):
 class BSS(Transfer):
     """CE + strength sum_{i<=k} sigma_-i(F)^2, the k smallest singular values of the batch's features F (B, D).
 
-    It acts in every step. Rep-spectral's release applies it like its own penalty, after a burn-in of 0.6 and in every 15th
-    step: set `burn_in` and `cadence`.
+    It acts in every step; rep-spectral's release waits for a burn-in of 0.6 and takes every 15th (`burn_in`, `cadence`).
     """
 
     name, title = "bss", "BSS"
@@ -160,8 +159,7 @@ class BSS(Transfer):
         smallest = rest if rest > 1 else min(self.batch_size, len(dataset.train))  # the loop drops a last batch of one
         most = min(smallest, model.head.in_features)
         sizes = f"the smallest batch has {smallest} images and {model.head.in_features} features"
-        advice = f"give k of at most {most}, or another batch_size."
-        self.refuse((self.k > most, f"k={self.k!r}, but {sizes}: {advice}"))
+        self.refuse((self.k > most, f"k={self.k!r}, but {sizes}: give k of at most {most}, or another batch_size."))
         return super().stages(dataset, model)
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
@@ -172,8 +170,7 @@ class BSS(Transfer):
 class L2SP(Transfer):
     """CE + alpha |w - w0|^2 + beta |v|^2: w all weights of the encoder, BatchNorm's included, w0 what they were before, v the head's.
 
-    It takes the place of weight decay and acts in every step. Rep-spectral's release applies it like its own penalty, after a
-    burn-in of 0.6 and in every 15th step: set `burn_in` and `cadence`.
+    It replaces weight decay in every step; rep-spectral's release waits for a burn-in of 0.6 and takes every 15th (`cadence`).
     """
 
     name, title = "l2_sp", "L2-SP"

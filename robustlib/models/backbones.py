@@ -1,5 +1,4 @@
-"""Encoders x -> features: a multi-layer perceptron, a small CNN, residual networks (He et al. 2016), pre-activation ones
-(He et al. 2016b), wide or not (Zagoruyko and Komodakis 2016)."""
+"""Encoders x -> features: MLP, small CNN, ResNets (He et al. 2016; pre-activation: 2016b; wide: Zagoruyko and Komodakis 2016)."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,5 +1,4 @@
-"""Classifiers with more maps beside encoder and head: AFD's disentangler (Zhou et al. 2025), and projectors for contrastive losses,
-supervised or without labels, with dual BatchNorm."""
+"""Classifiers with more maps beside encoder and head: AFD's disentangler (Zhou et al. 2025), and projectors for contrastive losses."""
 
 import copy
 from collections.abc import Iterator, Sequence

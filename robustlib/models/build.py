@@ -100,8 +100,7 @@ def build_purified(encoder: nn.Module, spec: ImageSpec, options: Mapping[str, An
 def build_purifier(
     kind: Literal["none", "gan", "mae"], image_shape: Sequence[int], width: int | None = None
 ) -> Purifier:
-    """A purifier of images (C, H, W): a GAN's `Generator`, a `MaskedAutoencoder`, or "none", which leaves holes grey; `width` is
-    `default_width` unless given."""
+    """A purifier of images (C, H, W): a GAN's `Generator`, a `MaskedAutoencoder`, or "none"; `width` is `default_width` unless given."""
     if kind == "none":
         return Purifier(image_shape)
     check_known("purifier", kind, ("none", *WIDTHS))

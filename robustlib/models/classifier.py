@@ -103,8 +103,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def check_logits(answer: object, images: int) -> Tensor:
-    """A copy of a model's logits (B, K) for so many images, since it may change its answer later; raises InputError for another kind
-    of answer. Attacks and judges ask every model by way of this."""
+    """A copy of a model's logits (B, K) for so many images, as it may change its answer later; raises InputError for other answers."""
     if not isinstance(answer, Tensor):
         remedy = "wrap it in a module whose forward returns the logits alone, e.g. model(x)[0]"
         raise InputError(f"The model answers with a {type(answer).__name__}, not with logits (B, K): {remedy}.")

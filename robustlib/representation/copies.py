@@ -69,8 +69,7 @@ def _beside_clean(copies: Mapping[str, Features]) -> list[tuple[str, Tensor, Ten
     """(kind of copy, clean features, its features) for all but the clean ones."""
     if CLEAN not in copies:
         raise InputError(f"No clean features are among {', '.join(copies) or 'none'}: take those of image_copies.")
-    clean = copies[CLEAN][FEATURES]
-    return [(kind, clean, copy[FEATURES]) for kind, copy in copies.items() if kind != CLEAN]
+    return [(kind, copies[CLEAN][FEATURES], copy[FEATURES]) for kind, copy in copies.items() if kind != CLEAN]
 
 
 @dataclass(frozen=True, eq=False)

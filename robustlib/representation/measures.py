@@ -243,8 +243,7 @@ def principal_components(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, *features.shape)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)[:, :k]
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    scores = (features - features.mean(0)) @ vectors.float()
-    return scores, values[:k] / values.sum().clamp_min(TINY)
+    return (features - features.mean(0)) @ vectors.float(), values[:k] / values.sum().clamp_min(TINY)
 
 
 @dataclass(frozen=True, eq=False)

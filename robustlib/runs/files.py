@@ -31,8 +31,7 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 def write_atomic(
     path: Path | str, data: bytes | memoryview | str | Callable[[BinaryIO], object], outdates: Sequence[Path] = ()
 ) -> None:
-    """Writes a file so that a reader, a crash or a full disk meets the old content or the new one, never half of it; what it `outdates`
-    is gone before it is there."""
+    """Writes a file so that a crash or a full disk leaves the old content or the new one, never half; what it `outdates` goes first."""
     path = Path(path)
     temporary = None
     try:

@@ -288,8 +288,7 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
 
 def _p(evidence: Evidence, against: float) -> float:
     """1 until all seeds are there: what is not decided yet cannot make others significant."""
-    values = list(evidence.differences.values())
-    return p_value(values, against, step=evidence.step) if evidence.complete else 1.0
+    return p_value(list(evidence.differences.values()), against, step=evidence.step) if evidence.complete else 1.0
 
 
 def _finding(claim: Claim, evidence: Evidence, p_zero: float, p_interest: float, level: float) -> Finding:

@@ -131,8 +131,7 @@ def _purifier_row(run: Run) -> dict[str, Any]:
 
 
 def attack_table(grid: pd.DataFrame) -> pd.DataFrame:
-    """The weak and the strong attack of a `purifier_grid`, a row each: row, series, accuracy, low, high; for
-    `robustlib.figures.accuracy_dots`. Where rows differ in their images, those with more than the fewest say so."""
+    """The weak and the strong attack of a `purifier_grid`, for `accuracy_dots`. Rows with more images than the fewest say so."""
     titles = grid["row"].where(grid["n"] == grid["n"].min(), grid["row"] + "\n(" + grid["n"].astype(str) + " images)")
     series = {"weak": "weak: gradients of the bare classifier", "strong": "strong: gradients of the whole model"}
     rows = [

@@ -157,8 +157,7 @@ def adaptive(results: Mapping[str, Any]) -> pd.DataFrame:
     if searched:
         table["adaptive minimum"] = {FAR: share(rows["worst"])}
     columns = [attack_name(name) for name in (*SEARCHES, "autoattack") if name in rows]
-    frame = pd.DataFrame.from_dict(table, orient="index", columns=[*columns, FAR])
-    return frame.fillna("–").rename_axis("searched on")
+    return pd.DataFrame.from_dict(table, orient="index", columns=[*columns, FAR]).fillna("–").rename_axis("searched on")
 
 
 def _searched(rows: Iterable[str]) -> list[str]:

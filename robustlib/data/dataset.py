@@ -104,8 +104,7 @@ class Split:
     ) -> Iterator[Batch]:
         """All examples once, `batch_size` at a time, on the split's device; the last batch may be smaller, or is left out.
 
-        With `shuffle` their order is random, drawn before the first batch. `augment` is the view that `batch.x` shows, None the
-        plain images; `generator`, on the split's device, is the source of order and views, None PyTorch's global one.
+        With `shuffle` the order, drawn first, and all views come from `generator`, on the split's device; None: PyTorch's global one.
         """
         typed(batch_size, Count, "batch_size")
         check_known("view", augment or "none", VIEWS)
@@ -246,12 +245,11 @@ DATASETS: dict[str, Source] = {
 
 
 def load_dataset(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
-    """The data set `name` with its fixed, stratified splits, on the CPU.
+    """The data set `name`, one of DATASETS, with its fixed, stratified splits, on the CPU; "digits-5-9" are its classes 5 to 9 alone,
+    as 0 to 4, in the same splits.
 
-    Args:
-        name: one of DATASETS; or a label set of one, "digits-5-9": its classes 5 to 9 alone, as 0 to 4, in the same splits.
-        root: directory with the published files; default: the environment variable ROBUSTLIB_DATA.
-        download: fetch what is missing into `root`; without it nothing touches the network.
+    `root` is the directory with the published files, by default the environment variable ROBUSTLIB_DATA, into which `download`
+    fetches what is missing; without it nothing touches the network.
     """
     typed(name, str, "dataset"), typed(download, bool, "download")
     check_path(typed(root, Path | str | None, "data root"))

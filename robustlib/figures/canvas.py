@@ -147,6 +147,15 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     return stream.getvalue()
 
 
+def encode_png(pixels: np.ndarray, **options: Any) -> str:
+    """Pixels uint8 (H, W, C), C 1 or 3, as a PNG in base64."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(stream, "png", **options)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
 def show(figure: Figure) -> None:
     """Display a PNG with alt text and, as CSV, its numbers in a notebook; elsewhere print the alt text."""
     from IPython import get_ipython

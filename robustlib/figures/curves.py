@@ -12,6 +12,7 @@ from robustlib.figures import canvas
 from robustlib.figures.canvas import MUTED, Figure, percent, require_columns
 
 Curves = Mapping[str, DataFrame]  # by name: x, y, low and high, in this order
+Metrics = Mapping[str, DataFrame | Sequence[DataFrame]]  # of one run or several seeds, by method
 ACCURACIES = {  # metric -> label
     "clean_val": "clean (validation)",
     "robust_val": "robust (validation)",
@@ -259,11 +260,7 @@ def _shared_panels(names: Sequence[str], curves: Mapping[str, Curves]) -> tuple[
 
 
 @canvas.style()
-def probe_curves(
-    metrics: Mapping[str, DataFrame | Sequence[DataFrame]],
-    columns: Sequence[str],
-    labels: Mapping[str, str] | None = None,
-) -> Figure:
+def probe_curves(metrics: Metrics, columns: Sequence[str], labels: Mapping[str, str] | None = None) -> Figure:
     """Columns of the metrics over the epochs of the last stage (or all), a panel for each; seeds as 95 % band.
 
     Metrics are `Run.metrics()` of one run or several seeds, by method; one without a column is left out of its panel.

@@ -107,11 +107,8 @@ def umap_atlas(
 ) -> Figure:
     """Clean images and their copies on maps of feature spaces, coloured by class, with arrows between some.
 
-    Args:
-        maps: name -> coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s `clean` and
-            `adversarial`; labels (N,) are the same for all.
-        note: what to say below all, parameters and seed; `notes` by map what to say below it alone.
-        copies: what the second coordinates are of, e.g. "augmented" ones.
+    By name coordinates (N, 2) of the clean and of the adversarial images, e.g. an `Embedding`'s; labels (N,) are the same for all.
+    `note` stands below all, `notes` below their maps; `copies` says what the second coordinates are of, e.g. "augmented" ones.
     """
     from matplotlib.lines import Line2D
 

@@ -11,6 +11,9 @@ from robustlib.errors import InputError
 from robustlib.figures import canvas
 from robustlib.figures.canvas import INK, MUTED, Figure, percent, require_columns, same_length
 
+Pair = tuple[ArrayLike, ArrayLike]  # of the clean and of the attacked images
+Steps = Mapping[str, ArrayLike]
+Answers = Mapping[str, Pair] | None
 GAP = 0.012  # white between two classes, a share of all images
 LINE = 0.2  # inches from one label to the next, at least
 STAYED = "#cdd4db"
@@ -90,11 +93,7 @@ POINTS = 740.0  # letters of 1 point that fit on one line beside the words of a 
 
 @canvas.style()
 def example_strips(
-    clean: ArrayLike,
-    adversarial: ArrayLike,
-    labels: ArrayLike,
-    predictions: tuple[ArrayLike, ArrayLike],
-    class_names: Sequence[str] = (),
+    clean: ArrayLike, adversarial: ArrayLike, labels: ArrayLike, predictions: Pair, class_names: Sequence[str] = ()
 ) -> Figure:
     """Clean images, what the attack added (magnified around grey), adversarial images, and what the model says of both.
 
@@ -175,11 +174,7 @@ CELL = 0.82  # inches of a picture
 
 @canvas.style()
 def purification_steps(
-    clean: Mapping[str, ArrayLike],
-    adversarial: Mapping[str, ArrayLike],
-    labels: ArrayLike,
-    answers: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    class_names: Sequence[str] = (),
+    clean: Steps, adversarial: Steps, labels: ArrayLike, answers: Answers = None, class_names: Sequence[str] = ()
 ) -> Figure:
     """Clean images and their attacked copies through the steps of a purifier, a row each, and their differences.
 

@@ -69,11 +69,8 @@ def supcon_loss(
 
     An anchor without positives, which a single view may have, counts as 0. The released code's factor t / 0.07 is left out.
 
-    Args:
-        z: projections of V views of B images, (V, B, D), of any length; normalised here.
-        labels: int64 (B,); None for no labels.
-        temperature: t > 0.
-        one_sided: the gradient flows through the anchors u_i alone, others being constants (RoCL's release); same value.
+    Of projections z (V, B, D) of V views of B images, of any length, labels int64 (B,) or None, and a temperature t > 0. If it is
+    `one_sided`, the gradient flows through the anchors u_i alone, others being constants (RoCL's release); same value.
     """
     typed(temperature, Positive, "temperature")
     views, size = z.shape[:2]
@@ -104,12 +101,9 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
 
         C_ij = sum_n a_ni b_nj / (sqrt(sum_n a_ni^2) sqrt(sum_n b_nj^2)),   each column of a and b less its mean.
 
-    The batch divides the cross-correlation and nothing else, here as in Zbontar et al.'s release and in rep-spectral's.
-
-    Args:
-        a, b: projections of the same B >= 2 images, (B, D) each.
-        off_diagonal: lambda >= 0.
-        eps: added to the variances, as their release does (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
+    The batch divides the cross-correlation and nothing else, here as in Zbontar et al.'s release and in rep-spectral's. Of
+    projections a and b (B, D) of the same B >= 2 images, and off_diagonal >= 0; eps is added to the variances, as their release does
+    (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
     """
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"

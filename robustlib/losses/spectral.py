@@ -34,11 +34,8 @@ def conv_squared_norm(weight: Tensor, size: tuple[int, int], stride: tuple[int, 
     Senderovich et al. (2022, theorem 2, a poly-phase Fourier transform): the operator is unitarily equivalent to one matrix
     P_f (c_out, c_in s_h s_w) for each frequency f of the outputs, and sigma_max is the largest of theirs. Real kernels
     have conjugate matrices at f and -f, so half the frequencies suffice; only the largest is differentiated. Where
-    the kernel lies in the padding (its origin) changes phases, not singular values.
-
-    Args:
-        weight: kernel (c_out, c_in, k_h, k_w), of any size; taps beyond the image wrap around.
-        size: of the input, (H, W), which the stride divides.
+    the kernel lies in the padding (its origin) changes phases, not singular values. Of a `weight` (c_out, c_in, k_h, k_w) of any
+    size, whose taps wrap around beyond the image, and inputs of `size` (H, W), which the stride divides.
     """
     with torch.autocast(weight.device.type, enabled=False):
         weight = weight if weight.dtype == torch.float64 else weight.float()
@@ -120,10 +117,7 @@ class PowerIteration(nn.Module):
     One vector (Yoshida and Miyato 2017) is not enough: the penalty lowers the singular value of the very vector it keeps, and
     a converged one has no share of the direction that takes over (other frequencies of a circular convolution are orthogonal to
     it), so its value falls far below sigma^2 within steps. Hence several, with a little noise from torch's global generator.
-
-    Args:
-        layer: nn.Linear or nn.Conv2d with groups=1; it is not kept.
-        size: (H, W) of a convolution's input.
+    The layer, nn.Linear or nn.Conv2d with groups=1 and inputs of `size` (H, W), is not kept.
     """
 
     # (k, inputs), or (k, c_in, H, W); orthonormal, the best one last; from a random start, always the same
@@ -205,10 +199,8 @@ def cross_lipschitz(outputs: Tensor, x: Tensor, *, projections: int = 0, generat
     in the mean over z ~ N(0, I) 2/(n K) sum_i |J_i' C z_i|^2, which takes one for each projection. rep-spectral's release
     computes 1/K of this for softmax outputs. With BatchNorm in train mode J_i contains what an image does to the others.
 
-    Args:
-        outputs: f(x) (B, K), K >= 2, with the graph to the images `x`; logits or probabilities.
-        projections: random directions; 0 gives the exact value.
-        generator: of the directions, on the images' device; None = torch's global one.
+    Outputs are f(x) (B, K), K >= 2, with the graph to the images `x`; logits or probabilities. No projections give the exact value;
+    their generator is on the images' device, None = torch's global one.
     """
     typed(projections, Annotated[Whole, "backward passes, or 0 for the exact penalty"], "projections")
     outputs = outputs.float()

@@ -233,14 +233,10 @@ TINY = 1e-20  # as released: a layer without gradient stays where it is
 def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
     """Within, the model's weights are w + gamma |w| g / |g|, to first order those of the largest loss (AWP; Wu et al. 2020).
 
-    g is the gradient of `loss`, norms are those of a whole tensor. As released, only tensors of several dimensions named
-    "weight" move, and BatchNorm keeps no trace of the pass that finds g. Afterwards, also after an exception, gamma |w| g / |g|
-    is subtracted again, so the step that an optimiser took in between stays.
-
-    Args:
-        model: in the mode in which it trains.
-        loss: the scalar that the training step will minimise, as a function of the model's present weights.
-        gamma: relative size of the perturbation; 0 does nothing at all.
+    g is the gradient of `loss`, the scalar that the training step will minimise at the model's present weights; norms are those of
+    a whole tensor. As released, only tensors of several dimensions named "weight" move, and BatchNorm keeps no trace of the pass
+    that finds g. Afterwards, also after an exception, gamma |w| g / |g| is subtracted again, so the step that an optimiser took in
+    between stays. A gamma of 0 does nothing at all.
     """
     shifts: list[tuple[Tensor, Tensor]] = []
     if gamma:

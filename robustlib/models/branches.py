@@ -90,12 +90,9 @@ def clean_statistics(model: nn.Module) -> Iterator[None]:
 class Projected(Classifier):
     """normalise -> encoder -> head, and beside it encoder -> projector, which contrastive pre-training needs and deployment does not.
 
-    A fresh model deploys what the plain `Classifier` of its seed does.
-
-    Args:
-        projection: widths of the projector's linear maps with ReLU between them, e.g. (512, 128) in SupCon and CLAF.
-        batchnorm: a BatchNorm after each map; maps after the first have no bias (ACL's release).
-        dual: all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
+    A fresh model deploys what the plain `Classifier` of its seed does. `projection` are the widths of linear maps with ReLU between
+    them, e.g. (512, 128) in SupCon and CLAF; with `batchnorm` each has one, and maps after the first no bias (ACL's release); if
+    `dual`, all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
     """
 
     def __init__(

@@ -26,9 +26,7 @@ class ImageSpec(Protocol):
 class Classifier(nn.Module):
     """normalise -> encoder -> head: images float (B, C, H, W) in [0, 1] -> logits (B, K).
 
-    Args:
-        encoder: x -> features (B, D), with D in its attribute `out_features`.
-        spec: shape, classes and statistics of the images.
+    The encoder maps x -> features (B, D), with D in its attribute `out_features`.
     """
 
     stochastic: bool = False  # True for randomised models, whose attackers average over draws

@@ -3,8 +3,6 @@
 What the controls do is in `app`. Panels (panels.html.j2) are HTML and SVG in the colours of the page around them, at any width.
 """
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 import traitlets
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 from torch import Tensor
 
 from robustlib import representation
@@ -25,7 +22,7 @@ from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, check_known
 from robustlib.evaluation import accuracy
 from robustlib.evaluation.protocols import EOT
-from robustlib.figures.canvas import COLOURS
+from robustlib.figures.canvas import COLOURS, encode_png
 from robustlib.figures.features import class_centre
 from robustlib.representation.features import Features
 from robustlib.representation.measures import unit
@@ -33,6 +30,7 @@ from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.workbook.tables import percent
 
+Report = Callable[..., Any]
 HERE = Path(__file__).parent
 MULTIPLES = tuple(k / 4 for k in range(9))  # of the eps of the run's threat model: from nothing to twice as much
 ALL = -1  # the choice of every class
@@ -89,13 +87,7 @@ class Grid:
 
 
 def make_grid(
-    run: Run,
-    dataset: Dataset,
-    attack: str,
-    *,
-    n: int = 200,
-    seed: int = 0,
-    report: Callable[..., Any] = lambda *_: None,
+    run: Run, dataset: Dataset, attack: str, *, n: int = 200, seed: int = 0, report: Report = lambda *_: None
 ) -> Grid:
     """The grid of a finished run under an attack, taken from beside the run, or computed: see `run_features`.
 
@@ -140,15 +132,9 @@ def umap_projection(grid: Grid, layer: str, seed: int) -> Projection:
     return Projection(made.points, str(made))
 
 
-def _png(image: Tensor) -> str:
-    """An image uint8 (C, H, W), C 1 or 3, in base64."""
-    stream, array = io.BytesIO(), image.permute(1, 2, 0).contiguous().numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(stream, "png")
-    return base64.b64encode(stream.getvalue()).decode()
-
-
 _environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
-_environment.filters |= {"png": _png, "short": "{:.3g}".format, "share": lambda p: f"{100 * p:.0f} %"}
+_environment.filters |= {"png": lambda image: encode_png(image.permute(1, 2, 0).contiguous().numpy())}
+_environment.filters |= {"short": "{:.3g}".format, "share": lambda p: f"{100 * p:.0f} %"}
 PANELS: Any = _environment.get_template("panels.html.j2").module  # a function for each macro
 
 

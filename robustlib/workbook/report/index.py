@@ -1,7 +1,5 @@
 """Pages of many runs: the index, with each preset's leaderboard and what its comparison shows, and the atlas of feature spaces."""
 
-import base64
-import io
 import json
 import re
 import zlib
@@ -15,11 +13,10 @@ import numpy as np
 import pandas as pd
 from bs4 import Tag
 from nbformat.v4 import new_code_cell, new_markdown_cell
-from PIL import Image
 
 from robustlib.attacks import Attack
 from robustlib.data import Dataset
-from robustlib.figures.canvas import COLOURS
+from robustlib.figures.canvas import COLOURS, encode_png
 from robustlib.representation import embed_runs, run_features
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, write_atomic
@@ -202,16 +199,8 @@ def _tagged_cells(nb: Any) -> Iterator[Any]:
 
 
 def write_atlas(
-    target: Path,
-    runs: Sequence[Run],
-    dataset: Dataset,
-    attack: Attack,
-    *,
-    title: str,
-    index: str = "",
-    n: int = 500,
-    seed: int = 0,
-) -> Path:
+    target: Path, runs: Sequence[Run], dataset: Dataset, attack: Attack, *, title: str, index: str = "", n: int = 500
+) -> None:
     """Writes one page with each run's map of clean and adversarial features, and the images behind its points.
 
     Features and maps are those of `robustlib.representation.embed_runs` with the same arguments, which keeps them: of `n`
@@ -221,7 +210,7 @@ def write_atlas(
     """
     check_runs(runs, dataset)
     split, classes = dataset.test.sample(n), list(dataset.class_names)
-    shown, adversarial = zip(*(_map(run, dataset, attack, n, seed) for run in runs), strict=True)
+    shown, adversarial = zip(*(_map(run, dataset, attack, n) for run in runs), strict=True)
     images = np.stack([split.images.numpy(), *adversarial])
     data: dict[str, Any] = {"shape": list(dataset.image_shape), "columns": TILES, "scale": SCALE, "classes": classes}
     data |= {"colours": COLOURS[: len(classes)] if len(classes) <= FEW else [], "labels": split.labels.numpy()}
@@ -242,14 +231,13 @@ def write_atlas(
             break
         fewer = max(1, int(0.95 * len(places) * LIMIT / len(page)))
         places = np.linspace(0, len(split) - 1, fewer).round().astype(int)
-    write_atomic(Path(target), page)
-    return Path(target)
+    write_atomic(target, page)
 
 
-def _map(run: Run, dataset: Dataset, attack: Attack, n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+def _map(run: Run, dataset: Dataset, attack: Attack, n: int) -> tuple[dict[str, Any], np.ndarray]:
     """What the page knows of one run, an entry for each example, and its adversarial images."""
-    (made,) = embed_runs([run], dataset, attack, n=n, seed=seed)
-    clean, adversarial = run_features(run, dataset, attack, n=n, seed=seed)
+    (made,) = embed_runs([run], dataset, attack, n=n)
+    clean, adversarial = run_features(run, dataset, attack, n=n)
     assert adversarial.images is not None
     answers = [clean.predictions.numpy(), adversarial.predictions.numpy()]
     maps = {}  # coordinates (N, 4), clean then adversarial, as whole numbers in [0, SCALE] that keep the map's shape
@@ -269,7 +257,4 @@ def _sprite(images: np.ndarray) -> str:
     sheet[0, :count], sheet[1:, :count] = images[0], images[1:] - images[:1]  # uint8 wraps around, and back again
     tiled = sheet.reshape(blocks * rows, TILES, channels, height, width).transpose(0, 3, 1, 4, 2)
     drawn = tiled.reshape(blocks * rows * height, TILES * width, channels)
-    stream = io.BytesIO()
-    picture = Image.fromarray(drawn.squeeze(2) if channels == 1 else drawn)
-    picture.save(stream, format="PNG", compress_type=zlib.Z_HUFFMAN_ONLY)  # noise does not repeat itself
-    return base64.b64encode(stream.getvalue()).decode()
+    return encode_png(drawn, compress_type=zlib.Z_HUFFMAN_ONLY)  # noise does not repeat itself

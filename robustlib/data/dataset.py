@@ -18,8 +18,6 @@ from robustlib.data.sources import Arrays
 from robustlib.errors import Count, InputError, Whole, check_known, check_path, typed
 from robustlib.threat import Threat
 
-SEED = 0  # every split and sample is drawn with this seed, once and for all
-
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,), positions int64 (N,)
 
 
@@ -86,7 +84,7 @@ class Split:
         """`n` examples with the classes' shares kept, always the same ones, in order; all if there are no more (or n is 0)."""
         if not 0 < typed(n, Whole, "n") < len(self):
             return self
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(SEED))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(sources.SEED))
         labels = self.labels.cpu()[order]
         is_class = torch.nn.functional.one_hot(labels)
         rank = is_class.cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class, and so on
@@ -191,7 +189,7 @@ def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Tri
     from sklearn.model_selection import train_test_split
 
     try:
-        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=SEED)
+        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=sources.SEED)
     except ValueError as error:
         said = f"Cannot hold out {held_out} of {len(labels)} examples with every class in both"
         raise InputError(f"{said}: {error}") from error

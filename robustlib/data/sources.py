@@ -259,7 +259,7 @@ def _read(files: Sequence[Sequence[Path]], size: int) -> Pair:
 
 # Points of a plane as images (1, 1, 2), the toys of rep-spectral, whose whole decision can be drawn. Grey levels are the coordinates,
 # on a grid of 255 steps: 0.016 of XOR's coordinates where its noise is 0.2, 0.008 of the sinusoid's.
-SEED = 0  # every toy is drawn with this seed, once and for all
+SEED = 0  # every toy, split and sample is drawn with this seed, once and for all
 CORNERS = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
 XOR_REACH, XOR_STD, XOR_EACH = 2.0, 0.2, 20  # half the width of the square, and points a corner
 SINUSOID_EACH = 800  # of training and of test: half of the release's 40 x 40 points each

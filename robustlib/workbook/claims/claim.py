@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
@@ -69,8 +69,7 @@ class Claim:
         return "%" if self.relative or self.measure.startswith("growth/") else "points"
 
 
-TEXTS = [field.name for field in fields(Claim) if field.type is str]
-REQUIRED = [name for name in TEXTS if name != "than"]
+REQUIRED = [field.name for field in fields(Claim) if field.default is MISSING]
 KNOWN = [field.name for field in fields(Claim)]
 
 

@@ -26,6 +26,7 @@ from robustlib.workbook.experiments.studies import Variant, check_number, compar
 from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
+Waiting = Mapping[str, tuple[Run, str]]
 NO_NUMBER = dict.fromkeys(("rerun", "download", "data_root", "device"))  # parameters that change no number
 
 
@@ -128,11 +129,7 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
 
 
 def publish(
-    options: Options,
-    presets: Sequence[str],
-    *,
-    force: bool = False,
-    waiting: Mapping[str, tuple[Run, str]] | None = None,
+    options: Options, presets: Sequence[str], *, force: bool = False, waiting: Waiting | None = None
 ) -> tuple[Path, list[str]]:
     """Renders pages, compares the runs of `presets`, maps their feature spaces, writes the index, and tidies after killed writers.
 

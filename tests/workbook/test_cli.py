@@ -267,7 +267,11 @@ def test_built_in_studies_can_be_planned(call, name: str) -> None:
         ("a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefgh")), "more than 10000"),
         ("- 1\n" * 300_000, "more than 1000000 bytes"),
         ("[" * 9999, "is no YAML: maximum recursion depth"),
-        (f"claims: [{{name: 0x{'f' * 5000}}}]", "the claim <int>: Claim name=<int>: give a text"),
+        (f"claims: [{{name: 0x{'f' * 5000}}}]", "the claim <int> has no 'text'"),
+        (
+            f"claims: [{{name: 0x{'f' * 5000}, text: t, source: s, measure: clean, variant: mart, than: trades}}]",
+            "the claim <int>: Claim name=<int>: give a text",
+        ),
         ("parameters: [beta]", "write methods as a list"),
         ("- trades", "should hold keys such as preset"),
         ("examples: many", "examples='many'"),

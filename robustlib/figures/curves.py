@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas import DataFrame, Index, Series
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, check_known
 from robustlib.figures import canvas
 from robustlib.figures.canvas import MUTED, Figure, percent, require_columns
 
@@ -106,8 +106,7 @@ def robustness_curves(curves: Curves, x: str = "eps", threat_eps: float | None =
 
     Columns are `x`, `accuracy` and, for the band, `low` and `high`; over eps the radius of the threat model is marked.
     """
-    if x not in ("eps", "steps"):
-        raise InputError(f"x={x!r} is not an axis of the robustness figure: choose 'eps' or 'steps'.")
+    check_known("axis of the robustness figure", x, ("eps", "steps"))
     if not curves:
         raise InputError("The robustness figure needs at least one curve; none given.")
     frames = {n: require_columns("robustness", frame, [x, "accuracy"]).sort_values(x) for n, frame in curves.items()}
@@ -223,8 +222,7 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
 
     From `robustlib.representation.gap_table`, of one layer or radius and not split by class, or means say nothing.
     """
-    if x not in GAP_AXES:
-        raise InputError(f"x={x!r} is not an axis of the feature-gap figure: choose {', '.join(GAP_AXES)}.")
+    check_known("axis of the feature-gap figure", x, GAP_AXES)
     rows = require_columns("feature-gap", table, [x, "relative_l2", "cosine"])
     for other in ("layer", "eps", "class"):
         if other != x and other in rows and rows[other].nunique(dropna=False) > 1:

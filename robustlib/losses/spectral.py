@@ -234,9 +234,7 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
 
     F has min(B, D) singular values; zeros count. The right singular vectors v are held: sum |F v|^2 has the gradient 2 F v v'.
     """
-    if not 1 <= k <= min(features.shape):
-        size = f"{features.shape[0]} images with {features.shape[1]} features has {min(features.shape)}"
-        raise InputError(f"k={k!r}: a batch of {size} singular values: give 1 <= k <= that.")
+    typed(k, int, "k", f"[1, {min(features.shape)}]", "the singular values of such a batch")
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
         with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD, Attack
 from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Batch, Split
-from robustlib.errors import InputError
+from robustlib.errors import InputError, check_known
 from robustlib.losses import pick_negatives
 from robustlib.models import Purified
 from robustlib.models.classifier import View
@@ -85,8 +85,7 @@ class Pairs:
 
         A robust representation keeps attacked copies near (alignment) and pulled images of other classes far (exclusion).
         """
-        if measure not in ("cosine", "l2"):
-            raise InputError(f"measure={measure!r}: choose 'cosine' or 'l2'.")
+        check_known("measure", measure, ("cosine", "l2"))
         kinds = {"attacked copy": self.copies, "another class, pulled": self.others}
         if measure == "l2":
             return {kind: (self.images - partner).norm(dim=1) for kind, partner in kinds.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, Share, typed
 from robustlib.representation.features import as_features, cached_tensors, rows_at_once
 from robustlib.representation.measures import check_neighbours, principal_components, unit
 from robustlib.runs import digest, versions
@@ -88,9 +88,7 @@ def embed_path(
         raise InputError("A map needs features: give at least one table.")
     tables = as_features(*(table.cpu() for table in tables), finite=False)
     check_neighbours(len(tables) * len(tables[0]) - 1, neighbours)
-    if neighbours < 2 or not 0 <= min_dist <= 1:
-        given = f"neighbours={neighbours!r}, min_dist={min_dist!r}"
-        raise InputError(f"UMAP with {given}: give at least 2 neighbours, and min_dist in [0, 1].")
+    typed(neighbours, int, "UMAP neighbours", "[2, inf)"), typed(min_dist, Share, "UMAP min_dist")
     parameters = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "metric": "angle"}
     file = None
     if cache is not None:

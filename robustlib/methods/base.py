@@ -112,8 +112,7 @@ class Method:
     def attack_passes(self) -> int:
         """Forward-backward passes of the attacks inside the training, for each training image, all epochs together.
 
-        They are most of what an adversarial training costs, so comparisons are fair at equal numbers of them. It is an upper
-        bound: a method may leave out attacks on the way (ARREST), and forward passes alone are not counted.
+        Comparisons are fair at equal numbers of them. An upper bound: ARREST leaves some out. Forward passes alone do not count.
         """
         return 0
 

@@ -186,9 +186,8 @@ def transform_surface(transform: RandomTransform, clean: Tensor, adversarial: Te
 
     T is the mean of several draws of the transform (of rt3 one mask a draw). What the attack did shrinks by the missing rate alone,
     while what the transform does averages out: mixing brings the attack back out of the noise. After the released "impact of
-    missing rate and mix number", whose figure has 4000 times the same numbers for masks of single pixels; here blocks, noise and
-    radius are those of the model. A row for each of MIXES and of the rates near RATES that its grid can have: missing, mixes,
-    apart (|T(x') - T(x)|, both by the same draws), changed (|T(x') - x'|); means over images and pixels, in [0, 1].
+    missing rate and mix number", with the model's blocks, noise and radius. A row for each of MIXES and of the rates near RATES that
+    its grid can have: missing, mixes, apart (|T(x') - T(x)|, by the same draws), changed (|T(x') - x'|); means in [0, 1].
     """
     rows = []
     blocks = transform.grid**2

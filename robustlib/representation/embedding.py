@@ -1,8 +1,7 @@
 """One map for clean and adversarial features: UMAP of their nearest neighbours by angle, fitted on both together.
 
-Fitted on the clean ones alone, UMAP would push adversarial points to the edges of clusters and fake or hide a gap. Near means here
-what it means for alignment, exclusion and trustworthiness: a small distance between unit vectors, that is a small angle at the origin.
-Angles about the mean, as after a centred PCA, name other neighbours: the features of ReLU networks lie far off the origin.
+Fitted on the clean ones alone, UMAP would push adversarial points to the edges of clusters and fake or hide a gap. Near means, as for
+alignment and exclusion, a small angle at the origin; angles about the mean name other neighbours: ReLU features lie far off the origin.
 """
 
 import importlib.metadata
@@ -158,9 +157,8 @@ def trustworthiness(features: Tensor, flat: Tensor) -> float:
 
     Of features (n, D) and coordinates (n, 2): 1 - 2 / (n k (2 n - 3 k - 1)) times the sum of r - k over every k-neighbour on the
     map that is only the r-th neighbour (r > k) in feature space, by cosine; k = 15, or fewer where n < 2 k + 2. A map at random
-    has about 0.5. Beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen, each neighbour ranked among all:
-    scikit-learn's needs memory and time for n^2 distances and their order, which 10 000 points do not leave us. NaN where all
-    features point the same way, or a feature or coordinate is not finite: then nothing is a neighbour.
+    has about 0.5. Beyond 1 000 points the sum is estimated from 1 000 of them, evenly chosen, each neighbour ranked among all
+    (scikit-learn's takes n^2 distances). NaN where all features point the same way, or a feature or coordinate is not finite.
     """
     n = len(features)
     if n < 4:

@@ -36,9 +36,8 @@ def run_features(
 ) -> tuple[Features, Features]:
     """Clean and adversarial features of a finished run of this data set, at `layers` (see `features`), on the same images for all runs.
 
-    Those are a stratified choice of `n` test images (0: all); the attack is on the run's model, through its `attack_view`. Both
-    sides have their images, the adversarial ones rounded to 256 levels. They are kept below features/ in the run's directory
-    under a digest of weights, images, attack, layers, seed and versions.
+    Those are a stratified choice of `n` test images (0: all); the attack is on the model's `attack_view`. Both sides have their
+    images, adversarial ones rounded to 256 levels. They are kept below features/ in the run's directory, under a digest of all this.
     """
     check_runs([run], dataset)
     model, split = run.model(), dataset.test.sample(n)

@@ -1,8 +1,7 @@
 """One notebook to execute: its parameters, its status, and the process that executes it.
 
-What papermill writes into a notebook's metadata calls cells "completed" after a dead kernel, a timeout or Ctrl-C. So a
-task keeps its own `<output>.status.json`: the worker process (`python -m robustlib.workbook.task`) writes how it ended, and
-`robustlib.workbook.engines`, which starts workers, writes what a worker cannot know (it was killed, it ran out of time).
+Papermill's metadata call cells "completed" after a dead kernel, a timeout or Ctrl-C. So a task keeps its own `<output>.status.json`:
+the worker (`python -m robustlib.workbook.task`) writes how it ended, and `engines` what a worker cannot know (killed, out of time).
 """
 
 import asyncio

@@ -141,7 +141,13 @@ def test_all_is_computed_in_float32_under_autocast():
         (lambda: PowerIteration(nn.Linear(3, 3)).converge(nn.Linear(3, 3), tolerance=0), "tolerance=0"),
         (lambda: cross_lipschitz(torch.rand(2, 2), torch.rand(2, 3), projections=-1), "projections=-1"),
         (lambda: l2_sp([], [], [], alpha=-0.1), "alpha=-0.1"),
-        *((lambda k=k: batch_spectral_shrinkage(torch.rand(4, 9), k), f"k={k}: give a whole number of at least 1 and at most 4") for k in (0, 5)),
+        *(
+            (
+                lambda k=k: batch_spectral_shrinkage(torch.rand(4, 9), k),
+                f"k={k}: give a whole number of at least 1 and at most 4",
+            )
+            for k in (0, 5)
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(call, says):

@@ -182,8 +182,8 @@ def strength_grid(runs: Iterable[Run]) -> pd.DataFrame:
 def variant_distances(runs: Iterable[Run]) -> pd.DataFrame:
     """`distances_over_seeds` of what the runs' notebooks stored on test images, by decisions (Tangent) and by gradients (FAB).
 
-    Beside its rows for Tangent stand fab, fab_low, fab_high, both on the images that all have right and on which neither attack
-    failed; the latter NaN, and the former without regard to it, where FAB did not measure all runs that Tangent did.
+    Beside its rows for Tangent stand fab, fab_low, fab_high, on the images that all have right and no attack failed on; NaN where FAB
+    did not measure all runs that Tangent did, whose rows then stand without regard to it.
     """
     runs = list(runs)
     near, white = (_by_seed(_distances(runs, "test", attack), title_of) for attack in ("Tangent", "FAB"))

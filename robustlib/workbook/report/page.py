@@ -53,10 +53,9 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
 
     Equations become MathML, code is folded, figures keep their alt text and offer their numbers as CSV. The footer says what
     made the page: papermill's parameters and times, and every entry of the notebook's metadata `robustlib` (name -> text).
-    A notebook that stopped with an error gives a page that says so. Links to other sites become text with the address.
-    The title is its only <h1>; `index` is the relative address of the index page ("" for no link). Nothing of the notebook runs in
-    the page: see `clean`. InputError for a notebook that cannot be read, and for a formula or an image
-    of its Markdown cells that cannot be drawn; outputs are shown without.
+    A notebook that stopped with an error gives a page that says so. Links to other sites become text with the address. The title is
+    its only <h1>; `index` is the relative address of the index page ("" for no link). Nothing of the notebook runs in the page: see
+    `clean`. InputError for a notebook that cannot be read, and for a formula or an image of its Markdown cells that cannot be drawn.
     """
     notebook, html, nb = Path(notebook), Path(html), read(notebook)
     outputs = (output for cell in nb.cells for output in cell.get("outputs", []))

@@ -20,8 +20,7 @@ from robustlib.models.classifier import View
 from robustlib.models.purifier import HEADS
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
 
-# of purifier and discriminator (released configs/train.yaml)
-ADAM = partial(OptimizerSpec, kind="adam", betas=(0.5, 0.999))
+ADAM = partial(OptimizerSpec, kind="adam", betas=(0.5, 0.999))  # of both networks (released configs/train.yaml)
 Parts = Mapping[str, tuple[float, Tensor]]  # of the purifier's loss: name -> weight and loss
 MEDIAN_OF = 256  # training images whose median is the constant image
 # A pre-trained purifier's L1 error is below this share of the best constant image's

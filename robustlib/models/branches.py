@@ -90,24 +90,19 @@ def clean_statistics(model: nn.Module) -> Iterator[None]:
 class Projected(Classifier):
     """normalise -> encoder -> head, and beside it encoder -> projector, which contrastive pre-training needs and deployment does not.
 
-    A fresh model deploys what the plain `Classifier` of its seed does. `projection` are the widths of linear maps with ReLU between
-    them, e.g. (512, 128) in SupCon and CLAF; with `batchnorm` each has one, and maps after the first no bias (ACL's release); if
-    `dual`, all BatchNorms, the projector's included, have statistics for clean images beside those deployed.
+    A fresh model deploys what the plain `Classifier` of its seed does. `widths` are those of linear maps with ReLU between them, e.g.
+    (512, 128) in SupCon and CLAF; with `batchnorm` each has one, and maps after the first no bias (ACL's release); if `dual`, all
+    BatchNorms, the projector's included, have statistics for clean images beside those deployed.
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        spec: ImageSpec,
-        projection: Sequence[int],
-        batchnorm: bool = False,
-        dual: bool = False,
+        self, encoder: nn.Module, spec: ImageSpec, widths: Sequence[int], batchnorm: bool = False, dual: bool = False
     ) -> None:
         super().__init__(encoder, spec)
-        if not projection or min(projection) < 1:
-            raise InputError(f"projection={tuple(projection)!r}: give positive widths, e.g. (512, 128).")
+        if not widths or min(widths) < 1:
+            raise InputError(f"projection={tuple(widths)!r}: give positive widths, e.g. (512, 128).")
         layers: list[nn.Module] = []
-        for wide, narrow in pairwise([self.head.in_features, *projection]):
+        for wide, narrow in pairwise([self.head.in_features, *widths]):
             layers += [nn.ReLU(inplace=True)] if layers else []
             layers.append(nn.Linear(wide, narrow, bias=not (batchnorm and layers)))
             layers += [nn.BatchNorm1d(narrow)] if batchnorm else []

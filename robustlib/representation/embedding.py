@@ -67,21 +67,14 @@ def embed(clean: Tensor, adversarial: Tensor, **settings: Any) -> Embedding:
 
 
 def embed_path(
-    tables: Sequence[Tensor],
-    *,
-    neighbours: int = 30,
-    min_dist: float = 0.5,
-    seed: int = 0,
-    cache: Path | str | None = None,
+    tables: Sequence[Tensor], *, neighbours: int = 30, min_dist: float = 0.5, seed: int = 0, cache: Path | None = None
 ) -> Embedding:
     """Maps several tables of features to the plane together (McInnes et al. 2018); the same call gives the same map.
 
-    Args:
-        tables: T of (N, D), of the same examples in the same order, clean features first; 5 000 to 10 000 rows in all show enough.
-        neighbours: of UMAP's graph, fewer than T N.
-        min_dist: how close UMAP may draw points, in [0, 1]; at 0.1, its authors' default, the islands of digits shrink to dots.
-        seed: of UMAP. Coordinates repeat on one machine; between machines only their structure does.
-        cache: directory (a run's) where they are kept, by a digest of features, parameters and the packages' versions.
+    Tables (N, D) are of the same examples in the same order, clean features first; 5 000 to 10 000 rows in all show enough. UMAP's
+    graph has fewer `neighbours` than rows; `min_dist` in [0, 1] is how close it may draw points: at 0.1, its authors' default, the
+    islands of digits shrink to dots. Coordinates repeat on one machine; between machines only their structure does. They are kept
+    in the directory `cache` (a run's), by a digest of features, parameters and the packages' versions.
     """
     if not tables:
         raise InputError("A map needs features: give at least one table.")

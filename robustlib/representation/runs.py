@@ -139,25 +139,18 @@ def measure_runs(
 
 
 def embed_runs(
-    runs: Sequence[Run],
-    dataset: Dataset,
-    attack: Attack,
-    *,
-    layer: str | None = None,
-    n: int = 2000,
-    seed: int = 0,
-    **settings: Any,
+    runs: Sequence[Run], dataset: Dataset, attack: Attack, *, layer: str | None = None, n: int = 2000, **settings: Any
 ) -> list[Embedding]:
     """The joint map of each run's clean and adversarial features, in the order of the runs, of the same images for all.
 
-    Features and coordinates are kept in the runs. Arguments as of `run_features`, for one layer, and `embed`; `seed` is UMAP's too.
+    Features and coordinates are kept in the runs. Arguments as of `run_features`, for one layer, and `embed`, `seed` as of both.
     """
     check_runs(runs, dataset)
     maps = []
     for run in runs:
-        clean, adversarial = run_features(run, dataset, attack, layers=layer, n=n, seed=seed)
+        clean, adversarial = run_features(run, dataset, attack, layers=layer, n=n, seed=settings.get("seed", 0))
         (name,) = clean.layers
-        maps.append(embed(clean[name], adversarial[name], seed=seed, cache=run.path, **settings))
+        maps.append(embed(clean[name], adversarial[name], cache=run.path, **settings))
     return maps
 
 

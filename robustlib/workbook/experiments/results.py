@@ -77,9 +77,7 @@ def sweep_table(runs: Iterable[Run], parameters: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "parameter", "value", "seed", "clean", "robust"])
 
 
-# ---- AToP: purifiers under a weak and a strong attack, and what their randomness is worth
-
-
+# AToP: purifiers under a weak and a strong attack, and what their randomness is worth
 PURIFIERS = {"none": "no purifier", "gan": "GAN", "mae": "autoencoder"}  # in the order of the table
 TRANSFORMS = {"none": "no transform", "rt1": "RT1", "rt2": "RT2", "rt3": "RT3"}
 # "pgd20@classifier" knows the bare classifier alone; its success is judged by the whole model. The strong ones go through the whole
@@ -152,9 +150,7 @@ def randomness_table(measured: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["row", "series", "accuracy", "low", "high"])
 
 
-# ---- the spectral family: which strength to take, and what a distance goes with
-
-
+# The spectral family: which strength to take, and what a distance goes with
 NONE = ("none", 0.0)  # the unregularised variant, of whichever method
 PROTOCOL = ("attack", "n", "seed", "images")
 PROJECTIONS = 16

@@ -40,12 +40,10 @@ def explore(
 ) -> "Explorer":
     """Shows the explorer of all finished runs below `runs` of one data set, in a notebook, and returns it.
 
-    Args:
-        dataset: whose runs; "" = those of the only data set that there is, looked for in `data_root` if not embedded.
-        layer: looked at first; see `robustlib.representation.features`.
-        examples: test images, stratified, the same for all runs; 0 for all.
-        neighbours: clean images shown as nearest to an adversarial one.
-        train_missing: train two small baselines on digits if there are no runs (about half a minute on two cores).
+    The data set is `dataset`, "" = the only one that there is, looked for in `data_root` if not embedded; `layer` is looked at first,
+    see `robustlib.representation.features`. `examples` are test images, stratified, the same for all runs; 0 for all. `neighbours`
+    clean images are shown as nearest to an adversarial one. If there are no runs, `train_missing` trains two small baselines on digits
+    (about half a minute on two cores).
     """
     from IPython.display import display
 

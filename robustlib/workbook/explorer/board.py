@@ -138,9 +138,7 @@ _environment.filters |= {"short": "{:.3g}".format, "share": lambda p: f"{100 * p
 PANELS: Any = _environment.get_template("panels.html.j2").module  # a function for each macro
 
 
-# ---- widgets with a half of their own in JavaScript: those of ipywidgets and plotting libraries say nothing to a screen reader
-
-
+# Widgets with a half of their own in JavaScript: those of ipywidgets and plotting libraries say nothing to a screen reader.
 class Slider(anywidget.AnyWidget):
     """A choice among ordered words; its handle has a name and says the word to a screen reader."""
 

@@ -115,7 +115,6 @@ KINDS = {
     "metrics": "{}, end of training",
     "growth": "{}, growth over the epochs from 2 on",
     "distance": "{} adversarial distance (Tangent, L2)",
-    "unseen": "{}",
 }
 FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
 COLUMNS = ["claim", "effect", "verdict", "reference", "p (Holm)", "detectable", "notes", "compared", "source"]

@@ -210,11 +210,7 @@ def checks(audit: Mapping[str, Any]) -> pd.DataFrame:
 
 
 BARE = "classifier"  # the surrogate without purifier, whose gradients say little
-PLATEAU = {
-    "flat": "flat",
-    "falling": "still falling, a stronger attack finds more",
-    "unclear": "so few images cannot tell",
-}
+PLATEAU = {"falling": "still falling, a stronger attack finds more", "unclear": "so few images cannot tell"}
 
 
 def randomness(results: Mapping[str, Any], measured: Mapping[str, Any]) -> pd.DataFrame:
@@ -262,7 +258,8 @@ def plateau_summary(results: Mapping[str, Any]) -> str:
             before, last = points[-2:]
             step = results["plateau"][name]["last"]
             lost, low, high = (f"{100 * step[end]:.1f}" for end in ("lost", "low", "high"))
-            less = f"{lost} points ({low} to {high}) less than with {before[name]}: {PLATEAU[step['verdict']]}"
+            words = PLATEAU.get(step["verdict"], step["verdict"])
+            less = f"{lost} points ({low} to {high}) less than with {before[name]}: {words}"
             said.append(f"with {_strength(last)} PGD+EOT leaves {share(last)} of {last['n']} images, {less}")
     words = "; ".join(said).replace(" -", " −").replace("(-", "(−")
     return f"Plateau (flat: the last step surely loses less than 3 points): {words}." if said else ""

@@ -5,7 +5,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from math import inf, isfinite
@@ -26,6 +27,15 @@ SHOWN = 80  # characters of an offending value
 
 class InputError(ValueError):
     """Bad input from a user: a sentence with the offending value and the remedy. The CLI prints it and exits with 2."""
+
+
+@contextmanager
+def explained(kinds: type[Exception] | tuple[type[Exception], ...], sentence: Callable[[Any], str]) -> Iterator[None]:
+    """Within, errors of these kinds become InputErrors, with a sentence about the error that was raised."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(sentence(error)) from error
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from robustlib.data import sources
 from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.sources import Arrays
-from robustlib.errors import Count, InputError, Whole, check_known, check_path, typed
+from robustlib.errors import Count, InputError, Whole, check_known, check_path, explained, typed
 from robustlib.threat import Threat
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,), positions int64 (N,)
@@ -188,11 +188,9 @@ def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Tri
     """
     from sklearn.model_selection import train_test_split
 
-    try:
+    said = f"Cannot hold out {held_out} of {len(labels)} examples with every class in both"
+    with explained(ValueError, lambda error: f"{said}: {error}"):
         parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=sources.SEED)
-    except ValueError as error:
-        said = f"Cannot hold out {held_out} of {len(labels)} examples with every class in both"
-        raise InputError(f"{said}: {error}") from error
     rest, held = map(np.sort, parts)
     held_images = images[held]
     for start in range(0, len(rest), 1024):  # in order: a position is read before anything is written over it
@@ -264,11 +262,9 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
     if not (os.path.isdir(path) or download or source.embedded):
         said = f"The data root {str(path)!r} is not a directory: correct --data-root or ROBUSTLIB_DATA"
         raise InputError(f"{said}, or add --download to create it and fetch {name!r}.")
-    try:
+    which, remedy = f"{name!r} below {str(path)!r}", "check the permissions and the disk, or correct --data-root"
+    with explained(OSError, lambda error: f"The data of {which} cannot be read ({error}): {remedy}."):
         (images, labels), published_test, class_names = source.read(path, download)
-    except OSError as error:
-        said = f"The data of {name!r} below {str(path)!r} cannot be read ({error})"
-        raise InputError(f"{said}: check the permissions and the disk, or correct --data-root.") from error
     for part, pair in {"training": (images, labels), "test": published_test}.items():
         if pair is not None and not len(pair[0]) == len(pair[1]) > 0:
             said = f"{name} has {len(pair[0])} {part} images and {len(pair[1])} labels for them"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, explained
 
 DIGITS_TEST = 500  # examples held out for the test of digits, which is published without one
 
@@ -72,12 +72,13 @@ def check_size(name: str, part: int, path: Path, found: Sequence[int], what: str
 
 def fetched(name: str, root: Path, make: Any, **options: Any) -> None:
     """Calls torchvision's `make(root, ..., download=True)`, whose own failures become one sentence."""
-    try:
+    said, kinds = f"Could not download {name!r} to {str(root)!r}", (OSError, RuntimeError, EOFError)  # URLError too
+    remedy = (
+        "Check the network and the free space, or copy the published files there yourself and leave --download out."
+    )
+    with explained(kinds, lambda error: f"{said}: {error}. {remedy}"):
         root.mkdir(parents=True, exist_ok=True)
         make(str(root), download=True, **options)
-    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError, a bad archive a RuntimeError
-        said = f"Could not download {name!r} to {str(root)!r}: {error}. Check the network and the free space"
-        raise InputError(f"{said}, or copy the published files there yourself and leave --download out.") from error
 
 
 def check_files(name: str, root: Path, sums: Mapping[Path, str | None]) -> None:
@@ -212,18 +213,17 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            deep, grey = any(str(tile[3]).endswith(";16B") for tile in image.tile), image.mode[0] == "I"
-            if deep and not grey:
-                raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
-            image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that scaling would throw away
-            image.info.pop("transparency", None)  # about which Pillow would warn
-            levels = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)) if deep else image
-            fitted = ImageOps.fit(levels.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow reports a broken file, or one too large, in a dozen ways
-        remedy = "delete its data set's folder and call again with --download, or restore the file"
-        raise InputError(f"The image file {str(path)!r} is corrupted or unsafe ({error}): {remedy}.") from error
+    said = f"The image file {str(path)!r} is corrupted or unsafe"
+    remedy = "delete its data set's folder and call again with --download, or restore the file"
+    # Pillow reports a broken file, or one too large, in a dozen ways
+    with explained(Exception, lambda error: f"{said} ({error}): {remedy}."), Image.open(path, formats=FORMATS) as image:
+        deep, grey = any(str(tile[3]).endswith(";16B") for tile in image.tile), image.mode[0] == "I"
+        if deep and not grey:
+            raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
+        image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that scaling would throw away
+        image.info.pop("transparency", None)  # about which Pillow would warn
+        levels = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)) if deep else image
+        fitted = ImageOps.fit(levels.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(fitted).transpose(2, 0, 1)
 
 

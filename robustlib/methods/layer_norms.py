@@ -22,16 +22,12 @@ Operator = Literal["exact", "power", "reshaped"]
 class LayerNorms(nn.Module):
     """sigma_max^2 of layers of one model. Holds no weights, only the vectors of power iteration.
 
-    Args:
-        model: whose layers; it is run once on an empty image, in eval mode, to see the size of every convolution's input.
-        image_shape: (C, H, W).
-        under: prefixes of the layers' names, e.g. ("encoder.", "head").
-        operator: "exact" (dense and circular layers), "power" (any padding; see PowerIteration), or "reshaped": the norm of
-            the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida and Miyato 2017).
-        iterations: of "power", at each use.
-        fold_batchnorm: take diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma gets a
-            gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled; so do, with a warning that counts them,
-            convolutions that no BatchNorm directly follows, as in pre-activation networks.
+    Of those whose names begin as `under` says. The model is run once on an empty image (C, H, W), in eval mode, to see the size of
+    every convolution's input. The operator is "exact" (dense and circular layers), "power" (any padding, `iterations` at each use;
+    see PowerIteration), or "reshaped": the norm of the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida
+    and Miyato 2017). `fold_batchnorm` takes diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma
+    gets a gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled; so do, with a warning that counts them, convolutions
+    that no BatchNorm directly follows, as in pre-activation networks.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, explained
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
@@ -88,11 +88,9 @@ def merge_json(path: Path, key: str, value: object) -> None:
     Processes and threads that merge into one directory take turns, each for the time of a read and a write, so a long measurement
     is to be merged when it is done: what others wrote meanwhile stays.
     """
-    try:
+    with explained(OSError, lambda e: f"Cannot write {path}: {e.strerror}. Remedy: choose a writable directory."):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.parent / ".merge.lock", "a")  # noqa: SIM115  (the file itself is replaced, so it cannot be the lock)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}. Remedy: choose a writable directory.") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or its process dies
         others = {name: entry for name, entry in read_json(path).items() if name != key}
@@ -101,10 +99,9 @@ def merge_json(path: Path, key: str, value: object) -> None:
 
 def read_archive(path: Path) -> Mapping[str, bytes]:
     """The files in an archive by `<run>/<file>`; empty where there is none."""
-    try:
+    # zipfile and its decompressors have many words for damage
+    with explained(Exception, lambda error: f"{path} is not readable ({error}): delete it or restore it."):
         return _unpacked(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    except Exception as error:  # zipfile and its decompressors have many words for damage
-        raise InputError(f"{path} is not readable ({error}): delete it or restore it.") from error
 
 
 @lru_cache(maxsize=64)
@@ -115,11 +112,9 @@ def _unpacked(path: Path, changed: int) -> Mapping[str, bytes]:
 
 def read_bytes(path: Path) -> bytes | None:
     """The content of a run's file: of <method>/<run>/<file>, or else of <run>/<file> in <method>.zip; None where neither is."""
-    try:
+    with explained(OSError, lambda e: f"{path} cannot be read ({e.strerror}): give a directory that you may read."):
         if path.exists():
             return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a directory that you may read.") from error
     method = path.parent.parent
     return read_archive(method.parent / f"{method.name}.zip").get(f"{path.parent.name}/{path.name}")
 
@@ -135,10 +130,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(path: Path, data: bytes) -> Any:
     """The value of JSON text from a file at `path`."""
-    try:
+    said = f"{path} is not readable JSON"
+    with explained((ValueError, RecursionError), lambda error: f"{said} ({error}): delete it or restore it."):
         return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}): delete it or restore it.") from error
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -155,12 +149,10 @@ def load_weights(model: nn.Module, path: Path, run: str = "", known: str = "") -
     if (data := read_bytes(path)) is None:
         raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
     check_digest(path, data, known)
-    try:
+    said = f"{path} is truncated or not a safetensors file"
+    with explained(Exception, lambda error: f"{said} ({error}): train again with --rerun."):
         state = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    except Exception as error:  # whatever safetensors and torch make of a damaged file
-        said = f"is truncated or not a safetensors file ({error}): train again with --rerun."
-        raise InputError(f"{path} {said}") from error
     check_owner(path, metadata.get("run"), run)
     expected, stored = ({k: tuple(v.shape) for k, v in weights.items()} for weights in (model.state_dict(), state))
     if stored != expected:

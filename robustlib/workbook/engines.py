@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from robustlib.errors import InputError, Positive, check_known, typed
+from robustlib.errors import InputError, Positive, check_known, explained, typed
 from robustlib.workbook.task import INTERRUPTED, Status, Task, check
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")  # numbers depend on them
@@ -135,10 +135,8 @@ def _on_processes(tasks: Sequence[Task], jobs: int, timeout: float | None, tick:
 
 
 def _on_ray(tasks: Sequence[Task], jobs: int, timeout: float | None, tick: Callable[[], object]) -> None:
-    try:
+    with explained(ImportError, lambda _: "The ray engine needs ray: pip install 'robustlib[ray]'."):
         import ray
-    except ImportError as error:
-        raise InputError("The ray engine needs ray: pip install 'robustlib[ray]'.") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     share = min(1.0, ray.cluster_resources().get("GPU", 0) / jobs)  # Ray hides every GPU that is not asked for

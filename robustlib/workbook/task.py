@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustlib.errors import InputError, check_known, check_path, typed
+from robustlib.errors import InputError, check_known, check_path, explained, typed
 from robustlib.runs import digest, read_json, write_json
 
 Status = dict[str, Any]
@@ -90,16 +90,12 @@ def inspect(notebook: Path) -> dict[str, str]:
     """The parameters of a notebook and their annotated types ("None" where there is none)."""
     if not os.path.isfile(notebook):
         raise InputError(f"There is no notebook {notebook}: give the path of an .ipynb file.")
-    try:
+    with explained(ImportError, lambda _: "Executing notebooks needs papermill: pip install 'robustlib[workbook]'."):
         import nbformat
         import papermill
-    except ImportError as error:
-        raise InputError("Executing notebooks needs papermill: pip install 'robustlib[workbook]'.") from error
-    try:
+    with explained(Exception, lambda error: f"{notebook} is not a readable notebook ({error}): restore it from git."):
         nbformat.read(notebook, as_version=4)  # papermill alone would warn and go on
         parameters = papermill.inspect_notebook(_literal(notebook))
-    except Exception as error:  # whatever a file that is no notebook makes them raise
-        raise InputError(f"{notebook} is not a readable notebook ({error}): restore it from git.") from error
     return {name: entry["inferred_type_name"] for name, entry in parameters.items()}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import robustlib
-from robustlib.errors import InputError, Whole, check_known, shown, typed
+from robustlib.errors import InputError, Whole, check_known, explained, shown, typed
 from robustlib.methods import load_preset, make_method, preset_dataset
 from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
@@ -80,11 +80,9 @@ def read_study(file: Path | str) -> Study:
     hyper-parameters of their own, or to a list of such mappings where its variants are no grid.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
-    try:
+    remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
+    with explained(OSError, lambda error: f"Cannot read the study {file} ({error.strerror}): {remedy}."):
         content = read_yaml(file)
-    except OSError as error:
-        remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
-        raise InputError(f"Cannot read the study {file} ({error.strerror}): {remedy}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
     for key in content:

@@ -75,12 +75,10 @@ def write_index(
 ) -> Path:
     """Writes `reports_dir`/index.html and returns its path.
 
-    Args:
-        rows: the frame of `robustlib.evaluation.leaderboard`; an empty one gives a page that says which command makes runs.
-        pages: path of a run -> address of its page, relative to `reports_dir`; runs without one get no link.
-        compare: (title, address) of the pages that put runs side by side; those below a preset's directory stand with it.
-        incomplete: the frame of `robustlib.evaluation.incomplete`: runs that are listed with what they lack.
-        views: preset -> its executed compare.ipynb, whose cells tagged "index" are shown below its leaderboard.
+    Rows are those of `robustlib.evaluation.leaderboard`; without any the page says which command makes runs. `pages` are addresses,
+    relative to `reports_dir`, by path of a run; `compare` (title, address) of those that put runs side by side, which stand with the
+    preset whose directory they are in. Runs of `robustlib.evaluation.incomplete` are listed with what they lack. `views` are the
+    executed compare.ipynb by preset, whose cells tagged "index" are shown below its leaderboard.
     """
     boards = _leaderboards(_records(rows), pages)
     links, views, figures = list(compare), dict(views or {}), count(1)

@@ -244,8 +244,7 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
     """The data set `name`, one of DATASETS, with its fixed, stratified splits, on the CPU; "digits-5-9" are its classes 5 to 9 alone,
     as 0 to 4, in the same splits.
 
-    `root` is the directory with the published files, by default the environment variable ROBUSTLIB_DATA, into which `download`
-    fetches what is missing; without it nothing touches the network.
+    `root` is the directory of the published files, by default ROBUSTLIB_DATA; only with `download` is the network touched.
     """
     typed(name, str, "dataset"), typed(download, bool, "download")
     check_path(typed(root, Path | str | None, "data root"))

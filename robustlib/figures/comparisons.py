@@ -185,8 +185,7 @@ def claim_effects(rows: DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
 
     Effects are drawn as multiples of the smallest effect of interest, so that points and shares stand on one axis.
     Columns are `claim` (its text), `effect` (NaN: no seed, no dot), `low`, `high` (fractions, in the claimed direction),
-    `smallest` (effect of interest, > 0), `verdict`, `words` (the verdict with its reason) and optionally `unit` (of a
-    hundredth: "points", or "%" of a distance or growth).
+    `smallest` (effect of interest, > 0), `verdict`, `words` (the verdict with its reason) and optionally `unit` ("points", or "%").
     """
     frame = require_columns("claims", DataFrame(rows), ["claim", "smallest", "verdict"]).reset_index(drop=True)
     claims: list[dict[Any, Any]] = frame.to_dict("records")

@@ -101,9 +101,8 @@ def barlow_twins_loss(a: Tensor, b: Tensor, off_diagonal: float = 0.005, *, eps:
 
         C_ij = sum_n a_ni b_nj / (sqrt(sum_n a_ni^2) sqrt(sum_n b_nj^2)),   each column of a and b less its mean.
 
-    The batch divides the cross-correlation and nothing else, here as in Zbontar et al.'s release and in rep-spectral's. Of
-    projections a and b (B, D) of the same B >= 2 images, and off_diagonal >= 0; eps is added to the variances, as their release does
-    (its BatchNorm), so that a collapsed column counts as 0; 0 is eq. 2.
+    The batch divides the cross-correlation and nothing else, here as in both releases. Of projections a and b (B, D) of the same
+    B >= 2 images; eps is added to the variances, as the release's BatchNorm does, so that a collapsed column counts as 0; 0 is eq. 2.
     """
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"

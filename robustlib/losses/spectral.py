@@ -17,8 +17,7 @@ NOISE = 0.1  # length of what is added to each of them, of length 1, before a us
 def dense_squared_norm(matrix: Tensor) -> Tensor:
     """sigma_max(W)^2 of a real or complex matrix W (M, N), a scalar, in at least float32, outside autocast.
 
-    Its gradient is the analytic 2 sigma u v^H: the top singular vector of the smaller side is computed without gradients and
-    held, so nothing differentiates through an eigendecomposition.
+    Its gradient is the analytic 2 sigma u v^H, v held: nothing differentiates through an eigendecomposition.
     """
     with torch.autocast(matrix.device.type, enabled=False):
         matrix = matrix if matrix.dtype == torch.float64 or matrix.is_complex() else matrix.float()
@@ -199,8 +198,7 @@ def cross_lipschitz(outputs: Tensor, x: Tensor, *, projections: int = 0, generat
     in the mean over z ~ N(0, I) 2/(n K) sum_i |J_i' C z_i|^2, which takes one for each projection. rep-spectral's release
     computes 1/K of this for softmax outputs. With BatchNorm in train mode J_i contains what an image does to the others.
 
-    Outputs are f(x) (B, K), K >= 2, with the graph to the images `x`; logits or probabilities. No projections give the exact value;
-    their generator is on the images' device, None = torch's global one.
+    Outputs f(x) (B, K), K >= 2, logits or probabilities, have the graph to the images `x`. No projections give the exact value.
     """
     typed(projections, Annotated[Whole, "backward passes, or 0 for the exact penalty"], "projections")
     outputs = outputs.float()

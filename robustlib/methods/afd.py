@@ -208,8 +208,7 @@ class ARREST(AFKD):
 
     Where mean (1 - cos(f_T(x), f(x))) >= 1 - cos(angle) in eval mode during the first `replay` of the epochs, x' is a uniformly
     random point of the ball. As AFD's ARREST.py (angle 30 degrees, epochs 1 to 10 of 20), except that the teacher's BatchNorm
-    is in eval mode (there it is in train mode and drifts), that weights are averaged as AFD's are (`ema=0`: without), and that
-    the attack steps 0.007 as AFD's does, not 2/255.
+    is in eval mode (there it drifts in train mode), that weights are averaged (`ema=0`: without), and steps 0.007, as AFD's, not 2/255.
     """
 
     name, title = "arrest", "ARREST"

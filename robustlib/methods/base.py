@@ -234,8 +234,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
 
     g is the gradient of `loss`, the scalar that the training step will minimise at the model's present weights; norms are those of
     a whole tensor. As released, only tensors of several dimensions named "weight" move, and BatchNorm keeps no trace of the pass
-    that finds g. Afterwards, also after an exception, gamma |w| g / |g| is subtracted again, so the step that an optimiser took in
-    between stays. A gamma of 0 does nothing at all.
+    that finds g. Afterwards, also after an exception, it is subtracted again: an optimiser's step in between stays. 0 does nothing.
     """
     shifts: list[tuple[Tensor, Tensor]] = []
     if gamma:

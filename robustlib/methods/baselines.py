@@ -100,7 +100,7 @@ def trades_forward(model: nn.Module, beta: float, batch: Batch, x_adv: Tensor) -
 
     The release takes the KL's clean side from a second pass over x. In train mode its logits are those of the first, so no
     gradient differs, but BatchNorm's running statistics move towards x twice and towards x' once. Here that pass comes with the
-    gradients, so activations of x and of x' are never held together.
+    gradients, so activations of x and x' are never held together.
     """
     logits = checkpoint(model, batch.x, use_reentrant=False)  # the backward pass forwards x again, once x' is done with
     return Loss(*trades_loss(logits, model(x_adv), batch.y, beta))

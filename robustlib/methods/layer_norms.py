@@ -26,8 +26,7 @@ class LayerNorms(nn.Module):
     every convolution's input. The operator is "exact" (dense and circular layers), "power" (any padding, `iterations` at each use;
     see PowerIteration), or "reshaped": the norm of the kernel as a matrix (c_out, c_in k_h k_w), which is not the operator's (Yoshida
     and Miyato 2017). `fold_batchnorm` takes diag(gamma / sqrt(var + eps)) W of a convolution that BatchNorm directly follows; gamma
-    gets a gradient. Residual sums, and BatchNorm elsewhere, stay uncontrolled; so do, with a warning that counts them, convolutions
-    that no BatchNorm directly follows, as in pre-activation networks.
+    gets a gradient. Residual sums, other BatchNorm and, with a warning, convolutions that none directly follows stay uncontrolled.
     """
 
     def __init__(

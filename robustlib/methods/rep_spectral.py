@@ -258,8 +258,7 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:
     """The weight (K, D) and bias (K,) that minimise c sum_n CE(W f_n + b, y_n) + |W|^2 / 2, by scikit-learn (lbfgs), in float64.
 
-    Two classes have one direction w there: they get -w/2 and w/2, which predict the same. Every class needs a label; where
-    `iterations` are too few, a RuntimeWarning says so.
+    Two classes have one direction w there: they get -w/2 and w/2, which predict the same. A RuntimeWarning says if it has not converged.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

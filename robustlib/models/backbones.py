@@ -30,8 +30,7 @@ class MLP(nn.Module):
     """Flatten, then (linear, GELU) per hidden width: x (B, C, H, W) -> features (B, last width).
 
     GELU is smooth, as rep-spectral's theory wants. `scaled` is the parametrisation of that paper's release: outputs of a hidden
-    layer are divided by the square root of its width (the release divides the next layer's bias too), and all weights and
-    biases, the head's too, start from N(0, 0.01^2).
+    layer are divided by the square root of its width (there the next bias too), and all weights and biases start from N(0, 0.01^2).
     """
 
     def __init__(self, image_shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, scaled: bool = False) -> None:

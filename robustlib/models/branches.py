@@ -27,8 +27,7 @@ class Disentangled(Classifier):
     """normalise -> encoder -> D1 -> head, and beside it encoder -> stop-gradient -> D2 -> the same head.
 
     D1 (`intrinsic`) and D2 (`confused`) are D x D matrices without bias that start as the identity, as in the released code
-    (models/resnet.py): a fresh model is the plain `Classifier` of the same seed. The deployed path is x -> z1; with `classify`
-    "latent" it is x -> W h + b, as if D1 were absent.
+    (models/resnet.py): a fresh model is the plain `Classifier` of its seed. It deploys x -> z1; if `classify` is "latent", x -> W h + b.
     """
 
     def __init__(

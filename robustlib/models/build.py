@@ -47,15 +47,12 @@ def build_model(
 ) -> Classifier:
     """A freshly initialised classifier, `arch` of ARCHITECTURES, for the images that `spec` describes, e.g. a Dataset.
 
-    Args:
-        padding_mode: "zeros", or "circular" for every convolution wider than 1 (rep-spectral's exact operator norms).
-        disentangled: with AFD's two linear maps before the head; the result is a `Disentangled`.
-        classify: which of a `Disentangled`'s features its deployed head sees.
-        reverse_attention: ANCRA's `ReverseAttention` around the same encoder and head.
-        projection: widths of a projection head beside the head, for contrastive losses; the result is a `Projected`.
-        projection_batchnorm, dual_batchnorm: `batchnorm` and `dual` of a `Projected`.
-        self_supervised: the `Projected` is a `SelfSupervised`, which has no readout yet.
-        purified: AToP's options; the result is a `Purified`, a plain classifier until it is deployed.
+    With `padding_mode` "circular" every convolution wider than 1 is (rep-spectral's exact operator norms). The result is
+    - `disentangled`: a `Disentangled` (AFD), whose deployed head sees the features that `classify` says;
+    - `reverse_attention`: ANCRA's `ReverseAttention` around the same encoder and head;
+    - `projection` (widths of a head for contrastive losses): a `Projected`, with `projection_batchnorm` and `dual_batchnorm` for its
+      `batchnorm` and `dual`; `self_supervised`: a `SelfSupervised`, which has no readout yet;
+    - `purified` (AToP's options): a `Purified`, a plain classifier until it is deployed.
     """
     check_known("architecture", arch, ARCHITECTURES)
     check_known("padding mode", padding_mode, ("zeros", "circular"))

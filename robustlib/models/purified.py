@@ -28,8 +28,7 @@ class RandomTransform:
 
     rt1 hides a share `missing` of the blocks, rt2 adds noise before that, and rt3 adds noise and gives N = round(1 / missing)
     copies of the image whose hidden blocks are disjoint and together all of it. The order noise, clip, mask is the released
-    code's; it draws one mask for a batch, here every image has its own. Where the grid does not divide an image, rows and columns
-    of blocks differ by one pixel (4 blocks of 9 pixels: 3, 2, 2, 2).
+    code's; it draws one mask for a batch, here every image has its own. Where the grid does not divide an image, blocks differ by a pixel.
     """
 
     kind: Literal["none", "rt1", "rt2", "rt3"] = "none"
@@ -170,8 +169,7 @@ class Purified(Classifier):
     def combined(self, images: Tensor, randomness: Randomness) -> Tensor:
         """The purified image (B, C, H, W) of the N images (N, B, C, H, W) that `outputs` gives for this randomness.
 
-        rt1 and rt2 take the purifier's image as a whole, visible pixels included; rt3 takes of each of its N images what was
-        hidden there: sum_i m_i * g((1 - m_i) * ..., m_i), all of it painted.
+        rt1 and rt2 take it as a whole, visible pixels included; rt3 takes of each what was hidden there: sum_i m_i * g((1 - m_i) * ..., m_i).
         """
         return (images * randomness.masks).sum(0) if len(images) > 1 else images[0]
 

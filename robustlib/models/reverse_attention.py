@@ -1,7 +1,6 @@
 """Reverse attention (Zhou et al. 2023, ANCRA): the last blocks' channels weighted by the classifier's row of one class.
 
-The model's own prediction chooses the row, so the deployed logits confirm it: their gradients hold the row fixed and do not point
-to where the decision changes. Those of `surrogates` do.
+The model's own prediction chooses the row, which gradients of the deployed logits hold fixed; `surrogates` show where it changes.
 """
 
 from collections.abc import Callable

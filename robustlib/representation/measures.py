@@ -55,8 +55,7 @@ def _squared_chord(first: Tensor, second: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> Tensor:
     """|u - v|^2 of each pair of unit vectors u = f / |f|, v = g / |g|, (N,) in [0, 4]; 0 = one direction, 2 = right angles.
 
-    Its mean is the alignment of Wang and Isola (2020, section 4.1, alpha = 2), low where positive pairs are close: a natural image
-    and its adversarial (ANCRA), or two augmentations of one image.
+    Its mean is the alignment of Wang and Isola (2020, section 4.1, alpha = 2), low where positive pairs, such as ANCRA's, are close.
     """
     first, second = as_features(first, second)
     return torch.cat([_squared_chord(f, g) for f, g in pieces(first, second)])
@@ -147,8 +146,7 @@ def unit(features: Tensor) -> Tensor:
 def cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment |Y'X|^2 / (|X'X| |Y'Y|) of centred X (N, D), Y (N, E), in [0, 1] (Kornblith et al. 2019).
 
-    1 = equal up to rotation, shift and scale, 0 = uncorrelated. With N below a few times D it is biased towards 1, so compare
-    values of the same N only. 0 where one of the two is constant.
+    1 = equal up to rotation, shift and scale, 0 = uncorrelated, or one is constant. It is biased towards 1 for N below a few times D.
     """
     (first,), (second,) = as_features(first), as_features(second)
     if len(first) != len(second):

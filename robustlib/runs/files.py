@@ -85,8 +85,7 @@ def write_json(path: Path, content: object) -> None:
 def merge_json(path: Path, key: str, value: object) -> None:
     """Sets one entry of a JSON object, the last in its order, and keeps the others as they stand in the file now.
 
-    Processes and threads that merge into one directory take turns, each for the time of a read and a write, so a long measurement
-    is to be merged when it is done: what others wrote meanwhile stays.
+    Processes and threads take turns, each for the time of a read and a write: what others wrote during a long measurement stays.
     """
     with explained(OSError, lambda e: f"Cannot write {path}: {e.strerror}. Remedy: choose a writable directory."):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Studies: what their YAML files ask for, and which finished runs may be set side by side.
 
-`study_runs` takes those that a study asks for, `compare_runs` those of a preset, `same_setting` and `comparable_runs` those that
-share a run's preset, data set, architecture and threat.
+`study_runs` takes those that a study asks for, `compare_runs` those of a preset, `same_setting` and `comparable_runs` a SETTING's.
 """
 
 import itertools

@@ -42,8 +42,7 @@ def explore(
 
     The data set is `dataset`, "" = the only one that there is, looked for in `data_root` if not embedded; `layer` is looked at first,
     see `robustlib.representation.features`. `examples` are test images, stratified, the same for all runs; 0 for all. `neighbours`
-    clean images are shown as nearest to an adversarial one. If there are no runs, `train_missing` trains two small baselines on digits
-    (about half a minute on two cores).
+    clean images are shown as nearest to an adversarial one. If there are no runs, `train_missing` trains two small baselines on digits.
     """
     from IPython.display import display
 

@@ -45,7 +45,7 @@ def test_every_figure_is_a_reproducible_picture_with_words_and_numbers(draw, col
         (lambda: figures.trade_off(pd.DataFrame({"clean": [0.9]})), "'worst'"),
         (lambda: figures.cost(leaderboard().assign(worst=float("nan"))), "4 given"),
         (lambda: figures.accuracy_bars([]), "'attack'"),
-        (lambda: figures.feature_gap_curves(given.GAPS, "depth"), "x='depth'"),
+        (lambda: figures.feature_gap_curves(given.GAPS, "depth"), "axis of the feature-gap figure 'depth'"),
         (lambda: figures.feature_gap_curves(given.GAPS, "eps"), "needs one layer, the table has 'stem', 'head'"),
         (lambda: figures.feature_gap_curves(given.GAPS.drop(columns="eps"), "eps"), "the column 'eps'"),
         (lambda: figures.pair_distances({"A": {"same class": [np.nan]}}), "needs distances"),

@@ -17,7 +17,7 @@ TINY = {
     **{"epochs": 2, "train_examples": 130, "batch_size": 64, "attack_steps": 2, "pretrain_epochs": 1},
     **{"head_epochs": 1, "tuning_epochs": 1, "final_steps": 2, "aug_epochs": 1, "refresh_passes": 1},
     **{"classifier_epochs": 1, "purifier_epochs": 1, "repeats": 1, "width": 4, "embed_dim": 8, "warm_up": 1},
-    **{"burn_in": 0.5, "strength": 0.05, "readout_iterations": 20_000},
+    **{"burn_in": 0.5, "strength": 0.05, "readout_iterations": 20_000, "validate_every": 1},
 }
 
 

@@ -46,7 +46,8 @@ def training_curves(metrics: DataFrame) -> Figure:
     stages = rows["stage"] if rows.get("stage", Series()).nunique() > 1 else None
     for axis, lines, title in ((left, losses, "Training loss"), (right, curves, "Accuracy")):
         for name, mark in canvas.styles(lines).items():
-            axis.plot(epochs, rows[name], label=lines[name], markevery=every, **mark)
+            measured = rows[name].notna()  # accuracies may be of some epochs only
+            axis.plot(epochs[measured], rows[name][measured], label=lines[name], markevery=every, **mark)
         axis.set_title(title, pad=None if stages is None else 24)
         _epoch_axis(axis)
         if stages is not None:

@@ -62,6 +62,7 @@ class Method:
     eps: NonNegative | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
     augment: str = "weak"  # view of the training images: "weak" (crop and flip; digits: 1-pixel shift) or "none"
     train_examples: Whole = 0  # train on a stratified subset of this size; 0 for all
+    validate_every: Count = 1  # epochs; the weights before a stage and after its last epoch are validated in any case
 
     def __post_init__(self) -> None:
         for name, hint in self.types().items():

@@ -241,9 +241,11 @@ class Training:
         return sums
 
     def _measure(self, row: dict[str, Any], started: float) -> None:
-        """Validates, probes, warns, keeps the best weights, and adds the row to the metrics."""
+        """Validates where it is time to, probes, warns, keeps the best weights, and adds the row to the metrics."""
         self._seed(row["epoch"], "measure")  # probes may draw
-        numbers, withstood = validate(self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
+        numbers, withstood = dict[str, float](), torch.zeros(0, dtype=torch.bool)
+        if row["epoch"] % self.method.validate_every == 0 or row["epoch"] == self.stage.epochs:
+            numbers, withstood = validate(self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
         before = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}
         epochs = sum(before.values()) + self.state.epoch
         row = {"stage": self.stage.name, "epoch_total": epochs, **row, **numbers, **self._probe(self.stage.probes)}
@@ -255,8 +257,9 @@ class Training:
             facts = {"run": self.run.place, "epoch": str(row["epoch"])}
             save_weights(self.deployed, self.run.path / "model.safetensors", facts)
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
-        if self.stage.adversarial and self.stage.monitored and row["epoch"]:
-            epochs_before = [r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"]]
+        if self.stage.adversarial and self.stage.monitored and row["epoch"] and numbers:
+            own = (r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"])
+            epochs_before = [r for r in own if "robust_val" in r]
             row["warnings"] = overfitting([*epochs_before, row], self.state.best_robust, withstood)
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0
@@ -350,7 +353,7 @@ def epoch_line(name: str, rows: Sequence[Mapping[str, Any]], total: int) -> str:
     row, seconds = rows[-1], [r["seconds"] for r in rows if r["epoch"]]
     parts = [name, f"epoch {row['epoch_total']}/{total}"]
     parts += [f"{key.replace('/', ' ')} {value:.3f}" for key, value in row.items() if key.split("/")[-1] == "loss"]
-    titles = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where a model does not predict yet
+    titles = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where nothing was validated
     parts += [f"{title} {row[key] * 100:.1f} %" for key, title in titles.items() if key in row]
     if row["epoch_total"] >= total:
         parts.append(f"done in {clock(sum(r['seconds'] for r in rows))}")

@@ -121,8 +121,8 @@ class Pass:
 class Stage:
     """A part of a training with its own optimisers and epochs.
 
-    The best epoch is that of the highest clean validation accuracy; of an adversarial stage, whose overfitting is monitored,
-    that of the highest robust one. A probe maps the deployed model and a fixed validation batch of at most 256 images to a
+    The best epoch is, of those that are validated, that of the highest clean validation accuracy; of an adversarial stage, whose
+    overfitting is monitored, that of the highest robust one. A probe maps the deployed model and a fixed validation batch of at most 256 images to a
     number, "probe/<name>" in the metrics, or to several by names of their own, then "probe/<own name>".
     """
 
@@ -155,6 +155,8 @@ class Trainable(Protocol):
     def batch_size(self) -> int: ...
     @property
     def train_examples(self) -> int: ...
+    @property
+    def validate_every(self) -> int: ...
     @property
     def preset(self) -> str: ...
     @property

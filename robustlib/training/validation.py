@@ -1,4 +1,4 @@
-"""What is measured of a model after every epoch, and what these measurements warn of."""
+"""What is measured of a model between epochs, and what these measurements warn of."""
 
 import itertools
 import math
@@ -102,19 +102,20 @@ def probe_batch(val: Split) -> Batch:
 
 
 def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) -> list[str]:
-    """Sentences on catastrophic and robust overfitting after the last of `rows` (the epochs of one adversarial stage).
+    """Sentences on catastrophic and robust overfitting after the last of `rows` (the validated epochs of one adversarial stage).
 
     Args:
-        rows: metrics of the stage so far, at least one.
+        rows: metrics of these epochs so far, at least one.
         best, now: which validation images withstood PGD at the best and at the last epoch, (N,) bool.
     """
     row, before = rows[-1], rows[-2] if len(rows) > 1 else rows[-1]
     robust, once, aligned = row["robust_val"], max(r["robust_val"] for r in rows), row["gradient_alignment"]
     gap = row["fgsm_val"] - robust
+    since = "one epoch" if (epochs := row["epoch"] - before["epoch"]) <= 1 else f"{epochs} epochs"
     turned = len(rows) > 1 and aligned < ALIGNMENT <= before["gradient_alignment"]
     fgsm, clean, fell = row["fgsm_val"], row["clean_val"], f"from {before['robust_val']:.0%} to {robust:.0%}"
     signs = (
-        (before["robust_val"] - robust > DROP, f"PGD accuracy fell {fell} in one epoch"),
+        (before["robust_val"] - robust > DROP, f"PGD accuracy fell {fell} in {since}"),
         (once > ONCE and robust < COLLAPSE, f"PGD accuracy was {once:.0%} and is {robust:.0%}"),
         (gap > GAP, f"FGSM accuracy is {gap * 100:.0f} points above PGD accuracy"),
         (fgsm > clean + 0.01, f"FGSM accuracy {fgsm:.0%} is above clean accuracy {clean:.0%}"),
@@ -131,7 +132,12 @@ def overfitting(rows: Sequence[Mapping[str, Any]], best: Tensor, now: Tensor) ->
     gradual = (
         (worse, f"robust validation accuracy is {lost * 100:.1f} points below its best epoch"),
         (apart, f"robust training accuracy is {unseen * 100:.0f} points above validation"),
-        (rising, f"robust validation loss has risen for {RISING} epochs"),
+        (
+            rising,
+            f"robust validation loss has risen for {row['epoch'] - rows[-RISING - 1]['epoch']} epochs"
+            if rising
+            else "",
+        ),
     )
     said = [f"catastrophic overfitting: {'; '.join(catastrophic)}"] if catastrophic else []
     return said + [f"robust overfitting: {sign}" for present, sign in gradual if present]

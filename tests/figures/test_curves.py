@@ -93,3 +93,12 @@ def test_losses_are_told_from_accuracies_and_bookkeeping_and_legends_hide_no_cur
         assert axis.get_legend().get_window_extent().y1 < axis.bbox.y0, "below the axes"
         assert axis.bbox.height > 150 * figure.fig.dpi / 100, "which keep their size"
     assert right.get_legend().get_window_extent().x0 > left.get_legend().get_window_extent().x1
+
+
+def test_a_line_leads_from_one_validated_epoch_to_the_next():
+    frame = metrics()
+    frame.loc[1::2, "clean_val"] = np.nan
+    line = next(line for line in figures.training_curves(frame).fig.axes[1].lines if "clean" in line.get_label())
+    assert line.get_xdata().tolist() == frame["epoch_total"][::2].tolist(), (
+        "a gap at each other epoch would leave no line"
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch.nn import init
 
 from robustlib.data import load_dataset
@@ -257,3 +258,18 @@ def test_schedules(schedule, points):
 def test_optimisers_can_be_built_more_than_once():
     spec = OptimizerSpec(torch.nn.Linear(2, 2).parameters(), 0.1)
     assert len(spec.build().param_groups[0]["params"]) == len(spec.build().param_groups[0]["params"]) == 2
+
+
+def test_validation_between_epochs_changes_no_weights_and_best_is_among_the_validated(tmp_path, few):
+    every, third = (
+        train(tiny("pgd_at", arch="mlp", epochs=5, validate_every=k), few, tmp_path / str(k)) for k in (1, 3)
+    )
+    validated = third.metrics()
+    assert validated.loc[validated["robust_val"].notna(), "epoch"].tolist() == [0, 3, 5]
+    assert validated["loss"].equals(every.metrics()["loss"])
+    weights = [run.model("last").state_dict() for run in (every, third)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    scores = {row.epoch: (row.robust_val, row.clean_val) for row in validated.itertuples() if row.epoch in (3, 5)}
+    best = max(scores, key=lambda epoch: (*scores[epoch], -epoch))
+    with safe_open(third.path / "model.safetensors", "pt") as file:
+        assert int(file.metadata()["epoch"]) == best

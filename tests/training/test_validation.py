@@ -64,7 +64,14 @@ def test_both_gradients_of_an_alignment_are_of_one_draw(digits):
 
 
 def row(**changes):
-    usual = {"robust_val": 0.5, "fgsm_val": 0.6, "clean_val": 0.8, "robust_train": 0.52, "robust_loss_val": 1.0}
+    usual = {
+        "epoch": 1,
+        "robust_val": 0.5,
+        "fgsm_val": 0.6,
+        "clean_val": 0.8,
+        "robust_train": 0.52,
+        "robust_loss_val": 1.0,
+    }
     return {**usual, "gradient_alignment": 0.8, **changes}
 
 
@@ -84,6 +91,13 @@ def test_overfitting_is_noticed(changes, says):
     assert any(says in text for text in overfitting([row(), row(**changes)], same, same))
 
 
+def test_a_fall_is_told_over_the_epochs_that_lie_between():
+    same = torch.ones(1000, dtype=torch.bool)
+    for epoch, words in ((2, "in one epoch"), (5, "in 4 epochs")):
+        (said,) = overfitting([row(), row(epoch=epoch, robust_val=0.2, fgsm_val=0.3, robust_train=0.2)], same, same)
+        assert f"fell from 50% to 20% {words}" in said
+
+
 def test_healthy_training_is_not_accused():
     same = torch.arange(1000) % 2 == 0
     assert overfitting([row(), row(robust_val=0.52)], same, same) == []
@@ -93,5 +107,6 @@ def test_healthy_training_is_not_accused():
 def test_robust_overfitting_needs_a_significant_paired_loss():
     best, now = torch.arange(1000) < 500, torch.arange(1000) < 440
     assert any("6.0 points below" in text for text in overfitting([row()], best, now))
-    rising = [row(robust_loss_val=1 + 0.1 * i) for i in range(6)]
-    assert any("risen for 5 epochs" in text for text in overfitting(rising, best, best))
+    for every in (1, 4):  # epochs between validations
+        rising = [row(epoch=1 + every * i, robust_loss_val=1 + 0.1 * i) for i in range(6)]
+        assert any(f"risen for {5 * every} epochs" in text for text in overfitting(rising, best, best))

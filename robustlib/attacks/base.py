@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -153,23 +153,28 @@ class GradientOracle:
         Each example's gradient is divided by the largest derivative of the objective by a logit (over all its samples; 1 for
         differences of logits): attacks step by sign or direction, and a confident example's would vanish.
         """
-        gradients, means = [], []
-        for rows in self._pieces(x):
-            part = x[rows].detach().requires_grad_(True)
-            gradient, mean = torch.zeros_like(part), torch.zeros(())
-            scale = torch.zeros(len(part), 1, dtype=torch.float64, device=x.device)
-            for n, guard in self._chunks(self.fast, len(part), samples):
-                with guard:
-                    logits, largest, slope = self._sample(part, rows, objective, n)
-                if not guard.failed:
-                    before, scale = scale, torch.maximum(scale, largest)
-                    ratios = (_ratio(old, scale).to(x.dtype) for old in (before, largest))
-                    keep, new = (ratio.view(-1, *[1] * (x.ndim - 1)) for ratio in ratios)
-                    gradient = gradient * keep + slope * new / samples
-                    mean = mean + logits.sum(0) / samples
-            gradients.append(gradient)
-            means.append(mean)
+        parts = ((x[rows].detach().requires_grad_(True), rows) for rows in self._pieces(x))
+        gradients, means = zip(
+            *(self._mean_gradient(part, rows, objective, samples) for part, rows in parts), strict=True
+        )
         return torch.cat(gradients).nan_to_num(0.0, 0.0, 0.0), torch.cat(means)  # an infinite step would leave the ball
+
+    def _mean_gradient(self, x: Tensor, rows: slice, objective: RowObjective, samples: int) -> tuple[Tensor, Tensor]:
+        if samples == 1:  # the same as below, at once: on small images the rest would take a tenth of a step
+            (mean,), _, gradient = self._sample(x, rows, objective, 1)
+            return gradient, mean
+        gradient, mean = torch.zeros_like(x), torch.zeros(())
+        scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+        for n, guard in self._chunks(self.fast, len(x), samples):
+            with guard:
+                logits, largest, slope = self._sample(x, rows, objective, n)
+            if not guard.failed:
+                before, scale = scale, torch.maximum(scale, largest)
+                ratios = (_ratio(old, scale).to(x.dtype) for old in (before, largest))
+                keep, new = (ratio.view(-1, *[1] * (x.ndim - 1)) for ratio in ratios)
+                gradient = gradient * keep + slope * new / samples
+                mean = mean + logits.sum(0) / samples
+        return gradient, mean
 
     def _sample(self, x: Tensor, rows: slice, objective: RowObjective, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, B, K) of n draws, the largest derivative of the objective by one of them (B, 1), and the gradient over it.
@@ -207,8 +212,8 @@ class GradientOracle:
             success[success.clone()] = is_adversarial(verdict, y[success], None if target is None else target[success])
         return success
 
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+    def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
 
     def _pieces(self, x: Tensor) -> list[slice]:
         piece = self.piece or len(x)

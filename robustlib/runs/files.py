@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from robustlib.errors import InputError, explained
+
+if TYPE_CHECKING:  # whoever reads JSON alone, such as the process that watches a notebook, goes without torch
+    from torch import Tensor, nn
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
@@ -134,17 +134,21 @@ def parse_json(path: Path, data: bytes) -> Any:
         return json.loads(data)
 
 
-def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(model: "nn.Module", path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes all parameters and buffers as safetensors, atomically."""
+    from safetensors.torch import save
+
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     write_atomic(path, save(state, dict(metadata or {})))
 
 
-def load_weights(model: nn.Module, path: Path, run: str = "", known: str = "") -> None:
+def load_weights(model: "nn.Module", path: Path, run: str = "", known: str = "") -> None:
     """Fills the model from a safetensors file of the same names and shapes, with finite values.
 
     `run` is the place of the run that it must be of (files of version 0.1 do not say), `known` its digest; "" for any.
     """
+    from safetensors.torch import load
+
     if (data := read_bytes(path)) is None:
         raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
     check_digest(path, data, known)
@@ -165,7 +169,7 @@ def load_weights(model: nn.Module, path: Path, run: str = "", known: str = "") -
     model.load_state_dict(state)
 
 
-def not_finite(state: Mapping[str, Tensor]) -> str:
+def not_finite(state: "Mapping[str, Tensor]") -> str:
     """The name of the first floating-point tensor that holds NaN or infinity; "" if none does."""
     return next((k for k, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())), "")
 

@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from robustlib.errors import InputError
-from robustlib.models import Classifier, build_model
 from robustlib.runs import files
 from robustlib.runs.shapes import SHAPES, check_shape
+
+if TYPE_CHECKING:
+    from robustlib.models import Classifier
 
 # What makes numbers -> its version. tests/test_numerics.py makes a tiny fixed run of each and compares it with stored numbers: where
 # they move, the version must too, and whatever was made with another one is stale.
@@ -250,8 +252,10 @@ class Run:
         stored = reversed(self.read("distances.json").values())
         return next((s for s in stored if (s["split"], s["attack"].partition("(")[0]) == (split, attack)), {})
 
-    def model(self, which: Literal["best", "last"] = "best") -> Classifier:
+    def model(self, which: Literal["best", "last"] = "best") -> "Classifier":
         """The trained model in eval mode on the CPU: that of the best epoch (see `Stage.keep`), or of the last one."""
+        from robustlib.models import build_model
+
         params = self.params()
         if not params:
             said = "holds no run (no params.json): give a directory that `robustlib list` shows."

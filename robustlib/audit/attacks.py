@@ -256,8 +256,8 @@ class AuditAttacks:
 
     @cached_property
     def square(self) -> Tensor:
-        """Square on every standing example: needs no gradient."""
-        return self.run(Square(self.threat, queries=self.queries, votes=self.eot), 60)[0]
+        """Square on every standing example: needs no gradient, and so no view but the deployed one, all that a black box shows."""
+        return self.run(Square(self.threat, queries=self.queries, votes=self.eot), 60, views=[self.model])[0]
 
     @cached_property
     def transferred(self) -> Mapping[str, Tensor]:

@@ -35,13 +35,14 @@ AT_ONE = {
     "methods": "standard pgd_at mart fgsm_rs n_fgsm vaft afkd arrest afd ancra supcon simclr rocl acl claf awp rep_spectral"
     " ll_spectral cross_lipschitz simclr_spectral transfer l2_sp bss",
     "attacks": "pgd apgd fab square autoattack tangent stadv ascent",
-    "measures": "evaluation audit distances randomness representation",
+    "measures": "evaluation distances randomness representation",
 }
 NUMERICS: dict[str, int] = {f"{kind}/{name}": 1 for kind, names in AT_ONE.items() for name in names.split()} | {
     "methods/trades": 2,  # x forwarded again, for BatchNorm
     "methods/atop": 2,  # weights in units of an L1 on [-1, 1]
     "methods/aff": 2,  # fine-tuning as a last stage: as TRADES
     "methods/barlow_spectral": 2,  # its loss is not divided by the batch
+    "measures/audit": 2,  # Square on the deployed model alone
     "measures/embedding": 2,  # neighbours by the angle at the origin
 }
 

@@ -239,6 +239,14 @@ def test_surrogates_answer_for_a_model_that_hides_its_gradients(digits, honest):
     assert not {7, 8, 9} & set(fired(checks)), "the minimum over surrogates is not hidden from anyone"
 
 
+def test_a_black_box_shows_the_deployed_model_alone(digits, honest):
+    asked = []
+    surrogate = Fake(honest, lambda m, x: (asked.append(len(x)), m(x))[1])
+    e = audit_attacks(Fake(honest, clamped, surrogates=lambda: {"before the clamp": surrogate}), digits, n=8)
+    asked.clear()
+    assert (len(e.views), len(e.square), asked) == (2, 1, [])
+
+
 def test_l2_and_two_classes(digits):
     model, odd = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), replace(digits.test, labels=digits.test.labels % 2)
     checks = audit(model, odd, Threat("l2", 0.5), n=16, queries=10, noise=10, readouts=8)

@@ -5,7 +5,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -160,7 +160,7 @@ class GradientOracle:
         return torch.cat(gradients).nan_to_num(0.0, 0.0, 0.0), torch.cat(means)  # an infinite step would leave the ball
 
     def _mean_gradient(self, x: Tensor, rows: slice, objective: RowObjective, samples: int) -> tuple[Tensor, Tensor]:
-        if samples == 1:  # the same as below, at once: on small images the rest would take a tenth of a step
+        if samples == 1:  # the same as below, at once: of small images the rest would take a twentieth of a step
             (mean,), _, gradient = self._sample(x, rows, objective, 1)
             return gradient, mean
         gradient, mean = torch.zeros_like(x), torch.zeros(())

@@ -99,5 +99,5 @@ def pretend_cuda(patch: pytest.MonkeyPatch) -> list[PretendGraph]:
     for name, value in {**pretended, "CUDAGraph": make, "graph": lambda graph: graph}.items():
         patch.setattr(torch.cuda, name, value)
     patch.setattr(torch, "compile", lambda call, **_: call)
-    patch.setattr("robustlib.attacks.base.RECORDING", ("cpu",))
+    patch.setattr("robustlib.attacks.recording.DEVICES", ("cpu",))
     return made

@@ -18,6 +18,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
 from robustlib.attacks.passes import add_passes
+from robustlib.attacks.recording import is_compiled
 from robustlib.errors import check_fields
 from robustlib.models.classifier import check_logits, logits_of
 from robustlib.rng import ExampleRNG
@@ -25,7 +26,6 @@ from robustlib.rng import ExampleRNG
 Precision = Literal["32-true", "bf16-mixed"]
 Modes = Literal["eval", "train"]
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
-RECORDING = ("cuda",)  # devices that record graphs
 OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
     *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
     *("could not create a primitive", "bad_alloc"),
@@ -71,11 +71,6 @@ def frozen_eval(model: Module, batchnorm: Modes = "eval") -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in saved:
                     buffer.copy_(value)
-
-
-def is_compiled(model: Module) -> bool:
-    """Whether a part of the model is, in place."""
-    return any(module._compiled_call_impl is not None for module in model.modules())
 
 
 class SurrogateModel(Module):
@@ -130,7 +125,6 @@ class GradientOracle:
     piece: int  # images of one forward pass; 0 for all
     size: int  # the same with repetitions counted; it shrinks when memory runs out
     repeats: bool  # whether images may be repeated; not where examples see each other, as in BatchNorm's train mode
-    recorded: bool  # whether searches that never wait for the device are CUDA graphs
     shrunk: bool = False
 
     def deployed_logits(self, x: Tensor, draws: int = 1) -> Tensor:
@@ -274,7 +268,6 @@ def attack_context(
     Raises InputError for fewer than 2 classes, and for `labels` (B,) that are none of the model's.
     """
     surrogate, deployed = (model.surrogate, model.deployed) if isinstance(model, SurrogateModel) else (model, model)
-    trains = model.training  # no graph is kept for evaluations, whose batches shrink
     with frozen_eval(model, batchnorm), torch.autocast(x.device.type, enabled=False):
         plain = torch.compiler.set_stance("force_eager") if is_compiled(surrogate) else nullcontext()
         with torch.no_grad(), plain:  # one image is a shape of its own
@@ -288,11 +281,8 @@ def attack_context(
         whole = x.device.type != "cpu" or batchnorm == "train"  # there, examples see each other
         piece = 0 if whole else max(8, PIECE * (2 if precision == "bf16-mixed" else 1) // x[0].numel())
         stochastic, repeats = bool(getattr(model, "stochastic", False)), batchnorm == "eval"
-        size, recorded = piece or sys.maxsize, trains and x.device.type in RECORDING and is_compiled(fast)
-        recorded &= fast is not surrogate  # whose weights keep their addresses
-        yield GradientOracle(
-            model, deployed, fast, precision, first.shape[1], stochastic, piece, size, repeats, recorded
-        )
+        size = piece or sys.maxsize
+        yield GradientOracle(model, deployed, fast, precision, first.shape[1], stochastic, piece, size, repeats)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _signature(model: nn.Module, device: torch.device) -> int:
     """A number that changes when the model's structure, shapes of weights included, or anything else its modules hold does."""
     parts: list[Any] = [str(device)]
     for module in model.modules():
-        parts += [id(module), *(tensor.shape for tensor in _tensors(module).values())]
+        parts += [id(module), *(tensor.shape for tensor in (*module.parameters(False), *module.buffers(False)))]
         for key, value in vars(module).items():
             if key in ("training", "_parameters", "_buffers", "_modules"):
                 continue
@@ -106,6 +106,7 @@ class FoldedModel:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.pairs = module, batchnorm_after(module)
+        self.eps: list[Any] = [module.get_submodule(name).eps for name in self.pairs.values()]
         for conv_name, norm_name in self.pairs.items():
             module.set_submodule(norm_name, nn.Identity())
             conv = module.get_submodule(conv_name)
@@ -114,47 +115,34 @@ class FoldedModel:
         self.cast(torch.float32)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Keeps convolutions, channels last, and matrices in `dtype`, and everything else in float32, as autocast does."""
+        """Keeps convolutions, channels last, and matrices in `dtype`; autocast keeps everything else in float32."""
         for module in (m for m in self.module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
-            for tensor in _tensors(module).values():
+            for tensor in (*module.parameters(False), *module.buffers(False)):
                 layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
                 tensor.data = tensor.data.to(dtype, memory_format=layout)
 
     @torch.no_grad()
     def sync(self, model: nn.Module) -> None:
-        """Takes over the model's weights and statistics in place, so that a CUDA graph may go on with their addresses."""
-        source: dict[str, Any] = dict(model.named_modules())
-        folded = self._fold(source)
-        copies: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for name, module in self.module.named_modules():
-            if name not in source or isinstance(module, nn.Identity):
-                continue
-            for key, value in ({"bias": folded[name]} if name in folded else _tensors(source[name])).items():
-                mine = getattr(module, key)
-                targets, values = copies.setdefault(mine.dtype, ([], []))
-                targets.append(mine)
-                values.append(value)
-        for targets, values in copies.values():
-            torch._foreach_copy_(targets, values)
-
-    def _fold(self, source: dict[str, Any]) -> dict[str, Tensor]:
-        """Scales the weights of the convolutions of `pairs`; their biases by name. All together take few launches."""
-        if not self.pairs:
-            return {}
-        # torch's fuse_conv_bn_weights rounds the bias in another order, which moves stored numbers
-        norms, folded = [source[name] for name in self.pairs.values()], {}
-        scales = torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms])
-        torch._foreach_rsqrt_(scales)
-        torch._foreach_mul_(scales, [norm.weight for norm in norms])
-        moved = torch._foreach_mul([norm.running_mean for norm in norms], scales)
-        shifts = torch._foreach_sub([norm.bias for norm in norms], moved)
-        for name, scale, shift in zip(self.pairs, scales, shifts, strict=True):
-            conv, mine = source[name], self.module.get_parameter(f"{name}.weight")
-            torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=mine)
-            folded[name] = shift if conv.bias is None else conv.bias * scale + shift
-        return folded
+        """Takes over the model's weights and statistics, in few launches and in place, so that a CUDA graph may go on with them."""
+        value = _tensors(model)
+        if self.pairs:
+            # torch's fuse_conv_bn_weights rounds the bias in another order, which moves stored numbers
+            keys = ("running_var", "running_mean", "weight", "bias")
+            norms = {key: [value[f"{name}.{key}"] for name in self.pairs.values()] for key in keys}
+            scales = torch._foreach_add(norms["running_var"], self.eps)
+            torch._foreach_rsqrt_(scales)
+            torch._foreach_mul_(scales, norms["weight"])
+            shifts = torch._foreach_sub(norms["bias"], torch._foreach_mul(norms["running_mean"], scales))
+            for name, scale, shift in zip(self.pairs, scales, shifts, strict=True):
+                own = value.get(f"{name}.bias")
+                value[f"{name}.bias"] = shift if own is None else own * scale + shift
+                value[f"{name}.weight"] = value[f"{name}.weight"] * scale.view(-1, 1, 1, 1)
+        mine = _tensors(self.module)
+        for dtype in {tensor.dtype for tensor in mine.values()}:
+            names = [name for name, tensor in mine.items() if tensor.dtype == dtype]
+            torch._foreach_copy_([mine[name] for name in names], [value[name] for name in names])
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers by name."""
-    return {key: value for key, value in {**module._parameters, **module._buffers}.items() if value is not None}
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones by each of theirs."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))

@@ -12,7 +12,7 @@ from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, owned, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.attacks.passes import add_passes
-from robustlib.attacks.recording import replayed
+from robustlib.attacks.recording import can_record, replayed
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
@@ -87,12 +87,14 @@ class PGD(GradientSteps):
         if not len(x):
             return x.clone()
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
-        labels = (y,) if target is None else (y, target)
+        labels, trains = (y,) if target is None else (y, target), model.training
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
             reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
             first = self._start(x, rng.fold_in(0)) if start is None else self.threat.project(start.to(x), x)
-            best = self._replayed(oracle, batch, first) if oracle.recorded else self._ascend(oracle, batch, first)
+            folded = trains and oracle.fast is not model  # keeps its addresses; evaluations are not worth a graph
+            recorded = folded and not self.early_stop and target is None and can_record(oracle.fast, x)
+            best = (self._replayed if recorded else self._ascend)(oracle, batch, first)
             for restart in range(1, self.restarts):
                 again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))
                 score, better = self._score(oracle, batch, best), self._score(oracle, batch, again)
@@ -107,9 +109,7 @@ class PGD(GradientSteps):
         return uniform_point(self.threat, x, rng).to(x.dtype)
 
     def _replayed(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
-        """As `_ascend`, all its steps as one CUDA graph where they never wait for the device."""
-        if self.early_stop or self.targeted:
-            return self._ascend(oracle, batch, start)
+        """As `_ascend`, all its steps as one CUDA graph."""
 
         def run(start: Tensor, x: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
             return self._ascend(oracle, AttackBatch(x, y, None, reference), start)

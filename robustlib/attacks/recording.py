@@ -1,20 +1,30 @@
-"""An attack as a CUDA graph: recorded once, then started on other images in one launch."""
+"""An attack on a compiled copy of a model as a CUDA graph: recorded once, then started on other images in one launch."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+DEVICES = ("cuda",)  # that record graphs
 WARM_UP = 3  # runs before the recording, in which kernels are compiled and chosen
 _recordings: "WeakKeyDictionary[nn.Module, dict[Hashable, Recording]]" = WeakKeyDictionary()
 
 
-class Recording:
-    """What `run` did on copies of `inputs`, as a CUDA graph. `run` may not wait for the device, nor draw; whatever else it reads,
-    such as weights, must keep its address."""
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of the model is, in place."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
 
-    def __init__(self, run: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+
+def can_record(model: nn.Module, x: Tensor) -> bool:
+    """Whether what is computed of images x is worth a graph, and this device makes them."""
+    return x.device.type in DEVICES and is_compiled(model)
+
+
+class Recording:
+    """What `run` did on copies of `inputs`. It may not wait for the device nor draw; what else it reads must keep its address."""
+
+    def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self.inputs, stream, self.graph = (
             [given.clone() for given in inputs],
             torch.cuda.Stream(),
@@ -28,17 +38,12 @@ class Recording:
         with torch.cuda.graph(self.graph):
             self.output = run(*self.inputs)
 
-    def replay(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What `run` would give on other inputs of the same shapes."""
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
-        self.graph.replay()
-        return self.output.clone()
-
 
 def replayed(model: nn.Module, name: Hashable, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """run(*inputs), a computation on `model` that `name` tells from others; recorded at the first call for these shapes."""
     known, key = _recordings.setdefault(model, {}), (name, *((given.shape, given.dtype) for given in inputs))
-    if key not in known:
-        known[key] = Recording(run, inputs)
-    return known[key].replay(inputs)
+    recording = known.get(key) or known.setdefault(key, Recording(run, inputs))
+    for mine, given in zip(recording.inputs, inputs, strict=True):
+        mine.copy_(given)
+    recording.graph.replay()
+    return recording.output.clone()

@@ -37,17 +37,22 @@ def timed_options(parser: argparse.ArgumentParser, batch: int) -> argparse.Names
     return options
 
 
-def alternate(competitors: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each competitor over `rounds` turns, after one turn on a GPU that is not counted."""
+def alternate(
+    competitors: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each competitor over `rounds` turns by a `clock`, after one turn on a GPU that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in competitors}
     for turn in range(0 if device.type == "cuda" else 1, rounds + 1):
         for name, work in competitors.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

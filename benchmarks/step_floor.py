@@ -1,0 +1,105 @@
+"""Steps that cost more than 0.7 of their counted passes: what they are made of, each part timed alone.
+
+    python benchmarks/step_floor.py --batch 32 --threads 1     # writes step_floor.md
+
+training_speed.py counts a step in passes of the bare model. An attack on the folded copy costs about 0.6 of such a pass, a pass that
+trains costs a whole one: a step of few attack passes cannot come below 0.7. Its floor is the sum of its passes, each as cheap as it can be made,
+on as many images as go through BatchNorm together. Times are CPU-seconds, which hold on a busy machine. Memory is compared with
+PGD-AT's: `held` views of a batch are the fewest whose activations one backward pass needs.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from side_by_side import alternate, cifar_model, markdown, timed_options, write_report
+from torch import Tensor, nn
+from training_steps import made_up_dataset, our_step, peak_mb
+
+from robustlib.attacks.base import PIECE
+from robustlib.attacks.fold_batchnorm import fold_batchnorm
+
+OVER = 1.15  # of the floor, at most: optimiser, losses, projections onto the ball, Python
+# method: its parts as (what, views in one batch, how often), and the views held at once
+PARTS: dict[str, tuple[list[tuple[str, int, int]], int]] = {
+    "pgd_at": ([("attack", 1, 10), ("train", 1, 1)], 1),
+    "trades": ([("attack", 1, 10), ("folded forward", 1, 1), ("train", 1, 2), ("forward", 1, 1)], 1),
+    "fgsm_rs": ([("attack in train mode", 1, 1), ("train", 1, 1)], 1),
+    "n_fgsm": ([("attack in train mode", 1, 1), ("train", 1, 1)], 1),
+    "supcon": ([("view", 1, 2), ("train", 2, 1)], 2),
+    "simclr": ([("view", 1, 2), ("train", 2, 1)], 2),
+    "rocl": ([("view", 1, 2), ("attack", 1, 10), ("folded forward", 1, 1), ("train", 2, 1), ("train", 3, 1)], 3),
+    "acl": ([("view", 1, 2), ("attack", 2, 10), ("train", 2, 2)], 2),
+}
+
+
+def part(what: str, views: int, batch: int) -> Callable[[], object]:
+    """One part on `views` batches at once, by itself."""
+    data = made_up_dataset(batch).train
+    if what == "view":
+        return lambda: next(data.batches(batch)).view("simclr")
+    x = torch.cat([next(data.batches(batch)).x] * views).contiguous(memory_format=torch.channels_last)
+    model = cifar_model("resnet18", torch.device("cpu")).to(memory_format=torch.channels_last)
+    if what in ("attack", "folded forward"):
+        folded = fold_batchnorm(model, x, "32-true")
+        assert folded is not None
+        pieces = x.split(PIECE // x[0].numel())
+        return lambda: [_forward(folded, piece) if "forward" in what else _by_images(folded, piece) for piece in pieces]
+    model.train().requires_grad_(what != "attack in train mode")
+    return partial({"train": _by_weights, "forward": _forward}.get(what, _by_images), model, x)
+
+
+def _by_images(model: nn.Module, x: Tensor) -> None:
+    x = x.clone().requires_grad_(True)
+    torch.autograd.grad(model(x).logsumexp(1).sum(), x)
+
+
+def _by_weights(model: nn.Module, x: Tensor) -> None:
+    model.zero_grad()
+    model(x).logsumexp(1).mean().backward()
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, x: Tensor) -> None:
+    model(x)
+
+
+def main() -> int:
+    """The command."""
+    options = timed_options(argparse.ArgumentParser(description=__doc__.splitlines()[0]), batch=32)
+    device, batch = options.device, options.batch
+    needed = sorted({(what, views) for parts, _ in PARTS.values() for what, views, _ in parts})
+    competitors = {f"{what} {views}": part(what, views, batch) for what, views in needed}
+    competitors |= {name: our_step(name, "fp32", batch, device) for name in PARTS}
+    seconds = alternate(competitors, options.rounds, device, clock=time.process_time)
+    weigh = partial(peak_mb, device=device, threads=options.threads)
+    memory = {name: weigh(our_step, name, "fp32", batch, device) for name in PARTS}
+    rows: list[Mapping[str, object]] = []
+    claims: dict[str, bool] = {}
+    for name, (parts, held) in PARTS.items():
+        floor = sum(seconds[f"{what} {views}"] * times for what, views, times in parts)
+        made = ", ".join(f"{times} x {what} on {views}" for what, views, times in parts)
+        over, heavier = seconds[name] / floor, memory[name] / memory["pgd_at"]
+        rows.append(
+            {
+                **{"method": name, "parts (views in one batch)": made, "parts, CPU-seconds": f"{floor:.2f}"},
+                **{"step, CPU-seconds": f"{seconds[name]:.2f}", "step / parts": f"{over:.2f}"},
+                **{"views held": held, "peak MiB (of PGD-AT's)": f"{memory[name]:.0f} ({heavier:.2f}x)"},
+            }
+        )
+        claims[f"{name}: a step costs at most {OVER} of its parts timed alone ({over:.2f})"] = over <= OVER
+        claims[f"{name}: its peak memory is at most 1.1 x {held} that of PGD-AT ({heavier:.2f}x)"] = (
+            heavier <= 1.1 * held
+        )
+    units = [f"{name}: {value:.3f}" for name, value in seconds.items() if name not in PARTS]
+    words = f"CPU-seconds of the parts on so many views: {'; '.join(units)}.\n"
+    command = f"python benchmarks/step_floor.py --batch {batch} --rounds {options.rounds} --threads {options.threads}"
+    title = f"Training steps and the parts that they are made of: ResNet-18, batch {batch}, 32x32, float32, ten attack steps"
+    return write_report("step_floor.md", title, command, device, [markdown(rows), words], claims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,12 +4,14 @@ import argparse
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from robustlib.models import build_model
 from robustlib.training.fit import processor
@@ -24,6 +26,33 @@ def cifar_model(arch: str, device: torch.device, **options: bool) -> Any:
     with torch.no_grad():
         model.train()(torch.rand(64, 3, 32, 32, device=device))
     return model.eval()
+
+
+class Counted(nn.Module):
+    """A model whose passes are counted, whoever attacks it: images forward and, where a gradient comes back, backward."""
+
+    seen: ClassVar[Counter[str]] = Counter()  # of all instances: attacks may copy a model
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The model's logits (B, K)."""
+        logits: torch.Tensor = self.model(x)
+        self.seen["forward"] += len(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda slope: self.seen.update(backward=len(slope)))
+        return logits
+
+
+def passes_per_image(attack: Callable[[nn.Module], object], model: nn.Module, images: int) -> float:
+    """Forward and backward passes of `attack(model)`, called twice: the first time a folded copy of the model is checked."""
+    counted = Counted(model)
+    for _ in range(2):
+        Counted.seen.clear()
+        attack(counted)
+    return Counted.seen.total() / images
 
 
 def timed_options(parser: argparse.ArgumentParser, batch: int) -> argparse.Namespace:

@@ -6,7 +6,7 @@ from robustlib.attacks.autoattack import AutoAttack
 from robustlib.attacks.base import Attack, SurrogateModel
 from robustlib.attacks.fab import FAB
 from robustlib.attacks.objectives import OBJECTIVES
-from robustlib.attacks.passes import Passes, count_passes
+from robustlib.attacks.passes import count_passes
 from robustlib.attacks.pgd import FGSM, PGD, PGDEOT, BatchPGD
 from robustlib.attacks.precision import fastest_precision, in_precision
 from robustlib.attacks.square import Square

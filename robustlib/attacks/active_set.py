@@ -27,7 +27,7 @@ class ActiveSet:
     def __init__(self, oracle: GradientOracle, batch: AttackBatch, rng: ExampleRNG) -> None:
         self.oracle, self.all, self.x_adv, self._rng = oracle, batch, batch.x.clone(), rng
         self.active = torch.arange(len(batch.x), device=batch.x.device)
-        self._score = torch.full((len(batch.x),), -torch.inf, dtype=torch.float32, device=batch.x.device)
+        self.score = torch.full((len(batch.x),), -torch.inf, dtype=torch.float32, device=batch.x.device)
 
     def rounds(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, ending early when no example is active."""
@@ -52,8 +52,8 @@ class ActiveSet:
             logits = self.oracle.logits(x_adv)
             success = is_adversarial(logits, y)
             score = torch.where(success, torch.inf, margin(logits, y)).float()
-        better = score > self._score[self.active]
-        self.x_adv[self.active[better]], self._score[self.active[better]] = x_adv[better], score[better]
+        better = score > self.score[self.active]
+        self.x_adv[self.active[better]], self.score[self.active[better]] = x_adv[better], score[better]
         self.active = self.active[~success]
 
 

@@ -1,32 +1,19 @@
 """What an attack costs, whatever the machine: passes of single images through the model."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
-
-@dataclass
-class Passes:
-    """How many images went forward through a model, and for how many a gradient came back; each draw of a stochastic one counts."""
-
-    forward: int = 0
-    backward: int = 0
-
-    @property
-    def total(self) -> int:
-        """Forward and backward passes together: a gradient step is two."""
-        return self.forward + self.backward
-
-
-_counters: ContextVar[tuple[Passes, ...]] = ContextVar("counters", default=())
+_counters: ContextVar[tuple[Counter[str], ...]] = ContextVar("counters", default=())
 
 
 @contextmanager
-def count_passes() -> Iterator[Passes]:
-    """Counts what the attacks of this package ask of models until the context ends, verification in float32 included. An attack
-    that calls the model itself is not seen."""
-    passes = Passes()
+def count_passes() -> Iterator[Counter[str]]:
+    """How many images go "forward" through models in attacks of this package, and for how many a gradient comes "backward", until
+    the context ends: a gradient step is two passes, and each draw of a stochastic model counts. Verification in float32 counts
+    too, an attack that calls the model itself does not."""
+    passes: Counter[str] = Counter()
     token = _counters.set((*_counters.get(), passes))
     try:
         yield passes
@@ -37,5 +24,4 @@ def count_passes() -> Iterator[Passes]:
 def add_passes(images: int, backward: bool = False) -> None:
     """Tells every `count_passes` around that so many images went forward and, with `backward`, back."""
     for passes in _counters.get():
-        passes.forward += images
-        passes.backward += images * backward
+        passes.update({"forward": images, "backward": images * backward})

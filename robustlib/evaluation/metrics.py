@@ -16,19 +16,8 @@ from robustlib.models.classifier import logits_of
 from robustlib.threat import Threat
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
-COLUMNS = [
-    "index",
-    "label",
-    "attack",
-    "surrogate",
-    "component",
-    "eps",
-    "passes",
-    "draw",
-    "prediction",
-    "margin",
-    "valid",
-]
+COLUMNS = ["index", "label", "attack", "surrogate", "component", "eps", "passes"]  # an example under an attack
+COLUMNS += ["draw", "prediction", "margin", "valid"]  # and what the model answers
 CANDIDATE = ["attack", "surrogate", "component"]  # what found one adversarial image of an example
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -67,8 +56,7 @@ def labelled(
     frame: pd.DataFrame, attack: str, surrogate: str, component: str | np.ndarray, eps: float, passes: float = 0.0
 ) -> pd.DataFrame:
     """The frame of `predict` with the names of what attacked, its radius and its passes an image, columns in their order."""
-    names = {"attack": attack, "surrogate": surrogate, "component": component}
-    return frame.assign(**names, eps=eps, passes=passes)[COLUMNS]
+    return frame.assign(attack=attack, surrogate=surrogate, component=component, eps=eps, passes=passes)[COLUMNS]
 
 
 def robust_correct(records: pd.DataFrame) -> pd.Series:
@@ -133,22 +121,16 @@ def cascade_steps(records: pd.DataFrame) -> pd.DataFrame:
         before: float = n
         for k, (component, part) in enumerate(parts.items(), 1):
             after = _score(pd.concat(list(parts.values())[:k]))["correct"].sum()
-            row = {
-                "attack": attack,
-                "surrogate": surrogate,
-                "component": component,
-                "attacked": part["index"].nunique(),
-            }
-            rows.append(row | {"broken": before - after, "accuracy": after / n, "passes": float(part["passes"].mean())})
+            numbers = part["index"].nunique(), before - after, after / n, float(part["passes"].mean())
+            rows.append((attack, surrogate, component, *numbers))
             before = after
-    columns = ["attack", "surrogate", "component", "attacked", "broken", "accuracy", "passes"]
-    return pd.DataFrame(rows, columns=columns)
+    names = ["attack", "surrogate", "component", "attacked", "broken", "accuracy", "passes"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def with_correct(records: pd.DataFrame) -> pd.DataFrame:
     """The records with the column `correct`; those of version 0.1 knew no surrogates, components and passes."""
-    known: dict[str, Any] = {"surrogate": "", "component": "", "passes": 0.0}
-    missing = {name: value for name, value in known.items() if name not in records}
+    missing = {name: 0.0 if name == "passes" else "" for name in COLUMNS if name not in records}
     return records.assign(**missing, correct=robust_correct(records))
 
 
@@ -156,9 +138,8 @@ def _row(group: pd.DataFrame) -> dict[str, float]:
     scores = _score(group)
     numbers = accuracy(float(scores["correct"].sum()), len(scores))
     invalid = group.loc[~group["valid"], "index"].nunique()
-    passes = float(group.loc[group["draw"] == 0, "passes"].sum()) / max(len(scores), 1)
-    rest = {"single": float(scores["single"].mean()), "invalid": invalid, "passes": passes}
-    return {"eps": float(group["eps"].max()), **numbers, **rest}
+    numbers["passes"] = float(group.loc[group["draw"] == 0, "passes"].sum()) / max(len(scores), 1)
+    return {"eps": float(group["eps"].max()), **numbers, "single": float(scores["single"].mean()), "invalid": invalid}
 
 
 def _score(table: pd.DataFrame) -> pd.DataFrame:

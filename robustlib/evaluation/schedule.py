@@ -261,7 +261,7 @@ class AttackSchedule:
                 found = step.attack(step.view, batch.x.clone(), batch.y.clone(), **aim)  # it may change what it gets
                 x_adv = attacked_images(step.name, found, batch.x)
             frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
-        return labelled(frame, step.name, step.surrogate, step.component, step.eps, passes.total / len(rows))
+        return labelled(frame, step.name, step.surrogate, step.component, step.eps, passes.total() / len(rows))
 
     def _halve(self, step: Step, size: int) -> str:
         """Half the batch from here on, and the sentence that says so."""

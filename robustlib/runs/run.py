@@ -57,7 +57,7 @@ def attack_names(attacks: Iterable[object]) -> set[str]:
     names = set()
     for attack in attacks:
         parts = attack.components(10) if hasattr(attack, "components") else {}
-        names |= {f"attacks/{type(one).__name__.lower()}" for one in (attack, *parts.values())}
+        names |= {f"attacks/{type(attack).__name__.lower()}"} | attack_names(parts.values())
     return names
 
 

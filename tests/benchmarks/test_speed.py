@@ -8,10 +8,11 @@ import plain_loops
 import pytest
 import report_speed
 import torch
-from side_by_side import cifar_model
+from side_by_side import cifar_model, passes_per_image
 from training_speed import COUNTS, LOOPS
 from training_steps import our_step
 
+from robustlib.attacks import PGD, Threat
 from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
@@ -49,6 +50,20 @@ def _small(monkeypatch):
     """What is counted and compared does not depend on the network: a small one in place of ResNet-18."""
     for module in ("plain_loops", "training_steps"):
         monkeypatch.setattr(f"{module}.cifar_model", lambda arch, device, **options: small(device, **options))
+
+
+def test_passes_of_any_library_are_counted_alike():
+    model, x, y = small(torch.device("cpu")), torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+    ours = passes_per_image(lambda net: PGD(Threat("linf", 0.1), 3)(net, x, y), model, 8)
+    assert ours == 2 * 3 + 1 / 8, "and a look at one image"
+
+    def plain(net):
+        moved = x.clone().requires_grad_(True)
+        torch.autograd.grad(net(moved).sum(), moved)
+        with torch.no_grad():
+            net(x[:4])
+
+    assert passes_per_image(plain, model, 8) == 2.5
 
 
 FORWARDS = {"trades": 2, "afkd": 1, "arrest": 2, "afd": 1}  # passes without a backward one, which count half

@@ -93,7 +93,23 @@ MUTANTS = (
         *("APGD-T always aims at one class", "attacks/trajectories"),
     ),
     Mutant(
-        "attacks/autoattack.py", "targets=9)", "targets=3)", "AutoAttack's APGD-T has 3 targets", "attacks/trajectories"
+        *("attacks/autoattack.py", "apgd, objective=dlr, targets=9)", "apgd, objective=dlr, targets=3)"),
+        *("AutoAttack's APGD-T has 3 targets", "attacks/trajectories"),
+    ),
+    Mutant(
+        "attacks/autoattack.py",
+        '"apgd-dlr-t": 0.1',
+        '"apgd-dlr-t": 0.4',
+        "Fast AutoAttack gives up later",
+        "attacks/fast",
+    ),
+    Mutant(
+        *("attacks/apgd.py", '1 if threat.norm == "linf" else 2', '2 if threat.norm == "linf" else 1'),
+        *("MALT measures in the threat's own norm", "attacks/targets"),
+    ),
+    Mutant(
+        *("attacks/passes.py", '"backward": images * backward', '"backward": images'),
+        *("Every pass goes backward", "attacks/passes"),
     ),
     Mutant(
         "attacks/autoattack.py",

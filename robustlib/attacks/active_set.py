@@ -1,7 +1,7 @@
 """Attacks in several rounds: the examples still active, and the best image for each."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -14,6 +14,7 @@ from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
+NEAR = 2**-6  # margin, of the largest logit, that bf16 may hide: its sums are exact to 2**-8 or so
 VOTES = 8  # draws of a stochastic model by which two of its adversarial examples are compared
 
 
@@ -56,6 +57,12 @@ class ActiveSet:
         self.x_adv[self.active[better]], self.score[self.active[better]] = x_adv[better], score[better]
         self.active = self.active[~success]
 
+    def keep_near(self) -> None:
+        """Only examples that a search in bf16 may have missed stay active: those whose best image is within NEAR of a success."""
+        logits = self.oracle.logits(self.x_adv[self.active])
+        near = margin(logits, self.batch.y) > -NEAR * logits.abs().amax(1)
+        self.active = self.active[near]
+
 
 class IterativeAttack(BaseAttack):
     """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet. Misclassified images are kept as they are."""
@@ -67,7 +74,16 @@ class IterativeAttack(BaseAttack):
         if self.threat.eps > 0:
             active_set.update(batch.x)
             self._run(active_set)
+            if self.precision == "bf16-mixed" and not oracle.stochastic and not hasattr(self, "components"):
+                self._search_again(active_set, rng)
         return active_set.x_adv
+
+    def _search_again(self, active_set: ActiveSet, rng: ExampleRNG) -> None:
+        """In float32 what a search in bf16 may have missed."""
+        active_set.keep_near()
+        if len(active_set.active):
+            exact, near = replace(self, precision="32-true"), active_set.batch  # type: ignore[type-var]
+            active_set.update(exact(active_set.oracle.source, near.x, near.y, rng=rng[active_set.active]))
 
     def _run(self, active_set: ActiveSet) -> None:
         """All rounds, each ending in `active_set.update`."""

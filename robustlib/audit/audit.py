@@ -202,7 +202,8 @@ def audit_run(
     """The audit of a run's best weights and of its evaluation, stored in the run; a stored one that still fits is returned.
 
     Finished runs of SOURCES beside it serve as sources of transferred examples. `n` is how many test images; None = as many as were
-    evaluated, at most 256. Of a stochastic model no more than its protocol has for curves. `precision` is "auto" for that of the evaluation, `progress` as of `audit`.
+    evaluated, at most 256. Of a stochastic model no more than its protocol has for curves. `precision` is "auto" for that of the
+    evaluation, `progress` as of `audit`.
 
     Returns:
         The content of audit.json: numerics, n, seed, threat, precision, seconds, results (facts of the evaluation that was judged), transfer

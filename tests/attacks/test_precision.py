@@ -1,15 +1,18 @@
 """The precision of searches: the one that costs less, by enough, measured once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from robustlib.attacks import PGD, AutoAttack, Threat, fastest_precision, in_precision
 from robustlib.attacks import precision as module
-from tests.conftest import ConvNet
+from tests.attacks.conftest import QUICK, name
+from tests.conftest import ConvNet, Linear
 
 
 @pytest.mark.parametrize(
-    ("half", "chosen"), [(0.5, "bf16-mixed"), (0.82, "bf16-mixed"), (0.85, "32-true"), (2.0, "32-true")]
+    ("half", "chosen"), [(0.5, "bf16-mixed"), (0.62, "bf16-mixed"), (0.63, "32-true"), (2.0, "32-true")]
 )
 def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
     met = []
@@ -45,3 +48,21 @@ def test_attacks_change_their_precision_and_others_stay():
     assert in_precision(other, "bf16-mixed") is other
     parts = in_precision(AutoAttack(threat), "bf16-mixed").components(10)
     assert {part.precision for part in parts.values()} == {"bf16-mixed"}
+
+
+@pytest.mark.parametrize("attack", QUICK, ids=name)
+def test_what_bf16_cannot_tell_from_a_success_is_searched_again_in_float32(attack, monkeypatch):
+    searched, whole = [], type(attack)._run
+
+    def run(self, active_set):
+        searched.append((self.precision, len(active_set.active)))
+        if self.precision == "32-true":
+            whole(self, active_set)
+
+    monkeypatch.setattr(type(attack), "_run", run)
+    model = Linear(2, (1, 1, 2)).requires_grad_(False)
+    model.map.weight[:], model.map.bias[:] = 8 * torch.eye(2), 0
+    x, y = torch.tensor([[0.8, 0.79], [0.8, 0.78], [0.9, 0.1]]).view(3, 1, 1, 2), torch.zeros(3, dtype=torch.int64)
+    x_adv = replace(attack, precision="bf16-mixed", threat=Threat("linf", 0.1))(model, x, y)
+    assert searched == [("bf16-mixed", 3), ("32-true", 1)], "margins of 1.25 %, 2.5 % and 89 % of the largest logit"
+    assert (model(x_adv).argmax(1) == 0).tolist() == [False, True, True]

@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from robustlib.attacks import APGD, FAB, FGSM, PGD, AutoAttack, BatchPGD, Square, StAdv, Tangent, Threat
 from robustlib.data import Split
+from robustlib.errors import options
 from robustlib.evaluation import evaluate, summarise, valid
 
 Trial = Callable[[], object]
@@ -56,7 +57,13 @@ ODD: tuple[Any, ...] = (
         {"a": part},
     ),
 )
-ANYTHING = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers())
+ANYTHING = (
+    st.sampled_from(range(len(ODD))).map(lambda k: ODD[k])
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.lists(st.integers())
+)
 KINDS: tuple[Any, ...] = (Threat, PGD, FGSM, BatchPGD, APGD, FAB, Square, StAdv, Tangent, AutoAttack)
 QUICK: tuple[Any, ...] = (PGD(LINF, 2), APGD(L2, 2), FAB(LINF, 2), Square(LINF, 3), StAdv(0.5, 2), Tangent(L2, 200))
 ANSWERS: tuple[Callable[[torch.Tensor], Any], ...] = (
@@ -108,6 +115,29 @@ def try_fields(kind: Any, changes: dict[str, Any]) -> None:
         assert valid(x_adv, x, getattr(made, "threat", None)).all()
 
 
+def sound(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that a field of that type takes: small ones where they cost time, and the ends of its interval."""
+    if len(options(hint)) > 1:
+        return st.one_of(*map(sound, options(hint)))
+    inner, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if inner in (int, float):
+        low, high = (float(end) for end in (said or ["[0, 1]"])[0][1:-1].split(","))
+        near = st.sampled_from((low, min(high, max(low, 1.0)), min(high, low + 2)))
+        return near.map(int) if inner is int else near | st.floats(low, min(high, low + 2))
+    threats = (LINF, L2, Threat("linf", 0), Threat("l2", 3))
+    plain = {bool: (True, False), Threat: threats, type(None): (None,)}
+    return st.sampled_from(get_args(inner) if get_origin(inner) is Literal else plain.get(inner, ((),)))
+
+
+@st.composite
+def changed(draw: st.DrawFn, kind: Any) -> Trial:
+    """One or two fields of a valid attack or threat changed, two times in three to what they take."""
+    hints, changes = get_type_hints(PGD if kind is FGSM else kind, include_extras=True), {}
+    for name in draw(st.lists(st.sampled_from(names_of(kind)), min_size=1, max_size=2, unique=True)):
+        changes[name] = draw(ANYTHING if draw(st.integers(0, 2)) == 2 else sound(hints[name]))
+    return partial(try_fields, kind, changes)
+
+
 def names_of(kind: Any) -> list[str]:
     """The fields of a kind of attack; of FGSM those of PGD."""
     return [field.name for field in fields(PGD if kind is FGSM else kind)]
@@ -155,10 +185,6 @@ def attacks(folder: Path) -> tuple[st.SearchStrategy[Trial], Callable[[Trial], o
     )
     odd_y = (y.float(), y.int(), y[:0], y + 9, -y, y[:, None], y.numpy(), y.tolist(), y.bool(), None)
     arguments = st.sampled_from(("model", "attacks", "batch_size", "seed", "draws", "adaptive", "sources"))
-
-    def changed(kind: Any) -> st.SearchStrategy[Trial]:
-        changes = st.dictionaries(st.sampled_from(names_of(kind)), ANYTHING, max_size=2)
-        return st.builds(partial, st.just(try_fields), st.just(kind), changes)
 
     attack, few = st.sampled_from(QUICK), {"max_size": 2}
     images = st.sampled_from((x, *odd_x)) | ANYTHING, st.sampled_from((y, *odd_y)) | ANYTHING

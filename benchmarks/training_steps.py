@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ def made_up_dataset(n: int, side: int = 32) -> Dataset:
     """Random images of CIFAR-10's shape, or larger ones: speed does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
-    split = Split(images, torch.arange(n) % 10, torch.arange(n))
+    train, val, test = (Split(images, torch.arange(n) % 10, torch.arange(n) + first) for first in (0, n, 2 * n))
+    test = replace(test, images=255 - images)  # a data set's splits share no images
     names = tuple(map(str, range(10)))
-    return Dataset("made-up", split, split, split, names, CIFAR.mean, CIFAR.std, Threat("linf", EPS))
+    return Dataset("made-up", train, val, test, names, CIFAR.mean, CIFAR.std, Threat("linf", EPS))
 
 
 def method_of(name: str, batch_size: int) -> Method:

@@ -15,11 +15,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 # Types of numbers in an interval, of a tuple each of one or more; without one they are finite. What follows it is advice for the error.
 Count = Annotated[int, "[1, 1000000]"]
 Whole = Annotated[int, "[0, inf)"]
+Width = Annotated[int, "[1, 16384]"]  # of a layer; no network of the field is wider
+Widths = Annotated[tuple[int, ...], "[1, 16384]"]
+Maps = Annotated[int, "[1, 256]"]  # of a U-Net at full resolution, which has four times as many below
 NonNegative = Annotated[float, "[0, inf)"]
 Positive = Annotated[float, "(0, inf)"]
 Share = Annotated[float, "[0, 1]"]
 ShareBelowOne = Annotated[float, "[0, 1)"]
-Length = Annotated[float, "(0, 1000]"]  # of a step, in pixel units of [0, 1] or in pixels: float32 arithmetic holds it
+Length = Annotated[float, "[6e-8, 1000]"]  # of a step, in units of [0, 1] or in pixels: float32 sees it
 ANY = "(-inf, inf)"
 MOST = {int: 2**63 - 1, float: 3.4028234663852886e38}  # what int64 and float32 arithmetic hold
 SHOWN = 80  # characters of an offending value

@@ -1,6 +1,7 @@
 """Made-up results for the tests of figures and reports: no training needed."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,10 +161,11 @@ def write_fixture_atlas(
     """
     generator, labels = torch.Generator().manual_seed(0), torch.arange(n) % 4
     clean = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
-    split = Split(clean, labels, torch.arange(n))
+    train, val, test = (Split(clean, labels, torch.arange(n) + first) for first in (n, 2 * n, 0))
+    train, val = (replace(split, images=255 - clean) for split in (train, val))  # splits share no images
     names = ("zero", "one", "two", "three")
     zeros = (0.0,) * shape[0]
-    dataset = Dataset("made-up", split, split, split, names, zeros, (1.0,) * shape[0], Threat("linf", 0.2))
+    dataset = Dataset("made-up", train, val, test, names, zeros, (1.0,) * shape[0], Threat("linf", 0.2))
     grid = torch.stack((torch.arange(n), torch.arange(n)), 1).numpy()
     places = np.concatenate([grid, grid[::-1]], axis=1) * (9999 // (n - 1))
     turned = torch.where(labels % 2 == 1, (labels + 1) % 4, labels)

@@ -7,7 +7,7 @@ from robustlib.attacks.active_set import ActiveSet, IterativeAttack, check_deter
 from robustlib.attacks.apgd import APGD, linear_distances, ranked_classes
 from robustlib.attacks.base import Attack, Precision
 from robustlib.attacks.fab import FAB
-from robustlib.attacks.inputs import attacked_images, check_attack
+from robustlib.attacks.inputs import check_attack, images_like
 from robustlib.attacks.square import Square
 from robustlib.errors import Count, InputError
 from robustlib.threat import Threat
@@ -85,5 +85,6 @@ class AutoAttack(IterativeAttack):
             if not len(active_set.active):
                 break
             x, y, rng = active_set.batch.x, active_set.batch.y, active_set.rng(number)
-            x_adv = attacked_images(name, attack(oracle.source, x.clone(), y.clone(), rng=rng), x)
+            found = attack(oracle.source, x.clone(), y.clone(), rng=rng)
+            x_adv = images_like(x, found, f"The answer of {name!r}")
             active_set.update(self.threat.project(x_adv, x))  # a custom component may not know the ball

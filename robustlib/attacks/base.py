@@ -19,7 +19,7 @@ from robustlib.attacks.inputs import check_inputs, check_labels, check_model, se
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import is_compiled
-from robustlib.errors import check_fields
+from robustlib.errors import InputError, check_fields
 from robustlib.models.classifier import check_logits, logits_of
 from robustlib.rng import ExampleRNG
 
@@ -103,6 +103,7 @@ class MemoryGuard:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
+        error = error.__cause__ if isinstance(error, InputError) else error  # as `logits_of` words it
         known = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
         self.failed = self.divisible and (known or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
         if self.failed:

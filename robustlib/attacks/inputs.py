@@ -28,14 +28,12 @@ def check_attack(name: object, attack: object) -> None:
         raise InputError(f"{shown(name)}: {shown(attack)} is no attack: {example}.") from error
 
 
-def attacked_images(name: str, x_adv: object, x: Tensor) -> Tensor:
-    """What an attack of that name answers at x, without graph and in x's dtype; raises InputError for no images of x's shape."""
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        got = f"{tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else f"a {type(x_adv).__name__}"
-        raise InputError(
-            f"The attack {name!r} answers with {got}: it must return images {tuple(x.shape)}, one for each."
-        )
-    return x_adv.detach().to(x)
+def images_like(x: Tensor, given: object, what: str, finite: bool = False) -> Tensor:
+    """Given images without graph and in x's dtype; raises InputError, in which `what` are they, for no images of x's shape."""
+    if not isinstance(given, Tensor) or given.shape != x.shape or (finite and not bool(given.isfinite().all())):
+        got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise InputError(f"{what} is {got}: it must be {'finite ' * finite}images {tuple(x.shape)}, one for each.")
+    return owned(given).to(x)
 
 
 def check_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
-from robustlib.attacks.inputs import check_inputs, owned, search
+from robustlib.attacks.inputs import check_inputs, images_like, owned, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import can_record, replayed
@@ -86,12 +86,14 @@ class PGD(GradientSteps):
             _, target = check_inputs(x, target)
         if not len(x):
             return x.clone()
+        if start is not None:
+            start = self.threat.project(images_like(x, start, "start", finite=True), x)
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
-        labels, trains = (y,) if target is None else (y, target), model.training
+        labels, trains = (y,) if target is None else (y, target), getattr(model, "training", False)
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
             reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
-            first = self._start(x, rng.fold_in(0)) if start is None else self.threat.project(start.to(x), x)
+            first = self._start(x, rng.fold_in(0)) if start is None else start
             folded = trains and oracle.fast is not model  # keeps its addresses; evaluations are not worth a graph
             recorded = folded and not self.early_stop and target is None and can_record(oracle.fast, x)
             best = (self._replayed if recorded else self._ascend)(oracle, batch, first)

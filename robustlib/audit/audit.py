@@ -15,8 +15,8 @@ from robustlib.attacks.base import Precision, frozen_eval
 from robustlib.audit.attacks import AuditAttacks, sources_of
 from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
 from robustlib.data import Dataset, Split
-from robustlib.errors import InputError
-from robustlib.evaluation import search_precision, stochastic_protocol
+from robustlib.errors import InputError, Whole, typed
+from robustlib.evaluation import new_weights, search_precision, stochastic_protocol
 from robustlib.evaluation.metrics import headline_draws, robust_correct
 from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
@@ -95,7 +95,7 @@ def audit(
     training = train_mode_layers(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
-        torch.manual_seed(seed)
+        torch.manual_seed(typed(seed, Whole, "seed"))
         with frozen_eval(model), full_float32():
             attacks = AuditAttacks(model, some, threat, transfer=sources, precision=precision, **settings)
             checks = []
@@ -207,8 +207,8 @@ def audit_run(
 
     Returns:
         The content of audit.json: numerics, n, seed, threat, precision, seconds, results (facts of the evaluation that was judged), transfer
-        (the other runs used), checks (the fields of each `Check`), badges: {"headline": {"verdict", "text"}, "protocol":
-        {"verdict", "text", "overstates" (points)}}.
+        (by the place of each other run used the digest of its weights), checks (the fields of each `Check`), badges:
+        {"headline": {"verdict", "text"}, "protocol": {"verdict", "text", "overstates" (points)}}.
     """
     results, params = run.results(), run.params()
     if not results:
@@ -231,22 +231,22 @@ def audit_run(
         checks = audit(model.to(resolve_device(device)), dataset.test, threat, records=run.records(), **settings)
         checks += [check_published(run, results), check_selection(run, results)]
         badges = {"headline": headline_badge(checks), "protocol": protocol_badge(params["method"], results)}
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "checks": [asdict(check) for check in checks], "badges": badges}
+        found = {"transfer": new_weights(sources, {}), "seconds": time.perf_counter() - started}
+        return {**found, "checks": [asdict(check) for check in checks], "badges": badges}
 
     facts: dict[str, Any] = {"numerics": versions("measures/audit"), "n": most, "seed": seed, "threat": str(threat)}
     facts |= {
         "precision": search_precision(run, precision),
         "results": {name: results[name] for name in FACTS if name in results},
     }
-    facts |= {"transfer": [source.place for source in sources.values()]}
+    facts |= {"transfer": new} if (new := new_weights(sources, run.read("audit.json"))) else {}
     return measured(run, "audit.json", facts, measure)
 
 
 def audit_has_new_sources(run: Run) -> bool:
-    """Whether an audited run would now meet adversarial examples of other runs than it did: more, or fitter ones."""
-    stored, now = run.audit(), [source.place for source in transfer_sources(run, SOURCES).values()]
-    return bool(stored) and now not in ([], stored.get("transfer"))
+    """Whether an audited run would now meet adversarial examples of other weights than it did: of more, fitter or retrained runs."""
+    stored = run.audit()
+    return bool(stored and new_weights(transfer_sources(run, SOURCES), stored))
 
 
 def _most(stochastic: bool, preset: str | None, n: int | None, evaluated: int) -> int:

@@ -143,6 +143,12 @@ class Dataset:
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 shapes = f"{tuple(split.images.shape[1:])}, its training images {self.image_shape}"
                 raise InputError(f"The {part} images of {self.name} have the shape {shapes}: make them equal.")
+        shared = self.val.indices[torch.isin(self.val.indices, self.train.indices)].tolist()
+        # A published test split has indices of its own files.
+        twice = len(self.test) and any(torch.equal(self.test.images, split.images) for split in (self.train, self.val))
+        if shared or twice:
+            what = f"train and val share index {shared[0]}" if shared else "test has the images of another one"
+            raise InputError(f"The splits of {self.name} overlap ({what}): give each image to one of them alone.")
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,6 @@ from robustlib.evaluation.measurements import measure_distances, measure_unseen,
 from robustlib.evaluation.metrics import accuracy, cascade_steps, summarise, t_interval, valid, wilson
 from robustlib.evaluation.protocols import StochasticProtocol, adaptive_attacks, standard_attacks, stochastic_protocol
 from robustlib.evaluation.reference import PublishedProtocol, claf_published_protocol, compare_with_reference
-from robustlib.evaluation.runs import aggregate, evaluate_run, has_new_sources, incomplete, leaderboard
+from robustlib.evaluation.runs import aggregate, evaluate_run, has_new_sources, incomplete, leaderboard, new_weights
 from robustlib.evaluation.schedule import Progress, adapt
 from robustlib.evaluation.stochastic import check_plateau, draw_statistics, measure_randomness

@@ -31,7 +31,7 @@ from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.attacks.inputs import check_attack, check_model
 from robustlib.data import Split
-from robustlib.errors import Count, InputError, shown, typed
+from robustlib.errors import Count, InputError, Whole, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progress, Step, Views, concat_records, plan
 from robustlib.models.classifier import full_float32
@@ -83,7 +83,7 @@ def evaluate(
     stochastic = bool(getattr(model, "stochastic", False))
     draws = (DRAWS if stochastic else 1) if draws is None else typed(draws, Count, "draws")
     adaptive, sources = attacks if adaptive is None else adaptive, {} if sources is None else sources
-    batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, int, "seed")
+    batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, Whole, "seed")
     _check((attacks, adaptive), draws, stochastic)
     split = split.to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
@@ -120,11 +120,8 @@ def device_of(model: nn.Module, split: Split) -> torch.device:
 
 def _check(suites: Sequence[Attacks], draws: int, stochastic: bool) -> None:
     if draws < 1 + stochastic:
-        raise InputError(
-            f"draws={draws!r} is too few: a stochastic model is judged at least twice, once to choose its strongest "
-            "adversarial example and once to score it; others at least once. For a deterministic evaluation of a "
-            "stochastic model fix its randomness with a seed: model.fixed(seed)."
-        )
+        why = "once to choose its strongest adversarial example and once to score it, or as model.fixed(seed)"
+        raise InputError(f"draws={draws}: judge a stochastic model at least twice, {why}.")
     for suite in suites:
         if not isinstance(suite, Mapping):
             raise InputError(f"{shown(suite)} names no attacks: give e.g. {{'pgd20': PGD(threat, steps=20)}}.")

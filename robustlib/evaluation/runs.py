@@ -59,8 +59,8 @@ def evaluate_run(
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, precision, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade_steps`; of the deployed model), last
-        (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources by
-        method), of a stochastic one budget. It is evaluated again when `has_new_sources`.
+        (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources, by
+        place the digest of their weights), of a stochastic one budget. It is evaluated again when `has_new_sources`.
     """
     split, model, protocol, threat = images_of(run, dataset, n), run.model(), protocol_of(run), threat_of(run)
     if model.stochastic:
@@ -74,7 +74,7 @@ def evaluate_run(
         "numerics": versions("measures/evaluation", *names),
     }
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
-    facts |= {"transfer": _sources(run)} if has_new_sources(run) else {}
+    facts |= {"transfer": new_weights(transfer_sources(run, TRANSFER_METHODS), {})} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
     measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep)
     results = measured(run, "results.json", facts, measure) if keep else {**facts, **measure()}
@@ -92,7 +92,7 @@ def _evaluate_weights(
     best, where, threat, protocol = run.model(), resolve_device(device), threat_of(run), protocol_of(run)
     best.check_data(dataset)
     sources = transfer_sources(run, TRANSFER_METHODS) if best.surrogates() else {}
-    transfer = {"transfer": _sources(run)} if best.surrogates() else {}
+    transfer = {"transfer": new_weights(sources, {})} if best.surrogates() else {}
     key, quick, tables, frames = state_key({**facts, **transfer}, where), LAST[:2] if best.stochastic else LAST, {}, {}
     for which, others, only in (("best", sources, ()), ("last", {}, quick)):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload,arg-type]
@@ -119,14 +119,19 @@ def _evaluate_weights(
     return {**transfer, "rows": tables["best"], "cascade": cascade, "last": {"rows": tables["last"]}, **curves, **named}
 
 
-def _sources(run: Run) -> dict[str, str]:
-    return {method: source.place for method, source in transfer_sources(run, TRANSFER_METHODS).items()}
+def new_weights(sources: Mapping[str, Run], stored: Mapping[str, Any]) -> dict[str, str]:
+    """By the place of each source the digest of its weights ("" where it names none); {} where all are in what is stored, of which
+    version 0.1 is believed: its `transfer` are places alone, in a list or by method."""
+    now = {run.place: run.status().get("files", {}).get("model.safetensors", "") for run in sources.values()}
+    known = stored.get("transfer", ())
+    places = set(known.values() if isinstance(known, Mapping) else map(str, known))
+    return {} if known == now or places == set(now) else now
 
 
 def has_new_sources(run: Run) -> bool:
-    """Whether an evaluated model with surrogates would now be attacked by way of other runs than it was: more, or fitter ones."""
+    """Whether a model with surrogates would now be attacked by way of other weights than it was: of more, fitter or retrained runs."""
     stored = run.results()
-    return "transfer" in stored and _sources(run) not in ({}, stored["transfer"])
+    return "transfer" in stored and bool(new_weights(transfer_sources(run, TRANSFER_METHODS), stored))
 
 
 def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:

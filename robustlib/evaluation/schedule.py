@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
 from robustlib.attacks.base import MemoryGuard, SurrogateModel
-from robustlib.attacks.inputs import attacked_images
+from robustlib.attacks.inputs import images_like
 from robustlib.attacks.passes import count_passes
 from robustlib.data import Batch, Split
 from robustlib.errors import InputError
@@ -259,7 +259,7 @@ class AttackSchedule:
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
                 aim["rng"] = rng if step.stream is None else rng.fold_in(step.stream)
                 found = step.attack(step.view, batch.x.clone(), batch.y.clone(), **aim)  # it may change what it gets
-                x_adv = attacked_images(step.name, found, batch.x)
+                x_adv = images_like(batch.x, found, f"The answer of {step.name!r}")
             frame = predict(self.model, x_adv, batch, valid(x_adv, batch.x, step.threat), self.draws)
         return labelled(frame, step.name, step.surrogate, step.component, step.eps, passes.total() / len(rows))
 

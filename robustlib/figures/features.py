@@ -135,7 +135,7 @@ def umap_atlas(
         sides = {"clean": clean, copies: adversarial}
         parts += [DataFrame({**facts, "side": k, "x": side[:, 0], "y": side[:, 1]}) for k, side in sides.items()]
     kinds = {"clean image": ("o", MUTED, 6), f"its {copies} one": ("x", MUTED, 6)}
-    kinds["from one to the other"] = (r"$\rightarrow$", INK, 13)
+    kinds["from one to the other"] = (">", INK, 5)
     handles = [Line2D([], [], ls="none", marker=m, color=c, ms=size, label=k) for k, (m, c, size) in kinds.items()]
     fig.legend(handles=handles, loc="outside upper right", ncols=3, handletextpad=0.3)
     if note:
@@ -239,7 +239,7 @@ def metric_plane(table: DataFrame, points: DataFrame, class_names: Sequence[str]
         regions = ", ".join(f"{names[int(str(label))]} on {percent(share)}" for label, share in shares.items())
         described.append(f"{model} median {np.median(heat):.3g}, at most {heat.max():.3g}; {regions}")
     every[0].set_ylabel("up (both: pixel units)")
-    fig.colorbar(mesh, ax=every, label="top eigenvalue of $J^TJ$, logarithmic", shrink=0.8)
+    fig.colorbar(mesh, ax=every, label="top eigenvalue of JᵀJ, logarithmic", shrink=0.8)
     canvas.legend_below(fig, every[0])
     alt = f"Decision boundaries over the top eigenvalue of the pull-back metric on a plane: {'; '.join(described)}."
     return Figure(fig, alt, rows[["model", "across", "up", "top_eigenvalue", "prediction"]])

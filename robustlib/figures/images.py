@@ -238,8 +238,8 @@ def _draw_steps(steps: Mapping[str, Sequence[NDArray[Any]]], data: DataFrame, fa
 
 GREYS = 255  # levels of a pixel
 SURFACES = {
-    "apart": ("What is left of the attack", "$|t(x') - t(x)|$, both by one draw"),
-    "changed": ("What the transform changes", "$|t(x') - x'|$"),
+    "apart": ("What is left of the attack", "|t(x′) − t(x)|, both by one draw"),
+    "changed": ("What the transform changes", "|t(x′) − x′|"),
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import FGSM, PGD
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole
+from robustlib.errors import Count, InputError, Maps, NonNegative, ShareBelowOne, Whole, Width
 from robustlib.methods.base import AdversarialMethod, NoAWP
 from robustlib.methods.baselines import cross_entropy, load_standard_run, natural_stage
 from robustlib.models import PatchDiscriminator, Purified, Randomness, RandomTransform
@@ -56,8 +56,8 @@ class AToP(AdversarialMethod):
     sigma: NonNegative = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: ShareBelowOne = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: Count | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
-    embed_dim: Count | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96
+    width: Maps | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
+    embed_dim: Width | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
     classifier_epochs: Count = 100  # of the classifier, SGD with a cosine to 0
     classifier_lr: NonNegative = 0.1  # its peak learning rate

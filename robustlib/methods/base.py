@@ -26,7 +26,6 @@ Update = Callable[[Batch, StepContext], Updates]  # what a method does with a ba
 PAPER_PRESET = "cifar10-paper"  # what a method without a preset is compared with
 CHOICES: dict[str, Collection[str]] = {"arch": ARCHITECTURES, "schedule": SCHEDULES, "optimiser": ("sgd", "adam")}
 CHOICES |= {"augment": VIEWS, "views": VIEWS}
-Widths = Annotated[tuple[int, ...], "[1, 1000000]"]
 NO_AWP = "this method does not perturb weights: leave awp_gamma at 0"
 NoAWP = Annotated[float, "[0, 0]", NO_AWP]
 
@@ -48,7 +47,7 @@ class Method:
 
     preset: str = ""  # the preset it was made from; "" for the paper's own values
     arch: str = "resnet18"  # a name of robustlib.models.ARCHITECTURES
-    batch_size: Annotated[int, "[2, inf)"] = 128  # training images a step
+    batch_size: Annotated[int, "[2, 100000]"] = 128  # training images a step
     epochs: Count = 110  # passes over the training images
     lr: NonNegative = 0.1  # peak learning rate
     momentum: NonNegative = 0.9  # of SGD

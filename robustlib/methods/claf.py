@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ class CLAF(Contrastive):
     lr: float = 0.05  # of encoder and projector, peak; the cosine of stages 1 and 2 together ends at a thousandth of it
     temperature: float = 0.07  # t of the contrastive loss
     aug_epochs: Whole = 60  # of stage 1: on augmented views alone
-    adv_views: Whole = 1  # adversarial views beside the two augmented ones; 0 for none
+    adv_views: Annotated[int, "[0, 100]"] = 1  # adversarial views beside the two augmented ones; 0 for none
     refresh: Literal["full", "clean", "reinit", "never"] = "full"  # the head: attacked; clean; drawn anew; fitted once
     refresh_passes: Count = 5  # over the training images before each contrastive pass
     refresh_lr: NonNegative = 1e-3  # of the head meanwhile, Adam

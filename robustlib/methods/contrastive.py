@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD, BatchPGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, InputError, NonNegative, Positive
+from robustlib.errors import Count, InputError, NonNegative, Positive, Widths
 from robustlib.losses import nt_xent, supcon_loss
 from robustlib.methods import base
-from robustlib.methods.base import AdversarialMethod, Method, NoAWP, Update, Widths
+from robustlib.methods.base import AdversarialMethod, Method, NoAWP, Update
 from robustlib.methods.baselines import cross_entropy, trades_forward
 from robustlib.models import Projected
 from robustlib.models.branches import clean_statistics

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
 from robustlib.data import Batch, Dataset
-from robustlib.errors import Count, NonNegative, Positive, ShareBelowOne, Whole
+from robustlib.errors import Count, NonNegative, Positive, ShareBelowOne, Whole, Widths
 from robustlib.losses import barlow_twins_loss, cross_lipschitz, nt_xent
-from robustlib.methods.base import Method, Widths
+from robustlib.methods.base import Method
 from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.contrastive import check_projected, contrasted, project_views
 from robustlib.methods.layer_norms import LayerNorms, Operator

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, Widths, typed
 from robustlib.models.classifier import Classifier, ImageSpec
 
 
@@ -98,8 +98,7 @@ class Projected(Classifier):
         self, encoder: nn.Module, spec: ImageSpec, widths: Sequence[int], batchnorm: bool = False, dual: bool = False
     ) -> None:
         super().__init__(encoder, spec)
-        if not widths or min(widths) < 1:
-            raise InputError(f"projection={tuple(widths)!r}: give positive widths, e.g. (512, 128).")
+        widths = typed(widths, Widths, "projection")
         layers: list[nn.Module] = []
         for wide, narrow in pairwise([self.head.in_features, *widths]):
             layers += [nn.ReLU(inplace=True)] if layers else []

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from robustlib.errors import Count, InputError, check_known, typed
+from robustlib.errors import InputError, Maps, Width, check_known, typed
 from robustlib.models.backbones import MLP, PreActResNet, ResNet, SmallCNN
 from robustlib.models.branches import Disentangled, Projected, SelfSupervised
 from robustlib.models.classifier import Classifier, ImageSpec
@@ -14,7 +14,8 @@ from robustlib.models.purified import Purified, RandomTransform
 from robustlib.models.purifier import SMALL, Generator, MaskedAutoencoder, Purifier
 from robustlib.models.reverse_attention import ReverseAttention
 
-WIDTHS = {"gan": (12, 24), "mae": (48, 96)}  # of images below 16 pixels, and of larger ones
+USUAL = {"gan": (12, 24), "mae": (48, 96)}  # widths for images below 16 pixels, and for larger ones
+WIDTHS = {"gan": Maps, "mae": Width}
 
 # name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
 ARCHITECTURES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
@@ -102,10 +103,9 @@ def build_purifier(
         return Purifier(image_shape)
     check_known("purifier", kind, ("none", *WIDTHS))
     width = default_width(kind, image_shape) if width is None else width
-    typed(width, Count, "width")
-    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, width)
+    return (Generator if kind == "gan" else MaskedAutoencoder)(image_shape, typed(width, WIDTHS[kind], "width"))
 
 
 def default_width(kind: Literal["gan", "mae"], image_shape: Sequence[int]) -> int:
     """Maps of a GAN's networks at full resolution (12 below 16 pixels, else 24), or numbers in a token of the autoencoder (48, 96)."""
-    return WIDTHS[kind][min(image_shape[1:]) >= SMALL]
+    return USUAL[kind][min(image_shape[1:]) >= SMALL]

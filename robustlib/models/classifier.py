@@ -96,8 +96,16 @@ class Classifier(nn.Module):
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (B, K) at images x (B, ...), of which the model gets a copy, since it may change them in place (see `check_logits`)."""
-    return check_logits(model(x.clone()), len(x))
+    """Logits (B, K) at images x (B, ...), of which the model gets a copy, since it may change them in place (see `check_logits`);
+    raises InputError for a model that cannot take them."""
+    try:
+        return check_logits(model(x.clone()), len(x))
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        said = f"The model cannot take images {x.dtype} {tuple(x.shape)} on {x.device} ({reason})"
+        raise InputError(f"{said}: give it images of the shape that it was built for, where it is.") from error
 
 
 def check_logits(answer: object, images: int) -> Tensor:

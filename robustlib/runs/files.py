@@ -103,6 +103,14 @@ def read_archive(path: Path) -> Mapping[str, bytes]:
         return _unpacked(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
+def archived_runs(path: Path) -> set[str]:
+    """The names of the runs in an archive; of a broken one its own, as that of a run which is nothing but damaged."""
+    try:
+        return {name.partition("/")[0] for name in read_archive(path)}
+    except InputError:
+        return {path.name}
+
+
 @lru_cache(maxsize=64)
 def _unpacked(path: Path, changed: int) -> Mapping[str, bytes]:
     with zipfile.ZipFile(path) as archive:
@@ -115,7 +123,12 @@ def read_bytes(path: Path) -> bytes | None:
         if path.exists():
             return path.read_bytes()
     method = path.parent.parent
-    return read_archive(method.parent / f"{method.name}.zip").get(f"{path.parent.name}/{path.name}")
+    try:
+        return read_archive(method.parent / f"{method.name}.zip").get(f"{path.parent.name}/{path.name}")
+    except InputError:
+        if (path.parent / "params.json").exists():  # a run that is a directory needs no archive
+            return None
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

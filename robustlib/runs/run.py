@@ -356,7 +356,7 @@ def find_runs(
     folder, methods = Path(root), f"{dataset or '*'}/{method or '*'}"
     paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
     for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
-        paths |= {archive.with_suffix("") / name.partition("/")[0] for name in files.read_archive(archive)}
+        paths |= {archive.with_suffix("") / name for name in files.archived_runs(archive)}
     runs = [run for run in map(Run, sorted(paths)) if not run.damage or (preset is None and not finished)]
     runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
     return [run for run in runs if not finished or run.finished]

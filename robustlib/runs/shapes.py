@@ -16,6 +16,7 @@ POINT = {**SHARE, "steps": int, "samples": int, "n": int}
 SERIES = {"points": [POINT], "last": {"lost": NUMBER, "low": NUMBER, "high": NUMBER, "verdict": str}}
 PLATEAU = {"taken": bool, "full": ROW, "worst": ROW, "samples?": SERIES, "steps?": SERIES}
 CHECK = {"number": int, "name": str, "verdict": str, "value": MAYBE, "threshold": MAYBE, "meaning": str, "unit?": str}
+TEXTS = {str: str}
 BADGE = {"verdict?": str, "text?": str}
 ASKED = dict.fromkeys(("expected", "single", "worst"), SHARE)
 LOOK = {"attack": str, "split": str, "n?": int, "index": [int], "correct": [bool], "distance": [MAYBE]}
@@ -38,7 +39,12 @@ SHAPES: Mapping[str, Any] = {
         **{"cascade?": [STEP], "budget?": {"images": int}, "transfer?": {str: str}, "plateau?": PLATEAU},
         **{"numerics?": {str: int}, "files?": {str: str}},
     },
-    "audit.json": {"checks?": [CHECK], "badges?": {str: BADGE}, "results?": {"files?": {str: str}}},
+    "audit.json": {
+        "checks?": [CHECK],
+        "badges?": {str: BADGE},
+        "results?": {"files?": TEXTS},
+        "transfer?": (list, dict),
+    },
     "representation.json": {str: {"attack": str, "measures": {str: {str: MAYBE}}}},
     "distances.json": {str: LOOK},
     "unseen.json": {str: {"accuracies": {str: SHARE}, "bare??": SHARE}},

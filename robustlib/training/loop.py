@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ class State:
     threads: int = 1
     speed_up: float | None = None  # by compiling, as measured at the start; None where it was not
     score: tuple[float, float] = NO_SCORE  # of the best epoch of this stage
+    best: int = 0  # that epoch
     best_robust: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics so far
 
@@ -96,7 +98,6 @@ class Training:
         """Runs what is left of the method's stages and stores the last weights."""
         stages = self.method.stages(self.dataset, self.model)
         self.total = sum(stage.epochs for stage in stages)
-        self._write_metrics()  # a kill may have come between the last checkpoint and them
         if self.compile:
             self._compile()
         with self._stance("force_eager"):  # validation would have each of its batch sizes compiled
@@ -156,8 +157,9 @@ class Training:
             if self.average:
                 self._load(saved["modules"], {"ema": self.average.module})
                 self.average.n_averaged.fill_(saved["updates"] + 1)
+            self._write_rest()  # a kill may have come between the checkpoint and it
         if not begun:
-            self.state.begun, self.state.score = True, NO_SCORE
+            self.state.begun, self.state.score, self.state.best = True, NO_SCORE, 0
             self._measure({"epoch": 0}, 0.0)
             self._save()
 
@@ -181,12 +183,12 @@ class Training:
         self._save()
 
     def _check_finite(self, when: str, row: Mapping[str, float] | None = None) -> None:
-        """Raises FloatingPointError for losses or weights of a training that diverged, before any of them is kept."""
-        lost = "loss" * any(value != value for value in (row or {}).values())
+        """Raises FloatingPointError for numbers or weights of a training that diverged, before any of them is kept."""
+        numbers = (name for name, value in (row or {}).items() if not isfinite(value))
         weights = (not_finite(module.state_dict()) for module in self.modules.values())
-        if what := lost or next(filter(None, weights), ""):
+        if what := next(filter(None, (*numbers, *weights)), ""):
             raise FloatingPointError(
-                f"The {what} became {'NaN' if lost else 'NaN or infinite'} {when} of stage {self.stage.name!r}: lower the learning "
+                f"The {what} became NaN or infinite {when} of stage {self.stage.name!r}: lower the learning "
                 "rate, or use precision 32-true. The checkpoint of the epoch before is kept."
             )
 
@@ -243,9 +245,11 @@ class Training:
     def _measure(self, row: dict[str, Any], started: float) -> None:
         """Validates where it is time to, probes, warns, keeps the best weights, and adds the row to the metrics."""
         self._seed(row["epoch"], "measure")  # probes may draw
-        numbers, withstood = dict[str, float](), torch.zeros(0, dtype=torch.bool)
+        numbers, withstood, same = dict[str, float](), torch.zeros(0, dtype=torch.bool), False
         if row["epoch"] % self.method.validate_every == 0 or row["epoch"] == self.stage.epochs:
-            numbers, withstood = validate(self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
+            judged = (self.deployed, self.train, self.val, self.threat, self.seed, self.precision)
+            numbers, withstood, same = validate(*judged)
+        self._check_finite(f"in epoch {row['epoch']}", {"logits on validation images": sum(numbers.values())})
         before = {r["stage"]: r["epoch"] for r in self.state.rows if r["stage"] != self.stage.name}
         epochs = sum(before.values()) + self.state.epoch
         row = {"stage": self.stage.name, "epoch_total": epochs, **row, **numbers, **self._probe(self.stage.probes)}
@@ -253,14 +257,14 @@ class Training:
         score = (robust, clean) if self.stage.adversarial else (clean, robust)
         least = NO_SCORE if self.stage.keep == "last" else self.state.score
         if row["epoch"] and score > least:
-            self.state.score, self.state.best_robust = score, withstood
-            facts = {"run": self.run.place, "epoch": str(row["epoch"])}
-            save_weights(self.deployed, self.run.path / "model.safetensors", facts)
+            self.state.score, self.state.best_robust, self.state.best = score, withstood, row["epoch"]
         row["warnings"] = [] if self.state.rows else self.advice  # said once, before the first epoch
         if self.stage.adversarial and self.stage.monitored and row["epoch"] and numbers:
             own = (r for r in self.state.rows if r["stage"] == self.stage.name and r["epoch"])
             epochs_before = [r for r in own if "robust_val" in r]
             row["warnings"] = overfitting([*epochs_before, row], self.state.best_robust, withstood)
+        if same and self.stage.monitored and row["epoch"]:
+            row["warnings"] += ["constant predictions: the model calls every validation image the same class"]
         row["lr"] = next((o.param_groups[0]["lr"] for o in self.optimisers.values()), 0.0) if row["epoch"] else 0.0
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]
@@ -296,7 +300,7 @@ class Training:
             raise InputError(f"{self.run.path}/checkpoint.pt does not fit this run ({reason}): use --rerun.") from error
 
     def _save(self) -> None:
-        """Writes checkpoint.pt, then metrics.jsonl: a resumed training repairs a crash between the two."""
+        """Writes checkpoint.pt, then what follows from it."""
         content = {
             "run": self.run.place,
             "state": {**vars(self.state), "rows": json.dumps(self.state.rows)},
@@ -307,9 +311,13 @@ class Training:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.run.path / "checkpoint.pt", buffer.getbuffer())
-        self._write_metrics()
+        self._write_rest()
 
-    def _write_metrics(self) -> None:
+    def _write_rest(self) -> None:
+        """Writes the weights, where those of the checkpoint are the best, and metrics.jsonl."""
+        if self.state.best == self.state.epoch > 0:
+            facts = {"run": self.run.place, "epoch": str(self.state.epoch)}
+            save_weights(self.deployed, self.run.path / "model.safetensors", facts)
         write_atomic(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.state.rows))
 
 

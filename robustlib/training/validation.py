@@ -28,16 +28,17 @@ ROBUST_OVERFITTING, GENERALISATION, RISING = 0.02, 0.15, 5
 
 def validate(
     model: nn.Module, train: Split, val: Split, threat: Threat, seed: int, precision: Precision
-) -> tuple[dict[str, float], Tensor]:
-    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment; and which
-    images of `val` withstood PGD, bool (N,), to compare epochs in pairs.
+) -> tuple[dict[str, float], Tensor, bool]:
+    """Clean, FGSM and PGD-10 accuracy on `val`, PGD-10 accuracy on fixed images of `train`, gradient alignment; which
+    images of `val` withstood PGD, bool (N,), to compare epochs in pairs; and whether all of `val` gets one class. Accuracies are NaN
+    where a logit is not finite.
 
     Attacks and the alignment use the model's `attack_view`; accuracies and losses are always the deployed model's. A model that
     does not predict yet has nothing to validate. A stochastic model is scored on one draw for each image, the same one in every
     epoch and under every attack; attacks do not know it and draw their own.
     """
     if not getattr(model, "predicts", True):
-        return {}, torch.zeros(0, dtype=torch.bool)
+        return {}, torch.zeros(0, dtype=torch.bool), False
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
     with frozen_eval(model):
@@ -55,7 +56,7 @@ def validate(
         "robust_train": _accuracy(trained, few),
         "gradient_alignment": alignment,
     }
-    return numbers, (attacked.argmax(1) == val.labels).cpu()
+    return numbers, (attacked.argmax(1) == val.labels).cpu(), len(clean.argmax(1).unique()) == 1
 
 
 def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
@@ -70,7 +71,7 @@ def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None,
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
-    return float((logits.argmax(1) == split.labels).float().mean())
+    return float((logits.argmax(1) == split.labels).float().mean()) if bool(logits.isfinite().all()) else math.nan
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_stays_in_the_ball_and_leaves_all_as_it_was(attack, precision, conv_net)
 
 
 def test_modes_come_back_after_an_error(conv_net):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError):
         PGD(LINF)(conv_net.train(), torch.rand(2, 4, 8, 8), torch.zeros(2, dtype=torch.int64))
     assert conv_net.training
     assert all(p.requires_grad for p in conv_net.parameters())
@@ -292,6 +292,17 @@ def test_answers_that_are_no_logits_are_a_sentence(attack, change, says):
         attack(Answers(change), *batch())
 
 
+@pytest.mark.parametrize("attack", [*QUICK, AutoAttack(LINF), PGD(LINF), StAdv(), Tangent(L2, 300)], ids=name)
+def test_models_of_other_images_or_classes_are_a_sentence(attack):
+    other = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(5))
+    with torch.no_grad():
+        other(torch.zeros(1, 1, 8, 8))
+    says = r"cannot take images torch.float32 \(1, 3, 8, 8\) on cpu \(.*channels.*\): give it images of the shape"
+    for model, said in ((other, says), (Linear(2, (3, 8, 8)), "do not fit a model of 2 classes")):
+        with pytest.raises(InputError, match=said):
+            attack(model, *batch())
+
+
 def test_models_that_cannot_be_attacked_are_a_sentence():
     with torch.inference_mode():
         made = Linear(5, (3, 8, 8))
@@ -324,7 +335,11 @@ def cut(model):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: PGD(LINF, step_size=-1.0), "PGD step_size=-1.0: give a number above 0 and at most 1000, or None for"),
+        (
+            lambda: PGD(LINF, step_size=-1.0),
+            "PGD step_size=-1.0: give a number of at least 6e-08 and at most 1000, or None",
+        ),
+        (lambda: PGD(LINF, step_size=1e-300), "PGD step_size=1e-300: give a number of at least 6e-08"),
         (lambda: PGD(LINF, steps=2.5), "steps=2.5: give a whole number"),
         (lambda: PGD(0.03), "PGD threat=0.03: give a Threat"),
         (lambda: FGSM("linf"), "PGD threat='linf': give a Threat"),
@@ -336,7 +351,10 @@ def cut(model):
         (lambda: Square(LINF, p_init=1.5), "p_init=1.5"),
         (lambda: AutoAttack(LINF, "custom"), "Give `attacks`"),
         (lambda: AutoAttack(LINF, attacks=(("apgd-ce", QUICK[0]),)), "Give `attacks`"),
-        (lambda: StAdv(0.0), "bound=0.0: give a number above 0 and at most 1000, in pixels, or None for no bound"),
+        (
+            lambda: StAdv(0.0),
+            "bound=0.0: give a number of at least 6e-08 and at most 1000, in pixels, or None for no bound",
+        ),
         (lambda: StAdv(lr=0.0), "lr=0.0"),
         (lambda: StAdv(weight=-1.0), "weight=-1.0"),
         (lambda: Tangent(L2, 1000, restarts=6), "queries=1000: give a whole number of at least 1200"),
@@ -349,7 +367,7 @@ def cut(model):
         (lambda: AutoAttack(LINF, "custom", (("a", APGD(L2)),)), "another threat"),
         (lambda: AutoAttack(LINF, "custom", (("a", None),)), r"attacks\[0\]\[1\]=None: give an Attack"),
         (lambda: AutoAttack(LINF, "custom", (("a", PGD),)), "is no attack"),
-        (lambda: cut(Linear()), r"'a' answers with \(1, 1, 4, 4\)"),
+        (lambda: cut(Linear()), r"The answer of 'a' is torch.float32 \(1, 1, 4, 4\)"),
         *(
             (lambda names=names: AutoAttack(LINF, "custom", tuple((n, QUICK[0]) for n in names)), "a component")
             for names in (("a", "a"), ("clean",), ("a@b",))

@@ -9,6 +9,8 @@ from scipy.stats import entropy, kstest, norm
 
 from robustlib.attacks import FGSM, PGD, BatchPGD, ExampleRNG, Threat
 from robustlib.attacks.objectives import dlr, kl, margin
+from robustlib.errors import InputError
+from robustlib.evaluation import valid
 from robustlib.losses import nt_xent
 from robustlib.rng import uniform_point
 from tests.attacks.conftest import generator
@@ -33,6 +35,30 @@ def test_pgd_reaches_the_analytic_optimum_of_a_linear_model(linear, threat, obje
     dual = w.abs().sum() if threat.norm == "linf" else w.norm()
     gained = (linear(x_adv) - linear(x)).detach() @ torch.tensor([-1.0, 1.0]) * (1 - 2 * y)
     assert torch.allclose(gained, (threat.eps * dual).expand(6), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (lambda x: x[:1], r"start is torch.float32 \(1, .*: it must be finite images"),
+        (lambda x: torch.full_like(x, torch.nan), "it must be finite images"),
+        (lambda x: x * torch.inf, "it must be finite images"),
+        (lambda x: x.tolist(), "start is a list"),
+    ],
+)
+def test_a_first_iterate_is_finite_images(linear, start, said):
+    x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InputError, match=said):
+        PGD(LINF)(linear, x, y, start=start(x))
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_a_first_iterate_enters_the_ball(linear, threat):
+    x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
+    far = (1000 * torch.randn_like(x)).double()
+    x_adv = PGD(threat, steps=1, step_size=1e-6)(linear, x, y, start=far)
+    assert valid(x_adv, x, threat).all()
+    assert torch.allclose(x_adv, threat.project(far.float(), x), atol=1e-5), "it begins where it is told to"
 
 
 def test_fgsm_is_the_optimum_in_one_step(linear):

@@ -463,6 +463,13 @@ def test_an_audit_is_renewed_when_other_runs_could_have_attacked(run, tmp_path, 
     assert audit_has_new_sources(alone)
     write_json(alone.path / "audit.json", {"transfer": [standard.place]})
     assert not audit_has_new_sources(alone)
+    beside = Run(tmp_path / standard.place)
+    known = beside.status()["files"]["model.safetensors"]
+    for digest, new in ((known, False), ("0" * 16, True)):
+        write_json(alone.path / "audit.json", {"transfer": {standard.place: digest}})
+        assert audit_has_new_sources(alone) == new, "trained again, it is another source"
+    (beside.path / "status.json").write_text('{"state": "done"}')
+    assert audit_has_new_sources(alone), "an older training of it"
     shutil.rmtree(tmp_path / standard.place)
     assert not audit_has_new_sources(alone), "what was tried stays tried"
     (alone.path / "audit.json").unlink()

@@ -106,6 +106,11 @@ def test_channel_statistics_are_exact():
             lambda ds: replace(ds, train=load_dataset("xor").train),
             r"shape \(1, 8, 8\), its training images \(1, 1, 2\)",
         ),
+        (
+            lambda ds: replace(ds, val=ds.train.sample(20)),
+            r"The splits of digits overlap \(train and val share index \d+\)",
+        ),
+        (lambda ds: replace(ds, test=ds.val), r"test has the images of another one\): give each image to one"),
         (lambda ds: ds.val.select(torch.tensor([4, 0, 4])), "Index .* occurs 2 times in a split of 3 examples"),
         (lambda ds: ds.subset(3), "subset of 3 examples cannot hold all 10 classes"),
         (lambda ds: ds.val.batches(0), "batch_size=0: give a whole number"),

@@ -139,7 +139,7 @@ def test_a_cascade_is_autoattack_called_directly(split):
     model = Linear(classes=5)
     labels = model(split.images / 255).argmax(1)
     split, threat = replace(split, labels=labels), Threat("linf", 0.04)
-    parts = {"random": PGD(threat, steps=1, step_size=1e-9), "square": Square(threat, queries=20)}
+    parts = {"random": PGD(threat, steps=1, step_size=1e-7), "square": Square(threat, queries=20)}
     attack = cascade(threat, **parts, last=APGD(threat, 10, "dlr", targets=3))
     records = evaluate(model, split, {"aa": attack}, batch_size=50)
     logits = model(attack(model, split.images / 255, labels, rng=ExampleRNG.for_examples(0, split.indices))).detach()
@@ -362,7 +362,11 @@ def test_curves_match_the_analytic_margin_and_never_rise(model, split):
         ("cannot be called 'worst'", {"adaptive": {"worst": FGSM(THREAT)}}),
         ("batch_size=0: give a whole number of at least 1", {"batch_size": 0}),
         ("draws=0: give a whole number of at least 1", {"draws": 0}),
-        ("seed=0.5: give a whole number", {"seed": 0.5}),
+        *((f"seed={seed}: give a whole number", {"seed": seed}) for seed in (0.5, -1, 2**70)),
+        (
+            r"cannot take images torch.float32 \(120, 1, 4, 4\) on cpu \(.*mat1 and mat2",
+            {"model": Linear(2, (3, 8, 8))},
+        ),
         *(
             ("'pgd20': .* is no attack: give", {"attacks": {"pgd20": a}})
             for a in (None, PGD, len, Linear(), BatchPGD(THREAT))
@@ -371,12 +375,12 @@ def test_curves_match_the_analytic_margin_and_never_rise(model, split):
         ("5: PGD.* is no attack: give a name", {"attacks": {5: PGD(THREAT)}}),
         (r"PGD\(.* names no attacks: give e.g. {'pgd20'", {"attacks": PGD(THREAT)}),
         *(
-            (f"'cut' answers with {got}: it must return images", {"attacks": {"cut": Fake(change=change)}})
-            for got, change in (("a tuple", lambda x: (x,)), (r"\(1, 1, 4, 4\)", lambda x: x[:1]))
+            (f"The answer of 'cut' is {got}: it must be images", {"attacks": {"cut": Fake(change=change)}})
+            for got, change in (("a tuple", lambda x: (x,)), (r"torch.float32 \(1, 1, 4, 4\)", lambda x: x[:1]))
         ),
         ("None is no model: give a torch.nn.Module", {"model": None}),
         ("None is no model", {"sources": {"other": None}}),
-        (r"draws=1 is too few.*fix its randomness with a seed: model.fixed\(seed\)", {"model": Coin(), "draws": 1}),
+        (r"draws=1: judge a stochastic model at least twice.*model.fixed\(seed\)", {"model": Coin(), "draws": 1}),
         ("1 logit", {"model": Linear(classes=1)}),
         ("Labels from 5 to 6 do not fit a model of 2", {"split": Split(PIXELS, torch.tensor([5, 6]), torch.arange(2))}),
         (r"float64 weights.*model.float", {"model": Linear().double()}),

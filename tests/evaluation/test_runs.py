@@ -12,7 +12,7 @@ import robustlib
 from robustlib.attacks import PGD
 from robustlib.audit import audit_run
 from robustlib.errors import InputError
-from robustlib.evaluation import aggregate, evaluate_run, incomplete, leaderboard, protocols, summarise
+from robustlib.evaluation import aggregate, evaluate_run, has_new_sources, incomplete, leaderboard, protocols, summarise
 from robustlib.evaluation.runs import KIND
 from robustlib.models import Classifier
 from robustlib.models.reverse_attention import ReverseAttention
@@ -178,7 +178,13 @@ def test_a_model_with_surrogates_is_judged_again_when_a_source_appears(digits, t
     assert all(row["n"] == 8 for row in rows.values())
     source = train("pgd_at")
     again = evaluate_run(run, digits, n=8)
-    assert again["transfer"] == {"pgd_at": source.place}
+    assert again["transfer"] == {source.place: source.status()["files"]["model.safetensors"]}
+    assert not has_new_sources(run)
+    of_version_01, retrained = {"pgd_at": source.place}, {source.place: "0" * 16}
+    for stored, new in ((of_version_01, False), (retrained, True)):
+        write_json(run.path / "results.json", {**again, "transfer": stored})
+        assert has_new_sources(run) == new
+    write_json(run.path / "results.json", again)
     rows = {row["attack"]: row for row in again["rows"]}
     assert f"searched on {source.place}" in rows["cw50@transfer from pgd_at"]["protocol"]
     assert again["rows"][-1]["accuracy"] <= alone["rows"][-1]["accuracy"]

@@ -37,6 +37,15 @@ def test_every_figure_is_a_reproducible_picture_with_words_and_numbers(draw, col
     pd.testing.assert_frame_equal(again, same, check_dtype=False, rtol=1e-4, atol=1e-5)
 
 
+def test_dollars_in_names_are_no_formulas():
+    """Titles and hyper-parameters come from the files of runs."""
+    board = leaderboard().assign(title="$\\frac$", changed="a=$^$")
+    drawn = [figures.trade_off(board), figures.cost(board), figures.umap_atlas({"$\\frac$": MAP}, CLASSES, note="$^$")]
+    drawn.append(figures.accuracy_dots(given.DOTS.assign(row="$^$", series="$_$"), "$\\frac$"))
+    for figure in drawn:
+        figures.to_png(figure, dpi=30)
+
+
 @pytest.mark.parametrize(
     ("draw", "words"),
     [

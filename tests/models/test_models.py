@@ -135,7 +135,14 @@ SMALL = spec((1, 8, 8))
         (lambda m: m.check_data(spec()), r"1 channel\(s\), but the data set has images of 3 channel\(s\)"),
         (lambda _: build_model("resnet_18", SMALL), r"Unknown architecture 'resnet_18'.*Did you mean 'resnet18'"),
         (lambda _: build_model("mlp", SMALL, padding_mode="reflect"), "padding mode 'reflect'. Known: circular, zeros"),
-        (lambda _: build_model("mlp", SMALL, projection=(16, 0)), "give positive widths"),
+        (
+            lambda _: build_model("mlp", SMALL, projection=(16, 0)),
+            r"projection\[1\]=0: give a whole number of at least 1",
+        ),
+        (
+            lambda _: build_model("mlp", SMALL, projection=(10**6,) * 2),
+            r"projection\[0\]=1000000: give a whole number of at least 1 and at most 16384",
+        ),
         (lambda _: build_model("mlp", SMALL, projection=(16,), disentangled=True), "choose one"),
         (lambda _: build_model("mlp", SMALL, dual_batchnorm=True), "give projection"),
         (

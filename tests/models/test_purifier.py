@@ -215,6 +215,11 @@ IMPOSSIBLE = [
         (lambda: RandomTransform("rt1", grid=9).draw(images((1, 8, 12))), "grid=9 asks for more blocks.* at most 8"),
         (lambda: build_purifier("gam", (1, 8, 8)), r"Unknown purifier 'gam'. Did you mean 'gan'"),
         *((lambda w=w: build_purifier("gan", (1, 8, 8), w), f"width={w}") for w in (0, 2.5, True)),
+        (
+            lambda: build_purifier("gan", (1, 8, 8), 10**6),
+            "width=1000000: give a whole number of at least 1 and at most 256",
+        ),
+        (lambda: build_purifier("mae", (1, 8, 8), 10**5), "width=100000: give a whole number .* at most 16384"),
         (lambda: build_purifier("mae", (1, 8, 8), 6), "width=6: give a multiple of 4"),
         *(
             (lambda x=x, mask=mask: GAN(torch.rand(*x), torch.rand(*mask)), r"images of shape \(1, 8, 8\), one mask")

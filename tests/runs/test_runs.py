@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ from export_reference import write_archive
 from safetensors.torch import save_file
 
 from robustlib.errors import InputError
+from robustlib.evaluation import incomplete
 from robustlib.models import build_model
 from robustlib.runs import Run, find_runs, measured, read_json, save_weights, transfer_sources, write_atomic, write_json
 from robustlib.runs.files import merge_json, tidy
@@ -104,9 +106,17 @@ def test_runs_in_an_archive_are_runs(tmp_path):
     write_json(run.path / "params.json", {**PARAMS, "title": "nearer"})
     assert find_runs(tmp_path) == [run], "not twice"
     assert run.params()["title"] == "nearer"
-    archive.write_bytes(written[0][:100])
-    with pytest.raises(InputError, match=r"not readable.*restore"):
-        find_runs(tmp_path)
+    write_json(run.path / "status.json", {"state": "done"})
+    other = Run.of({**PARAMS, "seed": 4}, tmp_path)
+    write_json(other.path / "params.json", {**PARAMS, "seed": 4})
+    write_json(other.path / "status.json", {"state": "done"})
+    for damaged in (written[0][:100], written[0][:200] + b"x" * 40 + written[0][240:]):
+        archive.write_bytes(damaged)
+        assert find_runs(tmp_path) == sorted([run, other], key=lambda r: r.path), "those in directories are served"
+        (broken,) = set(find_runs(tmp_path, finished=False)) - {run, other}
+        assert re.search(r"pgd_at.zip is not readable.*: delete it or restore it", broken.damage)
+        assert broken.name == "digits/pgd_at/pgd_at.zip"
+        assert "not readable" in incomplete([broken])["missing"][0]
 
 
 def test_models_come_back_and_foreign_weights_do_not(run):

@@ -16,17 +16,17 @@ from torch.nn import init
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.methods.baselines import Standard, clean_updates
-from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step
-from robustlib.training.loop import moving_average
+from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step, validation
+from robustlib.training.loop import Training, moving_average
 from tests.accelerator import Launches
 from tests.conftest import hardly_validated
-from tests.training_fixtures import interrupt, run_below, same_runs, tiny, train
+from tests.training_fixtures import interrupt, run_below, same_runs, same_state, tiny, train
 
 OBSERVED = tiny("pgd_at", epochs=4, ema=0.9)
 POINTS = {
     "a step": (loop.Training, "_step", 5),
     "between checkpoint and metrics": (loop, "write_atomic", 3),
-    "between weights and checkpoint": (loop.Training, "_save", 1),
+    "between checkpoint and weights": (loop, "save_weights", 1),
 }
 
 
@@ -172,9 +172,48 @@ def test_a_stage_can_fail_at_its_end(tmp_path, digits):
 
 
 def test_nan_losses_stop_the_training_with_a_sentence(tmp_path, few):
-    with pytest.raises(FloatingPointError, match="NaN in epoch 1 of stage 'standard'"):
+    with pytest.raises(FloatingPointError, match="loss became NaN or infinite in epoch 1 of stage 'standard'"):
         train(tiny("standard", lr=1e30), few, tmp_path)
     assert "NaN" in run_below(tmp_path).status()["reason"]
+
+
+@pytest.mark.parametrize(("name", "at", "said"), [("_logits", 5, "logits on validation images"), ("_step", 1, "loss")])
+def test_weights_without_finite_answers_are_no_trained_model(tmp_path, few, monkeypatch, name, at, said):
+    """Finite weights, but infinite logits after the first epoch; or an infinite loss."""
+    owner, calls = (validation if name == "_logits" else Training), count(1)
+    real, worse = (
+        getattr(owner, name),
+        {"_logits": lambda z: z * torch.inf, "_step": lambda parts: {"loss": torch.tensor(torch.inf)}},
+    )
+    monkeypatch.setattr(owner, name, lambda *args: (worse[name] if next(calls) >= at else lambda x: x)(real(*args)))
+    with pytest.raises(FloatingPointError, match=f"The {said} became NaN or infinite in epoch 1"):
+        train(tiny("standard"), few, tmp_path)
+    run = run_below(tmp_path)
+    assert run.status()["state"] == "failed"
+    assert not (run.path / "model.safetensors").exists()
+
+
+def test_constant_predictions_are_a_warning(tmp_path, few):
+    run = train(tiny("standard", lr=1e4, epochs=1), few, tmp_path)
+    assert run.finished
+    assert "constant predictions" in run.metrics()["warnings"].iloc[-1][0]
+
+
+def test_weights_are_those_of_the_epochs_that_the_checkpoint_has_seen(tmp_path, few, monkeypatch):
+    """On a device that repeats no number, an epoch that is trained again is another one, whose score the lost one must not have."""
+    method = tiny("standard", arch="mlp_8", epochs=2, lr=0.05)
+    whole = train(method, few, tmp_path / "whole")
+    assert whole.metrics()["clean_val"].is_monotonic_increasing
+    for owner, name, at in ((Training, "_save", 3), (loop, "save_weights", 2)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, owner, name, at)
+            with pytest.raises(KeyboardInterrupt):
+                train(method, few, tmp_path / name)
+            patch.undo()
+            patch.setattr(Training, "_step", lambda *args: {})  # learns nothing any more
+            resumed = train(method, few, tmp_path / name)
+        assert same_state(resumed.model(), resumed.model("last"))
+        assert same_state(resumed.model(), whole.model()) == (name == "save_weights"), "its last epoch was done"
 
 
 def test_ema_averages_weights_and_statistics():

@@ -16,7 +16,8 @@ def test_validation_attacks_the_view_and_judges_the_deployed_model(few, tmp_path
     model = train(tiny("standard", arch="mlp", train_examples=0), few, tmp_path).model("last")
     nets = (model, Hidden(model, open=False), Hidden(model, open=True))
     results = [validate(net, few.train, few.val, few.threat, 0, "32-true") for net in nets]
-    (plain, hidden, known), withstood = zip(*results, strict=True)
+    (plain, hidden, known), withstood, constant = zip(*results, strict=True)
+    assert not any(constant)
     right = known.pop("robust_val")
     sure, wrong = (np.log(np.exp([3.0, *[0.0] * 9]).sum()) - top for top in (3.0, 0.0))
     deployed = right * sure + (1 - right) * wrong
@@ -26,6 +27,17 @@ def test_validation_attacks_the_view_and_judges_the_deployed_model(few, tmp_path
     assert torch.equal(withstood[2], withstood[0])
     assert hidden["robust_val"] > right + 0.3, "what the view is for"
     assert hidden["gradient_alignment"] == 0
+
+
+@pytest.mark.parametrize(("logit", "constant"), [(0.0, True), (1e38, True), (torch.inf, True), (torch.nan, True)])
+def test_a_model_of_one_answer_and_one_without_numbers_are_told(digits, logit, constant):
+    class Stuck(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x.flatten(1)[:, :10] + torch.tensor([1.0] * 9 + [logit])
+
+    numbers, _, told = validate(Stuck(), digits.train, digits.val.sample(60), digits.threat, 0, "32-true")
+    assert told is constant
+    assert all(np.isfinite(numbers[name]) == np.isfinite(logit) for name in ("clean_val", "fgsm_val", "robust_val"))
 
 
 class Noisy(torch.nn.Module):

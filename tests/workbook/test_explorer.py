@@ -7,17 +7,19 @@ import shutil
 import threading
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 
 from robustlib.errors import InputError
 from robustlib.evaluation import accuracy
 from robustlib.models import Classifier
 from robustlib.representation import runs as stored
-from robustlib.runs import find_runs
+from robustlib.runs import Run, find_runs, write_json
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
 from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
 from tests.training_fixtures import altered
@@ -317,3 +319,29 @@ def test_without_runs_two_small_baselines_are_trained_and_kept(opened, root):
     assert opened.printed.startswith("There are no finished runs in")
     assert [run.changes() for run in find_runs(root)] == [{"epochs": 2}] * 2
     assert (opened.explorer.dataset.name, board.layer.value, len(opened.kept)) == ("digits", "logits", 8)
+
+
+HOSTILE = "'\"><script>hit()</script><img src=x onerror=hit()> [red]x[/] **x** [x](javascript:hit) $\\frac$"
+
+
+def test_what_files_say_is_text_on_the_board(root, digits, tmp_path):
+    """Of a stranger's run, its title, preset, changes and audit; of a folder of images, the names of its classes."""
+    run = find_runs(root)[1]
+    strange = Run(Path(shutil.copytree(run.path, tmp_path / run.place)))
+    facts = {"title": HOSTILE, "preset": HOSTILE, "changes": {HOSTILE: HOSTILE}, "changed": HOSTILE}
+    write_json(strange.path / "params.json", strange.params() | facts)
+    write_json(strange.path / "audit.json", {"badges": {"headline": {"verdict": HOSTILE, "text": HOSTILE}}})
+    board = loaded(replace(digits, class_names=(HOSTILE,) * 10), find_runs(tmp_path)).board
+    ((title, _),) = board.run.options
+    assert HOSTILE in title, "a choice, a slider and a sentence hold text"
+    assert HOSTILE in board.status.said
+    board.label.value = int(digits.test.sample(N).labels[0])
+    assert HOSTILE in BeautifulSoup(board.curve.value, "html.parser").get_text(), "of class ..."
+    made = BeautifulSoup(html_of(board), "html.parser")
+    assert made.get_text().count(HOSTILE) > 10
+    assert not made.find_all(["script", "a", "strong"])
+    assert {node["src"].partition(",")[0] for node in made.find_all("img")} == {"data:image/png;base64"}
+    assert not [name for node in made.find_all() for name in node.attrs if name.startswith("on")]
+    scripts = [file.read_text() for file in Path(app.__file__).parent.glob("*.js")]
+    assert len(scripts) == 3
+    assert not [said for said in scripts if re.search("innerHTML|outerHTML|insertAdjacentHTML|document.write", said)]

@@ -17,6 +17,7 @@ import torch
 from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
 from robustlib.audit import audit as audit_model
 from robustlib.data import Dataset, Split, load_dataset
+from robustlib.errors import InputError
 from robustlib.evaluation import StochasticProtocol, measure_distances
 from robustlib.methods import METHODS, load_preset, make_method
 from robustlib.models import Classifier
@@ -60,6 +61,21 @@ def test_a_notebook_is_thin_and_clean(notebook: Path) -> None:
     assert not re.search(r"plt\.|matplotlib|[\"' ]/(home|root|tmp|work|Users|mnt)/", notebook.read_text())
     titles = [cell for cell in cells(notebook, "markdown") if re.search(r"^# ", cell.source, re.MULTILINE)]
     assert titles == raw.cells[:1]
+
+
+@pytest.mark.parametrize(
+    "notebook", [file for file in NOTEBOOKS if "test_examples" in inspect(file)], ids=lambda path: path.stem
+)
+@pytest.mark.parametrize("value", [-5, "many", 0.5])
+def test_a_count_of_test_images_that_is_none_is_refused_before_the_training(notebook: Path, value: Any) -> None:
+    first, parameters, *rest = (cell.source for cell in cells(notebook))
+    names: dict[str, Any] = {}
+    exec(first, names)
+    exec(parameters, names)
+    names |= {"test_examples": value, "fit": None}
+    with pytest.raises(InputError, match=f"test_examples={value!r}: give a whole number of at least 0"):
+        exec("\n".join(rest), names)
+    assert "run" not in names
 
 
 def text(executed: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustlib.errors import Whole, typed
 from robustlib.figures.canvas import attack_name, percent, verdict_label, worst_verdict
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
@@ -36,9 +37,11 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def splits(dataset: Any) -> pd.DataFrame:
-    """How many images each split of a data set has, of which shape and classes."""
-    uses = {"train": "training", "val": "choosing the best epoch", "test": "the numbers reported"}
+def splits(dataset: Any, test_examples: int = 0) -> pd.DataFrame:
+    """How many images each split of a data set has, of which shape and classes; of `test_examples` only so many are reported on."""
+    some = typed(test_examples, Whole, "test_examples")
+    part = f", on {some} of them" if 0 < some < len(dataset.test) else ""
+    uses = {"train": "training", "val": "choosing the best epoch", "test": f"the numbers reported{part}"}
     table = pd.DataFrame({"images": [len(getattr(dataset, name)) for name in uses]}, index=pd.Index(uses, name="split"))
     shape = " × ".join(map(str, dataset.image_shape))
     return table.assign(shape=shape, classes=dataset.num_classes, **{"for": list(uses.values())})

@@ -213,6 +213,8 @@ def main(spec: str) -> None:
     notebook, parameters, output = json.loads(spec)
     task = Task(Path(notebook), parameters, Path(output))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # else jsonschema compiles a grammar of web addresses with it, a second for what no notebook needs
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     try:
         task.record(worker=os.getpid())

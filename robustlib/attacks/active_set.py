@@ -80,7 +80,8 @@ class IterativeAttack(BaseAttack):
 
     def _search_again(self, active_set: ActiveSet, rng: ExampleRNG) -> None:
         """In float32 what a search in bf16 may have missed."""
-        active_set.keep_near()
+        if len(active_set.active):
+            active_set.keep_near()
         if len(active_set.active):
             exact, near = replace(self, precision="32-true"), active_set.batch  # type: ignore[type-var]
             active_set.update(exact(active_set.oracle.source, near.x, near.y, rng=rng[active_set.active]))

@@ -39,7 +39,8 @@ def _signature(model: nn.Module, device: torch.device) -> int:
     """A number that changes when the model's structure, shapes of weights included, or anything else its modules hold does."""
     parts: list[Any] = [str(device)]
     for module in model.modules():
-        parts += [id(module), *(tensor.shape for tensor in (*module.parameters(False), *module.buffers(False)))]
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        parts += [id(module), *(None if tensor is None else tensor.shape for tensor in tensors)]
         for key, value in vars(module).items():
             if key in ("training", "_parameters", "_buffers", "_modules"):
                 continue
@@ -112,6 +113,7 @@ class FoldedModel:
             conv = module.get_submodule(conv_name)
             if conv.bias is None:
                 conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=False)
+        self.tensors = _tensors(module)
         self.cast(torch.float32)
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -136,11 +138,11 @@ class FoldedModel:
             for name, scale, shift in zip(self.pairs, scales, shifts, strict=True):
                 own = value.get(f"{name}.bias")
                 value[f"{name}.bias"] = shift if own is None else own * scale + shift
-                value[f"{name}.weight"] = value[f"{name}.weight"] * scale.view(-1, 1, 1, 1)
-        mine = _tensors(self.module)
-        for dtype in {tensor.dtype for tensor in mine.values()}:
-            names = [name for name, tensor in mine.items() if tensor.dtype == dtype]
-            torch._foreach_copy_([mine[name] for name in names], [value[name] for name in names])
+                weight = value.pop(f"{name}.weight")
+                torch.mul(weight, scale.view(-1, 1, 1, 1), out=self.tensors[f"{name}.weight"])
+        for dtype in {tensor.dtype for tensor in self.tensors.values()}:
+            names = [name for name, tensor in self.tensors.items() if tensor.dtype == dtype and name in value]
+            torch._foreach_copy_([self.tensors[name] for name in names], [value[name] for name in names])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -4,8 +4,7 @@
 
 training_speed.py counts a step in passes of the bare model. An attack on the folded copy costs about 0.6 of such a pass, a pass that
 trains costs a whole one: a step of few attack passes cannot come below 0.7. Its floor is the sum of its passes, each as cheap as it can be made,
-on as many images as go through BatchNorm together. Times are CPU-seconds, which hold on a busy machine. Memory is compared with
-PGD-AT's: `held` views of a batch are the fewest whose activations one backward pass needs.
+on as many images as go through BatchNorm together. Times are CPU-seconds, which hold on a busy machine.
 """
 
 import argparse
@@ -17,22 +16,23 @@ from functools import partial
 import torch
 from side_by_side import alternate, cifar_model, markdown, timed_options, write_report
 from torch import Tensor, nn
-from training_steps import made_up_dataset, our_step, peak_mb
+from training_speed import COUNTS
+from training_steps import made_up_dataset, our_step
 
 from robustlib.attacks.base import PIECE
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 
 OVER = 1.15  # of the floor, at most: optimiser, losses, projections onto the ball, Python
-# method: its parts as (what, views in one batch, how often), and the views held at once
-PARTS: dict[str, tuple[list[tuple[str, int, int]], int]] = {
-    "pgd_at": ([("attack", 1, 10), ("train", 1, 1)], 1),
-    "trades": ([("attack", 1, 10), ("folded forward", 1, 1), ("train", 1, 2), ("forward", 1, 1)], 1),
-    "fgsm_rs": ([("attack in train mode", 1, 1), ("train", 1, 1)], 1),
-    "n_fgsm": ([("attack in train mode", 1, 1), ("train", 1, 1)], 1),
-    "supcon": ([("view", 1, 2), ("train", 2, 1)], 2),
-    "simclr": ([("view", 1, 2), ("train", 2, 1)], 2),
-    "rocl": ([("view", 1, 2), ("attack", 1, 10), ("folded forward", 1, 1), ("train", 2, 1), ("train", 3, 1)], 3),
-    "acl": ([("view", 1, 2), ("attack", 2, 10), ("train", 2, 2)], 2),
+# method: its parts as (what, views in one batch, how often)
+PARTS: dict[str, list[tuple[str, int, int]]] = {
+    "pgd_at": [("attack", 1, 10), ("train", 1, 1)],
+    "trades": [("attack", 1, 10), ("folded forward", 1, 1), ("train", 1, 2), ("forward", 1, 1)],
+    "fgsm_rs": [("attack in train mode", 1, 1), ("train", 1, 1)],
+    "n_fgsm": [("attack in train mode", 1, 1), ("train", 1, 1)],
+    "supcon": [("view", 1, 2), ("train", 2, 1)],
+    "simclr": [("view", 1, 2), ("train", 2, 1)],
+    "rocl": [("view", 1, 2), ("attack", 1, 10), ("folded forward", 1, 1), ("train", 2, 1), ("train", 3, 1)],
+    "acl": [("view", 1, 2), ("attack", 2, 10), ("train", 2, 2)],
 }
 
 
@@ -71,29 +71,24 @@ def main() -> int:
     """The command."""
     options = timed_options(argparse.ArgumentParser(description=__doc__.splitlines()[0]), batch=32)
     device, batch = options.device, options.batch
-    needed = sorted({(what, views) for parts, _ in PARTS.values() for what, views, _ in parts})
+    needed = sorted({(what, views) for parts in PARTS.values() for what, views, _ in parts})
     competitors = {f"{what} {views}": part(what, views, batch) for what, views in needed}
     competitors |= {name: our_step(name, "fp32", batch, device) for name in PARTS}
     seconds = alternate(competitors, options.rounds, device, clock=time.process_time)
-    weigh = partial(peak_mb, device=device, threads=options.threads)
-    memory = {name: weigh(our_step, name, "fp32", batch, device) for name in PARTS}
     rows: list[Mapping[str, object]] = []
     claims: dict[str, bool] = {}
-    for name, (parts, held) in PARTS.items():
+    for name, parts in PARTS.items():
         floor = sum(seconds[f"{what} {views}"] * times for what, views, times in parts)
         made = ", ".join(f"{times} x {what} on {views}" for what, views, times in parts)
-        over, heavier = seconds[name] / floor, memory[name] / memory["pgd_at"]
+        over, share = seconds[name] / floor, seconds[name] / (COUNTS[name][0] * seconds["train 1"])
         rows.append(
             {
                 **{"method": name, "parts (views in one batch)": made, "parts, CPU-seconds": f"{floor:.2f}"},
                 **{"step, CPU-seconds": f"{seconds[name]:.2f}", "step / parts": f"{over:.2f}"},
-                **{"views held": held, "peak MiB (of PGD-AT's)": f"{memory[name]:.0f} ({heavier:.2f}x)"},
+                **{"parts, share of the count": f"{share / over:.2f}", "step, share of the count": f"{share:.2f}"},
             }
         )
         claims[f"{name}: a step costs at most {OVER} of its parts timed alone ({over:.2f})"] = over <= OVER
-        claims[f"{name}: its peak memory is at most 1.1 x {held} that of PGD-AT ({heavier:.2f}x)"] = (
-            heavier <= 1.1 * held
-        )
     units = [f"{name}: {value:.3f}" for name, value in seconds.items() if name not in PARTS]
     words = f"CPU-seconds of the parts on so many views: {'; '.join(units)}.\n"
     command = f"python benchmarks/step_floor.py --batch {batch} --rounds {options.rounds} --threads {options.threads}"

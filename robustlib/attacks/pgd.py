@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robustlib.attacks import recording
 from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, images_like, owned, search
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.attacks.passes import add_passes
-from robustlib.attacks.recording import can_record, replayed
+from robustlib.attacks.recording import is_compiled, replayed
 from robustlib.errors import Count, InputError, Length, check_fields
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.threat import Threat
@@ -94,8 +95,9 @@ class PGD(GradientSteps):
             reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
             first = self._start(x, rng.fold_in(0)) if start is None else start
-            folded = trains and oracle.fast is not model  # keeps its addresses; evaluations are not worth a graph
-            recorded = folded and not self.early_stop and target is None and can_record(oracle.fast, x)
+            # Folded weights keep their addresses; evaluations are not worth a graph.
+            folded = x.device.type in recording.DEVICES and trains and oracle.fast is not model
+            recorded = folded and not self.early_stop and target is None and is_compiled(oracle.fast)
             best = (self._replayed if recorded else self._ascend)(oracle, batch, first)
             for restart in range(1, self.restarts):
                 again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))

@@ -16,20 +16,12 @@ def is_compiled(model: nn.Module) -> bool:
     return any(module._compiled_call_impl is not None for module in model.modules())
 
 
-def can_record(model: nn.Module, x: Tensor) -> bool:
-    """Whether what is computed of images x is worth a graph, and this device makes them."""
-    return x.device.type in DEVICES and is_compiled(model)
-
-
 class Recording:
     """What `run` did on copies of `inputs`. It may not wait for the device nor draw; what else it reads must keep its address."""
 
     def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
-        self.inputs, stream, self.graph = (
-            [given.clone() for given in inputs],
-            torch.cuda.Stream(),
-            torch.cuda.CUDAGraph(),
-        )
+        self.inputs, self.graph = [given.clone() for given in inputs], torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -42,8 +34,9 @@ class Recording:
 def replayed(model: nn.Module, name: Hashable, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """run(*inputs), a computation on `model` that `name` tells from others; recorded at the first call for these shapes."""
     known, key = _recordings.setdefault(model, {}), (name, *((given.shape, given.dtype) for given in inputs))
-    recording = known.get(key) or known.setdefault(key, Recording(run, inputs))
-    for mine, given in zip(recording.inputs, inputs, strict=True):
-        mine.copy_(given)
-    recording.graph.replay()
-    return recording.output.clone()
+    with torch.cuda.device_of(inputs[0]):  # which need not be the current one
+        recording = known.get(key) or known.setdefault(key, Recording(run, inputs))
+        for mine, given in zip(recording.inputs, inputs, strict=True):
+            mine.copy_(given)
+        recording.graph.replay()
+        return recording.output.clone()

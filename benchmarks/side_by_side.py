@@ -35,7 +35,7 @@ class Counted(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.image_shape = model, getattr(model, "image_shape", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The model's logits (B, K)."""
@@ -48,7 +48,7 @@ class Counted(nn.Module):
 
 def passes_per_image(attack: Callable[[nn.Module], object], model: nn.Module, images: int) -> float:
     """Forward and backward passes of `attack(model)`, called twice: the first time a folded copy of the model is checked."""
-    counted = Counted(model)
+    counted = Counted(model).train(model.training)
     for _ in range(2):
         Counted.seen.clear()
         attack(counted)

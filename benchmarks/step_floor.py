@@ -1,6 +1,6 @@
 """Steps that cost more than 0.7 of their counted passes: what they are made of, each part timed alone.
 
-    python benchmarks/step_floor.py --batch 32 --threads 1     # writes step_floor.md
+    python benchmarks/step_floor.py --batch 16 --rounds 2 --threads 1     # two minutes of CPU time; writes step_floor.md
 
 training_speed.py counts a step in passes of the bare model. An attack on the folded copy costs about 0.6 of such a pass, a pass that
 trains costs a whole one: a step of few attack passes cannot come below 0.7. Its floor is the sum of its passes, each as cheap as it can be made,

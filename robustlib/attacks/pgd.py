@@ -99,10 +99,15 @@ class PGD(GradientSteps):
             folded = x.device.type in recording.DEVICES and trains and oracle.fast is not model
             recorded = folded and not self.early_stop and target is None and is_compiled(oracle.fast)
             best = (self._replayed if recorded else self._ascend)(oracle, batch, first)
-            for restart in range(1, self.restarts):
-                again = self._ascend(oracle, batch, self._start(x, rng.fold_in(restart)))
-                score, better = self._score(oracle, batch, best), self._score(oracle, batch, again)
-                best = torch.where((better > score).view(-1, *[1] * (x.ndim - 1)), again, best)
+            score = self._score(oracle, batch, best) if self.restarts > 1 else torch.empty(0)
+            for restart in range(1, self.restarts):  # a success stays what it is
+                at = ((score < torch.inf) | (self.batchnorm == "train")).nonzero()[:, 0]
+                if not len(at):
+                    break
+                again = self._ascend(oracle, batch[at], self._start(x[at], rng[at].fold_in(restart)))
+                value = self._score(oracle, batch[at], again)
+                better = value > score[at]
+                best[at[better]], score[at[better]] = again[better], value[better]
         return best
 
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:

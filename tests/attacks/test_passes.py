@@ -78,3 +78,16 @@ def test_images_that_leave_cost_nothing_more():
         QUICK[0](model, x, wrong)
         Tangent(L2, 300)(model, x, wrong)
     assert (passes["forward"], passes["backward"]) == (16, 0), "one look at each"
+
+
+def test_restarts_attack_what_still_stands():
+    model, x = Linear(2, (1, 1, 2)), torch.tensor([[0.52, 0.48], [0.9, 0.1]]).view(2, 1, 1, 2)
+    model.map.weight.data, model.map.bias.data = 9 * torch.eye(2), torch.zeros(2)
+    attack, y = PGD(LINF, 3, restarts=4), torch.zeros(2, dtype=torch.int64)
+    with count_passes() as passes:
+        x_adv = attack(model, x, y, generator=torch.Generator().manual_seed(0))
+    assert passes["backward"] == 3 * (2 + 3 * 1), "the image that falls at once meets no further start"
+    assert model(x_adv).argmax(1).tolist() == [1, 0]
+    with count_passes() as passes:
+        attack(model, x[:1], y[:1], generator=torch.Generator().manual_seed(0))
+    assert passes["backward"] == 3

@@ -156,7 +156,11 @@ SENTENCES = (
     ("trades", {"name": "x"}, "Unknown hyper-parameter of trades 'name'"),
     ("trades", {"cls": "x"}, "Unknown hyper-parameter of trades 'cls'"),
     ("pgd_at", {"epochs": 0}, "pgd_at epochs=0: give a whole number of at least 1"),
-    ("pgd_at", {"attack_step_size": 0.0}, "attack_step_size=0.0: give a number of at least 6e-08 and at most 1000, or null"),
+    (
+        "pgd_at",
+        {"attack_step_size": 0.0},
+        "attack_step_size=0.0: give a number of at least 6e-08 and at most 1000, or null",
+    ),
     ("pgd_at", {"milestones": ["a"]}, r"pgd_at milestones\[0\]='a': give a number of at least 0"),
     ("pgd_at", {"milestones": [3, NAN]}, r"milestones\[1\]=nan: give a finite number"),
     ("pgd_at", {"milestones": 3}, "milestones=3: give a list of numbers"),

@@ -148,16 +148,20 @@ class GradientOracle:
         Each example's gradient is divided by the largest derivative of the objective by a logit (over all its samples; 1 for
         differences of logits): attacks step by sign or direction, and a confident example's would vanish.
         """
-        parts = ((x[rows].detach().requires_grad_(True), rows) for rows in self._pieces(x))
-        gradients, means = zip(
-            *(self._mean_gradient(part, rows, objective, samples) for part, rows in parts), strict=True
-        )
+        gradients, means = [], []
+        for rows in self._pieces(x):
+            part = x[rows].detach().requires_grad_(True)
+            if (
+                samples == 1
+            ):  # the same as for several, at once: of small images the rest would take a twentieth of a step
+                (mean,), _, gradient = self._sample(part, rows, objective, 1)
+            else:
+                gradient, mean = self._mean_gradient(part, rows, objective, samples)
+            gradients.append(gradient)
+            means.append(mean)
         return torch.cat(gradients).nan_to_num(0.0, 0.0, 0.0), torch.cat(means)  # an infinite step would leave the ball
 
     def _mean_gradient(self, x: Tensor, rows: slice, objective: RowObjective, samples: int) -> tuple[Tensor, Tensor]:
-        if samples == 1:  # the same as below, at once: of small images the rest would take a twentieth of a step
-            (mean,), _, gradient = self._sample(x, rows, objective, 1)
-            return gradient, mean
         gradient, mean = torch.zeros_like(x), torch.zeros(())
         scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
         for n, guard in self._chunks(self.fast, len(x), samples):

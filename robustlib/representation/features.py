@@ -220,7 +220,7 @@ def at_eps(attack: Attack, eps: float) -> Attack:
         raise InputError(f"{attack!r} has no threat, so its eps cannot be changed: give another attack for each eps.")
     changes: dict[str, object] = {"threat": replace(threat, eps=eps)}
     if (length := getattr(attack, "step_size", None)) is not None and threat.eps:
-        changes["step_size"] = max(length * (eps / threat.eps), 1e-12)
+        changes["step_size"] = length * (eps / threat.eps or 1)  # at 0 no step leaves the image, however long
     return replace(attack, **changes)  # type: ignore[type-var]
 
 

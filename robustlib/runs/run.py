@@ -68,12 +68,14 @@ def outdated(made: Mapping[str, Any]) -> list[str]:
 
 
 UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
+LATER = {"validate_every": 1}  # hyper-parameters that came after runs were trained, and what these had
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:
     """Eight characters that name a set of parameters; presets and places do not enter."""
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
-    kept["hyperparameters"] = {k: v for k, v in params.get("hyperparameters", {}).items() if k not in UNHASHED}
+    hashed = (item for item in params.get("hyperparameters", {}).items() if item not in LATER.items())
+    kept["hyperparameters"] = {k: v for k, v in hashed if k not in UNHASHED}
     return files.digest(json.dumps(kept, sort_keys=True, default=str), length=8)
 
 
@@ -257,10 +259,8 @@ class Run:
         """The trained model in eval mode on the CPU: that of the best epoch (see `Stage.keep`), or of the last one."""
         from robustlib.models import build_model
 
-        params = self.params()
-        if not params:
-            said = "holds no run (no params.json): give a directory that `robustlib list` shows."
-            raise InputError(f"{self.path} {said}")
+        if not (params := self.params()):
+            raise InputError(f"{self.path} holds no run: give a directory that `robustlib list` shows.")
         model = build_model(params["arch"], SimpleNamespace(**params["spec"]), **params.get("model", {}))
         file = self.path / ("model.safetensors" if which == "best" else "last.safetensors")
         files.load_weights(model, file, self.place, self.status().get("files", {}).get(file.name, ""))

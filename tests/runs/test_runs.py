@@ -74,8 +74,10 @@ def test_what_cannot_be_written_or_read_is_a_sentence_and_stays(tmp_path, call, 
 
 def test_the_hash_sees_what_changes_numbers_and_nothing_else():
     same = {**PARAMS, "preset": "other", "hyperparameters": {"lr": 0.1, "preset": "x"}}
-    others = PARAMS | {"seed": 4}, PARAMS | {"hyperparameters": {"lr": 0.2}}
-    assert parameter_hash(same) == parameter_hash(PARAMS)
+    later = PARAMS | {"hyperparameters": PARAMS["hyperparameters"] | {"validate_every": 1}}
+    others = [PARAMS | {"seed": 4}, PARAMS | {"hyperparameters": {"lr": 0.2}}]
+    others.append(PARAMS | {"hyperparameters": later["hyperparameters"] | {"validate_every": 2}})
+    assert parameter_hash(same) == parameter_hash(later) == parameter_hash(PARAMS)
     assert parameter_hash(PARAMS) not in map(parameter_hash, others)
 
 

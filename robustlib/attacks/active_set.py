@@ -7,14 +7,13 @@ from itertools import takewhile
 import torch
 from torch import Tensor, nn
 
-from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, attack_context, missed_by_bf16
 from robustlib.attacks.inputs import check_inputs, search
 from robustlib.attacks.objectives import is_adversarial, margin
 from robustlib.errors import InputError
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat
 
-NEAR = 2**-6  # margin, of the largest logit, that bf16 may hide: its sums are exact to 2**-8 or so
 VOTES = 8  # draws of a stochastic model by which two of its adversarial examples are compared
 
 
@@ -57,12 +56,6 @@ class ActiveSet:
         self.x_adv[self.active[better]], self.score[self.active[better]] = x_adv[better], score[better]
         self.active = self.active[~success]
 
-    def keep_near(self) -> None:
-        """Only examples that a search in bf16 may have missed stay active: those whose best image is within NEAR of a success."""
-        logits = self.oracle.logits(self.x_adv[self.active])
-        near = margin(logits, self.batch.y) > -NEAR * logits.abs().amax(1)
-        self.active = self.active[near]
-
 
 class IterativeAttack(BaseAttack):
     """The attacks of AutoAttack, and AutoAttack itself: rounds on an ActiveSet. Misclassified images are kept as they are."""
@@ -80,11 +73,11 @@ class IterativeAttack(BaseAttack):
 
     def _search_again(self, active_set: ActiveSet, rng: ExampleRNG) -> None:
         """In float32 what a search in bf16 may have missed."""
-        if len(active_set.active):
-            active_set.keep_near()
+        at, oracle = active_set.active, active_set.oracle
+        active_set.active = at[missed_by_bf16(oracle, active_set.x_adv[at], active_set.batch.y)]
         if len(active_set.active):
             exact, near = replace(self, precision="32-true"), active_set.batch  # type: ignore[type-var]
-            active_set.update(exact(active_set.oracle.source, near.x, near.y, rng=rng[active_set.active]))
+            active_set.update(exact(oracle.source, near.x, near.y, rng=rng[active_set.active]))
 
     def _run(self, active_set: ActiveSet) -> None:
         """All rounds, each ending in `active_set.update`."""

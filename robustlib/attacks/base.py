@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
-from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl
+from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl, margin_of
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import is_compiled
 from robustlib.errors import InputError, check_fields
@@ -25,6 +25,7 @@ from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
 Modes = Literal["eval", "train"]
+NEAR = 2**-6  # margin, of the largest logit, that bf16 may hide: its sums are exact to 2**-8 or so
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
 OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
     *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
@@ -288,6 +289,15 @@ def attack_context(
         stochastic, repeats = bool(getattr(model, "stochastic", False)), batchnorm == "eval"
         size = piece or sys.maxsize
         yield GradientOracle(model, deployed, fast, precision, first.shape[1], stochastic, piece, size, repeats)
+
+
+def missed_by_bf16(oracle: GradientOracle, x_adv: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: where the margin of the deployed model at x_adv is so near a success that rounding may have hidden it from a search."""
+    if not len(y):
+        return y.bool()
+    logits = oracle.logits(x_adv)
+    margins = margin_of(logits, y)
+    return (margins >= 0) & (margins < NEAR * logits.abs().amax(1))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Projected gradient descent, the one loop behind PGD, FGSM, the C&W margin attack, TRADES' inner attack and EOT."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import recording
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval, missed_by_bf16
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, images_like, owned, search
 from robustlib.attacks.objectives import is_adversarial
@@ -108,6 +108,11 @@ class PGD(GradientSteps):
                 value = self._score(oracle, batch[at], again)
                 better = value > score[at]
                 best[at[better]], score[at[better]] = again[better], value[better]
+            if self.early_stop and self.precision == "bf16-mixed" and not oracle.stochastic:
+                exact, at = replace(self, precision="32-true"), missed_by_bf16(oracle, best, y).nonzero()[:, 0]
+                rest: Any = {"target": target, "start": start}
+                rest = {name: given[at] for name, given in rest.items() if given is not None}
+                best[at] = exact(model, x[at], y[at], rng=rng[at], **rest)
         return best
 
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:

@@ -66,3 +66,23 @@ def test_what_bf16_cannot_tell_from_a_success_is_searched_again_in_float32(attac
     x_adv = replace(attack, precision="bf16-mixed", threat=Threat("linf", 0.1))(model, x, y)
     assert searched == [("bf16-mixed", 3), ("32-true", 1)], "margins of 1.25 %, 2.5 % and 89 % of the largest logit"
     assert (model(x_adv).argmax(1) == 0).tolist() == [False, True, True]
+
+
+def test_pgd_that_stops_early_searches_again_too(monkeypatch):
+    """Whatever of several starts: its last iterate decides."""
+    searched, ascend = [], PGD._ascend
+
+    def record(self, oracle, batch, start):
+        searched.append((self.precision, len(start)))
+        return start if self.precision == "bf16-mixed" else ascend(self, oracle, batch, start)
+
+    monkeypatch.setattr(PGD, "_ascend", record)
+    model = Linear(2, (1, 1, 2)).requires_grad_(False)
+    model.map.weight[:], model.map.bias[:] = 8 * torch.eye(2), 0
+    x, y = torch.tensor([[0.8, 0.79], [0.8, 0.78], [0.9, 0.1]]).view(3, 1, 1, 2), torch.zeros(3, dtype=torch.int64)
+    attack = PGD(Threat("linf", 0.1), early_stop=True, start="zero", precision="bf16-mixed")
+    assert (model(attack(model, x, y)).argmax(1) == 0).tolist() == [False, True, True]
+    assert searched == [("bf16-mixed", 3), ("32-true", 1)]
+    aim = 1 - y
+    x_adv = replace(attack, targeted=True)(model, x, y, target=aim, start=x)
+    assert (model(x_adv).argmax(1) == 0).tolist() == [False, True, True]

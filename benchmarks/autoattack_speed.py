@@ -9,17 +9,20 @@ in --weights).
 
 import argparse
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from side_by_side import alternate, markdown, passes_per_image, write_report
 from torch import Tensor, nn
 
-from robustlib.attacks import APGD, FAB, PGD, AutoAttack, Square, Threat
+from robustlib.attacks import APGD, FAB, PGD, AutoAttack, Square, Threat, count_passes
 from robustlib.data import Dataset, Split, load_dataset
 from robustlib.models import build_model
 from robustlib.runs.files import load_weights, save_weights
@@ -107,6 +110,7 @@ def measure(
     """One row a component: median seconds, passes, ratios, and the images each library left standing; the best known is what all of
     them together leave."""
     rows, best = [], torch.ones_like(y, dtype=torch.bool)
+    bare = {"fp32": bare_convolutions(model, x, torch.float32), "bf16": bare_convolutions(model, x, torch.bfloat16)}
     for name in (*PARTS, "all"):
         sides = {"reference": Side(model, x, y, lambda net, x, y, name=name: theirs(net, threat, options)[name](x, y))}
         for label, precision in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
@@ -114,7 +118,13 @@ def measure(
             attack = cascade if name == "all" else dict(cascade.attacks)[name]
             sides[label] = Side(model, x, y, attack)
         seconds = alternate(sides, options.rounds, x.device)
-        passes = [f"{passes_per_image(side, model, len(x)):.0f}" for side in sides.values()]
+        passes, over = [], []
+        for label, side in sides.items():
+            with count_passes() as ways:
+                passes.append(f"{passes_per_image(side, model, len(x)):.0f}")
+            if label in bare:
+                both = ways["forward"] * bare[label][0] + ways["backward"] * bare[label][1]
+                over.append(f"{2 * seconds[label] / both:.2f}")  # the passes of two calls
         for side in sides.values():
             best = best & side.standing
         standing = {label: side.standing for label, side in sides.items()}
@@ -125,6 +135,7 @@ def measure(
                 "reference (s)": f"{seconds['reference']:.1f}",
                 "fp32 is faster by": f"{seconds['reference'] / seconds['fp32']:.2f}x",
                 "bf16 is faster by": f"{seconds['reference'] / seconds['bf16']:.2f}x",
+                "of the bare convolutions' time: fp32, bf16": ", ".join(over),
                 "passes per image: reference, fp32, bf16": ", ".join(passes),
                 "left standing: reference, fp32, bf16": ", ".join(str(int(flags.sum())) for flags in standing.values()),
                 "other verdicts than the reference: fp32, bf16": ", ".join(map(str, others)),
@@ -132,6 +143,39 @@ def measure(
         )
         print(rows[-1], flush=True)
     return [{**row, "best known": int(best.sum())} for row in rows]
+
+
+def bare_convolutions(model: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds for an image that the model's convolutions alone take, channels last: forward, and the gradient by their inputs."""
+    met: list[tuple[nn.Conv2d, torch.Size]] = []
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [conv.register_forward_hook(lambda conv, given, _: met.append((conv, given[0].shape))) for conv in convs]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    forward = backward = 0.0
+    for conv, shape in met:
+        given = torch.rand(shape, device=x.device).to(dtype, memory_format=torch.channels_last)
+        weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+        how: Any = (conv.stride, conv.padding, conv.dilation)
+        slope = F.conv2d(given, weight, None, *how)
+        by_input = (None, *how, False, (0, 0), 1, (True, False, False))
+        forward += seconds_of(partial(F.conv2d, given, weight, None, *how), x.device)
+        backward += seconds_of(partial(torch.ops.aten.convolution_backward, slope, given, weight, *by_input), x.device)
+    return forward / len(x), backward / len(x)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """The fastest of ten calls after a first one."""
+    times = []
+    for _ in range(11):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 @dataclass

@@ -22,7 +22,7 @@ ASKED = dict.fromkeys(("expected", "single", "worst"), SHARE)
 LOOK = {"attack": str, "split": str, "n?": int, "index": [int], "correct": [bool], "distance": [MAYBE]}
 
 # A shape is a type or several, [the shape of each element, or of so many], or {key: shape}: "key?" may be missing, "key??" may
-# be empty too, and {str: shape} takes any other keys.
+# be empty too, "key!" must hold something, and {str: shape} takes any other keys.
 SHAPES: Mapping[str, Any] = {
     "params.json": {
         **{"method": str, "dataset": str, "arch": str, "seed": int, "hyperparameters?": {"preset?": (str, NoneType)}},
@@ -34,7 +34,7 @@ SHAPES: Mapping[str, Any] = {
         **{"wall_seconds?": NUMBER, "peak_memory_mb?": NUMBER},
     },
     "results.json": {
-        **{"n": int, "threat": str, "checkpoint": str, "split?": str, "rows": [ROW], "last??": {"rows": [ROW]}},
+        **{"n": int, "threat": str, "checkpoint": str, "split?": str, "rows!": [ROW], "last??": {"rows!": [ROW]}},
         **{"curve?": [{"eps": NUMBER, "accuracy": NUMBER}], "steps_curve?": [{"steps": int, "accuracy": NUMBER}]},
         **{"cascade?": [STEP], "budget?": {"images": int}, "transfer?": {str: str}, "plateau?": PLATEAU},
         **{"numerics?": {str: int}, "files?": {str: str}},
@@ -72,8 +72,9 @@ def _misfit(value: Any, shape: Any) -> str:
     if isinstance(shape, list) and isinstance(value, list) and len(shape) in (1, len(value)):
         parts = [(f"[{k}]", item, shape[k % len(shape)]) for k, item in enumerate(value)]
     elif isinstance(shape, dict) and isinstance(value, dict):
-        keys = {key.rstrip("?"): key for key in shape if key is not str}
-        if lacking := [name for name, key in keys.items() if name == key and name not in value]:
+        keys = {key.rstrip("?!"): key for key in shape if key is not str}
+        needed = [name for name, key in keys.items() if key[-1] != "?"]
+        if lacking := [name for name in needed if name not in value or (value[name] == [] and keys[name] != name)]:
             return f" has no {lacking[0]!r}"
         told = ((name, item, keys.get(name, str)) for name, item in value.items())
         parts = [(f".{n}", x, shape[k]) for n, x, k in told if k in shape and (x or k is str or k[-2:] != "??")]

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from robustlib.errors import InputError, shown
 
@@ -75,6 +76,9 @@ def check_model(model: object) -> None:
     """Raises InputError for what is no module, and for weights that were made in inference mode."""
     if not isinstance(model, Module):
         raise InputError(f"{shown(model)} is no model: give a torch.nn.Module, images -> logits (B, K).")
-    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+    tensors = (*model.parameters(), *model.buffers())
+    if any(map(is_lazy, tensors)):
+        raise InputError("The model has layers without weights yet, such as LazyLinear: call it on some images first.")
+    if any(tensor.is_inference() for tensor in tensors):
         remedy = "make it outside of that, e.g. under torch.no_grad()"
         raise InputError(f"The model was made under torch.inference_mode(), which allows no gradients: {remedy}.")

@@ -310,6 +310,7 @@ def test_models_that_cannot_be_attacked_are_a_sentence():
         (made, r"under torch.inference_mode\(\).*torch.no_grad\(\)"),
         (Linear, "Linear'> is no model: give a torch.nn.Module"),
         (lambda x: x, "is no model"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), "layers without weights yet.*: call it on some images first"),
     ):
         for attack in (PGD(LINF), APGD(LINF), BatchPGD(LINF)):
             with pytest.raises(InputError, match=says):

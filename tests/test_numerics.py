@@ -63,7 +63,13 @@ def test_a_method_names_what_makes_its_numbers():
 )
 def test_a_run_is_stale_where_a_version_moved(tmp_path, method, facts, results, words):
     params = {"method": method, "dataset": "digits", "arch": "mlp", "seed": 0}
-    results = {"n": 1, "threat": "Linf 0.2", "checkpoint": "best", "rows": [], **results}
+    results = {
+        "n": 1,
+        "threat": "Linf 0.2",
+        "checkpoint": "best",
+        "rows": [{"attack": "clean", "accuracy": 1.0}],
+        **results,
+    }
     run = Run.of(params, tmp_path)
     for name, content in (("params", params), ("provenance", facts), ("results", results)):
         write_json(run.path / f"{name}.json", content)

@@ -297,7 +297,7 @@ def test_a_study_measures_what_its_claims_need(tmp_path, monkeypatch):
             raise InputError("not on these images.")
 
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.jobs"], "measure_unseen", measure)
-    results = {"n": 6, "rows": [], "threat": "Linf 0.2", "checkpoint": "best"}
+    results = {"n": 6, "rows": [{"attack": "clean", "accuracy": 1.0}], "threat": "Linf 0.2", "checkpoint": "best"}
     judged = [finished_run(tmp_path, "a", seed, {"results": results}) for seed in (0, 1)]
     runs = [*judged, with_unseen(tmp_path, "pgd_at", 0, l2=0.5), Run(tmp_path / "none")]
     options = experiments.Options(device="cpu")

@@ -77,7 +77,7 @@ def _misfit(value: Any, shape: Any) -> str:
         if lacking := [name for name in needed if name not in value or (value[name] == [] and keys[name] != name)]:
             return f" has no {lacking[0]!r}"
         told = ((name, item, keys.get(name, str)) for name, item in value.items())
-        parts = [(f".{n}", x, shape[k]) for n, x, k in told if k in shape and (x or k is str or k[-2:] != "??")]
+        parts = [(f".{n}", x, shape[k]) for n, x, k in told if k in shape and (x != {} or k is str or k[-2:] != "??")]
     else:
         return "" if type(value) in (shape if isinstance(shape, tuple) else (shape,)) else f" is {str(value)[:40]!r}"
     odd = ((at, item, part) for at, item, part in parts if type(item) is not part)

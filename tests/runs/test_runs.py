@@ -221,6 +221,7 @@ def test_a_file_of_another_run_is_not_believed(stored, tmp_path, name):
         ("status.json", {"state": 1}, "it.state is '1'"),
         ("results.json", {"rows": [{"attack": "clean", "accuracy": True}]}, r"it.rows\[0\].accuracy is 'True'"),
         ("results.json", {"rows": []}, "it has no 'rows'"),
+        ("results.json", {"last": []}, r"it.last is '\[\]'"),
         ("results.json", {"last": {"rows": []}}, "it.last has no 'rows'"),
         ("results.json", {"last": {"rows": None}}, "it.last.rows is 'None'"),
         ("results.json", {"numerics": {"attacks/pgd": "1"}}, "it.numerics.attacks/pgd is '1'"),

@@ -8,7 +8,7 @@ from robustlib.attacks.fab import FAB
 from robustlib.attacks.objectives import OBJECTIVES
 from robustlib.attacks.passes import count_passes
 from robustlib.attacks.pgd import FGSM, PGD, PGDEOT, BatchPGD
-from robustlib.attacks.precision import fastest_precision, in_precision
+from robustlib.attacks.precision import bf16_gain, fastest_precision, in_precision
 from robustlib.attacks.square import Square
 from robustlib.attacks.stadv import StAdv
 from robustlib.attacks.tangent import Tangent

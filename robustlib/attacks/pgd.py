@@ -94,17 +94,17 @@ class PGD(GradientSteps):
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
             reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
-            first = self._start(x, rng.fold_in(0)) if start is None else start
+            first, steps = self._first(model, x, y, rng.fold_in(0)) if start is None else (start, self.steps)
             # Folded weights keep their addresses; evaluations are not worth a graph.
             folded = x.device.type in recording.DEVICES and trains and oracle.fast is not model
             recorded = folded and not self.early_stop and target is None and is_compiled(oracle.fast)
-            best = (self._replayed if recorded else self._ascend)(oracle, batch, first)
+            best = (self._replayed if recorded else self._ascend)(oracle, batch, first, steps)
             score = self._score(oracle, batch, best) if self.restarts > 1 else torch.empty(0)
             for restart in range(1, self.restarts):  # a success stays what it is
                 at = ((score < torch.inf) | (self.batchnorm == "train")).nonzero()[:, 0]
                 if not len(at):
                     break
-                again = self._ascend(oracle, batch[at], self._start(x[at], rng[at].fold_in(restart)))
+                again = self._ascend(oracle, batch[at], *self._first(model, x[at], y[at], rng[at].fold_in(restart)))
                 value = self._score(oracle, batch[at], again)
                 better = value > score[at]
                 best[at[better]], score[at[better]] = again[better], value[better]
@@ -115,6 +115,15 @@ class PGD(GradientSteps):
                 best[at] = exact(model, x[at], y[at], rng=rng[at], **rest)
         return best
 
+    def _first(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRNG) -> tuple[Tensor, int]:
+        """The first iterate and how many steps are left from there: a step fewer where the first one needs float32, as bf16 knows
+        neither x + 0.001 N(0, I) from x nor their logits, whose difference is the KL divergence's gradient."""
+        start = self._start(x, rng)
+        if self.objective != "kl" or self.precision == "32-true" or self.start == "uniform":
+            return start, self.steps
+        exact = replace(self, steps=1, restarts=1, early_stop=False, precision="32-true")
+        return exact(model, x, y, rng=rng, start=start), self.steps - 1
+
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:
         if self.start == "zero":
             return x
@@ -122,19 +131,19 @@ class PGD(GradientSteps):
             return self.threat.project(x + GAUSSIAN_SCALE * rng.normal(*x.shape[1:]).to(x.dtype), x)
         return uniform_point(self.threat, x, rng).to(x.dtype)
 
-    def _replayed(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
+    def _replayed(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, steps: int) -> Tensor:
         """As `_ascend`, all its steps as one CUDA graph."""
 
         def run(start: Tensor, x: Tensor, y: Tensor, reference: Tensor | None = None) -> Tensor:
-            return self._ascend(oracle, AttackBatch(x, y, None, reference), start)
+            return self._ascend(oracle, AttackBatch(x, y, None, reference), start, steps)
 
         rest = () if batch.reference is None else (batch.reference,)
         return replayed(oracle.fast, self, run, start, batch.x, batch.y, *rest)
 
-    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor) -> Tensor:
+    def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, steps: int) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first adversarial one."""
         x_adv, active, now = start.clone(), torch.arange(len(start), device=start.device), start
-        for _ in range(self.steps):
+        for _ in range(steps):
             gradient, logits = oracle.gradient(now, batch.objective(self.objective), self.eot)
             if self.early_stop:
                 success = oracle.success_mask(now, logits, batch.y, batch.target)

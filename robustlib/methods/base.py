@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
 from robustlib.errors import Count, InputError, Length, NonNegative, ShareBelowOne, Whole, check_known, options, typed
-from robustlib.methods.preset import preset_dataset, preset_values
+from robustlib.methods.preset import load_preset, preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
 from robustlib.runs import Run
 from robustlib.threat import Norm, Threat
@@ -115,6 +115,11 @@ class Method:
         Comparisons are fair at equal numbers of them. An upper bound: ARREST leaves some out. Forward passes alone do not count.
         """
         return 0
+
+    @property
+    def precision(self) -> str:
+        """What its preset is made for: "32-true", "bf16-mixed" or "auto"."""
+        return str(load_preset(self.preset or PAPER_PRESET).get("precision", "auto"))
 
     @property
     def numerics(self) -> tuple[str, ...]:

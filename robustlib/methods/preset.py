@@ -25,7 +25,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Mapping[str, Any]:
-    """{"title", "dataset", "test_examples", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}."""
+    """{"title", "dataset", "test_examples", "precision", "report": [...], "randomised": {...}, "unseen": {...}, "common": {...}, <method>: {...}, ...}."""
     return _content(check_known("preset", name, preset_names()))
 
 

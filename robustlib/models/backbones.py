@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -113,9 +113,7 @@ class ResNet(nn.Module):
         for part, module in network.named_children():
             setattr(self, part, module)
         self.fc = nn.Identity()  # the classifier's head is outside the encoder
-        for block in network.modules():
-            if hasattr(block, "conv2"):
-                block.folds = tuple((f"conv{k}", f"bn{k}") for k in (1, 2, 3) if hasattr(block, f"conv{k}"))
+        _name_folds(network)
         self.layer4 = GatedStage(*network.layer4)
         channels, height, width = image_shape
         if max(height, width) <= LARGEST_SMALL:
@@ -131,6 +129,40 @@ class ResNet(nn.Module):
             x = self.get_submodule(part)(x)
         x = self.layer4(x, gate)
         return self.get_submodule("avgpool")(x).flatten(1) if gate is None else x.mean((2, 3))
+
+
+class ResNet8(nn.Module):
+    """ResNet-8 (He et al. 2016, section 4.2 with n = 1) for images of 16 to 64 pixels on CPUs: x (B, C, H, W) -> features (B, 4 width).
+
+    Its stem is 4 x 4 with stride 2: all that follows has a quarter of the positions. Then three stages of one block, of `width`,
+    twice and four times as many channels; there 16, 32 and 64.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3")
+    gates: ClassVar[int] = 1
+
+    def __init__(self, image_shape: Sequence[int], width: int) -> None:
+        from torchvision.models.resnet import BasicBlock
+
+        super().__init__()
+        widths, self.out_features = (width, width, 2 * width, 4 * width), 4 * width
+        convolution = nn.Conv2d(image_shape[0], width, 4, stride=2, padding=1, bias=False)
+        self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        for name, (inputs, outputs) in zip(self.stages, pairwise(widths), strict=True):
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs)
+            same = inputs == outputs
+            block = BasicBlock(inputs, outputs, 1 if same else 2, None if same else nn.Sequential(*shortcut))
+            setattr(self, name, GatedStage(block))
+        _name_folds(self)
+        _start_convolutions(self)
+
+    def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
+        """Features (B, out_features); a `gate` follows the last stage."""
+        x = self.stem(x)
+        for name in self.stages[:-1]:
+            x = self.get_submodule(name)(x)
+        x = self.get_submodule(self.stages[-1])(x, gate)
+        return spatial_mean(x) if gate is None else x.mean((2, 3))
 
 
 class PreActBlock(nn.Module):
@@ -177,9 +209,7 @@ class PreActResNet(nn.Module):
         self.bn = nn.BatchNorm2d(widths[-1])
         self.relu = nn.ReLU(inplace=True)
         self.out_features, self.gates = widths[-1], min(blocks, GATES)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _start_convolutions(self)
 
     def forward(self, x: Tensor, gate: Gate | None = None) -> Tensor:
         """Features (B, out_features); a `gate` takes each of the last two blocks' maps after the final BatchNorm and ReLU."""
@@ -190,3 +220,17 @@ class PreActResNet(nn.Module):
         if gate is None:
             return spatial_mean(self.relu(self.bn(last(x))))
         return last(x, lambda z: gate(self.relu(self.bn(z)))).mean((2, 3))
+
+
+def _name_folds(network: nn.Module) -> None:
+    """Says of torchvision's blocks which BatchNorm directly follows which convolution."""
+    block: Any
+    for block in network.modules():
+        if hasattr(block, "conv2"):
+            block.folds = tuple((f"conv{k}", f"bn{k}") for k in (1, 2, 3) if hasattr(block, f"conv{k}"))
+
+
+def _start_convolutions(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

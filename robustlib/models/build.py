@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from robustlib.errors import InputError, Maps, Width, check_known, typed
-from robustlib.models.backbones import MLP, PreActResNet, ResNet, SmallCNN
+from robustlib.models.backbones import MLP, PreActResNet, ResNet, ResNet8, SmallCNN
 from robustlib.models.branches import Disentangled, Projected, SelfSupervised
 from robustlib.models.classifier import Classifier, ImageSpec
 from robustlib.models.purified import Purified, RandomTransform
@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "mlp_8": partial(MLP, hidden=(8,)),  # its toys: XOR
     "mlp_8_8_8": partial(MLP, hidden=(8, 8, 8)),  # and the sinusoid
     "small_cnn": SmallCNN,
+    "resnet8_w48": partial(ResNet8, width=48),
     **{name: partial(ResNet, name=name) for name in ("resnet18", "resnet34", "resnet50")},
     "preact_resnet18": partial(PreActResNet, widths=(64, 64, 128, 256, 512), blocks=2),  # as Rice et al. 2020 train it
     "wrn28_10": partial(PreActResNet, widths=(16, 160, 320, 640), blocks=4),

@@ -51,7 +51,7 @@ def fit(
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU where there is one).
-        precision: "32-true", "bf16-mixed" or "auto" (bf16-mixed on GPUs).
+        precision: "32-true", "bf16-mixed" or "auto" (the preset's, if it names one; else bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the encoder and the copies of it that attacks run on with torch.compile, on a CPU only where a trial at the
             start shows a gain (`compile_speed_up` in provenance.json); its numbers differ by rounding, so such a run is another.
@@ -61,7 +61,7 @@ def fit(
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     torch_device = resolve_device(device)
-    precision = resolve_precision(precision, torch_device)
+    precision = resolve_precision(precision, torch_device, method.precision)
     if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
         raise unknown("architecture", arch, ARCHITECTURES)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
@@ -100,9 +100,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """ "32-true" or "bf16-mixed"; "auto" takes bf16 on GPUs."""
-    if name == "auto":
+def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> Precision:
+    """ "32-true" or "bf16-mixed"; "auto" takes the `usual` one, a preset's, and where that is "auto" too bf16 on GPUs."""
+    if (name := usual if name == "auto" else name) == "auto":
         return "bf16-mixed" if device.type == "cuda" else "32-true"
     if name not in ("32-true", "bf16-mixed"):
         raise InputError(f"Unknown precision {shown(name)}: use 'auto', '32-true' or 'bf16-mixed'.")

@@ -1,6 +1,7 @@
 """PGD against what is known: analytic optima, invariants, peers, and the promises of its docstring."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation import valid
 from robustlib.losses import nt_xent
 from robustlib.rng import uniform_point
-from tests.attacks.conftest import generator
+from tests.attacks.conftest import batch, generator
 from tests.conftest import Linear
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.3)
@@ -87,6 +88,19 @@ def test_nan_gradients_leave_the_image_whole():
     x = inner_images()
     x_adv = PGD(LINF, start="zero")(Undefined(), x, torch.zeros(6, dtype=torch.int64))
     assert torch.equal(x_adv, x)
+
+
+def test_in_bf16_the_kl_attack_leaves_the_image_as_in_float32(conv_net):
+    """x + 0.001 N(0, I) is x in bf16, and its logits are those of x: the first step would follow rounding."""
+    (x, y), threat = batch(), Threat("linf", 8 / 255)
+    bf16 = PGD(threat, 1, objective="kl", start="gaussian", precision="bf16-mixed")
+    exact = replace(bf16, precision="32-true")
+    assert torch.equal(*(attack(conv_net, x, y, generator=generator()) for attack in (bf16, exact)))
+    far = [replace(attack, steps=3, restarts=2)(conv_net, x, y, generator=generator()) for attack in (bf16, exact)]
+    assert not torch.equal(*far)  # the other steps are in bf16
+    with torch.no_grad():
+        reached = [kl(conv_net(x_adv), conv_net(x)).mean().item() for x_adv in far]
+    assert reached[0] == pytest.approx(reached[1], rel=0.05)
 
 
 def test_random_numbers_are_a_hash_in_three_forms():

@@ -22,7 +22,7 @@ def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
         slow = 9 if len(met) <= 2 or len(met) == 5 else 1  # the first of each warms up, and once the machine is busy
         return slow * (half if attack.precision == "bf16-mixed" else 1.0)
 
-    monkeypatch.setattr(module, "_fastest", {})
+    monkeypatch.setattr(module, "_gains", {})
     monkeypatch.setattr(module, "_seconds", seconds)
     x = torch.rand(4, 3, 8, 8)
     assert fastest_precision(ConvNet().eval(), x) == chosen
@@ -34,7 +34,7 @@ def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
 
 
 def test_the_measurement_runs_and_draws_no_numbers_of_others(monkeypatch):
-    monkeypatch.setattr(module, "_fastest", {})
+    monkeypatch.setattr(module, "_gains", {})
     model, x = ConvNet().eval(), torch.rand(4, 3, 8, 8)
     model(x)
     before = torch.get_rng_state()
@@ -72,9 +72,9 @@ def test_pgd_that_stops_early_searches_again_too(monkeypatch):
     """Whatever of several starts: its last iterate decides."""
     searched, ascend = [], PGD._ascend
 
-    def record(self, oracle, batch, start):
+    def record(self, oracle, batch, start, steps):
         searched.append((self.precision, len(start)))
-        return start if self.precision == "bf16-mixed" else ascend(self, oracle, batch, start)
+        return start if self.precision == "bf16-mixed" else ascend(self, oracle, batch, start, steps)
 
     monkeypatch.setattr(PGD, "_ascend", record)
     model = Linear(2, (1, 1, 2)).requires_grad_(False)

@@ -21,10 +21,11 @@ from tests.training_fixtures import staged, step_context
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_preset_makes_every_method_and_sets_only_what_exists(preset):
     content = load_preset(preset)
-    facts = {"title", "dataset", "test_examples", "report", "randomised", "unseen", "common"}
+    facts = {"title", "dataset", "test_examples", "precision", "report", "randomised", "unseen", "common"}
     assert set(content) - facts == set(METHODS), "each needs a section"
     assert set(content["common"]) <= {f.name for kind in METHODS.values() for f in fields(kind)}
     assert set(content["report"]) <= set(METHODS)
+    assert content.get("precision", "auto") in ("auto", "32-true", "bf16-mixed")
     assert preset_dataset(preset)
     for name in METHODS:
         assert (make_method(name, preset).preset, make_method(name, preset).name) == (preset, name)

@@ -47,7 +47,11 @@ def test_every_architecture_takes_every_data_sets_images(arch, shape):
 
 
 RESNET = [(32, 32, 4), (64, 64, 8), (65, 17, 3), (160, 40, 5)]
-SIZES = [*(("resnet18", *sizes) for sizes in RESNET), *(("small_cnn", *sizes) for sizes in ((15, 15, 8), (16, 16, 4)))]
+SIZES = [
+    ("resnet8_w48", 32, 16, 4),
+    *(("resnet18", *sizes) for sizes in RESNET),
+    *(("small_cnn", *sizes) for sizes in ((15, 15, 8), (16, 16, 4))),
+]
 
 
 @pytest.mark.parametrize(("arch", "size", "first", "last"), SIZES)
@@ -60,7 +64,7 @@ def test_strides_suit_the_image(arch, size, first, last):
     assert seen == [first, last]
 
 
-@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "preact_resnet18"])
+@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet8_w48", "resnet18", "preact_resnet18"])
 def test_logits_and_input_gradients_are_sane(arch):
     torch.manual_seed(0)
     model = build_model(arch, spec((3, 16, 16)))
@@ -82,7 +86,7 @@ def test_normalisation_is_inside_and_saved(digits):
     assert [*state["mean"].flatten(), *state["std"].flatten()] == pytest.approx([*digits.mean, *digits.std])
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "preact_resnet18", "wrn28_10"])
+@pytest.mark.parametrize("arch", ["resnet8_w48", "resnet18", "resnet50", "preact_resnet18", "wrn28_10"])
 def test_declared_folds_are_convolutions_that_feed_their_norm(arch):
     model = on_meta(arch)
     produced, consumed, pairs = {}, {}, []
@@ -93,13 +97,30 @@ def test_declared_folds_are_convolutions_that_feed_their_norm(arch):
             module.register_forward_hook(lambda module, args, out, name=name: consumed.update({name: args[0]}))
         pairs += [(f"{name}.{conv}", f"{name}.{norm}") for conv, norm in getattr(module, "folds", ())]
     model(torch.empty(2, 3, 32, 32, device="meta"))
-    assert len(pairs) >= 8
+    assert len(pairs) >= 6
     for conv, norm in pairs:
         assert produced[conv] is consumed[norm], (conv, norm)
 
 
+def test_resnet8_is_three_residual_blocks_behind_a_stem_of_stride_2():
+    """He et al. 2016, section 4.2: y = ReLU(F(x) + W_s x), F two 3 x 3 convolutions with BatchNorm, W_s a 1 x 1 where the shape changes."""
+    torch.manual_seed(0)
+    encoder, x = build_model("resnet8_w48", spec((3, 16, 16))).eval().encoder, torch.rand(2, 3, 16, 16)
+    assert sum(weight.numel() for weight in encoder.parameters()) == 690_912
+    z = encoder.stem(x)
+    assert z.shape == (2, 48, 8, 8)
+    for name in encoder.stages:
+        (block,) = getattr(encoder, name)
+        inner = block.bn2(block.conv2(block.bn1(block.conv1(z)).relu()))
+        shortcut = z if block.downsample is None else block.downsample(z)
+        z = (inner + shortcut).relu()
+    torch.testing.assert_close(encoder(x), z.mean((2, 3)))
+
+
 @pytest.mark.parametrize("padding_mode", ["circular", "zeros"])
-@pytest.mark.parametrize(("arch", "shift"), [("small_cnn", 4), ("resnet18", 8), ("preact_resnet18", 8)])
+@pytest.mark.parametrize(
+    ("arch", "shift"), [("small_cnn", 4), ("resnet8_w48", 8), ("resnet18", 8), ("preact_resnet18", 8)]
+)
 def test_a_circular_network_does_not_see_a_cyclic_shift(arch, shift, padding_mode):
     model, x = build_model(arch, spec((3, 16, 16)), padding_mode=padding_mode).eval(), torch.rand(2, 3, 16, 16)
     same = torch.allclose(model.features(x), model.features(x.roll((shift, -shift), (2, 3))), atol=1e-4)

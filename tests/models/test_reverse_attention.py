@@ -77,7 +77,7 @@ def test_every_convolutional_architecture_takes_gates_and_keeps_its_weights(arch
     with torch.device("meta"):
         plain, model = (build_model(arch, spec((1, 8, 8)), reverse_attention=on) for on in (False, True))
         seen = model.attend(torch.empty(2, 1, 8, 8))
-    gates = 1 if arch == "small_cnn" else 2
+    gates = 1 if arch in ("small_cnn", "resnet8_w48") else 2
     assert [tuple(p.shape) for p in (seen.logits, *seen.auxiliary)] == [(2, 10)] * (gates + 1)
     assert [tuple(g.shape) for g in (*seen.before, *seen.after)] == [(2, model.head.in_features)] * 2 * gates
     assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]

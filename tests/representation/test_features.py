@@ -35,7 +35,7 @@ UNUSED = nn.Flatten()
 UNUSED.spare = nn.Linear(2, 2)  # that it does not call
 
 
-@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet18", "preact_resnet18"])
+@pytest.mark.parametrize("arch", ["mlp", "small_cnn", "resnet8_w48", "resnet18", "preact_resnet18"])
 def test_every_listed_layer_has_features(arch, digits):
     model = build_model(arch, digits)
     names = layers(model)

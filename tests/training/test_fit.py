@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from robustlib.errors import InputError
-from robustlib.methods import make_method
+from robustlib.methods import load_preset, make_method
 from robustlib.runs import Run, find_runs, write_json
 from robustlib.training import fit, loop
 from robustlib.training.fit import run_params
@@ -38,6 +38,29 @@ def test_a_finished_run_is_returned_at_once_and_rerun_makes_it_anew(finished, tm
     assert (finished.path / "model.safetensors").stat().st_mtime_ns == stamp
     train(ONCE, few, tmp_path, rerun=True)
     assert (finished.path / "model.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_auto_precision_is_the_presets_and_then_the_devices(few, tmp_path, monkeypatch):
+    preset = load_preset("digits")
+    for named, asked, used in (
+        ("bf16-mixed", "auto", "bf16-mixed"),
+        ("bf16-mixed", "32-true", "32-true"),
+        ("", "auto", "32-true"),
+    ):
+        monkeypatch.setattr(
+            "robustlib.methods.base.load_preset", lambda _, named=named: preset | {"precision": named or "auto"}
+        )
+        assert fit(ONCE, few, root=tmp_path, precision=asked, progress=False).params()["precision"] == used
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.3, ["3.3 times as long as in float32"]), (1.7, [])])
+def test_bf16_that_costs_more_than_float32_is_said_and_goes_on(few, tmp_path, monkeypatch, gain, said):
+    monkeypatch.setattr(loop, "bf16_gain", lambda model, x: gain)
+    for precision, wanted in (("bf16-mixed", said), ("32-true", [])):
+        run = train(ONCE, few, tmp_path, precision=precision)
+        found = run.metrics()["warnings"].explode().dropna()
+        assert [w for w in found if "bf16" in w] == [w for w in found if any(part in w for part in wanted)]
+        assert (len([w for w in found if "bf16" in w]), run.finished) == (len(wanted), True)
 
 
 @pytest.mark.parametrize("old", [{"changes": {"as": "the preset was then"}}, {"changed": "as=the preset was then"}])

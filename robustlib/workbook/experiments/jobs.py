@@ -99,11 +99,12 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     check_number(len(variants) * len(seeds), "These methods, parameters and seeds ask")
     seeds = [typed(seed, Whole, "seed") for seed in seeds]
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
-    precision = resolve_precision(options.precision, resolve_device(options.device))
+    device = resolve_device(options.device)
     name = options.dataset or load_preset(options.preset)["dataset"]
     dataset = load_dataset(name, root=options.data_root or None, download=options.download)
     jobs = {}  # by run directory: changes that restate the preset make no second run
     for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
+        precision = resolve_precision(options.precision, device, method.precision)
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
         overrides = [f"{key}={value}" for key, value in changes.items()]
         parameters = {"method": method.name, "seed": seed, "overrides": overrides, "test_examples": options.examples}

@@ -8,11 +8,13 @@ import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustlib.data import load_dataset
+from robustlib.data import DATASETS, load_dataset
+from robustlib.data.sources import Arrays
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: children of tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +67,14 @@ class Hidden(nn.Module):
 
 def spec(shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> SimpleNamespace:
     return SimpleNamespace(num_classes=classes, image_shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+
+
+def made_up(patch: pytest.MonkeyPatch, name: str, shape: tuple[int, int, int], classes: int) -> None:
+    """A data set that is not here becomes random images of that shape, five of each class."""
+    labels = np.arange(5 * classes) % classes
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), *shape), dtype=np.uint8)
+    arrays = Arrays((images, labels), (images[:classes], labels[:classes]), tuple(map(str, range(classes))))
+    patch.setitem(DATASETS, name, replace(DATASETS[name], read=lambda *_: arrays, embedded=True))
 
 
 @pytest.fixture

@@ -234,6 +234,7 @@ def run(
 def study(
     shared: Shared,
     file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
+    seeds: Annotated[str, Option(help="Only these of its seeds: 0-2 or 0,3,5.")] = "",
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
@@ -243,13 +244,17 @@ def study(
 
     robustlib study digits-claims runs a study that comes with robustlib: what papers claim, on eight seeds.
     """
-    from robustlib.workbook.experiments import read_study
+    from robustlib.workbook.experiments import parse_seeds, read_study
 
-    _run(read_study(file), shared)
+    asked = read_study(file)
+    chosen = parse_seeds(seeds) if seeds else asked.seeds
+    for seed in chosen:
+        check_known(f"seed of {file}", str(seed), [*map(str, asked.seeds)])
+    _run(asked, shared, chosen)
 
 
-def _run(study: "Study", shared: Shared) -> None:
-    """Plans the runs of a study; then makes them, or shows them and stops."""
+def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
+    """Plans the runs of a study, or those of some of its `seeds`; then makes them, or shows them and stops."""
     from robustlib.workbook import console
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Options, plan
@@ -257,7 +262,7 @@ def _run(study: "Study", shared: Shared) -> None:
     check_limits(shared.jobs, shared.timeout, shared.engine)
     asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
-    jobs = plan(study.variants, study.seeds, options)
+    jobs = plan(study.variants, seeds or study.seeds, options)
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         say(text, "Warning", "bold yellow")
     if shared.dry_run:

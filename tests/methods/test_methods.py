@@ -1,20 +1,20 @@
 """Methods: their settings against bad input, and presets against both."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from robustlib.data import DATASETS, load_dataset
-from robustlib.data.sources import Arrays
+from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.methods.preset import load_preset, parse_overrides, preset_dataset, preset_names
 from robustlib.models import build_model
 from robustlib.workbook import tables
+from tests.conftest import made_up
 from tests.training_fixtures import staged, step_context
 
 
@@ -40,11 +40,8 @@ def random_images(preset):
     kinds = {"cifar100": ((3, 32, 32), 100), "tiny-imagenet": ((3, 64, 64), 200), "imagenette": ((3, 80, 80), 10)}
     name = preset_dataset(preset)
     shape, classes = kinds[name]
-    labels = np.arange(5 * classes) % classes
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), *shape), dtype=np.uint8)
-    arrays = Arrays((images, labels), (images[:classes], labels[:classes]), tuple(map(str, range(classes))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, name, replace(DATASETS[name], read=lambda *_: arrays, embedded=True))
+        made_up(patch, name, shape, classes)
         return load_dataset(name)
 
 

@@ -336,6 +336,32 @@ def test_a_study_claims_only_what_it_trains(tmp_path: Path) -> None:
         claims({"trades": None})
 
 
+def test_a_study_may_ask_another_ones_claims_of_its_own_runs(tmp_path: Path) -> None:
+    theirs, file = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    both = [{"name": name, **PAPER, "variant": "trades", "than": "pgd_at epochs=2"} for name in ("x", "y")]
+    theirs.write_text(json.dumps({"methods": {"trades": None, "pgd_at": {"epochs": 2}}, "claims": both}))
+
+    def claims(*own: object, **facts: object) -> list[Claim]:
+        rows = [{"study": str(theirs), **facts}, *own]
+        file.write_text(json.dumps({"methods": ["trades", "pgd_at"], "claims": rows}))
+        return read_study(file).claims
+
+    own, instead = {"name": "y", **PAPER, "variant": "pgd_at", "than": "trades"}, {"pgd_at epochs=2": "pgd_at"}
+    first = claim(name="x", variant="trades", than="pgd_at")
+    assert claims(own, instead=instead, without=["y"]) == [first, claim(**own)]
+    for facts, said in (
+        ({"without": ["y"]}, "Unknown variant of the claim 'x'"),
+        ({"instead": instead, "without": ["z"]}, "Unknown claim of .*theirs.yaml.*'z'"),
+        ({"instead": ["pgd_at"]}, "without as a list of claims, instead as variant: variant"),
+        ({"istead": instead}, "Did you mean 'instead'"),
+        ({"study": 3}, "write study as a name"),
+        ({"study": str(file)}, "takes its claims from itself"),
+        ({"instead": instead}, "two claims called 'y'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            claims(own, **facts)
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [

@@ -23,6 +23,7 @@ from robustlib.workbook.cli import main
 from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
 from robustlib.workbook.task import Task
 from tests import ROOT
+from tests.conftest import made_up
 from tests.workbook import finished_run, wait_for
 
 COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
@@ -154,6 +155,7 @@ def test_help_is_light_and_fits_100_columns() -> None:
         ("run --sed 1", "No such option: --sed"),
         ("study digit-claims", "Cannot read the study digit-claims"),
         ("study nowhere.yaml", "or digits-claims"),
+        ("study digits-claims --seeds 1,9", "Unknown seed of digits-claims '9'"),
         ("evaluate nowhere", "nowhere holds no run"),
         ("evaluate nowhere --suite refrence", "Unknown suite 'refrence'. Did you mean 'reference'?"),
         ("report", "There are no finished runs in runs"),
@@ -226,8 +228,15 @@ def test_a_study_is_a_grid_or_a_list(tmp_path: Path) -> None:
     assert read_study(file).variants == [(name, {"lr": 0.1, **own}) for name, own in [*variants, ("pgd_at", {})]]
 
 
+def test_of_a_study_some_seeds_may_be_asked_for(call) -> None:
+    code, out, _ = call("study", "spectral-network", "--seeds", "1-2", "--dry-run")
+    number = len(read_study("spectral-network").variants)
+    assert (code, *(out.count(f"· seed {seed}") for seed in range(3))) == (0, 0, number, number)
+
+
 @pytest.mark.parametrize("name", study_names())
-def test_built_in_studies_can_be_planned(call, name: str) -> None:
+def test_built_in_studies_can_be_planned(call, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, "cifar10", (3, 32, 32), 10)
     code, out, _ = call("study", name, "--dry-run")
     study = read_study(name)
     variants = {variant_name(variant, study.preset) for variant in study.variants}

@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ def read_study(file: Path | str) -> Study:
         check_known(f"key of {file}", key, STUDY)
     preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)
     examples = typed(content.get("examples", 0), Whole, f"{file}: examples")
-    variants, claims = _variants(content, preset, file), read_claims(content.get("claims", []), str(file))
+    variants, claims = (
+        _variants(content, preset, file),
+        read_claims(_same_claims(content.get("claims", []), file), str(file)),
+    )
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
         for variant in claim.variants:
@@ -96,6 +99,29 @@ def read_study(file: Path | str) -> Study:
     parts = seeds if isinstance(seeds, list) else [seeds]
     seeds = parse_seeds(",".join(part if isinstance(part, str) else shown(part) for part in parts))
     return Study(preset, variants, seeds, examples, claims, file.stem)
+
+
+def _same_claims(rows: Any, file: Path) -> Any:
+    """The rows of claims with those of another study in place of {study: its name, without: [claims], instead: {its variant: ours}}."""
+    if not isinstance(rows, list):
+        return rows
+    each = [_claims_of(row, file) if isinstance(row, Mapping) and "study" in row else [row] for row in rows]
+    return list(itertools.chain(*each))
+
+
+def _claims_of(row: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
+    for key in row:
+        check_known(f"entry of a study's claims in {file}", key, ("study", "without", "instead"))
+    name, without, instead = row["study"], row.get("without") or [], row.get("instead") or {}
+    if not isinstance(name, str) or not isinstance(without, list) or not isinstance(instead, Mapping):
+        raise InputError(f"{file}: write study as a name, without as a list of claims, instead as variant: variant.")
+    if Path(name) == file:
+        raise InputError(f"{file} takes its claims from itself: name another study.")
+    claims = read_study(name).claims
+    for left_out in without:
+        check_known(f"claim of {name} in {file}", left_out, [claim.name for claim in claims])
+    kept = [asdict(claim) for claim in claims if claim.name not in without]
+    return [facts | {key: instead.get(facts[key], facts[key]) for key in ("variant", "than")} for facts in kept]
 
 
 def _variants(content: Mapping[str, Any], preset: str, file: Path) -> list[Variant]:

@@ -162,7 +162,7 @@ def main() -> int:
     rows = [
         {
             "library": name,
-            "seconds": f"{seconds[name]:.2f}",
+            "CPU-seconds (on a GPU seconds)": f"{seconds[name]:.2f}",
             "passes per image (forward + backward)": f"{passes[name]:.0f}",
             "fp32 is faster by": f"{seconds[name] / seconds['robustlib fp32']:.2f}x",
             "bf16 is faster by": f"{seconds[name] / seconds['robustlib bf16']:.2f}x",

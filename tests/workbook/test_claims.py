@@ -21,7 +21,7 @@ from robustlib.workbook.claims.claim import holm, minimal_detectable, p_value, p
 from robustlib.workbook.console import claims_table
 from robustlib.workbook.experiments import read_study
 from tests.training_fixtures import altered
-from tests.workbook import finished_run
+from tests.workbook import evaluated_run, finished_run
 
 SEEDS = range(8)
 SPREAD = [0.004, -0.004, 0.002, -0.002, 0.003, -0.003, 0.001, -0.001]  # of eight seeds about their mean
@@ -35,14 +35,6 @@ def claim(**changes: object) -> Claim:
 
 def judge(runs: list[Run], seeds: Sequence[int] = SEEDS, **changes: object) -> Finding:
     return evaluate_claims([claim(**changes)], runs, seeds)[0]
-
-
-def evaluated_run(root: Path, variant: str, seed: int, accuracy: float | dict[str, float], **results: object) -> Run:
-    named = accuracy if isinstance(accuracy, dict) else {"worst": accuracy}
-    rows = [{"attack": name, "accuracy": value} for name, value in {"autoattack": 0.5, **named}.items()]
-    facts = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0}
-    facts |= {"numerics": {"attacks/pgd": 1}, "rows": rows, **results}
-    return finished_run(root, variant, seed, {"results": facts})
 
 
 def store_features(run: Run, gap: float, attack: str = "PGD") -> None:
@@ -238,6 +230,22 @@ def test_the_table_of_claims(tmp_path: Path) -> None:
     assert beside["verdict"].tolist() == table["verdict"].tolist()
     assert not any("reference" in tables.claims(findings, nothing) for nothing in (None, []))
     assert tables.claims([]).empty
+
+
+def test_claims_of_two_presets_side_by_side(tmp_path: Path) -> None:
+    good, bad = (pairs_of_runs(tmp_path / name, effect) for name, effect in (("good", 0.03), ("bad", -0.03)))
+    asked = [claim(), claim(name="b", measure="autoattack"), claim(name="c", measure="overfitting/pgd20")]
+    found = {name: evaluate_claims(asked, runs, SEEDS) for name, runs in (("digits", good), ("cifar10-small", bad))}
+    table = tables.claims_by_preset(found)
+    assert list(table) == ["claim", "digits", "cifar10-small", "verdicts"]
+    assert table["digits"][0].startswith("✓ supported · +3.0 points (+2.8 to +3.2)")
+    assert table["cifar10-small"][0].startswith("✕ not supported: the opposite holds · −3.0 points")
+    assert table["verdicts"].tolist() == ["differ", "agree"], "what neither measures is no row"
+    one = evaluate_claims(asked, bad[:2], SEEDS)
+    assert tables.claims_by_preset({"digits": found["digits"], "cifar10-small": one})["verdicts"][0] == "open", (
+        "one seed"
+    )
+    assert tables.claims_by_preset({"digits": found["digits"]}).empty
 
 
 def trained_run(root: Path, variant: str, seed: int, column: list[float], name: str = "probe/h/relative_l2") -> Run:

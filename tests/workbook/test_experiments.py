@@ -22,7 +22,7 @@ from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs
 from robustlib.workbook.task import Task
 from tests import fixtures
 from tests.training_fixtures import altered
-from tests.workbook import finished_run
+from tests.workbook import evaluated_run, finished_run
 
 STUDY = experiments.read_study("digits-claims")
 
@@ -170,6 +170,16 @@ def test_findings_are_of_runs_or_committed(tmp_path: Path, runs: list[Run], monk
     assert attacks == {repr(probe_attack(Threat("linf", 0.2)))}
     monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.studies"], "REFERENCE", tmp_path / "none")
     assert experiments.reference_findings(STUDY) == []
+
+
+def test_claims_are_compared_with_the_committed_ones_of_another_preset(tmp_path: Path, runs: list[Run]) -> None:
+    assert experiments.findings_by_preset([]) == experiments.findings_by_preset(runs[:1]) == {}, (
+        "no run decides anything"
+    )
+    pair = [evaluated_run(tmp_path, name, 0, 0.5) for name in ("trades", "pgd_at")]
+    found = experiments.findings_by_preset(pair)
+    assert list(found) == ["cifar10-small, reference", "digits"]
+    assert [one.evidence.differences for one in found["digits"][:2]] == [{}, {0: 0.0}]
 
 
 @pytest.fixture

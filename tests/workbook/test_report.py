@@ -64,6 +64,20 @@ def index(tmp_path_factory):
     return index_of(tmp_path_factory.mktemp("index"), rows, pages, compare=compare)
 
 
+def test_the_index_says_where_verdicts_change_with_the_data(tmp_path):
+    rows = [("A < B.", "✓ supported", "✕ not supported", "differ"), ("C.", "–", "–", "agree")]
+    page = index_of(
+        tmp_path, leaderboard(), claims=pd.DataFrame(rows, columns=["claim", "digits", "cifar10", "verdicts"])
+    )
+    (section,) = [node for node in page.select("section") if node.get("aria-labelledby") == "claims"]
+    assert texts(section.select("thead th")) == ["Claim", "digits", "cifar10", "Verdicts"]
+    assert [texts(row.select("th, td"))[:3] for row in section.select("tbody tr")] == [list(row[:3]) for row in rows]
+    assert [bool(row.select(".badge")) for row in section.select("tbody tr")] == [True, False]
+    assert "1 of 2 verdicts change" in section.get_text()
+    for none in (None, pd.DataFrame()):
+        assert not index_of(tmp_path, leaderboard(), claims=none).select("#claims")
+
+
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("display", [False, True])
 def test_formulas_become_well_formed_mathml(formula, display):

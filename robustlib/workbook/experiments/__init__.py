@@ -21,6 +21,7 @@ from robustlib.workbook.experiments.studies import (
     claim_studies,
     comparable_runs,
     compare_runs,
+    findings_by_preset,
     first_seed,
     in_grid,
     parse_seeds,

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -22,7 +23,8 @@ from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
 from robustlib.workbook.claims import Claim, variant_of
 from robustlib.workbook.engines import execute
-from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, first_seed
+from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, findings_by_preset, first_seed
+from robustlib.workbook.tables import claims_by_preset
 from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
@@ -172,7 +174,10 @@ def publish(
         rows = [{"run": name, **facts, "path": str(r.path), "missing": state} for name, (r, state) in waiting.items()]
         others = lacking[~lacking["path"].isin([row["path"] for row in rows])]
         lacking = pd.concat([pd.DataFrame(rows), others], ignore_index=True)
-    return write_index(options.reports, board, pages, compare=comparisons, incomplete=lacking, views=views), problems
+    # claims take a second or more, which the last index of a batch can spare
+    claims = claims_by_preset({} if waiting else findings_by_preset(runs))
+    rest: Any = {"compare": comparisons, "incomplete": lacking, "views": views, "claims": claims}
+    return write_index(options.reports, board, pages, **rest), problems
 
 
 def _compare(preset: str, options: Options) -> list[str]:

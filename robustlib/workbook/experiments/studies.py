@@ -15,7 +15,7 @@ from typing import Any
 
 import robustlib
 from robustlib.errors import InputError, Whole, check_known, explained, shown, typed
-from robustlib.methods import load_preset, make_method, preset_dataset
+from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
 from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claims, read_claims, variant_of
@@ -171,6 +171,20 @@ def claim_findings(study: Study, runs: Sequence[Run]) -> list[Finding]:
     """What runs say of a study's claims, counting only runs that the study asks for."""
     own = [run for run in runs if run.params().get("preset") == study.preset]
     return evaluate_claims(study.claims, own, study.seeds)
+
+
+def findings_by_preset(runs: Sequence[Run]) -> dict[str, Sequence[Finding]]:
+    """By preset what these runs say of the claims of its first study, and where they measure none the committed ones ("<preset>, reference");
+    {} where these runs measure no claim."""
+    found: dict[str, Sequence[Finding]] = {}
+    own = {str(run.params().get("preset")) for run in runs}
+    for study in filter(None, map(preset_study, preset_names() if own else ())):
+        mine = claim_findings(study, runs) if study.preset in own else []
+        if any(finding.evidence.differences for finding in mine):
+            found[study.preset] = mine
+        else:
+            found[f"{study.preset}, reference"] = reference_findings(study)
+    return found if own & set(found) else {}
 
 
 def reference_findings(study: Study) -> list[Finding]:

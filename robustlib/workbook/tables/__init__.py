@@ -8,6 +8,7 @@ from robustlib.workbook.tables.comparisons import (
     BADGES,
     MINIMA,
     claims,
+    claims_by_preset,
     consistency,
     correlations,
     cost,

@@ -130,8 +130,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> p
     known = {other.claim.name: _verdict(other) for other in reference or ()}
     rows = []
     for finding in findings:
-        claim, (effect, low, high, _) = finding.claim, finding.interval
-        interval = f"{signed(100 * low)} to {signed(100 * high)}" if high < float("inf") else "one seed"
+        claim = finding.claim
         seeds: dict[str, list[str]] = {}  # without a difference, those with the same reason together
         for sentence in finding.evidence.missing:
             seed, _, reason = sentence.removeprefix("seed ").partition(": ")
@@ -139,7 +138,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> p
         gaps = [f"seed{'s' * (len(some) > 1)} {', '.join(some)}: {reason}" for reason, some in seeds.items()]
         cells = {
             "claim": claim.text,
-            "effect": f"{signed(100 * effect)} {claim.unit} ({interval})" if effect == effect else "–",
+            "effect": _effect(finding),
             "verdict": _verdict(finding),
             "reference": known.get(claim.name, "–"),
             "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
@@ -152,6 +151,33 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> p
     table = pd.DataFrame(rows, columns=COLUMNS)
     dull = [name for name, shown in (("reference", bool(known)), ("notes", table["notes"].any())) if not shown]
     return table.drop(columns=dull)
+
+
+def claims_by_preset(findings: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """One row for each claim that several presets' findings measure: the claim, in a column a preset its effect and verdict ("–": not
+    measured), and whether the decided verdicts "agree" or "differ"; "open" where fewer than two are."""
+    measured = {
+        preset: {one.claim.name: one for one in found if one.evidence.differences} for preset, found in findings.items()
+    }
+    rows = []
+    for name in dict.fromkeys(name for found in measured.values() for name in found):
+        each = {preset: found.get(name) for preset, found in measured.items()}
+        known = [one for one in each.values() if one is not None]
+        if len(known) > 1:
+            cells = {
+                preset: "–" if one is None else f"{_verdict(one)} · {_effect(one)}" for preset, one in each.items()
+            }
+            decided = [one.verdict for one in known if one.verdict != "undecided"]
+            word = ("agree" if len(set(decided)) == 1 else "differ") if len(decided) > 1 else "open"
+            rows.append({"claim": known[0].claim.text, **cells, "verdicts": word})
+    return pd.DataFrame(rows)
+
+
+def _effect(finding: Any) -> str:
+    """ "+2.0 points (+0.8 to +3.2)"; "–" where there is none."""
+    effect, low, high, _ = finding.interval
+    interval = f"{signed(100 * low)} to {signed(100 * high)}" if high < float("inf") else "one seed"
+    return f"{signed(100 * effect)} {finding.claim.unit} ({interval})" if effect == effect else "–"
 
 
 def _verdict(finding: Any) -> str:

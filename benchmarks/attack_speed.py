@@ -3,7 +3,7 @@
     python benchmarks/attack_speed.py                 # about 20 minutes on two idle CPU cores; writes attack_speed.md
     python benchmarks/attack_speed.py --device cuda   # under a minute; writes attack_speed_cuda.md
 
-Needs the extras `test` and `reference`. Strength is compared on a PGD-AT model of the digits preset (trained in runs/ if it is
+Needs the extra `test`, and `reference` for the peers: those that are not installed are left out. Strength is compared on a PGD-AT model of the digits preset (trained in runs/ if it is
 not there): each library attacks the same 500 test images from its own random starts with 5 seeds.
 """
 
@@ -15,7 +15,16 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from side_by_side import alternate, cifar_model, markdown, passes_per_image, timed_options, write_report
+from side_by_side import (
+    absent,
+    alternate,
+    cifar_model,
+    left_out,
+    markdown,
+    passes_per_image,
+    timed_options,
+    write_report,
+)
 from torch import Tensor, nn
 
 from robustlib.attacks import PGD, Threat
@@ -76,13 +85,10 @@ def ours(precision: str) -> Callable[..., Attack]:
     return build
 
 
-LIBRARIES = {
-    "robustlib fp32": ours("32-true"),
-    "robustlib bf16": ours("bf16-mixed"),
-    "torchattacks": torchattacks_pgd,
-    "foolbox": foolbox_pgd,
-    "ART": art_pgd,
-}
+PEERS = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd, "ART": art_pgd}
+MISSING = [name for name in PEERS if absent([name.lower()])]
+FOUND = [name for name in PEERS if name not in MISSING]
+LIBRARIES = {"robustlib fp32": ours("32-true"), "robustlib bf16": ours("bf16-mixed")} | {n: PEERS[n] for n in FOUND}
 
 
 def inputs(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -142,6 +148,22 @@ def strength(device: torch.device) -> tuple[dict[str, list[float]], float]:
     return found, float(best.float().mean() * 100)
 
 
+def claims(seconds: dict[str, float], used: dict[str, float], mean: dict[str, float]) -> dict[str, bool]:
+    """What is promised against the peers that are installed, with what was measured: a sentence -> whether it holds."""
+    said: dict[str, bool] = {}
+    for precision, peers in TARGETS.items():
+        for peer in [name for name in peers if name in FOUND]:
+            ratio = seconds[peer] / seconds[f"robustlib {precision}"]
+            said[f"{precision} is at least {peers[peer]}x as fast as {peer} ({ratio:.2f}x)"] = ratio >= peers[peer]
+    for name in ("robustlib fp32", "robustlib bf16") if FOUND else ():
+        least = min(used[peer] for peer in FOUND)
+        lean = f"{name} adds no more memory than the leanest peer ({used[name]:.0f} against {least:.0f} MiB)"
+        gap = max(abs(mean[name] - mean[peer]) for peer in FOUND)
+        alike = f"{name} is within 1 point of every peer's robust accuracy (at most {gap:.2f} away)"
+        said |= {lean: used[name] <= least * 1.02, alike: gap <= 1}
+    return said
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options = timed_options(parser, batch=128)
@@ -172,22 +194,11 @@ def main() -> int:
         }
         for name in LIBRARIES
     ]
-    claims = {}
-    for precision, peers in TARGETS.items():
-        for peer, factor in peers.items():
-            ratio = seconds[peer] / seconds[f"robustlib {precision}"]
-            claims[f"{precision} is at least {factor}x as fast as {peer} ({ratio:.2f}x)"] = ratio >= factor
-    least = min(used[name] for name in ("torchattacks", "foolbox", "ART"))
-    for name in ("robustlib fp32", "robustlib bf16"):
-        claims[f"{name} adds no more memory than the leanest peer ({used[name]:.0f} against {least:.0f} MiB)"] = (
-            used[name] <= least * 1.02
-        )
-        gap = max(abs(mean[name] - mean[peer]) for peer in ("torchattacks", "foolbox", "ART"))
-        claims[f"{name} is within 1 point of every peer's robust accuracy (at most {gap:.2f} away)"] = gap <= 1
     suffix = "" if device.type == "cpu" else f"_{device.type}"
     command = f"python benchmarks/attack_speed.py --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"PGD-{STEPS}, ResNet-18, batch {options.batch}, 32x32, eps 8/255: median of {options.rounds} interleaved rounds"
-    return write_report(f"attack_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
+    parts = [markdown(rows), *left_out(MISSING)]
+    return write_report(f"attack_speed{suffix}.md", title, command, device, parts, claims(seconds, used, mean))
 
 
 if __name__ == "__main__":

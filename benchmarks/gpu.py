@@ -1,82 +1,264 @@
-"""Everything that needs a GPU, in one command: checks, speed tables, then `cifar10-short` for every method of the preset.
+"""A queue for a GPU that is lent for minutes: checks, speed tables, then `cifar10-short`, a slice at a time, in calls that go on.
 
-    python benchmarks/gpu.py --data-root data                  # all of it; results below reports/reference/
-    python benchmarks/gpu.py --data-root data --only trades    # the checks and one method
+    python benchmarks/gpu.py --data-root data                      # the next slices, for 13 minutes; results in reports/reference/
+    python benchmarks/gpu.py --data-root data --minutes 9 --out DIR
+    python benchmarks/gpu.py --list                                # all slices, their expected minutes, and what is done
+    python benchmarks/gpu.py --rehearse                            # all of it, tiny and on the CPU, in runs/rehearsal/
 
-It needs no notebook packages. Each step is a command of its own, printed before it runs; a failing one does not stop the rest,
-and the exit code says whether all passed. Trainings resume, so the call may be repeated until it is done.
+A slice is done when its product is in --out or in reports/reference/: a table or the output of a failed check in gpu/, the archive of a
+method in cifar10-short/. One that is not expected to fit into the minutes left is passed over, unless it is the first of the call. A
+training for which time is up stops as Ctrl-C stops it. Its run stays in --runs, and goes in pieces to unfinished/ in --out: at most four of
+15 MiB a call, and the rest with calls of `--minutes 0`, since a ResNet-18's is larger than that. On another machine a call finds the pieces in
+unfinished/ of --out or reports/reference/, gathers them in --runs until they are complete, and goes on. Where a check failed, delete
+its file to repeat it. It needs no notebook packages.
 """
 
 import argparse
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-PRESET = "cifar10-short"
-HERE = Path(__file__).parent
+from gpu_slices import HERE, PRESET, Slice, slices
+from packing import complete, pack, pieces, unpack
+from side_by_side import FOLDER, markdown
 
-
-def checks(data_root: str) -> list[list[str]]:
-    """The GPU tests and the speed benchmarks."""
-    python = sys.executable
-    full = "--device cuda --dataset cifar10 --training 2000 --images 1000 --steps 100 --targets 9 --queries 5000 --rounds 1"
-    weights = ["--weights", "runs/autoattack_speed_cifar10.safetensors", "--data-root", data_root]
-    return [
-        [python, "-m", "pytest", "-q", str(HERE / "gpu_checks.py")],
-        [python, str(HERE / "training_speed.py"), "--device", "cuda", "--rounds", "10"],
-        [python, str(HERE / "compiled_step.py"), "--device", "cuda", "--rounds", "10"],
-        [python, str(HERE / "attack_speed.py"), "--device", "cuda", "--rounds", "10"],
-        [python, str(HERE / "autoattack_speed.py"), *full.split(), *weights],
-    ]
+REFERENCE = HERE.parent / "reports" / "reference"
+STOPPING, PACKING = 15.0, 45.0  # seconds for a step that is told to stop, and for the rest of the call
+AT_A_TIME = 4  # pieces that a call brings out
+clock = time.monotonic
 
 
-def train(name: str, data_root: str, runs: str) -> None:
-    """One method of the preset, trained and evaluated without a notebook."""
+@dataclass
+class Queue:
+    """One call: where things are, when its time is up, and what failed."""
+
+    slices: list[Slice]
+    runs: Path
+    out: Path
+    end: float  # by `clock`; steps are stopped before, so that there is time to pack
+    known: list[Path] = field(default_factory=list)  # other folders of products and pieces
+    changed: bool = False  # whether the trainings may have other values than the preset's
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def until(self) -> float:
+        """When steps are stopped."""
+        return self.end - STOPPING - PACKING
+
+    def done(self, part: Slice) -> bool:
+        """Whether its product is there."""
+        return any(part.products(place) for place in (self.out, *self.known))
+
+    def work(self) -> None:
+        """Does what fits, in order; what is stopped is packed, and nothing follows it."""
+        begun = False
+        for part in self.slices:
+            left = self.until - clock()
+            if left <= 0 or self.done(part) or (begun and part.minutes * 60 > left):
+                continue
+            begun = True
+            print(
+                f"# {part.name}: expected to take {part.minutes:.1f} of {left / 60:.1f} minutes\n$",
+                *part.command,
+                flush=True,
+            )
+            if not (self.train(part) if part.training else self.check(part)):
+                print(f"# Time was up for {part.name}.", flush=True)
+                return
+
+    def check(self, part: Slice) -> bool:
+        """Runs tests or a table; False if time was up. Where no table was written, the output is the product."""
+        folder = self.out / "gpu"
+        with tempfile.TemporaryFile("w+") as output:
+            code = wait(part.command, self.until, stdout=output, stderr=subprocess.STDOUT, env={FOLDER: str(folder)})
+            output.seek(0)
+            said = output.read()
+        print(said, flush=True)
+        if code is None:
+            return False
+        if not part.products(self.out):
+            folder.mkdir(parents=True, exist_ok=True)
+            text = f"$ {' '.join(part.command)}\nexit code {code}\n\n{said}"
+            (folder / f"{part.name}.txt").write_text(text)
+        self.failed += [part.name] if code else []
+        return True
+
+    def train(self, part: Slice) -> bool:
+        """Trains and evaluates a method, or goes on with it, and exports it; False if time was up."""
+        from export_reference import export
+
+        code, old = wait(part.command, self.until), pieces(self.places, part.name)
+        if code is None:
+            for run in self.unfinished(part.name):
+                pack(run, self.runs, self.runs / "leaving")
+            for path in old:
+                path.unlink()
+        elif code:
+            self.failed.append(part.name)
+        else:
+            export(self.runs, PRESET, self.out / PRESET, changed=self.changed)
+        return code is not None
+
+    def unfinished(self, method: str) -> list:
+        """The runs of a method that are here."""
+        from robustlib.runs import find_runs
+
+        found = find_runs(self.runs, method=method, finished=False)
+        return [run for run in found if not run.damage and run.params().get("preset") == PRESET]
+
+    @property
+    def places(self) -> list[Path]:
+        """Where this call may remove pieces."""
+        return [self.out / "unfinished", self.runs / "arriving", self.runs / "leaving"]
+
+    def arrive(self) -> None:
+        """Gathers the pieces of unfinished trainings that are not here, and unpacks those that are complete."""
+        here, places = self.runs / "arriving", [place / "unfinished" for place in (self.out, *self.known)]
+        for part in self.slices:
+            found = pieces(places, part.name)
+            if self.done(part) or self.unfinished(part.name):
+                continue
+            for path in found:
+                here.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, here)
+            if whole := complete([here], part.name):
+                unpack(whole, self.runs)
+                print(f"# {part.name} goes on from {len(whole)} pieces.", flush=True)
+            elif found:
+                print(f"# {part.name}: {len(pieces([here], part.name))} pieces are here, which is not all.", flush=True)
+
+    def leave(self) -> None:
+        """Removes the pieces of what is done, and brings out the next of what is not."""
+        for part in self.slices:
+            if self.done(part):
+                for path in pieces(self.places, part.name):
+                    path.unlink()
+            waiting = pieces([self.runs / "leaving"], part.name)
+            for path in waiting[:AT_A_TIME]:
+                (self.out / "unfinished").mkdir(parents=True, exist_ok=True)
+                shutil.move(path, self.out / "unfinished" / path.name)
+            if left := len(waiting[AT_A_TIME:]):
+                print(f"# {left} pieces of {part.name} wait in {self.runs}: call again with --minutes 0.", flush=True)
+
+
+def wait(command: list[str], until: float, env: dict[str, str] | None = None, **options) -> int | None:
+    """The exit code of a command; None where time was up: then it got SIGINT as by Ctrl-C, STOPPING seconds, and was killed."""
+    with subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=True, **options) as process:
+        try:
+            while process.poll() is None and clock() < until:
+                time.sleep(0.1)
+            if (code := process.poll()) is not None:
+                return code
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOPPING)
+        finally:  # nor does what it started go on, here or after a Ctrl-C
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return None
+
+
+def train(name: str, data_root: str, runs: Path, rehearse: bool = False) -> None:
+    """One method of the preset, trained, evaluated and audited without a notebook; a rehearsal does so with few digits."""
     from robustlib.audit import audit_run
     from robustlib.data import load_dataset
     from robustlib.evaluation import evaluate_run
     from robustlib.methods import load_preset, make_method
     from robustlib.training import fit
 
-    dataset = load_dataset(load_preset(PRESET)["dataset"], root=data_root)
-    run = fit(make_method(name, PRESET), dataset, root=runs, device="cuda")
-    started = time.perf_counter()
-    results = evaluate_run(run, dataset, n=load_preset(PRESET)["test_examples"])
-    for row in results["rows"]:
-        print(f"{name} {row['attack']}: {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
-    for kind, badge in audit_run(run, dataset)["badges"].items():
-        print(f"{name} {kind}: {badge['verdict']}. {badge['text']}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background would ignore
+    method, device, n = make_method(name, PRESET), "cuda", load_preset(PRESET)["test_examples"]
+    dataset = load_dataset("digits" if rehearse else load_preset(PRESET)["dataset"], root=data_root)
+    if rehearse:
+        method, dataset, device, n = tiny(name), replace(dataset, val=dataset.val.sample(60)), "cpu", 10
+    with rehearsed() if rehearse else nullcontext():
+        run = fit(method, dataset, root=runs, device=device)
+        started = time.perf_counter()
+        results = evaluate_run(run, dataset, n=n, device=device)
+        for row in results["rows"]:
+            print(f"{name} {row['attack']}: {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+        for kind, badge in audit_run(run, dataset, device=device)["badges"].items():
+            print(f"{name} {kind}: {badge['verdict']}. {badge['text']}")
     seconds = run.metrics().seconds[1:]
     print(f"{name}: {seconds.median():.1f} s an epoch, evaluation and audit {time.perf_counter() - started:.0f} s")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--runs", default="runs")
-    parser.add_argument("--only", nargs="*", help="methods; all of the preset if not given")
-    parser.add_argument("--train", help=argparse.SUPPRESS)  # a step of this script's own
-    options = parser.parse_args()
-    if options.train:
-        train(options.train, options.data_root, options.runs)
-        return 0
-    from robustlib.methods import METHODS
+def tiny(name: str) -> Any:
+    """The preset's method with a small network on few images: six epochs, and one of each stage that prepares them."""
+    from cifar_smoke import lengths
 
-    this = [sys.executable, __file__, "--data-root", options.data_root, "--runs", options.runs]
-    steps = checks(options.data_root) + [[*this, "--train", name] for name in options.only or METHODS]
-    out = str(HERE.parent / "reports" / "reference" / PRESET)
-    steps.append(
-        [sys.executable, str(HERE / "export_reference.py"), "--runs", options.runs, "--preset", PRESET, "--out", out]
-    )
-    failed = []
-    for step in steps:
-        print("$", *step, flush=True)
-        if subprocess.run(step).returncode:
-            failed.append(step)
-    for step in failed:
-        print("failed:", *step)
-    return 1 if failed else 0
+    from robustlib.methods import make_method
+
+    known = make_method(name, PRESET).hyperparameters()
+    small = {
+        "epochs": 6,
+        "attack_steps": 1,
+        "batch_size": 32,
+        "train_examples": 64,
+        "arch": "small_cnn",
+        "width": 4,
+        "embed_dim": 8,
+    }
+    return make_method(name, PRESET, **lengths(name, PRESET) | {k: v for k, v in small.items() if k in known})
+
+
+@contextmanager
+def rehearsed() -> Iterator[None]:
+    """Randomised models get a small budget, as in cifar_smoke.py, for as long as it lasts."""
+    from cifar_smoke import brief
+
+    with brief():
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--minutes", type=float, default=13.0, help="of this call; 0 moves pieces alone")
+    parser.add_argument("--out", type=Path, help="default: reports/reference")
+    parser.add_argument("--runs", type=Path, help="default: runs")
+    parser.add_argument("--only", nargs="*", help="slices; all if not given")
+    parser.add_argument("--list", action="store_true", help="print the slices and do nothing")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    parser.add_argument("--train", help=argparse.SUPPRESS)  # a step of this script's own
+    options = parser.parse_args(arguments)
+    runs = options.runs or Path("runs/rehearsal/runs" if options.rehearse else "runs")
+    if options.train:
+        train(options.train, options.data_root, runs, options.rehearse)
+        return 0
+    out, known = options.out or (Path("runs/rehearsal") if options.rehearse else REFERENCE), [REFERENCE]
+    parts = slices(options.data_root, runs, options.rehearse)
+    parts = [part for part in parts if options.only is None or part.name in options.only]
+    end = clock() + options.minutes * 60
+    queue = Queue(parts, runs, out, end, [] if options.rehearse else known, changed=options.rehearse)
+    if options.list:
+        rows = [
+            {
+                "slice": p.name,
+                "expected minutes": f"{p.minutes:.1f}",
+                "why": p.why,
+                "done": "yes" if queue.done(p) else "no",
+            }
+            for p in parts
+        ]
+        print(markdown(rows))
+        return 0
+    queue.arrive()
+    queue.work()
+    queue.leave()
+    left = [part.name for part in parts if not queue.done(part)]
+    print(f"failed: {', '.join(queue.failed) or 'none'}; left to do: {', '.join(left) or 'none'}")
+    return 1 if queue.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the speed benchmarks share: competitors timed in turn, so that a noisy machine is noisy for all of them."""
 
 import argparse
+import os
 import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +18,7 @@ from torch import nn
 from robustlib.models import build_model
 from robustlib.training.fit import processor
 
+FOLDER = "ROBUSTLIB_BENCHMARKS"  # the environment variable that `write_report` asks
 CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 
 
@@ -87,6 +90,17 @@ def alternate(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def absent(modules: Iterable[str]) -> list[str]:
+    """Those of the modules that are not installed."""
+    return [name for name in modules if find_spec(name) is None]
+
+
+def left_out(names: Iterable[str]) -> list[str]:
+    """A line that names the peers which a report is without, as a list of no or one part of it."""
+    said = ", ".join(names)
+    return [f"Left out, since it is not installed here: {said}.\n"] if said else []
+
+
 def machine(device: torch.device) -> str:
     """One line on where it was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -104,9 +118,14 @@ def markdown(rows: list[Mapping[str, object]]) -> str:
 def write_report(
     file: str, title: str, command: str, device: torch.device, tables: list[str], claims: Mapping[str, bool]
 ) -> int:
-    """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold."""
+    """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold.
+
+    Where the environment variable ROBUSTLIB_BENCHMARKS names a folder, it is written there, and what is committed stays as it is.
+    """
     verdicts = "\n".join(f"- {'holds' if ok else '**does not hold**'}: {claim}" for claim, ok in claims.items())
     text = f"# {title}\n\n`{command}` on {machine(device)}\n\n" + "\n".join(tables) + f"\n{verdicts}\n"
     print(text)
-    (Path(__file__).parent / file).write_text(text)
+    folder = Path(os.environ.get(FOLDER) or Path(__file__).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(text)
     return 0 if all(claims.values()) else 1

@@ -12,7 +12,9 @@ gradients included and in the same memory format; a forward pass alone counts ha
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from plain_loops import LOOPS, STEPS
@@ -43,6 +45,7 @@ COUNTS: dict[str, tuple[float, str]] = {
     "ancra": (2 * STEPS + 3, "2 x 10 of the attacks on x and x_o, 3 on x, x' and x_o"),
 }
 SHARE, MEMORY, GAIN = 0.7, 1.5, 2.5  # at most, of the count and of PGD-AT's peak; at least, of the plain loop's speed
+AT_ONCE = 6  # processes that are weighed on a GPU: most of their time is importing
 OWN = {"ancra": (0.8, 2.5)}  # its share and memory
 
 
@@ -67,13 +70,12 @@ class Measured:
 
 
 def measure(methods: list[str], batch: int, rounds: int, device: torch.device, threads: int) -> Measured:
-    """Memory first, one process a step, then all times in turn."""
-    weighed = dict.fromkeys(["pgd_at", *methods])
-    memory = {
-        f"{name} {p}": peak_mb(our_step, name, p, batch, device, device=device, threads=threads)
-        for name in weighed
-        for p in PRECISIONS
-    }
+    """Memory first, one process a step (on a GPU several at a time, which count their own memory), then all times in turn."""
+    weighed = [(name, p) for name in dict.fromkeys(["pgd_at", *methods]) for p in PRECISIONS]
+    weigh = partial(peak_mb, our_step, device=device, threads=threads)
+    with ThreadPoolExecutor(1 if device.type == "cpu" else AT_ONCE) as pool:
+        peaks = pool.map(lambda step: weigh(*step, batch, device), weighed)
+        memory = {f"{name} {p}": mb for (name, p), mb in zip(weighed, peaks, strict=True)}
     data = made_up_dataset(batch).train.to(device)
     x, y = data.images.float() / 255, data.labels
     competitors: dict[str, Callable[[], object]] = {}

@@ -3,8 +3,9 @@
     python benchmarks/attack_speed.py                 # about 20 minutes on two idle CPU cores; writes attack_speed.md
     python benchmarks/attack_speed.py --device cuda   # under a minute; writes attack_speed_cuda.md
 
-Needs the extra `test`, and `reference` for the peers: those that are not installed are left out. Strength is compared on a PGD-AT model of the digits preset (trained in runs/ if it is
-not there): each library attacks the same 500 test images from its own random starts with 5 seeds.
+Needs the extra `test`, and `reference` for the peers: those that are not installed are left out. Strength is compared on a PGD-AT
+model of the digits preset (trained in runs/ if it is not there): each library attacks the same 500 test images from its own random
+starts with 5 seeds.
 """
 
 import argparse

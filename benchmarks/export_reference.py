@@ -34,8 +34,8 @@ FILES = (
     *("metrics.jsonl", "distances.json", "unseen.json", "randomness.json"),
 )
 PUBLISHED = {  # preset: what others report of the same network and threat
-    "cifar10-short": """Published for a ResNet-18 at Linf 8/255, clean / AutoAttack, all 10 000 test images, mean of 3 seeds (FastAT benchmark, `fzjcdt/FastAT_Benchmark`):
-PGD-AT, 100 epochs of one cycle, label smoothing 0.4: 85.35 % / 44.33 %; the same with averaged weights (0.9995): 82.36 % / 50.49 %; N-FGSM: 78.59 % / 47.77 %.
+    "cifar10-short": """Published for a ResNet-18 at Linf 8/255, clean / AutoAttack, mean of 3 seeds (FastAT benchmark, `fzjcdt/FastAT_Benchmark`): PGD-AT, 100 epochs
+of one cycle, label smoothing 0.4: 85.35 % / 44.33 %; PGD-AT with averaged weights (0.9995): 82.36 % / 50.49 %; N-FGSM: 78.59 % / 47.77 %.
 
 """
 }

@@ -6,11 +6,13 @@
     python benchmarks/gpu.py --rehearse                            # all of it, tiny and on the CPU, in runs/rehearsal/
 
 A slice is done when its product is in --out or in reports/reference/: a table or the output of a failed check in gpu/, the archive of a
-method in cifar10-short/. One that is not expected to fit into the minutes left is passed over, unless it is the first of the call. A
-training for which time is up stops as Ctrl-C stops it. Its run stays in --runs, and goes in pieces to unfinished/ in --out: at most four of
-15 MiB a call, and the rest with calls of `--minutes 0`, since a ResNet-18's is larger than that. On another machine a call finds the pieces in
-unfinished/ of --out or reports/reference/, gathers them in --runs until they are complete, and goes on. Where a check failed, delete
-its file to repeat it. It needs no notebook packages.
+method in cifar10-short/. One that is not expected to fit into the minutes left is passed over, unless it is the first of the call. Where
+a check failed, delete its file to repeat it. It needs no notebook packages.
+
+A training for which time is up stops as Ctrl-C stops it. Its run stays in --runs, where the next call goes on. For a call elsewhere it
+also goes in pieces to unfinished/ in --out: four of 15 MiB a call at most, and at most eight files with all else, so that calls of
+`--minutes 0` bring the rest. There a call finds the pieces in unfinished/ of --out or of reports/reference/, and gathers them in --runs
+until they are complete.
 """
 
 import argparse
@@ -21,11 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gpu_slices import HERE, PRESET, Slice, slices
 from packing import complete, pack, pieces, unpack
@@ -33,7 +33,7 @@ from side_by_side import FOLDER, markdown
 
 REFERENCE = HERE.parent / "reports" / "reference"
 STOPPING, PACKING = 15.0, 45.0  # seconds for a step that is told to stop, and for the rest of the call
-AT_A_TIME = 4  # pieces that a call brings out
+AT_A_TIME, FILES = 4, 8  # pieces that a call brings out at most, and all files that it may make
 clock = time.monotonic
 
 
@@ -48,6 +48,9 @@ class Queue:
     known: list[Path] = field(default_factory=list)  # other folders of products and pieces
     changed: bool = False  # whether the trainings may have other values than the preset's
     failed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.before = set(self.out.rglob("*.*"))
 
     @property
     def until(self) -> float:
@@ -143,10 +146,12 @@ class Queue:
                 for path in pieces(self.places, part.name):
                     path.unlink()
             waiting = pieces([self.runs / "leaving"], part.name)
-            for path in waiting[:AT_A_TIME]:
+            made = {path for path in self.out.rglob("*.*") if path.is_file()} - self.before
+            room = max(0, min(AT_A_TIME, FILES - len(made)))
+            for path in waiting[:room]:
                 (self.out / "unfinished").mkdir(parents=True, exist_ok=True)
                 shutil.move(path, self.out / "unfinished" / path.name)
-            if left := len(waiting[AT_A_TIME:]):
+            if left := len(waiting[room:]):
                 print(f"# {left} pieces of {part.name} wait in {self.runs}: call again with --minutes 0.", flush=True)
 
 
@@ -167,59 +172,6 @@ def wait(command: list[str], until: float, env: dict[str, str] | None = None, **
     return None
 
 
-def train(name: str, data_root: str, runs: Path, rehearse: bool = False) -> None:
-    """One method of the preset, trained, evaluated and audited without a notebook; a rehearsal does so with few digits."""
-    from robustlib.audit import audit_run
-    from robustlib.data import load_dataset
-    from robustlib.evaluation import evaluate_run
-    from robustlib.methods import load_preset, make_method
-    from robustlib.training import fit
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background would ignore
-    method, device, n = make_method(name, PRESET), "cuda", load_preset(PRESET)["test_examples"]
-    dataset = load_dataset("digits" if rehearse else load_preset(PRESET)["dataset"], root=data_root)
-    if rehearse:
-        method, dataset, device, n = tiny(name), replace(dataset, val=dataset.val.sample(60)), "cpu", 10
-    with rehearsed() if rehearse else nullcontext():
-        run = fit(method, dataset, root=runs, device=device)
-        started = time.perf_counter()
-        results = evaluate_run(run, dataset, n=n, device=device)
-        for row in results["rows"]:
-            print(f"{name} {row['attack']}: {row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
-        for kind, badge in audit_run(run, dataset, device=device)["badges"].items():
-            print(f"{name} {kind}: {badge['verdict']}. {badge['text']}")
-    seconds = run.metrics().seconds[1:]
-    print(f"{name}: {seconds.median():.1f} s an epoch, evaluation and audit {time.perf_counter() - started:.0f} s")
-
-
-def tiny(name: str) -> Any:
-    """The preset's method with a small network on few images: six epochs, and one of each stage that prepares them."""
-    from cifar_smoke import lengths
-
-    from robustlib.methods import make_method
-
-    known = make_method(name, PRESET).hyperparameters()
-    small = {
-        "epochs": 6,
-        "attack_steps": 1,
-        "batch_size": 32,
-        "train_examples": 64,
-        "arch": "small_cnn",
-        "width": 4,
-        "embed_dim": 8,
-    }
-    return make_method(name, PRESET, **lengths(name, PRESET) | {k: v for k, v in small.items() if k in known})
-
-
-@contextmanager
-def rehearsed() -> Iterator[None]:
-    """Randomised models get a small budget, as in cifar_smoke.py, for as long as it lasts."""
-    from cifar_smoke import brief
-
-    with brief():
-        yield
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -230,12 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="slices; all if not given")
     parser.add_argument("--list", action="store_true", help="print the slices and do nothing")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    parser.add_argument("--train", help=argparse.SUPPRESS)  # a step of this script's own
     options = parser.parse_args(arguments)
     runs = options.runs or Path("runs/rehearsal/runs" if options.rehearse else "runs")
-    if options.train:
-        train(options.train, options.data_root, runs, options.rehearse)
-        return 0
     out, known = options.out or (Path("runs/rehearsal") if options.rehearse else REFERENCE), [REFERENCE]
     parts = slices(options.data_root, runs, options.rehearse)
     parts = [part for part in parts if options.only is None or part.name in options.only]

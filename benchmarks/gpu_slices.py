@@ -63,17 +63,17 @@ def slices(data_root: str, runs: Path, rehearse: bool = False) -> list[Slice]:
     """All slices in order; a rehearsal has the same commands, with TINY options behind the real ones."""
     python, extra = sys.executable, TINY if rehearse else {}
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "gpu_checks.py")]
-    found = [Slice("gpu_checks", 4.0, "25 tests, most with small trainings; compilations", tests)]
+    found = [Slice("gpu_checks", 4.0, "17 tests, most with small trainings; compilations", tests)]
     for name, (minutes, why, options) in TABLES.items():
-        given = [*f"--device cuda {options}".split()]
+        given = f"--device cuda {options}".split()
         if name == "autoattack_speed":
             given += ["--data-root", data_root, "--weights", str(runs / "autoattack_speed.safetensors")]
         command = [python, str(HERE / f"{name}.py"), *given, *extra.get(name, "").split()]
         found.append(Slice(name, minutes, why, command))
-    this = [python, str(HERE / "gpu.py"), "--data-root", data_root, "--runs", str(runs)]
+    places = ["--data-root", data_root, "--runs", str(runs), *(["--rehearse"] if rehearse else [])]
     for name, (passes, why, evaluated) in TRAININGS.items():
         minutes = passes * IMAGES / RATE / 60 + evaluated
-        told = f"{why} of {IMAGES} images; {evaluated:g} minutes of evaluation and audit"
-        command = [*this, "--train", name, *(["--rehearse"] if rehearse else [])]
+        told = f"{why}, {IMAGES} images each; {evaluated:g} minutes of evaluation and audit"
+        command = [python, str(HERE / "gpu_training.py"), name, *places]
         found.append(Slice(name, minutes, told, command, training=True))
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import attack_speed
 import gpu
 import gpu_slices
+import gpu_training
 import numpy as np
 import packing
 import pytest
@@ -50,7 +51,7 @@ def test_every_real_command_is_understood_by_its_own_parser(rehearse, monkeypatc
         (found[part.name],) = end.value.args
     assert {str(found[name].device) for name in gpu_slices.TABLES} == {"cpu" if rehearse else "cuda"}
     assert found["autoattack_speed"].dataset == ("digits" if rehearse else "cifar10")
-    assert [found[name].train for name in gpu_slices.TRAININGS] == list(gpu_slices.TRAININGS)
+    assert [found[name].method for name in gpu_slices.TRAININGS] == list(gpu_slices.TRAININGS)
     assert set(gpu_slices.TRAININGS) <= set(METHODS)
     assert {found[name].rehearse for name in gpu_slices.TRAININGS} == {rehearse}
 
@@ -97,6 +98,19 @@ def test_what_does_not_fit_is_passed_over_but_for_the_first(tmp_path, monkeypatc
     assert begun == ["a", "b", "d"]
 
 
+def test_no_more_files_leave_in_a_call_than_may(tmp_path):
+    part, out, leaving = gpu_slices.Slice("trades", 1.0, "", [], True), tmp_path / "out", tmp_path / "runs" / "leaving"
+    for folder, names in ((out / "gpu", "abcdef"), (leaving, [f"trades-7-{k}of5" for k in range(1, 6)])):
+        folder.mkdir(parents=True)
+        [(folder / f"{name}.part").write_bytes(b"1") for name in names]
+    call = queue(tmp_path, [part])
+    call.leave()
+    assert (len(list(leaving.iterdir())), len(list((out / "unfinished").iterdir()))) == (1, 4)
+    call.before = set()  # as if it had made all of these
+    call.leave()
+    assert len(list(leaving.iterdir())) == 1
+
+
 def trainings(runs, *names):
     """The slices of a rehearsal that train these methods."""
     return [part for part in gpu_slices.slices("data", runs, rehearse=True) if part.name in names]
@@ -116,7 +130,7 @@ def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_wei
     names = "pgd_at", "rep_spectral"
     monkeypatch.setattr(packing, "PIECE", 20_000)
     with monkeypatch.context() as patch:
-        up_at(patch, lambda: epochs(tmp_path / "runs") >= 3)
+        up_at(patch, lambda: epochs(tmp_path / "runs") >= 2)
         stopped = called(queue(tmp_path, trainings(tmp_path / "runs", *names)))
     pieces = sorted((tmp_path / "out" / "unfinished").iterdir())
     (begun,) = find_runs(tmp_path / "runs", finished=False)
@@ -131,7 +145,8 @@ def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_wei
     assert all(map(resumed.done, elsewhere))
     assert not resumed.failed
     assert not list(tmp_path.rglob("runs2/arriving/*.part"))
-    gpu.train("pgd_at", "data", tmp_path / "whole", rehearse=True)
+    assert "44.33" in (tmp_path / "out2" / "cifar10-short" / "README.md").read_text(), "what is published stands beside"
+    gpu_training.train("pgd_at", "data", tmp_path / "whole", rehearse=True)
     (whole,), (other,) = (find_runs(tmp_path / runs, method="pgd_at") for runs in ("whole", "runs2"))
     assert same_runs(whole, other)
     assert (whole.path / "last.safetensors").read_bytes() == (other.path / "last.safetensors").read_bytes()

@@ -67,7 +67,7 @@ def slices(data_root: str, runs: Path, rehearse: bool = False) -> list[Slice]:
     for name, (minutes, why, options) in TABLES.items():
         given = f"--device cuda {options}".split()
         if name == "autoattack_speed":
-            given += ["--data-root", data_root, "--weights", str(runs / "autoattack_speed.safetensors")]
+            given += ["--data-root", data_root, "--weights", str(runs / "autoattack_speed_cifar10.safetensors")]
         command = [python, str(HERE / f"{name}.py"), *given, *extra.get(name, "").split()]
         found.append(Slice(name, minutes, why, command))
     places = ["--data-root", data_root, "--runs", str(runs), *(["--rehearse"] if rehearse else [])]

@@ -3,7 +3,7 @@
     python benchmarks/export_reference.py                          # runs/ -> reports/reference/digits/
     python benchmarks/export_reference.py --preset cifar10-short
 
-Numbers, parameters and provenance are copied into one archive a method, weights and per-example records are not. Runs with changed
+Numbers, parameters and provenance are copied into one archive a method; per-example records are not, nor weights (but see WEIGHTS). Runs with changed
 hyper-parameters are left out unless a study that comes with robustlib asks for them, and so are stale ones unless --stale is given. A run
 that was exported before stays until it is made again. Afterwards:
 
@@ -15,7 +15,7 @@ import io
 import shlex
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +39,9 @@ of one cycle, label smoothing 0.4: 85.35 % / 44.33 %; PGD-AT with averaged weigh
 
 """
 }
+WEIGHTS = (
+    "cifar10-small",
+)  # presets of which the first run of each reported method keeps its weights: an hour's work, a few MB
 RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
 
 
@@ -85,11 +88,14 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
 
 def _archive(runs: Sequence[Run], out: Path) -> list[Run]:
     """Writes one archive a method below `out`; the runs as they stand there."""
-    methods = sorted({run.path.parent.name for run in runs})
-    archives = {
-        method: {f"{r.path.name}/{n}": d for r in runs if r.path.parent.name == method for n, d in _files(r)}
-        for method in methods
-    }
+    whole = [run.path for run in _with_weights(runs)]
+    archives: dict[str, dict[str, bytes]] = {}
+    for run in runs:
+        names = (*FILES, *(["model.safetensors"] if run.path in whole else []))
+        files = archives.setdefault(run.path.parent.name, {})
+        files |= {
+            f"{run.path.name}/{name}": data for name in names if (data := read_bytes(run.path / name)) is not None
+        }
     for old in out.glob("*.zip"):
         old.unlink()
     (out / "claims.csv").unlink(missing_ok=True)
@@ -98,11 +104,14 @@ def _archive(runs: Sequence[Run], out: Path) -> list[Run]:
     return [Run(out / run.path.parent.name / run.path.name) for run in runs]
 
 
-def _files(run: Run) -> Iterator[tuple[str, bytes]]:
-    """The files of a run that are kept; it need not be audited or looked into."""
-    for name in FILES:
-        if (data := read_bytes(run.path / name)) is not None:
-            yield name, data
+def _with_weights(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each method that its preset reports, where the preset is one of WEIGHTS."""
+    first: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: int(run.params()["seed"])):
+        preset, method = run.params()["preset"], run.params()["method"]
+        if preset in WEIGHTS and method in load_preset(preset)["report"] and not run.changed:
+            first.setdefault(method, run)
+    return list(first.values())
 
 
 def _differences(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -159,8 +168,19 @@ Weights of the epoch with the best validation accuracy (robust where the trainin
 line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
 `audit.json` (each check with its value and threshold), `representation.json` (measures of the feature space) and, where they were
 measured, `distances.json` (adversarial distances, image by image), `unseen.json` (accuracy under unseen attacks) and
-`randomness.json` (of randomised models: draws counted apart, and fixed). Weights are not committed.
+`randomness.json` (of randomised models: draws counted apart, and fixed). {_weights(copies)}
 """
+
+
+def _weights(copies: Sequence[Run]) -> str:
+    """Which weights are kept, and how the others are made again."""
+    kept = [run.params()["title"] for run in _with_weights(copies)]
+    rest = "weights are not committed: the command in provenance.json makes them again"
+    return (
+        f"`model.safetensors` is kept of the first run of {', '.join(kept)}; other {rest}."
+        if kept
+        else rest.capitalize() + "."
+    )
 
 
 def preset_studies(preset: str) -> list[Study]:

@@ -18,7 +18,7 @@ from side_by_side import markdown
 from robustlib.data import load_dataset
 from robustlib.evaluation import accuracy
 from robustlib.methods import make_method
-from robustlib.runs import Run, versions, write_atomic, write_json
+from robustlib.runs import Run, find_runs, read_bytes, versions, write_atomic, write_json
 from robustlib.runs.files import read_archive
 from robustlib.training.fit import run_params
 from robustlib.workbook.claims import Claim
@@ -87,6 +87,19 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "| ✓ pass | ▲ amber |" in page
     assert "- **trades, protocol**: ▲ amber, seed 1: The paper" in page
     assert "1 of 4 runs are not audited" in page
+
+
+def test_of_some_presets_the_first_run_of_each_reported_method_keeps_its_weights(tmp_path, monkeypatch):
+    for method, seed, changes in (("trades", 1, {}), ("trades", 2, {}), ("trades", 0, {"beta": 1.0}), ("mart", 0, {})):
+        write_run(tmp_path / "runs", method, seed, 350, **changes)
+    monkeypatch.setattr(export_reference, "WEIGHTS", ("digits",))
+    for _ in range(2):  # the second takes them from the archive
+        export_reference.export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits", changed=True)
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    reference = tmp_path / "reference"
+    runs = [run for run in find_runs(reference) if read_bytes(run.path / "model.safetensors")]
+    assert [(run.params()["method"], run.params()["seed"], run.changed) for run in runs] == [("trades", 1, "")]
+    assert "is kept of the first run of TRADES; other weights" in (reference / "digits" / "README.md").read_text()
 
 
 def test_a_claim_about_one_variant_is_exported_against_zero(tmp_path, monkeypatch):

@@ -30,11 +30,37 @@ clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python
 [reference results](reports/reference/{preset}/README.md).*"""
 
 
+MAPS = """*Feature spaces of the first seed of each method: clean test images (circles) and the same images attacked (crosses), mapped together by UMAP. Data: {data}.
+Drawn by `python benchmarks/readme_figure.py --preset {preset}` from the [reference results](reports/reference/{preset}/README.md).*"""
+
+
+def pictures(reference: Path = REFERENCE) -> str:
+    """Those of all presets that have any, or that there are none yet."""
+    drawn = [name for name in preset_names() if (reference / name / "robustness.png").is_file()]
+    return (
+        "\n\n".join(
+            [*(features(reference, name) for name in drawn), *(picture(reference, name) for name in drawn)]
+        ).strip()
+        or NONE_YET
+    )
+
+
+def features(reference: Path, preset: str) -> str:
+    """The maps of feature spaces with their alt text and caption; "" where there are none."""
+    from PIL import Image
+
+    file = reference / preset / "features.png"
+    if not file.is_file():
+        return ""
+    with Image.open(file) as image:
+        alt = image.info["Description"]
+    caption = MAPS.format(data=load_preset(preset)["title"], preset=preset)
+    return f"![{alt}](reports/reference/{preset}/features.png)\n\n{caption}"
+
+
 def picture(reference: Path = REFERENCE, preset: str = "digits") -> str:
-    """The picture with its alt text and caption, or that there is none yet."""
+    """Robustness curves and trade-off with alt text and caption."""
     runs = reference_runs(preset, reference)
-    if not runs or not (reference / preset / "robustness.png").is_file():
-        return NONE_YET
     counts = pd.Series({run.params()["title"]: run.results()["curve"][0]["n"] for run in reversed(runs)})
     caption = CAPTION.format(data=load_preset(preset)["title"], preset=preset, images=_images(counts))
     return f"![{alt_text(panels(runs))}](reports/reference/{preset}/robustness.png)\n\n{caption}"
@@ -74,8 +100,16 @@ def _claims(reference: Path, preset: str) -> str:
     runs, tables = find_runs(reference, preset=preset), []
     for study in claim_studies(preset) if runs else []:
         table = claims(claim_findings(study, runs))[["claim", "effect", "verdict"]]
-        rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
-        head = f"What they say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds:"
+        measured = table[table["effect"] != "–"]
+        if measured.empty:
+            continue
+        rows = [{str(name): cell for name, cell in row.items()} for row in measured.to_dict("records")]
+        which = (
+            "the claims"
+            if len(rows) == len(table)
+            else f"{len(rows)} of {len(table)} claims (of the others, runs are missing)"
+        )
+        head = f"What they say of {which} in `{study.name}`, which asks for {len(study.seeds)} seeds:"
         tables.append(f"\n{head}\n\n{markdown(rows)}")
     return "".join(tables)
 
@@ -137,7 +171,7 @@ def regenerate(text: str, parts: Mapping[str, str]) -> str:
 
 def parts() -> dict[str, str]:
     """All generated parts, by name."""
-    return {"picture": picture(), "results": results(), "agreement": agreement(), "speed": speed()}
+    return {"picture": pictures(), "results": results(), "agreement": agreement(), "speed": speed()}
 
 
 def main() -> int:

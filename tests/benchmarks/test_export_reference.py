@@ -16,13 +16,15 @@ import torch
 from side_by_side import markdown
 
 from robustlib.data import load_dataset
-from robustlib.evaluation import accuracy
+from robustlib.evaluation import accuracy, evaluate_run
+from robustlib.figures import to_png
 from robustlib.methods import make_method
 from robustlib.runs import Run, find_runs, read_bytes, versions, write_atomic, write_json
 from robustlib.runs.files import read_archive
 from robustlib.training.fit import run_params
 from robustlib.workbook.claims import Claim
 from robustlib.workbook.experiments import Study
+from tests.training_fixtures import tiny, train
 
 
 def write_run(root: Path, method: str, seed: int, worst: int, **changes: Any) -> None:
@@ -162,6 +164,25 @@ def test_tables_and_picture_of_exported_results(exported):
     (exported / "robustness.png").write_bytes(png)
     link = r"!\[[^\]\n]*TRADES[^\]\n]*\]\(reports/reference/digits/robustness.png\)"
     assert re.match(link, readme_tables.picture(exported.parent))
+
+
+def test_maps_of_features_are_of_archived_weights(tmp_path, monkeypatch, digits):
+    run = train(tiny("standard", epochs=1), digits.subset(130), tmp_path / "runs")
+    evaluate_run(run, digits, n=10)
+    monkeypatch.setattr(export_reference, "WEIGHTS", ("digits",))
+    monkeypatch.setattr(export_reference, "_with_weights", lambda runs: runs)  # though it is changed from the preset
+    export_reference.export(tmp_path / "runs", "digits", folder := tmp_path / "digits", changed=True)
+    shutil.rmtree(tmp_path / "runs")
+    figure = readme_figure.feature_maps(find_runs(tmp_path), digits, shown=60)
+    assert figure.alt.startswith(
+        "Maps of clean and adversarial features of 60 images of 10 classes. Standard training:"
+    )
+    assert [path.suffix for path in folder.iterdir() if path.is_dir()] == [], "nothing is left beside the archive"
+    assert readme_tables.features(tmp_path, "digits") == ""
+    (folder / "features.png").write_bytes(readme_figure.described(to_png(figure), figure.alt))
+    assert readme_tables.features(tmp_path, "digits").startswith(
+        f"![{figure.alt}](reports/reference/digits/features.png)"
+    )
 
 
 def test_speed_and_agreement_are_told_by_their_claims(tmp_path):

@@ -36,6 +36,7 @@ from robustlib.representation import measure_runs, probe_attack
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import fit
+from robustlib.training.fit import resolve_device
 
 PRESETS = {"cifar10": "cifar10-short", "mnist": "digits", "imagenette": "imagenette-paper"}  # a data set's recipes
 BRIEF = dict.fromkeys(("pgd_eot", "autoattack", "stadv", "full", "bpda"), (4, 2))  # the budget of randomised models
@@ -142,8 +143,9 @@ def main() -> int:
         return 0
     shape = "x".join(map(str, dataset.image_shape))
     title = f"Smoke: {options.dataset} at {shape}, {options.train} training images, an epoch a stage. Its numbers mean nothing"
-    command = "python benchmarks/cifar_smoke.py " + " ".join(sys.argv[1:]).replace(options.data_root, "DIR")
-    return write_report(f"{options.dataset}_smoke.md", title, command, torch.device("cpu"), [markdown(rows)], {})
+    words = ["DIR" if word == options.data_root else word for word in sys.argv[1:]]
+    command, device = f"python benchmarks/cifar_smoke.py {' '.join(words)}", resolve_device(options.device)
+    return write_report(f"{options.dataset}_smoke.md", title, command, device, [markdown(rows)], {})
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def _with_weights(runs: Sequence[Run]) -> list[Run]:
     first: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: int(run.params()["seed"])):
         preset, method = run.params()["preset"], run.params()["method"]
-        if preset in WEIGHTS and method in load_preset(preset)["report"] and not run.changed:
+        reported = preset in WEIGHTS and method in load_preset(preset)["report"] and not run.changed
+        if reported and read_bytes(run.path / "model.safetensors"):
             first.setdefault(method, run)
     return list(first.values())
 

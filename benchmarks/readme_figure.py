@@ -45,13 +45,14 @@ def panels(runs: list[Run]) -> tuple[Figure, Figure]:
 def feature_maps(runs: list[Run], dataset: Dataset, shown: int = SHOWN) -> Figure:
     """Joint maps of clean and attacked test images in the feature space of each run whose weights are kept, the first of its method."""
     kept = {run.params()["title"]: run for run in reversed(runs) if read_bytes(run.path / "model.safetensors")}
+    if not kept:
+        raise SystemExit("No weights are kept of these runs: export_reference.py says of which presets they are.")
     attack = probe_attack(Threat(**next(iter(kept.values())).params()["threat"]))
     with tempfile.TemporaryDirectory() as folder:  # beside the runs are kept features, of which archives have no place
         copies = [_unpacked(kept[title], Path(folder)) for title in sorted(kept)]
         made = dict(zip(sorted(kept), embed_runs(copies, dataset, attack, n=shown), strict=True))
-    points, notes = (
-        {title: part(one) for title, one in made.items()} for part in (lambda m: tuple(m.points), lambda m: m.trust)
-    )
+    points = {title: tuple(one.points) for title, one in made.items()}
+    notes = {title: one.trust for title, one in made.items()}
     labels = dataset.test.sample(shown).labels
     return umap_atlas(points, labels, dataset.class_names, notes=notes, note=f"{attack!r}, {shown} test images")
 

@@ -116,12 +116,12 @@ class PGD(GradientSteps):
         return best
 
     def _first(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRNG) -> tuple[Tensor, int]:
-        """The first iterate and how many steps are left from there: a step fewer where the first one needs float32, as bf16 knows
-        neither x + 0.001 N(0, I) from x nor their logits, whose difference is the KL divergence's gradient."""
+        """The first iterate, and how many steps are left from there. In bf16 x + 0.001 N(0, I) rounds to x, and so do its logits: the
+        gradient of the KL divergence, their difference, would be rounding error. So that step is taken in float32."""
         start = self._start(x, rng)
         if self.objective != "kl" or self.precision == "32-true" or self.start == "uniform":
             return start, self.steps
-        exact = replace(self, steps=1, restarts=1, early_stop=False, precision="32-true")
+        exact = replace(self, steps=1, restarts=1, precision="32-true")
         return exact(model, x, y, rng=rng, start=start), self.steps - 1
 
     def _start(self, x: Tensor, rng: ExampleRNG) -> Tensor:
@@ -138,7 +138,7 @@ class PGD(GradientSteps):
             return self._ascend(oracle, AttackBatch(x, y, None, reference), start, steps)
 
         rest = () if batch.reference is None else (batch.reference,)
-        return replayed(oracle.fast, self, run, start, batch.x, batch.y, *rest)
+        return replayed(oracle.fast, (self, steps), run, start, batch.x, batch.y, *rest)
 
     def _ascend(self, oracle: GradientOracle, batch: AttackBatch, start: Tensor, steps: int) -> Tensor:
         """One restart: the iterate after the last step or, with early_stop, the first adversarial one."""

@@ -135,7 +135,7 @@ class ResNet8(nn.Module):
     """ResNet-8 (He et al. 2016, section 4.2 with n = 1) for images of 16 to 64 pixels on CPUs: x (B, C, H, W) -> features (B, 4 width).
 
     Its stem is 4 x 4 with stride 2: all that follows has a quarter of the positions. Then three stages of one block, of `width`,
-    twice and four times as many channels; there 16, 32 and 64.
+    twice and four times as many channels (in the paper 16, 32 and 64); where they change, shortcuts are 1 x 1 convolutions.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3")
@@ -231,6 +231,7 @@ def _name_folds(network: nn.Module) -> None:
 
 
 def _start_convolutions(network: nn.Module) -> None:
+    """Weights as He et al. 2015 start them, by what leaves each convolution."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

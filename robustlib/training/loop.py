@@ -25,6 +25,7 @@ from robustlib.training.compilation import encoder_of, speed_up
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.validation import overfitting, probe_batch, validate
 
+SLOW = 0.9  # gain of bf16 below which a reader must know
 SAMPLE = 32  # images of the trial of what compiling gains
 NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
 
@@ -108,11 +109,12 @@ class Training:
 
     def _slow_bf16(self) -> list[str]:
         """What bf16 costs on a CPU that is faster without."""
-        if self.device.type != "cpu" or self.precision != "bf16-mixed":
+        resumes = (self.run.path / "checkpoint.pt").exists()
+        if self.device.type != "cpu" or self.precision != "bf16-mixed" or resumes:
             return []
         gain = bf16_gain(encoder_of(self.model), next(self.dataset.train.batches(SAMPLE)).x)
         said = f"on this CPU steps in bf16-mixed take {1 / gain:.1f} times as long as in float32"
-        return [f"{said}, as where it is emulated: precision 32-true is faster here"] if gain < 1 else []
+        return [f"{said}, as where it is emulated: precision 32-true is faster here"] if gain < SLOW else []
 
     def _compile(self) -> None:
         """Compiles the encoder, and so the folded copies that attacks run on; on a CPU only where that is faster."""

@@ -185,7 +185,7 @@ class Shared:
     download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
     jobs: Annotated[int, Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
     device: Device = "auto"
-    precision: Annotated[str, Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
+    precision: Annotated[str, Option(help="auto (the preset's), 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
     timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
     engine: Annotated[str, Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
     runs: Runs = Path("runs")
@@ -211,7 +211,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 def run(
     shared: Shared,
     methods: Annotated[list[str] | None, Argument(help="E.g. trades pgd_at; else those that the preset names.")] = None,
-    preset: Annotated[str, Option(help="E.g. digits, cifar10-short, cifar10-paper or cifar100-paper.")] = "digits",
+    preset: Annotated[str, Option(help="E.g. digits, cifar10-small, cifar10-short or cifar10-paper.")] = "digits",
     seeds: Annotated[str, Option(help="0-2 or 0,3,5.")] = "0",
     changes: Annotated[list[str] | None, Option("--set", help="A parameter: beta=3.0, eps=8/255; repeatable.")] = None,
 ) -> None:
@@ -262,7 +262,8 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
     check_limits(shared.jobs, shared.timeout, shared.engine)
     asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
-    jobs = plan(study.variants, seeds or study.seeds, options)
+    every = plan(study.variants, study.seeds, options)  # claims are judged by all seeds that are there
+    jobs = [job for job in every if job.task.parameters["seed"] in (seeds or study.seeds)]
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         say(text, "Warning", "bold yellow")
     if shared.dry_run:
@@ -274,7 +275,7 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
         _execute(jobs, study, options, shared)
     finally:  # what was decided stands, whatever else failed
         if study.claims:
-            out.print(console.claims_table(study.claims, [job.run for job in jobs], study.seeds))
+            out.print(console.claims_table(study.claims, [job.run for job in every], study.seeds))
 
 
 def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: Shared) -> None:

@@ -98,6 +98,8 @@ def test_in_bf16_the_kl_attack_leaves_the_image_as_in_float32(conv_net):
     assert torch.equal(*(attack(conv_net, x, y, generator=generator()) for attack in (bf16, exact)))
     far = [replace(attack, steps=3, restarts=2)(conv_net, x, y, generator=generator()) for attack in (bf16, exact)]
     assert not torch.equal(*far)  # the other steps are in bf16
+    stays = replace(bf16, steps=3, early_stop=True)(conv_net, x, (conv_net(x).argmax(1) + 1) % 5, generator=generator())
+    assert (stays - x).abs().max() < 0.01, "what is wrong at the start is a success there"
     with torch.no_grad():
         reached = [kl(conv_net(x_adv), conv_net(x)).mean().item() for x_adv in far]
     assert reached[0] == pytest.approx(reached[1], rel=0.05)

@@ -34,6 +34,13 @@ def test_a_preset_makes_every_method_and_sets_only_what_exists(preset):
             assert {key: getattr(method, key) for key in values} == values
 
 
+def test_the_small_cifar_preset_gives_trainings_equally_many_attack_passes():
+    passes = {name: make_method(name, "cifar10-small").attack_passes for name in METHODS}
+    once = {"pgd_at", "trades", "mart", "vaft", "afkd", "arrest", "afd", "claf", "rocl"}
+    others = {"ancra": 100, "acl": 100, "n_fgsm": 30, "fgsm_rs": 30, "atop": 5}
+    assert {name: count for name, count in passes.items() if count} == dict.fromkeys(once, 50) | others
+
+
 @cache
 def random_images(preset):
     """A data set of as many classes as the preset's, which is not there, and of its shape; of imagenette half as wide."""

@@ -53,7 +53,7 @@ def test_auto_precision_is_the_presets_and_then_the_devices(few, tmp_path, monke
         assert fit(ONCE, few, root=tmp_path, precision=asked, progress=False).params()["precision"] == used
 
 
-@pytest.mark.parametrize(("gain", "said"), [(0.3, ["3.3 times as long as in float32"]), (1.7, [])])
+@pytest.mark.parametrize(("gain", "said"), [(0.3, ["3.3 times as long as in float32"]), (0.95, []), (1.7, [])])
 def test_bf16_that_costs_more_than_float32_is_said_and_goes_on(few, tmp_path, monkeypatch, gain, said):
     monkeypatch.setattr(loop, "bf16_gain", lambda model, x: gain)
     for precision, wanted in (("bf16-mixed", said), ("32-true", [])):

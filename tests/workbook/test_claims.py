@@ -241,6 +241,8 @@ def test_claims_of_two_presets_side_by_side(tmp_path: Path) -> None:
     assert table["digits"][0].startswith("✓ supported · +3.0 points (+2.8 to +3.2)")
     assert table["cifar10-small"][0].startswith("✕ not supported: the opposite holds · −3.0 points")
     assert table["verdicts"].tolist() == ["differ", "agree"], "what neither measures is no row"
+    other = evaluate_claims([claim(text="The same name, another sentence.")], bad, SEEDS)
+    assert tables.claims_by_preset({"digits": found["digits"], "cifar10-small": other}).empty
     one = evaluate_claims(asked, bad[:2], SEEDS)
     assert tables.claims_by_preset({"digits": found["digits"], "cifar10-small": one})["verdicts"][0] == "open", (
         "one seed"
@@ -363,7 +365,8 @@ def test_a_study_may_ask_another_ones_claims_of_its_own_runs(tmp_path: Path) -> 
         ({"instead": ["pgd_at"]}, "without as a list of claims, instead as variant: variant"),
         ({"istead": instead}, "Did you mean 'instead'"),
         ({"study": 3}, "write study as a name"),
-        ({"study": str(file)}, "takes its claims from itself"),
+        ({"study": str(file)}, "which leads back to it"),
+        ({"instead": {"pgd_at epochs=3": "pgd_at"}}, "Did you mean 'pgd_at epochs=2'"),
         ({"instead": instead}, "two claims called 'y'"),
     ):
         with pytest.raises(InputError, match=said):

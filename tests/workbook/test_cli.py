@@ -1,5 +1,6 @@
 """The command line: plans, runs, reports; and says what is wrong in a sentence, with exit code 2."""
 
+import json
 import os
 import re
 import signal
@@ -232,6 +233,19 @@ def test_of_a_study_some_seeds_may_be_asked_for(call) -> None:
     code, out, _ = call("study", "spectral-network", "--seeds", "1-2", "--dry-run")
     number = len(read_study("spectral-network").variants)
     assert (code, *(out.count(f"· seed {seed}") for seed in range(3))) == (0, 0, number, number)
+
+
+def test_claims_of_some_seeds_are_judged_by_all_that_are_there(call, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = {"name": "x", "text": "A.", "source": "B", "measure": "worst", "variant": "trades", "than": "pgd_at"}
+    (tmp_path / "study.yaml").write_text(
+        json.dumps({"methods": ["trades", "pgd_at"], "seeds": "0-2", "claims": [claim]})
+    )
+    asked, judged = only_asked(monkeypatch), list[Any]()
+    table = "robustlib.workbook.console.claims_table"
+    monkeypatch.setattr(table, lambda claims, runs, seeds: judged.append((len(runs), seeds)) or "table")
+    call("study", "study.yaml", "--seeds", "1")
+    assert [task.parameters["seed"] for task in asked] == [1, 1]
+    assert judged == [(6, [0, 1, 2])]
 
 
 @pytest.mark.parametrize("name", study_names())

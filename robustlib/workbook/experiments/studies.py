@@ -72,14 +72,16 @@ def preset_methods(preset: str) -> list[str]:
     return list(load_preset(preset)["report"])
 
 
-def read_study(file: Path | str) -> Study:
+def read_study(file: Path | str, within: Sequence[Path] = ()) -> Study:
     """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
-    hyper-parameters of their own, or to a list of such mappings where its variants are no grid.
+    hyper-parameters of their own, or to a list of such mappings where its variants are no grid. `within` are studies that take its claims.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
     remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
+    if file in within:
+        raise InputError(f"{within[-1]} takes its claims from {file}, which leads back to it: write the claims out.")
     with explained(OSError, lambda error: f"Cannot read the study {file} ({error.strerror}): {remedy}."):
         content = read_yaml(file)
     if not isinstance(content, dict):
@@ -88,10 +90,8 @@ def read_study(file: Path | str) -> Study:
         check_known(f"key of {file}", key, STUDY)
     preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)
     examples = typed(content.get("examples", 0), Whole, f"{file}: examples")
-    variants, claims = (
-        _variants(content, preset, file),
-        read_claims(_same_claims(content.get("claims", []), file), str(file)),
-    )
+    variants = _variants(content, preset, file)
+    claims = read_claims(_same_claims(content.get("claims", []), (*within, file)), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
     for claim in claims:
         for variant in claim.variants:
@@ -101,25 +101,28 @@ def read_study(file: Path | str) -> Study:
     return Study(preset, variants, seeds, examples, claims, file.stem)
 
 
-def _same_claims(rows: Any, file: Path) -> Any:
+def _same_claims(rows: Any, within: Sequence[Path]) -> Any:
     """The rows of claims with those of another study in place of {study: its name, without: [claims], instead: {its variant: ours}}."""
     if not isinstance(rows, list):
         return rows
-    each = [_claims_of(row, file) if isinstance(row, Mapping) and "study" in row else [row] for row in rows]
+    each = [_claims_of(row, within) if isinstance(row, Mapping) and "study" in row else [row] for row in rows]
     return list(itertools.chain(*each))
 
 
-def _claims_of(row: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
+def _claims_of(row: Mapping[str, Any], within: Sequence[Path]) -> list[dict[str, Any]]:
+    file = within[-1]
     for key in row:
         check_known(f"entry of a study's claims in {file}", key, ("study", "without", "instead"))
     name, without, instead = row["study"], row.get("without") or [], row.get("instead") or {}
     if not isinstance(name, str) or not isinstance(without, list) or not isinstance(instead, Mapping):
         raise InputError(f"{file}: write study as a name, without as a list of claims, instead as variant: variant.")
-    if Path(name) == file:
-        raise InputError(f"{file} takes its claims from itself: name another study.")
-    claims = read_study(name).claims
+    claims = read_study(name, within).claims
     for left_out in without:
         check_known(f"claim of {name} in {file}", left_out, [claim.name for claim in claims])
+    for variant in instead:
+        check_known(
+            f"variant of {name} in {file}", variant, {variant for claim in claims for variant in claim.variants}
+        )
     kept = [asdict(claim) for claim in claims if claim.name not in without]
     return [facts | {key: instead.get(facts[key], facts[key]) for key in ("variant", "than")} for facts in kept]
 
@@ -179,9 +182,9 @@ def findings_by_preset(runs: Sequence[Run]) -> dict[str, Sequence[Finding]]:
     found: dict[str, Sequence[Finding]] = {}
     own = {str(run.params().get("preset")) for run in runs}
     for study in filter(None, map(preset_study, preset_names() if own else ())):
-        mine = claim_findings(study, runs) if study.preset in own else []
-        if any(finding.evidence.differences for finding in mine):
-            found[study.preset] = mine
+        measured = claim_findings(study, runs) if study.preset in own else []
+        if any(finding.evidence.differences for finding in measured):
+            found[study.preset] = measured
         else:
             found[f"{study.preset}, reference"] = reference_findings(study)
     return found if own & set(found) else {}

@@ -80,7 +80,7 @@ def write_index(
     relative to `reports_dir`, by path of a run; `compare` (title, address) of those that put runs side by side, which stand with the
     preset whose directory they are in. Runs of `robustlib.evaluation.incomplete` are listed with what they lack. `views` are the
     executed compare.ipynb by preset, whose cells tagged "index" are shown below its leaderboard. `claims` are those of
-    `robustlib.workbook.tables.claims_by_preset`: where a verdict changes with the data.
+    `robustlib.workbook.tables.claims_by_preset`: where a verdict differs between presets.
     """
     boards = _leaderboards(_records(rows), pages)
     links, views, figures = list(compare), dict(views or {}), count(1)
@@ -96,7 +96,7 @@ def write_index(
     lacking = [] if incomplete is None else _records(incomplete)  # of what is missing every second part is a command
     shown["incomplete"] = [row | {"missing": COMMAND.split(row["missing"])} for row in lacking]
     shown["claims"] = [] if claims is None else claims.to_dict("split")["data"]
-    shown["judged"] = [] if claims is None else list(claims.columns)[1:-1]
+    shown["presets"] = [] if claims is None else list(claims.columns)[1:-1]
     target = Path(reports_dir) / "index.html"
     write_atomic(target, fill_template("index.html.j2", title="What holds under attack", **shown))
     return target

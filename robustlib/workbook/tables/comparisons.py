@@ -157,11 +157,12 @@ def claims_by_preset(findings: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """One row for each claim that several presets' findings measure: the claim, in a column a preset its effect and verdict ("–": not
     measured), and whether the decided verdicts "agree" or "differ"; "open" where fewer than two are."""
     measured = {
-        preset: {one.claim.name: one for one in found if one.evidence.differences} for preset, found in findings.items()
+        preset: {(one.claim.name, one.claim.text): one for one in found if one.evidence.differences}
+        for preset, found in findings.items()
     }
     rows = []
-    for name in dict.fromkeys(name for found in measured.values() for name in found):
-        each = {preset: found.get(name) for preset, found in measured.items()}
+    for asked in dict.fromkeys(asked for found in measured.values() for asked in found):
+        each = {preset: found.get(asked) for preset, found in measured.items()}
         known = [one for one in each.values() if one is not None]
         if len(known) > 1:
             cells = {
@@ -169,7 +170,7 @@ def claims_by_preset(findings: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
             }
             decided = [one.verdict for one in known if one.verdict != "undecided"]
             word = ("agree" if len(set(decided)) == 1 else "differ") if len(decided) > 1 else "open"
-            rows.append({"claim": known[0].claim.text, **cells, "verdicts": word})
+            rows.append({"claim": asked[1], **cells, "verdicts": word})
     return pd.DataFrame(rows)
 
 

@@ -14,6 +14,8 @@ from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, Share
 from robustlib.threat import TINY, Norm, Threat, norms
 
+ROUNDING = 32  # units in the last place that a sum over pixels may be off
+
 
 @dataclass(frozen=True)
 class FAB(MinimumNorm):
@@ -75,32 +77,33 @@ class FAB(MinimumNorm):
         """Equation 9: a mean of the projections of the point and of the clean image on the linearised boundary."""
         gap = batch.objective("gap")
         slope, logits = oracle.gradient(x, gap, self.eot)
-        # the hyperplane {z: slope . z = offset} on which both classes have the same logit
-        offset = (slope * x).flatten(1).sum(1) - gap(logits, slice(None)).nan_to_num(0.0)
-        own, clean = (to_hyperplane(point, slope, offset, self.threat.norm) for point in (x, batch.x))
+        # along the slope, to the hyperplane on which both classes have the same logit, from here and from the clean image
+        way = -gap(logits, slice(None)).nan_to_num(0.0)
+        ways = ((x, way), (batch.x, way + (slope * (x - batch.x)).flatten(1).sum(1)))
+        own, clean = (to_hyperplane(point, slope, missing, self.threat.norm) for point, missing in ways)
         far, back = (norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean))
         alpha = (far / (far + back)).clamp_max(self.alpha_max)
         return ((1 - alpha) * (x + self.eta * own) + alpha * (batch.x + self.eta * clean)).clamp(0, 1)
 
 
-def to_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
-    """The smallest d (B, ...) in `norm` with normal . (x + d) = offset (B,) and x + d in [0, 1] (section 2.2).
+def to_hyperplane(x: Tensor, normal: Tensor, missing: Tensor, norm: Norm) -> Tensor:
+    """The smallest d (B, ...) in `norm` with normal . d = missing (B,) and x + d in [0, 1] (section 2.2).
 
-    Every coordinate moves at a rate v_i (1 for linf, |normal_i| for l2) until it meets its side of the box; the moment at
-    which the hyperplane is reached solves a piecewise linear equation, exactly, by sorting the moments of the meetings.
-    Where the box does not reach the hyperplane, d ends in the corner nearest to it.
+    Every coordinate moves at a rate v_i (1 for linf, |normal_i| for l2) until it meets its side of the box. How far all are along the
+    normal is a concave, piecewise linear function of the moment; Newton's steps from 0 stay before the moment at which it reaches the
+    hyperplane and, after a few, are there. Where the box does not reach the hyperplane, d ends in the corner nearest to it.
     """
-    flat, w = x.flatten(1).double(), normal.flatten(1).double()
-    missing = offset.double() - (w * flat).sum(1)
+    flat, w, missing = x.flatten(1), normal.flatten(1), missing.to(x.dtype)
     direction = w.sign() * missing.sign()[:, None]
     room = torch.where(direction > 0, 1 - flat, flat) * direction.abs()
-    rate = direction.abs() if norm == "linf" else w.abs()
-    met, order = torch.where(rate > 0, room / rate.clamp_min(TINY), torch.inf).sort(1)
-    gain, speed = ((w.abs() * part).gather(1, order) for part in (room, rate))
-    # At moment met_k those before k stand still at their side and all others still move.
-    still, moving = gain.cumsum(1) - gain, speed.flip(1).cumsum(1).flip(1)
-    reached = still + torch.where(moving > 0, met.nan_to_num(posinf=0.0) * moving, torch.zeros_like(met))
-    first = (reached < missing.abs()[:, None]).sum(1).clamp_max(w.shape[1] - 1)[:, None]
-    moment = (missing.abs()[:, None] - still.gather(1, first)) / moving.gather(1, first).clamp_min(TINY)
-    d = direction * torch.minimum(rate * moment.clamp_min(0), room)
-    return d.view_as(x).to(x.dtype)
+    rate, weight, goal = direction.abs() if norm == "linf" else w.abs(), w.abs(), missing.abs()
+    speed, moved = weight * rate, torch.zeros_like(w)  # speed along the normal
+    moment, rounding = torch.zeros_like(goal), ROUNDING * torch.finfo(x.dtype).eps * goal
+    for _ in range(w.shape[1] + 1):  # a step passes a side of the box, or is the last
+        left, now = goal - (weight * moved).sum(1), (speed * (moved < room)).sum(1)
+        going = (left > rounding) & (now > 0)
+        if not bool(going.any()):
+            break
+        moment = moment + torch.where(going, left / now.clamp_min(TINY), 0)
+        moved = torch.minimum(rate * moment[:, None], room)
+    return (direction * moved).view_as(x).to(x.dtype)

@@ -30,7 +30,7 @@ def test_fab_projects_as_a_solver_does(norm, seed):
     rng, n = np.random.default_rng(seed), 9 if norm == "linf" else 6
     x, w = rng.random(n), rng.standard_normal(n) * (rng.random(n) > 0.2)
     offset, box = float(w @ rng.random(n)), [*zip(-x, 1 - x, strict=True)]
-    d = to_hyperplane(*map(torch.from_numpy, (x[None], w[None], np.array([offset]))), norm)[0].numpy()
+    d = to_hyperplane(*map(torch.from_numpy, (x[None], w[None], np.array([offset - w @ x]))), norm)[0].numpy()
     if norm == "linf":  # minimise r subject to |d_i| <= r, w . (x + d) = offset and x + d in [0, 1]
         side = np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]])
         settings = {"A_ub": side, "b_ub": np.zeros(2 * n), "A_eq": np.r_[w, 0][None], "b_eq": [offset - w @ x]}

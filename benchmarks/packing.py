@@ -2,7 +2,7 @@
 
 Nothing is lost: the training that goes on from it is the same, bit for bit on a CPU. Left out is what can be rebuilt: the best weights
 where they are the checkpoint's, which a resumed training writes again; the checkpoint of a finished training; and the last weights where
-they are the best. Of a float32 number only the exponent compresses, so the four bytes of each lie in planes of their own.
+they are the best and these are there. Of a float32 number only the exponent compresses, so the four bytes of each lie in planes of their own.
 
     python benchmarks/packing.py --runs runs    # packs each run there that has a checkpoint, aside, and says what comes out
 """
@@ -50,7 +50,7 @@ def _content(run: Run) -> Iterator[tuple[str, bytes]]:
         name, data = file.relative_to(run.path).as_posix(), file.read_bytes()
         if name in left:
             continue
-        if name == LAST and _split(data)[1] == _split((run.path / BEST).read_bytes())[1]:
+        if name == LAST and BEST not in left and _split(data)[1] == _split((run.path / BEST).read_bytes())[1]:
             yield name + HEAD, _split(data)[0]
         elif file.suffix in (".pt", ".safetensors"):
             planes, rest = to_planes(data)
@@ -105,7 +105,7 @@ def pieces(places: Sequence[Path], method: str) -> list[Path]:
 
 
 def unpack(parts: Sequence[Path], runs: Path) -> None:
-    """Puts the run back below `runs`, whole or not at all."""
+    """Puts the run back below `runs`, whole or not at all, in the place of what is left of it there."""
     with zipfile.ZipFile(io.BytesIO(b"".join(path.read_bytes() for path in parts))) as archive:
         packed = {name: archive.read(name) for name in archive.namelist()}
     folder = "/".join(next(iter(packed)).split("/")[:3])
@@ -116,6 +116,7 @@ def unpack(parts: Sequence[Path], runs: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     (runs / folder).parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(runs / folder, ignore_errors=True)
     new.rename(runs / folder)
 
 

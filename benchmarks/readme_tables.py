@@ -3,7 +3,8 @@
     python benchmarks/readme_tables.py            # rewrites README.md
     python benchmarks/readme_tables.py --check    # exit code 1 if it would change
 
-Results come from reports/reference/*/, agreement and speed from benchmarks/autoattack_agreement.md and *_speed*.md.
+Results come from reports/reference/*/, agreement and speed from benchmarks/autoattack_agreement.md, and *_speed*.md there and in
+reports/reference/gpu/.
 """
 
 import argparse
@@ -143,9 +144,10 @@ def agreement(benchmarks: Path = ROOT / "benchmarks") -> str:
     return f"{made}; {link}:\n\n" + "\n".join(whole)
 
 
-def speed(benchmarks: Path = ROOT / "benchmarks") -> str:
+def speed(folders: Sequence[Path] = (ROOT / "benchmarks", REFERENCE / "gpu")) -> str:
     """The committed reports of the speed benchmarks, each folded under its title and how many of its claims hold."""
-    files = sorted(file for file in benchmarks.glob("*_speed*.md") if file.stem not in LINKED)
+    found = [file for folder in folders for file in sorted(folder.glob("*_speed*.md"))]
+    files = [file for file in found if file.stem not in LINKED]
     texts = [_folded(*file.read_text().removeprefix("# ").split("\n", 1)) for file in files]
     return "\n\n".join(texts) or "No speed measurements are committed yet; the scripts are in `benchmarks/`."
 

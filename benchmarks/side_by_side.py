@@ -75,8 +75,8 @@ def alternate(
     device: torch.device,
     clock: Callable[[], float] | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each competitor over `rounds` turns by a `clock`, on a GPU after one turn that is not counted; unless given it
-    counts a CPU's time in this process, which other processes do not change."""
+    """Median seconds of each competitor over `rounds` turns by a `clock`, on a GPU after one turn that is not counted. By default
+    that is CPU time of this process, which other processes do not change, and on a GPU wall time."""
     clock = clock or (time.perf_counter if device.type == "cuda" else time.process_time)
     times: dict[str, list[float]] = {name: [] for name in competitors}
     for turn in range(0 if device.type == "cuda" else 1, rounds + 1):
@@ -98,7 +98,7 @@ def absent(modules: Iterable[str]) -> list[str]:
 def left_out(names: Iterable[str]) -> list[str]:
     """A line that names the peers which a report is without, as a list of no or one part of it."""
     said = ", ".join(names)
-    return [f"Left out, since it is not installed here: {said}.\n"] if said else []
+    return [f"Left out, not installed here: {said}.\n"] if said else []
 
 
 def machine(device: torch.device) -> str:

@@ -45,17 +45,21 @@ WEIGHTS = (
 RUN_ONLY = ["stale", "title", "dataset"]  # columns that are the same for all, or true only today
 
 
-def export(runs: Path, preset: str, out: Path, stale: bool = False, changed: bool = False) -> pd.DataFrame:
+def export(
+    runs: Path, preset: str, out: Path, stale: bool = False, changed: bool = False, method: str | None = None
+) -> pd.DataFrame:
     """Copies the runs of `preset` below `out`, writes leaderboard.csv and README.md there, and returns the leaderboard.
 
-    Stale runs, and runs with changed hyper-parameters that no study asks for, are exported only if asked for.
+    Stale runs, and runs with changed hyper-parameters that no study asks for, are exported only if asked for. Where a `method` is given,
+    no other one's runs are taken from `runs`.
 
     Raises:
         InputError: there is no finished, evaluated run to export.
     """
     variants = {variant for study in preset_studies(preset) for variant, _ in wanted(study)}
     # A run that is made again replaces its older self; those that are nowhere else stay.
-    found = {run.path.parts[-2:]: run for root in (out.parent, runs) for run in find_runs(root, preset=preset)}
+    known = [*find_runs(out.parent, preset=preset), *find_runs(runs, preset=preset, method=method)]
+    found = {run.path.parts[-2:]: run for run in known}
     chosen = [found[place] for place in sorted(found) if found[place].results()]
     chosen = [run for run in chosen if changed or not run.changed or variant_of(run) in variants]
     chosen = [run for run in chosen if stale or not run.stale]

@@ -9,10 +9,13 @@ A slice is done when its product is in --out or in reports/reference/: a table o
 method in cifar10-short/. One that is not expected to fit into the minutes left is passed over, unless it is the first of the call. Where
 a check failed, delete its file to repeat it. It needs no notebook packages.
 
+A check or a table for which time is up begins anew another time: gpu/<name>.stopped in --out says so, and it comes after all that was
+stopped less often, trainings too.
+
 A training for which time is up stops as Ctrl-C stops it. Its run stays in --runs, where the next call goes on. For a call elsewhere it
-also goes in pieces to unfinished/ in --out: four of 15 MiB a call at most, and at most eight files with all else, so that calls of
-`--minutes 0` bring the rest. There a call finds the pieces in unfinished/ of --out or of reports/reference/, and gathers them in --runs
-until they are complete.
+also goes in pieces to unfinished/ in --out, of 15 MiB at most. Pieces leave only while the call made fewer than eight files, new or
+overwritten, and four at most; calls of `--minutes 0` bring the rest. What else a call makes is not limited. A call elsewhere finds the
+pieces in unfinished/ of --out or of reports/reference/, and gathers them in --runs until they are complete.
 """
 
 import argparse
@@ -28,12 +31,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_slices import HERE, PRESET, Slice, slices
+from gpu_training import own_runs
 from packing import complete, pack, pieces, unpack
 from side_by_side import FOLDER, markdown
 
+from robustlib.runs import Run
+
 REFERENCE = HERE.parent / "reports" / "reference"
 STOPPING, PACKING = 15.0, 45.0  # seconds for a step that is told to stop, and for the rest of the call
-AT_A_TIME, FILES = 4, 8  # pieces that a call brings out at most, and all files that it may make
+AT_A_TIME, FILES = 4, 8  # pieces that a call brings out at most; each only while it made fewer files
 clock = time.monotonic
 
 
@@ -50,7 +56,8 @@ class Queue:
     failed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.before = set(self.out.rglob("*.*"))
+        self.before = self.files()
+        self.slices = sorted(self.slices, key=self.stops)
 
     @property
     def until(self) -> float:
@@ -60,6 +67,15 @@ class Queue:
     def done(self, part: Slice) -> bool:
         """Whether its product is there."""
         return any(part.products(place) for place in (self.out, *self.known))
+
+    def stops(self, part: Slice) -> int:
+        """How often time was up for a check or a table."""
+        notes = [part.note(place) for place in (self.out, *self.known)]
+        return max((len(note.read_text().splitlines()) for note in notes if note.exists()), default=0)
+
+    def files(self) -> dict[Path, int]:
+        """What is in `out`, and when each file was written last, in nanoseconds."""
+        return {path: path.stat().st_mtime_ns for path in self.out.rglob("*") if path.is_file()}
 
     def work(self) -> None:
         """Does what fits, in order; what is stopped is packed, and nothing follows it."""
@@ -79,17 +95,18 @@ class Queue:
                 return
 
     def check(self, part: Slice) -> bool:
-        """Runs tests or a table; False if time was up. Where no table was written, the output is the product."""
+        """Runs tests or a table; False if time was up, which is noted. Where no table was written, the output is the product."""
         folder = self.out / "gpu"
         with tempfile.TemporaryFile("w+") as output:
             code = wait(part.command, self.until, stdout=output, stderr=subprocess.STDOUT, env={FOLDER: str(folder)})
             output.seek(0)
             said = output.read()
         print(said, flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if code is None:
+            part.note(self.out).write_text("Time was up.\n" * (self.stops(part) + 1))
             return False
         if not part.products(self.out):
-            folder.mkdir(parents=True, exist_ok=True)
             text = f"$ {' '.join(part.command)}\nexit code {code}\n\n{said}"
             (folder / f"{part.name}.txt").write_text(text)
         self.failed += [part.name] if code else []
@@ -101,22 +118,18 @@ class Queue:
 
         code, old = wait(part.command, self.until), pieces(self.places, part.name)
         if code is None:
-            for run in self.unfinished(part.name):
-                pack(run, self.runs, self.runs / "leaving")
-            for path in old:
+            packed = [pack(run, self.runs, self.runs / "leaving") for run in self.unfinished(part.name)]
+            for path in old if packed else []:
                 path.unlink()
         elif code:
             self.failed.append(part.name)
         else:
-            export(self.runs, PRESET, self.out / PRESET, changed=self.changed)
+            export(self.runs, PRESET, self.out / PRESET, changed=self.changed, method=part.name)
         return code is not None
 
-    def unfinished(self, method: str) -> list:
-        """The runs of a method that are here."""
-        from robustlib.runs import find_runs
-
-        found = find_runs(self.runs, method=method, finished=False)
-        return [run for run in found if not run.damage and run.params().get("preset") == PRESET]
+    def unfinished(self, method: str) -> list[Run]:
+        """The queue's own run of a method, where it is here."""
+        return own_runs(method, self.runs, self.changed)
 
     @property
     def places(self) -> list[Path]:
@@ -127,10 +140,9 @@ class Queue:
         """Gathers the pieces of unfinished trainings that are not here, and unpacks those that are complete."""
         here, places = self.runs / "arriving", [place / "unfinished" for place in (self.out, *self.known)]
         for part in self.slices:
-            found = pieces(places, part.name)
-            if self.done(part) or self.unfinished(part.name):
+            if not part.training or self.done(part) or self.unfinished(part.name):
                 continue
-            for path in found:
+            for path in (found := pieces(places, part.name)):
                 here.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, here)
             if whole := complete([here], part.name):
@@ -143,16 +155,16 @@ class Queue:
         """Removes the pieces of what is done, and brings out the next of what is not."""
         for part in self.slices:
             if self.done(part):
-                for path in pieces(self.places, part.name):
-                    path.unlink()
-            waiting = pieces([self.runs / "leaving"], part.name)
-            made = {path for path in self.out.rglob("*.*") if path.is_file()} - self.before
-            room = max(0, min(AT_A_TIME, FILES - len(made)))
-            for path in waiting[:room]:
-                (self.out / "unfinished").mkdir(parents=True, exist_ok=True)
-                shutil.move(path, self.out / "unfinished" / path.name)
-            if left := len(waiting[room:]):
-                print(f"# {left} pieces of {part.name} wait in {self.runs}: call again with --minutes 0.", flush=True)
+                for path in [*pieces(self.places, part.name), part.note(self.out)]:
+                    path.unlink(missing_ok=True)
+        waiting = [path for part in self.slices for path in pieces([self.runs / "leaving"], part.name)]
+        made = self.files().items() - self.before.items()
+        room = max(0, min(AT_A_TIME, FILES - len(made)))
+        for path in waiting[:room]:
+            (self.out / "unfinished").mkdir(parents=True, exist_ok=True)
+            shutil.move(path, self.out / "unfinished" / path.name)
+        if left := len(waiting[room:]):
+            print(f"# {left} pieces wait in {self.runs}: call again with --minutes 0.", flush=True)
 
 
 def wait(command: list[str], until: float, env: dict[str, str] | None = None, **options) -> int | None:
@@ -184,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
     options = parser.parse_args(arguments)
     runs = options.runs or Path("runs/rehearsal/runs" if options.rehearse else "runs")
-    out, known = options.out or (Path("runs/rehearsal") if options.rehearse else REFERENCE), [REFERENCE]
+    out, known = options.out or (Path("runs/rehearsal/out") if options.rehearse else REFERENCE), [REFERENCE]
     parts = slices(options.data_root, runs, options.rehearse)
     parts = [part for part in parts if options.only is None or part.name in options.only]
     end = clock() + options.minutes * 60
@@ -197,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "why": p.why,
                 "done": "yes" if queue.done(p) else "no",
             }
-            for p in parts
+            for p in queue.slices
         ]
         print(markdown(rows))
         return 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRESET = "cifar10-short"
+STOPPED = ".stopped"  # ending of the note that time was up for a check or a table
 HERE = Path(__file__).parent
 IMAGES, RATE = 50_000, 30_000  # of an epoch; forward-backward passes a second
 EVALUATED = 4.0  # minutes
@@ -25,8 +26,8 @@ TRAININGS: dict[str, tuple[float, str, float]] = {
     "rep_spectral": (30 * 1.1, "30 epochs of 1 pass and the penalty", EVALUATED / 2),  # little is left to attack
     "standard": (30, "30 epochs of 1 pass", EVALUATED / 2),
 }
-# Fewer images, steps and queries than the standard schedule, alike on all sides: that is 5 000 passes an image, called four times
-# a side, in float32.
+# Fewer images, steps and queries than the standard schedule, alike on all sides, in float32. The standard schedule takes 5 000 passes
+# an image; this one 650. Each side is called four times.
 CASCADE = "--dataset cifar10 --training 1000 --images 512 --steps 20 --targets 3 --queries 500 --rounds 1"
 TABLES: dict[str, tuple[float, str, str]] = {  # script: minutes, why, options
     "training_speed": (3.0, "a process a step to weigh, six at a time; then 10 rounds", "--rounds 10"),
@@ -56,7 +57,11 @@ class Slice:
         """Of the files by which it is done, those that are there."""
         if self.training:
             return list(out.glob(f"{PRESET}/{self.name}.zip"))
-        return sorted(out.glob(f"gpu/{self.name}*.*"))
+        return sorted(file for file in out.glob(f"gpu/{self.name}*.*") if file.suffix != STOPPED)
+
+    def note(self, out: Path) -> Path:
+        """The file with a line for each time that it was stopped."""
+        return out / "gpu" / f"{self.name}{STOPPED}"
 
 
 def slices(data_root: str, runs: Path, rehearse: bool = False) -> list[Slice]:

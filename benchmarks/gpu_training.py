@@ -15,13 +15,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from gpu_slices import PRESET, TRAININGS
 
 from robustlib.audit import audit_run
 from robustlib.data import load_dataset
 from robustlib.evaluation import evaluate_run
 from robustlib.methods import Method, load_preset, make_method
+from robustlib.runs import Run, find_runs
 from robustlib.training import fit
+from robustlib.training.fit import resolve_precision
 
 
 def train(name: str, data_root: str, runs: Path, rehearse: bool = False) -> None:
@@ -41,6 +44,15 @@ def train(name: str, data_root: str, runs: Path, rehearse: bool = False) -> None
             print(f"{name} {kind}: {badge['verdict']}. {badge['text']}")
     seconds = run.metrics().seconds[1:]
     print(f"{name}: {seconds.median():.1f} s an epoch, evaluation and audit {time.perf_counter() - started:.0f} s")
+
+
+def own_runs(name: str, runs: Path, rehearse: bool = False) -> list[Run]:
+    """The run that `train` makes or goes on with, where it is below `runs` and undamaged: one or none."""
+    dataset, device = ("digits", "cpu") if rehearse else (load_preset(PRESET)["dataset"], "cuda")
+    precision = resolve_precision("auto", torch.device(device), make_method(name, PRESET).precision)
+    own = {"preset": PRESET, "seed": 0, "precision": precision}
+    found = [run for run in find_runs(runs, dataset=dataset, method=name, finished=False) if not run.damage]
+    return [run for run in found if run.params().items() >= own.items() and (rehearse or not run.changed)]
 
 
 def tiny(name: str) -> Method:

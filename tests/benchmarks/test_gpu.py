@@ -3,6 +3,7 @@
 import argparse
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import attack_speed
@@ -12,13 +13,15 @@ import gpu_training
 import numpy as np
 import packing
 import pytest
+import readme_tables
 import side_by_side
 import torch
 
-from robustlib.methods import METHODS
-from robustlib.runs import Run, find_runs
+from robustlib.methods import METHODS, make_method
+from robustlib.runs import Run, find_runs, write_json
+from robustlib.training.fit import run_params
 from tests import ROOT
-from tests.training_fixtures import broken_off, same_runs, tiny, train
+from tests.training_fixtures import altered, broken_off, same_runs, tiny, train
 
 
 @pytest.fixture(autouse=True)
@@ -98,17 +101,81 @@ def test_what_does_not_fit_is_passed_over_but_for_the_first(tmp_path, monkeypatc
     assert begun == ["a", "b", "d"]
 
 
-def test_no_more_files_leave_in_a_call_than_may(tmp_path):
-    part, out, leaving = gpu_slices.Slice("trades", 1.0, "", [], True), tmp_path / "out", tmp_path / "runs" / "leaving"
-    for folder, names in ((out / "gpu", "abcdef"), (leaving, [f"trades-7-{k}of5" for k in range(1, 6)])):
+def test_a_table_that_is_stopped_comes_last_until_it_is_there(tmp_path, monkeypatch):
+    """What is stopped twice comes after what is stopped once, and both after a training; a note from elsewhere counts."""
+    words = f"import pathlib, time; pathlib.Path('{tmp_path}/on').touch(); time.sleep(60)"
+    slow = gpu_slices.Slice("slow", 1.0, "", [sys.executable, "-c", words])
+    others = [gpu_slices.Slice("other", 1.0, "", []), gpu_slices.Slice("trades", 1.0, "", [], True)]
+    with monkeypatch.context() as patch:
+        up_at(patch, (tmp_path / "on").exists)
+        called(queue(tmp_path, [slow, *others]))
+    (note,) = (tmp_path / "out" / "gpu").iterdir()
+    (tmp_path / "known" / "gpu").mkdir(parents=True)
+    (tmp_path / "known" / "gpu" / "other.stopped").write_text("Time was up.\n" * 2)
+    call = queue(tmp_path, [slow, *others], known=[tmp_path / "known"])
+    assert [part.name for part in call.slices] == ["trades", "slow", "other"]
+    assert not any(map(call.done, call.slices))
+    done = replace(slow, command=[sys.executable, "-c", "print('done')"])
+    assert called(queue(tmp_path, [done])).done(slow)
+    assert not note.exists()
+
+
+def test_pieces_leave_only_while_a_call_made_few_files(tmp_path):
+    """Four of all methods together, and fewer where others were made or overwritten."""
+    parts = [gpu_slices.Slice(name, 1.0, "", [], True) for name in ("trades", "afd")]
+    out, leaving = tmp_path / "out", tmp_path / "runs" / "leaving"
+    named = [*(f"trades-7-{k}of3" for k in (1, 2, 3)), *(f"afd-7-{k}of5" for k in range(1, 6))]
+    for folder, names in ((out / "gpu", "abcdef"), (leaving, named)):
         folder.mkdir(parents=True)
         [(folder / f"{name}.part").write_bytes(b"1") for name in names]
-    call = queue(tmp_path, [part])
+    queue(tmp_path, parts).leave()
+    assert (len(list(leaving.iterdir())), len(list((out / "unfinished").iterdir()))) == (4, 4)
+    call = queue(tmp_path, parts)
+    [packing.write_atomic(path, b"2") for path in (out / "gpu").iterdir()]
     call.leave()
-    assert (len(list(leaving.iterdir())), len(list((out / "unfinished").iterdir()))) == (1, 4)
-    call.before = set()  # as if it had made all of these
+    assert len(list(leaving.iterdir())) == 2
     call.leave()
-    assert len(list(leaving.iterdir())) == 1
+    assert len(list(leaving.iterdir())) == 2
+
+
+def begun(runs, dataset, seed=0, precision="bf16-mixed", more=(), **changes):
+    """A run of standard training on the preset's network and data, of which only the parameters are there."""
+    params = run_params(make_method("standard", gpu.PRESET, **changes), dataset, "resnet18", seed, precision)
+    run = Run.of(params | dict(more), runs)
+    write_json(run.path / "params.json", params | dict(more))
+    return run
+
+
+def test_only_the_queues_own_run_goes_on(tmp_path, few):
+    dataset = replace(few, name="cifar10")
+    own = begun(tmp_path / "runs", dataset)
+    for other in ({"seed": 3}, {"precision": "32-true"}, {"epochs": 5}, {"more": {"compile": True}}):
+        begun(tmp_path / "runs", dataset, **other)
+    call = replace(queue(tmp_path, []), changed=False)
+    assert call.unfinished("standard") == [own]
+    (own.path / "params.json").write_text("{")
+    assert call.unfinished("standard") == []
+
+
+def test_a_method_is_done_only_with_its_audit(tmp_path):
+    """A run that was evaluated and not audited does not leave with another method's."""
+    runs, out = tmp_path / "runs", tmp_path / "out" / "cifar10-short"
+    gpu_training.train("standard", "data", runs, rehearse=True)
+    (run,) = find_runs(runs)
+    (altered(run, method="pgd_at").path / "audit.json").unlink()
+    parts = [
+        gpu_slices.Slice(n, 1.0, "", [sys.executable, "-c", c], True) for n, c in (("pgd_at", "1/0"), ("standard", ""))
+    ]
+    assert called(queue(tmp_path, parts)).failed == ["pgd_at"]
+    assert [file.stem for file in out.glob("*.zip")] == ["standard"]
+
+
+def test_speed_tables_of_the_queue_are_read_too(tmp_path):
+    for folder, title in (("here", "A CPU"), ("gpu", "A GPU")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "attack_speed_x.md").write_text(f"# {title}\n\n- holds: fast\n")
+    text = readme_tables.speed([tmp_path / "here", tmp_path / "gpu", tmp_path / "none"])
+    assert [title in text for title in ("A CPU</b> (1 of 1", "A GPU</b> (1 of 1")] == [True, True]
 
 
 def trainings(runs, *names):
@@ -163,6 +230,10 @@ def moved(run, root, monkeypatch):
     parts = packing.pack(run, run.path.parents[2], root / "pieces")
     assert all(path.stat().st_size <= 100_000 for path in parts)
     assert packing.complete([root / "pieces"], run.path.parent.name) == parts
+    broken = root / "back" / run.path.relative_to(run.path.parents[2]) / "params.json"  # a damaged run in its place
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    broken.with_name("stray.txt").write_text("")
     packing.unpack(parts, root / "back")
     parts[0].unlink()
     assert packing.complete([root / "pieces"], run.path.parent.name) == []
@@ -190,14 +261,17 @@ def test_a_finished_training_comes_back_with_its_evaluation_but_its_checkpoint(k
     assert keep == "best" or "last.safetensors.head" in names
 
 
-@pytest.mark.parametrize("best", [True, False])
-def test_the_best_weights_are_left_out_where_a_resumed_training_writes_them(best, tmp_path, few, monkeypatch):
+@pytest.mark.parametrize(("best", "last"), [(True, False), (False, False), (True, True)])
+def test_the_best_weights_are_left_out_where_a_resumed_training_writes_them(best, last, tmp_path, few, monkeypatch):
+    """Also where it was stopped after its last weights were written, which are the best."""
     method = tiny("standard", epochs=3, ema=0.5)
     whole = train(method, few, tmp_path / "whole")
     run = broken_off(method, few, tmp_path / "runs", monkeypatch, stop=3)
     saved = torch.load(run.path / "checkpoint.pt", weights_only=True)
     saved["state"]["best"] = 2 if best else 1
     torch.save(saved, run.path / "checkpoint.pt")
+    if last:
+        (run.path / "last.safetensors").write_bytes((run.path / "model.safetensors").read_bytes())
     other, _ = moved(run, tmp_path, monkeypatch)
     assert files(other) == {
         name: data for name, data in files(run).items() if not (best and name == "model.safetensors")

@@ -6,7 +6,7 @@ All randomness comes from `generator`, which must live on the images' device (No
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ def weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
     return plain(padded[examples, layers, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)])
 
 
+def flip(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
+    """The weak view without its crop: mirrored with probability 1/2 where the policy allows it, else the images themselves."""
+    return weak(images, replace(policy, pad=0), generator)
+
+
 def simclr_weak(images: Tensor, policy: Policy, generator: Generator | None) -> Tensor:
     """SimCLR's resized crop (bilinear) and flip alone, CLAF's weak view; for one channel the weak view.
 
@@ -89,7 +94,7 @@ def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tenso
 
 
 View = Callable[[Tensor, Policy, Generator | None], Tensor]
-VIEWS: dict[str, View] = {"none": plain, "weak": weak, "simclr": simclr, "simclr-weak": simclr_weak}
+VIEWS: dict[str, View] = {"none": plain, "flip": flip, "weak": weak, "simclr": simclr, "simclr-weak": simclr_weak}
 
 
 def _luma(x: Tensor) -> Tensor:

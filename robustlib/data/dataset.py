@@ -41,7 +41,7 @@ class Batch:
         return self.view(self.augment)
 
     def view(self, name: str) -> Tensor:
-        """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "weak", "simclr" or "simclr-weak"."""
+        """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "flip", "weak", "simclr" or "simclr-weak"."""
         return VIEWS[check_known("view", name, VIEWS)](self.images, self.policy, self.generator)
 
 

@@ -180,7 +180,7 @@ def features(
         model: x -> logits, on the device where it shall run; in eval mode for the time.
         layers: names that `layers(model)` lists, or paths of other submodules; None = "features", the penultimate ones.
         attack: makes what the model is shown instead, on its `attack_view` where it has one; the model decides what is a success.
-        augment: the view that is shown or attacked: "none", "weak", "simclr" or "simclr-weak"; each seed gives another one.
+        augment: the view that is shown or attacked: "none", "flip", "weak", "simclr" or "simclr-weak"; each seed gives another one.
         batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.
         keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.

@@ -112,7 +112,7 @@ class Pass:
     name: str = "train"  # shown in the metrics
     repeats: int = 1  # passes over the data in each epoch
     reset_optimizers: tuple[str, ...] = ()  # names of optimisers that start anew with the pass
-    augment: str = "weak"  # the view that `batch.x` shows: "weak", "simclr", "simclr-weak" or "none"
+    augment: str = "weak"  # the view that `batch.x` shows: "weak", "flip", "simclr", "simclr-weak" or "none"
     begin: Callable[[], None] | None = None  # called in each epoch before the pass, before its optimisers are reset
     probes: Mapping[str, Probe] = field(default_factory=dict)  # as a stage's, but right before each pass, after `begin`
 

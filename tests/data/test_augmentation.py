@@ -21,7 +21,8 @@ def test_views_are_seeded_and_stay_in_the_box(name, channels):
     assert torch.equal(x, other) is (name == "none")
     assert name != "none" or torch.equal(x, images / 255)
     same = VIEWS[name](images[2:3].expand(64, -1, -1, -1), policy, generator())
-    assert len({example.numpy().tobytes() for example in same}) > 40 or name == "none", "parameters of its own"
+    kinds = {"none": 1, "flip": 2}.get(name, 41)
+    assert len({example.numpy().tobytes() for example in same}) >= kinds, "parameters of its own"
 
 
 def shifts(image: torch.Tensor, pad: int) -> set[bytes]:
@@ -38,6 +39,15 @@ def test_weak_views_reach_every_offset_and_half_are_mirrored(policy):
     straight, mirrored = (shifts(one, policy.pad) for one in (image, image.flip(2)))
     assert set(keys) == (straight | mirrored if policy.flip else straight), "each offset, and nothing else"
     assert np.mean([k in mirrored for k in keys]) == pytest.approx(0.5 * policy.flip, abs=0.03)
+
+
+@pytest.mark.parametrize("mirrors", [False, True])
+def test_half_of_flipped_views_are_mirrored_where_the_data_allow_it(mirrors):
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    x = (VIEWS["flip"](image.expand(400, 1, 8, 8), Policy(pad=2, flip=mirrors), generator()) * 255).round()
+    straight, mirrored = ((x == one).all((1, 2, 3)) for one in (image, image.flip(2)))
+    assert bool((straight | mirrored).all())
+    assert mirrored.float().mean().item() == pytest.approx(0.5 * mirrors, abs=0.08)
 
 
 def test_resized_crops_keep_a_fifth_to_all_of_the_area():

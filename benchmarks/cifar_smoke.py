@@ -4,7 +4,7 @@
     python benchmarks/cifar_smoke.py --data-root DIR --methods claf rep_spectral
     python benchmarks/cifar_smoke.py --data-root DIR --dataset mnist       # the networks of the digits preset: quicker
     python benchmarks/cifar_smoke.py --data-root DIR --dataset imagenette --methods atop --train 64 --images 1    # 160 x 160
-    python benchmarks/cifar_smoke.py --data-root DIR --dataset imagenette --size 64 --methods atop --set purifier=mae --train 500 --write
+    ... --dataset imagenette --size 64 --methods atop --set purifier=mae arch=resnet8_w48 --train 500 --write    # real photographs
 
 The numbers mean nothing: it asks whether the pieces fit at this size, and models that answer at random meet few steps and draws.
 CIFAR-10 is trained by its short preset, a ResNet-18, MNIST by that of the digits, Imagenette by its paper's, a ResNet-34. Runs

@@ -156,7 +156,7 @@ python benchmarks/export_reference.py --preset {preset}
 
 - Machine: {machines}
 - Software: {packages}; robustlib at {", ".join(_distinct(fact["git"] for fact in facts))}
-- Evaluated on {first["n"]} images of the {first["split"]} split, {first["threat"]}, in float32, attack seed {first["seed"]}
+- Evaluated on {first["n"]} images of the {first["split"]} split, {first["threat"]}, verdicts in float32, attack seed {first["seed"]}
 
 Weights of the epoch with the best validation accuracy (robust where the training is adversarial), with 95 % Wilson intervals:
 
@@ -232,13 +232,16 @@ def _claims(judged: Sequence[tuple[Study, Sequence[Finding]]]) -> str:
 
 
 def _claims_of(study: Study, findings: Sequence[Finding]) -> str:
-    rows = claims(findings).to_dict("records")
+    measured = [finding for finding in findings if finding.evidence.differences]
+    rows = claims(measured).to_dict("records")
+    rest = [finding.claim.name for finding in findings if finding not in measured]
+    lacking = f"Not measured yet, for want of runs: {', '.join(rest)}.\n" if rest else ""
     return f"""
 What these runs say of the claims in `{study.name}`, which asks for {len(study.seeds)} seeds: paired differences on the same images, 95 % t intervals,
 Holm's correction over all claims of the study ([each seed's difference](claims.csv)).
 
-{markdown([{str(name): cell for name, cell in row.items()} for row in rows])}
-"""
+{markdown([{str(name): cell for name, cell in row.items()} for row in rows]) if rows else ""}
+{lacking}"""
 
 
 def _rows(board: pd.DataFrame) -> list[dict[str, object]]:

@@ -186,9 +186,9 @@ def test_maps_of_features_are_of_archived_weights(tmp_path, monkeypatch, digits)
 
 
 def test_speed_and_agreement_are_told_by_their_claims(tmp_path):
-    assert readme_tables.speed(tmp_path).startswith("No speed measurements")
+    assert readme_tables.speed([tmp_path]).startswith("No speed measurements")
     (tmp_path / "own_speed.md").write_text("# Own\n\n| a |\n|---|\n\n- holds: b\n- **does not hold**: c\n- holds: d\n")
-    folded = readme_tables.speed(tmp_path)
+    folded = readme_tables.speed([tmp_path])
     assert folded.startswith("<details><summary><b>Own</b> (2 of 3 claims hold)</summary>\n\n| a |\n")
     assert folded.endswith("- holds: d\n\n</details>")
     assert "Not measured yet" in readme_tables.agreement(tmp_path)

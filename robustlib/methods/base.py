@@ -59,9 +59,7 @@ class Method:
     ema: ShareBelowOne = 0.0  # decay of the averaged weights that are evaluated; 0 for none
     norm: Norm | None = None  # of the threat; None takes the data set's
     eps: NonNegative | None = None  # of the threat, in [0, 1] pixel units; None takes the data set's
-    augment: str = (
-        "weak"  # view of the training images: "weak" (crop and flip; digits: 1-pixel shift), "flip" or "none"
-    )
+    augment: str = "weak"  # view of training images: "weak" (crop and flip; digits: 1-pixel shift), "flip" or "none"
     train_examples: Whole = 0  # train on a stratified subset of this size; 0 for all
     validate_every: Count = 1  # epochs; the weights before a stage and after its last epoch are validated in any case
 

@@ -73,7 +73,7 @@ def test_the_index_says_where_verdicts_change_with_the_data(tmp_path):
     assert texts(section.select("thead th")) == ["Claim", "digits", "cifar10", "Verdicts"]
     assert [texts(row.select("th, td"))[:3] for row in section.select("tbody tr")] == [list(row[:3]) for row in rows]
     assert [bool(row.select(".badge")) for row in section.select("tbody tr")] == [True, False]
-    assert "1 of 2 verdicts change" in section.get_text()
+    assert "1 of 2 verdicts differ" in section.get_text()
     for none in (None, pd.DataFrame()):
         assert not index_of(tmp_path, leaderboard(), claims=none).select("#claims")
 

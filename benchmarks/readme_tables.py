@@ -27,23 +27,19 @@ README = ROOT / "README.md"
 LINKED = ("explorer_speed", "report_speed")  # tables that the README only links to
 NONE_YET = "No reference results are committed yet; `make study` makes them."
 CAPTION = """*Above: accuracy of the first seed of each method that the preset reports, as the attack's radius grows past that of the threat model, with 95 % intervals, on {images}. Below:
-clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py` from the
+clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py --preset {preset}` from the
 [reference results](reports/reference/{preset}/README.md).*"""
 
 
 MAPS = """*Feature spaces of the first seed of each method: clean test images (circles) and the same images attacked (crosses), mapped together by UMAP. Data: {data}.
-Drawn by `python benchmarks/readme_figure.py --preset {preset}` from the [reference results](reports/reference/{preset}/README.md).*"""
+Drawn by `python benchmarks/readme_figure.py --preset {preset} --data-root DIR` from the [reference results](reports/reference/{preset}/README.md).*"""
 
 
 def pictures(reference: Path = REFERENCE) -> str:
     """Those of all presets that have any, or that there are none yet."""
     drawn = [name for name in preset_names() if (reference / name / "robustness.png").is_file()]
-    return (
-        "\n\n".join(
-            [*(features(reference, name) for name in drawn), *(picture(reference, name) for name in drawn)]
-        ).strip()
-        or NONE_YET
-    )
+    each = [*(features(reference, name) for name in drawn), *(picture(reference, name) for name in drawn)]
+    return "\n\n".join(filter(None, each)) or NONE_YET
 
 
 def features(reference: Path, preset: str) -> str:

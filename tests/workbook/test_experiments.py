@@ -182,6 +182,18 @@ def test_claims_are_compared_with_the_committed_ones_of_another_preset(tmp_path:
     assert [one.evidence.differences for one in found["digits"][:2]] == [{}, {0: 0.0}]
 
 
+def test_claims_that_cannot_be_compared_stop_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(runs: list[Run]) -> None:
+        raise InputError("a reference is damaged")
+
+    monkeypatch.setattr(sys.modules["robustlib.workbook.experiments.jobs"], "findings_by_preset", damaged)
+    options = experiments.Options(runs=tmp_path / "runs", reports=tmp_path / "reports")
+    index, problems = experiments.publish(options, [])
+    assert index.is_file()
+    assert problems == ["Claims of several presets are not compared. InputError: a reference is damaged"]
+    assert experiments.publish(options, [], waiting={})[1] == problems, "nothing waits any more"
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     file = tmp_path / "small.yaml"

@@ -174,8 +174,11 @@ def publish(
         rows = [{"run": name, **facts, "path": str(r.path), "missing": state} for name, (r, state) in waiting.items()]
         others = lacking[~lacking["path"].isin([row["path"] for row in rows])]
         lacking = pd.concat([pd.DataFrame(rows), others], ignore_index=True)
-    # claims take a second or more, which the last index of a batch can spare
-    claims = claims_by_preset({} if waiting else findings_by_preset(runs))
+    claims = claims_by_preset({})
+    try:  # a second or more, which the last index of a batch can spare
+        claims = claims if waiting else claims_by_preset(findings_by_preset(runs))
+    except Exception as error:  # whatever it is, the index is wanted
+        problems.append(f"Claims of several presets are not compared. {type(error).__name__}: {error}")
     rest: Any = {"compare": comparisons, "incomplete": lacking, "views": views, "claims": claims}
     return write_index(options.reports, board, pages, **rest), problems
 

@@ -13,3 +13,4 @@ from robustlib.runs.run import (
     transfer_sources,
     versions,
 )
+from robustlib.runs.user_code import UserCode

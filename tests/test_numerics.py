@@ -8,7 +8,7 @@ from robustlib.runs import NUMERICS, Run, attack_names, versions, write_json
 from tests import numerics
 
 HOW = (
-    "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/run.py (runs "
+    "The numbers of {name} moved by {gap:.1e}, more than {most:.1e}. If that is meant, raise its version in robustlib/runs/numerics.py (runs "
     "made before are stale then) and store the new ones: PYTHONPATH=. python benchmarks/store_numerics.py {name}"
 )
 

@@ -272,6 +272,10 @@ def check_published(run: Run, results: Mapping[str, Any]) -> Check:
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
     """15: the epoch was chosen on validation images, or is the last, and best and last are both reported on others."""
+    if run.external:
+        return make_check(
+            15, "selection", otherwise="It was trained elsewhere: nothing here says how its weights were chosen."
+        )
     unrecorded = "no validation accuracy was recorded by which the epoch could have been chosen"
     problems = [] if results.get("split") == "test" else [f"the numbers are of the {results.get('split')} images"]
     problems += [] if results.get("last", {}).get("rows") else ["the last epoch is not reported"]

@@ -1,15 +1,8 @@
 """`fit`: trains a method once, and never twice; interrupted anywhere, the same call resumes it."""
 
 import contextlib
-import importlib.metadata
 import os
-import platform
-import re
-import resource
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +14,7 @@ from robustlib.errors import Count, InputError, Whole, check_path, shown, typed,
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, outdated, trained_with, versions, write_json
+from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
@@ -146,46 +140,3 @@ def _run(training: Training, command: str) -> None:
     facts |= {"compile_speed_up": training.state.speed_up} if training.compile else {}
     run.write("provenance.json", facts)
     run.finish()
-
-
-# ---- where its numbers come from
-
-
-def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
-    """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
-    packages, git = {}, ""
-    for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
-        packages[name] = "not installed"
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-        git = done.stdout
-    return {
-        "command": command,
-        "numerics": dict(numerics),
-        "git": git.strip(),
-        "packages": packages,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": threads,
-    }
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
-    return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,5 +1,6 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
+from robustlib.workbook.experiments.benchmarks import Benchmark
 from robustlib.workbook.experiments.jobs import Job, Options, measure_claimed, notebook, page, plan, publish
 from robustlib.workbook.experiments.results import (
     attack_table,

@@ -264,7 +264,9 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
     """The runs of a preset below `root` on `dataset` ("": the preset's own), judged under `threat` ("": that of most of them)."""
     name, found = dataset or preset_dataset(preset), find_runs(root, finished=False)
     damaged = [run for run in found if run.damage and run.place.split("/")[0] == name]
-    runs = [run for run in found if not run.damage and run.params().get("preset") == preset]
+    whole = [run for run in found if not run.damage]
+    runs = [run for run in whole if run.params().get("preset") == preset]
+    runs += [run for run in whole if run.external and run.params()["dataset"] == name]  # from elsewhere, of no preset
     every = [run for run in runs if run.params()["dataset"] == name]
     judged = {run.path: run.results()["threat"] for run in every if run.finished and run.results()}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")

@@ -109,9 +109,21 @@ def _records(frame: pd.DataFrame) -> list[Record]:
 
 
 def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows."""
+    """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows.
+
+    Networks from elsewhere, of no preset, stand in each of those of their data set.
+    """
     groups: dict[tuple[str, str], list[Record]] = {}
+    presets: dict[Any, list[str]] = {}  # by data set
     for record in records:
+        known = presets.setdefault(record.get("dataset"), [])
+        known += [record["preset"]] if record.get("preset") and record["preset"] not in known else []
+    placed = [
+        r | {"preset": p}
+        for r in records
+        for p in ([r.get("preset")] if r.get("preset") else presets[r.get("dataset")] or [""])
+    ]
+    for record in placed:
         preset = str(record.get("preset") or record.get("dataset") or "runs")
         title, href = str(record.get("title") or record["method"]), pages.get(str(record["path"]), "")
         row = record | {"title": title, "href": href}

@@ -47,6 +47,30 @@ def splits(dataset: Any, test_examples: int = 0) -> pd.DataFrame:
     return table.assign(shape=shape, classes=dataset.num_classes, **{"for": list(uses.values())})
 
 
+def network(params: Mapping[str, Any]) -> pd.DataFrame:
+    """What a network from elsewhere is and what was done to it: `Run.params` of a run whose `external` is set."""
+    facts, about = params["external"], params.get("about", {})
+    mean, std = (", ".join(f"{number:g}" for number in facts[name]) for name in ("mean", "std"))
+    normalised = f"mean {mean or 0}, deviation {std or 1}" if mean or std else "inside, if at all"
+    card = {
+        "built by": f"{about.get('place', '')}:{facts['name']}".strip(":") or "an object in Python",
+        "with": ", ".join(f"{name}={value}" for name, value in facts["arguments"].items()) or "–",
+        "weights": about.get("file") or "as they were given",
+        "digest of the weights": facts["weights"],
+        "images normalised by": normalised,
+        "features": facts["layer"] or (f"input of {facts['last_linear']}" if facts["last_linear"] else "its logits"),
+        "answers": "at random" if facts["stochastic"] else "always alike",
+        "adapted": " ".join(about.get("said", [])) or "nothing",
+    }
+    return pd.Series(card, name=str(params.get("title"))).rename_axis("network").to_frame()
+
+
+def sanity(findings: Iterable[Any]) -> pd.DataFrame:
+    """The findings of `robustlib.audit.check_run`."""
+    rows = [(finding.name, verdict_label(finding.verdict), finding.text) for finding in findings]
+    return pd.DataFrame(rows, columns=["question", "verdict", "answer"]).set_index("question")
+
+
 def share(row: Mapping[Any, Any], name: str = "accuracy") -> str:
     """An accuracy of a row with its interval, which is `low` and `high`, or `{name}_low` and `{name}_high`."""
     prefix = "" if name == "accuracy" else f"{name}_"

@@ -1,0 +1,170 @@
+"""A run of a network that was trained elsewhere: its weights and where they came from, as a directory that everything else takes."""
+
+import copy
+import json
+import os
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from robustlib.errors import InputError, check_path, shown, typed
+from robustlib.models.external import External, fit_weights, unwrap
+from robustlib.runs.factories import adapt, build, factory_of, read_checkpoint
+from robustlib.runs.files import digest, save_weights, write_atomic, write_json
+from robustlib.runs.numerics import NUMERICS
+from robustlib.runs.provenance import provenance
+from robustlib.runs.run import Run
+from robustlib.threat import Threat
+
+if TYPE_CHECKING:
+    from robustlib.data import Dataset
+
+_given: dict[str, External] = {}  # networks that came as objects, by the place of their run: only this process has them
+EPOCH = re.compile(r"(?:epoch|ep|e)[-_=]?(\d+)|(\d+)(?=\D*$)", re.IGNORECASE)
+
+
+def slug(name: str, most: int = 40) -> str:
+    """A name as part of a path: lower case, a-z, 0-9, "." and "-"; "model" where nothing is left."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:most] or "model"
+
+
+def epoch_in(weights: Path | str) -> int | None:
+    """The epoch that the name of a file of weights says, as in "epoch-012.pt"; None where it has no number."""
+    found = EPOCH.search(Path(weights).stem)
+    return int(found[1] or found[2]) if found else None
+
+
+def external_run(
+    model: str | nn.Module,
+    dataset: "Dataset",
+    *,
+    name: str = "",
+    threat: Threat | None = None,
+    root: Path | str = "runs",
+    weights: Path | str = "",
+    arguments: Mapping[str, Any] | None = None,
+    output: str = "",
+    layer: str = "",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    stochastic: bool | None = None,
+    images: Mapping[str, Any] | None = None,
+    rerun: bool = False,
+) -> Run:
+    """The run of a network that was trained elsewhere, see `Run.from_model`; `images` says where a data set of the user's own lies."""
+    spec, text, factory = "", "", dict[str, str]()
+    if isinstance(model, str):
+        spec, (factory, text) = model, factory_of(model)
+        net = build(factory, arguments or {}, dataset.num_classes, text)
+    elif isinstance(model, nn.Module):
+        net = model
+    else:
+        raise InputError(
+            f"model={shown(model)}: give a torch.nn.Module, or name what builds one, e.g. 'my_models.py:build'."
+        )
+    loaded = (
+        [f"Its weights are {label!r} of {Path(weights).name}."] if weights and (label := _load(net, weights)) else []
+    )
+    few = dataset.test.images[:2].float() / 255
+    settings: dict[str, Any] = {"output": output, "layer": layer, "mean": mean, "std": std, "stochastic": stochastic}
+    wrapped, said = adapt(net, few, dataset, **settings)
+    facts: dict[str, Any] = {
+        "name": factory.get("name", ""),
+        "code": factory.get("digest", ""),
+        "arguments": dict(arguments or {}),
+    }
+    facts |= {
+        "weights": _digest(wrapped),
+        **{key: getattr(wrapped, key) for key in ("output", "layer", "last_linear", "stochastic")},
+    }
+    facts |= {"mean": list(mean), "std": list(std)}
+    title = typed(name, str, "name") or (Path(weights).stem if weights else facts["name"] or type(net).__name__)
+    threat = threat or dataset.threat
+    about = {"place": factory.get("place", ""), "file": str(weights), "epoch": epoch_in(weights) if weights else None}
+    method = slug(title)
+    params = {
+        **{"method": f"{method}-external" if f"methods/{method}" in NUMERICS else method, "title": title},
+        **{"dataset": dataset.name, "arch": slug(facts["name"] or type(net).__name__).replace("-", "_"), "seed": 0},
+        **{
+            "precision": "32-true",
+            "threat": {"norm": threat.norm, "eps": threat.eps},
+            "hyperparameters": {},
+            "model": {},
+        },
+        "spec": {key: getattr(dataset, key) for key in ("num_classes", "image_shape", "mean", "std")},
+        **{"preset": "", "changes": {}, "external": facts, "about": about | {"said": [*loaded, *said]}},
+        **({"images": dict(images)} if images else {}),
+    }
+    run = Run.of(params, check_path(root))
+    if not factory:
+        _given[run.place] = wrapped
+    if rerun or not run.finished:
+        _write(run, params, wrapped, text, _command(params, spec))
+    return run
+
+
+def _load(net: nn.Module, weights: Path | str) -> str:
+    return fit_weights(unwrap(net)[0], read_checkpoint(weights), weights)
+
+
+def _digest(model: External) -> str:
+    from safetensors.torch import save
+
+    return digest(save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
+
+
+def _write(run: Run, params: Mapping[str, Any], model: External, text: str, command: str) -> None:
+    with run.lock():
+        run.clear()
+        write_json(run.path / "params.json", params)
+        if text:
+            write_atomic(run.path / "factory.py", text)
+        save_weights(model, run.path / "model.safetensors", {"run": run.place})
+        run.write("provenance.json", provenance(torch.device("cpu"), torch.get_num_threads(), command, {}))
+        run.finish()
+
+
+def _command(params: Mapping[str, Any], spec: str) -> str:
+    """The command that benchmarks the same again; "" for a network that came as an object."""
+    about, external = params["about"], params["external"]
+    images = params.get("images")
+    where = ["--images", images["path"], "--size", str(images["size"])] if images else ["--dataset", params["dataset"]]
+    words = ["robustlib", "benchmark", spec, *(["--weights", about["file"]] if about["file"] else []), *where]
+    words += ["--model-args", json.dumps(external["arguments"])] if external["arguments"] else []
+    for option in ("output", "layer"):
+        words += [f"--{option}", external[option]] if external[option] else []
+    for option in ("mean", "std"):
+        words += [f"--{option}", ",".join(f"{number:g}" for number in external[option])] if external[option] else []
+    words += ["--threat", f"{params['threat']['norm']}:{params['threat']['eps']:.6g}"]
+    return shlex.join([*words, "--name", params["title"]]) if spec else ""
+
+
+def load_external(run: Run) -> External:
+    """The network of such a run without its weights; raises InputError for code that nobody here trusts."""
+    params = run.params()
+    facts, place, spec = params["external"], params.get("about", {}).get("place", ""), SimpleNamespace(**params["spec"])
+    if not facts["name"]:
+        if run.place not in _given:
+            said = "came as an object in Python, which only that process has"
+            raise InputError(
+                f"The network of {run.path} {said}: benchmark a factory such as my_models.py:build instead."
+            )
+        with suppress(Exception):  # any object may refuse to be copied
+            return copy.deepcopy(_given[run.place])
+        return _given[run.place]
+    text = (run.path / "factory.py").read_text("utf-8") if os.path.exists(run.path / "factory.py") else ""
+    factory = {"place": place, "name": facts["name"], "digest": facts["code"]}
+    net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, text))
+    settings = {key: facts[key] for key in ("output", "layer", "mean", "std", "stochastic")}
+    model = External(net, spec, **settings)
+    model.last_linear = facts["last_linear"]
+    return model

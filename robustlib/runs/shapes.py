@@ -26,7 +26,7 @@ LOOK = {"attack": str, "split": str, "n?": int, "index": [int], "correct": [bool
 SHAPES: Mapping[str, Any] = {
     "params.json": {
         **{"method": str, "dataset": str, "arch": str, "seed": int, "hyperparameters?": {"preset?": (str, NoneType)}},
-        **{"preset?": (str, NoneType), "title?": str, "changes?": dict, "changed?": (str, NoneType)},
+        **{"preset?": (str, NoneType), "title?": str, "changes?": dict, "changed?": (str, NoneType), "images?": dict},
     },
     "status.json": {"state": str, "reason?": str, "files?": {str: str}},
     "provenance.json": {

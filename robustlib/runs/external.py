@@ -57,10 +57,9 @@ def external_run(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     stochastic: bool | None = None,
-    images: Mapping[str, Any] | None = None,
     rerun: bool = False,
 ) -> Run:
-    """The run of a network that was trained elsewhere, see `Run.from_model`; `images` says where a data set of the user's own lies."""
+    """The run of a network that was trained elsewhere, see `Run.from_model`."""
     spec, text, factory = "", "", dict[str, str]()
     if isinstance(model, str):
         spec, (factory, text) = model, factory_of(model)
@@ -102,7 +101,7 @@ def external_run(
         },
         "spec": {key: getattr(dataset, key) for key in ("num_classes", "image_shape", "mean", "std")},
         **{"preset": "", "changes": {}, "external": facts, "about": about | {"said": [*loaded, *said]}},
-        **({"images": dict(images)} if images else {}),
+        **({"images": dict(dataset.origin)} if dataset.origin else {}),
     }
     run = Run.of(params, check_path(root))
     if not factory:

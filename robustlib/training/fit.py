@@ -40,7 +40,7 @@ def fit(
 
     Args:
         method: a configured method, e.g. `make_method("trades", preset="digits")`.
-        dataset: from `load_dataset`.
+        dataset: from `load_dataset`, `load_images` or `Dataset.of`.
         arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
@@ -58,6 +58,10 @@ def fit(
     precision = resolve_precision(precision, torch_device, method.precision)
     if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
         raise unknown("architecture", arch, ARCHITECTURES)
+    if not len(dataset.train):
+        raise InputError(
+            f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate: add a folder train/."
+        )
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
@@ -120,7 +124,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "preset": method.preset,
         "title": method.title,
         "changes": method.changes(arch),
-    }
+    } | ({"images": dict(dataset.origin)} if dataset.origin else {})
 
 
 def _run(training: Training, command: str) -> None:

@@ -123,13 +123,13 @@ def audit(
 
 def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
     """The run in a directory, and the data set it was trained on."""
-    from robustlib.data import load_dataset
+    from robustlib.data import dataset_of
     from robustlib.runs import Run
 
     params = Run(path).params()
     if not params:
         raise InputError(f"{path} holds no run (no params.json): give a directory that `robustlib list` shows.")
-    return Run(path), load_dataset(params["dataset"], root=data_root or None)
+    return Run(path), dataset_of(params, data_root or None)
 
 
 @app.command("list")

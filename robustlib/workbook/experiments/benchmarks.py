@@ -57,7 +57,7 @@ class Benchmark:
     def load(self, *, download: bool = False) -> Dataset:
         """The images it is judged on."""
         if self.images:
-            return load_images(self.images, size=self.size, threat=self.threat_of(PHOTOGRAPHS) or PHOTOGRAPHS)
+            return load_images(self.images, size=self.size, threat=self.threat_of(PHOTOGRAPHS) or PHOTOGRAPHS, test=1.0)
         return load_dataset(self.dataset, root=self.data_root or None, download=download)
 
     def threat_of(self, usual: Threat | None) -> Threat | None:
@@ -78,12 +78,11 @@ class Benchmark:
         except (ValueError, AssertionError) as error:
             said = f"model_args={self.model_args!r} is no JSON object"
             raise InputError(f"""{said}: write e.g. '{{"depth": 28}}'.""") from error
-        images = {"path": os.path.abspath(self.images), "size": self.size} if self.images else None
         settings = {key: _numbers(key, getattr(self, key)) for key in ("mean", "std")}
         return Run.from_model(
             self.model,
             dataset,
-            **{"weights": self.weights, "arguments": arguments, "name": self.name, "root": self.runs, "images": images},
+            **{"weights": self.weights, "arguments": arguments, "name": self.name, "root": self.runs},
             **{"threat": self.threat_of(dataset.threat), "output": self.output, "layer": self.layer, **settings},
             stochastic=self.stochastic or None,
             rerun=rerun,

@@ -12,7 +12,7 @@ import pandas as pd
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
-from robustlib.data import load_dataset
+from robustlib.data import dataset_of, load_dataset
 from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
@@ -124,7 +124,7 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
     for run in runs:
         if not run.damage and run.finished and run.results() and variant_of(run) in variants:
             try:
-                dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
+                dataset = dataset_of(run.params(), options.data_root or None)
                 measure_unseen({run.name: run}, dataset, device=options.device)
             except InputError as error:
                 problems.append(f"{run.name} has not met unseen attacks: {error}")

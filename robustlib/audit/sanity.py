@@ -16,6 +16,7 @@ from robustlib.audit.audit import train_mode_layers
 from robustlib.data import Dataset, Split
 from robustlib.evaluation.measurements import images_of
 from robustlib.evaluation.metrics import wilson
+from robustlib.figures.canvas import percent
 from robustlib.models import Classifier
 from robustlib.models.classifier import full_float32
 from robustlib.runs import Run, digest, measured
@@ -83,16 +84,16 @@ def _accuracy(model: Classifier, x: Tensor, y: Tensor, logits: Tensor, dataset: 
     accuracy, classes = _right(logits, y), logits.shape[1]
     chance = float(y.bincount(minlength=classes).max()) / len(y)
     low, high = wilson(accuracy * len(y), len(y))
-    said = f"{accuracy:.1%} of {len(y)} test images are right without attack (95 % interval {low:.1%} to {high:.1%})"
+    said = f"{percent(accuracy)} of {len(y)} test images are right without attack (95 % interval {percent(low)} to {percent(high)})"
     reasons = [*_other_order(logits, y, accuracy, dataset.class_names), *_other_images(model, x, y, accuracy, dataset)]
     if reasons:
         return Finding("clean accuracy", "red", f"{said}. {' '.join(reasons)}")
     if low <= chance:
-        guess = f"always the commonest class would be right for {chance:.1%}"
+        guess = f"always the commonest class would be right for {percent(chance)}"
         return Finding(
             "clean accuracy", "red", f"{said}: no better than chance, {guess}. Are these its weights and its data set?"
         )
-    return Finding("clean accuracy", "pass", f"{said}; the commonest class alone would give {chance:.1%}.")
+    return Finding("clean accuracy", "pass", f"{said}; the commonest class alone would give {percent(chance)}.")
 
 
 def _other_order(logits: Tensor, y: Tensor, accuracy: float, names: tuple[str, ...]) -> Iterator[str]:
@@ -108,7 +109,7 @@ def _other_order(logits: Tensor, y: Tensor, accuracy: float, names: tuple[str, .
     if (best := float(met[given, true].sum()) / len(y)) > max(accuracy + GAINS, 2 * accuracy) and len(y) >= 4 * classes:
         k = next(int(k) for k, right in zip(given, true, strict=True) if k != right and met[k, right])
         example = f"its answer {k} means {names[int(true[list(given).index(k)])]!r} and not {names[k]!r}"
-        yield f"Its classes are in another order: put right, {best:.1%} would be right ({example}). Sort its outputs as the data set does."
+        yield f"Its classes are in another order: put right, {percent(best)} would be right ({example}). Sort its outputs as the data set does."
 
 
 def _other_images(model: Classifier, x: Tensor, y: Tensor, accuracy: float, dataset: Dataset) -> Iterator[str]:
@@ -133,7 +134,7 @@ def _other_images(model: Classifier, x: Tensor, y: Tensor, accuracy: float, data
     scores = {words: shown(images) for words, (images, _) in tries.items()}
     best = max(scores, key=lambda words: scores[words])
     if scores[best] > accuracy + GAINS:
-        yield f"On {best} {scores[best]:.1%} would be right: {tries[best][1]}."
+        yield f"On {best} {percent(scores[best])} would be right: {tries[best][1]}."
 
 
 def _logits(logits: Tensor) -> Finding:
@@ -166,10 +167,10 @@ def _determinism(model: Classifier, x: Tensor, logits: Tensor) -> Finding:
             return Finding(
                 "determinism", "pass", "It answers at random, as it was declared to: attacks average over draws."
             )
-        said = f"The same images get other logits at the second time (by {again:.1%} of the largest)"
+        said = f"The same images get other logits at the second time (by {percent(again)} of the largest)"
         return Finding("determinism", "red", f"{said}: give --stochastic, so that attacks average over draws.")
     if alone > 1e-3:
-        said = f"An image gets other logits in other company (by {alone:.1%} of the largest)"
+        said = f"An image gets other logits in other company (by {percent(alone)} of the largest)"
         return Finding(
             "determinism", "red", f"{said}: some layer looks at the batch, such as BatchNorm without its averages."
         )
@@ -198,10 +199,10 @@ def _gradients(model: Classifier, x: Tensor, y: Tensor) -> Finding:
         )
     dead = float((gradient.flatten(1).abs().amax(1) == 0).float().mean())
     if dead > 0.05:
-        said = f"{dead:.0%} of the images have a gradient of exactly 0"
+        said = f"{percent(dead)} of the images have a gradient of exactly 0"
         return Finding(
             "gradients",
             "amber",
             f"{said}: rounded inputs, saturated answers or a detached layer hide it; see the audit.",
         )
-    return Finding("gradients", "pass", f"Finite gradients reach the images ({1 - dead:.0%} are not 0).")
+    return Finding("gradients", "pass", f"Finite gradients reach the images ({percent(1 - dead)} are not 0).")

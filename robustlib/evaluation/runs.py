@@ -34,7 +34,7 @@ FACTS = ("preset", "dataset", "method", "title", "arch", "precision", "seed")
 COLUMNS = (
     *("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed", "threat", *ATTACKS),
     *("clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs", "path", "stale"),
-    *("warnings", "checkpoint", "headline_badge", "headline_text", "protocol_badge", "protocol_text"),
+    *("warnings", "checkpoint", "external", "headline_badge", "headline_text", "protocol_badge", "protocol_text"),
 )
 
 
@@ -149,7 +149,7 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
     Returns:
         COLUMNS: changed says what differs from the preset (e.g. "beta=3.0"), accuracies are fractions (NaN where not measured),
         last_worst is of the last epoch, and badges are the audit's verdicts on the headline and on the method's own protocol:
-        "pass", "amber", "red", "n/a", or "" before an audit.
+        "pass", "amber", "red", "n/a", or "" before an audit; external says that it was trained elsewhere.
     """
     rows = [_row(run) for run in runs if run.results()]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
@@ -169,7 +169,8 @@ def _row(run: Run) -> dict[str, Any]:
         "last_worst": last.get("worst", float("nan")),
         "n": results["n"],
         "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
-        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
+        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else float("nan") if run.external else 0,
+        "external": run.external,
         "path": str(run.path),
         "stale": run.stale,
         "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,6 @@ from robustlib.runs.factories import adapt, build, factory_of, read_checkpoint
 from robustlib.runs.files import digest, save_weights, write_atomic, write_json
 from robustlib.runs.numerics import NUMERICS
 from robustlib.runs.provenance import provenance
-from robustlib.runs.run import Run
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def epoch_in(weights: Path | str) -> int | None:
 
 
 def external_run(
+    of: Callable[[Mapping[str, Any], Path | str], Any],
     model: str | nn.Module,
     dataset: "Dataset",
     *,
@@ -58,8 +58,8 @@ def external_run(
     std: Sequence[float] = (),
     stochastic: bool | None = None,
     rerun: bool = False,
-) -> Run:
-    """The run of a network that was trained elsewhere, see `Run.from_model`."""
+) -> Any:
+    """The run of a network that was trained elsewhere, see `Run.from_model`; `of` is `Run.of`."""
     spec, text, factory = "", "", dict[str, str]()
     if isinstance(model, str):
         spec, (factory, text) = model, factory_of(model)
@@ -103,7 +103,7 @@ def external_run(
         **{"preset": "", "changes": {}, "external": facts, "about": about | {"said": [*loaded, *said]}},
         **({"images": dict(dataset.origin)} if dataset.origin else {}),
     }
-    run = Run.of(params, check_path(root))
+    run = of(params, check_path(root))
     if not factory:
         _given[run.place] = wrapped
     if rerun or not run.finished:
@@ -121,7 +121,7 @@ def _digest(model: External) -> str:
     return digest(save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}))
 
 
-def _write(run: Run, params: Mapping[str, Any], model: External, text: str, command: str) -> None:
+def _write(run: Any, params: Mapping[str, Any], model: External, text: str, command: str) -> None:
     with run.lock():
         run.clear()
         write_json(run.path / "params.json", params)
@@ -147,8 +147,8 @@ def _command(params: Mapping[str, Any], spec: str) -> str:
     return shlex.join([*words, "--name", params["title"]]) if spec else ""
 
 
-def load_external(run: Run) -> External:
-    """The network of such a run without its weights; raises InputError for code that nobody here trusts."""
+def load_external(run: Any) -> External:
+    """The network of such a `Run` without its weights; raises InputError for code that nobody here trusts."""
     params = run.params()
     facts, place, spec = params["external"], params.get("about", {}).get("place", ""), SimpleNamespace(**params["spec"])
     if not facts["name"]:

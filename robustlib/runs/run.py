@@ -82,7 +82,7 @@ class Run:
         """
         from robustlib.runs.external import external_run
 
-        return external_run(model, dataset, **settings)
+        return external_run(cls.of, model, dataset, **settings)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run; {} if there is none. An InputError for one that is damaged, not as readers rely on it, or another run's.

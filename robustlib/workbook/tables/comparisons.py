@@ -21,15 +21,15 @@ def leaderboard(board: pd.DataFrame) -> pd.DataFrame:
     attacks = [name for name in ATTACKS if name in board and name not in FIRST and board[name].notna().any()]
     rows = [
         {
-            "method": row["method"],
+            "method": row["title"] if row.get("external") else row["method"],
             "arch": row["arch"],
             **({"threat": row["threat"]} if row.get("threat") else {}),
-            "seed": row["seed"],
+            "seed": "–" if row.get("external") else row["seed"],
             "changed": row.get("changed", "") or "",
             **{ATTACKS[name]: share(row, name) for name in FIRST},
             **{kind: verdict_label(row[f"{kind}_badge"]) for kind in BADGES if f"{kind}_badge" in row},
             **{ATTACKS[name]: share(row, name) for name in attacks},
-            "minutes": f"{row['minutes']:.1f}",
+            "minutes": f"{row['minutes']:.1f}".replace("nan", "–"),
             "notes": "; ".join(["stale"] * bool(row.get("stale")) + list(row.get("warnings", []))),
         }
         for row in board.to_dict("records")

@@ -58,7 +58,8 @@ def network(params: Mapping[str, Any]) -> pd.DataFrame:
         "weights": about.get("file") or "as they were given",
         "digest of the weights": facts["weights"],
         "images normalised by": normalised,
-        "features": facts["layer"] or (f"input of {facts['last_linear']}" if facts["last_linear"] else "its logits"),
+        "features": facts["layer"]
+        or (f"the input of module {facts['last_linear']}" if facts["last_linear"] else "its logits"),
         "answers": "at random" if facts["stochastic"] else "always alike",
         "adapted": " ".join(about.get("said", [])) or "nothing",
     }
@@ -88,10 +89,11 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are
     expected ones, over its draws; what a single draw gave stands beside them. PASSES are those on the best epoch.
     """
-    columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
+    first = "accuracy" if results.get("checkpoint") == "given" else "best epoch"
+    columns = {first: results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     shown = {epoch: {row["attack"]: row for row in rows if "@" not in row["attack"]} for epoch, rows in columns.items()}
     written = {epoch: {name: share(row) for name, row in rows.items()} for epoch, rows in shown.items() if rows}
-    table, best = pd.DataFrame(written).fillna("–"), shown["best epoch"]
+    table, best = pd.DataFrame(written).fillna("–"), shown[first]
     rows = [best.get(name, {}) for name in table.index]
     if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in best.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])

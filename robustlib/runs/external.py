@@ -60,59 +60,61 @@ def external_run(
     rerun: bool = False,
 ) -> Any:
     """The run of a network that was trained elsewhere, see `Run.from_model`; `of` is `Run.of`."""
-    spec, text, factory = "", "", dict[str, str]()
-    if isinstance(model, str):
-        spec, (factory, text) = model, factory_of(model)
-        net = build(factory, arguments or {}, dataset.num_classes, text)
-    elif isinstance(model, nn.Module):
-        net = model
-    else:
-        raise InputError(
-            f"model={shown(model)}: give a torch.nn.Module, or name what builds one, e.g. 'my_models.py:build'."
-        )
-    loaded = (
-        [f"Its weights are {label!r} of {Path(weights).name}."] if weights and (label := _load(net, weights)) else []
-    )
-    few = dataset.test.images[:2].float() / 255
+    net, factory, text = _network(model, arguments or {}, dataset.num_classes)
+    label = fit_weights(unwrap(net)[0], read_checkpoint(weights), weights) if weights else ""
     settings: dict[str, Any] = {"output": output, "layer": layer, "mean": mean, "std": std, "stochastic": stochastic}
-    wrapped, said = adapt(net, few, dataset, **settings)
-    facts: dict[str, Any] = {
-        "name": factory.get("name", ""),
-        "code": factory.get("digest", ""),
-        "arguments": dict(arguments or {}),
+    wrapped, said = adapt(net, dataset.test.images[:2].float() / 255, dataset, **settings)
+    facts: dict[str, Any] = {"name": factory["name"], "code": factory["digest"], "arguments": dict(arguments or {})}
+    facts |= {key: getattr(wrapped, key) for key in ("output", "layer", "last_linear", "stochastic")}
+    facts |= {"mean": list(mean), "std": list(std), "weights": _digest(wrapped)}
+    about: dict[str, Any] = {
+        "place": factory["place"],
+        "file": str(weights),
+        "epoch": epoch_in(weights) if weights else None,
     }
-    facts |= {
-        "weights": _digest(wrapped),
-        **{key: getattr(wrapped, key) for key in ("output", "layer", "last_linear", "stochastic")},
-    }
-    facts |= {"mean": list(mean), "std": list(std)}
-    title = typed(name, str, "name") or (Path(weights).stem if weights else facts["name"] or type(net).__name__)
-    threat = threat or dataset.threat
-    about = {"place": factory.get("place", ""), "file": str(weights), "epoch": epoch_in(weights) if weights else None}
-    method = slug(title)
-    params = {
-        **{"method": f"{method}-external" if f"methods/{method}" in NUMERICS else method, "title": title},
-        **{"dataset": dataset.name, "arch": slug(facts["name"] or type(net).__name__).replace("-", "_"), "seed": 0},
-        **{
-            "precision": "32-true",
-            "threat": {"norm": threat.norm, "eps": threat.eps},
-            "hyperparameters": {},
-            "model": {},
-        },
-        "spec": {key: getattr(dataset, key) for key in ("num_classes", "image_shape", "mean", "std")},
-        **{"preset": "", "changes": {}, "external": facts, "about": about | {"said": [*loaded, *said]}},
-        **({"images": dict(dataset.origin)} if dataset.origin else {}),
-    }
+    about["said"] = [f"Its weights are {label!r} of {Path(weights).name}."] * bool(label) + said
+    kind = factory["name"] or type(net).__name__
+    title = typed(name, str, "name") or (Path(weights).stem if weights else kind)
+    params = {**_names(title, kind), **_setting(dataset, threat or dataset.threat), "external": facts, "about": about}
     run = of(params, check_path(root))
-    if not factory:
+    if not factory["name"]:
         _given[run.place] = wrapped
     if rerun or not run.finished:
-        _write(run, params, wrapped, text, _command(params, spec))
+        _write(run, params, wrapped, text, _command(params))
     return run
 
 
-def _load(net: nn.Module, weights: Path | str) -> str:
-    return fit_weights(unwrap(net)[0], read_checkpoint(weights), weights)
+def _network(model: object, arguments: Mapping[str, Any], classes: int) -> tuple[nn.Module, dict[str, str], str]:
+    """The network, the facts of its factory and the text that this is in; a copy of what came as an object, which stays as it is."""
+    if isinstance(model, str):
+        factory, text = factory_of(model)
+        return build(factory, arguments, classes, text), factory, text
+    if not isinstance(model, nn.Module):
+        remedy = "give a torch.nn.Module, or name what builds one, e.g. 'my_models.py:build'"
+        raise InputError(f"model={shown(model)} is no model: {remedy}.")
+    return _copied(model), {"place": "", "name": "", "digest": ""}, ""
+
+
+def _copied(model: nn.Module) -> Any:
+    with suppress(Exception):  # any object may refuse to be copied
+        return copy.deepcopy(model)
+    return model
+
+
+def _names(title: str, kind: str) -> dict[str, Any]:
+    """What a run of ours says of its method, of a network called `title` that a `kind` built."""
+    method = slug(title)
+    method += "-external" * (f"methods/{method}" in NUMERICS)  # ours have no such names
+    none: dict[str, Any] = {"hyperparameters": {}, "model": {}, "preset": "", "changes": {}}
+    return {"method": method, "title": title, "arch": slug(kind).replace("-", "_"), "seed": 0, **none}
+
+
+def _setting(dataset: "Dataset", threat: Threat) -> dict[str, Any]:
+    """What it is judged on and against."""
+    spec = {key: getattr(dataset, key) for key in ("num_classes", "image_shape", "mean", "std")}
+    facts = {"dataset": dataset.name, "spec": spec, "precision": "32-true"}
+    facts |= {"images": dict(dataset.origin)} if dataset.origin else {}
+    return facts | {"threat": {"norm": threat.norm, "eps": threat.eps}}
 
 
 def _digest(model: External) -> str:
@@ -132,19 +134,19 @@ def _write(run: Any, params: Mapping[str, Any], model: External, text: str, comm
         run.finish()
 
 
-def _command(params: Mapping[str, Any], spec: str) -> str:
+def _command(params: Mapping[str, Any]) -> str:
     """The command that benchmarks the same again; "" for a network that came as an object."""
-    about, external = params["about"], params["external"]
-    images = params.get("images")
-    where = ["--images", images["path"], "--size", str(images["size"])] if images else ["--dataset", params["dataset"]]
-    words = ["robustlib", "benchmark", spec, *(["--weights", about["file"]] if about["file"] else []), *where]
-    words += ["--model-args", json.dumps(external["arguments"])] if external["arguments"] else []
-    for option in ("output", "layer"):
-        words += [f"--{option}", external[option]] if external[option] else []
-    for option in ("mean", "std"):
-        words += [f"--{option}", ",".join(f"{number:g}" for number in external[option])] if external[option] else []
-    words += ["--threat", f"{params['threat']['norm']}:{params['threat']['eps']:.6g}"]
-    return shlex.join([*words, "--name", params["title"]]) if spec else ""
+    about, facts, images = params["about"], params["external"], params.get("images")
+    if not facts["name"]:
+        return ""
+    words = ["robustlib", "benchmark", f"{about['place']}:{facts['name']}"]
+    options = {"images": images["path"], "size": images["size"]} if images else {"dataset": params["dataset"]}
+    options |= {"weights": about["file"], "model-args": json.dumps(facts["arguments"]) if facts["arguments"] else ""}
+    options |= {name: ",".join(f"{number:g}" for number in facts[name]) for name in ("mean", "std")}
+    options |= {"output": facts["output"], "layer": facts["layer"], "name": params["title"]}
+    options["threat"] = f"{params['threat']['norm']}:{params['threat']['eps']:.6g}"
+    words += [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(words + ["--stochastic"] * facts["stochastic"])
 
 
 def load_external(run: Any) -> External:
@@ -157,9 +159,7 @@ def load_external(run: Any) -> External:
             raise InputError(
                 f"The network of {run.path} {said}: benchmark a factory such as my_models.py:build instead."
             )
-        with suppress(Exception):  # any object may refuse to be copied
-            return copy.deepcopy(_given[run.place])
-        return _given[run.place]
+        return _copied(_given[run.place])
     text = (run.path / "factory.py").read_text("utf-8") if os.path.exists(run.path / "factory.py") else ""
     factory = {"place": place, "name": facts["name"], "digest": facts["code"]}
     net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, text))

@@ -58,10 +58,6 @@ def fit(
     precision = resolve_precision(precision, torch_device, method.precision)
     if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
         raise unknown("architecture", arch, ARCHITECTURES)
-    if not len(dataset.train):
-        raise InputError(
-            f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate: add a folder train/."
-        )
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
@@ -108,7 +104,10 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
 
 
 def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
-    """What names and reproduces a run: the content of its params.json."""
+    """What names and reproduces a run: the content of its params.json. Raises InputError for a data set that can only be evaluated."""
+    if not len(dataset.train):
+        only = f"only {len(dataset.test)} to evaluate"
+        raise InputError(f"{dataset.name} has no training images, {only}: add a folder train/.")
     spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
     threat = method.threat(dataset)
     return {

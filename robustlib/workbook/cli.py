@@ -1,4 +1,4 @@
-"""The command line: robustlib run | study | benchmark | report | evaluate | audit | list | lab. It parses and prints, nothing else.
+"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | lab. It parses and prints, nothing else.
 
 Whatever takes time to import is imported inside the commands: `--help` answers at once.
 """
@@ -132,6 +132,35 @@ def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
     return Run(path), dataset_of(params, data_root or None)
 
 
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path], Argument(help="Run directories, as `robustlib list` shows them: trained here or elsewhere.")
+    ],
+    data_root: DataRoot = "",
+    reports: Reports = Path("reports"),
+) -> None:
+    """Set evaluated runs side by side: paired differences, who fails where, curves, feature spaces.
+
+    They share a data set and a threat. The page is written beside the others; differences on the same images are printed.
+    """
+    from robustlib.evaluation import paired_differences
+    from robustlib.runs import Run
+    from robustlib.workbook import console, tables
+    from robustlib.workbook.experiments import Options, compare_paths, named_runs, on_same_images
+
+    if len(paths) < 2:
+        raise InputError(f"{len(paths)} run cannot be compared: give at least two run directories.")
+    with out.status("comparing"):
+        page, problems = compare_paths(paths, Options(reports=reports, data_root=data_root))
+    stands = on_same_images(named_runs([Run(path) for path in paths]))
+    if len(stands.columns) > 1:
+        out.print(
+            console.table(tables.paired(paired_differences(stands)), "Worst case on the same images (points, 95 %)")
+        )
+    _announce(page, problems)
+
+
 @app.command("list")
 def list_(runs: Runs = Path("runs")) -> None:
     """List all runs, what they reached and which are stale.
@@ -237,7 +266,7 @@ def benchmark(
     from robustlib.runs import find_runs
     from robustlib.workbook import console, tables
     from robustlib.workbook.engines import check_limits
-    from robustlib.workbook.experiments import Benchmark, Options
+    from robustlib.workbook.experiments import Benchmark, Options, compare_paths
 
     if bool(images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
@@ -267,6 +296,8 @@ def benchmark(
     beside = {str(run.params().get("preset")) for run in find_runs(shared.runs, dataset=data.name)} - {""}
     where: Any = {"data_root": shared.data_root, "runs": shared.runs, "reports": shared.reports}
     _execute(jobs, (), Options(dataset=data.name, device=shared.device, **where), shared, sorted(beside))
+    if len(jobs) > 1:
+        _announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
 
 
 def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
@@ -336,11 +367,11 @@ def _execute(
     _announce(index, problems, code=2 if refused else 1)
 
 
-def _announce(index: Path, problems: Sequence[str], code: int = 1) -> None:
+def _announce(index: Path, problems: Sequence[str], code: int = 1, said: str = "Report") -> None:
     """Says what went wrong and where the report is; exits with `code` if anything did."""
     for problem in problems:
         say(problem)
-    out.print(f"Report: {index}", soft_wrap=True)
+    out.print(f"{said}: {index}", soft_wrap=True)
     if problems:
         raise Exit(code)
 

@@ -21,6 +21,7 @@ from robustlib.workbook.tables.comparisons import (
     leaderboard,
     objections,
     over_seeds,
+    paired,
     strength_grid,
     unseen,
 )

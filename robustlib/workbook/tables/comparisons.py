@@ -100,6 +100,30 @@ def inventory(runs: Iterable[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def paired(differences: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `robustlib.evaluation.paired_differences`, in points."""
+    rows = []
+    for row in differences.to_dict("records"):
+        low, high = (signed(100 * row[end]) for end in ("low", "high"))
+        told = "one" if row["low"] > 0 else "other" if row["high"] < 0 else ""
+        better = {"one": row["one"], "other": row["other"], "": "undecided"}[told]
+        alone = {
+            f"only the {side} one": f"{row[f'only_{key}']:g}" for side, key in (("first", "one"), ("second", "other"))
+        }
+        difference = f"{signed(100 * row['difference'])} ({low} to {high})"
+        rows.append(
+            {
+                "first": row["one"],
+                "second": row["other"],
+                "images": row["n"],
+                **alone,
+                "points": difference,
+                "better": better,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def incomplete(frame: pd.DataFrame) -> pd.DataFrame:
     """What the runs of `robustlib.evaluation.incomplete` lack, and of which preset they are where there are several."""
     shared = ["preset"] if frame["preset"].nunique() > 1 else []

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import shlex
 import unicodedata
@@ -21,6 +20,7 @@ from robustlib.runs.factories import adapt, build, factory_of, read_checkpoint
 from robustlib.runs.files import digest, save_weights, write_atomic, write_json
 from robustlib.runs.numerics import NUMERICS
 from robustlib.runs.provenance import provenance
+from robustlib.runs.user_code import UserCode
 from robustlib.threat import Threat
 
 if TYPE_CHECKING:
@@ -160,10 +160,23 @@ def load_external(run: Any) -> External:
                 f"The network of {run.path} {said}: benchmark a factory such as my_models.py:build instead."
             )
         return _copied(_given[run.place])
-    text = (run.path / "factory.py").read_text("utf-8") if os.path.exists(run.path / "factory.py") else ""
     factory = {"place": place, "name": facts["name"], "digest": facts["code"]}
-    net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, text))
+    net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, _text(run)))
     settings = {key: facts[key] for key in ("output", "layer", "mean", "std", "stochastic")}
     model = External(net, spec, **settings)
     model.last_linear = facts["last_linear"]
     return model
+
+
+def _text(run: Any) -> str:
+    file = run.path / "factory.py"
+    return file.read_text("utf-8") if file.exists() else ""
+
+
+def code_of(run: Any) -> UserCode | None:
+    """The code that builds the network of such a `Run`; None for a registry's, and for one that came as an object."""
+    params = run.params()
+    facts, place = params["external"], params.get("about", {}).get("place", "")
+    if not facts["code"]:
+        return None
+    return UserCode.kept({"place": place, "name": facts["name"], "digest": facts["code"]}, _text(run))

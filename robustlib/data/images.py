@@ -103,12 +103,17 @@ def dataset_of(params: Mapping[str, Any], root: str | Path | None = None) -> Dat
         options = {key: asked[key] for key in ASKED if key in asked}
         places = [Path(path), *((Path(root) / Path(path).name, Path(root)) if root else ())]
     place = next((place for place in places if place.exists()), None)
+    lost = f"The images of {params['dataset']} are not at {path}: say where they are with --data-root"
     if place is None:
-        raise InputError(f"The images of {params['dataset']} are not at {path}: say where they are with --data-root.")
-    dataset = load_images(place, threat=threat, **options)
+        raise InputError(f"{lost}.")
+    if place == Path(path):
+        dataset = load_images(place, threat=threat, **options)
+    else:
+        with explained(InputError, lambda error: f"{lost}. It is {str(root)!r} now, which does not hold them: {error}"):
+            dataset = load_images(place, threat=threat, **options)
     if dataset.name != params["dataset"]:
         said = f"The images at {str(place)!r} are {dataset.name}, those of this run were {params['dataset']}"
-        raise InputError(f"{said}: restore them, or evaluate the new ones in a run of their own.")
+        raise InputError(f"{said}: restore them and the version of Pillow, or use a run of the new ones.")
     return dataset
 
 
@@ -204,8 +209,13 @@ def _arrays(file: Path, size: int) -> arrays.Examples:
     """The images, labels and class names of an .npz file."""
     said = f"{str(file)!r} has no images x and labels y that can be read"
     broken = (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
-    with explained(broken, lambda error: f"{said} ({error}): save it with numpy.savez(file, x=x, y=y)."):
-        content = np.load(file, allow_pickle=False)  # without pickles, which execute what they hold
+    save = "save it with numpy.savez(file, x=x, y=y)"
+    # without pickles, which execute what they hold; numpy leaves a broken file open
+    with (
+        explained(broken, lambda error: f"{said} ({error}): {save}."),
+        file.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as content,
+    ):
         x, y = content["x"], content["y"]
         names = content["class_names"].tolist() if "class_names" in content else None
     images, labels, class_names = arrays.examples(x, y, names)
@@ -232,7 +242,9 @@ def _decode(path: Path, size: int) -> np.ndarray:
 
     with sources.opened(path, "restore it, or take it out") as image:
         if size:
-            image.draft(None, (size, size))  # as `sources.decode` says
+            image.draft(
+                None, (2 * size, 2 * size)
+            )  # sooner than whole; at `size` itself edges would come out otherwise
         whole = arrays.pixels(sources.eight_bits(image, upright=True))
         if not size:
             return whole

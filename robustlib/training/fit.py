@@ -62,12 +62,7 @@ def fit(
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
-    if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
-        raise unknown("architecture", arch, ARCHITECTURES)
-    if not len(dataset.train):
-        raise InputError(
-            f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate: add a folder train/."
-        )
+    _check_trainable(arch := arch or method.arch, dataset)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
@@ -89,6 +84,14 @@ def fit(
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
         _run(training, method.command(dataset.name, arch, seed, precision))
     return run
+
+
+def _check_trainable(arch: str, dataset: Dataset) -> None:
+    if arch not in tuple(ARCHITECTURES):
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if not len(dataset.train):
+        said = f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate"
+        raise InputError(f"{said}: add a folder train/, or train elsewhere.")
 
 
 def resolve_device(name: str) -> torch.device:

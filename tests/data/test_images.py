@@ -81,6 +81,7 @@ def test_names_tell_images_labels_classes_and_cuts_apart():
     swapped = LABELS[[1, 0, *range(2, 60)]]
     ways = [(x, LABELS, {}), (other, LABELS, {}), (x, swapped, {}), (x, LABELS, {"class_names": "abc"})]
     ways += [(x, LABELS, {"test": 0.3}), (x, LABELS, {"test": 1.0}), (x.view(60, 3, 4, 16), LABELS, {})]
+    ways += [(x, LABELS, {"flip": True})]
     assert len({Dataset.of(a, b, **options).name[-8:] for a, b, options in ways}) == len(ways)
     assert Dataset.of(x.clone(), torch.from_numpy(LABELS), name="x" * 99).name == f"{'x' * 40}-8px-{digest}"
     assert Dataset.of(x, LABELS, name="写真/..").name.startswith("images-8px-")
@@ -139,6 +140,7 @@ Y = [0, 1, 0, 1, 0, 1]
         (X, Y, {"class_names": (1, 2)}, "class_names=1: give a text"),
         (X, [0, 0, 0, 1, 0, 0], {"class_names": ("cat", "dog")}, r"class 'dog' has 1 image\(s\).*test=1.0"),
         (X, Y, {"test": 0.7, "val": 0.4}, "val=0.4 and test=0.7 leave no images"),
+        (X, Y, {"val": 0}, "val=0: give a number above 0 and below 1"),
         (X, Y, {"test": 0}, "test=0: give a number above 0 and at most 1"),
         (X, Y, {"threat": 0.1}, "threat=0.1: give a Threat"),
         (X, None, {}, "no labels: give y"),
@@ -480,7 +482,7 @@ def test_a_run_finds_its_images_again_or_says_that_they_changed(tmp_path):
     assert torch.equal(again.val.images, ds.val.images)
     moved = shutil.move(root, tmp_path / "away" / "renamed")
     with pytest.raises(
-        InputError, match=r"are not at .*My Set: say where they are with --data-root\. It is .* does not hold them: All"
+        InputError, match=r"are not at .*My Set: say where they are with --data-root\. .* does not hold them: All"
     ):
         dataset_of(params, tmp_path)
     assert dataset_of(params, moved).name == ds.name

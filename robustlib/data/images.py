@@ -110,7 +110,7 @@ def dataset_of(params: Mapping[str, Any], root: str | Path | None = None) -> Dat
         dataset = load_images(place, threat=threat, **options)
     if dataset.name != params["dataset"]:
         said = f"The images at {str(place)!r} are {dataset.name}, those of this run were {params['dataset']}"
-        raise InputError(f"{said}: restore the files, and the version of Pillow that decoded them, or train anew.")
+        raise InputError(f"{said}: restore the files (and Pillow, if another version decoded them), or train anew.")
     return dataset
 
 

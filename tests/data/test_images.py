@@ -193,7 +193,7 @@ def test_data_sets_of_torchvision():
     for pair, said in (
         ((Image.new("RGB", (9, 8)), 1), "Example 0 has 8 x 8 pixels and Example 1 8 x 9: .*Resize"),
         ((X[0] / 25, 1), "leave out what normalises"),
-        ((Image.new("F", (8, 8)), 1), "Example 1 cannot be used: 32 bits"),
+        ((Image.new("F", (8, 8)), 1), "Example 1 cannot be used: signs or 32 bits"),
         ((grey, "dog"), "Labels are one whole number"),
     ):
         with pytest.raises(InputError, match=said):
@@ -357,6 +357,7 @@ def test_images_stay_grey_where_all_are(tmp_path):
         (lambda path: path.symlink_to("nowhere.png"), "No such file"),
         (lambda path: Image.fromarray(DEEP.astype(np.float32)).save(path, "TIFF"), "32 bits a pixel"),
         (lambda path: Image.fromarray(DEEP.astype(np.int32)).save(path, "TIFF"), "32 bits a pixel"),
+        (lambda path: Image.fromarray(DEEP).save(path, "TIFF", tiffinfo={339: 2}), "signs or 32 bits a pixel"),
     ],
 )
 def test_files_of_no_use_are_named(tmp_path, make, said):
@@ -489,7 +490,7 @@ def test_a_run_finds_its_images_again_or_says_that_they_changed(tmp_path):
     os.rename(moved, tmp_path / "away" / "My Set")
     assert dataset_of(params, tmp_path / "away").name == ds.name
     write(tmp_path / "away" / "My Set" / "test" / "bee" / "0.png", noise(500, 8, 8, 3))
-    with pytest.raises(InputError, match=r"are my-set-6px-.*, those of this run were my-set-6px-.*restore them"):
+    with pytest.raises(InputError, match=r"are my-set-6px-.*, those of this run were my-set-6px-.*restore the files"):
         dataset_of(params, tmp_path / "away")
 
 

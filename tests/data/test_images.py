@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import threading
 import unicodedata
 from pathlib import Path
@@ -334,6 +335,16 @@ def test_every_kind_of_image(tmp_path, file, image, options, shown, size):
     got = load_images(tmp_path, size=size, test=1.0).test.images[0].permute(1, 2, 0).numpy()
     shown = shown[..., None] if isinstance(shown, np.ndarray) else shown
     assert np.abs(got - np.broadcast_to(shown, (8, 8, 3)).astype(float)).max() <= (2 if file == "x.jpg" else 0)
+
+
+def test_sixteen_bits_a_pixel_are_no_sixteen_bits_a_colour(tmp_path):
+    tree(tmp_path, 1, classes=("bee",))
+    header = struct.pack(
+        "<2sIII IiiHHIIiiII 3I", b"BM", 66 + 128, 0, 66, 40, 8, 8, 1, 16, 3, 128, 0, 0, 0, 0, 0xF800, 0x7E0, 31
+    )
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "0.bmp").write_bytes(header + struct.pack("<H", 0xF800) * 64)
+    assert load_images(tmp_path, test=1.0).test.images[0, :, 3, 3].tolist() == [255, 0, 0]
 
 
 def test_images_stay_grey_where_all_are(tmp_path):

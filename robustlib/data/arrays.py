@@ -111,11 +111,15 @@ def stacked(images: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
     return whole if colour else np.ascontiguousarray(whole[:, :1])
 
 
+def plain(image: "Image.Image") -> "Image.Image":
+    """A PIL image of 8 bits as "L" if it is grey, else as "RGB"; transparency is ignored, as torchvision's ImageFolder does."""
+    return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
 def pixels(image: "Image.Image") -> np.ndarray:
-    """A PIL image of 8 bits as uint8 (1, H, W) if it is grey, else (3, H, W); transparency is ignored."""
-    grey = image.mode in ("1", "L", "LA", "La")
-    array = np.asarray(image.convert("L" if grey else "RGB"))
-    return array[None] if grey else array.transpose(2, 0, 1)
+    """A PIL image as `plain` gives it as uint8 (1 or 3, H, W)."""
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def content_name(
@@ -125,8 +129,8 @@ def content_name(
     content = hashlib.sha256(json.dumps([images.shape, list(class_names), list(division)]).encode())
     for array in (labels.astype("<i8"), images):
         content.update(np.ascontiguousarray(array).data)
-    plain = unicodedata.normalize("NFKD", typed(name, str, "name")).encode("ascii", "ignore").decode().lower()
-    slug = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
+    text = unicodedata.normalize("NFKD", typed(name, str, "name")).encode("ascii", "ignore").decode().lower()
+    slug = re.sub("[^a-z0-9]+", "-", text).strip("-")[:40].strip("-")
     return f"{slug or 'images'}-{min(images.shape[2:])}px-{content.hexdigest()[:8]}"
 
 
@@ -151,7 +155,7 @@ def _pairs(dataset: Any, labels: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
         labels.append(label.item() if getattr(label, "ndim", None) == 0 else label)
         if isinstance(image, Image.Image):
             try:
-                yield name, pixels(eight_bits(image))
+                yield name, pixels(plain(eight_bits(image)))
             except ValueError as error:
                 raise InputError(f"{name} cannot be used: {error}.") from error
         else:

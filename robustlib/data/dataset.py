@@ -17,9 +17,10 @@ from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.cuts import Triple, apart, channel_stats, hold_out, share_apart
 from robustlib.data.plugins import load_registered, registered
 from robustlib.data.sources import Arrays
-from robustlib.errors import Count, InputError, ShareBelowOne, Whole, check_known, check_path, explained, typed
+from robustlib.errors import Count, InputError, Whole, check_known, check_path, explained, typed
 from robustlib.threat import Threat
 
+Held = Annotated[float, "(0, 1)", "the share of images that validate"]
 Tested = Annotated[float, "(0, 1]", "the share of images that are evaluated, 1 for all"]
 USUAL = Threat("linf", 4 / 255)  # of natural images of 64 pixels and more, as Imagenette's
 
@@ -174,7 +175,7 @@ class Dataset:
                 or floats in [0, 1], which are rounded to 256 levels. Or, without `y`, an object as torchvision's data sets are:
                 its length, and (image, label) at each index, the images PIL's or tensors (C, H, W).
             y: whole numbers (N,), 0 to K - 1.
-            name: what the digest of images, labels, class names and shares is added to.
+            name: what the digest of images, labels, class names, shares and `flip` is added to.
             class_names: K names; without them each label names itself, and all of 0 to K - 1 must occur.
             threat: that robust accuracy is reported for.
             val, test: shares of all images; the rest is for training. With test=1.0 all images are evaluated, by a model that was
@@ -239,7 +240,7 @@ def assemble(
     `sizes` are those of the parts train, val and test in which they come, of which `val` stands in for a missing `test`, and a share
     `val` of `train` for a missing `val`. Without sizes, or with training images alone, the shares `val` and `test` are cut off.
     """
-    val, test = typed(val, ShareBelowOne, "val"), typed(test, Tested, "test")
+    val, test = typed(val, Held, "val"), typed(test, Tested, "test")
     typed(threat, Threat, "threat"), typed(flip, bool, "flip")
     train, given_val, given_test = sizes or (len(labels), 0, 0)
     if not given_test:
@@ -247,14 +248,15 @@ def assemble(
     undivided = not given_test
     if undivided and test == 1:
         train, given_test, undivided = 0, train, False
-    cut = (train, given_val, given_test, val if train and not given_val else 0, test if undivided else 0)
+    shares = (val if train and not given_val else 0, test if undivided else 0)  # where they are used
+    cut = (train, given_val, given_test, *shares, flip and train > 0)
     name = arrays.content_name(name, images, labels, class_names, cut)
     ends = np.cumsum([train, given_val])
     kept, held, tested = zip(*(np.split(a, ends) for a in (images, labels, np.arange(len(labels)))), strict=True)
     if undivided:
-        if not 0 < val < 1 - test:
-            said = f"val={val:g} and test={test:g} leave no images for training or validation"
-            raise InputError(f"{said}: give shares above 0 that sum to less than 1, or test=1.0 alone.")
+        if val + test >= 1:
+            said = f"val={val:g} and test={test:g} leave no images for training"
+            raise InputError(f"{said}: give shares that sum to less than 1, or test=1.0 for all.")
         kept, tested = share_apart(kept, test, class_names, 3)
     if train and not given_val:
         kept, held = share_apart(kept, val / (1 - test) if undivided else val, class_names, 2)

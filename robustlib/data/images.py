@@ -48,9 +48,9 @@ def load_images(
     """The images of a folder, a .csv or an .npz file as a data set, called <name>-<pixels>px-<digest>: other images, another name.
 
     A folder holds `train/`, `val/` and `test/`, or some of them, each with a folder for each class; or these class folders
-    themselves, named as the classes are. A .csv file has the columns path (relative to it), label and, if it likes, split (train, val
+    themselves, named as the classes are. A .csv file has the columns path (relative to it), label and, where wanted, split (train, val
     or test). Classes are numbered in the order of their names, as torchvision's ImageFolder does, those of a .csv file that are
-    whole numbers by their value. An .npz file has arrays x and y, as `Dataset.of` takes them, and, if it likes, class_names.
+    whole numbers by their value. An .npz file has arrays x and y, as `Dataset.of` takes them, and, where wanted, class_names.
 
     `test` is evaluated, where it is missing `val`, and where both are missing a share of all. A share of `train` stands in for a
     missing `val`. Without `train` nothing is held back from the evaluation, and nothing can be trained.
@@ -96,19 +96,21 @@ def dataset_of(params: Mapping[str, Any], root: str | Path | None = None) -> Dat
         raise InputError(f"{said}: give the data set itself in Python, or save it and use load_images.")
     if not asked:
         return load_dataset(params["dataset"], root=root)
-    with explained(
-        (TypeError, KeyError, AttributeError), lambda error: f"This run does not say where its images are ({error})."
-    ):
-        path, threat = check_path(asked["path"]), Threat(**asked["threat"])
+    said = f"The params.json of a run of {params['dataset']} does not say where its images are"
+    with explained((TypeError, KeyError), lambda error: f"{said} ({error}): restore it."):
+        path, threat = Path(check_path(asked["path"])), Threat(**asked["threat"])
         options = {key: asked[key] for key in ASKED if key in asked}
-        places = [Path(path), *((Path(root) / Path(path).name, Path(root)) if root else ())]
-    place = next((place for place in places if place.exists()), None)
+    given = Path(os.path.expanduser(root)) if root else path
+    place = next((place for place in (path, given / path.name, given) if os.path.exists(place)), None)
+    lost = f"The images of {params['dataset']} are not at {path}: say where they are with --data-root"
     if place is None:
-        raise InputError(f"The images of {params['dataset']} are not at {path}: say where they are with --data-root.")
-    dataset = load_images(place, threat=threat, **options)
+        raise InputError(f"{lost}.")
+    instead = "" if place == path else f"{lost}. {str(place)!r} does not hold them: "
+    with explained(InputError, lambda error: f"{instead}{error}"):
+        dataset = load_images(place, threat=threat, **options)
     if dataset.name != params["dataset"]:
         said = f"The images at {str(place)!r} are {dataset.name}, those of this run were {params['dataset']}"
-        raise InputError(f"{said}: restore them, or evaluate the new ones in a run of their own.")
+        raise InputError(f"{said}: restore the files (and Pillow, if another version decoded them), or train anew.")
     return dataset
 
 
@@ -160,7 +162,7 @@ def _listed(file: Path) -> list[File]:
         reader = csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline=""))
         header, *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     columns, files, lines = header[1], list[File](), dict[Path, int]()
-    if unknown := [*(set(columns) ^ set(COLUMNS[: max(2, len(columns))])), *columns[3:]]:
+    if unknown := [*sorted(set(columns) ^ set(COLUMNS[: max(2, len(columns))])), *columns[3:]]:
         raise InputError(
             f"Line 1 of {str(file)!r} does not fit ({unknown[0]!r}): its columns are path, label and, if you like, split."
         )
@@ -204,8 +206,13 @@ def _arrays(file: Path, size: int) -> arrays.Examples:
     """The images, labels and class names of an .npz file."""
     said = f"{str(file)!r} has no images x and labels y that can be read"
     broken = (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
-    with explained(broken, lambda error: f"{said} ({error}): save it with numpy.savez(file, x=x, y=y)."):
-        content = np.load(file, allow_pickle=False)  # without pickles, which execute what they hold
+    save = "save it with numpy.savez(file, x=x, y=y)"
+    # without pickles, which execute what they hold; numpy leaves a broken file open
+    with (
+        explained(broken, lambda error: f"{said} ({error}): {save}."),
+        file.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as content,
+    ):
         x, y = content["x"], content["y"]
         names = content["class_names"].tolist() if "class_names" in content else None
     images, labels, class_names = arrays.examples(x, y, names)
@@ -232,9 +239,8 @@ def _decode(path: Path, size: int) -> np.ndarray:
 
     with sources.opened(path, "restore it, or take it out") as image:
         if size:
-            image.draft(None, (size, size))  # as `sources.decode` says
-        whole = arrays.pixels(sources.eight_bits(image, upright=True))
-        if not size:
-            return whole
-        flat = Image.fromarray(whole[0] if len(whole) == 1 else whole.transpose(1, 2, 0))
-        return arrays.pixels(ImageOps.fit(flat, (size, size), Image.Resampling.BILINEAR))
+            image.draft(
+                None, (2 * size, 2 * size)
+            )  # sooner than whole; at `size` itself edges would come out otherwise
+        plain = arrays.plain(sources.eight_bits(image, upright=True))
+        return arrays.pixels(ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR) if size else plain)

@@ -255,7 +255,7 @@ def eight_bits(image: "Image.Image", upright: bool = False) -> "Image.Image":
     if deep and not grey:
         raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
     if image.mode in ("F", "I") and not deep:
-        raise ValueError("32 bits a pixel, whose range nobody knows: save it with 8 or 16")
+        raise ValueError("signs or 32 bits a pixel, whose range nobody knows: save it with 8 or 16")
     turned = ImageOps.exif_transpose(image) if upright else image
     return Image.fromarray(np.rint(np.asarray(turned) / 257).astype(np.uint8)) if deep else turned
 

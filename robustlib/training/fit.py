@@ -56,8 +56,7 @@ def fit(
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
-    if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
-        raise unknown("architecture", arch, ARCHITECTURES)
+    _check_trainable(arch := arch or method.arch, dataset)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
@@ -79,6 +78,14 @@ def fit(
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
         _run(training, method.command(dataset.name, arch, seed, precision))
     return run
+
+
+def _check_trainable(arch: str, dataset: Dataset) -> None:
+    if arch not in tuple(ARCHITECTURES):
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if not len(dataset.train):
+        said = f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate"
+        raise InputError(f"{said}: add a folder train/, or train elsewhere.")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -104,10 +111,7 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
 
 
 def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
-    """What names and reproduces a run: the content of its params.json. Raises InputError for a data set that can only be evaluated."""
-    if not len(dataset.train):
-        only = f"only {len(dataset.test)} to evaluate"
-        raise InputError(f"{dataset.name} has no training images, {only}: add a folder train/.")
+    """What names and reproduces a run: the content of its params.json."""
     spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
     threat = method.threat(dataset)
     return {

@@ -48,7 +48,12 @@ class Shared:
     examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the usual number.")] = 0
     dry_run: Annotated[bool, Option("--dry-run", help="Print what would run, and stop.")] = False
     rerun: Annotated[bool, Option("--rerun", help="Make anew what is finished or stale.")] = False
-    dataset: Annotated[str, Option(help="A data set, such as cifar10; else the preset's.", rich_help_panel=DATA)] = ""
+    dataset: Annotated[
+        str,
+        Option(
+            help="cifar10 or another one, or your images, as in photos@64; else the preset's.", rich_help_panel=DATA
+        ),
+    ] = ""
     data_root: DataRoot = ""
     download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
     jobs: Annotated[int, Option(help="How many side by side.", rich_help_panel=HOW)] = 1

@@ -12,7 +12,7 @@ import pandas as pd
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
-from robustlib.data import dataset_of, load_dataset
+from robustlib.data import dataset_of, load_dataset, open_dataset, spelled
 from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
@@ -103,7 +103,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     device = resolve_device(options.device)
     name = options.dataset or load_preset(options.preset)["dataset"]
-    dataset = load_dataset(name, root=options.data_root or None, download=options.download)
+    dataset = open_dataset(name, root=options.data_root or None, download=options.download)
     jobs = {}  # by run directory: changes that restate the preset make no second run
     for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         precision = resolve_precision(options.precision, device, method.precision)
@@ -111,6 +111,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
         overrides = [f"{key}={value}" for key, value in changes.items()]
         parameters = {"method": method.name, "seed": seed, "overrides": overrides, "test_examples": options.examples}
         parameters |= {name: getattr(options, name) for name in PASSED_ON}
+        parameters |= {"dataset": spelled(dataset)} if options.dataset else {}  # kernels work in other directories
         task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
         jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))

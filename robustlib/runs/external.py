@@ -90,7 +90,9 @@ def _network(model: object, arguments: Mapping[str, Any], classes: int) -> tuple
     """The network, the facts of its factory and the text that this is in; a copy of what came as an object, which stays as it is."""
     if isinstance(model, str):
         factory, text = factory_of(model)
-        return build(factory, arguments, classes, text), factory, text
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # without weights, the same network every time
+            return build(factory, arguments, classes, text), factory, text
     if not isinstance(model, nn.Module):
         remedy = "give a torch.nn.Module, or name what builds one, e.g. 'my_models.py:build'"
         raise InputError(f"model={shown(model)} is no model: {remedy}.")

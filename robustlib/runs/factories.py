@@ -15,7 +15,7 @@ from robustlib.models.external import External, find_logits, last_linear, unwrap
 from robustlib.runs.user_code import UserCode
 
 REGISTRIES = ("torchvision", "timm")  # which build what they know by name and execute nothing else
-UNSAFE = ("pretrained", "weights", "checkpoint_path", "progress")  # arguments of theirs that read files or the network
+UNSAFE = ("pretrained", "weights", "checkpoint")  # how arguments of theirs begin that read files or the network
 PROBE = 2  # images that a network is tried on
 
 
@@ -56,7 +56,7 @@ def build(factory: Mapping[str, Any], arguments: Mapping[str, Any], classes: int
 
 def _registered(library: str, name: str, arguments: dict[str, Any]) -> nn.Module:
     """A network from the registry of torchvision or timm, without weights."""
-    if unsafe := sorted(set(arguments) & set(UNSAFE)):
+    if unsafe := sorted(name for name in arguments if name.startswith(UNSAFE)):
         raise InputError(f"{library} takes {unsafe[0]!r} from files or the network: give --weights instead.")
     install = f"{library} is not installed: pip install {library}."
     with explained(ImportError, lambda _: install):

@@ -92,6 +92,8 @@ def test_it_is_evaluated_audited_listed_and_read_back(factory, digits, tmp_path)
     assert (again, again.results()) == (run, results), "the same network is the same run, and keeps its numbers"
     other = Run.from_model(factory, digits, name="Our Ünet", root=tmp_path / "runs")
     assert other != run, "other weights are another run"
+    assert other == Run.from_model(factory, digits, name="Our Ünet", root=tmp_path / "runs"), "without weights too"
+    assert other.params()["about"]["said"] == ["No weights were given: it is as its factory makes it."]
     command = (
         "robustlib benchmark .*nets.py:build --dataset digits --weights .*w.pt --name 'Our Ünet' --threat linf:0.2"
     )
@@ -190,6 +192,11 @@ def test_kept_code_goes_on_where_its_file_is_gone_and_altered_code_is_refused(fa
         ("nets.py:build", {"weights": "junk.safetensors"}, "no readable safetensors file"),
         ("torchvision:resnet19", {}, "torchvision knows no model 'resnet19'"),
         ("torchvision:resnet18", {"arguments": {"weights": "DEFAULT"}}, "takes 'weights' from files or the network"),
+        (
+            "torchvision:fcn_resnet50",
+            {"arguments": {"weights_backbone": "DEFAULT"}},
+            "takes 'weights_backbone' from files",
+        ),
         ("torchvision:resnet18", {}, "cannot take images of 1 x 8 x 8"),
         ("no_such_module:Net", {}, "no_such_module cannot be imported .ModuleNotFoundError"),
         ("syntax.py:build", {}, "cannot be imported .SyntaxError"),

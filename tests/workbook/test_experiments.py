@@ -326,7 +326,11 @@ def test_trainings_on_images_of_ones_own_are_planned_made_and_found_again(
     assert f"--dataset {tmp_path}/photos@8" in run.provenance()["command"]
     os.renames("photos", "moved/photos")
     again = fit(
-        make_method("standard", "digits", **changes), open_dataset("moved/photos@8"), root="runs", progress=False, threads=1
+        make_method("standard", "digits", **changes),
+        open_dataset("moved/photos@8"),
+        root="runs",
+        progress=False,
+        threads=1,
     )
     assert again.path == run.path, "the same images at another place are the same"
     with pytest.raises(InputError, match="Unknown dataset 'photos'"):

@@ -63,6 +63,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def weights(path: Path, width: int = 8) -> Path:
+    torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
     torch.save({"state_dict": net.state_dict()}, path)
     return path

@@ -30,13 +30,22 @@ from robustlib.runs.shapes import SHAPES, check_shape
 if TYPE_CHECKING:
     from robustlib.models import Classifier
 
-UNHASHED = ("preset", "title", "changes", "changed")  # facts of a run that change no number
+UNHASHED = (
+    "preset",
+    "title",
+    "changes",
+    "changed",
+    "protocol",
+    "attack_passes",
+)  # facts of a run that change no number
 LATER = {"validate_every": 1}  # hyper-parameters that came after runs were trained, and what these had
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:
     """Eight characters that name a set of parameters; presets and places do not enter."""
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
+    if "code" in kept:  # a file may move
+        kept["code"] = {k: v for k, v in kept["code"].items() if k != "place"}
     hashed = (item for item in params.get("hyperparameters", {}).items() if item not in LATER.items())
     kept["hyperparameters"] = {k: v for k, v in hashed if k not in UNHASHED}
     return files.digest(json.dumps(kept, sort_keys=True, default=str), length=8)
@@ -45,7 +54,7 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 TRAINED = ("metrics.jsonl", "model.safetensors", "last.safetensors")  # what a finished training names in status.json
 FILES = (  # in the order of `clear`: whoever comes after a kill finds a training to resume or none, and nothing measured on another
     *("status.json", "results.json", "audit.json", "representation.json", "distances.json", "unseen.json"),
-    *("randomness.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "params.json"),
+    *("randomness.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "method.py", "params.json"),
 )
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
@@ -119,8 +128,10 @@ class Run:
 
     @property
     def changed(self) -> str:
-        """For people: `changes`, and whether the model was compiled, as in "beta=3.0, compiled"."""
-        return ", ".join(filter(None, (changes_text(self.changes()), self.params().get("compile") and "compiled")))
+        """For people: `changes`, whether the model was compiled, and which text of a user's method it is: "beta=3.0, code 1f0a93c2"."""
+        params, text = self.params(), changes_text(self.changes())
+        code = f"code {params['code']['digest'][:8]}" if "code" in params else ""
+        return ", ".join(filter(None, (text, params.get("compile") and "compiled", code)))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""

@@ -5,7 +5,10 @@ text. What came with a run from elsewhere was named by nobody here: it is not ex
 """
 
 import difflib
+import importlib.metadata
 import importlib.util
+import inspect
+import linecache
 import os
 import sys
 from collections.abc import Mapping
@@ -19,7 +22,9 @@ from typing import Any
 from robustlib.errors import InputError, check_path, shown
 from robustlib.runs.files import digest
 
+NOTEBOOK = "notebook"  # the place of what was written in a cell, which nobody can load
 _TRUSTED: set[str] = set()  # by this process, also where no home directory can be written
+_TEXTS: dict[str, str] = {}  # of the modules made of users' files, by their names: the files may have changed since
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,19 @@ class UserCode:
                 f"The code of {code.spec} that was kept is not the one that was used: restore the run's file."
             )
         return code
+
+    @classmethod
+    def of(cls, kind: type, *bases: type) -> "UserCode":
+        """The code of a class, with the text of its file or notebook cell and of those of `bases` that are elsewhere; "" where it is lost.
+
+        A file is a place if it belongs to no package, which relative imports need. What it imports is not part of the text.
+        """
+        module = sys.modules.get(kind.__module__)
+        file = getattr(module, "__file__", None)
+        inside = "." in kind.__module__ or not str(file).endswith(".py")
+        place = (kind.__module__ if inside else os.path.abspath(file)) if file else NOTEBOOK
+        texts = dict.fromkeys(filter(None, map(source_text, (kind, *bases))))
+        return cls(place, kind.__name__, "\n".join(texts))
 
     @property
     def spec(self) -> str:
@@ -96,6 +114,35 @@ class UserCode:
         return getattr(module, self.name)
 
 
+def source_text(kind: type) -> str:
+    """The whole text of the file, as it was executed, or of the notebook cell in which a class stands; "" where it is lost."""
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ in _TEXTS:
+        return _TEXTS[kind.__module__]
+    with suppress(OSError, TypeError):
+        if module and getattr(module, "__file__", None):
+            return inspect.getsource(module)
+    functions = (getattr(member, "fget", member) for member in vars(kind).values())
+    files = [function.__code__.co_filename for function in functions if hasattr(function, "__code__")]
+    return next(filter(None, ("".join(linecache.getlines(file)) for file in files)), "")
+
+
+def installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages offer under an entry point's group, e.g. "robustlib.methods", by name; nothing is imported."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+
+
+def load_installed(group: str, name: str) -> Any:
+    """What an installed package offers under a group and name that `installed` knows; raises InputError where it cannot be imported."""
+    entry = installed(group)[name]
+    try:
+        return entry.load()
+    except Exception as error:  # whatever it does
+        package = entry.dist.name if entry.dist else entry.module
+        said = f"{shown(name)} of the package {package} cannot be loaded ({type(error).__name__}: {error})"
+        raise InputError(f"{said}: repair or uninstall the package.") from error
+
+
 def _state_file() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(home) / "robustlib" / "trusted-code"
@@ -122,11 +169,11 @@ def _module(place: str, text: str) -> ModuleType:
         folder = os.path.dirname(place)
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.insert(0, folder)
-        sys.modules[name] = module  # dataclasses and pickles look their module up
+        sys.modules[name], _TEXTS[name] = module, text  # dataclasses and pickles look their module up
         try:
             exec(compile(text, place, "exec"), vars(module))
         except BaseException:
-            del sys.modules[name]
+            del sys.modules[name], _TEXTS[name]
             raise
         return module
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from robustlib.data import Dataset
 from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
-from robustlib.runs import Run, outdated, trained_with, versions, write_json
+from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
@@ -79,6 +79,8 @@ def fit(
             said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
             raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
         write_json(run.path / "params.json", params)
+        if method.code:
+            write_atomic(run.path / "method.py", method.code.text)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
@@ -110,9 +112,14 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
 
 
 def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
-    """What names and reproduces a run: the content of its params.json."""
+    """What names and reproduces a run: the content of its params.json.
+
+    That of a user's method says what others could not know without the class: its code, protocol and attack passes.
+    """
     spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
-    threat = method.threat(dataset)
+    threat, own = method.threat(dataset), dict[str, Any]()
+    if method.code:
+        own = {"code": method.code.facts(), "protocol": method.protocol, "attack_passes": method.attack_passes}
     return {
         "method": method.name,
         "dataset": dataset.name,
@@ -126,6 +133,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "preset": method.preset,
         "title": method.title,
         "changes": method.changes(arch),
+        **own,
     }
 
 

@@ -210,7 +210,9 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_options
 def run(
     shared: Shared,
-    methods: Annotated[list[str] | None, Argument(help="E.g. trades pgd_at; else those that the preset names.")] = None,
+    methods: Annotated[
+        list[str] | None, Argument(help="E.g. trades, or my.py:MyMethod; else those that the preset names.")
+    ] = None,
     preset: Annotated[str, Option(help="E.g. digits, cifar10-small, cifar10-short or cifar10-paper.")] = "digits",
     seeds: Annotated[str, Option(help="0-2 or 0,3,5.")] = "0",
     changes: Annotated[list[str] | None, Option("--set", help="A parameter: beta=3.0, eps=8/255; repeatable.")] = None,
@@ -241,6 +243,8 @@ def study(
     The same call again goes on where it stopped. A file may hold, for example:
 
     {preset: digits, methods: \[trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
+
+    A method of your own is my_defence.py:MixedAT; its path starts at the current directory.
 
     robustlib study digits-claims runs a study that comes with robustlib: what papers claim, on eight seeds.
     """

@@ -188,7 +188,7 @@ def test_installed_packages_have_methods_by_name(tmp_path, monkeypatch):
 def test_a_study_names_it_like_a_command(tmp_path, monkeypatch):
     written(tmp_path)
     monkeypatch.chdir(tmp_path)
-    claim = "{name: share, text: It holds., measure: worst, variant: mixed_at share=0.3, than: mixed_at}"
+    claim = "{name: share, text: It holds., source: none, measure: worst, variant: mixed_at share=0.3, than: mixed_at}"
     methods = "{'my_defence.py:MixedAT': {share: [0.3, 0.5]}, pgd_at: }"
     Path("study.yaml").write_text(f"methods: {methods}\nclaims: [{claim}]\nseeds: 0-1")
     study = experiments.read_study("study.yaml")

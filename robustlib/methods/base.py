@@ -29,7 +29,7 @@ from robustlib.errors import (
 )
 from robustlib.methods.preset import load_preset, preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
-from robustlib.runs import NOTEBOOK, Run, UserCode
+from robustlib.runs import NOTEBOOK, Run, UserCode, source_text
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
 
@@ -220,6 +220,8 @@ class Method:
             raise InputError(f"{who} has the name {name!r}, which robustlib uses itself: give the class another one.")
         if "__annotations__" in vars(cls) and "__dataclass_params__" not in vars(cls):
             raise InputError(f"{who} is no dataclass: write @dataclass(frozen=True, kw_only=True) above the class.")
+        if not source_text(cls):  # then a changed class could not be told from what was trained before
+            raise InputError(f"{who} was typed where its text is lost: write it in a file or in a notebook's cell.")
         if lacking := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
             raise InputError(f"{who} has no default for {', '.join(lacking)}: give each hyper-parameter one.")
 

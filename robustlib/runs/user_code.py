@@ -67,7 +67,8 @@ class UserCode:
     def of(cls, kind: type, *bases: type) -> "UserCode":
         """The code of a class, with the text of its file or notebook cell and of those of `bases` that are elsewhere; "" where it is lost.
 
-        A file is a place if it belongs to no package, which relative imports need. What it imports is not part of the text.
+        The place of a module in a package is its dotted name, since its file alone could not import its neighbours. What the text
+        imports, and other cells, are no part of it.
         """
         module = sys.modules.get(kind.__module__)
         file = getattr(module, "__file__", None)

@@ -79,8 +79,6 @@ def fit(
             said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
             raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
         write_json(run.path / "params.json", params)
-        if method.code:
-            write_atomic(run.path / "method.py", method.code.text)
         torch.manual_seed(derive_seed(seed, "model"))
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
@@ -138,8 +136,10 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
 
 
 def _run(training: Training, command: str) -> None:
-    """Runs the training and keeps status.json and provenance.json true, whatever happens."""
+    """Runs the training and keeps status.json and provenance.json true, whatever happens; beside them a user's code."""
     run, method = training.run, training.method
+    if method.code:
+        write_atomic(run.path / "method.py", method.code.text)
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     run.write("provenance.json", facts)
     run.write("status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})

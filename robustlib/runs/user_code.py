@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import linecache
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -117,15 +118,24 @@ class UserCode:
 
 def source_text(kind: type) -> str:
     """The whole text of the file, as it was executed, or of the notebook cell in which a class stands; "" where it is lost."""
-    module = sys.modules.get(kind.__module__)
     if kind.__module__ in _TEXTS:
         return _TEXTS[kind.__module__]
+    module: Any = sys.modules.get(kind.__module__)
     with suppress(OSError, TypeError):
-        if module and getattr(module, "__file__", None):
+        if getattr(module, "__file__", None):
             return inspect.getsource(module)
-    functions = (getattr(member, "fget", member) for member in vars(kind).values())
-    files = [function.__code__.co_filename for function in functions if hasattr(function, "__code__")]
-    return next(filter(None, ("".join(linecache.getlines(file)) for file in files)), "")
+    return _cell_text(kind, vars(module) if module else {})
+
+
+def _cell_text(kind: type, names: Mapping[str, Any]) -> str:
+    """The text of the cell that defined a class among the `names` of a notebook, which knows those of functions and all that ran."""
+    functions = (inspect.unwrap(getattr(member, "fget", member)) for member in vars(kind).values())
+    files = [each.__code__.co_filename for each in functions if getattr(each, "__globals__", None) is names]
+    start = re.compile(rf"^\s*class {kind.__name__}\b", re.MULTILINE)
+    cells = [
+        cell for cell in reversed(names.get("In", [])) if start.search(cell)
+    ]  # of a class without functions: the last
+    return next(filter(None, (*("".join(linecache.getlines(file)) for file in files), *cells)), "")
 
 
 def installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:

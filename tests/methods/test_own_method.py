@@ -1,7 +1,9 @@
 """Methods of users: named by file or package, told apart by their text, and read without their code."""
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -160,6 +162,21 @@ def test_unknown_files_names_and_hyperparameters_are_sentences(tmp_path):
             make_method(name, "digits")
     with pytest.raises(InputError, match=r"Unknown hyper-parameter of mixed_at 'shares'\. Did you mean 'share'\?"):
         make_method(written(tmp_path), "digits", shares=0.3)
+
+
+def test_a_class_typed_in_a_cell_keeps_that_cell_and_one_whose_text_is_lost_is_refused(monkeypatch):
+    shell = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", shell)
+    head = "from dataclasses import dataclass\nfrom robustlib.methods import PGDAT\n"
+    text = f'{head}@dataclass(frozen=True, kw_only=True)\nclass Short(PGDAT):\n    name, lr = "short", 0.1\n'
+    exec(compile(text, "<stdin>", "exec"), vars(shell))
+    with pytest.raises(InputError, match="Short was typed where its text is lost: write it in a file or in a notebook"):
+        shell.Short.from_preset("digits")
+    shell.In = ["", text, "Short", "class Shorter: ..."]
+    code = shell.Short.from_preset("digits").code
+    assert (code.place, code.name, code.text) == ("notebook", "Short", text)
+    assert shell.Short.from_preset("digits").command("digits", "mlp", 0, "32-true") == ""
+    assert tables.hyperparameters(shell.Short.from_preset("digits")).loc["lr", "meaning"] == "peak learning rate"
 
 
 def test_installed_packages_have_methods_by_name(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robustlib.models import build_model
-from robustlib.training.fit import processor
+from robustlib.runs.provenance import processor
 
 FOLDER = "ROBUSTLIB_BENCHMARKS"  # the environment variable that `write_report` asks
 CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))

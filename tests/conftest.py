@@ -4,6 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers: more threads only wait for each other
 
+import tempfile
+
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which code a user trusts is no business of tests
+
 import signal
 from dataclasses import replace
 from types import SimpleNamespace

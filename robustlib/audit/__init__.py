@@ -2,3 +2,4 @@
 
 from robustlib.audit.audit import audit, audit_has_new_sources, audit_run
 from robustlib.audit.checks import Check
+from robustlib.audit.sanity import Finding, check_model, check_run

@@ -17,7 +17,7 @@ from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effec
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError, Whole, typed
 from robustlib.evaluation import new_weights, search_precision, stochastic_protocol
-from robustlib.evaluation.metrics import headline_draws, robust_correct
+from robustlib.evaluation.metrics import withstood
 from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
 from robustlib.models.classifier import full_float32
@@ -132,13 +132,6 @@ def inconsistent(records: pd.DataFrame) -> list[str]:
     return problems
 
 
-def _minimum(records: pd.DataFrame) -> "pd.Series[float]":
-    """Whether each example withstands everything, by index; of a stochastic model the share of its headline's draws."""
-    if records["draw"].max() > 0:
-        return headline_draws(records).mean(axis=1)
-    return robust_correct(records).groupby(records["index"]).min().astype(float)
-
-
 def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> Tensor:
     """Both on the images that both have, in the same order: (2, N)."""
     both = pd.concat([one, other], axis=1, join="inner").sort_index()
@@ -149,7 +142,7 @@ def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
     """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
     pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
-        pgd, auto = _shared(*(_minimum(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
+        pgd, auto = _shared(*(withstood(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
         whose = "AutoAttack"
     said, fine = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
     pairs = [(effect(pgd, auto), said, "a gap as healthy models have it", "a PGD number says little here")]
@@ -159,8 +152,8 @@ def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
         pairs.append((effect(pgd, every), said, fine, bad))
     if records is not None:
-        withstood = pd.Series(e.accuracy(e.white, e.square).tolist(), index=e.index.tolist())
-        reported, ours = _shared(_minimum(records), withstood)
+        mine = pd.Series(e.accuracy(e.white, e.square).tolist(), index=e.index.tolist())
+        reported, ours = _shared(withstood(records), mine)
         said = f"The evaluation's attacks leave {percent(reported)} of the {len(ours)} images that both saw, the audit's {percent(ours)}"
         pairs.append((effect(reported, ours), said, fine, "the evaluation missed adversarial examples"))
     parts = []
@@ -272,6 +265,10 @@ def check_published(run: Run, results: Mapping[str, Any]) -> Check:
 
 def check_selection(run: Run, results: Mapping[str, Any]) -> Check:
     """15: the epoch was chosen on validation images, or is the last, and best and last are both reported on others."""
+    if run.external:
+        return make_check(
+            15, "selection", otherwise="It was trained elsewhere: nothing here says how its weights were chosen."
+        )
     unrecorded = "no validation accuracy was recorded by which the epoch could have been chosen"
     problems = [] if results.get("split") == "test" else [f"the numbers are of the {results.get('split')} images"]
     problems += [] if results.get("last", {}).get("rows") else ["the last epoch is not reported"]

@@ -3,7 +3,6 @@ whether there is a gradient that leads somewhere, 12 whether the model answers t
 that the images at hand cannot leave to chance."""
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,12 +14,12 @@ from robustlib.attacks.objectives import ce, margin_of
 from robustlib.audit.attacks import BATCH, RESTARTS, AuditAttacks
 from robustlib.audit.binarisation import binarised
 from robustlib.evaluation import wilson
+from robustlib.evaluation.metrics import paired_interval
 from robustlib.models.classifier import logits_of
 from robustlib.rng import uniform_point
 
 Verdict = Literal["pass", "amber", "red", "n/a"]
 VERDICTS: tuple[Verdict, ...] = ("n/a", "pass", "amber", "red")  # from harmless to grave
-Z = 1.959964  # of a two-sided 95 % interval
 
 MULTIPLES = (0.25, 0.5, 1, 1.5, 2, 2.5)  # of eps
 LARGE, LARGEST = 8, 0.5  # multiple of eps at which nothing may be left, and the linf radius that is enough for it
@@ -103,14 +102,11 @@ class Effect:
 def effect(weaker: Tensor, stronger: Tensor) -> Effect:
     """How many points of accuracy (N,) `stronger` leaves less than `weaker` (N,) on the same images.
 
-    The interval of Bonett and Price (2012, Psychological Methods 17): the Wald interval of paired proportions after adding one
-    image to either kind of disagreement. Written with sums, so that shares of draws fit as well as zeros and ones.
+    The interval is `paired_interval`.
     """
     d = (weaker - stronger).double()
-    n = len(d) + 2
-    mean, square = float(d.sum()) / n, (float((d**2).sum()) + 2) / n
-    error = Z * math.sqrt(max(square - mean**2, 0.0) / n)
-    return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * (mean - error), 100 * (mean + error), len(d))
+    low, high = paired_interval(d.cpu())
+    return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * low, 100 * high, len(d))
 
 
 def share(count: int, n: int) -> Effect:

@@ -2,23 +2,27 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from robustlib.data import sources
+from robustlib.data import arrays, sources
 from robustlib.data.augmentation import VIEWS, Policy
+from robustlib.data.cuts import Triple, apart, channel_stats, hold_out, share_apart
+from robustlib.data.plugins import load_registered, registered
 from robustlib.data.sources import Arrays
 from robustlib.errors import Count, InputError, Whole, check_known, check_path, explained, typed
 from robustlib.threat import Threat
 
-Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # images uint8 (N, C, H, W), labels int64 (N,), positions int64 (N,)
+Held = Annotated[float, "(0, 1)", "the share of images that validate"]
+Tested = Annotated[float, "(0, 1]", "the share of images that are evaluated, 1 for all"]
+USUAL = Threat("linf", 4 / 255)  # of natural images of 64 pixels and more, as Imagenette's
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +127,15 @@ class Split:
 class Dataset:
     """Images and labels in three splits, and what a model and an attack must know about them."""
 
-    name: str  # as in DATASETS
-    train: Split
+    name: str  # as in DATASETS, or of one's own images with their digest
+    train: Split  # it and val are empty where all images are there to be evaluated
     val: Split  # taken from the published training data
     test: Split  # the published one
     class_names: tuple[str, ...]  # one per label
     mean: tuple[float, ...]  # per channel over the training images in [0, 1]; the model normalises with them
     std: tuple[float, ...]
     threat: Threat  # that its robust accuracy is usually reported for
+    origin: Mapping[str, Any] | None = None  # what `load_images` was asked, for params.json; None of all others
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("val", self.val), ("test", self.test)):
@@ -149,6 +154,36 @@ class Dataset:
         if shared or twice:
             what = f"train and val share index {shared[0]}" if shared else "test has the images of another one"
             raise InputError(f"The splits of {self.name} overlap ({what}): give each image to one of them alone.")
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        y: Any = None,
+        *,
+        name: str = "images",
+        class_names: Sequence[str] | None = None,
+        threat: Threat = USUAL,
+        val: float = 0.2,
+        test: float = 0.2,
+        flip: bool = False,
+    ) -> "Dataset":
+        """A data set of one's own images, cut once and for all into stratified parts; it is called `name`-<pixels>px-<digest>.
+
+        Args:
+            x: a tensor or an array of images, (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, or (N, H, W) of grey ones; uint8,
+                or floats in [0, 1], which are rounded to 256 levels. Or, without `y`, an object as torchvision's data sets are:
+                its length, and (image, label) at each index, the images PIL's or tensors (C, H, W).
+            y: whole numbers (N,), 0 to K - 1.
+            name: what the digest of images, labels, class names, shares and `flip` is added to.
+            class_names: K names; without them each label names itself, and all of 0 to K - 1 must occur.
+            threat: that robust accuracy is reported for.
+            val, test: shares of all images; the rest is for training. With test=1.0 all images are evaluated, by a model that was
+                trained elsewhere; mean and std are then those of these images.
+            flip: whether training may mirror images.
+        """
+        images, labels, names = arrays.examples(x, y, class_names)
+        return assemble(name, images, labels, names, threat=threat, val=val, test=test, flip=flip)
 
     @property
     def num_classes(self) -> int:
@@ -187,37 +222,60 @@ class Dataset:
         return replace(self, **parts, class_names=names)
 
 
-def hold_out(images: np.ndarray, labels: np.ndarray, held_out: int) -> tuple[Triple, Triple]:
-    """Splits (images, labels) into the rest and `held_out` stratified examples: two triples images, labels, positions (ascending).
+def assemble(
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    sizes: tuple[int, int, int] | None = None,
+    *,
+    threat: Threat,
+    val: float,
+    test: float,
+    flip: bool,
+    origin: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """A data set of one's own images, uint8 (N, C, H, W), which the caller gives up, and labels int64 (N,), 0 to K - 1.
 
-    The rest's images are moved up *inside* `images`, so that no second copy of a large data set is ever held.
+    `sizes` are those of the parts train, val and test in which they come, of which `val` stands in for a missing `test`, and a share
+    `val` of `train` for a missing `val`. Without sizes, or with training images alone, the shares `val` and `test` are cut off.
     """
-    from sklearn.model_selection import train_test_split
+    val, test = typed(val, Held, "val"), typed(test, Tested, "test")
+    typed(threat, Threat, "threat"), typed(flip, bool, "flip")
+    train, given_val, given_test = sizes or (len(labels), 0, 0)
+    if not given_test:
+        given_val, given_test = 0, given_val
+    undivided = not given_test
+    if undivided and test == 1:
+        train, given_test, undivided = 0, train, False
+    shares = (val if train and not given_val else 0, test if undivided else 0)  # where they are used
+    cut = (train, given_val, given_test, *shares, flip and train > 0)
+    name = arrays.content_name(name, images, labels, class_names, cut)
+    ends = np.cumsum([train, given_val])
+    kept, held, tested = zip(*(np.split(a, ends) for a in (images, labels, np.arange(len(labels)))), strict=True)
+    if undivided:
+        if val + test >= 1:
+            said = f"val={val:g} and test={test:g} leave no images for training"
+            raise InputError(f"{said}: give shares that sum to less than 1, or test=1.0 for all.")
+        kept, tested = share_apart(kept, test, class_names, 3)
+    if train and not given_val:
+        kept, held = share_apart(kept, val / (1 - test) if undivided else val, class_names, 2)
+    policy = Policy(pad=min(images.shape[2:]) // 8, flip=flip)
+    return _joined(name, (kept, held, tested), class_names, policy, threat, origin)
 
-    said = f"Cannot hold out {held_out} of {len(labels)} examples with every class in both"
-    with explained(ValueError, lambda error: f"{said}: {error}"):
-        parts = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=sources.SEED)
-    rest, held = map(np.sort, parts)
-    held_images = images[held]
-    for start in range(0, len(rest), 1024):  # in order: a position is read before anything is written over it
-        some = rest[start : start + 1024]
-        images[start : start + len(some)] = images[some]
-    return (images[: len(rest)], labels[rest], rest), (held_images, labels[held], held)
 
-
-def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images (N, C, H, W) seen as [0, 1], in little extra memory."""
-    channels, height, width = images.shape[1:]
-    total, squares = np.zeros(channels), np.zeros(channels)  # sums of integers below 2**53, so exact in any order
-    at_once = max(1, 2**17 // (height * width))  # 1 MB a channel stays in the cache
-    for start in range(0, len(images), at_once):
-        wide = images[start : start + at_once].reshape(-1, channels, height * width).astype(np.float64)
-        total += wide.sum((0, 2))
-        squares += np.einsum("ncp,ncp->c", wide, wide)
-    count = len(images) * height * width
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))  # a constant channel must not divide by zero
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+def _joined(
+    name: str,
+    cuts: Sequence[Triple],
+    class_names: tuple[str, ...],
+    policy: Policy,
+    threat: Threat,
+    origin: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """The data set of three parts, with the statistics of the first one that has images."""
+    mean, std = channel_stats(next(images for images, *_ in (cuts[0], *cuts[::-1]) if len(images)))
+    train, val, test = (Split(*map(torch.from_numpy, cut), policy) for cut in cuts)  # type: ignore[call-arg, arg-type]
+    return Dataset(name, train, val, test, class_names, mean, std, threat, origin)
 
 
 @dataclass(frozen=True)
@@ -230,6 +288,8 @@ class Source:
     val: int = 1000  # validation examples, taken from the training data (at most a fifth of them)
     embedded: bool = False  # comes with an installed package, so it needs no data root
 
+
+PLUGINS = "robustlib.datasets"  # entry points of installed packages: a name, and the Source that it stands for
 
 # Crops are padded by an eighth of the image, as 4 of 32 in the CIFAR papers; mirrored digits are no digits.
 DATASETS: dict[str, Source] = {
@@ -247,19 +307,23 @@ DATASETS: dict[str, Source] = {
 
 
 def load_dataset(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
-    """The data set `name`, one of DATASETS, with its fixed, stratified splits, on the CPU; "digits-5-9" are its classes 5 to 9 alone,
+    """The data set `name`, one of DATASETS or of an installed package's (entry points "robustlib.datasets"), with its fixed, stratified splits, on the CPU; "digits-5-9" are its classes 5 to 9 alone,
     as 0 to 4, in the same splits.
 
     `root` is the directory of the published files, by default ROBUSTLIB_DATA; only with `download` is the network touched.
     """
     typed(name, str, "dataset"), typed(download, bool, "download")
     check_path(typed(root, Path | str | None, "data root"))
-    if name not in DATASETS:
+    known: Mapping[str, Any] = DATASETS if name in DATASETS else {**registered(PLUGINS), **DATASETS}
+    if name not in known:
         label_set = re.fullmatch(r"(.+)-(\d{1,4})-(\d{1,4})", name)
         whole, first, last = label_set.groups() if label_set else (name, "", "")
-        dataset = load_dataset(check_known("dataset", whole, DATASETS), root=root, download=download)
+        dataset = load_dataset(check_known("dataset", whole, known), root=root, download=download)
         return replace(dataset.only(range(int(first), int(last) + 1), relabel=True), name=name)
-    source, given = DATASETS[name], root or os.environ.get("ROBUSTLIB_DATA")
+    source, given = (
+        DATASETS.get(name) or load_registered(PLUGINS, name, Source),
+        root or os.environ.get("ROBUSTLIB_DATA"),
+    )
     if not given and not source.embedded:
         remedy = "say where its files are with --data-root DIR or the environment variable ROBUSTLIB_DATA"
         raise InputError(f"No data root for {name!r}: {remedy}, and add --download to fetch them there.")
@@ -279,8 +343,5 @@ def load_dataset(name: str, *, root: str | Path | None = None, download: bool = 
         (images, labels, positions), held_test = hold_out(images, labels, sources.DIGITS_TEST)
     else:
         held_test = (*published_test, np.arange(len(published_test[1])))
-    kept, held_val = hold_out(images, labels, min(source.val, len(labels) // 5))
-    mean, std = channel_stats(kept[0])
-    cuts = (*((x, y, positions[k]) for x, y, k in (kept, held_val)), held_test)
-    train, val, test = (Split(*map(torch.from_numpy, cut), source.policy) for cut in cuts)  # type: ignore[call-arg, arg-type]
-    return Dataset(name, train, val, test, class_names, mean, std, source.threat)
+    kept, held_val = apart((images, labels, positions), min(source.val, len(labels) // 5))
+    return _joined(name, (kept, held_val, held_test), class_names, source.policy, source.threat)

@@ -4,15 +4,19 @@ import hashlib
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from robustlib.errors import InputError, explained
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DIGITS_TEST = 500  # examples held out for the test of digits, which is published without one
 
@@ -145,7 +149,14 @@ IMAGENETTE_CLASSES = {
 TINY_FOLDER = "tiny-imagenet-200"
 TINY_URL, TINY_MD5 = f"http://cs231n.stanford.edu/{TINY_FOLDER}.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 SUFFIXES = (".jpeg", ".jpg", ".png")
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # whatever the suffix says; for others Pillow may start programs
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # whatever the suffix says; for others Pillow may start programs
 
 
 def imagenette(root: Path, download: bool) -> Arrays:
@@ -213,18 +224,40 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    with opened(path, "delete its data set's folder and call again with --download, or restore the file") as image:
+        image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that scaling would throw away
+        fitted = ImageOps.fit(eight_bits(image).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).transpose(2, 0, 1)
+
+
+@contextmanager
+def opened(path: Path, remedy: str) -> "Iterator[Image.Image]":
+    """Within, an image file whose pixels are not read yet; whatever Pillow finds wrong with it becomes one sentence with the remedy."""
+    from PIL import Image
+
     said = f"The image file {str(path)!r} is corrupted or unsafe"
-    remedy = "delete its data set's folder and call again with --download, or restore the file"
     # Pillow reports a broken file, or one too large, in a dozen ways
     with explained(Exception, lambda error: f"{said} ({error}): {remedy}."), Image.open(path, formats=FORMATS) as image:
-        deep, grey = any(str(tile[3]).endswith(";16B") for tile in image.tile), image.mode[0] == "I"
-        if deep and not grey:
-            raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
-        image.draft("RGB", (size, size))  # lets the JPEG decoder skip detail that scaling would throw away
         image.info.pop("transparency", None)  # about which Pillow would warn
-        levels = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)) if deep else image
-        fitted = ImageOps.fit(levels.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).transpose(2, 0, 1)
+        yield image
+
+
+def eight_bits(image: "Image.Image", upright: bool = False) -> "Image.Image":
+    """An image of at most 8 bits a colour: grey of 16 bits v becomes v / 257, rounded; others of more raise ValueError.
+
+    With `upright` it is turned as its EXIF orientation says.
+    """
+    from PIL import Image, ImageOps
+
+    # 16 bits as its file has them, which a loaded image no longer tells but by its mode; BGR;16 are 16 bits a pixel
+    layout = f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', ())]}".replace("BGR;16", "")
+    deep, grey = ";16" in layout and ";16S" not in layout, image.mode[0] == "I"
+    if deep and not grey:
+        raise ValueError("16 bits a colour, of which Pillow drops eight: save it with 8")
+    if image.mode in ("F", "I") and not deep:
+        raise ValueError("signs or 32 bits a pixel, whose range nobody knows: save it with 8 or 16")
+    turned = ImageOps.exif_transpose(image) if upright else image
+    return Image.fromarray(np.rint(np.asarray(turned) / 257).astype(np.uint8)) if deep else turned
 
 
 def _imagenette_folder(root: Path) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from robustlib.attacks.inputs import check_labels
@@ -100,6 +101,13 @@ def headline_draws(records: pd.DataFrame) -> pd.DataFrame:
     return min(candidates, key=lambda draws: float(draws.mean(axis=1).mean()))
 
 
+def withstood(records: pd.DataFrame) -> "pd.Series[float]":
+    """Whether each example withstands everything in the records, by index: 0 or 1, of a stochastic model the share of its headline's draws."""
+    if records["draw"].max() > 0:
+        return headline_draws(records).mean(axis=1)
+    return robust_correct(records).groupby(records["index"]).min().astype(float)
+
+
 def by_attack(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The records of each attack, then of each attack on a surrogate ("attack@surrogate"), by name."""
     name = table["attack"].where(table["surrogate"] == "", table["attack"] + "@" + table["surrogate"])
@@ -173,6 +181,16 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / 4 / n**2)
     low, high = ((p + z2 / 2 / n + side * half) / (1 + z2 / n) for side in (-1, 1))
     return (0.0 if correct == 0 else max(low, 0.0)), (1.0 if correct == n else min(high, 1.0))
+
+
+def paired_interval(differences: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of a mean of paired differences (N,) in [-1, 1] of Bonett and Price (2012, Psychological Methods 17): the Wald
+    interval of paired proportions after adding one image to either kind of disagreement. With sums, so that shares of draws fit too."""
+    d = np.asarray(differences, dtype=float)
+    n = len(d) + 2
+    mean, square = float(d.sum()) / n, (float((d**2).sum()) + 2) / n
+    error = Z95 * math.sqrt(max(square - mean**2, 0.0) / n)
+    return mean - error, mean + error
 
 
 def t_interval(values: Sequence[float], level: float = 0.95, *, least_sd: float = 0.0) -> tuple[float, float]:

@@ -34,7 +34,7 @@ FACTS = ("preset", "dataset", "method", "title", "arch", "precision", "seed")
 COLUMNS = (
     *("preset", "dataset", "method", "title", "arch", "changed", "precision", "seed", "threat", *ATTACKS),
     *("clean_low", "clean_high", "worst_low", "worst_high", "last_worst", "n", "minutes", "epochs", "path", "stale"),
-    *("warnings", "checkpoint", "headline_badge", "headline_text", "protocol_badge", "protocol_text"),
+    *("warnings", "checkpoint", "external", "headline_badge", "headline_text", "protocol_badge", "protocol_text"),
 )
 
 
@@ -67,7 +67,8 @@ def evaluate_run(
         split = images_of(run, dataset, min(len(split), protocol.images))
     suite, stored = Suite(model, threat, protocol, {}), run.results()
     names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
-    facts: dict[str, Any] = {"n": len(split), "split": "test", "checkpoint": "best", "threat": str(threat)}
+    facts: dict[str, Any] = {"n": len(split), "split": "test", "threat": str(threat)}
+    facts |= {"checkpoint": "given" if run.external else "best"}
     facts |= {
         "seed": seed,
         "precision": search_precision(run, precision, split, device),
@@ -94,8 +95,9 @@ def _evaluate_weights(
     sources = transfer_sources(run, TRANSFER_METHODS) if best.surrogates() else {}
     transfer = {"transfer": new_weights(sources, {})} if best.surrogates() else {}
     key, quick, tables, frames = state_key({**facts, **transfer}, where), LAST[:2] if best.stochastic else LAST, {}, {}
-    for which, others, only in (("best", sources, ()), ("last", {}, quick)):
-        model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload,arg-type]
+    last: Any = () if run.external else (("last", {}, quick),)  # whoever trained a network elsewhere gave one file
+    for which, others, only in (("best", sources, ()), *last):
+        model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         suite = Suite(model, threat, protocol, others, facts["precision"], only)
         views = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
         suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": views}
@@ -116,7 +118,14 @@ def _evaluate_weights(
         old = ("audit.json", "randomness.json", "results.json")
         run.write_frame("records.parquet", pd.concat(both, ignore_index=True), old)
         named["files"] = run.digests("model.safetensors", "last.safetensors", "records.parquet")
-    return {**transfer, "rows": tables["best"], "cascade": cascade, "last": {"rows": tables["last"]}, **curves, **named}
+    return {
+        **transfer,
+        "rows": tables["best"],
+        "cascade": cascade,
+        "last": {"rows": tables["last"]} if last else {},
+        **curves,
+        **named,
+    }
 
 
 def new_weights(sources: Mapping[str, Run], stored: Mapping[str, Any]) -> dict[str, str]:
@@ -140,7 +149,7 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
     Returns:
         COLUMNS: changed says what differs from the preset (e.g. "beta=3.0"), accuracies are fractions (NaN where not measured),
         last_worst is of the last epoch, and badges are the audit's verdicts on the headline and on the method's own protocol:
-        "pass", "amber", "red", "n/a", or "" before an audit.
+        "pass", "amber", "red", "n/a", or "" before an audit; external says that it was trained elsewhere.
     """
     rows = [_row(run) for run in runs if run.results()]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
@@ -160,7 +169,8 @@ def _row(run: Run) -> dict[str, Any]:
         "last_worst": last.get("worst", float("nan")),
         "n": results["n"],
         "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
-        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else 0,
+        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else float("nan") if run.external else 0,
+        "external": run.external,
         "path": str(run.path),
         "stale": run.stale,
         "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],
@@ -199,7 +209,8 @@ def _missing(run: Run) -> str:
         again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
         if not run.finished:
             return f"training {run.status()['state']}: {again.removesuffix(' --rerun')}"
-        run.model()
+        if not run.external:  # whose network is code, perhaps of a stranger
+            run.model()
         results, _ = run.results(), run.metrics()
         if not results:
             begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"

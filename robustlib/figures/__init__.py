@@ -9,6 +9,7 @@ from robustlib.figures.comparisons import (
     accuracy_bars,
     accuracy_distance,
     accuracy_dots,
+    agreement,
     cascade,
     claim_effects,
     cost,
@@ -16,6 +17,7 @@ from robustlib.figures.comparisons import (
     trade_off,
 )
 from robustlib.figures.curves import (
+    checkpoint_curves,
     feature_gap_curves,
     probe_curves,
     robustness_curves,

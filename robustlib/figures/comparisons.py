@@ -17,6 +17,7 @@ from robustlib.figures.canvas import ATTACKS, DOTS, INK, MUTED, Figure, percent,
 # Beside a bar there is room to say what a restart is, and none for "version".
 BARS = ATTACKS | {"pgd50x10": "PGD-50, 10 restarts", "aa_standard": "AutoAttack, standard"}
 CLEAN, LEFT, TAKEN = "#56b4e9", "#0173b2", "#de8f05"  # of the colour-blind safe palette; what was taken is hatched too
+MANY = 12  # names beside a square of numbers that can still be read
 LANE = 0.27  # inches between two series of one row of dots
 
 
@@ -291,3 +292,37 @@ def accuracy_distance(grid: DataFrame) -> Figure:
         described.append(f"{row['variant']}{at}: accuracy {percent(row['accuracy'])}, distance {row['distance']:.3f}")
     alt = f"Mean adversarial distance against accuracy for {len(rows)} variants and strengths. {'; '.join(described)}."
     return Figure(fig, alt, rows.filter([*columns[:-1], "low", "high", "chosen"]).astype({"chosen": int}))
+
+
+@canvas.style()
+def agreement(shares: DataFrame) -> Figure:
+    """Who fails where: of the images that the row fails on, the share that the column withstands; a square frame of at most 12 names.
+
+    NaN, where a row fails on no image, stays blank.
+    """
+    if shares.empty or shares.shape[0] != shares.shape[1] or len(shares) > MANY:
+        raise InputError(f"The agreement figure needs a square of 1 to {MANY} names; given {shares.shape}.")
+    names, values = ["\n".join(wrap(str(name), 22)) for name in shares], shares.to_numpy(dtype=float)
+    fig, (axis,) = canvas.axes(height=1.6 + 0.55 * len(names))
+    axis.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if row != column and value == value:
+            axis.text(
+                column,
+                row,
+                percent(value),
+                ha="center",
+                va="center",
+                color="white" if value > 0.6 else INK,
+                fontsize=9.5,
+            )
+    axis.set_xticks(range(len(names)), names, fontsize=9)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.set(
+        title="Images that one fails on and another withstands", xlabel="withstood by", ylabel="of those that fail"
+    )
+    axis.grid(visible=False)
+    pairs = [(a, b, values[i, j]) for i, a in enumerate(shares) for j, b in enumerate(shares) if i != j]
+    said = [f"of the images that {a} fails on, {b} withstands {percent(value)}" for a, b, value in pairs]
+    data = DataFrame(pairs, columns=["fails", "withstands", "share"])
+    return Figure(fig, f"Who fails where: {'; '.join(said) or 'a single model'}.", data)

@@ -328,3 +328,41 @@ def sweep(table: DataFrame, usual: Mapping[str, float] | None = None, names: Map
     canvas.legend_below(fig, every[0])
     described = _describe(curves, {}, percent, "")
     return Figure(fig, f"Accuracy against hyper-parameters. {described}", _stack(curves, "parameter", "accuracy"))
+
+
+@canvas.style()
+def checkpoint_curves(table: DataFrame) -> Figure:
+    """Checkpoints of one training over epochs: clean and worst-case accuracy (left), and the feature gap under attack (right).
+
+    Columns are `epoch`, `clean`, `worst` (fractions) and `relative_l2` (at least 0; may be missing), a row a checkpoint.
+    """
+    rows = require_columns("checkpoint", table, ["epoch", "clean", "worst"]).sort_values("epoch")
+    gap = "relative_l2" in rows and bool(rows["relative_l2"].notna().any())
+    fig, (left, *right) = canvas.axes(1 + gap)
+    described = []
+    for (name, label), mark in zip(
+        {"clean": "clean", "worst": "worst case"}.items(), canvas.styles(("a", "b")).values(), strict=True
+    ):
+        _draw(
+            left,
+            rows["epoch"],
+            rows.rename(columns={f"{name}_low": "low", f"{name}_high": "high"}),
+            name,
+            mark,
+            label=label,
+        )
+        described.append(f"{label} accuracy from {percent(rows[name].iloc[0])} to {percent(rows[name].iloc[-1])}")
+    left.set_ylim(-0.02, 1.02)
+    canvas.percent_axis(left)
+    left.set_title("Accuracy of each checkpoint")
+    for axis in right:
+        axis.plot(rows["epoch"], rows["relative_l2"], **canvas.styles(("gap",))["gap"])
+        axis.set(title="Feature gap under attack", ylabel="relative L2 distance", ylim=(0, None))
+        described.append(f"feature gap from {rows['relative_l2'].iloc[0]:.2f} to {rows['relative_l2'].iloc[-1]:.2f}")
+    for axis in (left, *right):
+        _epoch_axis(axis)
+    canvas.legend_below(fig, left, *right)
+    best, at = float(rows["worst"].max()), rows["epoch"].iloc[int(rows["worst"].to_numpy().argmax())]
+    peak = f"The worst case is best at epoch {at:g}, {percent(best)}"
+    data = rows.filter(["epoch", "clean", "worst", "relative_l2"])
+    return Figure(fig, f"{len(rows)} checkpoints: {', '.join(described)}. {peak}.", data)

@@ -5,6 +5,7 @@ One that is not part of this package is named as `file.py:Class`, or by the name
 
 from typing import Any
 
+from robustlib.data.plugins import load_registered, registered
 from robustlib.errors import InputError, shown, unknown
 from robustlib.methods.afd import AFD, AFKD, ARREST, VAFT
 from robustlib.methods.ancra import ANCRA
@@ -16,7 +17,7 @@ from robustlib.methods.contrastive import ACL, Contrastive, RoCL, SimCLR, SupCon
 from robustlib.methods.preset import load_preset, parse_overrides, preset_dataset, preset_names
 from robustlib.methods.rep_spectral import BarlowSpectral, CrossLipschitz, LLSpectral, RepSpectral, SimCLRSpectral
 from robustlib.methods.transfer import BSS, L2SP, Transfer
-from robustlib.runs import UserCode, installed, load_installed
+from robustlib.runs import UserCode
 
 ALL: tuple[type[Method], ...] = (
     *(Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA, AToP),
@@ -24,7 +25,7 @@ ALL: tuple[type[Method], ...] = (
     *(RepSpectral, LLSpectral, CrossLipschitz, BarlowSpectral, SimCLRSpectral, Transfer, L2SP, BSS),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
-GROUP = "robustlib.methods"  # the entry points of installed packages: the name of a method = its class
+PLUGINS = "robustlib.methods"  # entry points of installed packages: the name of a method, and its class
 
 
 def make_method(name: str, /, preset: str | None = None, **overrides: Any) -> Method:
@@ -45,9 +46,9 @@ def method_class(name: str) -> type[Method]:
         return _method(UserCode.named(name).load(), name)
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    if not isinstance(name, str) or name not in installed(GROUP):
-        raise unknown("method", name, [*METHODS, *installed(GROUP)])
-    kind = _method(load_installed(GROUP, name), name)
+    if not isinstance(name, str) or name not in registered(PLUGINS):
+        raise unknown("method", name, [*METHODS, *registered(PLUGINS)])
+    kind = _method(load_registered(PLUGINS, name, type), name)
     if kind.name != name:
         raise InputError(f"The installed method {name!r} calls itself {shown(kind.name)}: give both the same name.")
     return kind

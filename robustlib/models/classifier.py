@@ -52,6 +52,10 @@ class Classifier(nn.Module):
         """Images in [0, 1] with mean 0 and standard deviation 1 per channel over the training set."""
         return (x - self.mean) / self.std
 
+    def denormalise(self, x: Tensor) -> Tensor:
+        """Images whose `normalise` is x."""
+        return x * self.std + self.mean
+
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (B, D), the input of `head`; raises InputError for images of another shape."""
         self.check_input(x)

@@ -32,11 +32,12 @@ def layers(model: nn.Module) -> tuple[str, ...]:
     if not (names := getattr(root, "stages", None)) or isinstance(names, nn.Module):
         names = [name for name, _ in root.named_children()]
     answers = (FEATURES, LOGITS) if _has_head(model) else (LOGITS,)
-    return (*(prefix + name for name in names if prefix + name not in ("head", *answers)), *answers)
+    answering = f"encoder.{getattr(model, 'last_linear', '')}"  # of a model from elsewhere: its answers are the logits
+    return (*(prefix + name for name in names if prefix + name not in ("head", answering, *answers)), *answers)
 
 
 def _has_head(model: nn.Module) -> bool:
-    return isinstance(getattr(model, "head", None), nn.Module)
+    return bool(getattr(model, "tap", "")) or isinstance(getattr(model, "head", None), nn.Module)
 
 
 def resolve_layers(model: nn.Module, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -79,7 +80,10 @@ def activations(model: nn.Module, x: Tensor, names: Sequence[str]) -> dict[str, 
 
     with ExitStack() as hooks:
         for name in names:
-            if name == FEATURES and _has_head(model):
+            if name == FEATURES and (tap := getattr(model, "tap", "")):
+                module = model.get_submodule(tap)
+                hooks.enter_context(module.register_forward_hook(lambda _, args, out: keep(FEATURES, out)))
+            elif name == FEATURES and _has_head(model):
                 head = model.get_submodule("head")
                 hooks.enter_context(head.register_forward_pre_hook(lambda _, args: keep(FEATURES, args[0])))
             elif name != LOGITS:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustlib.attacks import PGD, Attack
 from robustlib.data import Dataset
@@ -128,8 +128,9 @@ def measure_runs(
         facts = {"attack": repr(attack), "layers": list(resolve_layers(model, layers)), "n": n, "seed": seed}
         facts |= {"weights": weights, "numerics": versions("measures/representation", *attack_names([attack]))}
 
-        def measure(run: Run = run, head: nn.Linear = model.head) -> dict[str, Any]:
+        def measure(run: Run = run, model: Any = model) -> dict[str, Any]:
             pair = run_features(run, dataset, attack, layers=layers, n=n, seed=seed)
+            head = getattr(model, "head", None)  # a model from elsewhere may have none
             tables = {name: measures(*pair, name, head if name == FEATURES else None) for name in pair[0].layers}
             return {"measures": tables}
 

@@ -28,16 +28,13 @@ from robustlib.runs.numerics import outdated
 from robustlib.runs.shapes import SHAPES, check_shape
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from robustlib.data import Dataset
     from robustlib.models import Classifier
 
-UNHASHED = (
-    "preset",
-    "title",
-    "changes",
-    "changed",
-    "protocol",
-    "attack_passes",
-)  # facts of a run that change no number
+# facts of a run that change no number
+UNHASHED = ("preset", "title", "changes", "changed", "images", "about", "protocol", "attack_passes")
 LATER = {"validate_every": 1}  # hyper-parameters that came after runs were trained, and what these had
 
 
@@ -54,7 +51,8 @@ def parameter_hash(params: Mapping[str, Any]) -> str:
 TRAINED = ("metrics.jsonl", "model.safetensors", "last.safetensors")  # what a finished training names in status.json
 FILES = (  # in the order of `clear`: whoever comes after a kill finds a training to resume or none, and nothing measured on another
     *("status.json", "results.json", "audit.json", "representation.json", "distances.json", "unseen.json"),
-    *("randomness.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "method.py", "params.json"),
+    *("randomness.json", "sanity.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "factory.py"),
+    *("method.py", "params.json"),
 )
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
@@ -71,6 +69,23 @@ class Run:
         """The run that has these parameters: root/<dataset>/<method>/<arch>-seed<k>-<hash>."""
         leaf = f"{params['arch']}-seed{params['seed']}-{parameter_hash(params)}"
         return cls(Path(root) / params["dataset"] / params["method"] / leaf)
+
+    @classmethod
+    def from_model(cls, model: "str | nn.Module", dataset: "Dataset", **settings: Any) -> "Run":
+        """A finished run of a network that was trained elsewhere; evaluation, audit, comparison and pages take it like any other.
+
+        Args:
+            model: images -> logits, or what builds it: "torchvision:resnet18", "timm:vit_tiny_patch16_224", "my_models.py:build" or
+                "package.module:Net". A module itself is kept by this process alone; its weights and numbers stay.
+            dataset: whose test images it is judged on.
+            settings: name (for people; else that of the weights' file), threat (else the data set's), root ("runs"), weights (a file of
+                them), arguments (of the factory), output (where the logits are in its answer), layer (whose answers are the
+                features; else the input of the last linear layer), mean and std (with which it wants its images normalised),
+                stochastic (else its own attribute).
+        """
+        from robustlib.runs.external import external_run
+
+        return external_run(cls.of, model, dataset, **settings)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run; {} if there is none. An InputError for one that is damaged, not as readers rely on it, or another run's.
@@ -235,17 +250,24 @@ class Run:
 
         if not (params := self.params()):
             raise InputError(f"{self.path} holds no run: give a directory that `robustlib list` shows.")
-        model = build_model(params["arch"], SimpleNamespace(**params["spec"]), **params.get("model", {}))
+        if self.external:
+            from robustlib.runs.external import load_external
+
+            model: Classifier = load_external(self)
+        else:
+            model = build_model(params["arch"], SimpleNamespace(**params["spec"]), **params.get("model", {}))
         file = self.path / ("model.safetensors" if which == "best" else "last.safetensors")
         files.load_weights(model, file, self.place, self.status().get("files", {}).get(file.name, ""))
         return model.eval()
 
     @property
     def name(self) -> str:
-        """For people: "trades · small_cnn · seed 0"; its place, where it is damaged."""
+        """For people: "trades · small_cnn · seed 0" or "our WRN · wrn"; its place, where it is damaged."""
         if self.damage:
             return self.place
         params = self.params()
+        if self.external:
+            return f"{params.get('title')} · {params['arch']}"
         return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
 
     @property
@@ -257,6 +279,19 @@ class Run:
     def place(self) -> str:
         """<dataset>/<method>/<directory>, the same wherever the runs are kept."""
         return "/".join(Path(os.path.abspath(self.path)).parts[-3:])
+
+    def trust(self) -> None:
+        """Lets the code that this run names be executed by this user from now on."""
+        if self.external:
+            from robustlib.runs.external import code_of
+
+            if code := code_of(self):
+                code.trust()
+
+    @property
+    def external(self) -> bool:
+        """Whether it was trained elsewhere (see `from_model`)."""
+        return "external" in self.params()
 
     @property
     def finished(self) -> bool:
@@ -313,45 +348,6 @@ def trained_with(run: Run) -> dict[str, int]:
     facts = run.provenance()
     before: dict[str, int] = {f"methods/{run.params().get('method')}": 1} if "code" in facts else {}
     return dict(facts.get("numerics", before))
-
-
-def find_runs(
-    root: Path | str = "runs",
-    *,
-    dataset: str | None = None,
-    method: str | None = None,
-    preset: str | None = None,
-    finished: bool = True,
-) -> list[Run]:
-    """The runs below `root`, in directories or archives, by path; only finished ones unless told otherwise.
-
-    Those with `damage` are among them only where all are asked for, whatever their preset and whether finished or not.
-    """
-    folder, methods = Path(root), f"{dataset or '*'}/{method or '*'}"
-    paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
-    for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
-        paths |= {archive.with_suffix("") / name for name in files.archived_runs(archive)}
-    runs = [run for run in map(Run, sorted(paths)) if not run.damage or (preset is None and not finished)]
-    runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
-    return [run for run in runs if not finished or run.finished]
-
-
-def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
-    """Another finished run of each method, by method: same root, data set and threat; if possible with the same architecture,
-    an unchanged preset, and the same seed."""
-    path, params, sources = run.path.resolve(), run.params(), {}
-
-    def unlike(other: Run) -> tuple[bool, ...]:  # the gravest difference first
-        arch, preset, seed = (other.params().get(name) != params.get(name) for name in ("arch", "preset", "seed"))
-        return arch, preset, bool(other.changed), seed
-
-    for method in methods if len(path.parents) > 2 else ():
-        others = find_runs(path.parents[2], dataset=params["dataset"], method=method)
-        others = [r for r in others if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
-        others = [r for r in others if (r.path / "model.safetensors").exists()]
-        if others:
-            sources[method] = min(others, key=unlike)
-    return sources
 
 
 def measured(

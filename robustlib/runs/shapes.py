@@ -28,6 +28,9 @@ SHAPES: Mapping[str, Any] = {
         **{"method": str, "dataset": str, "arch": str, "seed": int, "hyperparameters?": {"preset?": (str, NoneType)}},
         **{"preset?": (str, NoneType), "title?": str, "changes?": dict, "changed?": (str, NoneType)},
         **{"code?": {"place": str, "name": str, "digest": str}, "protocol?": str, "attack_passes?": int},
+        "external?": {"name": str, "code": str, "arguments": dict, "weights": str, "layer": str, "output": str}
+        | {"last_linear": str, "mean": [NUMBER], "std": [NUMBER], "stochastic": bool},
+        **{"about?": {"place": str, "file": str, "said": list}, "images?": dict},
     },
     "status.json": {"state": str, "reason?": str, "files?": {str: str}},
     "provenance.json": {
@@ -54,6 +57,7 @@ SHAPES: Mapping[str, Any] = {
         "fixed": [{"seed": int, "clean": SHARE, "attacked": SHARE}],
         "vote??": {"draws": int, "clean": {**SHARE, "n": int}, "attacked": SHARE},
     },
+    "sanity.json": {"n": int, "findings!": [{"name": str, "verdict": str, "text": str}]},
     "metrics.jsonl": [{"epoch_total": int, "warnings": [str], "epoch?": int, "stage?": str}],
 }
 

@@ -5,7 +5,6 @@ text. What came with a run from elsewhere was named by nobody here: it is not ex
 """
 
 import difflib
-import importlib.metadata
 import importlib.util
 import inspect
 import linecache
@@ -136,22 +135,6 @@ def _cell_text(kind: type, names: Mapping[str, Any]) -> str:
         cell for cell in reversed(names.get("In", [])) if start.search(cell)
     ]  # of a class without functions: the last
     return next(filter(None, (*("".join(linecache.getlines(file)) for file in files), *cells)), "")
-
-
-def installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """What installed packages offer under an entry point's group, e.g. "robustlib.methods", by name; nothing is imported."""
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
-
-
-def load_installed(group: str, name: str) -> Any:
-    """What an installed package offers under a group and name that `installed` knows; raises InputError where it cannot be imported."""
-    entry = installed(group)[name]
-    try:
-        return entry.load()
-    except Exception as error:  # whatever it does
-        package = entry.dist.name if entry.dist else entry.module
-        said = f"{shown(name)} of the package {package} cannot be loaded ({type(error).__name__}: {error})"
-        raise InputError(f"{said}: repair or uninstall the package.") from error
 
 
 def _state_file() -> Path:

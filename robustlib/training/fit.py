@@ -1,15 +1,8 @@
 """`fit`: trains a method once, and never twice; interrupted anywhere, the same call resumes it."""
 
 import contextlib
-import importlib.metadata
 import os
-import platform
-import re
-import resource
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +14,7 @@ from robustlib.errors import Count, InputError, Whole, check_path, shown, typed,
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
+from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
@@ -46,7 +40,7 @@ def fit(
 
     Args:
         method: a configured method, e.g. `make_method("trades", preset="digits")`.
-        dataset: from `load_dataset`.
+        dataset: from `load_dataset`, `load_images` or `Dataset.of`.
         arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
@@ -62,8 +56,7 @@ def fit(
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
-    if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
-        raise unknown("architecture", arch, ARCHITECTURES)
+    _check_trainable(arch := arch or method.arch, dataset)
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
@@ -85,6 +78,14 @@ def fit(
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
         _run(training, method.command(dataset.name, arch, seed, precision))
     return run
+
+
+def _check_trainable(arch: str, dataset: Dataset) -> None:
+    if arch not in tuple(ARCHITECTURES):
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if not len(dataset.train):
+        said = f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate"
+        raise InputError(f"{said}: add a folder train/, or train elsewhere.")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -131,6 +132,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "preset": method.preset,
         "title": method.title,
         "changes": method.changes(arch),
+        **({"images": dict(dataset.origin)} if dataset.origin else {}),
         **own,
     }
 
@@ -154,46 +156,3 @@ def _run(training: Training, command: str) -> None:
     facts |= {"compile_speed_up": training.state.speed_up} if training.compile else {}
     run.write("provenance.json", facts)
     run.finish()
-
-
-# ---- where its numbers come from
-
-
-def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
-    """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
-    packages, git = {}, ""
-    for name in ("robustlib", "torch", "torchvision", "lightning-fabric", "numpy", "scikit-learn"):
-        packages[name] = "not installed"
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-        git = done.stdout
-    return {
-        "command": command,
-        "numerics": dict(numerics),
-        "git": git.strip(),
-        "packages": packages,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": threads,
-    }
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
-    return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held: of the GPU if it trains on one, else of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

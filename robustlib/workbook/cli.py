@@ -1,28 +1,38 @@
-"""The command line: robustlib run | study | report | evaluate | audit | list | lab. It parses and prints, nothing else.
+"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | lab. It parses and prints, nothing else.
 
 Whatever takes time to import is imported inside the commands: `--help` answers at once.
 """
 
-import functools
-import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.text import Text
 from typer import Argument, Exit, Option, Typer
 
-from robustlib.errors import InputError, check_known, check_path, printable
+from robustlib.errors import InputError, check_known
+from robustlib.workbook.options import (
+    DATA,
+    DataRoot,
+    Device,
+    Reports,
+    RunDirectory,
+    Runs,
+    Search,
+    Shared,
+    out,
+    say,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from robustlib.data import Dataset
     from robustlib.runs import Run
+    from robustlib.workbook.claims import Claim
     from robustlib.workbook.experiments import Job, Options, Study
 
 app = Typer(
@@ -46,31 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-Plain = functools.partial(Console, markup=False, emoji=False)  # a path may hold [/x] or :x:
-out, err = Plain(), Plain(stderr=True)
-if not (out.is_terminal or "COLUMNS" in os.environ):
-    out.width = 110  # of a file
-
-
-def say(sentence: str, kind: str = "Error", style: str = "bold red") -> None:
-    """A problem, on stderr."""
-    err.print(Text.assemble((f"{kind}: ", style), printable(sentence)), soft_wrap=True)
-
-
 UNDER_WAY = ("queued", "running")  # states of jobs that have not ended
-WHERE, HOW, DATA = "Where results go", "How it runs", "Data"
-
-Runs = Annotated[Path, Option(help="Directory of all runs.", callback=check_path, rich_help_panel=WHERE)]
-Reports = Annotated[Path, Option(help="Directory of the pages.", callback=check_path, rich_help_panel=WHERE)]
-DataRoot = Annotated[
-    str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", callback=check_path, rich_help_panel=DATA)
-]
-Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
-Search = Annotated[
-    str,
-    Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
-]
-RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
 
 
 @app.command()
@@ -137,13 +123,42 @@ def audit(
 
 def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
     """The run in a directory, and the data set it was trained on."""
-    from robustlib.data import load_dataset
+    from robustlib.data import dataset_of
     from robustlib.runs import Run
 
     params = Run(path).params()
     if not params:
         raise InputError(f"{path} holds no run (no params.json): give a directory that `robustlib list` shows.")
-    return Run(path), load_dataset(params["dataset"], root=data_root or None)
+    return Run(path), dataset_of(params, data_root or None)
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path], Argument(help="Run directories, as `robustlib list` shows them: trained here or elsewhere.")
+    ],
+    data_root: DataRoot = "",
+    reports: Reports = Path("reports"),
+) -> None:
+    """Set evaluated runs side by side: paired differences, who fails where, curves, feature spaces.
+
+    They share a data set and a threat. The page is written beside the others; differences on the same images are printed.
+    """
+    from robustlib.evaluation import paired_differences
+    from robustlib.runs import Run
+    from robustlib.workbook import console, tables
+    from robustlib.workbook.experiments import Options, compare_paths, named_runs, on_same_images
+
+    if len(paths) < 2:
+        raise InputError(f"{len(paths)} run cannot be compared: give at least two run directories.")
+    with out.status("comparing"):
+        page, problems = compare_paths(paths, Options(reports=reports, data_root=data_root))
+    stands = on_same_images(named_runs([Run(path) for path in paths]))
+    if len(stands.columns) > 1:
+        out.print(
+            console.table(tables.paired(paired_differences(stands)), "Worst case on the same images (points, 95 %)")
+        )
+    _announce(page, problems)
 
 
 @app.command("list")
@@ -173,46 +188,11 @@ def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. 
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
 
 
-@dataclass(frozen=True)
-class Shared:
-    """The options that `run` and `study` share."""
-
-    examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
-    dry_run: Annotated[bool, Option("--dry-run", help="Print what would run, and stop.")] = False
-    rerun: Annotated[bool, Option("--rerun", help="Train anew what is finished or stale.")] = False
-    dataset: Annotated[str, Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
-    data_root: DataRoot = ""
-    download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
-    jobs: Annotated[int, Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
-    device: Device = "auto"
-    precision: Annotated[str, Option(help="auto (the preset's), 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
-    timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
-    engine: Annotated[str, Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
-    runs: Runs = Path("runs")
-    reports: Reports = Path("reports")
-
-
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, `shared`, is spelled out for typer: an option for each field of `Shared`."""
-    options = inspect.signature(Shared).parameters
-
-    @functools.wraps(command)
-    def spelled_out(**values: Any) -> None:
-        shared = Shared(**{name: values.pop(name) for name in options})
-        command(shared, **values)
-
-    _, *own = inspect.signature(command).parameters.values()
-    spelled_out.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
-    return spelled_out
-
-
 @app.command()
-@_with_options
+@with_options
 def run(
     shared: Shared,
-    methods: Annotated[
-        list[str] | None, Argument(help="E.g. trades, or my.py:MyMethod; else those that the preset names.")
-    ] = None,
+    methods: Annotated[list[str] | None, Argument(help="E.g. trades or my.py:MyMethod; else the preset's.")] = None,
     preset: Annotated[str, Option(help="E.g. digits, cifar10-small, cifar10-short or cifar10-paper.")] = "digits",
     seeds: Annotated[str, Option(help="0-2 or 0,3,5.")] = "0",
     changes: Annotated[list[str] | None, Option("--set", help="A parameter: beta=3.0, eps=8/255; repeatable.")] = None,
@@ -232,7 +212,7 @@ def run(
 
 
 @app.command()
-@_with_options
+@with_options
 def study(
     shared: Shared,
     file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
@@ -240,11 +220,9 @@ def study(
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
-    The same call again goes on where it stopped. A file may hold, for example:
+    The same call again goes on where it stopped. Methods may be my.py:MyMethod, seen from the current directory. E.g.:
 
     {preset: digits, methods: \[trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
-
-    A method of your own is my_defence.py:MixedAT; its path starts at the current directory.
 
     robustlib study digits-claims runs a study that comes with robustlib: what papers claim, on eight seeds.
     """
@@ -255,6 +233,71 @@ def study(
     for seed in chosen:
         check_known(f"seed of {file}", str(seed), [*map(str, asked.seeds)])
     _run(asked, shared, chosen)
+
+
+@app.command()
+@with_options
+def benchmark(
+    shared: Shared,
+    model: Annotated[str, Argument(help="torchvision:NAME, timm:NAME, my_models.py:build or package.module:Net.")],
+    weights: Annotated[str, Option(help="A file of weights, or a pattern such as 'checkpoints/*.pt'.")] = "",
+    images: Annotated[
+        str, Option(help="A folder with a subfolder a class, a CSV or an .npz.", rich_help_panel=DATA)
+    ] = "",
+    size: Annotated[int, Option(min=0, help="Pixels to which these are scaled.", rich_help_panel=DATA)] = 0,
+    name: Annotated[str, Option(help="What pages call it; else the name of its weights' file.")] = "",
+    threat: Annotated[str, Option(help="linf:8/255 or l2:0.5; else the data set's.")] = "",
+    mean: Annotated[str, Option(help="Numbers a channel, where it wants normalised images: 0.485,0.456,0.406.")] = "",
+    std: Annotated[str, Option(help="Likewise.")] = "",
+    layer: Annotated[str, Option(help="Whose answers are its features; else the input of its last linear layer.")] = "",
+    output: Annotated[
+        str, Option(help="Where the logits are in what it answers: a key, an attribute or a position.")
+    ] = "",
+    model_args: Annotated[str, Option(help="""JSON for what builds it: '{"depth": 28}'.""")] = "",
+    stochastic: Annotated[bool, Option("--stochastic", help="It answers at random: average over draws.")] = False,
+) -> None:
+    """Attack a network that was trained elsewhere, and set it beside all others.
+
+    It maps images in \\[0, 1] to logits; naming code executes it. For example:
+
+    robustlib benchmark my_models.py:build --weights model.pt --dataset cifar10 --data-root data --name "our WRN"
+    """
+    from robustlib.audit import check_run
+    from robustlib.runs import find_runs
+    from robustlib.workbook import console, tables
+    from robustlib.workbook.engines import check_limits
+    from robustlib.workbook.experiments import Benchmark, Options, compare_paths
+
+    if bool(images) == bool(shared.dataset):
+        raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
+    check_limits(shared.jobs, shared.timeout, shared.engine)
+    named: Any = {
+        "weights": weights,
+        "images": images,
+        "size": size,
+        "name": name,
+        "threat": threat,
+        "mean": mean,
+        "std": std,
+    }
+    named |= {"layer": layer, "output": output, "model_args": model_args, "stochastic": stochastic}
+    named |= {"dataset": shared.dataset, "data_root": shared.data_root, "runs": str(shared.runs)}
+    asked = Benchmark(model, **named)
+    data, jobs = asked.load(download=shared.download), []
+    options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}
+    for one in asked.each():
+        made = one.run(data, rerun=shared.rerun)
+        with out.status(f"{made.name}: clean images"):
+            found = check_run(made, data, device=shared.device)
+        out.print(console.table(tables.sanity(found), made.name))
+        jobs.append(one.job(made, shared.reports, **options))
+    if shared.dry_run:
+        return
+    beside = {str(run.params().get("preset")) for run in find_runs(shared.runs, dataset=data.name)} - {""}
+    where: Any = {"data_root": shared.data_root, "runs": shared.runs, "reports": shared.reports}
+    _execute(jobs, (), Options(dataset=data.name, device=shared.device, **where), shared, sorted(beside))
+    if len(jobs) > 1:
+        _announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
 
 
 def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
@@ -276,14 +319,16 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
         out.print(f"Preset {study.preset}, device {shared.device}, pages in {pages}.", soft_wrap=True)
         return
     try:
-        _execute(jobs, study, options, shared)
+        _execute(jobs, study.claims, options, shared, [options.preset])
     finally:  # what was decided stands, whatever else failed
         if study.claims:
             out.print(console.claims_table(study.claims, [job.run for job in every], study.seeds))
 
 
-def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: Shared) -> None:
-    """Runs what is not done yet, writes the index as each ends, measures what claims need besides, then announces the report."""
+def _execute(
+    jobs: "Sequence[Job]", claims: "Sequence[Claim]", options: "Options", shared: Shared, presets: Sequence[str]
+) -> None:
+    """Runs what is not done yet, writes the index as each ends, measures what claims need besides, compares presets, announces the report."""
     from robustlib.workbook import console
     from robustlib.workbook.engines import run_all
     from robustlib.workbook.experiments import measure_claimed, publish
@@ -309,8 +354,8 @@ def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: 
         raise Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
     with out.status("unseen attacks"):
-        problems = measure_claimed(study.claims, runs, options)
-    index, unpublished = publish(options, [options.preset])
+        problems = measure_claimed(claims, runs, options)
+    index, unpublished = publish(options, presets)
     problems += unpublished
     ended = zip(todo, statuses, strict=True)  # a notebook does not read all that is damaged
     problems += [job.run.damage for job, status in ended if status["state"] == "done" and job.run.damage]
@@ -322,11 +367,11 @@ def _execute(jobs: "Sequence[Job]", study: "Study", options: "Options", shared: 
     _announce(index, problems, code=2 if refused else 1)
 
 
-def _announce(index: Path, problems: Sequence[str], code: int = 1) -> None:
+def _announce(index: Path, problems: Sequence[str], code: int = 1, said: str = "Report") -> None:
     """Says what went wrong and where the report is; exits with `code` if anything did."""
     for problem in problems:
         say(problem)
-    out.print(f"Report: {index}", soft_wrap=True)
+    out.print(f"{said}: {index}", soft_wrap=True)
     if problems:
         raise Exit(code)
 

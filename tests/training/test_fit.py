@@ -9,10 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from robustlib.data import Dataset, dataset_of, load_images
 from robustlib.errors import InputError
 from robustlib.methods import load_preset, make_method
 from robustlib.runs import Run, find_runs, write_json
+from robustlib.threat import Threat
 from robustlib.training import fit, loop
 from robustlib.training.fit import run_params
 from robustlib.training.loop import load_checkpoint
@@ -242,3 +245,22 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path, few):
     (finished.path / "status.json").write_text(json.dumps({"state": "interrupted"}))
     with pytest.raises(InputError, match=r"does not fit this run .*: use --rerun"):
         train(ONCE, few, tmp_path)
+
+
+def test_runs_of_own_images_tell_where_these_are(tmp_path):
+    for k in range(20):
+        file = tmp_path / "own" / f"class {k % 2}" / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 10 * k, np.uint8)).save(file)
+    images = load_images(tmp_path / "own", threat=Threat("l2", 0.5))
+    run = train(ONCE, images, tmp_path / "runs")
+    assert run.finished
+    assert run.path.parts[-3] == images.name
+    again = dataset_of(run.params())
+    assert (again.name, again.threat) == (images.name, Threat("l2", 0.5))
+    assert torch.equal(again.test.images, images.test.images)
+    with pytest.raises(InputError, match=r"own-8px-\w+ has no training images, only 20 to evaluate"):
+        train(ONCE, load_images(tmp_path / "own", test=1.0), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    arrays = Dataset.of(images.train.images, images.train.labels)
+    assert "images" not in run_params(ONCE, arrays, "mlp", 0, "32-true")

@@ -13,12 +13,14 @@ from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
-from robustlib.data import load_dataset
+from robustlib.data import Dataset, load_dataset, load_images
 from robustlib.errors import InputError
 from robustlib.evaluation import accuracy, leaderboard
 from robustlib.methods import make_method
 from robustlib.runs import Run, UserCode, digest, find_runs, read_json, write_atomic, write_json
+from robustlib.threat import Threat
 from robustlib.training.fit import run_params
 from robustlib.workbook import cli
 from robustlib.workbook.cli import main
@@ -409,6 +411,29 @@ def test_a_method_of_ones_own_and_strangers_code(call, tmp_path: Path, monkeypat
     assert not (tmp_path / "executed").exists()
     assert call("run", "evil.py:MixedAT", "--dry-run")[0] == 0
     assert (tmp_path / "executed").exists(), "who names it trusts it"
+
+
+def test_runs_of_own_images_are_evaluated_on_these_alone(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(run: Run, dataset: Dataset, **_: object) -> None:
+        raise InputError(f"{len(dataset.test)} images of {dataset.name} at {dataset.threat}.")
+
+    monkeypatch.setattr("robustlib.evaluation.evaluate_run", evaluate)
+    for k in range(40):
+        file = tmp_path / "own" / f"class {k % 2}" / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 100 * (k % 2) + k).save(file)
+    params = run_params(make_method("standard"), load_images("own", threat=Threat("l2", 0.5)), "mlp", 0, "32-true")
+    run = Run.of(params, "runs")
+    write_json(run.path / "params.json", params)
+    said = f"Error: 8 images of {params['dataset']} at L2 0.5.\n"
+    assert call("evaluate", run.path) == (2, "", said)
+    os.rename("own", "moved")
+    code, _, err = call("evaluate", run.path)
+    assert (code, "say where they are with --data-root" in err) == (2, True)
+    assert call("evaluate", run.path, "--data-root", "moved") == (2, "", said)
+    Image.new("L", (8, 8), 200).save("moved/class 0/0.png")
+    code, _, err = call("evaluate", run.path, "--data-root", "moved")
+    assert (code, "those of this run were own-8px-" in err) == (2, True)
 
 
 def test_ctrl_c_stops_all_and_the_same_call_resumes(call, tmp_path: Path) -> None:

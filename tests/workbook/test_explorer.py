@@ -309,6 +309,12 @@ def test_runs_of_no_or_two_data_sets(root, tmp_path):
     with pytest.raises(InputError, match=r"runs of digits and mnist.*dataset='digits'"):
         explore(tmp_path)
     assert len(app.finished_runs(tmp_path, "digits")) == 2
+    for run in find_runs(tmp_path, dataset="digits"):
+        altered(
+            run, dataset="own-8px-01234567", images={"path": str(tmp_path / "gone"), "threat": run.params()["threat"]}
+        )
+    with pytest.raises(InputError, match=r"images of own-8px-01234567 are not at .*gone"):
+        explore(tmp_path, dataset="own-8px-01234567")
 
 
 def test_without_runs_two_small_baselines_are_trained_and_kept(opened, root):

@@ -20,6 +20,7 @@ from robustlib.runs import Run, read_json, write_json
 from robustlib.training import fit
 from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import Claim, evaluate_claims, gather, measure_of
+from tests.training_fixtures import altered
 from tests.workbook import finished_run
 
 
@@ -306,3 +307,7 @@ def test_a_study_measures_what_its_claims_need(tmp_path, monkeypatch):
     assert problem.endswith("has not met unseen attacks: not on these images.")
     assert not experiments.measure_claimed([claim("worst", than="trades")], runs, options)
     assert len(asked) == 2
+    lost = {"dataset": "own-8px-01234567", "images": {"path": "gone", "threat": {"norm": "l2", "eps": 1.0}}}
+    own = [altered(judged[0], **lost)]
+    (problem,) = experiments.measure_claimed([claim("unseen/l2", than="trades")], own, options)
+    assert "has not met unseen attacks: The images of own-8px-01234567 are not at gone" in problem

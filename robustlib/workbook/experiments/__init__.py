@@ -1,11 +1,23 @@
 """Many trainings as notebooks: what the commands `run`, `study` and `report` do."""
 
-from robustlib.workbook.experiments.jobs import Job, Options, measure_claimed, notebook, page, plan, publish
+from robustlib.workbook.experiments.benchmarks import Benchmark
+from robustlib.workbook.experiments.jobs import (
+    Job,
+    Options,
+    compare_paths,
+    measure_claimed,
+    notebook,
+    page,
+    plan,
+    publish,
+)
 from robustlib.workbook.experiments.results import (
     attack_table,
+    checkpoints,
     concat_stages,
     curves,
     metrics_of,
+    on_same_images,
     purifier_grid,
     randomness_table,
     spectral_family,
@@ -24,6 +36,7 @@ from robustlib.workbook.experiments.studies import (
     findings_by_preset,
     first_seed,
     in_grid,
+    named_runs,
     parse_seeds,
     preset_methods,
     preset_study,

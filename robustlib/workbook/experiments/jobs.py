@@ -12,12 +12,12 @@ import pandas as pd
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
-from robustlib.data import load_dataset
+from robustlib.data import dataset_of, load_dataset
 from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
-from robustlib.runs import Run, UserCode, find_runs
+from robustlib.runs import Run, UserCode, digest, find_runs
 from robustlib.runs.files import tidy
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
@@ -126,7 +126,7 @@ def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Optio
     for run in runs:
         if not run.damage and run.finished and run.results() and variant_of(run) in variants:
             try:
-                dataset = load_dataset(run.params()["dataset"], root=options.data_root or None)
+                dataset = dataset_of(run.params(), options.data_root or None)
                 measure_unseen({run.name: run}, dataset, device=options.device)
             except InputError as error:
                 problems.append(f"{run.name} has not met unseen attacks: {error}")
@@ -183,6 +183,34 @@ def publish(
         problems.append(f"Claims of several presets are not compared. {type(error).__name__}: {error}")
     rest: Any = {"compare": comparisons, "incomplete": lacking, "views": views, "claims": claims}
     return write_index(options.reports, board, pages, **rest), problems
+
+
+def compare_paths(paths: Sequence[Path], options: Options) -> tuple[Path, list[str]]:
+    """Sets evaluated runs of any kind side by side on a page, <reports>/other/compare-<digest>.html; and a sentence on each thing that failed."""
+    from robustlib.workbook.report import render
+
+    compared = compare_runs(
+        options.runs, options.preset, paths=paths
+    )  # says what cannot be compared before a kernel starts
+    places, problems = [os.path.abspath(path) for path in paths], list[str]()
+    target = options.reports / "other" / f"compare-{digest(*places, length=8)}.ipynb"
+    try:
+        dataset_of(compared.shown[0].params(), options.data_root or None)
+    except InputError as error:
+        problems.append(f"The feature spaces are not shown. {error}")
+    parameters = {
+        "paths": places,
+        "runs": str(options.runs),
+        "data_root": options.data_root,
+        "look_inside": not problems,
+    }
+    status = execute(Task(notebook("compare"), parameters, target))
+    if status["state"] != "done":
+        raise InputError(f"{target}: {status['reason']}")
+    title = " and ".join(dict.fromkeys(run.name for run in compared.shown[:3])) + " …" * (len(paths) > 3)
+    page_of = target.with_suffix(".html")
+    render(target, page_of, title=title, index="../index.html")
+    return page_of, problems
 
 
 def _compare(preset: str, options: Options) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from robustlib.data import Dataset
 from robustlib.errors import InputError
-from robustlib.evaluation import distances_over_seeds, leaderboard, select_strength
+from robustlib.evaluation import distances_over_seeds, leaderboard, select_strength, withstood_by
 from robustlib.evaluation.metrics import t_interval
 from robustlib.methods import METHODS
 from robustlib.methods.layer_norms import LayerNorms
@@ -26,6 +26,31 @@ def curves(runs: Sequence[Run]) -> pd.DataFrame:
         facts = {name: run.params()[name] for name in ("method", "title", "seed")}
         rows += [{**point, **facts, "changed": run.changed} for point in run.results()["curve"]]
     return pd.DataFrame(rows)
+
+
+def on_same_images(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """What those of the runs that have records withstand of their images (see `withstood_by`), the best first; empty for fewer than two."""
+    known = {name: run for name, run in runs.items() if len(run.records())}
+    table = withstood_by(known) if len(known) > 1 else pd.DataFrame()
+    return table[table.mean().sort_values(ascending=False, kind="stable").index]
+
+
+def checkpoints(runs: Sequence[Run], geometry: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Networks from elsewhere whose files name different epochs, for `robustlib.figures.checkpoint_curves`; empty where there are not several.
+
+    `geometry` is what `measure_runs` says of them.
+    """
+    epochs = {run.name: run.params()["about"].get("epoch") for run in runs if run.external}
+    if len(set(epochs.values()) - {None}) < max(2, len(runs)):
+        return pd.DataFrame(columns=["epoch", "clean", "worst"])
+    gaps = {} if geometry is None else dict(zip(geometry["run"], geometry["relative_l2"], strict=True))
+    rows = []
+    for run in runs:
+        found = {row["attack"]: row for row in run.results()["rows"]}
+        ends = {f"{name}_{end}": found[name][end] for name in ("clean", "worst") for end in ("low", "high")}
+        accuracies = {name: found[name]["accuracy"] for name in ("clean", "worst")}
+        rows.append({"epoch": epochs[run.name], **accuracies, **ends, "relative_l2": gaps.get(run.name)})
+    return pd.DataFrame(rows).sort_values("epoch", ignore_index=True)
 
 
 def metrics_of(runs: Iterable[Run], stage: str = "") -> dict[str, list[pd.DataFrame]]:

@@ -261,11 +261,18 @@ class Comparison:
         return runs
 
 
-def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str = "") -> Comparison:
-    """The runs of a preset below `root` on `dataset` ("": the preset's own), judged under `threat` ("": that of most of them)."""
+def compare_runs(
+    root: Path | str, preset: str, dataset: str = "", threat: str = "", paths: Sequence[Path | str] = ()
+) -> Comparison:
+    """The runs of a preset below `root` on `dataset` ("": the preset's own), judged under `threat` ("": that of most of them); or just
+    those whose directories are `paths`, of any kind, which share a data set and a threat."""
+    if paths:
+        return _compare_paths([Run(Path(path)) for path in paths])
     name, found = dataset or preset_dataset(preset), find_runs(root, finished=False)
     damaged = [run for run in found if run.damage and run.place.split("/")[0] == name]
-    runs = [run for run in found if not run.damage and run.params().get("preset") == preset]
+    whole = [run for run in found if not run.damage]
+    runs = [run for run in whole if run.params().get("preset") == preset]
+    runs += [run for run in whole if run.external and run.params()["dataset"] == name]  # from elsewhere, of no preset
     every = [run for run in runs if run.params()["dataset"] == name]
     judged = {run.path: run.results()["threat"] for run in every if run.finished and run.results()}
     threat = threat or next((usual for usual, _ in Counter(judged.values()).most_common(1)), "")
@@ -281,6 +288,27 @@ def compare_runs(root: Path | str, preset: str, dataset: str = "", threat: str =
         summary += "\n\nLeft out because they are damaged:\n"
         summary += "".join(f"\n- {as_markdown(run.damage)}" for run in damaged)
     return Comparison(name, threat, every, shown, summary)
+
+
+def _compare_paths(runs: Sequence[Run]) -> Comparison:
+    for run in runs:
+        if not run.params() or not run.results():
+            lacks = "has no evaluation" if run.params() else "holds no run"
+            raise InputError(f"{run.path} {lacks}: give evaluated runs, as `robustlib list` shows them.")
+    first = runs[0]
+    for run in runs[1:]:
+        for what, own, other in (
+            ("data set", first.params()["dataset"], run.params()["dataset"]),
+            ("threat", first.results()["threat"], run.results()["threat"]),
+        ):
+            if own != other:
+                raise InputError(
+                    f"{run.path} was judged by another {what} ({other}) than {first.path} ({own}): compare like with like."
+                )
+    name, threat = first.params()["dataset"], first.results()["threat"]
+    return Comparison(
+        name, threat, runs, runs, f"{len(runs)} runs on {as_markdown(name)}, judged under {as_markdown(threat)}."
+    )
 
 
 def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
@@ -317,6 +345,13 @@ def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
     several = len({arch for _, arch in chosen}) > 1
     named = {title_of(run, arch if several else ""): run for (_, arch), run in sorted(chosen.items())}
     return {title: named[title] for title in sorted(named, key=lambda title: bool(named[title].changed))[:most]}
+
+
+def named_runs(runs: Sequence[Run], most: int = 12) -> dict[str, Run]:
+    """By title, with the seed and where need be the directory that tell them apart, the first `most` runs, in their order."""
+    titles = [title_of(run) if run.external else f"{title_of(run)} · seed {run.params()['seed']}" for run in runs]
+    names = [t if titles.count(t) == 1 else f"{t} · {run.path.name}" for t, run in zip(titles, runs, strict=True)]
+    return dict(list(zip(names, runs, strict=True))[:most])
 
 
 def title_of(run: Run, arch: str = "") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from robustlib.data import Dataset, load_dataset
+from robustlib.data import Dataset, dataset_of, load_dataset
 from robustlib.errors import InputError, Whole, check_known, typed
 from robustlib.methods import make_method
 from robustlib.representation import layers
@@ -53,7 +53,7 @@ def explore(
         which = f" of {dataset}" if dataset else ""
         remedy = "give another directory, or let the explorer train two small ones on digits (train_missing)"
         raise InputError(f"There are no finished runs{which} in {runs}: train some with `robustlib run`, {remedy}.")
-    data = load_dataset(found[0].params()["dataset"], root=data_root)
+    data = dataset_of(found[0].params(), data_root)
     explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
     display(explorer.widget)  # before anything is computed, so that its progress is seen
     explorer.load()

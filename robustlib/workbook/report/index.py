@@ -109,12 +109,26 @@ def _records(frame: pd.DataFrame) -> list[Record]:
 
 
 def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows."""
+    """One leaderboard for each preset and data set, as the template shows it, in the order of their first rows.
+
+    Networks from elsewhere, of no preset, stand in each of those of their data set.
+    """
     groups: dict[tuple[str, str], list[Record]] = {}
+    presets: dict[Any, list[str]] = {}  # by data set
     for record in records:
+        known = presets.setdefault(record.get("dataset"), [])
+        known += [record["preset"]] if record.get("preset") and record["preset"] not in known else []
+    placed = [
+        r | {"preset": p}
+        for r in records
+        for p in ([r.get("preset")] if r.get("preset") else presets[r.get("dataset")] or [""])
+    ]
+    for record in placed:
         preset = str(record.get("preset") or record.get("dataset") or "runs")
         title, href = str(record.get("title") or record["method"]), pages.get(str(record["path"]), "")
         row = record | {"title": title, "href": href}
+        if row.get("external"):
+            del row["seed"]  # nobody here knows it
         groups.setdefault((preset, str(record.get("dataset") or preset)), []).append(row)
     boards: list[dict[str, Any]] = []
     for (preset, dataset), rows in groups.items():
@@ -153,7 +167,8 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
         worst = [100 * row["worst"] for row in runs]
         minutes = [row["minutes"] for row in runs if "minutes" in row]
         card: dict[str, Any] = {"title": " · ".join(filter(None, [title, arch if several else "", changed]))}
-        card |= {"threat": threat, "runs": runs, "seeds": len({row["seed"] for row in runs})}
+        card |= {"threat": threat, "runs": runs, "seeds": len({row.get("seed") for row in runs})}
+        card["external"] = all(row.get("external") for row in runs)
         card |= {"worst": f"{fmean(worst):.1f}", "spread": f"{stdev(worst):.1f}" if len(runs) > 1 else ""}
         card["clean"] = f"{100 * fmean(row['clean'] for row in runs):.1f}"
         cards.append({**card, "minutes": fmean(minutes) if minutes else None})

@@ -21,15 +21,15 @@ def leaderboard(board: pd.DataFrame) -> pd.DataFrame:
     attacks = [name for name in ATTACKS if name in board and name not in FIRST and board[name].notna().any()]
     rows = [
         {
-            "method": row["method"],
+            "method": row["title"] if row.get("external") else row["method"],
             "arch": row["arch"],
             **({"threat": row["threat"]} if row.get("threat") else {}),
-            "seed": row["seed"],
+            "seed": "–" if row.get("external") else row["seed"],
             "changed": row.get("changed", "") or "",
             **{ATTACKS[name]: share(row, name) for name in FIRST},
             **{kind: verdict_label(row[f"{kind}_badge"]) for kind in BADGES if f"{kind}_badge" in row},
             **{ATTACKS[name]: share(row, name) for name in attacks},
-            "minutes": f"{row['minutes']:.1f}",
+            "minutes": f"{row['minutes']:.1f}".replace("nan", "–"),
             "notes": "; ".join(["stale"] * bool(row.get("stale")) + list(row.get("warnings", []))),
         }
         for row in board.to_dict("records")
@@ -97,6 +97,30 @@ def inventory(runs: Iterable[Any]) -> pd.DataFrame:
             cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
             cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
         rows.append({**cells, "run directory": run.path})
+    return pd.DataFrame(rows)
+
+
+def paired(differences: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `robustlib.evaluation.paired_differences`, in points."""
+    rows = []
+    for row in differences.to_dict("records"):
+        low, high = (signed(100 * row[end]) for end in ("low", "high"))
+        told = "one" if row["low"] > 0 else "other" if row["high"] < 0 else ""
+        better = {"one": row["one"], "other": row["other"], "": "undecided"}[told]
+        alone = {
+            f"only the {side} one": f"{row[f'only_{key}']:g}" for side, key in (("first", "one"), ("second", "other"))
+        }
+        difference = f"{signed(100 * row['difference'])} ({low} to {high})"
+        rows.append(
+            {
+                "first": row["one"],
+                "second": row["other"],
+                "images": row["n"],
+                **alone,
+                "points": difference,
+                "better": better,
+            }
+        )
     return pd.DataFrame(rows)
 
 

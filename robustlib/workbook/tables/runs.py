@@ -55,6 +55,31 @@ def splits(dataset: Any, test_examples: int = 0) -> pd.DataFrame:
     return table.assign(shape=shape, classes=dataset.num_classes, **{"for": list(uses.values())})
 
 
+def network(params: Mapping[str, Any]) -> pd.DataFrame:
+    """What a network from elsewhere is and what was done to it: `Run.params` of a run whose `external` is set."""
+    facts, about = params["external"], params.get("about", {})
+    mean, std = (", ".join(f"{number:g}" for number in facts[name]) for name in ("mean", "std"))
+    normalised = f"mean {mean or 0}, deviation {std or 1}" if mean or std else "inside, if at all"
+    card = {
+        "built by": f"{about.get('place', '')}:{facts['name']}".strip(":") or "an object in Python",
+        "with": ", ".join(f"{name}={value}" for name, value in facts["arguments"].items()) or "–",
+        "weights": about.get("file") or "as they were given",
+        "digest of the weights": facts["weights"],
+        "images normalised by": normalised,
+        "features": facts["layer"]
+        or (f"the input of module {facts['last_linear']}" if facts["last_linear"] else "its logits"),
+        "answers": "at random" if facts["stochastic"] else "always alike",
+        "adapted": " ".join(about.get("said", [])) or "nothing",
+    }
+    return pd.Series(card, name=str(params.get("title"))).rename_axis("network").to_frame()
+
+
+def sanity(findings: Iterable[Any]) -> pd.DataFrame:
+    """The findings of `robustlib.audit.check_run`."""
+    rows = [(finding.name, verdict_label(finding.verdict), finding.text) for finding in findings]
+    return pd.DataFrame(rows, columns=["question", "verdict", "answer"]).set_index("question")
+
+
 def share(row: Mapping[Any, Any], name: str = "accuracy") -> str:
     """An accuracy of a row with its interval, which is `low` and `high`, or `{name}_low` and `{name}_high`."""
     prefix = "" if name == "accuracy" else f"{name}_"
@@ -72,10 +97,11 @@ def accuracies(results: Mapping[str, Any]) -> pd.DataFrame:
     Attacks on surrogates stand in `adaptive`; the worst case counts them. Of a stochastic model the accuracies are
     expected ones, over its draws; what a single draw gave stands beside them. PASSES are those on the best epoch.
     """
-    columns = {"best epoch": results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
+    first = "accuracy" if results.get("checkpoint") == "given" else "best epoch"
+    columns = {first: results["rows"], "last epoch": results.get("last", {}).get("rows", [])}
     shown = {epoch: {row["attack"]: row for row in rows if "@" not in row["attack"]} for epoch, rows in columns.items()}
     written = {epoch: {name: share(row) for name, row in rows.items()} for epoch, rows in shown.items() if rows}
-    table, best = pd.DataFrame(written).fillna("–"), shown["best epoch"]
+    table, best = pd.DataFrame(written).fillna("–"), shown[first]
     rows = [best.get(name, {}) for name in table.index]
     if any(row.get("single", row["accuracy"]) != row["accuracy"] for row in best.values()):
         table.insert(1, "one draw", [percent(row.get("single", float("nan"))) for row in rows])

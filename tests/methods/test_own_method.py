@@ -96,6 +96,12 @@ def test_a_run_keeps_the_text_and_another_text_is_another_run(tmp_path, few):
     assert not (run.path / "method.py").exists()
 
 
+def test_the_text_that_counts_is_the_one_that_was_executed(tmp_path):
+    method = make_method(written(tmp_path), "digits")
+    (tmp_path / "my_defence.py").write_text("")
+    assert method.code.text == OWN
+
+
 def test_a_base_in_another_file_counts(tmp_path):
     written(tmp_path)
     head = "from dataclasses import dataclass\nfrom my_defence import MixedAT\n"

@@ -2,4 +2,4 @@
 
 from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.dataset import DATASETS, Batch, Dataset, Source, Split, load_dataset
-from robustlib.data.images import dataset_of, load_images
+from robustlib.data.images import dataset_of, load_images, open_dataset, spelled

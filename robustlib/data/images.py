@@ -16,7 +16,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from robustlib.data import arrays, sources
-from robustlib.data.dataset import USUAL, Dataset, assemble, load_dataset
+from robustlib.data.dataset import DATASETS, PLUGINS, USUAL, Dataset, assemble, load_dataset
+from robustlib.data.plugins import registered
 from robustlib.errors import InputError, check_path, explained, typed
 from robustlib.threat import Threat
 
@@ -82,6 +83,24 @@ def load_images(
     kept = {"path": os.path.abspath(place), "size": size, "name": name, **asked}
     kept["threat"] = {"norm": threat.norm, "eps": threat.eps}
     return assemble(name, images, labels, names, sizes, origin=kept, **asked)
+
+
+def open_dataset(name: str, *, root: str | Path | None = None, download: bool = False) -> Dataset:
+    """The data set that a user names: what `load_dataset` knows, or images of one's own at a path, as in "photos", "photos@64" (scaled to
+    64 pixels) or "list.csv@64"; see `load_images`."""
+    path, at, pixels = typed(name, str, "dataset").rpartition("@")
+    path, size = (path, int(pixels)) if at and re.fullmatch(r"\d{1,4}", pixels) else (name, 0)
+    place = Path(os.path.expanduser(check_path(path)))
+    own = os.path.isdir(place) or place.suffix.lower() in (".csv", ".npz") or bool(at) or len(place.parts) > 1
+    if name in DATASETS or name in registered(PLUGINS) or not own:
+        return load_dataset(name, root=root, download=download)
+    return load_images(place, size=size)
+
+
+def spelled(dataset: Dataset) -> str:
+    """How a user names this data set; that of arrays has only its own name."""
+    asked = dataset.origin
+    return f"{asked['path']}@{asked['size']}" if asked and asked["size"] else asked["path"] if asked else dataset.name
 
 
 def dataset_of(params: Mapping[str, Any], root: str | Path | None = None) -> Dataset:

@@ -73,6 +73,8 @@ def external_run(
         "epoch": epoch_in(weights) if weights else None,
     }
     about["said"] = [f"Its weights are {label!r} of {Path(weights).name}."] * bool(label) + said
+    if factory["name"] and not weights:
+        about["said"].append("No weights were given: it is as its factory makes it.")
     kind = factory["name"] or type(net).__name__
     title = typed(name, str, "name") or (Path(weights).stem if weights else kind)
     params = {**_names(title, kind), **_setting(dataset, threat or dataset.threat), "external": facts, "about": about}

@@ -104,7 +104,7 @@ class UserCode:
         if key not in _TRUSTED and key not in _remembered():
             said = f"This run names code, {self.spec}, that nobody has named on this machine"
             raise InputError(
-                f"{said}: read it, then give --trust-code to execute it. Stored numbers are shown without."
+                f"{said}: read it, then give --trust-code, or call run.trust(), to execute it. Stored numbers are shown without."
             )
         module = _module(self.place, self.text)
         if not hasattr(module, self.name):

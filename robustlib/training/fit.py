@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustlib.attacks.base import Precision
-from robustlib.data import Dataset
+from robustlib.data import Dataset, spelled
 from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
@@ -76,7 +76,7 @@ def fit(
         model = build_model(arch, dataset, **method.model_options())
         dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
         training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
-        _run(training, method.command(dataset.name, arch, seed, precision))
+        _run(training, method.command(spelled(dataset), arch, seed, precision))
     return run
 
 

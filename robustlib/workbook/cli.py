@@ -16,14 +16,15 @@ from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, check_known
 from robustlib.workbook.options import (
-    DATA,
     DataRoot,
     Device,
+    Network,
     Reports,
     RunDirectory,
     Runs,
     Search,
     Shared,
+    Trust,
     out,
     say,
     with_options,
@@ -71,6 +72,7 @@ def evaluate(
     data_root: DataRoot = "",
     device: Device = "auto",
     precision: Search = "auto",
+    trust_code: Trust = False,
 ) -> None:
     """Attack a finished run with the standard attacks.
 
@@ -80,7 +82,7 @@ def evaluate(
     from robustlib.workbook import console
 
     check_known("suite", suite, ("standard", "reference"))
-    run, dataset = _run_and_data(path, data_root)
+    run, dataset = _run_and_data(path, data_root, trust_code)
     try:
         with out.status("attacking") as status:
             show = console.progress_line(out, status)
@@ -106,6 +108,7 @@ def audit(
     data_root: DataRoot = "",
     device: Device = "auto",
     precision: Search = "auto",
+    trust_code: Trust = False,
 ) -> None:
     """Ask whether the robust accuracy of an evaluated run can be believed.
 
@@ -114,14 +117,14 @@ def audit(
     from robustlib.audit import audit_run
     from robustlib.workbook import console
 
-    run, dataset = _run_and_data(path, data_root)
+    run, dataset = _run_and_data(path, data_root, trust_code)
     with out.status("auditing") as status:
         where: Any = {"device": device, "precision": precision}
         report = audit_run(run, dataset, n=examples or None, **where, progress=status.update)
     out.print(console.audit_table(report, f"{run.name} · {report['threat']} · {report['seconds']:.0f} s"))
 
 
-def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
+def _run_and_data(path: Path, data_root: str, trust_code: bool) -> "tuple[Run, Dataset]":
     """The run in a directory, and the data set it was trained on."""
     from robustlib.data import dataset_of
     from robustlib.runs import Run
@@ -129,6 +132,8 @@ def _run_and_data(path: Path, data_root: str) -> "tuple[Run, Dataset]":
     params = Run(path).params()
     if not params:
         raise InputError(f"{path} holds no run (no params.json): give a directory that `robustlib list` shows.")
+    if trust_code:
+        Run(path).trust()
     return Run(path), dataset_of(params, data_root or None)
 
 
@@ -139,6 +144,7 @@ def compare(
     ],
     data_root: DataRoot = "",
     reports: Reports = Path("reports"),
+    trust_code: Trust = False,
 ) -> None:
     """Set evaluated runs side by side: paired differences, who fails where, curves, feature spaces.
 
@@ -151,6 +157,8 @@ def compare(
 
     if len(paths) < 2:
         raise InputError(f"{len(paths)} run cannot be compared: give at least two run directories.")
+    for path in paths if trust_code else ():
+        Run(path).trust()
     with out.status("comparing"):
         page, problems = compare_paths(paths, Options(reports=reports, data_root=data_root))
     stands = on_same_images(named_runs([Run(path) for path in paths]))
@@ -189,7 +197,7 @@ def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. 
 
 
 @app.command()
-@with_options
+@with_options(Shared)
 def run(
     shared: Shared,
     methods: Annotated[list[str] | None, Argument(help="E.g. trades or my.py:MyMethod; else the preset's.")] = None,
@@ -212,7 +220,7 @@ def run(
 
 
 @app.command()
-@with_options
+@with_options(Shared)
 def study(
     shared: Shared,
     file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
@@ -236,29 +244,15 @@ def study(
 
 
 @app.command()
-@with_options
+@with_options(Shared, Network)
 def benchmark(
     shared: Shared,
+    network: Network,
     model: Annotated[str, Argument(help="torchvision:NAME, timm:NAME, my_models.py:build or package.module:Net.")],
-    weights: Annotated[str, Option(help="A file of weights, or a pattern such as 'checkpoints/*.pt'.")] = "",
-    images: Annotated[
-        str, Option(help="A folder with a subfolder a class, a CSV or an .npz.", rich_help_panel=DATA)
-    ] = "",
-    size: Annotated[int, Option(min=0, help="Pixels to which these are scaled.", rich_help_panel=DATA)] = 0,
-    name: Annotated[str, Option(help="What pages call it; else the name of its weights' file.")] = "",
-    threat: Annotated[str, Option(help="linf:8/255 or l2:0.5; else the data set's.")] = "",
-    mean: Annotated[str, Option(help="Numbers a channel, where it wants normalised images: 0.485,0.456,0.406.")] = "",
-    std: Annotated[str, Option(help="Likewise.")] = "",
-    layer: Annotated[str, Option(help="Whose answers are its features; else the input of its last linear layer.")] = "",
-    output: Annotated[
-        str, Option(help="Where the logits are in what it answers: a key, an attribute or a position.")
-    ] = "",
-    model_args: Annotated[str, Option(help="""JSON for what builds it: '{"depth": 28}'.""")] = "",
-    stochastic: Annotated[bool, Option("--stochastic", help="It answers at random: average over draws.")] = False,
 ) -> None:
-    """Attack a network that was trained elsewhere, and set it beside all others.
+    r"""Attack a network that was trained elsewhere, and set it beside all others.
 
-    It maps images in \\[0, 1] to logits; naming code executes it. For example:
+    It maps images in \[0, 1] to logits; naming code executes it. For example:
 
     robustlib benchmark my_models.py:build --weights model.pt --dataset cifar10 --data-root data --name "our WRN"
     """
@@ -268,22 +262,12 @@ def benchmark(
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Benchmark, Options, compare_paths
 
-    if bool(images) == bool(shared.dataset):
+    if bool(network.images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
     check_limits(shared.jobs, shared.timeout, shared.engine)
-    named: Any = {
-        "weights": weights,
-        "images": images,
-        "size": size,
-        "name": name,
-        "threat": threat,
-        "mean": mean,
-        "std": std,
-    }
-    named |= {"layer": layer, "output": output, "model_args": model_args, "stochastic": stochastic}
-    named |= {"dataset": shared.dataset, "data_root": shared.data_root, "runs": str(shared.runs)}
-    asked = Benchmark(model, **named)
-    data, jobs = asked.load(download=shared.download), []
+    named = {**vars(network), "dataset": shared.dataset, "data_root": shared.data_root, "runs": str(shared.runs)}
+    asked, jobs = Benchmark(model, **named), []
+    data = asked.load(download=shared.download)
     options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}
     for one in asked.each():
         made = one.run(data, rerun=shared.rerun)

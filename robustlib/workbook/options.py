@@ -37,6 +37,7 @@ Search = Annotated[
     str,
     Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
 ]
+Trust = Annotated[bool, Option("--trust-code", help="Execute the code that a run from elsewhere names.")]
 RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
 
 
@@ -44,30 +45,62 @@ RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directo
 class Shared:
     """The options that `run` and `study` share."""
 
-    examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the preset's number.")] = 0
+    examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the usual number.")] = 0
     dry_run: Annotated[bool, Option("--dry-run", help="Print what would run, and stop.")] = False
-    rerun: Annotated[bool, Option("--rerun", help="Train anew what is finished or stale.")] = False
-    dataset: Annotated[str, Option(help="Another data set than the preset's.", rich_help_panel=DATA)] = ""
+    rerun: Annotated[bool, Option("--rerun", help="Make anew what is finished or stale.")] = False
+    dataset: Annotated[
+        str,
+        Option(
+            help="cifar10 or another one, or your images, as in photos@64; else the preset's.", rich_help_panel=DATA
+        ),
+    ] = ""
     data_root: DataRoot = ""
     download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
-    jobs: Annotated[int, Option(help="Trainings side by side.", rich_help_panel=HOW)] = 1
+    jobs: Annotated[int, Option(help="How many side by side.", rich_help_panel=HOW)] = 1
     device: Device = "auto"
-    precision: Annotated[str, Option(help="auto (the preset's), 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
+    precision: Annotated[str, Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
     timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
     engine: Annotated[str, Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
     runs: Runs = Path("runs")
     reports: Reports = Path("reports")
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, `shared`, is spelled out for typer: an option for each field of `Shared`."""
-    options = inspect.signature(Shared).parameters
+@dataclass(frozen=True)
+class Network:
+    """The options of `benchmark` that say what the network and the images are."""
 
-    @functools.wraps(command)
-    def spelled_out(**values: Any) -> None:
-        shared = Shared(**{name: values.pop(name) for name in options})
-        command(shared, **values)
+    weights: Annotated[str, Option(help="A file of weights, or a pattern such as 'checkpoints/*.pt'.")] = ""
+    images: Annotated[
+        str, Option(help="A folder with a subfolder a class, a CSV or an .npz.", rich_help_panel=DATA)
+    ] = ""
+    size: Annotated[int, Option(min=0, help="Pixels to which these are scaled.", rich_help_panel=DATA)] = 0
+    name: Annotated[str, Option(help="What pages call it; else the name of its weights' file.")] = ""
+    threat: Annotated[str, Option(help="linf:8/255 or l2:0.5; else the data set's.")] = ""
+    mean: Annotated[str, Option(help="Numbers a channel, where it wants normalised images: 0.485,0.456,0.406.")] = ""
+    std: Annotated[str, Option(help="Likewise.")] = ""
+    layer: Annotated[str, Option(help="Whose answers are its features; else the input of its last linear layer.")] = ""
+    output: Annotated[str, Option(help="Where the logits are in its answer: a key, an attribute or a position.")] = ""
+    model_args: Annotated[str, Option(help="""JSON for what builds it: '{"depth": 28}'.""")] = ""
+    stochastic: Annotated[bool, Option("--stochastic", help="It answers at random: average over draws.")] = False
 
-    _, *own = inspect.signature(command).parameters.values()
-    spelled_out.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
-    return spelled_out
+
+def with_options(*groups: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Of a command whose first parameters are dataclasses of these kinds: they are spelled out for typer, an option for each field."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = [inspect.signature(group).parameters for group in groups]
+
+        @functools.wraps(command)
+        def spelled_out(**values: Any) -> None:
+            made = [
+                group(**{name: values.pop(name) for name in names})
+                for group, names in zip(groups, options, strict=True)
+            ]
+            command(*made, **values)
+
+        own = list(inspect.signature(command).parameters.values())[len(groups) :]
+        every = [parameter for names in reversed(options) for parameter in names.values()]
+        spelled_out.__signature__ = inspect.Signature([*own, *every])  # type: ignore[attr-defined]
+        return spelled_out
+
+    return decorate

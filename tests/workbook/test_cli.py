@@ -32,7 +32,7 @@ from tests.methods.test_own_method import OWN
 from tests.training_fixtures import altered
 from tests.workbook import finished_run, wait_for
 
-COMMANDS = ["run", "study", "report", "evaluate", "audit", "list", "lab"]
+COMMANDS = ["run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list", "lab"]
 
 
 @pytest.fixture
@@ -112,6 +112,18 @@ def test_help_is_light_and_fits_100_columns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("benchmark torchvision:resnet18", "Say on which images to judge it: --dataset NAME"),
+        ("benchmark torchvision:resnet18 --dataset digits --images here", "Say on which images to judge it"),
+        ("benchmark torchvision:resnet18 --images gone", "'gone' is neither a folder of images nor"),
+        ("benchmark torchvision:resnet18 --dataset digits", "cannot take images of 1 x 8 x 8"),
+        ("benchmark nets.py:build --dataset digits", "There is no file nets.py"),
+        ("benchmark a:b --dataset digits --weights *.pt", "No file matches '*.pt'"),
+        ("benchmark a:b --dataset digits --model-args [1]", "model_args='[1]' is no JSON object"),
+        ("benchmark a:b --dataset digits --threat 8/255", "threat='8/255' is no threat: write linf:8/255"),
+        ("benchmark a:b --dataset digits --threat l1:3", "Unknown norm 'l1'"),
+        ("benchmark a:b --dataset digits --mean 0.5,x", "mean='0.5,x': write one number a channel"),
+        ("compare runs/a", "1 run cannot be compared"),
+        ("compare runs/a runs/b", "runs/a holds no run: give evaluated runs"),
         ("run tradez", "Unknown method 'tradez'. Did you mean 'trades'?"),
         ("run --preset digit", "Unknown preset 'digit'. Did you mean 'digits'?"),
         ("run trades --set bta=1", "Unknown hyper-parameter of trades 'bta'. Did you mean 'beta'?"),

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
+from robustlib.data import dataset_of, open_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import incomplete, leaderboard
 from robustlib.methods import METHODS, make_method
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
 from robustlib.threat import Threat
+from robustlib.training import fit
 from robustlib.workbook import experiments, tables
 from robustlib.workbook.claims import variant_of
 from robustlib.workbook.experiments import REFERENCE, metrics_of, study_runs
@@ -297,3 +301,35 @@ def test_a_sweep_is_a_row_a_hyper_parameter(tmp_path: Path) -> None:
     table = experiments.sweep_table(runs, ["alpha", "beta"])[["parameter", "value", "clean", "robust"]]
     points = [("alpha", 0.05), ("beta", 0.25), ("alpha", 0.2)]
     assert table.to_numpy().tolist() == [[*point, 0.9, 0.6] for point in points]
+
+
+def test_trainings_on_images_of_ones_own_are_planned_made_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(12):
+            Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(
+                tmp_path / "photos" / name / f"{k}.png"
+            )
+    monkeypatch.chdir(tmp_path)
+    options = experiments.Options(dataset="photos@8", runs=Path("runs"), reports=Path("reports"))
+    changes = {"arch": "mlp", "epochs": 1, "batch_size": 4}
+    (job,) = experiments.plan([("standard", changes)], [0], options)
+    assert job.task.parameters["dataset"] == f"{tmp_path}/photos@8", "kernels work in other directories"
+    run = fit(
+        make_method("standard", "digits", **changes), open_dataset("photos@8"), root="runs", progress=False, threads=1
+    )
+    assert run.path == job.run.path
+    assert dataset_of(run.params()).name == run.params()["dataset"]
+    assert f"--dataset {tmp_path}/photos@8" in run.provenance()["command"]
+    os.renames("photos", "moved/photos")
+    again = fit(
+        make_method("standard", "digits", **changes), open_dataset("moved/photos@8"), root="runs", progress=False, threads=1
+    )
+    assert again.path == run.path, "the same images at another place are the same"
+    with pytest.raises(InputError, match="Unknown dataset 'photos'"):
+        open_dataset("photos")
+    with pytest.raises(InputError, match=r"'photos' is neither a folder of images nor a \.csv or \.npz file"):
+        open_dataset("photos@8")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from robustlib.data import Dataset, load_dataset
+from robustlib.data import Dataset, open_dataset
 from robustlib.data.images import load_images
 from robustlib.errors import InputError, Whole, check_fields, check_known
 from robustlib.methods.preset import parse_value
@@ -28,7 +28,7 @@ class Benchmark:
     model: str  # "torchvision:resnet18", "timm:vit_tiny_patch16_224", "my_models.py:build" or "package.module:Net"
     weights: str = ""  # a file of them, or a pattern such as checkpoints/*.pt on the command line
     model_args: str = ""  # JSON, of the factory
-    dataset: str = ""  # a name that `load_dataset` knows
+    dataset: str = ""  # a name or path that `open_dataset` knows
     images: str = ""  # a folder, CSV or .npz of images, in its place
     size: Whole = 0  # to which those are scaled; 0 where all are of one size
     name: str = ""  # for people
@@ -58,7 +58,7 @@ class Benchmark:
         """The images it is judged on."""
         if self.images:
             return load_images(self.images, size=self.size, threat=self.threat_of(PHOTOGRAPHS) or PHOTOGRAPHS, test=1.0)
-        return load_dataset(self.dataset, root=self.data_root or None, download=download)
+        return open_dataset(self.dataset, root=self.data_root or None, download=download)
 
     def threat_of(self, usual: Threat | None) -> Threat | None:
         """The threat that was asked for, else the usual one."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
-from robustlib.data import dataset_of, load_dataset
+from robustlib.data import dataset_of, load_dataset, open_dataset, spelled
 from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
@@ -103,16 +103,16 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     device = resolve_device(options.device)
     asked = options.dataset or load_preset(options.preset)["dataset"]
-    dataset = load_dataset(asked, root=options.data_root or None, download=options.download)
+    dataset = open_dataset(asked, root=options.data_root or None, download=options.download)
     jobs = {}  # by run directory: changes that restate the preset make no second run
     for (method, (name, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         precision = resolve_precision(options.precision, device, method.precision)
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
         overrides = [f"{key}={value}" for key, value in changes.items()]
-        # a file by its whole path: a kernel may start elsewhere
-        spec = UserCode.named(name).spec if ":" in name else name
+        spec = UserCode.named(name).spec if ":" in name else name  # as with data, kernels work in other directories
         parameters = {"method": spec, "seed": seed, "overrides": overrides, "test_examples": options.examples}
         parameters |= {option: getattr(options, option) for option in PASSED_ON}
+        parameters |= {"dataset": spelled(dataset)} if options.dataset else {}
         task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
         jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))

@@ -57,6 +57,8 @@ def test_dry_run_accepts_methods_hyperparameters_seeds_and_data(words, tmp_path,
     monkeypatch.chdir(tmp_path)
     for text in blocks(README, "yaml"):
         Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
+    Path("my_defence.py").write_text(next(code for code in blocks(CONTRIBUTING, "python") if "MixedAT" in code))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # remembers what is trusted
     with pytest.raises(SystemExit) as end:
         main([*words, "--dry-run"])
     assert end.value.code in (0, None), capsys.readouterr().err

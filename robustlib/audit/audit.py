@@ -223,7 +223,7 @@ def audit_run(
         }
         checks = audit(model.to(resolve_device(device)), dataset.test, threat, records=run.records(), **settings)
         checks += [check_published(run, results), check_selection(run, results)]
-        badges = {"headline": headline_badge(checks), "protocol": protocol_badge(params["method"], results)}
+        badges = {"headline": headline_badge(checks), "protocol": protocol_badge(params, results)}
         found = {"transfer": new_weights(sources, {}), "seconds": time.perf_counter() - started}
         return {**found, "checks": [asdict(check) for check in checks], "badges": badges}
 
@@ -290,9 +290,13 @@ def headline_badge(checks: Sequence[Check]) -> dict[str, Any]:
     return {"verdict": verdict, "text": text}
 
 
-def protocol_badge(method: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The badge of the attack by which the method's paper reports: by how much it exceeds the minimum over all attacks."""
-    name = METHODS[method].protocol if method in METHODS else "autoattack"
+def protocol_badge(params: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """The badge of the attack by which the method's paper reports: by how much it exceeds the minimum over all attacks.
+
+    `params` of the run name the method; those of a user's method also the attack, as its class may not be at hand.
+    """
+    known = METHODS.get(params["method"])
+    name = known.protocol if known else params.get("protocol", "autoattack")
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
     if name not in rows or "worst" not in rows:
         lacks = f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol."

@@ -1,9 +1,10 @@
 """What every method has (hyper-parameters, a threat, stages), and what those share that attack while they train."""
 
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType
@@ -14,10 +15,21 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.data import VIEWS, Batch, Dataset
-from robustlib.errors import Count, InputError, Length, NonNegative, ShareBelowOne, Whole, check_known, options, typed
+from robustlib.errors import (
+    Count,
+    InputError,
+    Length,
+    NonNegative,
+    ShareBelowOne,
+    Whole,
+    check_known,
+    options,
+    shown,
+    typed,
+)
 from robustlib.methods.preset import load_preset, preset_dataset, preset_values
 from robustlib.models import ARCHITECTURES
-from robustlib.runs import Run
+from robustlib.runs import NOTEBOOK, Run, UserCode, source_text
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
 
@@ -39,7 +51,7 @@ class Method:
     """
 
     name: ClassVar[str] = ""  # in METHODS, on the command line and in paths
-    title: ClassVar[str] = ""  # for readers
+    title: ClassVar[str] = ""  # for readers; a class that has none is called as in Python
     paper: ClassVar[str] = ""  # authors, year, title, venue
     summary: ClassVar[str] = ""  # one sentence
     protocol: ClassVar[str] = "autoattack"  # the standard attack with which its paper reports robust accuracy; "": none
@@ -62,6 +74,11 @@ class Method:
     augment: str = "weak"  # view of training images: "weak" (crop and flip; digits: 1-pixel shift), "flip" or "none"
     train_examples: Whole = 0  # train on a stratified subset of this size; 0 for all
     validate_every: Count = 1  # epochs; the weights before a stage and after its last epoch are validated in any case
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "title" not in vars(cls):
+            cls.title = cls.__name__
 
     def __post_init__(self) -> None:
         for name, hint in self.types().items():
@@ -123,8 +140,25 @@ class Method:
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """The names in `robustlib.runs.NUMERICS` of what makes its numbers."""
-        return (f"methods/{self.name}",)
+        """The names in `robustlib.runs.NUMERICS` of what makes its numbers; of a user's class, of the method it is derived from."""
+        return tuple(f"methods/{kind.name}" for kind in type(self).__mro__ if kind in (type(self), self._ours()))
+
+    @classmethod
+    def _ours(cls) -> type["Method"]:
+        """The nearest class of this package, the class itself included."""
+        return next(kind for kind in cls.__mro__ if issubclass(kind, Method) and _is_ours(kind))
+
+    @property
+    def code(self) -> UserCode | None:
+        """The user's code that its class and those of its bases that are methods stand in; None for the methods of this package."""
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Method) and not _is_ours(kind)]
+        return UserCode.of(*kinds) if kinds else None
+
+    @property
+    def about(self) -> str:
+        """What it is, as Markdown: title, summary and paper."""
+        paper = self.paper and f"{self.paper}."
+        return " ".join(filter(None, (f"**{self.title}.**", self.summary, paper)))
 
     def stages(self, dataset: Dataset, model: nn.Module) -> list[Stage]:
         """What to do, in order, to train `model` on `dataset`."""
@@ -160,6 +194,8 @@ class Method:
     @classmethod
     def from_preset(cls, /, preset: str | None = None, **overrides: Any) -> Self:
         """The method with a preset's hyper-parameters (None: the paper's own), overridden and validated."""
+        if not _is_ours(cls):
+            cls.check_class()
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {}
         if preset is not None:
@@ -172,6 +208,22 @@ class Method:
         for name in values:
             check_known(f"hyper-parameter of {cls.name}", name, known)
         return cls(**values)
+
+    @classmethod
+    def check_class(cls) -> None:
+        """Raises InputError for a user's class whose runs could be taken for those of another, or whose hyper-parameters are no fields."""
+        name, who = cls.name, cls.__name__
+        if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name):
+            given = f"{who} has the name {shown(name)}" if name else f"{who} has no name"
+            raise InputError(f"{given}: write one of a-z, 0-9 and _ into the class, such as name = 'mixed_at'.")
+        if name in load_preset(PAPER_PRESET):
+            raise InputError(f"{who} has the name {name!r}, which robustlib uses itself: give the class another one.")
+        if "__annotations__" in vars(cls) and "__dataclass_params__" not in vars(cls):
+            raise InputError(f"{who} is no dataclass: write @dataclass(frozen=True, kw_only=True) above the class.")
+        if not source_text(cls):  # then a changed class could not be told from what was trained before
+            raise InputError(f"{who} was typed where its text is lost: write it in a file or in a notebook's cell.")
+        if lacking := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
+            raise InputError(f"{who} has no default for {', '.join(lacking)}: give each hyper-parameter one.")
 
     def changes(self, arch: str) -> dict[str, Any]:
         """The hyper-parameters (architecture included) in which this method differs from its preset."""
@@ -199,14 +251,20 @@ class Method:
         return [f"{', '.join(same)}: {said} best: choose values on validation images."] if same else []
 
     def command(self, dataset: str, arch: str, seed: int, precision: str) -> str:
-        """The command that repeats a run of this method."""
-        preset = self.preset or PAPER_PRESET
-        words = ["robustlib", "run", self.name, "--preset", preset, "--seeds", str(seed)]
+        """The command that repeats a run of this method; "" for a class that was written in a notebook."""
+        preset, code = self.preset or PAPER_PRESET, self.code
+        if code and code.place == NOTEBOOK:
+            return ""
+        words = ["robustlib", "run", code.spec if code else self.name, "--preset", preset, "--seeds", str(seed)]
         if dataset != preset_dataset(preset):
             words += ["--dataset", dataset]
         for name, value in self.changes(arch).items():
             words += ["--set", f"{name}={value}"]
         return shlex.join([*words, "--precision", precision])
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "robustlib"
 
 
 def pretrained_run(owner: Any, wanted: str = "", **facts: str) -> Run:

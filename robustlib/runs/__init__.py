@@ -4,4 +4,4 @@ from robustlib.runs.files import digest, load_weights, read_bytes, read_json, sa
 from robustlib.runs.find import find_runs, transfer_sources
 from robustlib.runs.numerics import NUMERICS, attack_names, outdated, versions
 from robustlib.runs.run import Run, changes_text, measured, trained_with
-from robustlib.runs.user_code import UserCode
+from robustlib.runs.user_code import NOTEBOOK, UserCode, source_text

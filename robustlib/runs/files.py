@@ -58,7 +58,7 @@ def write_atomic(
 
 
 # What `write_atomic` leaves where its process is killed: ".status.json.k3v_9x0a".
-TEMPORARY = re.compile(r"\..+\.(json|jsonl|pt|safetensors|parquet|npz|html|csv|md|zip)\.[a-z0-9_]{8}")
+TEMPORARY = re.compile(r"\..+\.(json|jsonl|pt|safetensors|parquet|npz|html|csv|md|py|zip)\.[a-z0-9_]{8}")
 
 
 def tidy(folder: Path, older: float = 3600.0) -> None:

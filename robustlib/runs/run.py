@@ -33,13 +33,16 @@ if TYPE_CHECKING:
     from robustlib.data import Dataset
     from robustlib.models import Classifier
 
-UNHASHED = ("preset", "title", "changes", "changed", "images", "about")  # facts of a run that change no number
+# facts of a run that change no number
+UNHASHED = ("preset", "title", "changes", "changed", "images", "about", "protocol", "attack_passes")
 LATER = {"validate_every": 1}  # hyper-parameters that came after runs were trained, and what these had
 
 
 def parameter_hash(params: Mapping[str, Any]) -> str:
     """Eight characters that name a set of parameters; presets and places do not enter."""
     kept = {k: v for k, v in params.items() if k not in UNHASHED}
+    if "code" in kept:  # a file may move
+        kept["code"] = {k: v for k, v in kept["code"].items() if k != "place"}
     hashed = (item for item in params.get("hyperparameters", {}).items() if item not in LATER.items())
     kept["hyperparameters"] = {k: v for k, v in hashed if k not in UNHASHED}
     return files.digest(json.dumps(kept, sort_keys=True, default=str), length=8)
@@ -49,7 +52,7 @@ TRAINED = ("metrics.jsonl", "model.safetensors", "last.safetensors")  # what a f
 FILES = (  # in the order of `clear`: whoever comes after a kill finds a training to resume or none, and nothing measured on another
     *("status.json", "results.json", "audit.json", "representation.json", "distances.json", "unseen.json"),
     *("randomness.json", "sanity.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "factory.py"),
-    "params.json",
+    *("method.py", "params.json"),
 )
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
@@ -140,8 +143,10 @@ class Run:
 
     @property
     def changed(self) -> str:
-        """For people: `changes`, and whether the model was compiled, as in "beta=3.0, compiled"."""
-        return ", ".join(filter(None, (changes_text(self.changes()), self.params().get("compile") and "compiled")))
+        """For people: `changes`, whether the model was compiled, and which text of a user's method it is: "beta=3.0, code 1f0a93c2"."""
+        params, text = self.params(), changes_text(self.changes())
+        code = f"code {params['code']['digest'][:8]}" if "code" in params else ""
+        return ", ".join(filter(None, (text, params.get("compile") and "compiled", code)))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""

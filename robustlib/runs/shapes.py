@@ -27,6 +27,7 @@ SHAPES: Mapping[str, Any] = {
     "params.json": {
         **{"method": str, "dataset": str, "arch": str, "seed": int, "hyperparameters?": {"preset?": (str, NoneType)}},
         **{"preset?": (str, NoneType), "title?": str, "changes?": dict, "changed?": (str, NoneType)},
+        **{"code?": {"place": str, "name": str, "digest": str}, "protocol?": str, "attack_passes?": int},
         "external?": {"name": str, "code": str, "arguments": dict, "weights": str, "layer": str, "output": str}
         | {"last_linear": str, "mean": [NUMBER], "std": [NUMBER], "stochastic": bool},
         **{"about?": {"place": str, "file": str, "said": list}, "images?": dict},

@@ -6,7 +6,10 @@ text. What came with a run from elsewhere was named by nobody here: it is not ex
 
 import difflib
 import importlib.util
+import inspect
+import linecache
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +22,9 @@ from typing import Any
 from robustlib.errors import InputError, check_path, shown
 from robustlib.runs.files import digest
 
+NOTEBOOK = "notebook"  # the place of what was written in a cell, which nobody can load
 _TRUSTED: set[str] = set()  # by this process, also where no home directory can be written
+_TEXTS: dict[str, str] = {}  # of the modules made of users' files, by their names: the files may have changed since
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,20 @@ class UserCode:
                 f"The code of {code.spec} that was kept is not the one that was used: restore the run's file."
             )
         return code
+
+    @classmethod
+    def of(cls, kind: type, *bases: type) -> "UserCode":
+        """The code of a class, with the text of its file or notebook cell and of those of `bases` that are elsewhere; "" where it is lost.
+
+        The place of a module in a package is its dotted name, since its file alone could not import its neighbours. What the text
+        imports, and other cells, are no part of it.
+        """
+        module = sys.modules.get(kind.__module__)
+        file = getattr(module, "__file__", None)
+        inside = "." in kind.__module__ or not str(file).endswith(".py")
+        place = (kind.__module__ if inside else os.path.abspath(file)) if file else NOTEBOOK
+        texts = dict.fromkeys(filter(None, map(source_text, (kind, *bases))))
+        return cls(place, kind.__name__, "\n".join(texts))
 
     @property
     def spec(self) -> str:
@@ -96,6 +115,28 @@ class UserCode:
         return getattr(module, self.name)
 
 
+def source_text(kind: type) -> str:
+    """The whole text of the file, as it was executed, or of the notebook cell in which a class stands; "" where it is lost."""
+    if kind.__module__ in _TEXTS:
+        return _TEXTS[kind.__module__]
+    module: Any = sys.modules.get(kind.__module__)
+    with suppress(OSError, TypeError):
+        if getattr(module, "__file__", None):
+            return inspect.getsource(module)
+    return _cell_text(kind, vars(module) if module else {})
+
+
+def _cell_text(kind: type, names: Mapping[str, Any]) -> str:
+    """The text of the cell that defined a class among the `names` of a notebook, which knows those of functions and all that ran."""
+    functions = (inspect.unwrap(getattr(member, "fget", member)) for member in vars(kind).values())
+    files = [each.__code__.co_filename for each in functions if getattr(each, "__globals__", None) is names]
+    start = re.compile(rf"^\s*class {kind.__name__}\b", re.MULTILINE)
+    cells = [
+        cell for cell in reversed(names.get("In", [])) if start.search(cell)
+    ]  # of a class without functions: the last
+    return next(filter(None, (*("".join(linecache.getlines(file)) for file in files), *cells)), "")
+
+
 def _state_file() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(home) / "robustlib" / "trusted-code"
@@ -122,11 +163,11 @@ def _module(place: str, text: str) -> ModuleType:
         folder = os.path.dirname(place)
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.insert(0, folder)
-        sys.modules[name] = module  # dataclasses and pickles look their module up
+        sys.modules[name], _TEXTS[name] = module, text  # dataclasses and pickles look their module up
         try:
             exec(compile(text, place, "exec"), vars(module))
         except BaseException:
-            del sys.modules[name]
+            del sys.modules[name], _TEXTS[name]
             raise
         return module
     except KeyboardInterrupt:

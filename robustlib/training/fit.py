@@ -13,7 +13,7 @@ from robustlib.data import Dataset, spelled
 from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed
-from robustlib.runs import Run, outdated, trained_with, versions, write_json
+from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
@@ -111,9 +111,14 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
 
 
 def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
-    """What names and reproduces a run: the content of its params.json."""
+    """What names and reproduces a run: the content of its params.json.
+
+    That of a user's method says what others could not know without the class: its code, protocol and attack passes.
+    """
     spec = {name: getattr(dataset, name) for name in ("num_classes", "image_shape", "mean", "std")}
-    threat = method.threat(dataset)
+    threat, own = method.threat(dataset), dict[str, Any]()
+    if method.code:
+        own = {"code": method.code.facts(), "protocol": method.protocol, "attack_passes": method.attack_passes}
     return {
         "method": method.name,
         "dataset": dataset.name,
@@ -127,12 +132,16 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "preset": method.preset,
         "title": method.title,
         "changes": method.changes(arch),
-    } | ({"images": dict(dataset.origin)} if dataset.origin else {})
+        **({"images": dict(dataset.origin)} if dataset.origin else {}),
+        **own,
+    }
 
 
 def _run(training: Training, command: str) -> None:
-    """Runs the training and keeps status.json and provenance.json true, whatever happens."""
+    """Runs the training and keeps status.json and provenance.json true, whatever happens; beside them a user's code."""
     run, method = training.run, training.method
+    if method.code:
+        write_atomic(run.path / "method.py", method.code.text)
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     run.write("provenance.json", facts)
     run.write("status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})

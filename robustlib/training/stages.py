@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.data import Batch, Dataset
+from robustlib.runs import UserCode
 from robustlib.threat import Threat
 
 # (Fractional) epoch of the stage -> factor of the learning rate: a pure function, so that resuming needs no state of it.
@@ -148,7 +149,12 @@ class Trainable(Protocol):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    protocol: ClassVar[str]
 
+    @property
+    def code(self) -> UserCode | None: ...
+    @property
+    def attack_passes(self) -> int: ...
     @property
     def arch(self) -> str: ...
     @property

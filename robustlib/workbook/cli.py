@@ -200,7 +200,7 @@ def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. 
 @with_options(Shared)
 def run(
     shared: Shared,
-    methods: Annotated[list[str] | None, Argument(help="E.g. trades pgd_at; else those that the preset names.")] = None,
+    methods: Annotated[list[str] | None, Argument(help="E.g. trades or my.py:MyMethod; else the preset's.")] = None,
     preset: Annotated[str, Option(help="E.g. digits, cifar10-small, cifar10-short or cifar10-paper.")] = "digits",
     seeds: Annotated[str, Option(help="0-2 or 0,3,5.")] = "0",
     changes: Annotated[list[str] | None, Option("--set", help="A parameter: beta=3.0, eps=8/255; repeatable.")] = None,
@@ -228,7 +228,7 @@ def study(
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
 
-    The same call again goes on where it stopped. A file may hold, for example:
+    The same call again goes on where it stopped. Methods may be my.py:MyMethod, seen from the current directory. E.g.:
 
     {preset: digits, methods: \[trades], parameters: {beta: [1.0, 3.0, 6.0]}, seeds: 0-2}
 

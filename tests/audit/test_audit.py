@@ -513,7 +513,7 @@ def test_a_run_without_evaluation_is_refused(run, digits, tmp_path):
 )
 def test_protocol_badge_says_what_the_paper_overstates(method, worst, verdict, said):
     rows = [{"attack": "pgd20", "accuracy": 0.51}, {"attack": "worst", "accuracy": worst}]
-    badge = protocol_badge(method, {"rows": rows})
+    badge = protocol_badge({"method": method}, {"rows": rows})
     overstates = None if verdict == "n/a" else pytest.approx(51 - 100 * worst)
     assert (badge["verdict"], badge["overstates"], said in badge["text"]) == (verdict, overstates, True)
 

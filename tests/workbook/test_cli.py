@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,17 +17,19 @@ from PIL import Image
 
 from robustlib.data import Dataset, load_dataset, load_images
 from robustlib.errors import InputError
-from robustlib.evaluation import accuracy
+from robustlib.evaluation import accuracy, leaderboard
 from robustlib.methods import make_method
-from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
+from robustlib.runs import Run, UserCode, digest, find_runs, read_json, write_atomic, write_json
 from robustlib.threat import Threat
 from robustlib.training.fit import run_params
 from robustlib.workbook import cli
 from robustlib.workbook.cli import main
-from robustlib.workbook.experiments import parse_seeds, read_study, study_names, variant_name
+from robustlib.workbook.experiments import compare_runs, parse_seeds, read_study, study_names, variant_name, with_passes
 from robustlib.workbook.task import Task
 from tests import ROOT
 from tests.conftest import made_up
+from tests.methods.test_own_method import OWN
+from tests.training_fixtures import altered
 from tests.workbook import finished_run, wait_for
 
 COMMANDS = ["run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list", "lab"]
@@ -378,6 +381,48 @@ def test_study_report_list_evaluate(call, tmp_path: Path, monkeypatch: pytest.Mo
     code, _, err = call("evaluate", run.path)
     assert code == 2
     assert "is not readable JSON" in err
+
+
+@pytest.mark.usefixtures("short_notebooks")
+def test_a_method_of_ones_own_and_strangers_code(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    own = tmp_path / "my_defence.py"
+    own.write_text(OWN)
+    changes = [f"--set={change}" for change in ("arch=mlp_8", "epochs=1", "train_examples=130")]
+    command = ["run", "my_defence.py:MixedAT", *changes, "--examples", 12]
+    code, out, err = call(*command)
+    assert code == 0, err
+    assert "Report: reports/index.html" in out
+    (run,) = find_runs("runs", method="mixed_at")
+    page = Path(f"reports/digits/mixed_at-{run.path.name}.html")
+    assert "of the clean loss" in page.read_text(), "the comment on its field"
+    assert all(f"digits/{name}" in Path("reports/index.html").read_text() for name in (page.name, "compare.html"))
+    repeat = shlex.split(run.provenance()["command"])
+    assert repeat[:3] == ["robustlib", "run", f"{own}:MixedAT"]
+    assert "nothing: finished" in call(*command, "--dry-run")[1]
+    own.write_text(OWN + "# another text\n")
+    out = call(*command, "--dry-run")[1]
+    assert ("nothing: finished" in out, run.path.name in out) == (False, False)
+    own.unlink()
+    assert "12 test images" in call("evaluate", run.path)[1]
+
+    # a run of somebody else: what it names would write a file
+    text = "open('executed', 'w').close()\n" + OWN
+    for place in (tmp_path / "evil.py", run.path / "method.py"):
+        place.write_text(text)
+    facts = {"place": str(tmp_path / "evil.py"), "name": "MixedAT", "digest": digest(text)}
+    strange = [altered(run, code=facts, seed=1), altered(run, method="evil.py:MixedAT", seed=2)]
+    assert {run.path for run in strange} < {run.path for run in find_runs("runs")}
+    assert call("list")[1].count("evil.py:MixedAT") >= 1
+    monkeypatch.setattr("robustlib.workbook.experiments.jobs.execute", lambda _: {"state": "done"})
+    assert call("report")[0] == 0
+    shown = compare_runs("runs", "digits").shown
+    assert len(with_passes(leaderboard(shown), shown)) == 3
+    with pytest.raises(InputError, match="that nobody has named on this machine: read it, then give --trust-code"):
+        UserCode.kept(facts, (strange[0].path / "method.py").read_text()).load()
+    assert not (tmp_path / "executed").exists()
+    assert call("run", "evil.py:MixedAT", "--dry-run")[0] == 0
+    assert (tmp_path / "executed").exists(), "who names it trusts it"
 
 
 def test_runs_of_own_images_are_evaluated_on_these_alone(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

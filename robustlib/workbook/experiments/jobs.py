@@ -17,7 +17,7 @@ from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
-from robustlib.runs import Run, digest, find_runs
+from robustlib.runs import Run, UserCode, digest, find_runs
 from robustlib.runs.files import tidy
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
@@ -102,16 +102,17 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     seeds = [typed(seed, Whole, "seed") for seed in seeds]
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     device = resolve_device(options.device)
-    name = options.dataset or load_preset(options.preset)["dataset"]
-    dataset = open_dataset(name, root=options.data_root or None, download=options.download)
+    asked = options.dataset or load_preset(options.preset)["dataset"]
+    dataset = open_dataset(asked, root=options.data_root or None, download=options.download)
     jobs = {}  # by run directory: changes that restate the preset make no second run
-    for (method, (_, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
+    for (method, (name, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         precision = resolve_precision(options.precision, device, method.precision)
         run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
         overrides = [f"{key}={value}" for key, value in changes.items()]
-        parameters = {"method": method.name, "seed": seed, "overrides": overrides, "test_examples": options.examples}
-        parameters |= {name: getattr(options, name) for name in PASSED_ON}
-        parameters |= {"dataset": spelled(dataset)} if options.dataset else {}  # kernels work in other directories
+        spec = UserCode.named(name).spec if ":" in name else name  # as with data, kernels work in other directories
+        parameters = {"method": spec, "seed": seed, "overrides": overrides, "test_examples": options.examples}
+        parameters |= {option: getattr(options, option) for option in PASSED_ON}
+        parameters |= {"dataset": spelled(dataset)} if options.dataset else {}
         task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
         jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))

@@ -11,7 +11,7 @@ from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import distances_over_seeds, leaderboard, select_strength, withstood_by
 from robustlib.evaluation.metrics import t_interval
-from robustlib.methods import make_method
+from robustlib.methods import METHODS
 from robustlib.methods.layer_norms import LayerNorms
 from robustlib.representation import feature_jacobian_norm
 from robustlib.runs import Run, changes_text
@@ -75,12 +75,16 @@ def concat_stages(metrics: Mapping[str, Sequence[pd.DataFrame]]) -> dict[str, li
 
 
 def with_passes(table: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
-    """A leaderboard or its means over seeds with a column "attack passes": `Method.attack_passes` of the trainings."""
+    """A leaderboard or its means over seeds with a column "attack passes": `Method.attack_passes` of the trainings.
+
+    A user's method is not asked, since a run's name of it is no code that anybody here trusts; its runs say it themselves, or "–".
+    """
     passes = {}
     for run in runs:
-        values = dict(run.params()["hyperparameters"])
-        method = make_method(run.params()["method"], values.pop("preset") or None, **values)
-        passes[method.name, run.changed] = method.attack_passes
+        params, values = run.params(), dict(run.params()["hyperparameters"])
+        known = METHODS.get(params["method"]) if "code" not in params else None
+        count = known.from_preset(values.pop("preset") or None, **values).attack_passes if known else None
+        passes[params["method"], run.changed] = params.get("attack_passes", "–") if count is None else count
     variants = zip(table["method"], table["changed"], strict=True)
     return table.assign(**{"attack passes": [passes[variant] for variant in variants]})
 

@@ -76,7 +76,8 @@ def read_study(file: Path | str, within: Sequence[Path] = ()) -> Study:
     """What a study's YAML file asks for, or the study of that name that comes with robustlib.
 
     A list of values of a hyper-parameter is an axis of a grid. `methods` is a list, or a mapping of methods to
-    hyper-parameters of their own, or to a list of such mappings where its variants are no grid. `within` are studies that take its claims.
+    hyper-parameters of their own, or to a list of such mappings where its variants are no grid. Paths in it, such as that of the
+    method `my_defence.py:MixedAT`, start at the current directory. `within` are studies that take its claims.
     """
     file = BUILT_IN / f"{file}.yaml" if str(file) in study_names() and not Path(file).is_file() else Path(file)
     remedy = f"give the path of a YAML file, or {' or '.join(study_names())}"
@@ -157,7 +158,7 @@ def variant_name(variant: Variant, preset: str) -> str:
     """What `robustlib.workbook.claims.variant_of` will call the runs of a variant."""
     name, changes = variant
     method = make_method(name, preset, **changes)
-    return f"{name} {changes_text(method.changes(method.arch))}".strip()
+    return f"{method.name} {changes_text(method.changes(method.arch))}".strip()
 
 
 def claim_studies(preset: str) -> list[Study]:

@@ -5,6 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape, unescape
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from robustlib.errors import Whole, typed
 from robustlib.figures.canvas import attack_name, percent, verdict_label, worst_verdict
+from robustlib.runs import source_text
 
 FIELD = re.compile(r"^ {4}(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # a dataclass field with its comment
 PASSES = "passes per image (forward + backward)"  # of the search
@@ -21,7 +23,7 @@ def hyperparameters(method: Any) -> pd.DataFrame:
     """All fields of a dataclass such as a `Method`: value, default, and the comment that stands on the field."""
     meaning: dict[str, str] = {}
     for kind in reversed(type(method).__mro__[:-1]):
-        meaning |= dict(FIELD.findall(inspect.getsource(kind)))
+        meaning |= dict(FIELD.findall(_source(kind)))
     rows = {
         field.name: (_plain(getattr(method, field.name)), _plain(field.default), meaning.get(field.name, ""))
         for field in dataclasses.fields(method)
@@ -29,6 +31,12 @@ def hyperparameters(method: Any) -> pd.DataFrame:
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "paper", "meaning"])
     return table.rename_axis("hyper-parameter")
+
+
+def _source(kind: type) -> str:
+    with suppress(OSError, TypeError):  # Python does not find that of a class in a notebook's cell
+        return inspect.getsource(kind)
+    return source_text(kind)
 
 
 def _plain(value: object) -> str:

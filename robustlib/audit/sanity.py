@@ -45,11 +45,8 @@ def check_run(run: Run, dataset: Dataset, *, device: str = "auto") -> list[Findi
         found = check_model(run.model().to(where), split.to(where), dataset)
         return {"findings": [asdict(finding) for finding in found]}
 
-    facts = {
-        "n": len(split),
-        "images": digest(split.images.numpy().tobytes()),
-        "files": run.digests("model.safetensors"),
-    }
+    facts = {"n": len(split), "images": digest(split.images.numpy().tobytes())}
+    facts |= run.digests("model.safetensors")
     return [Finding(**finding) for finding in measured(run, "sanity.json", facts, measure)["findings"]]
 
 
@@ -62,12 +59,10 @@ def check_model(model: Classifier, split: Split, dataset: Dataset) -> list[Findi
         found = [_accuracy(model, x, y, logits, dataset), _logits(logits), _determinism(model, x, logits)]
         found += [_gradients(model, x[:GRADIENTS], y[:GRADIENTS])]
         moving = train_mode_layers(model)
-    said = (
-        f"{len(moving)} layer(s) stay in train mode after eval(), such as {moving[0]}"
-        if moving
-        else "All layers are in eval mode"
-    )
-    return [*found, Finding("modes", "red" if moving else "pass", f"{said}.")]
+    if moving:
+        said = f"{len(moving)} layer(s) stay in train mode after eval(), such as {moving[0]}."
+        return [*found, Finding("modes", "red", said)]
+    return [*found, Finding("modes", "pass", "All layers are in eval mode.")]
 
 
 def _answer(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -67,11 +67,7 @@ def external_run(
     facts: dict[str, Any] = {"name": factory["name"], "code": factory["digest"], "arguments": dict(arguments or {})}
     facts |= {key: getattr(wrapped, key) for key in ("output", "layer", "last_linear", "stochastic")}
     facts |= {"mean": list(mean), "std": list(std), "weights": _digest(wrapped)}
-    about: dict[str, Any] = {
-        "place": factory["place"],
-        "file": str(weights),
-        "epoch": epoch_in(weights) if weights else None,
-    }
+    about: dict[str, Any] = {"place": factory["place"], "file": str(weights), "epoch": epoch_in(weights)}
     about["said"] = [f"Its weights are {label!r} of {Path(weights).name}."] * bool(label) + said
     if factory["name"] and not weights:
         about["said"].append("No weights were given: it is as its factory makes it.")
@@ -144,7 +140,12 @@ def _command(params: Mapping[str, Any]) -> str:
     if not facts["name"]:
         return ""
     words = ["robustlib", "benchmark", f"{about['place']}:{facts['name']}"]
-    options = {"images": images["path"], "size": images["size"]} if images else {"dataset": params["dataset"]}
+    options: dict[str, Any] = {"dataset": params["dataset"]}
+    if images:  # all of them, or a share that others were trained beside
+        path, size = images["path"], images["size"]
+        options = (
+            {"images": path, "size": size} if images["test"] == 1 else {"dataset": f"{path}@{size}" if size else path}
+        )
     options |= {"weights": about["file"], "model-args": json.dumps(facts["arguments"]) if facts["arguments"] else ""}
     options |= {name: ",".join(f"{number:g}" for number in facts[name]) for name in ("mean", "std")}
     options |= {"output": facts["output"], "layer": facts["layer"], "name": params["title"]}

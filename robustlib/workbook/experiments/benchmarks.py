@@ -11,7 +11,7 @@ from typing import Any
 
 from robustlib.data import Dataset, open_dataset
 from robustlib.data.images import load_images
-from robustlib.errors import InputError, Whole, check_fields, check_known
+from robustlib.errors import InputError, Whole, check_fields, check_known, explained
 from robustlib.methods.preset import parse_value
 from robustlib.runs import Run
 from robustlib.threat import Threat
@@ -72,12 +72,11 @@ class Benchmark:
 
     def run(self, dataset: Dataset, *, rerun: bool = False) -> Run:
         """The network as a finished run, made at the first call, or anew: then nothing that was measured on it is left."""
-        try:
+        refused = f"""model_args={self.model_args!r} is no JSON object: write e.g. '{{"depth": 28}}'."""
+        with explained(ValueError, lambda _: refused):
             arguments = json.loads(self.model_args or "{}")
-            assert isinstance(arguments, dict)
-        except (ValueError, AssertionError) as error:
-            said = f"model_args={self.model_args!r} is no JSON object"
-            raise InputError(f"""{said}: write e.g. '{{"depth": 28}}'.""") from error
+        if not isinstance(arguments, dict):
+            raise InputError(refused)
         settings = {key: _numbers(key, getattr(self, key)) for key in ("mean", "std")}
         return Run.from_model(
             self.model,

@@ -17,6 +17,7 @@ from typer import Argument, Exit, Option, Typer
 from robustlib.errors import InputError, check_known
 from robustlib.workbook.options import (
     DATA,
+    Attacks,
     DataRoot,
     Device,
     Reports,
@@ -68,6 +69,7 @@ def evaluate(
         bool, Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps.")
     ] = False,
     unseen: Annotated[bool, Option("--unseen", help="L2 perturbations and StAdv, which no training has seen.")] = False,
+    attack: Attacks = None,
     data_root: DataRoot = "",
     device: Device = "auto",
     precision: Search = "auto",
@@ -84,7 +86,7 @@ def evaluate(
     try:
         with out.status("attacking") as status:
             show = console.progress_line(out, status)
-            where: Any = {"device": device, "precision": precision}
+            where: Any = {"device": device, "precision": precision, "extra": attack or ()}
             results = evaluate_run(run, dataset, n=examples or run.results().get("n"), **where, progress=show)
             results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
             table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
@@ -255,6 +257,7 @@ def benchmark(
     ] = "",
     model_args: Annotated[str, Option(help="""JSON for what builds it: '{"depth": 28}'.""")] = "",
     stochastic: Annotated[bool, Option("--stochastic", help="It answers at random: average over draws.")] = False,
+    attack: Attacks = None,
 ) -> None:
     """Attack a network that was trained elsewhere, and set it beside all others.
 
@@ -271,16 +274,9 @@ def benchmark(
     if bool(images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
     check_limits(shared.jobs, shared.timeout, shared.engine)
-    named: Any = {
-        "weights": weights,
-        "images": images,
-        "size": size,
-        "name": name,
-        "threat": threat,
-        "mean": mean,
-        "std": std,
-    }
-    named |= {"layer": layer, "output": output, "model_args": model_args, "stochastic": stochastic}
+    named: Any = {"weights": weights, "images": images, "size": size, "name": name, "threat": threat}
+    named |= {"mean": mean, "std": std, "layer": layer, "output": output, "model_args": model_args}
+    named |= {"stochastic": stochastic, "attacks": tuple(attack or ())}
     named |= {"dataset": shared.dataset, "data_root": shared.data_root, "runs": str(shared.runs)}
     asked = Benchmark(model, **named)
     data, jobs = asked.load(download=shared.download), []

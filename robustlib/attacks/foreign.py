@@ -117,7 +117,11 @@ class ForeignAttack:
     def remark(self) -> str:
         """What a reader of its number must know of the calls so far; "" where all images kept to the rules."""
         met, outside = self.tally["met"], self.tally["outside"]
-        return f"; {outside} of {met} images came back outside of the ball and count as withstood" if outside else ""
+        return (
+            f"; {outside} of {met} images came back outside of the ball or of [0, 1] and count as withstood"
+            if outside
+            else ""
+        )
 
     @search
     def __call__(

@@ -211,7 +211,7 @@ def test_rounding_decides_nothing_and_what_is_far_outside_is_no_find(net, batch)
     torch.testing.assert_close(rounded(net, x, y), inside, atol=1e-6, rtol=0)
     assert rounded.remark == kept.remark == ""
     assert torch.equal(far(net, x, y), x), "no image is better than an invalid one"
-    assert far.remark == "; 128 of 128 images came back outside of the ball and count as withstood"
+    assert far.remark == "; 128 of 128 images came back outside of the ball or of [0, 1] and count as withstood"
     for value in ("1e999", "1e999/1e999", "1.5", "-1"):  # infinity, NaN, and beyond [0, 1]
         odd = foreign_attack(f"torchattacks:Leaves(first={value})", LINF)
         found = odd(net, x, y)

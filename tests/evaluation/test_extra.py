@@ -92,7 +92,9 @@ def test_a_users_attack_is_renewed_with_its_code_and_what_leaves_the_ball_is_sai
     row = evaluate_run(run, digits, n=20, extra=["mine.py:Mine"])["rows"][-2]
     clean = first["rows"][0]
     assert row["accuracy"] == clean["accuracy"]
-    said = "; {0} of {0} images came back outside of the ball and count as withstood".format(clean["correct"])
+    said = "; {0} of {0} images came back outside of the ball or of [0, 1] and count as withstood".format(
+        clean["correct"]
+    )
     assert row["protocol"].endswith(said)
 
 

@@ -52,11 +52,12 @@ def shown(value: object) -> str:
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a `name` that is none of `known`; it suggests the nearest one."""
-    names = {n.replace("_", "-"): n for n in sorted(known)}
+    every = sorted(known)
+    names = {n.lower().replace("_", "-"): n for n in every}
     text = name[:SHOWN] if isinstance(name, str) else shown(name)
     near = difflib.get_close_matches(text.lower().replace("_", "-"), names, 1, 0.4)
     hint = f" Did you mean {names[near[0]]!r}?" if near else ""
-    return InputError(f"Unknown {kind} {shown(name)}.{hint} Known: {', '.join(names.values())}.")
+    return InputError(f"Unknown {kind} {shown(name)}.{hint} Known: {', '.join(every)}.")
 
 
 def check_known(kind: str, name: Any, known: Collection[str]) -> Any:

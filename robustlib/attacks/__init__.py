@@ -5,6 +5,7 @@ from robustlib.attacks.apgd import APGD
 from robustlib.attacks.autoattack import AutoAttack
 from robustlib.attacks.base import Attack, SurrogateModel
 from robustlib.attacks.fab import FAB
+from robustlib.attacks.foreign import ForeignAttack, foreign_attack
 from robustlib.attacks.objectives import OBJECTIVES
 from robustlib.attacks.passes import count_passes
 from robustlib.attacks.pgd import FGSM, PGD, PGDEOT, BatchPGD

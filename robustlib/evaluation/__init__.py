@@ -9,6 +9,7 @@ from robustlib.evaluation.distances import (
     shared_distances,
 )
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
+from robustlib.evaluation.extra import extra_attacks
 from robustlib.evaluation.measurements import measure_distances, measure_unseen, search_precision
 from robustlib.evaluation.metrics import accuracy, cascade_steps, summarise, t_interval, valid, wilson
 from robustlib.evaluation.paired import agreement, paired_differences, withstood_by

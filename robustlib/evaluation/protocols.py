@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import pandas as pd
 
-from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, Square, StAdv, in_precision
+from robustlib.attacks import FGSM, PGD, PGDEOT, Attack, AutoAttack, ForeignAttack, Square, StAdv, in_precision
 from robustlib.attacks.base import Precision
 from robustlib.errors import Count, Length, Positive, check_fields, unknown
 from robustlib.evaluation.metrics import summarise
@@ -155,6 +156,7 @@ class Suite:
         sources: Mapping[str, Run],  # finished runs by method, of those in TRANSFER_METHODS that are tried
         precision: Precision = "32-true",  # of the searches
         only: Iterable[str] = (),  # these attacks; () for all
+        extra: Mapping[str, ForeignAttack] = MappingProxyType({}),  # attacks from elsewhere, on the model itself
     ) -> None:
         settings = (threat, model.stochastic, protocol)
         suites = (standard_attacks(*settings), adaptive_attacks(*settings))  # on the model itself, on its surrogates
@@ -163,6 +165,7 @@ class Suite:
             {name: in_precision(attack, precision) for name, attack in suite.items() if name in keep}
             for suite in suites
         )
+        self.attacks |= extra
         self.model, self.sources = model, sources
 
     def table(self, records: pd.DataFrame) -> list[dict[str, Any]]:
@@ -178,7 +181,7 @@ class Suite:
             where = self._where(surrogate, self.adaptive[attack])
             return f"{self.adaptive[attack]!r}, searched on {where}, judged by the deployed model"
         if attack != "worst":
-            return repr(self.attacks[attack])
+            return repr(self.attacks[attack]) + getattr(self.attacks[attack], "remark", "")
         said, missing = "per-example worst case over the attacks above", set(TRANSFER_METHODS) - set(self.sources)
         if self.model.stochastic:
             said = f"{said}, or the lowest of them where that is lower,"

@@ -1,17 +1,18 @@
 """The standard evaluation of finished runs, stored with them; their leaderboard, and its means over seeds."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 
-from robustlib.attacks import PGD, in_precision
+from robustlib.attacks import PGD, ForeignAttack, in_precision
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
+from robustlib.evaluation.extra import extra_attacks
 from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, search_precision, state_key, threat_of
 from robustlib.evaluation.metrics import by_attack, cascade_steps
 from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suite
@@ -46,6 +47,7 @@ def evaluate_run(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    extra: Sequence[str] = (),
     progress: OnProgress = None,
 ) -> dict[str, Any]:
     """The standard evaluation of a finished run, stored in the run; a stored one is returned, an interrupted one resumed.
@@ -56,16 +58,20 @@ def evaluate_run(
     follows. `n` is a stratified choice of test images, the same for all runs; None or 0 for all. What fewer images show never
     replaces what more have shown. `precision` is that of searches: "32-true", "bf16-mixed", or "auto": as stored, else the faster one.
 
+    The best weights also meet `extra` attacks (see `extra_attacks`), after the others; what they find counts in the worst case. A stored
+    evaluation that has them all, or any where none is asked for, is kept; else everything is evaluated again, with those alone.
+
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, precision, numerics, rows (one an attack, see `summarise`, with the
         protocol that made it; the last, "worst", is the headline), cascade (see `cascade_steps`; of the deployed model), last
-        (rows of the last epoch), curve (over eps) and steps_curve; of a model with surrogates also transfer (the sources, by
-        place the digest of their weights), of a stochastic one budget. It is evaluated again when `has_new_sources`.
+        (rows of the last epoch), curve (over eps) and steps_curve; with extra attacks also extra (each in full), of a model with
+        surrogates transfer (the sources, by place the digest of their weights), of a stochastic one budget. It is evaluated
+        again when `has_new_sources`.
     """
     split, model, protocol, threat = images_of(run, dataset, n), run.model(), protocol_of(run), threat_of(run)
     if model.stochastic:
         split = images_of(run, dataset, min(len(split), protocol.images))
-    suite, stored = Suite(model, threat, protocol, {}), run.results()
+    suite, stored, more = Suite(model, threat, protocol, {}), run.results(), extra_attacks(extra, threat)
     names = attack_names([*suite.attacks.values(), *suite.adaptive.values(), PGD(threat)])
     facts: dict[str, Any] = {"n": len(split), "split": "test", "threat": str(threat)}
     facts |= {"checkpoint": "given" if run.external else "best"}
@@ -75,9 +81,11 @@ def evaluate_run(
         "numerics": versions("measures/evaluation", *names),
     }
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
+    asked = _named(more)
+    facts |= {} if {*asked.get("extra", ())} <= {*stored.get("extra", ())} else asked
     facts |= {"transfer": new_weights(transfer_sources(run, TRANSFER_METHODS), {})} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
-    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep)
+    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep, more)
     results = measured(run, "results.json", facts, measure) if keep else {**facts, **measure()}
     if results != stored:
         shutil.rmtree(run.evaluation, ignore_errors=True)
@@ -87,18 +95,26 @@ def evaluate_run(
 
 
 def _evaluate_weights(
-    run: Run, dataset: Dataset, split: Split, facts: Mapping[str, Any], device: str, progress: OnProgress, keep: bool
+    run: Run,
+    dataset: Dataset,
+    split: Split,
+    facts: Mapping[str, Any],
+    device: str,
+    progress: OnProgress,
+    keep: bool,
+    extra: Mapping[str, ForeignAttack],
 ) -> dict[str, Any]:
     """What results.json holds besides its facts; the records of best and last weights are stored if they shall be kept."""
     best, where, threat, protocol = run.model(), resolve_device(device), threat_of(run), protocol_of(run)
     best.check_data(dataset)
     sources = transfer_sources(run, TRANSFER_METHODS) if best.surrogates() else {}
-    transfer = {"transfer": new_weights(sources, {})} if best.surrogates() else {}
-    key, quick, tables, frames = state_key({**facts, **transfer}, where), LAST[:2] if best.stochastic else LAST, {}, {}
-    last: Any = () if run.external else (("last", {}, quick),)  # whoever trained a network elsewhere gave one file
-    for which, others, only in (("best", sources, ()), *last):
+    asked: dict[str, Any] = {"transfer": new_weights(sources, {})} if best.surrogates() else {}
+    asked |= _named(extra)
+    key, quick, tables, frames = state_key({**facts, **asked}, where), LAST[:2] if best.stochastic else LAST, {}, {}
+    last: Any = () if run.external else (("last", {}, quick, {}),)  # whoever trained a network elsewhere gave one file
+    for which, others, only, more in (("best", sources, (), extra), *last):
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        suite = Suite(model, threat, protocol, others, facts["precision"], only)
+        suite = Suite(model, threat, protocol, others, facts["precision"], only, more)
         views = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
         suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": views}
         state = run.evaluation / f"{which}-{key}"
@@ -119,13 +135,18 @@ def _evaluate_weights(
         run.write_frame("records.parquet", pd.concat(both, ignore_index=True), old)
         named["files"] = run.digests("model.safetensors", "last.safetensors", "records.parquet")
     return {
-        **transfer,
+        **asked,
         "rows": tables["best"],
         "cascade": cascade,
         "last": {"rows": tables["last"]} if last else {},
         **curves,
         **named,
     }
+
+
+def _named(extra: Mapping[str, ForeignAttack]) -> dict[str, list[str]]:
+    """What results.json says of attacks from elsewhere; nothing where there are none."""
+    return {"extra": [*map(repr, extra.values())]} if extra else {}
 
 
 def new_weights(sources: Mapping[str, Run], stored: Mapping[str, Any]) -> dict[str, str]:

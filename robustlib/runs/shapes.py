@@ -41,7 +41,7 @@ SHAPES: Mapping[str, Any] = {
         **{"n": int, "threat": str, "checkpoint": str, "split?": str, "rows!": [ROW], "last??": {"rows!": [ROW]}},
         **{"curve?": [{"eps": NUMBER, "accuracy": NUMBER}], "steps_curve?": [{"steps": int, "accuracy": NUMBER}]},
         **{"cascade?": [STEP], "budget?": {"images": int}, "transfer?": {str: str}, "plateau?": PLATEAU},
-        **{"numerics?": {str: int}, "files?": {str: str}},
+        **{"numerics?": {str: int}, "files?": {str: str}, "extra?": [str]},
     },
     "audit.json": {
         "checks?": [CHECK],

@@ -16,6 +16,7 @@ from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, check_known
 from robustlib.workbook.options import (
+    Attacks,
     DataRoot,
     Device,
     Network,
@@ -69,6 +70,7 @@ def evaluate(
         bool, Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps.")
     ] = False,
     unseen: Annotated[bool, Option("--unseen", help="L2 perturbations and StAdv, which no training has seen.")] = False,
+    attack: Attacks = None,
     data_root: DataRoot = "",
     device: Device = "auto",
     precision: Search = "auto",
@@ -86,7 +88,7 @@ def evaluate(
     try:
         with out.status("attacking") as status:
             show = console.progress_line(out, status)
-            where: Any = {"device": device, "precision": precision}
+            where: Any = {"device": device, "precision": precision, "extra": attack or ()}
             results = evaluate_run(run, dataset, n=examples or run.results().get("n"), **where, progress=show)
             results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
             table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
@@ -249,6 +251,7 @@ def benchmark(
     shared: Shared,
     network: Network,
     model: Annotated[str, Argument(help="torchvision:NAME, timm:NAME, my_models.py:build or package.module:Net.")],
+    attack: Attacks = None,
 ) -> None:
     r"""Attack a network that was trained elsewhere, and set it beside all others.
 
@@ -265,7 +268,13 @@ def benchmark(
     if bool(network.images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
     check_limits(shared.jobs, shared.timeout, shared.engine)
-    named = {**vars(network), "dataset": shared.dataset, "data_root": shared.data_root, "runs": str(shared.runs)}
+    named = {
+        **vars(network),
+        "attacks": tuple(attack or ()),
+        "dataset": shared.dataset,
+        "data_root": shared.data_root,
+        "runs": str(shared.runs),
+    }
     asked, jobs = Benchmark(model, **named), []
     data = asked.load(download=shared.download)
     options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}

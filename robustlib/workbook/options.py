@@ -38,6 +38,13 @@ Search = Annotated[
     Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
 ]
 Trust = Annotated[bool, Option("--trust-code", help="Execute the code that a run from elsewhere names.")]
+Attacks = Annotated[
+    list[str] | None,
+    Option(
+        "--attack",
+        help="Another attack: 'torchattacks:PGD(steps=20)', 'foolbox:LinfDeepFoolAttack()', 'my_attacks.py:Mine(k=3)'; repeatable.",
+    ),
+]
 RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
 
 

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from robustlib.attacks.foreign import absolute_spec
 from robustlib.data import Dataset, open_dataset
 from robustlib.data.images import load_images
 from robustlib.errors import InputError, Whole, check_fields, check_known, explained
+from robustlib.evaluation import extra_attacks
 from robustlib.methods.preset import parse_value
 from robustlib.runs import Run
 from robustlib.threat import Threat
@@ -38,6 +40,7 @@ class Benchmark:
     mean: str = ""  # numbers a channel, with which it wants its images normalised
     std: str = ""
     stochastic: bool = False
+    attacks: tuple[str, ...] = ()  # that it meets besides, such as "torchattacks:PGD(steps=20)"
     data_root: str = ""
     runs: str = "runs"
 
@@ -77,6 +80,7 @@ class Benchmark:
             arguments = json.loads(self.model_args or "{}")
         if not isinstance(arguments, dict):
             raise InputError(refused)
+        extra_attacks(self.attacks, self.threat_of(dataset.threat) or dataset.threat)  # what is wrong fails now
         settings = {key: _numbers(key, getattr(self, key)) for key in ("mean", "std")}
         return Run.from_model(
             self.model,
@@ -108,8 +112,9 @@ class Benchmark:
         """The same with absolute paths, for a process that works elsewhere."""
         place, sign, name = self.model.rpartition(":")
         model = f"{os.path.abspath(place)}{sign}{name}" if os.path.isfile(place) else self.model
+        attacks = tuple(map(absolute_spec, self.attacks))
         paths = {key: os.path.abspath(value) for key in ("weights", "images", "runs") if (value := getattr(self, key))}
-        return replace(self, model=model, **paths)
+        return replace(self, model=model, attacks=attacks, **paths)
 
 
 def _numbers(key: str, text: str) -> Sequence[float]:

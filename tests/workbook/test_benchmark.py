@@ -78,7 +78,7 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
     assert f"Comparison: {comparison.relative_to(folder)}" in shown
     for words in (
         "On the same images",
-        "Images that one fails on and another withstands",
+        "Who fails where: of the images that",
         "2 checkpoints: clean accuracy from",
     ):
         assert words in text

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import readme_tables
 import yaml
+from PIL import Image
 from typer.main import get_command
 
 from robustlib.data import DATASETS
@@ -58,6 +59,10 @@ def test_dry_run_accepts_methods_hyperparameters_seeds_and_data(words, tmp_path,
     for text in blocks(README, "yaml"):
         Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
     Path("my_defence.py").write_text(next(code for code in blocks(CONTRIBUTING, "python") if "MixedAT" in code))
+    for k in range(20):
+        file = Path("photos", "ant" if k % 2 else "bee", f"{k}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (k, k, k)).save(file)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # remembers what is trusted
     with pytest.raises(SystemExit) as end:
         main([*words, "--dry-run"])

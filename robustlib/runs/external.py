@@ -71,6 +71,7 @@ def external_run(
         "place": factory["place"],
         "file": str(weights),
         "epoch": epoch_in(weights) if weights else None,
+        "layers": wrapped.answering,
     }
     about["said"] = [f"Its weights are {label!r} of {Path(weights).name}."] * bool(label) + said
     kind = factory["name"] or type(net).__name__
@@ -164,7 +165,7 @@ def load_external(run: Any) -> External:
     net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, _text(run)))
     settings = {key: facts[key] for key in ("output", "layer", "mean", "std", "stochastic")}
     model = External(net, spec, **settings)
-    model.last_linear = facts["last_linear"]
+    model.last_linear, model.answering = facts["last_linear"], params.get("about", {}).get("layers")
     return model
 
 

@@ -29,7 +29,7 @@ SHAPES: Mapping[str, Any] = {
         **{"preset?": (str, NoneType), "title?": str, "changes?": dict, "changed?": (str, NoneType)},
         "external?": {"name": str, "code": str, "arguments": dict, "weights": str, "layer": str, "output": str}
         | {"last_linear": str, "mean": [NUMBER], "std": [NUMBER], "stochastic": bool},
-        **{"about?": {"place": str, "file": str, "said": list}, "images?": dict},
+        **{"about?": {"place": str, "file": str, "said": list, "layers?": [str]}, "images?": dict},
     },
     "status.json": {"state": str, "reason?": str, "files?": {str: str}},
     "provenance.json": {

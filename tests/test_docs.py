@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typer.main import get_command
 
 from robustlib.data import DATASETS
 from robustlib.methods import METHODS, preset_names
+from robustlib.runs import find_runs
 from robustlib.workbook.cli import app, main
 from robustlib.workbook.task import inspect
 from tests import ROOT
 
-README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
+README, CONTRIBUTING, OWN = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "bring-your-own-model.md"
+PAGES = [README, CONTRIBUTING, OWN, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -29,7 +31,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-LINES = "".join(block for page in (README, CONTRIBUTING) for block in blocks(page, "bash")).splitlines()
+LINES = "".join(block for page in (README, CONTRIBUTING, OWN) for block in blocks(page, "bash")).splitlines()
 COMMANDS = [shlex.split(line, comments=True) for line in LINES if line.strip()]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
@@ -45,6 +47,32 @@ def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
     Path("snippet.py").write_text(code)
     with patch.dict(METHODS), patch.dict(DATASETS):
         runpy.run_path("snippet.py", run_name="__main__")
+
+
+def test_the_tutorial_on_ones_own_model_runs_in_its_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for kind, text in re.findall(r"^```(python|bash)\n(.*?)^```", OWN.read_text(), re.DOTALL | re.MULTILINE):
+        if kind == "python":
+            file = Path(text.splitlines()[0].removeprefix("# "))
+            file.write_text(text)
+            runpy.run_path(str(file), run_name="__main__")
+        elif "--dry-run" in text:  # the others attack all images, and train
+            with pytest.raises(SystemExit) as end:
+                main([*shlex.split(text)[1:]])
+            said = capsys.readouterr()
+            assert end.value.code in (0, None), said.err
+            assert "test images are right without attack" in " ".join(said.out.split())
+    del sys.modules["my_models"]
+    names = {run.name for run in find_runs(Path("runs"))}
+    assert names == {"our MLP · build", "an object · sequential", *(f"epoch-{k} · build" for k in (1, 2, 3))}
+
+
+def test_the_tutorial_quotes_the_sanity_page():
+    quoted = re.findall(r'"([^"]+)"', "".join(line for line in OWN.read_text().splitlines() if line.startswith("| ")))
+    code = (ROOT / "robustlib" / "audit" / "sanity.py").read_text()
+    assert len(quoted) > 12
+    assert not [words for words in quoted if words not in code]
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)

@@ -182,12 +182,11 @@ def _gradients(model: Classifier, x: Tensor, y: Tensor) -> Finding:
             loss = torch.nn.functional.cross_entropy(model(images), y, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            return Finding(
-                "gradients",
-                "red",
-                f"No gradient reaches the images ({reason}): only black-box attacks say anything here.",
-            )
+            reason, remedy = str(error).partition("\n")[0], "only black-box attacks say anything here"
+            if "use_reentrant" in reason:  # torch's old way, which torch.autograd.grad cannot go
+                reason = "its checkpointing recomputes with use_reentrant=True"
+                remedy = "let its code call checkpoint(..., use_reentrant=False)"
+            return Finding("gradients", "red", f"No gradient reaches the images ({reason}): {remedy}.")
     if gradient is None or not bool(gradient.isfinite().all()):
         return Finding(
             "gradients", "red", f"The gradients at the images are {'missing' if gradient is None else 'not finite'}."

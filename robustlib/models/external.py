@@ -1,6 +1,6 @@
 """A network that was made elsewhere, seen as ours are: images in [0, 1] -> float32 logits, with features where its last linear layer looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -44,6 +44,9 @@ class External(Classifier):
         self.image_shape, self.num_classes = tuple(spec.image_shape), spec.num_classes
         self.encoder, self.output, self.stochastic = net, output, stochastic
         self.normalised, self.layer, self.last_linear = bool(mean or std), layer, ""
+        self.answering: tuple[str, ...] | None = (
+            None  # the modules that can be looked at as layers, where they are known
+        )
         for name, values, usual in (("mean", mean, 0.0), ("std", std, 1.0)):
             numbers = list(values) or [usual] * self.image_shape[0]
             if len(numbers) not in (1, self.image_shape[0]) or (name == "std" and min(numbers) <= 0):
@@ -166,6 +169,36 @@ def last_linear(net: nn.Module, model: nn.Module, x: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     return called[-1] if called else ""
+
+
+def answering(net: nn.Module, model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """The outermost modules of `net` that answer a tensor (B, ...) when `model` answers images x (B, C, H, W), in their order.
+
+    In place of a module that answers something else, or is never called as a whole, its own modules stand.
+    """
+    found: set[str] = set()
+
+    def keep(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(x) and value.is_floating_point():
+            found.add(name)
+
+    called = [(n, m) for n, m in net.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
+    hooks = [m.register_forward_hook(lambda _, args, out, name=n: keep(name, out)) for n, m in called]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def outermost(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            yield from [prefix + name] if prefix + name in found else outermost(child, f"{prefix}{name}.")
+
+    prefix = ""
+    while len(children := list(net.named_children())) == 1 and [*children[0][1].children()]:
+        prefix, net = f"{prefix}{children[0][0]}.", children[0][1]
+    return tuple(outermost(net, prefix))
 
 
 def fit_weights(net: nn.Module, checkpoint: Any, where: object) -> str:

@@ -27,9 +27,10 @@ def layers(model: nn.Module) -> tuple[str, ...]:
     """
     encoder = getattr(model, "encoder", None)
     root, prefix = (encoder, "encoder.") if isinstance(encoder, nn.Module) else (model, "")
-    while not hasattr(root, "stages") and len(children := list(root.named_children())) == 1:
+    names = getattr(model, "answering", None)  # of a model from elsewhere: those that were seen to answer tensors
+    while names is None and not hasattr(root, "stages") and len(children := list(root.named_children())) == 1:
         prefix, root = f"{prefix}{children[0][0]}.", children[0][1]
-    if not (names := getattr(root, "stages", None)) or isinstance(names, nn.Module):
+    if names is None and (not (names := getattr(root, "stages", None)) or isinstance(names, nn.Module)):
         names = [name for name, _ in root.named_children()]
     answers = (FEATURES, LOGITS) if _has_head(model) else (LOGITS,)
     answering = f"encoder.{getattr(model, 'last_linear', '')}"  # of a model from elsewhere: its answers are the logits

@@ -68,6 +68,7 @@ def external_run(
     facts |= {key: getattr(wrapped, key) for key in ("output", "layer", "last_linear", "stochastic")}
     facts |= {"mean": list(mean), "std": list(std), "weights": _digest(wrapped)}
     about: dict[str, Any] = {"place": factory["place"], "file": str(weights), "epoch": epoch_in(weights)}
+    about["layers"] = wrapped.answering
     about["said"] = [f"Its weights are {label!r} of {Path(weights).name}."] * bool(label) + said
     if factory["name"] and not weights:
         about["said"].append("No weights were given: it is as its factory makes it.")
@@ -169,7 +170,7 @@ def load_external(run: Any) -> External:
     net, _ = unwrap(build(factory, facts["arguments"], spec.num_classes, _text(run)))
     settings = {key: facts[key] for key in ("output", "layer", "mean", "std", "stochastic")}
     model = External(net, spec, **settings)
-    model.last_linear = facts["last_linear"]
+    model.last_linear, model.answering = facts["last_linear"], params.get("about", {}).get("layers")
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from robustlib.errors import InputError, check_path, explained, shown, typed
 from robustlib.models.classifier import ImageSpec, logits_of
-from robustlib.models.external import External, find_logits, last_linear, unwrap
+from robustlib.models.external import External, answering, find_logits, last_linear, unwrap
 from robustlib.runs.user_code import UserCode
 
 REGISTRIES = ("torchvision", "timm")  # which build what they know by name and execute nothing else
@@ -130,7 +130,7 @@ def adapt(
     if given != classes:
         remedy = "give the data set it was trained on, or --model-args with its number of classes"
         raise InputError(f"The network tells {given} classes apart, the data set has {classes}: {remedy}.")
-    model.last_linear = last_linear(net, model, few)
+    model.last_linear, model.answering = last_linear(net, model, few), answering(net, model, few)
     if layer and layer not in (names := [name for name, _ in net.named_modules() if name]):
         raise InputError(f"The network has no module {layer!r}. It has {', '.join(names)}.")
     if not (layer or model.last_linear):

@@ -30,7 +30,7 @@ SHAPES: Mapping[str, Any] = {
         **{"code?": {"place": str, "name": str, "digest": str}, "protocol?": str, "attack_passes?": int},
         "external?": {"name": str, "code": str, "arguments": dict, "weights": str, "layer": str, "output": str}
         | {"last_linear": str, "mean": [NUMBER], "std": [NUMBER], "stochastic": bool},
-        **{"about?": {"place": str, "file": str, "said": list}, "images?": dict},
+        **{"about?": {"place": str, "file": str, "said": list, "layers?": [str]}, "images?": dict},
     },
     "status.json": {"state": str, "reason?": str, "files?": {str: str}},
     "provenance.json": {

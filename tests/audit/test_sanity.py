@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustlib.audit import check_model
 from robustlib.data import Dataset, load_dataset
@@ -118,6 +119,14 @@ def test_each_misuse_has_its_own_sentence(good, digits, before, after, settings,
     told, text = found(Wrapped(good, before, after), digits, **settings)[question]
     assert told == verdict, text
     assert re.search(said, text), text
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(("reentrant", "verdict"), [(True, "red"), (False, "pass")])
+def test_checkpointing_in_torchs_old_way_has_its_remedy(good, digits, reentrant, verdict):
+    checkpointed = Wrapped(good, lambda x: checkpoint(scaled, x, use_reentrant=reentrant))
+    told, text = found(checkpointed, digits)["gradients"]
+    assert (told, "use_reentrant=False" in text) == (verdict, reentrant), text
 
 
 def test_layers_that_stay_in_train_mode_are_named(good, digits):

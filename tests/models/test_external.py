@@ -128,6 +128,38 @@ def test_tokens_are_averaged_over_their_positions_and_never_over_channels():
     torch.testing.assert_close(features(model, split)["features"], own.blocks(x.flatten(1, 2)).mean(1))
 
 
+class Backbone(nn.Module):
+    """Answers an object, as libraries of transformers do; its blocks are a list that nobody calls, and one is left aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(2, 6, 2, 2), nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return SimpleNamespace(last=self.blocks[1](self.blocks[0](tokens)))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.by_position, self.classifier = Backbone(), nn.Identity(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        tokens = self.backbone(x).last
+        self.by_position(tokens.transpose(0, 1))
+        return SimpleNamespace(logits=self.classifier(tokens[:, 0]))
+
+
+def test_only_what_answers_images_is_listed_as_a_layer():
+    images = torch.randint(0, 256, (5, 2, 4, 4), dtype=torch.uint8)
+    model, _ = adapt(Transformer(), images.float() / 255, SPEC)
+    inside = [f"encoder.backbone.{name}" for name in ("stem", "blocks.0", "blocks.1")]
+    assert layers(model) == (*inside, "features", "logits")
+    split = Split(images, torch.arange(5) % 3, torch.arange(5))
+    assert all(len(table) == 5 for table in features(model, split, layers=layers(model)).layers.values())
+
+
 @pytest.mark.parametrize(
     ("wrap", "label"),
     [

@@ -15,6 +15,7 @@ from robustlib.audit import audit_run
 from robustlib.data import Dataset, load_dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate_run, incomplete, leaderboard
+from robustlib.representation import gap_table, layers, probe_attack
 from robustlib.runs import Run, UserCode, find_runs
 from robustlib.runs.external import epoch_in, slug
 from robustlib.threat import Threat
@@ -136,6 +137,29 @@ def test_surrogates_and_randomness_of_the_network_itself_are_attacked(digits, tm
     assert run.model().stochastic
     assert list(run.model().surrogates()) == ["mean"]
     assert not Run.from_model(Noisy(), digits, root=tmp_path, stochastic=False).model().stochastic
+
+
+def test_feature_gaps_at_every_layer_that_a_run_lists(digits, tmp_path):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return self.inner(x), None
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.fc = Block(), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.block(x.flatten(1))[0])
+
+    run = Run.from_model(Net(), digits, root=tmp_path)
+    assert run.params()["about"]["layers"] == ["block.inner", "fc"]
+    names = layers(run.model())
+    assert gap_table([run], digits, probe_attack(digits.threat), layers=names, n=4)["layer"].tolist() == list(names)
 
 
 def test_what_one_of_our_methods_is_called_is_not_taken(factory, digits, tmp_path):

@@ -31,7 +31,19 @@ LAYERS = (
     ("workbook",),
 )
 # The same inside the workbook, where each part stands on its own line.
-WORKBOOK = ("tables", "claims", "task", "engines", "report", "experiments", "explorer", "console", "options", "cli")
+WORKBOOK = (
+    "tables",
+    "claims",
+    "task",
+    "engines",
+    "report",
+    "experiments",
+    "explorer",
+    "console",
+    "options",
+    "on_runs",
+    "cli",
+)
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 LAYER |= {f"workbook.{name}": len(LAYERS) + place for place, name in enumerate(WORKBOOK)}
 HEAVY = "torchvision sklearn scipy lightning_fabric matplotlib papermill nbconvert nbformat ray umap"

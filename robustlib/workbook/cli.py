@@ -1,8 +1,9 @@
-"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | lab. It parses and prints, nothing else.
+"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | notebooks | lab. It parses and prints, nothing else.
 
 Whatever takes time to import is imported inside the commands: `--help` answers at once.
 """
 
+import importlib.util
 import io
 import os
 import sys
@@ -15,25 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, check_known
+from robustlib.workbook import on_runs
 from robustlib.workbook.options import (
     Attacks,
     DataRoot,
-    Device,
     Network,
     Reports,
-    RunDirectory,
     Runs,
-    Search,
     Shared,
-    Trust,
+    announce,
     out,
     say,
     with_options,
 )
 
 if TYPE_CHECKING:
-    from robustlib.data import Dataset
-    from robustlib.runs import Run
     from robustlib.workbook.claims import Claim
     from robustlib.workbook.experiments import Job, Options, Study
 
@@ -59,143 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 UNDER_WAY = ("queued", "running")  # states of jobs that have not ended
-
-
-@app.command()
-def evaluate(
-    path: RunDirectory,
-    examples: Annotated[int, Option(min=0, help="Test images; 0 for those evaluated before, else all.")] = 0,
-    suite: Annotated[str, Option(help="standard, or reference: the authors' AutoAttack too.")] = "standard",
-    plateau: Annotated[
-        bool, Option("--plateau", help="Of a stochastic model: PGD+EOT at full strength, and over samples and steps.")
-    ] = False,
-    unseen: Annotated[bool, Option("--unseen", help="L2 perturbations and StAdv, which no training has seen.")] = False,
-    attack: Attacks = None,
-    data_root: DataRoot = "",
-    device: Device = "auto",
-    precision: Search = "auto",
-    trust_code: Trust = False,
-) -> None:
-    """Attack a finished run with the standard attacks.
-
-    Prints the accuracies with their intervals. A stored evaluation is shown, not repeated; an interrupted one goes on.
-    """
-    from robustlib.evaluation import check_plateau, compare_with_reference, evaluate_run, measure_unseen
-    from robustlib.workbook import console
-
-    check_known("suite", suite, ("standard", "reference"))
-    run, dataset = _run_and_data(path, data_root, trust_code)
-    try:
-        with out.status("attacking") as status:
-            show = console.progress_line(out, status)
-            where: Any = {"device": device, "precision": precision, "extra": attack or ()}
-            results = evaluate_run(run, dataset, n=examples or run.results().get("n"), **where, progress=show)
-            results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
-            table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None
-    except KeyboardInterrupt:
-        say("Interrupted. The same command goes on from the last finished batch.")
-        raise Exit(130) from None
-    for part in console.evaluation_tables(run, results, table):
-        out.print(part, highlight=False)
-    if suite == "reference":
-        with out.status("the authors' AutoAttack"):
-            comparison = compare_with_reference(run, dataset, n=results["n"], device=device)
-        out.print(console.reference_table(comparison))
-
-
-@app.command()
-def audit(
-    path: RunDirectory,
-    examples: Annotated[int, Option(min=0, help="Images; 0 for 256. Stochastic models: at most as for curves.")] = 0,
-    data_root: DataRoot = "",
-    device: Device = "auto",
-    precision: Search = "auto",
-    trust_code: Trust = False,
-) -> None:
-    """Ask whether the robust accuracy of an evaluated run can be believed.
-
-    Prints fifteen checks and two badges: of the worst case over all attacks, and of the attack that the method's paper uses.
-    """
-    from robustlib.audit import audit_run
-    from robustlib.workbook import console
-
-    run, dataset = _run_and_data(path, data_root, trust_code)
-    with out.status("auditing") as status:
-        where: Any = {"device": device, "precision": precision}
-        report = audit_run(run, dataset, n=examples or None, **where, progress=status.update)
-    out.print(console.audit_table(report, f"{run.name} · {report['threat']} · {report['seconds']:.0f} s"))
-
-
-def _run_and_data(path: Path, data_root: str, trust_code: bool) -> "tuple[Run, Dataset]":
-    """The run in a directory, and the data set it was trained on."""
-    from robustlib.data import dataset_of
-    from robustlib.runs import Run
-
-    params = Run(path).params()
-    if not params:
-        raise InputError(f"{path} holds no run (no params.json): give a directory that `robustlib list` shows.")
-    if trust_code:
-        Run(path).trust()
-    return Run(path), dataset_of(params, data_root or None)
-
-
-@app.command()
-def compare(
-    paths: Annotated[
-        list[Path], Argument(help="Run directories, as `robustlib list` shows them: trained here or elsewhere.")
-    ],
-    data_root: DataRoot = "",
-    reports: Reports = Path("reports"),
-    trust_code: Trust = False,
-) -> None:
-    """Set evaluated runs side by side: paired differences, who fails where, curves, feature spaces.
-
-    They share a data set and a threat. The page is written beside the others; differences on the same images are printed.
-    """
-    from robustlib.evaluation import paired_differences
-    from robustlib.runs import Run
-    from robustlib.workbook import console, tables
-    from robustlib.workbook.experiments import Options, compare_paths, named_runs, on_same_images
-
-    if len(paths) < 2:
-        raise InputError(f"{len(paths)} run cannot be compared: give at least two run directories.")
-    for path in paths if trust_code else ():
-        Run(path).trust()
-    with out.status("comparing"):
-        page, problems = compare_paths(paths, Options(reports=reports, data_root=data_root))
-    stands = on_same_images(named_runs([Run(path) for path in paths]))
-    if len(stands.columns) > 1:
-        out.print(
-            console.table(tables.paired(paired_differences(stands)), "Worst case on the same images (points, 95 %)")
-        )
-    _announce(page, problems)
-
-
-@app.command("list")
-def list_(runs: Runs = Path("runs")) -> None:
-    """List all runs, what they reached and which are stale.
-
-    A run is stale if its method, an attack or a measure gives other numbers today; run --rerun renews it.
-    """
-    from robustlib.runs import find_runs
-    from robustlib.workbook import console, tables
-
-    every = find_runs(runs, finished=False)
-    missing = f"There are no runs in {runs} yet: robustlib run makes some."
-    out.print(console.table(tables.inventory(every)) if every else missing)
-
-
-@app.command()
-def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. -- --port 9999.")] = None) -> None:
-    """Open JupyterLab on the notebooks.
-
-    Kernels start in the current directory, so that notebooks and commands share runs/ and relative paths.
-    """
-    from robustlib.workbook.experiments import notebook
-
-    folder = str(notebook("baselines").parent)
-    places = [f"--ServerApp.root_dir={folder}", f"--MappingKernelManager.root_dir={os.getcwd()}"]
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
 
 
 @app.command()
@@ -290,7 +150,7 @@ def benchmark(
     where: Any = {"data_root": shared.data_root, "runs": shared.runs, "reports": shared.reports}
     _execute(jobs, (), Options(dataset=data.name, device=shared.device, **where), shared, sorted(beside))
     if len(jobs) > 1:
-        _announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
+        announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
 
 
 def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
@@ -357,16 +217,7 @@ def _execute(
     for job, status in failed:
         reason = status["reason"].removeprefix("InputError: ")
         problems.append(f"{job.name} {status['state']}: {reason}\nThe notebook: {job.task.output}")
-    _announce(index, problems, code=2 if refused else 1)
-
-
-def _announce(index: Path, problems: Sequence[str], code: int = 1, said: str = "Report") -> None:
-    """Says what went wrong and where the report is; exits with `code` if anything did."""
-    for problem in problems:
-        say(problem)
-    out.print(f"{said}: {index}", soft_wrap=True)
-    if problems:
-        raise Exit(code)
+    announce(index, problems, code=2 if refused else 1)
 
 
 @app.command()
@@ -386,7 +237,35 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
         remedy = f"make them with `robustlib run`, or give --runs.{others}"
         raise InputError(f"There are no finished runs in {runs}: {remedy}")
     presets = [name for name in preset_names() if any(run.params().get("preset") == name for run in finished)]
-    _announce(*publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True))
+    announce(*publish(Options(runs=runs, reports=reports, data_root=data_root), presets, force=True))
+
+
+for command in (on_runs.evaluate, on_runs.audit, on_runs.compare):
+    app.command()(command)
+app.command("list")(on_runs.list_)
+
+
+@app.command()
+def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. -- --port 9999.")] = None) -> None:
+    """Open JupyterLab on the notebooks, which an installed robustlib lays out in notebooks/ first.
+
+    Kernels start in the current directory, so that notebooks and commands share runs/ and relative paths.
+    """
+    from robustlib.workbook.experiments import lay_out, notebook, packaged
+
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise InputError("JupyterLab is not installed: pip install 'robustlib[workbook]'.")
+    folder = str(lay_out(Path("notebooks")) if packaged() else notebook("baselines").parent)
+    places = [f"--ServerApp.root_dir={folder}", f"--MappingKernelManager.root_dir={os.getcwd()}"]
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
+
+
+@app.command()
+def notebooks(folder: Annotated[Path, Argument(help="A directory, made if need be.")] = Path("notebooks")) -> None:
+    """Lay the notebooks out in a directory, for editing; those that are there stay as they are."""
+    from robustlib.workbook.experiments import lay_out
+
+    out.print(f"Notebooks: {lay_out(folder)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from robustlib.errors import check_path, printable
 
@@ -46,6 +46,15 @@ Attacks = Annotated[
     ),
 ]
 RunDirectory = Annotated[Path, Argument(callback=check_path, help="A run directory, as `robustlib list` shows it.")]
+
+
+def announce(index: Path, problems: Sequence[str], code: int = 1, said: str = "Report") -> None:
+    """Says what went wrong and where the report is; exits with `code` if anything did."""
+    for problem in problems:
+        say(problem)
+    out.print(f"{said}: {index}", soft_wrap=True)
+    if problems:
+        raise Exit(code)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robustlib.errors import InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
-from robustlib.runs import Run, UserCode, digest, find_runs
+from robustlib.runs import Run, UserCode, digest, find_runs, write_atomic
 from robustlib.runs.files import tidy
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device, resolve_precision, run_params
@@ -73,13 +73,26 @@ class Job:
         return shown and not (self.run.stale or has_new_sources(self.run) or audit_has_new_sources(self.run))
 
 
+def packaged() -> Path | None:
+    """The notebooks that came with an installed robustlib; None in a clone of its repository."""
+    folder = Path(robustlib.__file__).parent / "notebooks"
+    return folder if folder.is_dir() else None
+
+
 def notebook(name: str) -> Path:
-    """The notebook `name` of this checkout."""
-    path = Path(robustlib.__file__).parent.parent / "notebooks" / f"{name}.ipynb"
+    """The notebook `name` of this installation or clone."""
+    path = (packaged() or Path(robustlib.__file__).parent.parent / "notebooks") / f"{name}.ipynb"
     if not path.is_file():
-        remedy = "install robustlib from a clone of its repository, which has the notebooks"
-        raise InputError(f"There is no {path}: {remedy}.")
+        raise InputError(f"There is no {path}: install robustlib again, or restore the file from git.")
     return path
+
+
+def lay_out(folder: Path) -> Path:
+    """Copies the notebooks to a directory, and returns it; those that are there stay as they are."""
+    for file in sorted(notebook("baselines").parent.glob("*.ipynb")):
+        if not (target := check_path(folder) / file.name).exists():
+            write_atomic(target, file.read_bytes())
+    return folder
 
 
 def page(run: Run, reports: Path, preset: str) -> Path:

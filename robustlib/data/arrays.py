@@ -129,9 +129,13 @@ def content_name(
     content = hashlib.sha256(json.dumps([images.shape, list(class_names), list(division)]).encode())
     for array in (labels.astype("<i8"), images):
         content.update(np.ascontiguousarray(array).data)
-    text = unicodedata.normalize("NFKD", typed(name, str, "name")).encode("ascii", "ignore").decode().lower()
-    slug = re.sub("[^a-z0-9]+", "-", text).strip("-")[:40].strip("-")
-    return f"{slug or 'images'}-{min(images.shape[2:])}px-{content.hexdigest()[:8]}"
+    return f"{slug(typed(name, str, 'name')) or 'images'}-{min(images.shape[2:])}px-{content.hexdigest()[:8]}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a path: at most 40 characters of a-z, 0-9 and "-"; "" where nothing of it is left."""
+    text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", text).strip("-")[:40].strip("-")
 
 
 def _numpy(values: Any, what: str) -> np.ndarray:

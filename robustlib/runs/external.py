@@ -4,7 +4,6 @@ import copy
 import json
 import re
 import shlex
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from robustlib.data.arrays import slug
 from robustlib.errors import InputError, check_path, shown, typed
 from robustlib.models.external import External, fit_weights, unwrap
 from robustlib.runs.factories import adapt, build, factory_of, read_checkpoint
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 _given: dict[str, External] = {}  # networks that came as objects, by the place of their run: only this process has them
 EPOCH = re.compile(r"(?:epoch|ep|e)[-_=]?(\d+)|(\d+)(?=\D*$)", re.IGNORECASE)
-
-
-def slug(name: str, most: int = 40) -> str:
-    """A name as part of a path: lower case, a-z, 0-9, "." and "-"; "model" where nothing is left."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")[:most] or "model"
 
 
 def epoch_in(weights: Path | str) -> int | None:
@@ -104,10 +98,10 @@ def _copied(model: nn.Module) -> Any:
 
 def _names(title: str, kind: str) -> dict[str, Any]:
     """What a run of ours says of its method, of a network called `title` that a `kind` built."""
-    method = slug(title)
+    method = slug(title) or "model"
     method += "-external" * (f"methods/{method}" in NUMERICS)  # ours have no such names
     none: dict[str, Any] = {"hyperparameters": {}, "model": {}, "preset": "", "changes": {}}
-    return {"method": method, "title": title, "arch": slug(kind).replace("-", "_"), "seed": 0, **none}
+    return {"method": method, "title": title, "arch": slug(kind).replace("-", "_") or "model", "seed": 0, **none}
 
 
 def _setting(dataset: "Dataset", threat: Threat) -> dict[str, Any]:

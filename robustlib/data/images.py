@@ -90,7 +90,7 @@ def open_dataset(name: str, *, root: str | Path | None = None, download: bool = 
     64 pixels) or "list.csv@64"; see `load_images`."""
     path, at, pixels = typed(name, str, "dataset").rpartition("@")
     path, size = (path, int(pixels)) if at and re.fullmatch(r"\d{1,4}", pixels) else (name, 0)
-    place = Path(os.path.expanduser(check_path(path)))
+    place = Path(os.path.expanduser(path))
     own = os.path.isdir(place) or place.suffix.lower() in (".csv", ".npz") or bool(at) or len(place.parts) > 1
     if name in DATASETS or name in registered(PLUGINS) or not own:
         return load_dataset(name, root=root, download=download)

@@ -72,6 +72,8 @@ def scripted(make):
     """A method with the stages that `make` gives for a model."""
 
     class Scripted(Standard):
+        name = "scripted"
+
         def stages(self, dataset, model):
             return make(model)
 

@@ -59,7 +59,7 @@ def call(*arguments: object) -> int:
 
 
 def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ("--dataset", "digits", "--examples", 12, "--name", "Ours")
+    common = ("--dataset", "digits", "--examples", 6, "--name", "Ours")
     assert call("benchmark", "nets.py:build", "--weights", "net-*.pt", *common, "--dry-run") == 0
     assert not (folder / "reports").exists(), "a dry run shows the sanity checks alone"
     assert "no better than chance" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
     shown = capsys.readouterr().out
     first, second = sorted(find_runs(), key=lambda run: run.params()["about"]["epoch"])
     assert [run.params()["title"] for run in (first, second)] == ["Ours · net-2", "Ours · net-10"]
-    assert all(run.results()["n"] == 12 and run.audit() for run in (first, second))
+    assert all(run.results()["n"] == 6 and run.audit() for run in (first, second))
     pages = {path.name for path in (folder / "reports" / "other").glob("*.html")}
     assert {f"{run.path.parent.name}-{run.path.name}.html" for run in (first, second)} < pages
     index = (folder / "reports" / "index.html").read_text()
@@ -100,7 +100,7 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
             "--dataset",
             "digits",
             "--examples",
-            12,
+            6,
             "--name",
             "Ours · net-2",
         )

@@ -1,6 +1,7 @@
 """A network that was made elsewhere, seen as ours are: images in [0, 1] -> float32 logits, with features where its last linear layer looks."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -76,11 +77,8 @@ class External(Classifier):
     def features(self, x: Tensor) -> Tensor:
         """The input of the last linear layer as it is called, (B, D) for most networks."""
         seen: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
+        with self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
             self(x)
-        finally:
-            hook.remove()
         return seen[-1]
 
     def surrogates(self) -> dict[str, nn.Module]:
@@ -157,17 +155,11 @@ def _inexact(tensor: Tensor) -> bool:
 def last_linear(net: nn.Module, model: nn.Module, x: Tensor) -> str:
     """The name of the linear layer of `net` that is called last when `model` answers images x; "" where none is seen."""
     called: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) and name
-    ]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in net.named_modules():
+            if isinstance(module, nn.Linear) and name:
+                hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: called.append(name)))
+        model(x)
     return called[-1] if called else ""
 
 
@@ -182,14 +174,11 @@ def answering(net: nn.Module, model: nn.Module, x: Tensor) -> tuple[str, ...]:
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(x) and value.is_floating_point():
             found.add(name)
 
-    called = [(n, m) for n, m in net.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)]
-    hooks = [m.register_forward_hook(lambda _, args, out, name=n: keep(name, out)) for n, m in called]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in net.named_modules():
+            if name and not isinstance(module, torch.jit.ScriptModule):
+                hooks.enter_context(module.register_forward_hook(lambda _, args, out, name=name: keep(name, out)))
+        model(x)
 
     def outermost(module: nn.Module, prefix: str) -> Iterator[str]:
         for name, child in module.named_children():

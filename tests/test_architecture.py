@@ -38,6 +38,8 @@ WORKBOOK = (
     "engines",
     "report",
     "experiments",
+    "parameters",
+    "sections",
     "explorer",
     "console",
     "options",

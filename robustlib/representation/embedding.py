@@ -121,10 +121,11 @@ def _umap(u: Tensor, start: np.ndarray, parameters: Mapping[str, Any]) -> np.nda
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # that TensorFlow is missing, which only ParametricUMAP needs
         warnings.filterwarnings("ignore", "precomputed_knn.2.", UserWarning)  # that no new points can be added
-        from umap import UMAP, umap_
+        from umap import UMAP, layouts, umap_
 
-        for compiled in (umap_.smooth_knn_dist, umap_.compute_membership_strengths):
-            compiled.enable_caching()  # on disk: compiling them takes every process 5 CPU-seconds
+        own = getattr(layouts, "_nb_optimize_layout_euclidean_single_epoch", None)  # a private name
+        for compiled in filter(None, (umap_.smooth_knn_dist, umap_.compute_membership_strengths, own)):
+            compiled.enable_caching()  # on disk: compiling them takes every process 8 CPU-seconds
 
         # Starting from PCA keeps what global structure there is and needs no connected graph (Kobak and Linderman 2021); besides
         # the graph, UMAP uses the data for this alone. A seed allows one thread only, and saying so spares a warning.

@@ -24,6 +24,7 @@ Status = dict[str, Any]
 START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
 INTERRUPTED: Status = {"state": "interrupted", "reason": "Interrupted; the same call resumes from the last epoch."}
 NAG = 3.0  # seconds after which a kernel that ignored an interrupt gets another
+NONE = " or None"
 KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": int | float, "str": str, "list": list, "dict": dict}
 
 
@@ -81,13 +82,14 @@ def check(task: Task) -> Task:
     parameters = {}
     for name, value in task.parameters.items():
         check_known(f"parameter of {task.notebook.name}", name, known)
-        kind = KINDS.get(known[name].split("[")[0], object)
+        kind = KINDS.get(known[name].removesuffix(NONE).split("[")[0], object)
+        kind = kind | None if known[name].endswith(NONE) else kind
         parameters[name] = typed(_plain(name, value), kind, f"Parameter {name!r}")
     return replace(task, parameters=parameters)
 
 
 def inspect(notebook: Path) -> dict[str, str]:
-    """The parameters of a notebook and their annotated types ("None" where there is none)."""
+    """The parameters of a notebook and their annotated types ("None" where there is none; "int or None" where that is the default)."""
     if not os.path.isfile(notebook):
         raise InputError(f"There is no notebook {notebook}: give the path of an .ipynb file.")
     with explained(ImportError, lambda _: "Executing notebooks needs papermill: pip install 'robustlib[workbook]'."):
@@ -96,7 +98,9 @@ def inspect(notebook: Path) -> dict[str, str]:
     with explained(Exception, lambda error: f"{notebook} is not a readable notebook ({error}): restore it from git."):
         nbformat.read(notebook, as_version=4)  # papermill alone would warn and go on
         parameters = papermill.inspect_notebook(_literal(notebook))
-    return {name: entry["inferred_type_name"] for name, entry in parameters.items()}
+    return {
+        name: entry["inferred_type_name"] + NONE * (entry["default"] == "None") for name, entry in parameters.items()
+    }
 
 
 def _literal(path: Path) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
@@ -104,6 +104,18 @@ def by_variant(runs: Iterable[Run]) -> dict[Key, Run]:
     for run in runs:
         first.setdefault((variant_of(run), run.params().get("seed", -1)), run)
     return first
+
+
+@dataclass(frozen=True)
+class ReadOnce(Run):
+    """A run whose files are read and checked once, while claims ask for each of them many times."""
+
+    known: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+
+    def read(self, name: str) -> dict[str, Any]:
+        if name not in self.known:
+            self.known[name] = super().read(name)
+        return self.known[name]
 
 
 @dataclass(frozen=True)
@@ -277,7 +289,7 @@ def evaluate_claims(claims: Sequence[Claim], runs: Iterable[Run], seeds: Sequenc
     those without runs, so at most 5 % of studies support a claim that is false. *Undecided*: everything else. Verdicts
     wait for all seeds of the study: who looks after each new seed and stops when pleased errs far more often.
     """
-    every = by_variant(runs)
+    every = by_variant(ReadOnce(run.path) for run in runs)
     evidence = [gather(claim, every, seeds) for claim in claims]
     beyond_zero = holm([_p(part, 0.0) for part in evidence])
     below_interest = holm([_p(part, c.sign * c.interest) for c, part in zip(claims, evidence, strict=True)])

@@ -75,6 +75,7 @@ def render(notebook: Path, html: Path, *, title: str, index: str = "") -> Path:
     shown = {"title": title, "index": index, "failure": "".join(errors[:1]), "facts": known, "made": made}
     soup = to_soup(nb, notebook, html.stem, count(1), shown)
     _order_headings(soup)
+    _lead_with_the_result(soup)
     write_atomic(html, str(soup))
     return html
 
@@ -171,7 +172,9 @@ def to_soup(nb: Any, path: Path, name: str, numbers: Iterator[int], shown: Mappi
 
 
 def _write_out_links(soup: BeautifulSoup) -> None:
-    """Turns links that leave the page into text with the address, which serves on paper."""
+    """Turns links that leave the page into text with the address, which serves on paper, and links to notebooks into their names."""
+    for link in soup.find_all("a", href=re.compile(r"^[\w./-]+\.ipynb$")):
+        link.name, link.attrs = "em", {}
     for link in soup.find_all("a", href=re.compile(r"^\s*(https?:)?//", re.IGNORECASE)):
         address = re.sub(r"^\s*(https?:)?//", "", str(link["href"])).rstrip("/")
         shown = re.sub(r"^https?://", "", link.get_text()).rstrip("/")
@@ -232,6 +235,16 @@ def _order_headings(soup: BeautifulSoup) -> None:
         heading["id"] = f"{words or 'section'}-{number}"
     if len(headings) > 2:
         masthead.insert_after(parse(fill_template("contents.html.j2", headings=headings)))
+
+
+def _lead_with_the_result(soup: BeautifulSoup) -> None:
+    """Moves what the cell tagged "result" shows to the top, below the title; its code stays where it is."""
+    (masthead,) = soup.select("header.masthead")
+    if outputs := soup.select(".cell.result > :not(details.code)"):
+        result = soup.new_tag("section", attrs={"class": "result", "aria-label": "Result"})
+        masthead.insert_after(result)
+        for output in outputs:
+            result.append(output.extract())
 
 
 def fill_template(template: str, **values: Any) -> str:

@@ -32,6 +32,7 @@ from robustlib.workbook.tables.runs import (
     as_markdown,
     autoattack_steps,
     checks,
+    fold,
     hyperparameters,
     network,
     plateau_summary,
@@ -43,6 +44,7 @@ from robustlib.workbook.tables.runs import (
     show,
     show_adaptive,
     show_badges,
+    show_cards,
     splits,
     warnings,
 )

@@ -313,11 +313,28 @@ def _strength(point: Mapping[str, Any]) -> str:
     return f"{steps} step{'s' * (steps > 1)} of {samples} gradient sample{'s' * (samples > 1)}"
 
 
-def show(table: pd.DataFrame) -> None:
-    """Displays a table in a notebook with its texts in full (pandas would cut them at 50 characters)."""
+def show(table: pd.DataFrame, folded: str = "") -> None:
+    """Displays a table in a notebook with its texts in full (pandas would cut them at 50 characters), `folded` under these words."""
     with pd.option_context("display.max_colwidth", None, "display.width", 200):
         named = table.reset_index() if table.index.name else table
-        _display(named.to_html(index=False, border=0), named.to_string(index=False))
+        html, text = named.to_html(index=False, border=0), named.to_string(index=False)
+    fold(folded, html, text) if folded else _display(html, text)
+
+
+def fold(title: str, html: str, text: str) -> None:
+    """Displays HTML behind a title that opens it; its text where there is no HTML."""
+    _display(f'<details class="code"><summary>{escape(title)}</summary>\n{html}\n</details>', f"{title}\n{text}")
+
+
+def show_cards(rows: Mapping[str, Mapping[Any, Any]], images: int) -> None:
+    """Displays accuracies by their titles, large, each with its interval and the number of images (`images` where a row names none)."""
+    cards, words = [], []
+    for title, row in rows.items():
+        n, interval = row.get("n", images), f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+        small = f"<small>{interval} (95 %)<br>{n} images</small>"
+        cards.append(f'<li><h3>{escape(title)}</h3><p class="big">{percent(row["accuracy"])}{small}</p></li>')
+        words.append(f"{title}: {share(row)} of {n} images")
+    _display(f'<ul class="cards">{"".join(cards)}</ul>', "\n".join(words))
 
 
 def _display(html: str, text: str) -> None:

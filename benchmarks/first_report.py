@@ -23,7 +23,10 @@ from side_by_side import markdown, write_report
 
 ROOT = Path(__file__).parent.parent
 MOST = 900  # CPU-seconds
-PARTS = {"training": "fit(", "attacks": "evaluate_run(", "audit": "audit_run("}  # by what a cell calls; else:
+PARTS = {
+    "training": r"\bfit\(",
+    "attacks and audit": r"\b(evaluate_run|audit_run|judge)\(",
+}  # by what a cell calls; else:
 COLUMNS = (*PARTS, "other cells", "start")
 HOOK = """
 def count():
@@ -67,7 +70,7 @@ def by_part(cells: Iterable[Mapping[str, Any]], whole: float) -> list[dict[str, 
         )
         if named := re.search(r'^method = "(\w+)"', cell["cell"], re.MULTILINE):
             row["notebook"] = named[1]
-        part = next((name for name, call in PARTS.items() if call in cell["cell"]), "other cells")
+        part = next((name for name, call in PARTS.items() if re.search(call, cell["cell"])), "other cells")
         row[part] += cell["cpu"]
     rows = [row | {"sum": sum(row[name] for name in COLUMNS)} for row in kernels.values()]
     outside = whole - sum(row["sum"] for row in rows)

@@ -8,7 +8,7 @@ from robustlib.errors import InputError, unknown
 from robustlib.methods import Method, make_method, parse_overrides
 from robustlib.methods.preset import parse_value
 
-INJECTED = "# Parameters"  # how papermill begins the cell that it injects
+INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
 
 
 def choose_method(method: str, preset: str, overrides: list[str], **common: Any) -> Method:

@@ -243,14 +243,19 @@ def _look(run: Run) -> Any:
 def _findings(preset: str, runs: Path | str) -> tuple[Sequence[Finding], Sequence[Finding]]:
     """What the runs in `runs`, and the committed ones, say of the claims of a preset's study."""
     root = Path(runs).resolve()
-    return _found(preset, root, tuple(file.stat().st_mtime_ns for file in sorted(root.glob("*/*/*/*.json"))))
+    return _own(preset, root, tuple(file.stat().st_mtime_ns for file in sorted(root.glob("*/*/*/*.json")))), _told(
+        preset
+    )
 
 
 @lru_cache(maxsize=1)
-def _found(preset: str, root: Path, _: tuple[int, ...]) -> tuple[Sequence[Finding], Sequence[Finding]]:
-    """The same, which takes seconds, once for runs that have not changed since."""
+def _own(preset: str, root: Path, _: tuple[int, ...]) -> Sequence[Finding]:
     study = experiments.preset_study(preset)
-    if study is None:
-        return (), ()
-    own = experiments.claim_findings(study, experiments.compare_runs(root, preset).every)
-    return own, experiments.reference_findings(study)
+    return experiments.claim_findings(study, experiments.compare_runs(root, preset).every) if study else ()
+
+
+@lru_cache
+def _told(preset: str) -> Sequence[Finding]:
+    """Of the committed results, which take seconds to read and do not change."""
+    study = experiments.preset_study(preset)
+    return experiments.reference_findings(study) if study else ()

@@ -20,8 +20,9 @@ from robustlib.evaluation import accuracy
 from robustlib.models import Classifier
 from robustlib.representation import runs as stored
 from robustlib.runs import Run, find_runs, write_json
-from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid
+from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid, snapshot
 from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
+from robustlib.workbook.report.clean import clean
 from tests.training_fixtures import altered
 
 N = 40
@@ -58,6 +59,20 @@ def loaded(dataset, runs) -> Explorer:
 @pytest.fixture
 def explorer(root, digits):
     return loaded(digits, find_runs(root))
+
+
+def test_a_saved_notebook_shows_a_sentence_and_a_picture(opened, monkeypatch):
+    assert "Run this notebook in JupyterLab" in opened.printed
+    assert "How the explorer opened. standard" in opened.printed
+    bundles = []
+    monkeypatch.setattr(snapshot, "_display", lambda bundle, _: bundles.append(bundle))
+    snapshot.show_widget(opened.explorer.widget)
+    opened.explorer.save()
+    live, saved = bundles
+    assert (live["text/plain"], "application/vnd.jupyter.widget-view+json" in live) == (snapshot.NEEDED, True)
+    assert "Maps of clean and adversarial features of 8 images" in saved["text/html"]
+    assert 'src="data:image/png;base64,' in clean(saved["text/html"]), "a report shows it"
+    assert f".{snapshot.HIDDEN} {{ display: none; }}" in (Path(app.__file__).parent / "style.css").read_text()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from robustlib.representation import metric_over_plane
 from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.training import fit
 from robustlib.training.fit import run_params
+from robustlib.workbook.parameters import check_cells, choose_method
 from robustlib.workbook.task import Task, inspect
 from tests import ROOT
 from tests.fixtures import audit
@@ -53,6 +54,7 @@ def test_a_notebook_is_thin_and_clean(notebook: Path) -> None:
     assert len(names) <= 20
     first, *rest = (ast.parse(cell.source) for cell in cells(notebook))
     assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in first.body)
+    assert re.search(r"parameters\.(choose_method|check_parameters)\(", "".join(c.source for c in cells(notebook)[2:4]))
     written = () if notebook.stem == "own_method" else (ast.ClassDef, ast.FunctionDef)  # there a loss is written
     banned = (ast.Import, ast.ImportFrom, ast.For, ast.While, *written)
     assert not [node for tree in rest for node in ast.walk(tree) if isinstance(node, banned)]
@@ -110,8 +112,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     parameters = {"method": "trades", "seed": "1", "test_examples": "12", "runs": str(place / "runs")}
     options = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    changes = 'overrides: ["arch=mlp_512", "epochs=4", "train_examples=512", "attack_steps=2"]'
-    options += ["-y", changes, "--no-progress-bar"]
+    options += ["-y", 'overrides: ["train_examples=512"]', "--no-progress-bar"]
+    options += ["-p", "arch", "mlp_512", "-p", "epochs", "4", "-p", "attack_steps", "2"]
     command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options]
     subprocess.run(command, check=True, timeout=300)
     return place
@@ -123,9 +125,37 @@ def test_baselines_by_papermill(trained: Path) -> None:
     signs = ["TRADES", "beta", "epoch 4/4", "worst case", "PGD(", "robustlib run trades"]
     assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
     images = pictures(trained / "out.ipynb")
-    assert len(images) == 10
+    assert len(images) == 11
+    assert run.changed == "arch=mlp_512, epochs=4, train_examples=512, attack_steps=2"
     assert all(len(image["alt"]) > 40 and "\n" in image["csv"] for image in images)
     assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
+
+
+def test_a_parameter_that_a_notebook_does_not_have_stops_it_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "papermill", FOLDER / "ancra.ipynb", tmp_path / "out.ipynb"]
+    command += ["-p", "epoch", "2", "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "InputError: Unknown parameter of this notebook 'epoch'. Did you mean 'epochs'?" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"], "nothing was trained"
+
+
+def test_injected_parameters_are_those_that_were_declared() -> None:
+    declared, own = "beta: float = None  # a weight\noverrides: list = []", "# Parameters\nbeta = 3.0\n"
+    check_cells([declared, "%matplotlib inline", own, "# Parameters of mine\nepoch = 1 + 1"])
+    with pytest.raises(InputError, match=r"'bta'\. Did you mean 'beta'.*overrides: ..name=value"):
+        check_cells([declared, own.replace("beta", "bta")])
+    with pytest.raises(InputError, match=r"Known: runs\.$"):
+        check_cells([declared, own, "runs: str = 'runs'", own])
+
+
+def test_parameters_that_are_not_given_are_the_presets() -> None:
+    unchanged = choose_method("trades", "digits", [], epochs=None, eps=None)
+    assert unchanged == make_method("trades", "digits")
+    changed = choose_method("trades", "digits", ["beta=3.0"], epochs=2, eps="8/255")
+    assert changed == make_method("trades", "digits", beta=3.0, epochs=2, eps=8 / 255)
+    with pytest.raises(InputError, match="'beta' is set as a parameter and in overrides"):
+        choose_method("trades", "digits", ["beta=3.0"], beta=0)
 
 
 @pytest.fixture
@@ -156,10 +186,10 @@ AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "unde
 @pytest.mark.parametrize(
     ("method", "changes", "signs", "figures"),
     [
-        ("ancra", "", ANCRA, 6),
-        ("afd", "pretrain_epochs=1", AFD, 6),
-        ("afd", "pretrain_epochs=1 disentangle=false classify=latent", ("h: relative L2 distance",), 4),
-        ("acl", "head_epochs=1 norm=l2 eps=0.6", ACL, 4),
+        ("ancra", "", ANCRA, 12),
+        ("afd", "pretrain_epochs=1", AFD, 13),
+        ("afd", "pretrain_epochs=1 disentangle=false classify=latent", ("h: relative L2 distance",), 10),
+        ("acl", "head_epochs=1 norm=l2 eps=0.6", ACL, 10),
     ],
 )
 def test_a_method_of_its_own_notebook(tmp_path: Path, method: str, changes: str, signs: tuple, figures: int) -> None:
@@ -203,7 +233,7 @@ def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -
     overrides = ["train_examples=200", "attack_steps=2", "epochs=2", "aug_epochs=1", "head_epochs=1"]
     parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
-    assert drawn == 5
+    assert drawn == 11
     signs = ("✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds")
     studies = (f"3 of the {n} runs of the study **claf-{name}**" for n, name in ((33, "ablation"), (60, "comparison")))
     assert_shows(shown, *signs, *studies)
@@ -221,15 +251,18 @@ def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(
     overrides = ["epochs=3", "train_examples=200"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8, "dataset": "digits-0-4"}
     shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
-    assert drawn == 6
-    words = ("σ of head", "Quartiles", "FAB (white box)", "Fewer than three runs", "No seed has measured", "worst case")
-    why = "are of digits, not of this page's data set, digits-0-4"
-    studies = [f"The runs of the study **spectral-{name}** {why}" for name in ("grid", "cnn", "transfer")]
-    assert_shows(shown, *words, *studies, "undecided: 0 of 8 seeds")
+    assert drawn == 12
+    assert_shows(shown, "σ of head", "Quartiles", "FAB (white box)", "worst case", "undecided: 0 of 8 seeds")
     (run,) = find_runs(tmp_path / "runs", dataset="digits-0-4")
     assert run.distances()["n"] == 8
     assert run.distances("val") == {}, "of a recipe of its own: no part of the grid"
     assert (tmp_path / "runs" / "toys" / run.path.name).is_dir()  # of its own: two pages train at once with --jobs 2
+    parameters = {"runs": tmp_path / "runs", "dataset": "digits-0-4"}
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral_study.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 0
+    why = "are of digits, not of this page's data set, digits-0-4"
+    studies = [f"The runs of the study **spectral-{name}** {why}" for name in ("grid", "cnn", "transfer")]
+    assert_shows(shown, *studies, "Fewer than three runs", "No seed has measured")
 
 
 def at_inverse_slope(model: Classifier, split: Split, attack: MinimumNorm, **_: Any) -> pd.DataFrame:
@@ -272,10 +305,12 @@ def family(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, family: Path) -> None:
     parameters = {"runs": family, "test_examples": 8}
     shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
-    assert drawn == 7
-    assert_shows(shown, "3 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs")
+    assert drawn == 12
+    assert re.search(r"this run +100\.0 %", shown), "its own distances on validation images"
+    shown, drawn = page_of(Task(FOLDER / "rep_spectral_study.ipynb", {"runs": family}, tmp_path / "out.ipynb"))
+    assert drawn == 2
+    assert_shows(shown, "4 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs")
     rows = (
-        r"this run +100\.0 %",  # its own distances on validation images
         r"none +0 +1 +100\.0 % +\d",
         r"Rep-spectral +0\.03 +1 +100\.0 % .*✓ chosen, the only one of the grid",
         r"over the representation's layers +−1\.00 +4 +4 +8\n",  # three of the grid, and the page's
@@ -297,11 +332,19 @@ def test_the_notebook_of_atop(tmp_path: Path) -> None:
     overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     shown, drawn = page_of(Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb"))
-    assert drawn == 8
-    words = ("through 5 steps of the purifier", "what is left of the attack", "worst of 10 draws", "fixed by seed")
-    more = ("unseen: StAdv", "attacked, purified", "atop-ablation", "ms an image", "eot=8", "worst case")
-    assert_shows(shown, *words, *more)
+    assert drawn == 12
+    words = (
+        "through 5 steps of the purifier",
+        "what is left of the attack",
+        "attacked, purified",
+        "eot=8",
+        "worst case",
+    )
+    assert_shows(shown, *words)
     (run,) = find_runs(tmp_path / "runs", method="atop")
+    shown, drawn = page_of(Task(FOLDER / "atop_study.ipynb", parameters, tmp_path / "out.ipynb"))
+    assert drawn == 3
+    assert_shows(shown, "worst of 10 draws", "fixed by seed", "unseen: StAdv", "atop-ablation", "ms an image")
     *_, unseen = read_json(run.path / "unseen.json").values()
     assert run.results()["n"] == run.audit()["n"] == unseen["n"] == 8
     assert read_json(run.path / "randomness.json")["draws"] == 10

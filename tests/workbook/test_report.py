@@ -163,6 +163,22 @@ def test_code_is_folded_and_outputs_are_shown(page):
     assert [cell.get("class") for cell in cells] == [None, ["num"], None, ["num"]]
 
 
+def test_a_page_begins_with_the_result_and_links_to_no_notebook(tmp_path):
+    book = nbformat.v4.new_notebook()
+    outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in ("<p>71.2 %</p>", "<p>pass</p>")]
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# Title\n\nMotivation. Next: [other.ipynb](other.ipynb)."),
+        nbformat.v4.new_code_cell("judge(run)", outputs=outputs, metadata={"tags": ["result"]}),
+    ]
+    nbformat.write(book, tmp_path / "run.ipynb")
+    page = parse(render(tmp_path / "run.ipynb", tmp_path / "run.html", title="Run").read_text())
+    result = page.select_one("header.masthead").find_next_sibling()
+    assert (result["class"], texts(result.select("p"))) == (["result"], ["71.2 %", "pass"])
+    assert texts(page.select("main .cell pre")) == ["judge(run)"], "its code stays where it was"
+    assert texts(page.select("main em")) == ["other.ipynb"]
+    assert not page.select("a[href$=ipynb]")
+
+
 def test_a_failed_notebook_says_so_first(tmp_path):
     page = page_of(tmp_path, failed=True)
     first, second = page.select(".failed")

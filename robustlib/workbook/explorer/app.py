@@ -17,6 +17,7 @@ from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit
 from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, pca_projection, umap_projection
+from robustlib.workbook.explorer.snapshot import show_snapshot, show_widget
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
 PATIENCE = f"the first of a session takes about {COMPILING:.0f} s, most of it to compile; it is kept beside the run."
@@ -44,8 +45,6 @@ def explore(
     see `robustlib.representation.features`. `examples` are test images, stratified, the same for all runs; 0 for all. `neighbours`
     clean images are shown as nearest to an adversarial one. If there are no runs, `train_missing` trains two small baselines on digits.
     """
-    from IPython.display import display
-
     found = finished_runs(runs, dataset)
     if not found and train_missing and dataset in ("", DATASET):
         found = small_baselines(runs)
@@ -55,8 +54,9 @@ def explore(
         raise InputError(f"There are no finished runs{which} in {runs}: train some with `robustlib run`, {remedy}.")
     data = dataset_of(found[0].params(), data_root)
     explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
-    display(explorer.widget)  # before anything is computed, so that its progress is seen
+    show_widget(explorer.widget)  # before anything is computed, so that its progress is seen
     explorer.load()
+    explorer.save()
     return explorer
 
 
@@ -235,6 +235,14 @@ class Explorer:
                 self._task = asyncio.get_running_loop().create_task(making)
             except RuntimeError:  # no loop, as in a script
                 asyncio.run(making)
+
+    def save(self) -> None:
+        """Leaves a picture of what is shown in the notebook, for whoever opens it without a kernel."""
+        points, step = self._maps["PCA", self._key()].points, self.board.eps.value
+        shown = f"{self.grid.run.name}: clean images (dots) and the same under {self.grid.attack} at eps {self.grid.radii[step]:.3g}."
+        show_snapshot(
+            points[[0, step]], self.split.labels, self.dataset.class_names, f"{shown} {self.board.status.said}"
+        )
 
     def _key(self) -> Key:
         return str(self.grid.run.path), self.grid.attack, self.board.layer.value

@@ -177,7 +177,7 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustlib.representation.metric_over_plane", partial(metric_over_plane, steps=9))
 
 
-ACL = ("is one of Linf; this run's", "attacked: changed images lie", "Attack passes for each image: 4.", "0 of the 33")
+ACL = ("is one of Linf; this run's", "UMAP: adversarial images lie", "Attack passes for each image: 4.", "0 of the 33")
 ANCRA = ("head 1", "bpda gate 0.1", "adaptive minimum", "overstated by", "transferred", "ancra-ablation")
 AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "undecided: 0 of 8 seeds")
 
@@ -234,7 +234,7 @@ def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -
     parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == 11
-    signs = ("✕ invalid", "Invalid: the attack clamps", "augmented: changed images lie", "undecided: 0 of 8 seeds")
+    signs = ("✕ invalid", "Invalid: the attack clamps", "UMAP: adversarial images lie", "undecided: 0 of 8 seeds")
     studies = (f"3 of the {n} runs of the study **claf-{name}**" for n, name in ((33, "ablation"), (60, "comparison")))
     assert_shows(shown, *signs, *studies)
     for level, refresh in ((0.5, "never"), (0.75, "reinit")):
@@ -309,11 +309,11 @@ def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, 
     assert re.search(r"this run +100\.0 %", shown), "its own distances on validation images"
     shown, drawn = page_of(Task(FOLDER / "rep_spectral_study.ipynb", {"runs": family}, tmp_path / "out.ipynb"))
     assert drawn == 2
-    assert_shows(shown, "4 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs")
+    assert_shows(shown, "3 of the 39 runs of the study **spectral-grid**", "4 of the 12 runs", "2 of the 39 runs")
     rows = (
         r"none +0 +1 +100\.0 % +\d",
         r"Rep-spectral +0\.03 +1 +100\.0 % .*✓ chosen, the only one of the grid",
-        r"over the representation's layers +−1\.00 +4 +4 +8\n",  # three of the grid, and the page's
+        r"over the representation's layers +−1\.00 +3 +3 +8\n",
         r"rep_spectral +arch=small_cnn, strength=0\.001 +2 +90\.0 ± 0\.0 %",
         r"Rep-spectral · arch=small_cnn, strength=0\.001 +2 +0\.505 \(0\.441–0\.569\) +0\.455 \(0\.397–0\.512\) +3\n",
         r"Rep-spectral · arch=small_cnn, strength=0\.0 +2 +0\.305 ",

@@ -331,7 +331,7 @@ def show_cards(rows: Mapping[str, Mapping[Any, Any]], images: int) -> None:
     cards, words = [], []
     for title, row in rows.items():
         n, interval = row.get("n", images), f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
-        small = f"<small>{interval} (95 %)<br>{n} images</small>"
+        small = f"<small>{interval} (95\u00a0%)<br>{n} images</small>"
         cards.append(f'<li><h3>{escape(title)}</h3><p class="big">{percent(row["accuracy"])}{small}</p></li>')
         words.append(f"{title}: {share(row)} of {n} images")
     _display(f'<ul class="cards">{"".join(cards)}</ul>', "\n".join(words))

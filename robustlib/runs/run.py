@@ -350,6 +350,11 @@ def trained_with(run: Run) -> dict[str, int]:
     return dict(facts.get("numerics", before))
 
 
+def holds(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether a stored measurement was made with these facts."""
+    return bool(stored) and all(stored.get(fact, UNSAID.get(fact)) == value for fact, value in facts.items())
+
+
 def measured(
     run: Run, name: str, facts: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], *, key: str = ""
 ) -> dict[str, Any]:
@@ -360,7 +365,7 @@ def measured(
     """
     stored = run.read(name)
     known: dict[str, Any] = stored.get(key, {}) if key else stored
-    if known and all(known.get(fact, UNSAID.get(fact)) == value for fact, value in facts.items()):
+    if holds(known, facts):
         return known
     content = {**facts, **measure()}
     if key:

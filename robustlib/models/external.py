@@ -103,7 +103,7 @@ class _Checkpoint:
 @contextmanager
 def _differentiable_checkpoints() -> Iterator[None]:
     """For one forward pass of a network that may checkpoint with `use_reentrant=True`: gradients of attacks go through it as well."""
-    old, checkpoint.CheckpointFunction = checkpoint.CheckpointFunction, _Checkpoint  # type: ignore[misc]
+    old, checkpoint.CheckpointFunction = checkpoint.CheckpointFunction, _Checkpoint  # type: ignore[misc, assignment]
     try:
         yield
     finally:

@@ -19,7 +19,8 @@ from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suit
 from robustlib.evaluation.schedule import CLEAN
 from robustlib.evaluation.stochastic import measure_randomness
 from robustlib.figures import canvas
-from robustlib.runs import Run, attack_names, holds, measured, transfer_sources, versions
+from robustlib.runs import Run, attack_names, holds, measured, recall, transfer_sources, versions
+from robustlib.runs.files import check_weights
 from robustlib.training.fit import resolve_device
 
 EPS_MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the threat's eps, for the curve
@@ -205,12 +206,16 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
         last_worst is of the last epoch, and badges are the audit's verdicts on the headline and on the method's own protocol:
         "pass", "amber", "red", "n/a", or "" before an audit; external says that it was trained elsewhere.
     """
-    rows = [_row(run) for run in runs if run.results()]
+    known = [(run, recall(run.path, "row", partial(_row, run))) for run in runs]
+    rows = [row | {"path": str(run.path)} for run, row in known if row]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
 
 
 def _row(run: Run) -> dict[str, Any]:
-    params, results, metrics, audit = run.params(), run.results(), run.metrics(), run.audit().get("badges", {})
+    """A row of the `leaderboard` but for its path; {} before an evaluation."""
+    if not run.results():
+        return {}
+    params, results, epochs, audit = run.params(), run.results(), run.metric_rows(), run.audit().get("badges", {})
     rows = {row["attack"]: row for row in results["rows"]}
     last = {row["attack"]: row["accuracy"] for row in results.get("last", {}).get("rows", [])}
     badges = {kind: audit.get(kind, {}) for kind in ("headline", "protocol")}
@@ -223,11 +228,10 @@ def _row(run: Run) -> dict[str, Any]:
         "last_worst": last.get("worst", float("nan")),
         "n": results["n"],
         "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
-        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else float("nan") if run.external else 0,
+        "epochs": epochs[-1]["epoch_total"] if epochs else float("nan") if run.external else 0,
         "external": run.external,
-        "path": str(run.path),
         "stale": run.stale,
-        "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],
+        "warnings": [text for row in (epochs[0], epochs[-1]) for text in row["warnings"]] if epochs else [],
         "checkpoint": results["checkpoint"],
         **{f"{kind}_badge": badge.get("verdict", "") for kind, badge in badges.items()},
         **{f"{kind}_text": badge.get("text", "") for kind, badge in badges.items()},
@@ -248,23 +252,29 @@ def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         if missing := _missing(run):
-            params = {"dataset": run.place.split("/")[0]} if run.damage else run.params()
-            facts = {name: params.get(name) for name in ("preset", "dataset")}
-            rows.append({"run": run.name, **facts, "path": str(run.path), "missing": missing})
+            brief = {"preset": None, "dataset": run.place.split("/")[0], "name": run.place} | run.brief()
+            facts = {name: brief[name] for name in ("preset", "dataset")}
+            rows.append({"run": brief["name"], **facts, "path": str(run.path), "missing": missing})
     return pd.DataFrame(rows, columns=["run", "preset", "dataset", "path", "missing"])
 
 
 def _missing(run: Run) -> str:
     """What a run lacks, and the command that makes it; "" if nothing."""
-    if damage := run.damage:
+    brief = run.brief()
+    if damage := brief["damage"]:
         return f"damaged: {damage}"
+    if brief["state"] == "running":  # unless its process is gone
+        return _lacking(run)
+    return recall(run.path, "missing", partial(_lacking, run))
+
+
+def _lacking(run: Run) -> str:
     again = "robustlib run --rerun"
     try:
         again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
         if not run.finished:
             return f"training {run.status()['state']}: {again.removesuffix(' --rerun')}"
-        if not run.external:  # whose network is code, perhaps of a stranger
-            run.model()
+        check_weights(run.path / "model.safetensors")
         results, _ = run.results(), run.metrics()
         if not results:
             begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"

@@ -1,11 +1,13 @@
 """Tables of many runs: leaderboards and means over seeds, claims, distances, feature spaces, purifiers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
+from robustlib.runs import Run, recall
 from robustlib.workbook.tables.runs import as_markdown, share
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
@@ -82,22 +84,28 @@ def objections(board: pd.DataFrame) -> str:
     return "\n".join(lines) or "All runs are audited, and no check objects to a headline or a protocol."
 
 
-def inventory(runs: Iterable[Any]) -> pd.DataFrame:
+def inventory(runs: Iterable[Run]) -> pd.DataFrame:
     """All runs, finished, damaged or neither, as `robustlib list` shows them."""
     rows = []
     for run in runs:
-        dashes = dict.fromkeys(("clean", "worst case", "headline"), "–")
-        cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **dashes, "notes": run.damage}
-        if not run.damage:
-            params, named = run.params(), {"clean": "clean", "worst": "worst case"}
-            cells |= {"method": params.get("method", "?"), "seed": params.get("seed", "?")}
-            cells["state"] = run.status()["state"]
-            measured = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
-            cells |= {name: measured[attack] for attack, name in named.items() if attack in measured}
-            cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
-            cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
+        cells = recall(run.path, "inventory", partial(_cells, run))
+        cells |= {"state": run.status()["state"]} if cells["state"] == "running" else {}  # unless its process is gone
         rows.append({**cells, "run directory": run.path})
     return pd.DataFrame(rows)
+
+
+def _cells(run: Run) -> dict[str, Any]:
+    dashes = dict.fromkeys(("clean", "worst case", "headline"), "–")
+    cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **dashes, "notes": run.damage}
+    if not run.damage:
+        params, named = run.params(), {"clean": "clean", "worst": "worst case"}
+        cells |= {"method": params.get("method", "?"), "seed": params.get("seed", "?")}
+        cells["state"] = run.read("status.json").get("state", "new")
+        measured = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
+        cells |= {name: measured[attack] for attack, name in named.items() if attack in measured}
+        cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
+        cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
+    return cells
 
 
 def paired(differences: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers:
 
 import tempfile
 
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which code a user trusts is no business of tests
+os.environ["XDG_STATE_HOME"] = (
+    tempfile.mkdtemp()
+)  # what a user trusts, and what is known of runs, is no business of tests
 
 import signal
 from dataclasses import replace

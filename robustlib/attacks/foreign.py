@@ -111,7 +111,12 @@ class ForeignAttack:
     tally: Counter[str] = field(default_factory=Counter, compare=False)  # images "met", and those "outside"
 
     def __repr__(self) -> str:
-        return f"{self.asked} within {self.threat}, {self.origin}"
+        return f"{self.words}, {self.origin}"
+
+    @property
+    def words(self) -> str:
+        """What is called and within what, whichever code answers."""
+        return f"{self.asked} within {self.threat}"
 
     @property
     def remark(self) -> str:

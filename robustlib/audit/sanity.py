@@ -183,9 +183,6 @@ def _gradients(model: Classifier, x: Tensor, y: Tensor) -> Finding:
             (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
         except RuntimeError as error:
             reason, remedy = str(error).partition("\n")[0], "only black-box attacks say anything here"
-            if "use_reentrant" in reason:  # torch's old way, which torch.autograd.grad cannot go
-                reason = "its checkpointing recomputes with use_reentrant=True"
-                remedy = "let its code call checkpoint(..., use_reentrant=False)"
             return Finding("gradients", "red", f"No gradient reaches the images ({reason}): {remedy}.")
     if gradient is None or not bool(gradient.isfinite().all()):
         return Finding(

@@ -1,6 +1,6 @@
 """Attacks from elsewhere as further rows of an evaluation: of other libraries, of installed packages, or of a user's own code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from robustlib.attacks import ForeignAttack, foreign_attack
@@ -24,6 +24,15 @@ def extra_attacks(specs: Sequence[str], threat: Threat) -> dict[str, ForeignAtta
         if repr(attack) not in map(repr, attacks.values()):
             attacks[_free(attack.asked.label, {*ATTACKS, *attacks})] = attack
     return attacks
+
+
+def added(attacks: Iterable[ForeignAttack], there: Mapping[str, str]) -> dict[str, ForeignAttack]:
+    """By name those that are to stand beside rows that are there (name -> protocol); in the place of one that differs in its code alone."""
+    named: dict[str, ForeignAttack] = {}
+    for attack in attacks:
+        same = [name for name, protocol in there.items() if protocol.startswith(f"{attack.words}, ")]
+        named[same[0] if same else _free(attack.asked.label, {*ATTACKS, *there, *named})] = attack
+    return named
 
 
 def _free(label: str, taken: set[str]) -> str:

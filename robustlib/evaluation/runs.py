@@ -12,13 +12,15 @@ from robustlib.attacks import PGD, ForeignAttack, in_precision
 from robustlib.data import Dataset, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import evaluate, robustness_curve
-from robustlib.evaluation.extra import extra_attacks
+from robustlib.evaluation.extra import added, extra_attacks
 from robustlib.evaluation.measurements import OnProgress, images_of, protocol_of, search_precision, state_key, threat_of
-from robustlib.evaluation.metrics import by_attack, cascade_steps
+from robustlib.evaluation.metrics import by_attack, cascade_steps, summarise
 from robustlib.evaluation.protocols import EOT, TRANSFER, TRANSFER_METHODS, Suite
+from robustlib.evaluation.schedule import CLEAN
 from robustlib.evaluation.stochastic import measure_randomness
 from robustlib.figures import canvas
-from robustlib.runs import Run, attack_names, measured, transfer_sources, versions
+from robustlib.runs import Run, attack_names, holds, measured, recall, transfer_sources, versions
+from robustlib.runs.files import check_weights
 from robustlib.training.fit import resolve_device
 
 EPS_MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the threat's eps, for the curve
@@ -58,8 +60,9 @@ def evaluate_run(
     follows. `n` is a stratified choice of test images, the same for all runs; None or 0 for all. What fewer images show never
     replaces what more have shown. `precision` is that of searches: "32-true", "bf16-mixed", or "auto": as stored, else the faster one.
 
-    The best weights also meet `extra` attacks (see `extra_attacks`), after the others; what they find counts in the worst case. A stored
-    evaluation that has them all, or any where none is asked for, is kept; else everything is evaluated again, with those alone.
+    The best weights also meet `extra` attacks (see `extra_attacks`), after the others; what they find counts in the worst case. To a
+    stored evaluation those that it lacks are added, in the place of the same ones from other code; where it is renewed for another
+    reason, only those that are asked for now are left.
 
     Returns:
         The content of results.json: n, split, checkpoint, threat, seed, precision, numerics, rows (one an attack, see `summarise`, with the
@@ -81,11 +84,13 @@ def evaluate_run(
         "numerics": versions("measures/evaluation", *names),
     }
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
-    asked = _named(more)
-    facts |= {} if {*asked.get("extra", ())} <= {*stored.get("extra", ())} else asked
     facts |= {"transfer": new_weights(transfer_sources(run, TRANSFER_METHODS), {})} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
     measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep, more)
+    if lacking := {name: attack for name, attack in more.items() if repr(attack) not in stored.get("extra", ())}:
+        if holds(stored, facts) and len(run.records()):
+            measure = partial(_add_attacks, run, split, facts, device, progress, lacking)
+        facts = {**facts, "extra": [*map(repr, more.values())]}
     results = measured(run, "results.json", facts, measure) if keep else {**facts, **measure()}
     if results != stored:
         shutil.rmtree(run.evaluation, ignore_errors=True)
@@ -128,20 +133,49 @@ def _evaluate_weights(
     over_eps = robustness_curve(model, few, eps=sorted({threat.scaled(k).eps for k in EPS_MULTIPLES}), **curve)
     over_steps = robustness_curve(model, few, steps=STEPS, **curve)
     curves = {"curve": over_eps.to_dict("records"), "steps_curve": over_steps.to_dict("records")}
-    named: dict[str, Any] = {}
-    if keep:  # before results.json, which would have no proof without; older ones, and what judged them, go with their records
-        both = [frame.assign(checkpoint=which) for which, frame in frames.items()]
-        old = ("audit.json", "randomness.json", "results.json")
-        run.write_frame("records.parquet", pd.concat(both, ignore_index=True), old)
-        named["files"] = run.digests("model.safetensors", "last.safetensors", "records.parquet")
     return {
         **asked,
         "rows": tables["best"],
         "cascade": cascade,
         "last": {"rows": tables["last"]} if last else {},
         **curves,
-        **named,
+        **({"files": _keep(run, frames)} if keep else {}),
     }
+
+
+def _add_attacks(
+    run: Run,
+    split: Split,
+    facts: Mapping[str, Any],
+    device: str,
+    progress: OnProgress,
+    extra: Mapping[str, ForeignAttack],
+) -> dict[str, Any]:
+    """What results.json holds once the best weights have met `extra` too."""
+    stored, where = run.results(), resolve_device(device)
+    protocols = {row["attack"]: row["protocol"] for row in stored["rows"]}
+    named = added(extra.values(), protocols)
+    model = run.model().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings: dict[str, Any] = {"seed": facts["seed"], "progress": progress, "adaptive": {}}
+    settings["state"] = run.evaluation / f"extra-{state_key({**facts, **_named(named)}, where)}"
+    found = evaluate(model, split, named, **settings)
+    best, last = run.records(), run.records("last")
+    best = pd.concat([best[~best.attack.isin([*named])], found[found.attack != CLEAN]], ignore_index=True)
+    protocols |= {name: repr(attack) + attack.remark for name, attack in named.items()}
+    rows: Any = summarise(best).to_dict("records")
+    rows = [{**row, "protocol": protocols[row["attack"]]} for row in rows]
+    replaced = tuple(f"{attack.words}, " for attack in named.values())
+    others = [text for text in stored.get("extra", ()) if not text.startswith(replaced)]
+    every = {"extra": [*others, *map(repr, named.values())], "rows": rows}
+    return {**stored, **every, "files": _keep(run, {"best": best, "last": last})}
+
+
+def _keep(run: Run, frames: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Stores the records of best and last weights before results.json, which would have no proof without; what older ones led to goes."""
+    both = [frame.assign(checkpoint=which) for which, frame in frames.items()]
+    old = ("audit.json", "randomness.json", "results.json")
+    run.write_frame("records.parquet", pd.concat(both, ignore_index=True), old)
+    return run.digests("model.safetensors", "last.safetensors", "records.parquet")
 
 
 def _named(extra: Mapping[str, ForeignAttack]) -> dict[str, list[str]]:
@@ -172,12 +206,16 @@ def leaderboard(runs: Iterable[Run]) -> pd.DataFrame:
         last_worst is of the last epoch, and badges are the audit's verdicts on the headline and on the method's own protocol:
         "pass", "amber", "red", "n/a", or "" before an audit; external says that it was trained elsewhere.
     """
-    rows = [_row(run) for run in runs if run.results()]
+    known = [(run, recall(run.path, "row", partial(_row, run))) for run in runs]
+    rows = [row | {"path": str(run.path)} for run, row in known if row]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("worst", ascending=False, ignore_index=True)
 
 
 def _row(run: Run) -> dict[str, Any]:
-    params, results, metrics, audit = run.params(), run.results(), run.metrics(), run.audit().get("badges", {})
+    """A row of the `leaderboard` but for its path; {} before an evaluation."""
+    if not run.results():
+        return {}
+    params, results, epochs, audit = run.params(), run.results(), run.metric_rows(), run.audit().get("badges", {})
     rows = {row["attack"]: row for row in results["rows"]}
     last = {row["attack"]: row["accuracy"] for row in results.get("last", {}).get("rows", [])}
     badges = {kind: audit.get(kind, {}) for kind in ("headline", "protocol")}
@@ -190,11 +228,10 @@ def _row(run: Run) -> dict[str, Any]:
         "last_worst": last.get("worst", float("nan")),
         "n": results["n"],
         "minutes": run.provenance().get("wall_seconds", float("nan")) / 60,
-        "epochs": int(metrics["epoch_total"].iloc[-1]) if len(metrics) else float("nan") if run.external else 0,
+        "epochs": epochs[-1]["epoch_total"] if epochs else float("nan") if run.external else 0,
         "external": run.external,
-        "path": str(run.path),
         "stale": run.stale,
-        "warnings": [text for at in (0, -1) for text in metrics["warnings"].iloc[at]] if len(metrics) else [],
+        "warnings": [text for row in (epochs[0], epochs[-1]) for text in row["warnings"]] if epochs else [],
         "checkpoint": results["checkpoint"],
         **{f"{kind}_badge": badge.get("verdict", "") for kind, badge in badges.items()},
         **{f"{kind}_text": badge.get("text", "") for kind, badge in badges.items()},
@@ -215,23 +252,29 @@ def incomplete(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         if missing := _missing(run):
-            params = {"dataset": run.place.split("/")[0]} if run.damage else run.params()
-            facts = {name: params.get(name) for name in ("preset", "dataset")}
-            rows.append({"run": run.name, **facts, "path": str(run.path), "missing": missing})
+            brief = {"preset": None, "dataset": run.place.split("/")[0], "name": run.place} | run.brief()
+            facts = {name: brief[name] for name in ("preset", "dataset")}
+            rows.append({"run": brief["name"], **facts, "path": str(run.path), "missing": missing})
     return pd.DataFrame(rows, columns=["run", "preset", "dataset", "path", "missing"])
 
 
 def _missing(run: Run) -> str:
     """What a run lacks, and the command that makes it; "" if nothing."""
-    if damage := run.damage:
+    brief = run.brief()
+    if damage := brief["damage"]:
         return f"damaged: {damage}"
+    if brief["state"] == "running":  # unless its process is gone
+        return _lacking(run)
+    return recall(run.path, "missing", partial(_lacking, run))
+
+
+def _lacking(run: Run) -> str:
     again = "robustlib run --rerun"
     try:
         again = f"{run.provenance().get('command') or 'robustlib run'} --rerun"
         if not run.finished:
             return f"training {run.status()['state']}: {again.removesuffix(' --rerun')}"
-        if not run.external:  # whose network is code, perhaps of a stranger
-            run.model()
+        check_weights(run.path / "model.safetensors")
         results, _ = run.results(), run.metrics()
         if not results:
             begun = "evaluation interrupted" if run.evaluation.exists() else "not evaluated"

@@ -141,10 +141,19 @@ def same_length(what: str, **arrays: Any) -> None:
 
 
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes."""
+    """The figure as a PNG file; the same figure gives the same bytes.
+
+    A palette of 256 colours, which lines and marks do not need in full, makes it a third as large; photographs keep theirs.
+    """
+    from PIL import Image
+
     stream = io.BytesIO()
     figure.fig.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
-    return stream.getvalue()
+    picture = Image.open(stream).convert("RGB")
+    if not any(axes.images for axes in figure.fig.axes):
+        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(packed := io.BytesIO(), "png", optimize=True)
+    return packed.getvalue()
 
 
 def encode_png(pixels: np.ndarray, **options: Any) -> str:

@@ -1,12 +1,13 @@
 """A network that was made elsewhere, seen as ours are: images in [0, 1] -> float32 logits, with features where its last linear layer looks."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from robustlib.errors import InputError, shown
 from robustlib.models.classifier import Classifier, ImageSpec
@@ -72,7 +73,8 @@ class External(Classifier):
         """Logits (B, K), float32 also inside autocast."""
         self.check_input(x)
         shown_to_net = self.normalise(x) if self.normalised else x.clone()  # it may change its input in place
-        return select(self.encoder(shown_to_net), self.output).float()
+        with _differentiable_checkpoints():
+            return select(self.encoder(shown_to_net), self.output).float()
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the last linear layer as it is called, (B, D) for most networks."""
@@ -88,6 +90,24 @@ class External(Classifier):
     def train(self, mode: bool = True) -> "External":
         """Nothing is trained here: it stays in eval mode."""
         return super().train(False)
+
+
+class _Checkpoint:
+    """In the place of torch's reentrant checkpointing, whose backward pass `torch.autograd.grad` cannot take."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve)
+
+
+@contextmanager
+def _differentiable_checkpoints() -> Iterator[None]:
+    """For one forward pass of a network that may checkpoint with `use_reentrant=True`: gradients of attacks go through it as well."""
+    old, checkpoint.CheckpointFunction = checkpoint.CheckpointFunction, _Checkpoint  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = old  # type: ignore[misc]
 
 
 def select(answer: Any, output: str) -> Tensor:

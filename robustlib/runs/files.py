@@ -69,12 +69,10 @@ def tidy(folder: Path, older: float = 3600.0) -> None:
                 file.unlink()
 
 
-def stamp(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file is written anew; () where there is none."""
-    with suppress(OSError, ValueError):
-        about = path.stat()
-        return about.st_mtime_ns, about.st_size, about.st_ino
-    return ()
+def state_file(name: str) -> Path:
+    """A file that robustlib keeps for this user, in $XDG_STATE_HOME/robustlib."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "robustlib" / name
 
 
 def write_json(path: Path, content: object) -> None:
@@ -133,7 +131,12 @@ def read_bytes(path: Path) -> bytes | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a run's directory or archive; {} if there is none."""
-    content = {} if (data := read_bytes(path)) is None else parse_json(path, data)
+    return {} if (data := read_bytes(path)) is None else parse_object(path, data)
+
+
+def parse_object(path: Path, data: bytes) -> dict[str, Any]:
+    """The object that JSON text from a file at `path` is."""
+    content = parse_json(path, data)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"{path} should hold a JSON object, it holds a {kind}: delete or restore it.")
@@ -180,6 +183,19 @@ def load_weights(model: "nn.Module", path: Path, run: str = "", known: str = "")
         said = f"{path} holds a training that diverged ({broken} is not finite)"
         raise InputError(f"{said}: train again with another setting.")
     model.load_state_dict(state)
+
+
+def check_weights(path: Path) -> None:
+    """Raises InputError for a safetensors file that is missing or cut short; its header is read, its numbers are not."""
+    from safetensors import safe_open
+
+    said = f"{path} is truncated or not a safetensors file"
+    with explained(Exception, lambda error: f"{said} ({error}): train again with --rerun."):
+        if path.exists():
+            with safe_open(path, "numpy"):
+                return
+    if read_bytes(path) is None:
+        raise InputError(f"There are no weights at {path}: train the run first, or give another directory.")
 
 
 def not_finite(state: "Mapping[str, Tensor]") -> str:

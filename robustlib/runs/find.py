@@ -23,9 +23,11 @@ def find_runs(
     paths = {file.parent for file in folder.glob(f"{methods}/*/params.json")}
     for archive in folder.glob(f"{methods}.zip"):  # of committed results: <method>.zip holds <run>/params.json
         paths |= {archive.with_suffix("") / name for name in files.archived_runs(archive)}
-    runs = [run for run in map(Run, sorted(paths)) if not run.damage or (preset is None and not finished)]
-    runs = [run for run in runs if preset is None or run.params().get("preset") == preset]
-    return [run for run in runs if not finished or run.finished]
+    if not finished and preset is None:
+        return [*map(Run, sorted(paths))]
+    briefs = {run: run.brief() for run in map(Run, sorted(paths))}
+    whole = [run for run, brief in briefs.items() if not brief["damage"] and preset in (None, brief["preset"])]
+    return [run for run in whole if not finished or briefs[run]["state"] == "done"]
 
 
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:

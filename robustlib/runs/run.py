@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,8 +23,9 @@ import pandas as pd
 
 from robustlib.errors import InputError
 from robustlib.runs import files
+from robustlib.runs.known import recall
 from robustlib.runs.numerics import outdated
-from robustlib.runs.shapes import SHAPES, check_shape
+from robustlib.runs.shapes import check_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +55,7 @@ FILES = (  # in the order of `clear`: whoever comes after a kill finds a trainin
     *("method.py", "params.json"),
 )
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
+_sound: set[tuple[str, int]] = set()  # contents of files by name that have their shape: most are read many times
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
 
 
@@ -93,10 +94,14 @@ class Run:
         Files that version 0.1 wrote name no run.
         """
         file = self.path / name
-        content = files.read_json(file)
-        if not content and (name != "params.json" or files.read_bytes(file) is None):
+        if (data := files.read_bytes(file)) is None:
             return {}
-        check_shape(file, content)
+        content = files.parse_object(file, data)
+        if not content and name != "params.json":
+            return {}
+        if (text := (name, hash(data))) not in _sound:
+            check_shape(file, content)
+            _sound.add(text)
         for part in (content, *content.values()):  # what is measured several times names its run in each entry
             if isinstance(part, dict) and name != "params.json":
                 files.check_owner(file, part.pop("run", None), self.place)
@@ -113,8 +118,28 @@ class Run:
     @property
     def damage(self) -> str:
         """Which of its JSON files and metrics cannot be believed, why, and the remedy, as a sentence; "" if all can."""
-        places = (Path(f"{self.path.parent}.zip"), *(self.path / name for name in SHAPES))
-        return _damage(self, tuple(map(files.stamp, places)))
+        return str(self.brief()["damage"])
+
+    def brief(self) -> dict[str, Any]:
+        """What many runs are sorted by, read once: damage; of an undamaged run also name, preset, dataset, seed, variant (method and
+        changes), and state, as its file says."""
+        return recall(self.path, "brief", self._read_brief)
+
+    def _read_brief(self) -> dict[str, Any]:
+        try:
+            params = self.params()
+            self.audit(), self.metric_rows()  # and what these rest on
+            for name in ("provenance.json", "representation.json", "distances.json", "unseen.json", "randomness.json"):
+                self.read(name)
+            state = self.read("status.json").get("state", "new")
+        except InputError as error:
+            return {"damage": str(error)}
+        name = f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
+        if "external" in params:
+            name = f"{params.get('title')} · {params['arch']}"
+        variant = f"{params.get('method', '?')} {changes_text(self.changes())}".strip()
+        facts = {key: params.get(key) for key in ("preset", "dataset", "seed")}
+        return {"damage": "", "name": name, "state": state, "variant": variant, **facts}
 
     def params(self) -> dict[str, Any]:
         """What was asked for: method, hyperparameters, dataset, arch, seed, precision, image and class counts; {} for no run.
@@ -218,12 +243,16 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """One row for each finished epoch of each stage; row 0 is the model before training."""
+        return pd.DataFrame(self.metric_rows())
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics`, each with the columns that it has."""
         file = self.path / "metrics.jsonl"
         data = files.read_bytes(file) or b""
         files.check_digest(file, data, self.status().get("files", {}).get(file.name, ""))
         rows = [files.parse_json(file, line) for line in data.splitlines()]
         check_shape(file, rows)
-        return pd.DataFrame(rows)
+        return rows
 
     def records(self, which: Literal["best", "last"] = "best") -> pd.DataFrame:
         """The evaluation's per-example records of the best or the last epoch's weights; empty before it."""
@@ -263,12 +292,7 @@ class Run:
     @property
     def name(self) -> str:
         """For people: "trades · small_cnn · seed 0" or "our WRN · wrn"; its place, where it is damaged."""
-        if self.damage:
-            return self.place
-        params = self.params()
-        if self.external:
-            return f"{params.get('title')} · {params['arch']}"
-        return f"{params.get('method', '?')} · {params.get('arch', '?')} · seed {params.get('seed', '?')}"
+        return str(self.brief().get("name", self.place))
 
     @property
     def argument(self) -> str:
@@ -313,18 +337,6 @@ class Run:
         files.write_atomic(self.path / name, frame.to_parquet(index=False), [self.path / old for old in outdates])
 
 
-@lru_cache(maxsize=4096)
-def _damage(run: Run, stamps: tuple[object, ...]) -> str:
-    """`Run.damage` of files that did not change since."""
-    try:
-        run.params(), run.audit(), run.metrics()  # and what these rest on
-        for name in ("provenance.json", "representation.json", "distances.json", "unseen.json", "randomness.json"):
-            run.read(name)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
 def _quoted(command: str) -> str:
     """One command of ours with each word quoted as a shell needs it, so that it can be copied; "" for anything else."""
     try:
@@ -350,6 +362,11 @@ def trained_with(run: Run) -> dict[str, int]:
     return dict(facts.get("numerics", before))
 
 
+def holds(stored: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether a stored measurement was made with these facts."""
+    return bool(stored) and all(stored.get(fact, UNSAID.get(fact)) == value for fact, value in facts.items())
+
+
 def measured(
     run: Run, name: str, facts: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], *, key: str = ""
 ) -> dict[str, Any]:
@@ -360,7 +377,7 @@ def measured(
     """
     stored = run.read(name)
     known: dict[str, Any] = stored.get(key, {}) if key else stored
-    if known and all(known.get(fact, UNSAID.get(fact)) == value for fact, value in facts.items()):
+    if holds(known, facts):
         return known
     content = {**facts, **measure()}
     if key:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from robustlib.errors import InputError, check_path, shown
-from robustlib.runs.files import digest
+from robustlib.runs.files import digest, state_file
 
 NOTEBOOK = "notebook"  # the place of what was written in a cell, which nobody can load
 _TRUSTED: set[str] = set()  # by this process, also where no home directory can be written
@@ -93,7 +93,7 @@ class UserCode:
             return
         _TRUSTED.add(key)
         with suppress(OSError):  # then this process alone knows
-            file = _state_file()
+            file = state_file("trusted-code")
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a") as stream:
                 stream.write(f"{key}  {self.spec}\n")
@@ -137,14 +137,13 @@ def _cell_text(kind: type, names: Mapping[str, Any]) -> str:
     return next(filter(None, (*("".join(linecache.getlines(file)) for file in files), *cells)), "")
 
 
-def _state_file() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(home) / "robustlib" / "trusted-code"
-
-
 def _remembered() -> set[str]:
     try:
-        return {line.split()[0] for line in _state_file().read_text("utf-8", "replace").splitlines() if line.strip()}
+        return {
+            line.split()[0]
+            for line in state_file("trusted-code").read_text("utf-8", "replace").splitlines()
+            if line.strip()
+        }
     except OSError:
         return set()
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +119,8 @@ def benchmark(
 
     robustlib benchmark my_models.py:build --weights model.pt --dataset cifar10 --data-root data --name "our WRN"
     """
+    import torch
+
     from robustlib.audit import check_run
     from robustlib.runs import find_runs
     from robustlib.workbook import console, tables
@@ -138,7 +140,9 @@ def benchmark(
     asked, jobs = Benchmark(model, **named), []
     data = asked.load(download=shared.download)
     options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}
-    for one in asked.each():
+    files = asked.each()
+    threads = asked.threads or max(1, torch.get_num_threads() // min(shared.jobs, len(files)))
+    for one in (replace(one, threads=threads) for one in files):
         made = one.run(data, rerun=shared.rerun)
         with out.status(f"{made.name}: clean images"):
             found = check_run(made, data, device=shared.device)

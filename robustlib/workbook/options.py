@@ -97,6 +97,9 @@ class Network:
     layer: Annotated[str, Option(help="Whose answers are its features; else the input of its last linear layer.")] = ""
     output: Annotated[str, Option(help="Where the logits are in its answer: a key, an attribute or a position.")] = ""
     model_args: Annotated[str, Option(help="""JSON for what builds it: '{"depth": 28}'.""")] = ""
+    threads: Annotated[
+        int, Option(min=0, help="CPU threads a network; 0 shares the cores among --jobs.", rich_help_panel=HOW)
+    ] = 0
     stochastic: Annotated[bool, Option("--stochastic", help="It answers at random: average over draws.")] = False
 
 

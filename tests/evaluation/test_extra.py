@@ -79,8 +79,21 @@ def test_they_stand_after_the_others_and_count_in_the_worst_case(digits, run):
     assert "torchattacks FGSM" in figures.accuracy_bars(both["rows"]).alt
     more = evaluate_run(run, digits, n=44, extra=[THEIR_FGSM])
     assert (more["n"], more["extra"]) == (44, both["extra"][1:]), "renewed for another reason, with what was asked for"
-    weaker = evaluate_run(run, digits, n=44, extra=[THEIR_FGSM + "(eps=0.01)"])["extra"]
-    assert weaker == [both["extra"][1].replace("eps=0.05", "eps=0.01")]
+
+
+def test_to_a_stored_evaluation_only_what_it_lacks_is_added(digits, run, monkeypatch: pytest.MonkeyPatch):
+    first, said = evaluate_run(run, digits, n=40, extra=[THEIR_FGSM + "(eps=0.01)"]), []
+    never = lambda *_, **__: pytest.fail("it was measured again")  # noqa: E731
+    monkeypatch.setattr("robustlib.evaluation.runs.robustness_curve", never)
+    twice = evaluate_run(run, digits, n=40, extra=[THEIR_PGD, THEIR_FGSM], progress=said.append)
+    assert {p.attack for p in said} - {"clean"} == {"torchattacks PGD", "torchattacks FGSM (2)"}
+    assert twice["rows"][: len(first["rows"]) - 1] == first["rows"][:-1], "no other number moves"
+    assert [row["attack"] for row in twice["rows"][-3:]] == ["torchattacks PGD", "torchattacks FGSM (2)", "worst"]
+    assert [row["protocol"] for row in twice["rows"][-4:-1]] == twice["extra"]
+    assert twice["rows"][-1]["correct"] == min(row["correct"] for row in twice["rows"]) < first["rows"][-1]["correct"]
+    assert not (run.path / "audit.json").exists(), "its verdict was on another worst case"
+    assert summarise(run.records())["accuracy"].tolist() == [row["accuracy"] for row in twice["rows"]]
+    assert evaluate_run(run, digits, n=40, extra=[THEIR_FGSM]) == twice
 
 
 def test_a_users_attack_is_renewed_with_its_code_and_what_leaves_the_ball_is_said(digits, run):
@@ -90,7 +103,10 @@ def test_a_users_attack_is_renewed_with_its_code_and_what_leaves_the_ball_is_sai
     assert first["extra"][0].startswith("mine.py:Mine() within Linf 0.05, code ")
     assert first == evaluate_run(run, digits, n=20, extra=["mine.py:Mine()"])
     Path("mine.py").write_text(MINE.replace("+ self.far", "- 2 * self.far"))
-    row = evaluate_run(run, digits, n=20, extra=["mine.py:Mine"])["rows"][-2]
+    again = evaluate_run(run, digits, n=20, extra=["mine.py:Mine"])
+    row = again["rows"][-2]
+    assert [r["attack"] for r in again["rows"]] == [r["attack"] for r in first["rows"]], "it takes the old one's place"
+    assert len(again["extra"]) == 1
     clean = first["rows"][0]
     assert row["accuracy"] == clean["accuracy"]
     said = "; {0} of {0} images came back outside of the ball or of [0, 1] and count as withstood".format(

@@ -224,11 +224,14 @@ def test_the_table_of_claims(tmp_path: Path) -> None:
     early = evaluate_claims(claims[:1], runs[:2], SEEDS)
     lone = tables.claims(early).iloc[0]
     assert lone["effect"] == "+3.4 points (one seed)"
-    assert lone["notes"] == "seeds 1, 2, 3, 4, 5, 6, 7: no run of trades, no run of pgd_at"
-    beside = tables.claims(findings, early)
-    assert beside["reference"].tolist() == ["– undecided: 1 of 8 seeds", "–"]
-    assert beside["verdict"].tolist() == table["verdict"].tolist()
-    assert not any("reference" in tables.claims(findings, nothing) for nothing in (None, []))
+    assert lone["notes"] == "seeds 1–7: no run of trades, no run of pgd_at"
+    beside = tables.claims(evaluate_claims(claims, runs[:2], SEEDS), findings)
+    assert beside["what the study found"].tolist() == [f"✓ supported · {shown[0][1]}", "– undecided: 0 of 8 seeds · –"]
+    assert beside["these runs"].tolist() == ["1 of 8 seeds: +3.4 points", "–"]
+    assert beside["p (Holm)"].tolist() == table["p (Holm)"].tolist(), "of what the study found"
+    assert "seeds" not in "".join(beside.get("notes", [])), "that most seeds were not trained here is no news"
+    assert tables.claims(findings, findings)["these runs"][0] == f"✓ supported · {shown[0][1]}"
+    assert not any("these runs" in tables.claims(findings, nothing) for nothing in (None, []))
     assert tables.claims([]).empty
 
 

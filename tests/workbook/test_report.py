@@ -64,6 +64,19 @@ def index(tmp_path_factory):
     return index_of(tmp_path_factory.mktemp("index"), rows, pages, compare=compare)
 
 
+def test_of_very_many_runs_the_best_are_shown_and_all_are_in_a_file(tmp_path):
+    one = leaderboard().iloc[[0]]
+    rows = pd.concat([one.assign(worst=k / 1000, path=f"runs/{k}") for k in range(250)])
+    page = index_of(tmp_path, rows, {"runs/249": "a.html"})
+    shown = page.select(".leaderboard tbody tr")
+    assert len(shown) == 200
+    assert "24.9 %" in shown[0].get_text()
+    assert "250 runs" in page.select_one(".facts").get_text()
+    (link,) = page.select(".facts a")
+    stored = pd.read_csv(tmp_path / link["href"])
+    assert (len(stored), stored["page"].tolist()[-1]) == (250, "a.html")
+
+
 def test_the_index_says_where_verdicts_change_with_the_data(tmp_path):
     rows = [("A < B.", "✓ supported", "✕ not supported", "differ"), ("C.", "–", "–", "agree")]
     page = index_of(

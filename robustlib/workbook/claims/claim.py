@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from robustlib.errors import InputError, check_fields, check_known, shown
 from robustlib.evaluation.metrics import t_interval
-from robustlib.runs import Run, changes_text
+from robustlib.runs import Run
 from robustlib.workbook.claims.measures import measure_of, source_of
 
 Key = tuple[str, int]  # a variant and a seed
@@ -95,14 +95,15 @@ def read_claims(rows: object, place: str) -> list[Claim]:
 
 def variant_of(run: Run) -> str:
     """The variant of a method that a run is: the method and what was changed from its preset, "trades beta=1.0"."""
-    return f"{run.params().get('method', '?')} {changes_text(run.changes())}".strip()
+    return str(run.brief()["variant"])
 
 
 def by_variant(runs: Iterable[Run]) -> dict[Key, Run]:
     """The first run of each variant and seed."""
     first: dict[Key, Run] = {}
     for run in runs:
-        first.setdefault((variant_of(run), run.params().get("seed", -1)), run)
+        brief = run.brief()
+        first.setdefault((brief["variant"], -1 if brief["seed"] is None else brief["seed"]), run)
     return first
 
 

@@ -41,6 +41,7 @@ class Benchmark:
     std: str = ""
     stochastic: bool = False
     attacks: tuple[str, ...] = ()  # that it meets besides, such as "torchattacks:PGD(steps=20)"
+    threads: Whole = 0  # of the CPU; 0 for those that there are
     data_root: str = ""
     runs: str = "runs"
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,12 @@ def variant_name(variant: Variant, preset: str) -> str:
 
 def claim_studies(preset: str) -> list[Study]:
     """The studies of a preset that come with robustlib and have claims, by name."""
-    return [study for study in map(read_study, study_names()) if study.preset == preset and study.claims]
+    return [study for study in _built_in() if study.preset == preset and study.claims]
+
+
+@cache
+def _built_in() -> list[Study]:
+    return [*map(read_study, study_names())]
 
 
 def preset_study(preset: str) -> Study | None:

@@ -32,6 +32,8 @@ FORMS = DISPLAYED[: DISPLAYED.index("text/plain")]  # of outputs that the index 
 LIMIT = 2_900_000  # bytes of an atlas, which is to stay below 3 MB
 TILES = 25  # images in a row of its sprite
 FEW = 10  # classes that colours can still distinguish
+SHOWN = 200  # runs of a leaderboard, and incomplete ones, on the index; all are in ALL
+ALL = "leaderboard.csv"
 SCALE = 9999  # its coordinates are whole numbers in [0, SCALE]
 
 Record = dict[str, Any]  # a row of the leaderboard without its missing values
@@ -74,8 +76,9 @@ def write_index(
     views: Mapping[str, Path] | None = None,
     claims: pd.DataFrame | None = None,
 ) -> Path:
-    """Writes `reports_dir`/index.html and returns its path.
+    """Writes `reports_dir`/index.html, and all of its rows as leaderboard.csv; returns the page's path.
 
+    Of a leaderboard the page shows at most the best SHOWN.
     Rows are those of `robustlib.evaluation.leaderboard`; without any the page says which command makes runs. `pages` are addresses,
     relative to `reports_dir`, by path of a run; `compare` (title, address) of those that put runs side by side, which stand with the
     preset whose directory they are in. Runs of `robustlib.evaluation.incomplete` are listed with what they lack. `views` are the
@@ -94,10 +97,13 @@ def write_index(
     shown: dict[str, Any] = {"leaderboards": boards, "compare": links, "runs": len(rows), "audit": _audit_badges}
     shown["choices"] = {name: sorted(values) if len(values) > 1 else [] for name, values in offered.items()}
     lacking = [] if incomplete is None else _records(incomplete)  # of what is missing every second part is a command
-    shown["incomplete"] = [row | {"missing": COMMAND.split(row["missing"])} for row in lacking]
+    shown["lacking"], shown["all"] = len(lacking), ALL
+    shown["incomplete"] = [row | {"missing": COMMAND.split(row["missing"])} for row in lacking[:SHOWN]]
     shown["claims"] = [] if claims is None else claims.to_dict("split")["data"]
     shown["presets"] = [] if claims is None else list(claims.columns)[1:-1]
     target = Path(reports_dir) / "index.html"
+    addresses = rows["path"].map(lambda path: pages.get(str(path), "")) if len(rows) else []
+    write_atomic(target.with_name(ALL), rows.assign(page=addresses).to_csv(index=False))
     write_atomic(target, fill_template("index.html.j2", title="What holds under attack", **shown))
     return target
 
@@ -135,7 +141,8 @@ def _leaderboards(records: Sequence[Record], pages: Mapping[str, str]) -> list[d
         alike = [key for key in ("arch", "threat") if len({row.get(key) for row in rows}) == 1]
         columns = [c for c in COLUMNS if c.key not in alike and any(c.key in row for row in rows)]
         ranked = sorted(rows, key=lambda row: -row.get("worst", -1))
-        boards.append({"preset": preset, "dataset": dataset, "cards": _cards(rows), "columns": columns, "rows": ranked})
+        board = {"preset": preset, "dataset": dataset, "cards": _cards(rows)[:SHOWN], "columns": columns}
+        boards.append(board | {"rows": ranked[:SHOWN], "every": rows})
     return boards
 
 

@@ -1,14 +1,13 @@
 """Tables for people: numbers in, a DataFrame of text out, the same in notebooks, reports and the terminal.
 
-Nothing here knows runs or files. Accuracies are shown with their 95 % intervals, never alone.
+Only `inventory` knows runs. Accuracies are shown with their 95 % intervals, never alone.
 """
 
 from robustlib.figures.canvas import ATTACKS, VERDICTS, attack_name, mean_percent, percent, verdict_label, worst_verdict
+from robustlib.workbook.tables.claims import claims, claims_by_preset
 from robustlib.workbook.tables.comparisons import (
     BADGES,
     MINIMA,
-    claims,
-    claims_by_preset,
     consistency,
     correlations,
     cost,

@@ -1,11 +1,13 @@
-"""Tables of many runs: leaderboards and means over seeds, claims, distances, feature spaces, purifiers."""
+"""Tables of many runs: leaderboards and means over seeds, distances, feature spaces, purifiers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
+from robustlib.runs import Run, recall
 from robustlib.workbook.tables.runs import as_markdown, share
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
@@ -82,22 +84,28 @@ def objections(board: pd.DataFrame) -> str:
     return "\n".join(lines) or "All runs are audited, and no check objects to a headline or a protocol."
 
 
-def inventory(runs: Iterable[Any]) -> pd.DataFrame:
+def inventory(runs: Iterable[Run]) -> pd.DataFrame:
     """All runs, finished, damaged or neither, as `robustlib list` shows them."""
     rows = []
     for run in runs:
-        dashes = dict.fromkeys(("clean", "worst case", "headline"), "–")
-        cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **dashes, "notes": run.damage}
-        if not run.damage:
-            params, named = run.params(), {"clean": "clean", "worst": "worst case"}
-            cells |= {"method": params.get("method", "?"), "seed": params.get("seed", "?")}
-            cells["state"] = run.status()["state"]
-            measured = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
-            cells |= {name: measured[attack] for attack, name in named.items() if attack in measured}
-            cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
-            cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
+        cells = recall(run.path, "inventory", partial(_cells, run))
+        cells |= {"state": run.status()["state"]} if cells["state"] == "running" else {}  # unless its process is gone
         rows.append({**cells, "run directory": run.path})
     return pd.DataFrame(rows)
+
+
+def _cells(run: Run) -> dict[str, Any]:
+    dashes = dict.fromkeys(("clean", "worst case", "headline"), "–")
+    cells = {"method": run.path.parent.name, "seed": "?", "state": "damaged", **dashes, "notes": run.damage}
+    if not run.damage:
+        params, named = run.params(), {"clean": "clean", "worst": "worst case"}
+        cells |= {"method": params.get("method", "?"), "seed": params.get("seed", "?")}
+        cells["state"] = run.read("status.json").get("state", "new")
+        measured = {row["attack"]: percent(row["accuracy"]) for row in run.results().get("rows", [])}
+        cells |= {name: measured[attack] for attack, name in named.items() if attack in measured}
+        cells["headline"] = verdict_label(run.audit().get("badges", {}).get("headline", {}).get("verdict", ""))
+        cells["notes"] = ", ".join(filter(None, [run.changed, "stale" if run.stale else ""]))
+    return cells
 
 
 def paired(differences: pd.DataFrame) -> pd.DataFrame:
@@ -131,97 +139,6 @@ def incomplete(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # As with the verdicts of audits, a sign and a word, so that colour is never all there is.
-SIGNS = {"supported": "✓", "not supported": "✕", "undecided": "–"}
-KINDS = {
-    "last": "{}, last epoch",
-    "overfitting": "{}, best less last epoch",
-    "overstated": "{} less worst case",
-    "metrics": "{}, end of training",
-    "growth": "{}, growth over the epochs from 2 on",
-    "distance": "{} adversarial distance (Tangent, L2)",
-}
-FEATURES = {"relative_l2": "relative L2 feature gap", "cosine": "cosine feature gap", "linf": "L∞ feature gap"}
-COLUMNS = ["claim", "effect", "verdict", "reference", "p (Holm)", "detectable", "notes", "compared", "source"]
-
-
-def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> pd.DataFrame:
-    """One row for each claim: who says so, what was compared, the effect with its 95 % interval, and the verdict.
-
-    Effects are the first variant less the second (or zero), in points; in % of the second for a distance, in % for a
-    growth. Detectable is the smallest true effect that these seeds would have found with 80 % power. Verdicts of
-    `reference`, findings of the committed results, stand in a column of their own.
-    """
-    known = {other.claim.name: _verdict(other) for other in reference or ()}
-    rows = []
-    for finding in findings:
-        claim = finding.claim
-        seeds: dict[str, list[str]] = {}  # without a difference, those with the same reason together
-        for sentence in finding.evidence.missing:
-            seed, _, reason = sentence.removeprefix("seed ").partition(": ")
-            seeds.setdefault(reason, []).append(seed)
-        gaps = [f"seed{'s' * (len(some) > 1)} {', '.join(some)}: {reason}" for reason, some in seeds.items()]
-        cells = {
-            "claim": claim.text,
-            "effect": _effect(finding),
-            "verdict": _verdict(finding),
-            "reference": known.get(claim.name, "–"),
-            "p (Holm)": f"{finding.p:.3f}" if finding.p >= 0.001 else "< 0.001",
-            "detectable": f"{100 * finding.detectable:.1f} {claim.unit}" if finding.detectable < float("inf") else "–",
-            "notes": "; ".join([*finding.evidence.notes, *gaps]),
-            "compared": f"{claim.variant} − {claim.than or 'zero'}: {_measure_name(claim.measure)}",
-            "source": claim.source,
-        }
-        rows.append(cells)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    dull = [name for name, shown in (("reference", bool(known)), ("notes", table["notes"].any())) if not shown]
-    return table.drop(columns=dull)
-
-
-def claims_by_preset(findings: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """One row for each claim that several presets' findings measure: the claim, in a column a preset its effect and verdict ("–": not
-    measured), and whether the decided verdicts "agree" or "differ"; "open" where fewer than two are."""
-    measured = {
-        preset: {(one.claim.name, one.claim.text): one for one in found if one.evidence.differences}
-        for preset, found in findings.items()
-    }
-    rows = []
-    for asked in dict.fromkeys(asked for found in measured.values() for asked in found):
-        each = {preset: found.get(asked) for preset, found in measured.items()}
-        known = [one for one in each.values() if one is not None]
-        if len(known) > 1:
-            cells = {
-                preset: "–" if one is None else f"{_verdict(one)} · {_effect(one)}" for preset, one in each.items()
-            }
-            decided = [one.verdict for one in known if one.verdict != "undecided"]
-            word = ("agree" if len(set(decided)) == 1 else "differ") if len(decided) > 1 else "open"
-            rows.append({"claim": asked[1], **cells, "verdicts": word})
-    return pd.DataFrame(rows)
-
-
-def _effect(finding: Any) -> str:
-    """ "+2.0 points (+0.8 to +3.2)"; "–" where there is none."""
-    effect, low, high, _ = finding.interval
-    interval = f"{signed(100 * low)} to {signed(100 * high)}" if high < float("inf") else "one seed"
-    return f"{signed(100 * effect)} {finding.claim.unit} ({interval})" if effect == effect else "–"
-
-
-def _verdict(finding: Any) -> str:
-    return f"{SIGNS[finding.verdict]} {finding.summary}"
-
-
-def _measure_name(measure: str) -> str:
-    """A measure of a claim for people: "overfitting/pgd20" is "PGD-20, best less last epoch"."""
-    kind, _, name = measure.partition("/")
-    if name.startswith("loss/"):
-        return f"{attack_name('known')}, less {attack_name(name.removeprefix('loss/'))}"
-    if measure == "unseen/price":
-        return "clean accuracy without purifier, less with it"
-    layer, _, last = (name or kind).removeprefix("probe/").rpartition("/")
-    named = FEATURES.get(last) or attack_name(last).replace("_", " ")
-    named += f" of {layer}" if layer else ""
-    return KINDS.get(kind, "{}").format(named)
-
-
 # Attacks that look for the smallest perturbation, by how their repr begins.
 MINIMA = {"Tangent": "Tangent (decisions only)", "FAB": "FAB (white box)"}
 

@@ -135,10 +135,10 @@ def show_gaps(run: Run, dataset: Dataset, family: Mapping[str, Sequence[pd.DataF
     `family` are the metrics of runs to stand beside it over the epochs, see `robustlib.workbook.experiments.metrics_of`.
     """
     look = _look(run)
-    depth = gap_table([run], dataset, look, layers=layers(run.model()))
+    depth = gap_table([run], dataset, look, layers=layers(run.model()), n=EXAMPLES)
     figures.show(figures.feature_gap_curves(depth, x="layer"))
     radii = [share * look.threat.eps for share in RADII]
-    figures.show(figures.feature_gap_curves(gap_table([run], dataset, look, eps=radii), x="eps"))
+    figures.show(figures.feature_gap_curves(gap_table([run], dataset, look, eps=radii, n=EXAMPLES), x="eps"))
     watched = family or experiments.metrics_of([run])
     known = [name.split("/") for name in map(str, run.metrics()) if name.endswith("/relative_l2")]
     for _, layer, _ in known:
@@ -150,8 +150,8 @@ def show_gaps(run: Run, dataset: Dataset, family: Mapping[str, Sequence[pd.DataF
 def show_alignment(run: Run, dataset: Dataset) -> None:
     """Alignment and exclusion in numbers, and how far attacked images lie from their own image, their class and the others."""
     look = _look(run)
-    tables.show(tables.geometry(measure_runs([run], dataset, look)))
-    clean, adversarial = run_features(run, dataset, look)
+    tables.show(tables.geometry(measure_runs([run], dataset, look, n=EXAMPLES)))
+    clean, adversarial = run_features(run, dataset, look, n=EXAMPLES)
     (layer,) = clean.layers
     before, after = clean[layer], adversarial[layer]
     apart = exclusion(after, clean.labels, before)
@@ -172,7 +172,7 @@ def show_map(run: Run, dataset: Dataset) -> None:
 
 def show_examples(run: Run, dataset: Dataset) -> None:
     """Which classes the attack turns into which, and images before and after it."""
-    clean, adversarial = run_features(run, dataset, _look(run))
+    clean, adversarial = run_features(run, dataset, _look(run), n=EXAMPLES)
     assert clean.images is not None
     assert adversarial.images is not None
     answers = (clean.predictions, adversarial.predictions)

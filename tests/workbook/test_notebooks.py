@@ -167,6 +167,7 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = StochasticProtocol(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
     monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: tiny)
     monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=5, queries=40))
+    monkeypatch.setattr("robustlib.workbook.sections.EXAMPLES", 40)
     for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
         monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
     judge = sys.modules["robustlib.audit.audit"]
@@ -179,7 +180,7 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
 
 ACL = ("is one of Linf; this run's", "UMAP: adversarial images lie", "Attack passes for each image: 4.", "0 of the 33")
 ANCRA = ("head 1", "bpda gate 0.1", "adaptive minimum", "overstated by", "transferred", "ancra-ablation")
-AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "undecided: 0 of 8 seeds")
+AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "what the study found")
 
 
 @pytest.mark.usefixtures("brief")
@@ -234,7 +235,7 @@ def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -
     parameters = {"method": "claf", "overrides": overrides, "runs": tmp_path / "runs", "test_examples": 10}
     shown, drawn = page_of(Task(FOLDER / "claf.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == 11
-    signs = ("✕ invalid", "Invalid: the attack clamps", "UMAP: adversarial images lie", "undecided: 0 of 8 seeds")
+    signs = ("✕ invalid", "Invalid: the attack clamps", "UMAP: adversarial images lie", "what the study found")
     studies = (f"3 of the {n} runs of the study **claf-{name}**" for n, name in ((33, "ablation"), (60, "comparison")))
     assert_shows(shown, *signs, *studies)
     for level, refresh in ((0.5, "never"), (0.75, "reinit")):
@@ -252,7 +253,7 @@ def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8, "dataset": "digits-0-4"}
     shown, drawn = page_of(Task(FOLDER / "rep_spectral.ipynb", parameters, tmp_path / "out.ipynb"))
     assert drawn == 12
-    assert_shows(shown, "σ of head", "Quartiles", "FAB (white box)", "worst case", "undecided: 0 of 8 seeds")
+    assert_shows(shown, "σ of head", "Quartiles", "FAB (white box)", "worst case", "what the study found")
     (run,) = find_runs(tmp_path / "runs", dataset="digits-0-4")
     assert run.distances()["n"] == 8
     assert run.distances("val") == {}, "of a recipe of its own: no part of the grid"
@@ -380,7 +381,7 @@ def test_the_comparison(trained: Path, tmp_path: Path) -> None:
         return page_of(Task(FOLDER / "compare.ipynb", {"runs": trained / "runs", **parameters}, tmp_path / "out.ipynb"))
 
     shown, drawn = compare()
-    signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "undecided: 0 of 8 seeds")
+    signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "what the study found")
     assert_shows(shown, *signs, "TRADES · arch=mlp_512, epochs=4, train_examples=512, attack_steps=2")
     assert "not audited" not in shown
     tagged = [c for c in cells(tmp_path / "out.ipynb") if "index" in c.metadata.get("tags", [])]

@@ -26,7 +26,7 @@ from robustlib.runs import Run, find_runs, read_json, write_json
 from robustlib.training import fit
 from robustlib.training.fit import run_params
 from robustlib.workbook.parameters import check_cells, choose_method
-from robustlib.workbook.task import Task, inspect
+from robustlib.workbook.task import Task, check, inspect
 from tests import ROOT
 from tests.fixtures import audit
 from tests.notebook import perform
@@ -150,6 +150,10 @@ def test_injected_parameters_are_those_that_were_declared() -> None:
 
 
 def test_parameters_that_are_not_given_are_the_presets() -> None:
+    asked = {"epochs": None, "eps": 0.1}
+    assert check(Task(FOLDER / "ancra.ipynb", asked, Path("out.ipynb"))).parameters == asked
+    with pytest.raises(InputError, match="'epochs'='two': give a whole number"):
+        check(Task(FOLDER / "ancra.ipynb", {"epochs": "two"}, Path("out.ipynb")))
     unchanged = choose_method("trades", "digits", [], epochs=None, eps=None)
     assert unchanged == make_method("trades", "digits")
     changed = choose_method("trades", "digits", ["beta=3.0"], epochs=2, eps="8/255")

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -257,11 +258,47 @@ def lab(arguments: Annotated[list[str] | None, Argument(help="For Jupyter, e.g. 
     """
     from robustlib.workbook.experiments import lay_out, notebook, packaged
 
+    _open_lab(lay_out(Path("notebooks")) if packaged() else notebook("baselines").parent, arguments or [])
+
+
+@app.command()
+def explore(
+    paths: Annotated[list[Path] | None, Argument(help="One run directory, or two to be set side by side.")] = None,
+    runs: Runs = Path("runs"),
+    data_root: DataRoot = "",
+) -> None:
+    """Open the explorer in JupyterLab: what an attack does to one image in one network, or in two side by side.
+
+    Run its cells there. Without a run it begins with the first below --runs.
+    """
+    from papermill.iorw import load_notebook_node, write_ipynb
+    from papermill.parameterize import parameterize_notebook
+
+    from robustlib.runs import Run
+    from robustlib.workbook.experiments import notebook
+
+    chosen = [*map(Run, paths or ())]
+    if len(chosen) > 2:
+        raise InputError(f"{len(chosen)} runs are too many to see side by side: give one or two.")
+    for run in chosen:
+        if not run.finished:
+            raise InputError(f"{run.path} holds no finished run: give directories that `robustlib list` shows.")
+    names = dict(zip(("first", "beside"), [os.path.abspath(run.path) for run in chosen], strict=False))
+    root = os.path.abspath(chosen[0].path.parents[2] if chosen else runs)
+    dataset = chosen[0].params()["dataset"] if chosen else ""
+    facts = {"runs": root, "dataset": dataset, "data_root": data_root, **names}
+    made = parameterize_notebook(load_notebook_node(str(notebook("explore"))), facts)
+    folder = Path(tempfile.mkdtemp(prefix="robustlib-"))
+    write_ipynb(made, str(folder / "explore.ipynb"))
+    _open_lab(folder, ["explore.ipynb"])
+
+
+def _open_lab(folder: Path, arguments: Sequence[str]) -> None:
+    """Becomes JupyterLab on a folder of notebooks, whose kernels start in the current directory."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise InputError("JupyterLab is not installed: pip install 'robustlib[workbook]'.")
-    folder = str(lay_out(Path("notebooks")) if packaged() else notebook("baselines").parent)
     places = [f"--ServerApp.root_dir={folder}", f"--MappingKernelManager.root_dir={os.getcwd()}"]
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *(arguments or [])])
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *places, *arguments])
 
 
 @app.command()

@@ -479,6 +479,30 @@ def test_lab_opens_the_notebooks_with_kernels_here(call, monkeypatch: pytest.Mon
     assert seen[-2:] == ["--port", "9999"]
 
 
+def test_explore_opens_lab_on_two_runs(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs, seen = [], list[str]()
+    for seed in range(3):
+        params = {"method": "trades", "dataset": "digits", "arch": "small_cnn", "seed": seed}
+        runs.append(Run.of(params, tmp_path / "some runs"))
+        write_json(runs[-1].path / "params.json", params)
+        runs[-1].write("status.json", {"state": "done"})
+    monkeypatch.setattr("os.execv", lambda _, words: seen.extend(words))
+    assert call("explore", str(runs[0].path), str(runs[1].path))[0] == 0
+    (folder,) = [Path(word.partition("=")[2]) for word in seen if "ServerApp.root_dir" in word]
+    cells = nbformat.read(folder / seen[-1], 4).cells
+    (injected,) = [cell.source for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    given: dict[str, str] = {}
+    exec(injected, given)
+    assert [given[name] for name in ("first", "beside", "runs", "dataset")] == [
+        *(str(run.path) for run in runs[:2]),
+        str(tmp_path / "some runs"),
+        "digits",
+    ]
+    assert call("explore", *(str(run.path) for run in runs))[0] == 2
+    code, _, err = call("explore", "gone/a/b/c")
+    assert (code, "gone/a/b/c holds no finished run" in err) == (2, True)
+
+
 def test_the_index_stands_when_the_first_run_is_done_and_lists_those_that_are_not(call, tmp_path, monkeypatch) -> None:
     index, seen = tmp_path / "reports" / "index.html", list[str]()
 

@@ -21,7 +21,8 @@ from robustlib.models import Classifier
 from robustlib.representation import runs as stored
 from robustlib.runs import Run, find_runs, write_json
 from robustlib.workbook.explorer import Explorer, app, explore, explorer_attacks, make_grid, snapshot
-from robustlib.workbook.explorer.board import FeatureMap, Projection, umap_projection
+from robustlib.workbook.explorer.board import FeatureMap
+from robustlib.workbook.explorer.projection import Projection, pca_projection, umap_projection
 from robustlib.workbook.report.clean import clean
 from tests.training_fixtures import altered
 
@@ -173,16 +174,68 @@ def test_another_run_shows_the_same_image(explorer, board):
     assert (board.image.value, board.status.doing) == (9, "")
 
 
+def test_two_runs_share_one_slider_one_image_and_one_map(explorer, board, root, digits):
+    first, other = (run for _, run in board.run.options)
+    board.second.value, board.eps.value, board.image.value = other, 8, 3
+    assert len(board.sides) == 2
+    titles = [side.title.value for side in board.sides]
+    assert all(words in title for words, title in zip(("PGD adversarial", "Standard"), titles, strict=True))
+    frames = [side.map.still["frame"] for side in board.sides]
+    assert frames[0] == frames[1]
+    for side in board.sides:
+        low, high = np.array(frames[0][:2]), np.array(frames[0][2:])
+        crosses = np.array(side.map.moving["crosses"])
+        assert ((crosses >= low - 1e-3) & (crosses <= high + 1e-3)).all()
+        assert "Image 3:" in side.pictures.value
+        assert "orthogonal Procrustes" in side.note.value
+    assert board.map.moving["crosses"] != board.beside.map.moving["crosses"]
+    grids = [make_grid(run, digits, "FGSM", n=N) for run in (first, other)]
+    assert board.beside.curve.value.count("circle") == board.curve.value.count("circle") > 0
+    said = board.status.said
+    board.beside.map.clicked = [5, 1]
+    assert (board.image.value, board.status.said == said) == (5, False)
+    board.second.value = None
+    assert (len(board.sides), board.title.value) == (1, "")
+    assert "Procrustes" not in board.note.value
+    turned, same = pca_projection([(grids[0], "features"), (turn(grids[0]), "features")])
+    assert np.allclose(turned.points, same.points, atol=1e-4), "the same network in other coordinates is the same map"
+    wider = turn(grids[0], 7)
+    both = pca_projection([(grids[0], "features"), (wider, "features")])
+    assert "dimensions" in both[0].note
+    assert np.allclose(both[0].points, both[1].points, atol=1e-4)
+
+
+def turn(grid, more: int = 0):
+    """The same answers in other coordinates, and in more of them."""
+    width = grid.clean["features"].shape[1]
+    turned, _ = torch.linalg.qr(torch.randn(width + more, width, generator=torch.Generator().manual_seed(0)))
+    layers = lambda step: {**step.layers, "features": step.layers["features"] @ turned.T}  # noqa: E731
+    return replace(grid, steps=tuple(replace(step, layers=layers(step)) for step in grid.steps))
+
+
+def test_the_explorer_opens_with_two_runs_or_says_why_not(root, digits, monkeypatch):
+    made, runs = Explorer(digits, find_runs(root), examples=8, neighbours=3), find_runs(root)
+    made.open(runs[1].path, runs[0].path)
+    assert [grid.run for grid in made._shown] == [runs[1], runs[0]]
+    with pytest.raises(InputError, match="Unknown run"):
+        made.open(root / "gone")
+    other = replace(make_grid(runs[0], digits, "PGD-20", n=8), radii=(0.0, 0.1))
+    monkeypatch.setitem(made._grids, (str(runs[0].path), "PGD-20"), other)
+    with pytest.raises(InputError, match="trained for another threat"):
+        made.open(runs[1].path, runs[0].path)
+    assert made.board.second.value == runs[0], "what was shown before stays"
+
+
 @pytest.fixture
 def umap(monkeypatch):
     """In place of UMAP: a list of the layers that a map was made of, or what it raises."""
 
-    def project(grid, layer, seed):
-        made.calls.append(layer)
+    def project(places, seed):
+        made.calls.append(places[0][1])
         made.go.wait(30)
         if made.error:
             raise made.error
-        return Projection(np.zeros((9, N, 2)), "a map")
+        return tuple(Projection(np.zeros((9, N, 2)), "a map") for _ in places)
 
     made = SimpleNamespace(calls=[], error=None, go=threading.Event())
     made.go.set()
@@ -255,7 +308,7 @@ def test_a_run_deleted_meanwhile_leaves_everything_as_it_was(root, digits, tmp_p
     board.run.set_state({"index": 1})  # as from the browser
     assert f"There is no finished run in {second.path} any more" in board.status.said
     assert (board.run.value, explorer.grid.run, changed(board, before)) == (first, first, set())
-    umap_projection(explorer.grid, "logits", 0)
+    umap_projection([(explorer.grid, "logits")], 0)
     assert not first.path.exists()
 
 

@@ -16,7 +16,9 @@ from robustlib.representation.measures import check_neighbours
 from robustlib.representation.runs import check_runs
 from robustlib.runs import Run, find_runs
 from robustlib.training import fit
-from robustlib.workbook.explorer.board import ALL, Board, Grid, Projection, make_grid, pca_projection, umap_projection
+from robustlib.workbook.explorer.board import ALL, Board, Choice
+from robustlib.workbook.explorer.grid import Grid, make_grid
+from robustlib.workbook.explorer.projection import Place, Projection, pca_projection, umap_projection
 from robustlib.workbook.explorer.snapshot import show_snapshot, show_widget
 
 COMPILING = 30.0  # seconds that UMAP usually takes; the bar creeps towards them
@@ -25,7 +27,7 @@ PATIENCE += " Until then the map shows PCA."
 SMALL = {"standard": 4, "pgd_at": 8}  # epochs of the two baselines: enough to tell them apart
 DATASET = "digits"  # embedded, so that there is always something to look at
 
-Key = tuple[str, str, str]  # run's path, attack, layer
+Key = tuple[tuple[str, ...], str, str]  # runs' paths, attack, layer
 
 
 def explore(
@@ -38,12 +40,15 @@ def explore(
     seed: int = 0,
     train_missing: bool = True,
     data_root: Path | str | None = None,
+    first: Path | str = "",
+    beside: Path | str = "",
 ) -> "Explorer":
     """Shows the explorer of all finished runs below `runs` of one data set, in a notebook, and returns it.
 
     The data set is `dataset`, "" = the only one that there is, looked for in `data_root` if not embedded; `layer` is looked at first,
     see `robustlib.representation.features`. `examples` are test images, stratified, the same for all runs; 0 for all. `neighbours`
     clean images are shown as nearest to an adversarial one. If there are no runs, `train_missing` trains two small baselines on digits.
+    `first` and `beside` are directories of runs: the one that is shown first, and one that is set beside it.
     """
     found = finished_runs(runs, dataset)
     if not found and train_missing and dataset in ("", DATASET):
@@ -55,7 +60,7 @@ def explore(
     data = dataset_of(found[0].params(), data_root)
     explorer = Explorer(data, found, layer=layer, examples=examples, neighbours=neighbours, seed=seed)
     show_widget(explorer.widget)  # before anything is computed, so that its progress is seen
-    explorer.load()
+    explorer.open(first, beside)
     explorer.save()
     return explorer
 
@@ -104,9 +109,9 @@ class Explorer:
         check_neighbours(len(self.split) - 1, neighbours)
         known = {name.removeprefix("encoder."): name for name in layers(runs[0].model())}
         short = check_known("layer", layer.removeprefix("encoder."), known)
-        self._grid: Grid | None = None
+        self._shown: tuple[Grid, ...] = ()  # of the run, and of the one beside it
         self._grids: dict[tuple[str, str], Grid] = {}
-        self._maps: dict[tuple[str, Key], Projection] = {}  # "PCA" or "UMAP"
+        self._maps: dict[tuple[str, Key], tuple[Projection, ...]] = {}  # "PCA" or "UMAP"
         self._making: set[Key] = set()
         self._failed: dict[Key, str] = {}  # why there is no UMAP: none is computed again by itself
         self._quiet = False
@@ -115,14 +120,15 @@ class Explorer:
         self._offer_layers(list(known.values()), known[short])
         self._offer_images()
         actions: dict[Any, tuple[Callable[[], object], ...]] = {
-            **dict.fromkeys((board.run, board.attack), (self.load,)),
+            **dict.fromkeys((board.run, board.second, board.attack), (self.load,)),
             **dict.fromkeys((board.layer, board.eps, board.image), (self.draw,)),
             board.label: (self._offer_images, self.draw),
             board.view: (self._failed.clear, self.draw),
         }
         for control, todo in actions.items():
             control.observe(lambda _, todo=todo: self._act(*todo), "value")
-        board.map.observe(lambda change: self._choose(change["new"][0]), "clicked")
+        for side in (board, board.beside):
+            side.map.observe(lambda change: self._choose(change["new"][0]), "clicked")
         board.back.on_click(lambda _: self._walk(-1))
         board.forth.on_click(lambda _: self._walk(1))
         board.fooled.on_click(lambda _: self._act(self._next_fooled))
@@ -130,9 +136,9 @@ class Explorer:
     @property
     def grid(self) -> Grid:
         """What is shown."""
-        if self._grid is None:
+        if not self._shown:
             raise InputError("Nothing is loaded: choose another run or attack.")
-        return self._grid
+        return self._shown[0]
 
     def _act(self, *actions: Callable[[], object]) -> None:
         """Does what a control asks for, unless it was changed by us."""
@@ -189,48 +195,74 @@ class Explorer:
             which, eps = board.of_class or " of any class", self.grid.radii[step]
             board.status.said = f"No image{which} is fooled at eps {eps:.3g}: take a larger eps."
 
+    def open(self, first: Path | str = "", beside: Path | str = "") -> None:
+        """Loads the runs in these directories; "" for the one that is chosen already, and for none beside it."""
+        known = {run.path.resolve(): run for _, run in self.board.run.options}
+        for control, asked in ((self.board.run, first), (self.board.second, beside)):
+            if asked:
+                where = {str(path): path for path in known}
+                self._offer(control, known[where[check_known("run", str(Path(asked).resolve()), where)]])
+        self.load()
+
     def load(self) -> None:
-        """Looks up or computes the grid of the chosen run and attack, and shows it; where that fails, what was shown before stays."""
-        board, run, attack = self.board, self.board.run.value, self.board.attack.value
-        key = (str(run.path), attack)
-
-        def report(done: int, total: int, eps: float) -> None:
-            place = f"{attack} at eps {eps:.3g}, {done + 1} of {total}"
-            board.status.share = done / total
-            board.status.doing = f"{place}: computed once, then kept beside the run."
-
+        """Looks up or computes the grids of the chosen runs and attack, and shows them; where that fails, what was shown before stays."""
+        board, attack = self.board, self.board.attack.value
         try:
-            if key not in self._grids:
-                options: dict[str, Any] = {"n": self.examples, "seed": self.seed, "report": report}
-                self._grids[key] = make_grid(run, self.dataset, attack, **options)
-            grid = self._grid = self._grids[key]
+            grids = tuple(self._load(run, attack) for run in (board.run.value, board.second.value) if run)
+            if len({grid.radii for grid in grids}) > 1:
+                said = f"{grids[1].run.name} was trained for another threat (eps {grids[1].eps:.3g}) than {grids[0].run.name}"
+                raise InputError(f"{said} (eps {grids[0].eps:.3g}): one slider cannot move both.")
+            self._shown = grids
         finally:
             board.status.doing = ""
-            if self._grid is not None:
-                self._offer(board.run, self._grid.run)
-                self._offer(board.attack, self._grid.attack)
+            if self._shown:
+                self._offer(board.run, self._shown[0].run)
+                self._offer(board.second, self._shown[1].run if len(self._shown) > 1 else None)
+                self._offer(board.attack, self._shown[0].attack)
+        grid, titles = self.grid, {run: title for title, run in board.run.options}
+        board.show_sides([titles[grid.run] for grid in self._shown])
         words = [f"{eps:.3g} (threat model)" if eps == grid.eps else f"{eps:.3g}" for eps in grid.radii]
         before = board.eps.value if len(board.eps.options) == len(words) else grid.radii.index(grid.eps)
         self._offer(board.eps, before, words)
         self._offer_layers(list(grid.clean.layers), board.layer.value)
         self.draw()
 
+    def _load(self, run: Run, attack: str) -> Grid:
+        def report(done: int, total: int, eps: float) -> None:
+            place = f"{attack} at eps {eps:.3g}, {done + 1} of {total}"
+            self.board.status.share = done / total
+            self.board.status.doing = f"{place}: computed once, then kept beside the run."
+
+        key = (str(run.path), attack)
+        if key not in self._grids:
+            options: dict[str, Any] = {"n": self.examples, "seed": self.seed, "report": report}
+            self._grids[key] = make_grid(run, self.dataset, attack, **options)
+        return self._grids[key]
+
+    def _places(self) -> list[Place]:
+        """What the maps show: the chosen layer, and in a network that has none of that name the last one before the logits."""
+        layer = self.board.layer.value
+        return [(grid, layer if layer in grid.clean.layers else "features") for grid in self._shown]
+
     def draw(self) -> None:
         """Shows what is chosen; asks no model. Only a map is computed, when it is wanted for the first time."""
-        board, grid, names, keep = self.board, self.grid, self.dataset.class_names, self._kept()
-        step, image, layer, key = board.eps.value, board.image.value, board.layer.value, self._key()
+        board, names, keep, places = self.board, self.dataset.class_names, self._kept(), self._places()
+        step, image, key = board.eps.value, board.image.value, self._key()
         wanted, maps = board.view.value == "UMAP", self._maps
         if ("PCA", key) not in maps:
-            maps["PCA", key] = pca_projection(grid, layer)
-        projection = maps.get((board.view.value, key), maps["PCA", key])
-        board.map.draw(projection, grid, step, image, keep.numpy())
+            maps["PCA", key] = pca_projection(places)
+        shown = maps.get((board.view.value, key), maps["PCA", key])
         failure = [self._failed[key]] if wanted and key in self._failed else []
-        board.fill(grid, keep, self.k, [projection.note, *failure])
-        label, prediction = (names[int(y[image])] for y in (self.split.labels, grid.steps[step].predictions))
-        board.status.said = f"Image {image}, class {label}, is called {prediction} at eps {grid.radii[step]:.3g}."
+        at = Choice(image, step, self.k, board.of_class)
+        for side, (grid, layer), projection in zip(board.sides, places, shown, strict=True):
+            side.map.draw(projection, grid, step, image, keep.numpy())
+            side.fill(at, grid, layer, keep, [projection.note, *failure])
+        called = [names[int(grid.steps[step].predictions[image])] for grid, _ in places]
+        label, eps = names[int(self.split.labels[image])], self.grid.radii[step]
+        board.status.said = f"Image {image}, class {label}, is called {' and '.join(called)} at eps {eps:.3g}."
         if wanted and not (("UMAP", key) in maps or key in self._making or key in self._failed):
             self._making.add(key)
-            making = self._make_umap(key, grid)
+            making = self._make_umap(key, places)
             try:
                 self._task = asyncio.get_running_loop().create_task(making)
             except RuntimeError:  # no loop, as in a script
@@ -238,19 +270,19 @@ class Explorer:
 
     def save(self) -> None:
         """Leaves a picture of what is shown in the notebook, for whoever opens it without a kernel."""
-        points, step = self._maps["PCA", self._key()].points, self.board.eps.value
+        points, step = self._maps["PCA", self._key()][0].points, self.board.eps.value
         shown = f"{self.grid.run.name}: clean images (dots) and the same under {self.grid.attack} at eps {self.grid.radii[step]:.3g}."
         show_snapshot(
             points[[0, step]], self.split.labels, self.dataset.class_names, f"{shown} {self.board.status.said}"
         )
 
     def _key(self) -> Key:
-        return str(self.grid.run.path), self.grid.attack, self.board.layer.value
+        return tuple(str(grid.run.path) for grid in self._shown), self.grid.attack, self.board.layer.value
 
-    async def _make_umap(self, key: Key, grid: Grid) -> None:
+    async def _make_umap(self, key: Key, places: Sequence[Place]) -> None:
         """Computes a UMAP in a thread while the explorer stays usable, then shows it if it is still wanted."""
         began, status = time.monotonic(), self.board.status
-        future = asyncio.get_running_loop().run_in_executor(None, umap_projection, grid, key[2], self.seed)
+        future = asyncio.get_running_loop().run_in_executor(None, umap_projection, places, self.seed)
         try:
             while not future.done():
                 spent = time.monotonic() - began

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +127,8 @@ def benchmark(
 
     if bool(network.images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
-    check_limits(shared.jobs, shared.timeout, shared.engine)
+    check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
+    shared = shared if shared.engine == "local" else shared.absolute()
     named = {
         **vars(network),
         "attacks": tuple(attack or ()),
@@ -137,20 +138,38 @@ def benchmark(
     }
     asked, jobs = Benchmark(model, **named), []
     data = asked.load(download=shared.download)
-    options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}
+    found = _found(shared, [asked.weights, asked.images, model.rpartition(":")[0]])
+    here = replace(shared, device="auto") if found else shared
+    options = {"device": found or shared.device, "precision": shared.precision, "test_examples": shared.examples}
     for one in asked.each():
         made = one.run(data, rerun=shared.rerun)
         with out.status(f"{made.name}: clean images"):
-            found = check_run(made, data, device=shared.device)
-        out.print(console.table(tables.sanity(found), made.name))
+            checks = check_run(made, data, device=here.device)
+        out.print(console.table(tables.sanity(checks), made.name))
         jobs.append(one.job(made, shared.reports, **options))
     if shared.dry_run:
         return
     beside = {str(run.params().get("preset")) for run in find_runs(shared.runs, dataset=data.name)} - {""}
     where: Any = {"data_root": shared.data_root, "runs": shared.runs, "reports": shared.reports}
-    _execute(jobs, (), Options(dataset=data.name, device=shared.device, **where), shared, sorted(beside))
+    _execute(jobs, (), Options(dataset=data.name, device=here.device, **where), shared, sorted(beside))
     if len(jobs) > 1:
         announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
+
+
+def _found(shared: Shared, files: Sequence[str]) -> str:
+    """The type of device that trainings find where they run; "" for what `shared.device` is here.
+
+    Raises InputError where they would find none, or a worker does not see our folders, or those of the `files` that are there.
+    """
+    from robustlib.workbook.engines import device_type
+    from robustlib.workbook.experiments import notebook
+
+    places = [str(notebook("baselines")), shared.data_root, *files]
+    needed = [] if shared.dry_run else [os.path.abspath(place) for place in places if place and os.path.exists(place)]
+    made = [] if shared.dry_run else [shared.runs, shared.reports]
+    with out.status(f"asking {shared.engine}"):
+        kind = device_type(shared.engine, shared.device, made, needed, jobs=shared.jobs, **shared.settings)
+    return "" if shared.engine == "local" and shared.gpus_per_task != 0 else kind
 
 
 def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
@@ -159,10 +178,12 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Options, plan
 
-    check_limits(shared.jobs, shared.timeout, shared.engine)
+    check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
+    shared = shared if shared.engine == "local" else shared.absolute()
     asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
-    every = plan(study.variants, study.seeds, options)  # claims are judged by all seeds that are there
+    found = _found(shared, [name.rpartition(":")[0] for name, _ in study.variants])
+    every = plan(study.variants, study.seeds, options, found)  # claims are judged by all seeds that are there
     jobs = [job for job in every if job.task.parameters["seed"] in (seeds or study.seeds)]
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         say(text, "Warning", "bold yellow")
@@ -172,7 +193,8 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
         out.print(f"Preset {study.preset}, device {shared.device}, pages in {pages}.", soft_wrap=True)
         return
     try:
-        _execute(jobs, study.claims, options, shared, [options.preset])
+        here = replace(options, device="auto") if found else options  # what is measured after the last training
+        _execute(jobs, study.claims, here, shared, [options.preset])
     finally:  # what was decided stands, whatever else failed
         if study.claims:
             out.print(console.claims_table(study.claims, [job.run for job in every], study.seeds))
@@ -201,7 +223,9 @@ def _execute(
 
     try:
         with console.job_monitor(out, todo) as monitor:
-            statuses = run_all(tasks, shared.jobs, follow, timeout=shared.timeout, engine=shared.engine)
+            statuses = run_all(
+                tasks, shared.jobs, follow, timeout=shared.timeout, engine=shared.engine, **shared.settings
+            )
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
         raise Exit(130) from None

@@ -17,8 +17,7 @@ import pytest
 
 from robustlib.errors import InputError
 from robustlib.runs import write_atomic
-from robustlib.workbook import engines
-from robustlib.workbook.engines import execute, run_all
+from robustlib.workbook.engines import execute, process, run_all
 from robustlib.workbook.task import Task, check
 from tests.workbook import wait_for
 
@@ -45,7 +44,7 @@ def make(tmp_path: Path) -> Notebook:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is killed for being slow on a busy machine."""
-    monkeypatch.setattr(engines, "GRACE", 600.0)
+    monkeypatch.setattr(process, "GRACE", 600.0)
 
 
 def wait_for_the_end(pid: int) -> None:
@@ -164,7 +163,7 @@ def test_a_signal_ends_worker_and_kernel(make: Notebook, mark: Path, number: int
 
 
 def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "GRACE", 1.0)
+    monkeypatch.setattr(process, "GRACE", 1.0)
     status = disturbed(make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark), mark)
     assert status["state"] == "interrupted"
     wait_for_the_end(status["kernel"])
@@ -173,11 +172,11 @@ def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monke
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustlib.workbook import engines
+from robustlib.workbook.engines import process, run_all
 from robustlib.workbook.task import Task
-engines.GRACE = 600.0
+process.GRACE = 600.0
 tasks = [Task(Path(sys.argv[1]), {"word": sys.argv[2] + str(n)}, Path(sys.argv[2] + f"{n}.ipynb")) for n in range(3)]
-engines.run_all(tasks, jobs=2)
+run_all(tasks, jobs=2)
 """
 
 

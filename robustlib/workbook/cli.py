@@ -1,4 +1,4 @@
-"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | notebooks | lab. It parses and prints, nothing else.
+"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | status | cancel | notebooks | lab. It parses and prints, nothing else.
 
 Whatever takes time to import is imported inside the commands: `--help` answers at once.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, check_known
-from robustlib.workbook import on_runs
+from robustlib.workbook import on_batches, on_runs
 from robustlib.workbook.options import (
     Attacks,
     DataRoot,
@@ -267,6 +267,8 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
 for command in (on_runs.evaluate, on_runs.audit, on_runs.compare):
     app.command()(command)
 app.command("list")(on_runs.list_)
+app.command()(on_batches.status)
+app.command()(on_batches.cancel)
 
 
 @app.command()

@@ -32,7 +32,10 @@ from tests.methods.test_own_method import OWN
 from tests.training_fixtures import altered
 from tests.workbook import finished_run, wait_for
 
-COMMANDS = ["run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list", "notebooks", "lab"]
+COMMANDS = [
+    *("run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list"),
+    *("status", "cancel", "notebooks", "lab"),
+]
 
 
 @pytest.fixture

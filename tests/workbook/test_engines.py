@@ -7,11 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 
@@ -20,25 +18,12 @@ from robustlib.runs import write_atomic
 from robustlib.workbook.engines import execute, process, run_all
 from robustlib.workbook.task import Task, check
 from tests.workbook import wait_for
-
-Notebook = Callable[..., Task]
-PARAMETERS = 'word: str = "a"\nseed: int = 0\nrate: float = 0.5\nitems: list = []'
-WAIT = "import time, pathlib\npathlib.Path(word).touch()\ntime.sleep(3600)"
+from tests.workbook.notebooks import WAIT, Notebook, maker, outputs
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Notebook:
-    """A task over a notebook with the given code cells after its parameters."""
-
-    def notebook(*cells: str, name: str = "note", **parameters: Any) -> Task:
-        first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
-        nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / f"{name}.ipynb"
-        nbformat.write(nb, path)
-        return Task(path, parameters, tmp_path / "out" / f"{name}.ipynb")
-
-    return notebook
+    return maker(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +41,6 @@ def wait_for_the_end(pid: int) -> None:
             return True
 
     wait_for(ended)
-
-
-def outputs(task: Task) -> str:
-    cells = nbformat.read(task.output, as_version=4).cells
-    return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
 
 
 def test_done_with_parameters_in_one_thread(make: Notebook) -> None:
@@ -265,14 +245,3 @@ def test_bad_tasks(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(InputError, match=sentence):
             run_all(tasks, **options)
     assert run_all([]) == []
-
-
-@pytest.mark.filterwarnings("default")  # Ray's own, at its start
-def test_ray_gives_the_same_statuses(make: Notebook) -> None:
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        statuses = run_all([make("print(seed)", name="good", seed=3), make("1 / 0", name="bad")], 2, engine="ray")
-    finally:
-        ray.shutdown()
-    assert [status["state"] for status in statuses] == ["done", "failed"]

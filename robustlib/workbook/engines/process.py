@@ -48,7 +48,7 @@ def execute(
             return task.status()
         cancelled = task.cancel_path.exists()
         task.cancel_path.unlink(missing_ok=True)
-        task.enqueue()
+        task.enqueue(**{name: value for name, value in task.status().items() if name == "slurm"})
         if stop.is_set() or cancelled:
             return task.record(**(CANCELLED if cancelled else INTERRUPTED))
         task.record(state="running", started=datetime.now(UTC).isoformat(timespec="seconds"), host=platform.node())

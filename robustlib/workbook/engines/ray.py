@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import socket
 import time
 import uuid
@@ -179,7 +180,8 @@ def _died(ray: Any, reference: Any, task: Task, last: bool) -> bool:
             task.settle({"state": "killed", "reason": f"{said}, for the second time."}, PATIENCE)
         elif lock := task.hold(PATIENCE):  # the worker's last words come first
             with lock:
-                task.record(state="queued", reason=f"{said}; it goes on from the last epoch.")
+                where = {"host": platform.node(), "pid": os.getpid()}
+                task.record(state="queued", reason=f"{said}; it goes on from the last epoch.", **where)
         return not last
     return False
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, explained
 from robustlib.runs import files
 from robustlib.runs.lock import held, take
 from robustlib.runs.numerics import outdated
@@ -167,7 +167,9 @@ class Run:
         except OSError as error:
             raise InputError(f"Cannot write to {self.path} ({error.strerror}): choose a writable directory.") from error
         with file:
-            if not take(file, PATIENCE):
+            with explained(OSError, lambda e: f"Cannot lock {self.path} ({e.strerror}): choose another file system."):
+                free = take(file, PATIENCE)
+            if not free:
                 raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.")
             files.tidy(self.path, older=0)
             yield

@@ -1,11 +1,11 @@
 """Ray: a cluster of two nodes on this machine, of which one dies; drivers that die; a cluster that is lost."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         (site / "sitecustomize.py").write_text("import sys\nsys.modules['rfc3987_syntax'] = None\n")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    with suppress(Exception):
-        ray.shutdown()
-    for node in (made.head_node, *made.worker_nodes):
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
+            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        for node in (made.head_node, *made.worker_nodes):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def device_type(settings: Settings, device: str, folders: Sequence[Path], files:
         for folder in folders:  # one of that name may be there and be another
             tokens.append(folder.absolute() / f".{uuid.uuid4().hex[:8]}.token")
             write_atomic(tokens[-1], "")
-        look, found = ray.remote(num_cpus=0, max_retries=0)(_look), []
+        look, found = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_look), []  # whose process ends with it
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             seen = look.options(scheduling_strategy=there).remote([*map(str, tokens), *files], device, share > 0)

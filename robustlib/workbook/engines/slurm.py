@@ -48,7 +48,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 def _submitit() -> Any:
     with explained(ImportError, lambda _: "The slurm engine needs submitit: pip install 'robustlib[slurm]'."):
         import submitit
-    if CLUSTER == "slurm" and not shutil.which("sbatch"):
+    if CLUSTER == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError(
             "There is no sbatch here: call this on a node of a Slurm cluster from which jobs are submitted."
         )
@@ -63,8 +63,11 @@ class Resumed:
 
     def __call__(self, task: Task) -> None:
         """Executes the task; a thread does, so that the signal is heard meanwhile."""
+        from submitit import JobEnvironment
+
         if task.current:
             return
+        _belongs(task, JobEnvironment().paths.folder, JobEnvironment().job_id)
         self.stop, errors = threading.Event(), list[BaseException]()
 
         def work() -> None:
@@ -91,6 +94,13 @@ class Resumed:
         return DelayedSubmission(Resumed(**self.limits), task.resumed())
 
 
+def _belongs(task: Task, folder: Path, job: str) -> None:
+    """Keeps which job has the task, for later calls."""
+    if lock := task.hold():
+        with lock:
+            task.record(slurm=[str(folder), job])
+
+
 def waiting(task: Task) -> Any:
     """The job that Slurm has for a task from an earlier call, where that one is not over; else None."""
     status = task.status()
@@ -114,13 +124,11 @@ def run(tasks: Sequence[Task], settings: Settings, tick: Callable[[], object]) -
     work = Resumed(settings.timeout, os.getcwd(), {} if settings.gpus_per_task else HIDDEN)
     if new:
         executor = _executor(submitit, settings, new[0].output.parent / ".slurm")
-        with executor.batch():
+        with explained(Exception, lambda error: f"Slurm did not take the batch: {error}."), executor.batch():
             made = [executor.submit(work, task) for task in new]
         for task, job in zip(new, made, strict=True):
             jobs[task.output] = job
-            if (lock := task.hold()) is not None:
-                with lock:
-                    task.record(slurm=[str(job.paths.folder), job.job_id])
+            _belongs(task, job.paths.folder, job.job_id)
     left = list(tasks)
     try:
         while left:
@@ -144,7 +152,10 @@ def _executor(submitit: Any, settings: Settings, folder: Path) -> Any:
     for name in given:
         check_known("option of sbatch", name, SlurmExecutor._valid_parameters())
     with explained(Exception, lambda error: f"submitit cannot use these options of --slurm: {error}."):
-        executor.update_parameters(name="robustlib", **{f"slurm_{name}": value for name, value in given.items()})
+        limit = given.pop("time")
+        given |= {} if isinstance(limit, int) else {"time": limit}  # sbatch knows 1-12:00:00 too
+        named = {f"slurm_{name}": value for name, value in given.items()}
+        executor.update_parameters(name="robustlib", timeout_min=limit if isinstance(limit, int) else None, **named)
         if settings.gpus_per_task:
             executor.update_parameters(gpus_per_node=int(settings.gpus_per_task))
     return executor
@@ -152,8 +163,9 @@ def _executor(submitit: Any, settings: Settings, folder: Path) -> Any:
 
 def _ended(task: Task, job: Any) -> None:
     """Records what the task could not say itself: that Slurm ended its job, and how."""
-    error = job.exception()
-    last = str(error or "").strip().rpartition("\n")[2]
+    if task.status().get("state") not in UNDER_WAY:
+        return
+    last = str(job.exception() or "").strip().rpartition("\n")[2]
     task.settle({"state": "killed", "reason": f"Slurm's job {job.job_id} ended as {job.state}. {last}".strip()}, 5.0)
 
 

@@ -9,11 +9,10 @@ import json
 import os
 import platform
 import re
+import select
 import signal
 import sys
 import tempfile
-import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -253,15 +252,27 @@ def signal_group(group: int | None, number: int) -> None:
             os.killpg(group, number)
 
 
-def _end_with_the_caller(task: Task) -> None:
-    # Nobody writes to our stdin: it ends when the process that started us is gone, even if it was killed.
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(LAST)  # in which we end, unless the kernel is deaf
-    signal_group(task.status().get("kernel"), signal.SIGKILL)  # Jupyter gives kernels a group of their own
-    if task.status()["state"] == "running":
-        task.record(**INTERRUPTED)
-    os._exit(1)
+def _guard(task: Task) -> None:
+    """Leaves a process behind that ends this one with its caller, and records what neither can where both are killed, as Ray does."""
+    ours, pipe = os.getpid(), os.pipe()
+    if os.fork():
+        os.close(pipe[0])
+        return  # the other end is closed when this process ends, however it does
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(pipe[0], 3)
+    os.closerange(4, 1024)  # the lock too: it is not ours
+    os.read(0, 1)  # nobody writes to our stdin: it ends when the process that started us is gone
+    if not select.select([3], [], [], 0)[0]:
+        os.kill(ours, signal.SIGINT)
+        select.select([3], [], [], LAST)
+    status = read_json(task.status_path)
+    if (status.get("state"), status.get("worker")) == ("running", ours):
+        signal_group(ours, signal.SIGKILL)
+        signal_group(status.get("kernel"), signal.SIGKILL)  # Jupyter gives kernels a group of their own
+        task.settle(INTERRUPTED, 2.0)
+    os._exit(0)
 
 
 def without_grammars() -> None:
@@ -275,7 +286,7 @@ def main(spec: str) -> None:
     task = Task(Path(notebook), parameters, Path(output))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     without_grammars()
-    threading.Thread(target=_end_with_the_caller, args=[task], daemon=True).start()
+    _guard(task)
     try:
         task.record(worker=os.getpid())
         outcome = _attempt(task) or _attempt(task) or {"state": "killed"}  # a kernel may fail to start once

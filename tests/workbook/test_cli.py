@@ -515,7 +515,7 @@ def test_status_and_cancel_from_another_terminal(call, tmp_path: Path) -> None:
 
 
 def test_on_another_engine_the_planned_run_is_what_is_trained_there(call, tmp_path: Path, monkeypatch) -> None:
-    asked, kinds = only_asked(monkeypatch), iter(["cuda", "cpu"])
+    asked, kinds = only_asked(monkeypatch), iter(["cuda", "cpu", "cpu"])
     monkeypatch.setattr("robustlib.workbook.engines.device_type", lambda *_, **__: next(kinds))
     for kind, precision in (("cuda", "bf16-mixed"), ("cpu", "32-true")):
         assert call("run", "standard", "--engine", "ray")[0] == 0
@@ -523,7 +523,7 @@ def test_on_another_engine_the_planned_run_is_what_is_trained_there(call, tmp_pa
         assert (task.parameters["device"], task.parameters["precision"]) == (kind, precision)
         assert task.parameters["runs"] == str(tmp_path / "runs")
         run = Run(Path(task.about["run"]))
-        params = run_params(make_method("standard"), load_dataset("digits"), "small_cnn", 0, precision)
+        params = run_params(make_method("standard", "digits"), load_dataset("digits"), "small_cnn", 0, precision)
         assert run.path == Run.of(params, tmp_path / "runs").path
         assert task.output.name == f"standard-{run.path.name}.ipynb"
     assert call("run", "standard")[0] == 0

@@ -154,7 +154,7 @@ def test_ctrl_c_or_death_of_the_driver_leaves_nothing_running(
 ) -> None:
     made, tasks = driver(make, tmp_path / "mark", cluster.address)
     made.send_signal(number)
-    wait_for(lambda: made.poll() is not None)
+    made.communicate()
     wait_for(lambda: "running" not in states(tasks))
     assert states(tasks) == ["interrupted", "interrupted" if number == signal.SIGINT else "queued"]
 

@@ -15,7 +15,7 @@ from robustlib.errors import InputError, explained
 from robustlib.runs import write_atomic
 from robustlib.workbook.engines import process
 from robustlib.workbook.engines.settings import HIDDEN, Settings
-from robustlib.workbook.task import INTERRUPTED, Status, Task, without_grammars
+from robustlib.workbook.task import INTERRUPTED, UNDER_WAY, Status, Task, without_grammars
 
 PATIENCE = 10.0  # seconds for which a cluster may be silent, and what a dying worker has to say is waited for
 PULSE = 3.0  # seconds between two questions whether it is there
@@ -199,5 +199,6 @@ def _stop(ray: Any, running: dict[Any, Task], queued: Sequence[Task], lost: str)
         ray.wait(list(running), num_returns=len(running), timeout=process.GRACE + 2)
     for task in running.values():
         task.settle(end, PATIENCE / 2)
-        if task.status()["state"] in ("running", "queued"):  # a process that hangs, or is out of reach, has the lock
+        state = task.status()["state"]  # under way still, where a process that hangs or is out of reach has the lock
+        if state in UNDER_WAY or (lost and state == "interrupted"):
             task.record(**end)

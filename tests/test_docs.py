@@ -40,7 +40,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 LINES = "".join(block for page in (README, CONTRIBUTING, OWN, CLUSTERS) for block in blocks(page, "bash")).splitlines()
-COMMANDS = [shlex.split(line, comments=True) for line in LINES if line.strip()]
+COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
 ABSENT = {"--data-root", "--engine"}  # data at ~/data, and clusters

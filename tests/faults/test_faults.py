@@ -80,12 +80,10 @@ def test_a_kernel_that_does_not_listen_ends_with_a_killed_runner(make: Notebook,
     deaf, mark = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, tmp_path / "mark"
     runner = subprocess.Popen([sys.executable, "-c", SCRIPT.replace("range(3)", "range(1)"), make(deaf).notebook, mark])
     wait_for(Path(f"{mark}0").exists)
-    began = time.monotonic()
     runner.kill()
     runner.wait()
     task = Task(Path(), {}, Path(f"{mark}0.ipynb"))
     wait_for(lambda: read_json(task.status_path)["state"] == "interrupted")
-    assert time.monotonic() - began < 30
     wait_for_the_end(task.status()["kernel"])
 
 

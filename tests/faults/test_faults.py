@@ -143,3 +143,11 @@ def test_a_disk_that_is_full_is_said_and_the_training_goes_on_with_more_room(
     assert (run.finished, run.damage) == (True, "")
     assert torch.equal(run.model().head.weight, other.model().head.weight)
     assert not [file for file in full.rglob(".*") if file.is_file() and "lock" not in file.name]
+
+
+def test_on_windows_the_import_says_so() -> None:
+    code = "import sys\nsys.platform = 'win32'\nimport robustlib"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.stderr.strip().endswith(
+        "runs on Linux and macOS, and on Windows within WSL: it needs their locks and signals."
+    )

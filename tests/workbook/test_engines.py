@@ -263,6 +263,7 @@ def test_a_second_runner_waits_for_the_first_and_takes_its_result(make: Notebook
     assert run_all([task], on_change=follow) == [task.status()]
     first.join()
     assert said == [task.status()]
+    assert process.execute_queued(task) == said[0], "whoever comes later does not repeat it"
     assert (said[0]["state"], mark.read_text()) == ("done", "x")
 
 

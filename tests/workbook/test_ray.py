@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_what_nodes_do_not_see_or_have_is_a_sentence(cluster: Any, tmp_path: Pat
             device_type("ray", device, [], files, **options)
 
 
-def test_relative_paths_and_users_code_are_those_of_the_caller(
+def test_paths_and_code_are_those_of_the_caller_and_who_dies_twice_is_killed(
     cluster: Any, make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,8 +74,14 @@ def test_relative_paths_and_users_code_are_those_of_the_caller(
     cell = "import os; from my_defence import MixedAT\n"
     cell += "print(MixedAT.name, os.getcwd() == word, repr(os.environ['CUDA_VISIBLE_DEVICES']))"
     good, bad = make(cell, word=str(tmp_path)), make("1 / 0", name="bad")
-    statuses = run_all([Task(Path("note.ipynb"), good.parameters, Path("out/note.ipynb")), bad], 2, engine="ray")
-    assert [status["state"] for status in statuses] == ["done", "failed"]
+    deadly = (
+        "import json, os, pathlib, time\nos.kill(json.loads(pathlib.Path(word).read_text())['pid'], 9)\ntime.sleep(60)"
+    )
+    dead = make(deadly, name="dead", word=str(tmp_path / "out" / "dead.status.json"))
+    tasks = [Task(Path("note.ipynb"), good.parameters, Path("out/note.ipynb")), dead, bad]
+    statuses = run_all(tasks, 2, engine="ray")
+    assert [status["state"] for status in statuses] == ["done", "killed", "failed"]
+    assert re.match(r"Its Ray worker died \(.*\), for the second time\.", statuses[1]["reason"])
     assert outputs(good) == "mixed_at True ''\n"
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
 from robustlib.errors import InputError
-from robustlib.workbook.engines.process import execute
+from robustlib.workbook.engines.process import execute_queued
 from robustlib.workbook.engines.settings import HIDDEN, Settings
 from robustlib.workbook.task import Task
 
@@ -67,7 +67,7 @@ def run(tasks: Sequence[Task], settings: Settings, tick: Callable[[], object]) -
     def one(task: Task) -> None:
         environment = free.get()
         try:
-            execute(task, timeout=settings.timeout, stop=stop, environment=environment)
+            execute_queued(task, timeout=settings.timeout, stop=stop, environment=environment)
         finally:
             free.put(environment)
 

@@ -44,7 +44,7 @@ def execute(
         if stop.wait(0.5):
             return task.status()
     with lock:
-        if waited and task.current and task.status()["parameters"] == task.parameters:
+        if waited and _finished(task):
             return task.status()
         cancelled = task.cancel_path.exists()
         task.cancel_path.unlink(missing_ok=True)
@@ -53,6 +53,15 @@ def execute(
             return task.record(**(CANCELLED if cancelled else INTERRUPTED))
         task.record(state="running", started=datetime.now(UTC).isoformat(timespec="seconds"), host=platform.node())
         return _watch(task, lock, timeout, stop, {**os.environ, **THREADS, **(environment or {})}, folder)
+
+
+def execute_queued(task: Task, **options: Any) -> Status:
+    """`execute` for one that was queued: what another process has finished since is left as it is."""
+    return task.status() if _finished(task) else execute(task, **options)
+
+
+def _finished(task: Task) -> bool:
+    return task.current and bool(task.status().get("parameters") == task.parameters)
 
 
 def check_timeout(timeout: float | None) -> None:

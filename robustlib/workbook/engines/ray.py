@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _fits(resources: dict[str, float], share: float) -> bool:
 
 def _execute(task: Task, timeout: float | None, folder: str, environment: dict[str, str]) -> Status:
     """On a node. Ctrl-C of the caller arrives as KeyboardInterrupt."""
-    return process.execute(task, timeout=timeout, folder=folder, environment=environment)
+    return process.execute_queued(task, timeout=timeout, folder=folder, environment=environment)
 
 
 def _short(error: BaseException) -> str:
@@ -173,16 +173,15 @@ def _died(ray: Any, reference: Any, task: Task, last: bool) -> bool:
         name = type(error.cause).__name__
         task.settle({"state": "failed", "exception": name, "reason": f"{name}: {error.cause}"}, PATIENCE)
     except ray.exceptions.RayError as error:
-        if task.status()["state"] == "done":
-            return False
         said = f"Its Ray worker died ({_short(error)})"
-        if last:
-            task.settle({"state": "killed", "reason": f"{said}, for the second time."}, PATIENCE)
-        elif lock := task.hold(PATIENCE):  # the worker's last words come first
-            with lock:
-                where = {"host": platform.node(), "pid": os.getpid()}
-                task.record(state="queued", reason=f"{said}; it goes on from the last epoch.", **where)
-        return not last
+        end: Status = {"state": "killed", "reason": f"{said}, for the second time."}
+        if not last:
+            end = {"state": "queued", "reason": f"{said}; it goes on from the last epoch."}
+            end |= {"host": platform.node(), "pid": os.getpid()}
+        with task.hold(PATIENCE) or nullcontext():  # the worker's last words come first
+            if task.status()["state"] in (*UNDER_WAY, "interrupted"):
+                task.record(**end)
+                return not last
     return False
 
 

@@ -65,14 +65,12 @@ class Resumed:
         """Executes the task; a thread does, so that the signal is heard meanwhile."""
         from submitit import JobEnvironment
 
-        if task.current:
-            return
         _belongs(task, JobEnvironment().paths.folder, JobEnvironment().job_id)
         self.stop, errors = threading.Event(), list[BaseException]()
 
         def work() -> None:
             try:
-                process.execute(task, stop=self.stop, **self.limits)
+                process.execute_queued(task, stop=self.stop, **self.limits)
             except BaseException as error:  # it is raised in the main thread
                 errors.append(error)
 

@@ -172,5 +172,5 @@ def test_a_lost_cluster_leaves_nothing_running(cluster: Any, make: Notebook, tmp
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     said, _ = made.communicate()
     assert made.returncode == 0
-    assert said == "['killed', 'killed']\n"
+    assert "['killed', 'killed']" in said, "among Ray's own words"
     assert all("The Ray cluster at" in read_json(task.status_path)["reason"] for task in tasks)

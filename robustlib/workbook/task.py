@@ -264,13 +264,15 @@ def _guard(task: Task) -> None:
     os.dup2(pipe[0], 3)
     os.closerange(4, 1024)  # the lock too: it is not ours
     os.read(0, 1)  # nobody writes to our stdin: it ends when the process that started us is gone
-    if not select.select([3], [], [], 0)[0]:
+    if not (gone := select.select([3], [], [], 0)[0]):
         os.kill(ours, signal.SIGINT)
-        select.select([3], [], [], LAST)
+        gone = select.select([3], [], [], LAST)[0]
     status = read_json(task.status_path)
-    if (status.get("state"), status.get("worker")) == ("running", ours):
+    if not gone:
         signal_group(ours, signal.SIGKILL)
+    if status.get("worker") == ours and (not gone or status.get("state") == "running"):
         signal_group(status.get("kernel"), signal.SIGKILL)  # Jupyter gives kernels a group of their own
+    if (status.get("worker"), status.get("state")) == (ours, "running"):
         task.settle(INTERRUPTED, 2.0)
     os._exit(0)
 
@@ -284,7 +286,12 @@ def main(spec: str) -> None:
     """The worker: executes the task in `spec` (JSON: notebook, parameters, output) and records how it ended."""
     notebook, parameters, output = json.loads(spec)
     task = Task(Path(notebook), parameters, Path(output))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, numbers
+    )  # Ray blocks them and shells ignore them, and kernels inherit it
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
     without_grammars()
     _guard(task)
     try:

@@ -74,9 +74,7 @@ def test_paths_and_code_are_those_of_the_caller_and_who_dies_twice_is_killed(
     cell = "import os; from my_defence import MixedAT\n"
     cell += "print(MixedAT.name, os.getcwd() == word, repr(os.environ['CUDA_VISIBLE_DEVICES']))"
     good, bad = make(cell, word=str(tmp_path)), make("1 / 0", name="bad")
-    deadly = (
-        "import json, os, pathlib, time\nos.kill(json.loads(pathlib.Path(word).read_text())['pid'], 9)\ntime.sleep(60)"
-    )
+    deadly = "import json, os, pathlib, time\nos.kill(json.loads(pathlib.Path(word).read_text())['pid'], 9)\ntime.sleep(3600)"
     dead = make(deadly, name="dead", word=str(tmp_path / "out" / "dead.status.json"))
     tasks = [Task(Path("note.ipynb"), good.parameters, Path("out/note.ipynb")), dead, bad]
     statuses = run_all(tasks, 2, engine="ray")

@@ -11,7 +11,7 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 report: $(VENV)/.workbook ## train and evaluate baselines, AFD, ANCRA, AToP, CLAF and rep-spectral on the embedded digits -> reports/index.html
-	$(BIN)/robustlib run --preset digits --jobs 2
+	$(BIN)/robustlib run --preset digits $(TWO)
 
 test: $(VENV)/.test ## lint, types, test suite
 	$(BIN)/ruff check .
@@ -24,17 +24,17 @@ lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab
 
 study: $(VENV)/.workbook ## hours: what papers claim on eight seeds of digits, ablations, a sweep, and the committed reference results
-	$(BIN)/robustlib study digits-claims --jobs 2
-	$(BIN)/robustlib study ancra-ablation --jobs 2
-	$(BIN)/robustlib study afd-ablation --jobs 2
-	$(BIN)/robustlib study afd-sweep --jobs 2
-	$(BIN)/robustlib study claf-ablation --jobs 2
-	$(BIN)/robustlib study claf-comparison --jobs 2
-	$(BIN)/robustlib study spectral-grid --jobs 2
-	$(BIN)/robustlib study spectral-network --jobs 2
-	$(BIN)/robustlib study spectral-cnn --jobs 2
-	$(BIN)/robustlib study spectral-transfer --jobs 2
-	$(BIN)/robustlib study atop-ablation --jobs 2
+	$(BIN)/robustlib study digits-claims $(TWO)
+	$(BIN)/robustlib study ancra-ablation $(TWO)
+	$(BIN)/robustlib study afd-ablation $(TWO)
+	$(BIN)/robustlib study afd-sweep $(TWO)
+	$(BIN)/robustlib study claf-ablation $(TWO)
+	$(BIN)/robustlib study claf-comparison $(TWO)
+	$(BIN)/robustlib study spectral-grid $(TWO)
+	$(BIN)/robustlib study spectral-network $(TWO)
+	$(BIN)/robustlib study spectral-cnn $(TWO)
+	$(BIN)/robustlib study spectral-transfer $(TWO)
+	$(BIN)/robustlib study atop-ablation $(TWO)
 	$(BIN)/python benchmarks/export_reference.py
 
 # The environment: uv where it is installed, else uv bootstrapped by pip into the environment itself.
@@ -46,6 +46,8 @@ else
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 endif
+
+TWO := --jobs 2 --gpus-per-task 0.5 # small trainings, which share a GPU where there is one
 
 INSTALL = $(if $(UV),$(UV),$(BIN)/uv) pip install --python $(BIN)/python
 

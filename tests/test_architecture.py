@@ -44,6 +44,7 @@ WORKBOOK = (
     "console",
     "options",
     "on_runs",
+    "on_batches",
     "cli",
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -23,7 +23,15 @@ from robustlib.workbook.task import inspect
 from tests import ROOT
 
 README, CONTRIBUTING, OWN = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "bring-your-own-model.md"
-PAGES = [README, CONTRIBUTING, OWN, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
+CLUSTERS = ROOT / "docs" / "clusters.md"
+PAGES = [
+    README,
+    CONTRIBUTING,
+    OWN,
+    CLUSTERS,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "reports" / "reference").rglob("*.md")),
+]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -31,11 +39,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-LINES = "".join(block for page in (README, CONTRIBUTING, OWN) for block in blocks(page, "bash")).splitlines()
-COMMANDS = [shlex.split(line, comments=True) for line in LINES if line.strip()]
+LINES = "".join(block for page in (README, CONTRIBUTING, OWN, CLUSTERS) for block in blocks(page, "bash")).splitlines()
+COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
-DRY = [words for words in OURS if words[0] in ("run", "study") and "--data-root" not in words]  # it isn't at ~/data
+ABSENT = {"--data-root", "--engine"}  # data at ~/data, and clusters
+DRY = [words for words in OURS if words[0] in ("run", "study") and not ABSENT & {*words}]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Writing and reading the files of a run, so that every file is old or new, never half."""
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from robustlib.errors import InputError, explained
+from robustlib.runs.lock import take
 
 if TYPE_CHECKING:  # whoever reads JSON alone, such as the process that watches a notebook, goes without torch
     from torch import Tensor, nn
@@ -89,7 +90,7 @@ def merge_json(path: Path, key: str, value: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.parent / ".merge.lock", "a")  # noqa: SIM115  (the file itself is replaced, so it cannot be the lock)
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or its process dies
+        take(lock, math.inf)
         others = {name: entry for name, entry in read_json(path).items() if name != key}
         write_atomic(path, json.dumps({**others, key: value}) + "\n")
 

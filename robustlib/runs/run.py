@@ -4,7 +4,6 @@ A run is stale when what made its numbers gives others today, and not when a fil
 """
 
 import ast
-import fcntl
 import io
 import json
 import os
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from robustlib.errors import InputError
+from robustlib.errors import InputError, explained
 from robustlib.runs import files
 from robustlib.runs.known import recall
+from robustlib.runs.lock import held, take
 from robustlib.runs.numerics import outdated
 from robustlib.runs.shapes import check_shape
 
@@ -54,6 +54,7 @@ FILES = (  # in the order of `clear`: whoever comes after a kill finds a trainin
     *("randomness.json", "sanity.json", "records.parquet", "checkpoint.pt", *TRAINED, "provenance.json", "factory.py"),
     *("method.py", "params.json"),
 )
+PATIENCE = 10.0  # seconds for which a run waits for its lock: what a killed process started may end a little later
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 _sound: set[tuple[str, int]] = set()  # contents of files by name that have their shape: most are read many times
 FOLDERS = ("evaluation", "randomness", "features", "embeddings")
@@ -178,12 +179,7 @@ class Run:
         status = self.read("status.json") or {"state": "new"}
         if status["state"] != "running":
             return status
-        try:
-            with open(self.path / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            pass
-        except OSError:  # a process is training it now
+        if held(self.path / ".lock") is not False:  # a process is training it now, or nobody can say
             return status
         return {**status, "state": "interrupted", "reason": "the process ended without a word"}
 
@@ -196,11 +192,10 @@ class Run:
         except OSError as error:
             raise InputError(f"Cannot write to {self.path} ({error.strerror}): choose a writable directory.") from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                said = "is being trained by another process: wait for it, or stop it."
-                raise InputError(f"{self.path} {said}") from error
+            with explained(OSError, lambda e: f"Cannot lock {self.path} ({e.strerror}): choose another file system."):
+                free = take(file, PATIENCE)
+            if not free:
+                raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.")
             files.tidy(self.path, older=0)
             yield
 

@@ -1,4 +1,4 @@
-"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | notebooks | lab. It parses and prints, nothing else.
+"""The command line: robustlib run | study | benchmark | compare | report | evaluate | audit | list | status | cancel | notebooks | lab. It parses and prints, nothing else.
 
 Whatever takes time to import is imported inside the commands: `--help` answers at once.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from robustlib.errors import InputError, check_known
-from robustlib.workbook import on_runs
+from robustlib.workbook import on_batches, on_runs
 from robustlib.workbook.options import (
     Attacks,
     DataRoot,
@@ -130,7 +130,8 @@ def benchmark(
 
     if bool(network.images) == bool(shared.dataset):
         raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
-    check_limits(shared.jobs, shared.timeout, shared.engine)
+    check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
+    shared = shared if shared.engine == "local" else shared.absolute()
     named = {
         **vars(network),
         "attacks": tuple(attack or ()),
@@ -140,22 +141,40 @@ def benchmark(
     }
     asked, jobs = Benchmark(model, **named), []
     data = asked.load(download=shared.download)
-    options = {"device": shared.device, "precision": shared.precision, "test_examples": shared.examples}
-    files = asked.each()
-    threads = asked.threads or max(1, torch.get_num_threads() // min(shared.jobs, len(files)))
-    for one in (replace(one, threads=threads) for one in files):
+    found = _found(shared, [asked.weights, asked.images, model.rpartition(":")[0]])
+    here = replace(shared, device="auto") if found else shared
+    options = {"device": found or shared.device, "precision": shared.precision, "test_examples": shared.examples}
+    networks = asked.each()
+    threads = asked.threads or max(1, torch.get_num_threads() // min(shared.jobs, len(networks)))
+    for one in (replace(one, threads=threads) for one in networks):
         made = one.run(data, rerun=shared.rerun)
         with out.status(f"{made.name}: clean images"):
-            found = check_run(made, data, device=shared.device)
-        out.print(console.table(tables.sanity(found), made.name))
+            checks = check_run(made, data, device=here.device)
+        out.print(console.table(tables.sanity(checks), made.name))
         jobs.append(one.job(made, shared.reports, **options))
     if shared.dry_run:
         return
     beside = {str(run.params().get("preset")) for run in find_runs(shared.runs, dataset=data.name)} - {""}
     where: Any = {"data_root": shared.data_root, "runs": shared.runs, "reports": shared.reports}
-    _execute(jobs, (), Options(dataset=data.name, device=shared.device, **where), shared, sorted(beside))
+    _execute(jobs, (), Options(dataset=data.name, device=here.device, **where), shared, sorted(beside))
     if len(jobs) > 1:
         announce(*compare_paths([job.run.path for job in jobs], Options(**where)), said="Comparison")
+
+
+def _found(shared: Shared, files: Sequence[str]) -> str:
+    """The type of device that trainings find where they run; "" for what `shared.device` is here.
+
+    Raises InputError where they would find none, or a worker does not see our folders, or those of the `files` that are there.
+    """
+    from robustlib.workbook.engines import device_type
+    from robustlib.workbook.experiments import notebook
+
+    places = [str(notebook("baselines")), shared.data_root, *files]
+    needed = [] if shared.dry_run else [os.path.abspath(place) for place in places if place and os.path.exists(place)]
+    made = [] if shared.dry_run else [shared.runs, shared.reports]
+    with out.status(f"asking {shared.engine}"):
+        kind = device_type(shared.engine, shared.device, made, needed, jobs=shared.jobs, **shared.settings)
+    return "" if shared.engine == "local" and shared.gpus_per_task != 0 else kind
 
 
 def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
@@ -164,10 +183,12 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Options, plan
 
-    check_limits(shared.jobs, shared.timeout, shared.engine)
+    check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
+    shared = shared if shared.engine == "local" else shared.absolute()
     asked = {field.name: vars(shared)[field.name] for field in fields(Options) if field.name != "preset"}
     options = Options(study.preset, **asked | {"examples": shared.examples or study.examples})
-    every = plan(study.variants, study.seeds, options)  # claims are judged by all seeds that are there
+    found = _found(shared, [name.rpartition(":")[0] for name, _ in study.variants])
+    every = plan(study.variants, study.seeds, options, found)  # claims are judged by all seeds that are there
     jobs = [job for job in every if job.task.parameters["seed"] in (seeds or study.seeds)]
     for text in dict.fromkeys(f"{job.run.path.parent.name}: {advice}" for job in jobs for advice in job.advice):
         say(text, "Warning", "bold yellow")
@@ -177,7 +198,8 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
         out.print(f"Preset {study.preset}, device {shared.device}, pages in {pages}.", soft_wrap=True)
         return
     try:
-        _execute(jobs, study.claims, options, shared, [options.preset])
+        here = replace(options, device="auto") if found else options  # what is measured after the last training
+        _execute(jobs, study.claims, here, shared, [options.preset])
     finally:  # what was decided stands, whatever else failed
         if study.claims:
             out.print(console.claims_table(study.claims, [job.run for job in every], study.seeds))
@@ -206,7 +228,9 @@ def _execute(
 
     try:
         with console.job_monitor(out, todo) as monitor:
-            statuses = run_all(tasks, shared.jobs, follow, timeout=shared.timeout, engine=shared.engine)
+            statuses = run_all(
+                tasks, shared.jobs, follow, timeout=shared.timeout, engine=shared.engine, **shared.settings
+            )
     except KeyboardInterrupt:
         say("Interrupted. The same command goes on from the last epoch.")
         raise Exit(130) from None
@@ -248,6 +272,8 @@ def report(runs: Runs = Path("runs"), reports: Reports = Path("reports"), data_r
 for command in (on_runs.evaluate, on_runs.audit, on_runs.compare):
     app.command()(command)
 app.command("list")(on_runs.list_)
+app.command()(on_batches.status)
+app.command()(on_batches.cancel)
 
 
 @app.command()

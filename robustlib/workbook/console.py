@@ -152,11 +152,7 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
                 console.print(_text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
 
     def draw(statuses: Sequence[dict[str, Any]]) -> None:
-        drawn = _empty("training", "state", "now", "elapsed", overflow="ellipsis")
-        for job, status in zip(jobs, statuses, strict=True):
-            state = Text(status["state"], style=STATES.get(status["state"], "red"))
-            drawn.add_row(_text(job.name), state, _text(activity(job, status)), _elapsed(status))
-        live.update(drawn)
+        live.update(jobs_table(jobs, statuses))
 
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2) as live:
@@ -165,22 +161,44 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
         yield print_news
 
 
+def jobs_table(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> Table:
+    """How jobs stand: state, epoch and accuracies so far, the time that they took, and about what is left of their trainings."""
+    drawn = _empty("training", "state", "now", "elapsed", "left", overflow="ellipsis")
+    for job, status in zip(jobs, statuses, strict=True):
+        state = Text(printable(status["state"]), style=STATES.get(status["state"], "red"))
+        drawn.add_row(_text(job.name), state, _text(activity(job, status)), _elapsed(status), _left(job, status))
+    return drawn
+
+
 def activity(job: Job, status: dict[str, Any]) -> str:
-    """What a job is doing: its epoch while it trains; why it ended, if not well."""
+    """What a job is doing: its epoch while it trains, with the accuracies that were last measured; why it ended, if not well."""
     if status["state"] != "running":
         return "" if status["state"] == "done" else str(status.get("reason", ""))
     if not job.run.damage and job.run.finished:
         return "evaluating"
+    if not (rows := _rows(job, status)):
+        return "starting"
+    last = {name: row[f"{name}_val"] for row in rows for name in ("clean", "robust") if f"{name}_val" in row}
+    parts = [f"{name} {value:.1%}" for name, value in last.items()]
+    return " · ".join([f"epoch {rows[-1]['epoch_total']}/{job.epochs}", *parts])
+
+
+def _rows(job: Job, status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of the training that is under way; none where there are only those of an earlier one."""
     file, began = job.run.path / "metrics.jsonl", datetime.fromisoformat(status["started"]).timestamp()
     try:
-        row = json.loads(file.read_text().splitlines()[-1])
-        fresh = file.stat().st_mtime >= began  # otherwise those of an earlier training
-    except (OSError, ValueError, IndexError):
-        fresh = False
-    if not fresh:
-        return "starting"
-    parts = [f"{name} {row[f'{name}_val']:.1%}" for name in ("clean", "robust") if f"{name}_val" in row]
-    return " · ".join([f"epoch {row['epoch_total']}/{job.epochs}", *parts])
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return rows if file.stat().st_mtime >= began else []
+    except (OSError, ValueError):
+        return []
+
+
+def _left(job: Job, status: dict[str, Any]) -> str:
+    """What is left of a training at the pace of its last epochs; the evaluation after it is not in it."""
+    rows = _rows(job, status) if status["state"] == "running" else []
+    paces = [row["seconds"] for row in rows if row.get("seconds")][-5:]
+    rest = job.epochs - rows[-1]["epoch_total"] if rows else 0
+    return clock(sum(paces) / len(paces) * rest) if paces and rest > 0 else ""
 
 
 def _elapsed(status: dict[str, Any]) -> str:

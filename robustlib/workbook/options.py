@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,9 +76,30 @@ class Shared:
     device: Device = "auto"
     precision: Annotated[str, Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
     timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
-    engine: Annotated[str, Option(help="local processes, or ray.", rich_help_panel=HOW)] = "local"
+    engine: Annotated[str, Option(help="local processes, ray or slurm.", rich_help_panel=HOW)] = "local"
+    gpus_per_task: Annotated[
+        float | None, Option(help="GPUs of each notebook; 0.5 where two may share one.", rich_help_panel=HOW)
+    ] = None
+    address: Annotated[str, Option(help="Of a Ray cluster: host:port; else $RAY_ADDRESS.", rich_help_panel=HOW)] = ""
+    slurm: Annotated[
+        list[str] | None, Option(help="An option of sbatch: partition=gpu, time=240; repeatable.", rich_help_panel=HOW)
+    ] = None
     runs: Runs = Path("runs")
     reports: Reports = Path("reports")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an engine is told besides how many and how long."""
+        return {
+            "gpus_per_task": self.gpus_per_task,
+            "address": self.address,
+            "slurm": tuple(self.slurm or ()),
+        }
+
+    def absolute(self) -> "Shared":
+        """The same with absolute paths, for engines whose workers are elsewhere."""
+        root = os.path.abspath(os.path.expanduser(self.data_root)) if self.data_root else ""
+        return replace(self, runs=self.runs.absolute(), reports=self.reports.absolute(), data_root=root)
 
 
 @dataclass(frozen=True)

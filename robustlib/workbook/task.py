@@ -7,22 +7,29 @@ the worker (`python -m robustlib.workbook.task`) writes how it ended, and `engin
 import asyncio
 import json
 import os
+import platform
 import re
+import select
 import signal
 import sys
 import tempfile
-import threading
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from robustlib.errors import InputError, check_known, check_path, explained, typed
 from robustlib.runs import digest, read_json, write_json
+from robustlib.runs.lock import held, take
 
 Status = dict[str, Any]
 START_TIMEOUT = 300  # seconds; a dozen kernels that import torch at once exceed papermill's 60
 INTERRUPTED: Status = {"state": "interrupted", "reason": "Interrupted; the same call resumes from the last epoch."}
+CANCELLED: Status = {**INTERRUPTED, "reason": "Cancelled; the same call resumes from the last epoch."}
+LOST: Status = {**INTERRUPTED, "reason": "Its process ended without a word; the same call resumes from the last epoch."}
+UNDER_WAY = ("queued", "running")  # states of tasks that have not ended
+LAST = 20.0  # seconds after which a worker that lost its caller kills a kernel that does not listen
 NAG = 3.0  # seconds after which a kernel that ignored an interrupt gets another
 NONE = " or None"
 KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": int | float, "str": str, "list": list, "dict": dict}
@@ -35,6 +42,7 @@ class Task:
     notebook: Path
     parameters: dict[str, Any]
     output: Path
+    about: dict[str, Any] = field(default_factory=dict, compare=False)  # for who reads its status: name, run, epochs
 
     @property
     def status_path(self) -> Path:
@@ -42,24 +50,59 @@ class Task:
         return self.output.with_suffix(".status.json")
 
     def status(self) -> Status:
-        """The last recorded status; {} before the first.
+        """The last recorded status, "interrupted" in place of "running" if no process is at it; {} before the first.
 
         state ("queued", "running", "done", "failed", "killed", "timeout" or "interrupted"), reason (a sentence when it did not end
-        well), exception (its name, if a cell raised), notebook, parameters, source (digest of the notebook), output (digest of the
-        executed copy, once done), started (UTC), seconds, worker and kernel (pids).
+        well), exception (its name, if a cell raised), notebook, parameters, about, source (digest of the notebook), output (digest of
+        the executed copy, once done), started (UTC), seconds, host and pid (of who queued or executes it), worker and kernel (pids).
         """
-        return read_json(self.status_path)
+        status = read_json(self.status_path)
+        return status | LOST if status.get("state") == "running" and held(self.lock_path) is False else status
 
     def record(self, **fields: object) -> Status:
         """Adds `fields` to the status file and returns the whole."""
-        status = self.status() | fields
+        status = read_json(self.status_path) | fields
         write_json(self.status_path, status)
         return status
 
-    def enqueue(self) -> None:
-        """Starts the status anew as "queued"."""
-        status = {"state": "queued", "reason": "", "notebook": str(self.notebook), "parameters": self.parameters}
-        write_json(self.status_path, {**status, "source": _digest(self.notebook)})
+    def enqueue(self, **fields: object) -> None:
+        """Starts the status anew as "queued", with `fields` besides."""
+        status: Status = {"state": "queued", "reason": "", "notebook": str(self.notebook)}
+        status |= {"parameters": self.parameters, "about": self.about, "host": platform.node(), "pid": os.getpid()}
+        write_json(self.status_path, {**status, "source": _digest(self.notebook), **fields})
+
+    @property
+    def lock_path(self) -> Path:
+        """A file beside the output whose lock whoever executes the task holds: the status and the output are theirs."""
+        return self.output.with_name(f".{self.output.stem}.lock")
+
+    def hold(self, patience: float = 0.0) -> IO[Any] | None:
+        """The lock's file, held until it is closed; None where another process holds it, and goes on doing so for `patience` seconds."""
+        with explained(OSError, lambda e: f"Cannot write {self.output} ({e.strerror}): choose a writable directory."):
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.lock_path, "a")  # noqa: SIM115  (it is the lock)
+            if take(file, patience):
+                return file
+        file.close()
+        return None
+
+    def settle(self, end: Status, patience: float = 0.0) -> None:
+        """Records `end` of a task that was under way and is not any more; not of one that another process executes."""
+        if lock := self.hold(patience):
+            with lock:
+                if read_json(self.status_path).get("state") in UNDER_WAY:
+                    self.record(**end)
+
+    def resumed(self) -> "Task":
+        """The same for another attempt: where the first one had begun to train anew (`rerun`), this one goes on."""
+        run, began = read_json(Path(self.about.get("run", "")) / "status.json"), self.status().get("started")
+        begun = run and began and run.get("started", 0) >= datetime.fromisoformat(began).timestamp()
+        return replace(self, parameters=self.parameters | {"rerun": False}) if begun else self
+
+    @property
+    def cancel_path(self) -> Path:
+        """A file beside the output: where it is, whoever executes the task, or is about to, stops it and removes the file."""
+        return self.output.with_name(f".{self.output.stem}.cancel")
 
     @property
     def current(self) -> bool:
@@ -206,20 +249,55 @@ def _last_cell(output: Path) -> str:
     return ""
 
 
-def _end_with_the_caller() -> None:
-    # Nobody writes to our stdin: it ends when the process that started us is gone, even if it was killed.
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
+def signal_group(group: int | None, number: int) -> None:
+    """Sends a signal to a process group, if it is there."""
+    if group:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+def _guard(task: Task) -> None:
+    """Leaves a process behind that ends this one with its caller, and records what neither can where both are killed, as Ray does."""
+    ours, pipe = os.getpid(), os.pipe()
+    if os.fork():
+        os.close(pipe[0])
+        return  # the other end is closed when this process ends, however it does
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(pipe[0], 3)
+    os.closerange(4, 1024)  # the lock too: it is not ours
+    os.read(0, 1)  # nobody writes to our stdin: it ends when the process that started us is gone
+    if not (gone := select.select([3], [], [], 0)[0]):
+        os.kill(ours, signal.SIGINT)
+        gone = select.select([3], [], [], LAST)[0]
+    status = read_json(task.status_path)
+    if not gone:
+        signal_group(ours, signal.SIGKILL)
+    if status.get("worker") == ours and (not gone or status.get("state") == "running"):
+        signal_group(status.get("kernel"), signal.SIGKILL)  # Jupyter gives kernels a group of their own
+    if (status.get("worker"), status.get("state")) == (ours, "running"):
+        task.settle(INTERRUPTED, 2.0)
+    os._exit(0)
+
+
+def without_grammars() -> None:
+    """Keeps jsonschema from compiling a grammar of web addresses, seconds for what no notebook needs."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 def main(spec: str) -> None:
     """The worker: executes the task in `spec` (JSON: notebook, parameters, output) and records how it ended."""
     notebook, parameters, output = json.loads(spec)
     task = Task(Path(notebook), parameters, Path(output))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # else jsonschema compiles a grammar of web addresses with it, a second for what no notebook needs
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    numbers = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, numbers
+    )  # Ray blocks them and shells ignore them, and kernels inherit it
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    without_grammars()
+    _guard(task)
     try:
         task.record(worker=os.getpid())
         outcome = _attempt(task) or _attempt(task) or {"state": "killed"}  # a kernel may fail to start once

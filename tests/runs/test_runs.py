@@ -427,3 +427,19 @@ def test_the_source_is_the_run_of_the_preset_before_one_that_was_changed(tmp_pat
         assert transfer_sources(this, ["pgd_at"])["pgd_at"].path == order[::-1][fittest].path
         shutil.rmtree(order[::-1][fittest].path)
     assert transfer_sources(this, ["pgd_at"]) == {}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_a_file_system_has_no_locks_nothing_is_held_by_another_process(run, monkeypatch, number):
+    def none(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with run.lock():
+        run.write("status.json", {"state": "running"})
+        assert run.status()["state"] == "running"
+    merge_json(run.path / "unseen.json", "a", 1)
+    assert read_json(run.path / "unseen.json") == {"a": 1}
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(InputError, match=r"Cannot lock .* \(broken\)"), run.lock():
+        pass

@@ -115,7 +115,8 @@ def test_resuming_with_another_number_of_threads_is_refused(tmp_path, few, monke
         fit(tiny("standard"), few, root=tmp_path, device="cpu", threads=2)
 
 
-def test_two_processes_cannot_train_one_run(finished, tmp_path, few):
+def test_two_processes_cannot_train_one_run(finished, tmp_path, few, monkeypatch):
+    monkeypatch.setattr("robustlib.runs.run.PATIENCE", 0.2)
     with open(finished.path / ".lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process"):

@@ -32,7 +32,10 @@ from tests.methods.test_own_method import OWN
 from tests.training_fixtures import altered
 from tests.workbook import finished_run, wait_for
 
-COMMANDS = ["run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list", "notebooks", "lab"]
+COMMANDS = [
+    *("run", "study", "benchmark", "compare", "report", "evaluate", "audit", "list"),
+    *("status", "cancel", "notebooks", "lab"),
+]
 
 
 @pytest.fixture
@@ -469,6 +472,62 @@ def test_ctrl_c_stops_all_and_the_same_call_resumes(call, tmp_path: Path) -> Non
     (run,) = find_runs("runs", finished=False)
     assert run.status()["state"] == "interrupted"
     assert "resume" in call(*options, "--dry-run")[1]
+
+
+def _batch(folder: Path) -> list[Task]:
+    """Tasks that a command of another process queued; the first one trains at epoch 6 of 8."""
+    made = [Task(Path(), {}, folder / f"{name}.ipynb", {"name": name, "epochs": 8}) for name in ("a", "b", "c")]
+    for task in made:
+        task.about["run"] = str(folder / task.about["name"])
+        task.enqueue()
+    rows = [{"epoch_total": k, "seconds": 30.0 * (k > 0)} for k in range(7)]
+    rows[4] |= {"clean_val": 0.9, "robust_val": 0.512}
+    write_atomic(folder / "a" / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    made[2].record(state="failed", reason="ValueError: no")
+    return made
+
+
+def test_status_and_cancel_from_another_terminal(call, tmp_path: Path) -> None:
+    code, _, err = call("status")
+    assert (code, "There are no trainings in reports" in err) == (2, True)
+    first, second, _ = _batch(tmp_path / "reports" / "digits")
+    lock = first.hold()
+    assert lock is not None
+    with lock:
+        first.record(state="running", started="2020-01-01T00:00:00+00:00")
+        second.record(pid=2**22 + 1)  # of nobody
+        code, out, _ = call("status")
+        rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+        assert "running" in rows["a"]
+        assert "epoch 6/8 · clean 90.0% · robust 51.2%" in rows["a"]
+        assert rows["a"].split()[-1] == "1:00"
+        assert "interrupted" in rows["b"]
+        assert "The command that queued it is gone" in rows["b"]
+        assert "ValueError: no" in rows["c"]
+        assert (code, "0 of 3 done." in out) == (0, True)
+        for words, sentence in (([], "Say which trainings to cancel, or --all. Under way: a."), (["z"], "named 'z'")):
+            code, _, err = call("cancel", *words)
+            assert (code, sentence in err) == (2, True)
+        assert not first.cancel_path.exists()
+        assert "Asked to stop, which takes seconds: a." in call("cancel", "a")[1]
+        assert first.cancel_path.exists()
+        assert not second.cancel_path.exists()
+
+
+def test_on_another_engine_the_planned_run_is_what_is_trained_there(call, tmp_path: Path, monkeypatch) -> None:
+    asked, kinds = only_asked(monkeypatch), iter(["cuda", "cpu", "cpu"])
+    monkeypatch.setattr("robustlib.workbook.engines.device_type", lambda *_, **__: next(kinds))
+    for kind, precision in (("cuda", "bf16-mixed"), ("cpu", "32-true")):
+        assert call("run", "standard", "--engine", "ray")[0] == 0
+        task = asked.pop()
+        assert (task.parameters["device"], task.parameters["precision"]) == (kind, precision)
+        assert task.parameters["runs"] == str(tmp_path / "runs")
+        run = Run(Path(task.about["run"]))
+        params = run_params(make_method("standard", "digits"), load_dataset("digits"), "small_cnn", 0, precision)
+        assert run.path == Run.of(params, tmp_path / "runs").path
+        assert task.output.name == f"standard-{run.path.name}.ipynb"
+    assert call("run", "standard")[0] == 0
+    assert (asked[0].parameters["precision"], asked[0].parameters["runs"]) == ("auto", "runs")
 
 
 def test_lab_opens_the_notebooks_with_kernels_here(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,49 +3,36 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 
 from robustlib.errors import InputError
 from robustlib.runs import write_atomic
 from robustlib.workbook import engines
-from robustlib.workbook.engines import execute, run_all
-from robustlib.workbook.task import Task, check
+from robustlib.workbook.engines import execute, local, process, run_all
+from robustlib.workbook.engines.settings import Settings
+from robustlib.workbook.task import CANCELLED, Task, check
 from tests.workbook import wait_for
-
-Notebook = Callable[..., Task]
-PARAMETERS = 'word: str = "a"\nseed: int = 0\nrate: float = 0.5\nitems: list = []'
-WAIT = "import time, pathlib\npathlib.Path(word).touch()\ntime.sleep(3600)"
+from tests.workbook.notebooks import WAIT, Notebook, maker, outputs
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Notebook:
-    """A task over a notebook with the given code cells after its parameters."""
-
-    def notebook(*cells: str, name: str = "note", **parameters: Any) -> Task:
-        first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-        nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
-        nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        path = tmp_path / f"{name}.ipynb"
-        nbformat.write(nb, path)
-        return Task(path, parameters, tmp_path / "out" / f"{name}.ipynb")
-
-    return notebook
+    return maker(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is killed for being slow on a busy machine."""
-    monkeypatch.setattr(engines, "GRACE", 600.0)
+    monkeypatch.setattr(process, "GRACE", 600.0)
 
 
 def wait_for_the_end(pid: int) -> None:
@@ -57,11 +44,6 @@ def wait_for_the_end(pid: int) -> None:
             return True
 
     wait_for(ended)
-
-
-def outputs(task: Task) -> str:
-    cells = nbformat.read(task.output, as_version=4).cells
-    return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
 
 
 def test_done_with_parameters_in_one_thread(make: Notebook) -> None:
@@ -138,13 +120,19 @@ def mark(tmp_path: Path) -> Path:
     return tmp_path / "mark"
 
 
+CANCEL = -1
+
+
 def disturbed(task: Task, mark: Path, number: int = 0) -> dict[str, Any]:
-    """The status of a task whose worker gets a signal while its cell waits; 0: the request to stop."""
+    """The status of a task whose worker gets a signal while its cell waits; 0: the request to stop; CANCEL: `robustlib cancel`."""
     stop = threading.Event()
 
     def disturb() -> None:
         wait_for(mark.exists)
-        stop.set() if number == 0 else os.kill(task.status()["worker"], number)
+        if number == CANCEL:
+            task.cancel_path.touch()
+        else:
+            stop.set() if number == 0 else os.kill(task.status()["worker"], number)
 
     threading.Thread(target=disturb).start()
     return execute(task, stop=stop)
@@ -152,19 +140,23 @@ def disturbed(task: Task, mark: Path, number: int = 0) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("number", "state", "reason"),
-    [(0, "interrupted", "resumes"), (signal.SIGTERM, "interrupted", "resumes"), (signal.SIGKILL, "killed", "SIGKILL")],
+    [
+        *((0, "interrupted", "Interrupted; .* resumes"), (CANCEL, "interrupted", "Cancelled; .* resumes")),
+        *((signal.SIGTERM, "interrupted", "Interrupted; .* resumes"), (signal.SIGKILL, "killed", "SIGKILL")),
+    ],
 )
 def test_a_signal_ends_worker_and_kernel(make: Notebook, mark: Path, number: int, state: str, reason: str) -> None:
     task = make(f"try:\n    exec({WAIT!r})\nfinally:\n    print('tidied up')", word=mark)
     status = disturbed(task, mark, number)
     assert status["state"] == state
-    assert reason in status["reason"]
+    assert re.search(reason, status["reason"])
+    assert not task.cancel_path.exists()
     assert state == "killed" or "tidied up" in outputs(task)
     wait_for_the_end(status["kernel"])
 
 
 def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "GRACE", 1.0)
+    monkeypatch.setattr(process, "GRACE", 1.0)
     status = disturbed(make("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAIT, word=mark), mark)
     assert status["state"] == "interrupted"
     wait_for_the_end(status["kernel"])
@@ -173,11 +165,11 @@ def test_deaf_kernel_is_killed_after_the_grace(make: Notebook, mark: Path, monke
 SCRIPT = """
 import sys
 from pathlib import Path
-from robustlib.workbook import engines
+from robustlib.workbook.engines import process, run_all
 from robustlib.workbook.task import Task
-engines.GRACE = 600.0
+process.GRACE = 600.0
 tasks = [Task(Path(sys.argv[1]), {"word": sys.argv[2] + str(n)}, Path(sys.argv[2] + f"{n}.ipynb")) for n in range(3)]
-engines.run_all(tasks, jobs=2)
+run_all(tasks, jobs=2)
 """
 
 
@@ -207,8 +199,11 @@ def test_a_kernel_gets_a_second_start(make: Notebook, mark: Path, monkeypatch: p
     assert "did not start" in status["reason"]
 
 
-def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_path: Path) -> None:
-    meet = "import time, pathlib\npathlib.Path(word).touch()\n"
+def test_jobs_run_side_by_side_on_gpus_of_their_own_and_one_failure_stops_nobody(
+    make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    meet = "import os, time, pathlib\npathlib.Path(word).touch()\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     meet += "while not pathlib.Path(items[0]).exists():\n    time.sleep(.05)"
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     pair = [make(meet, name=name, word=x, items=[y]) for name, x, y in (("one", a, b), ("two", b, a))]
@@ -218,6 +213,71 @@ def test_jobs_run_side_by_side_and_one_failure_stops_nobody(make: Notebook, tmp_
     assert [status["state"] for status in statuses] == seen[-1] == ["failed", "done", "done"]
     assert statuses[0]["reason"] == "ZeroDivisionError: division by zero"
     assert ["queued"] in [states[2:] for states in seen]
+    assert {outputs(task) for task in pair} == {"0\n", "1\n"}
+
+
+def test_gpus_are_shared_only_where_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(device: str = "auto", **settings: Any) -> list[str]:
+        return [slot.get("CUDA_VISIBLE_DEVICES", "all") for slot in local.slots(Settings(**settings), device)]
+
+    assert seen(jobs=3) == ["all"] * 3, "there is none"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (seen(), seen(jobs=2), seen("cpu", jobs=3)) == (["all"], ["0", "1"], ["all"] * 3)
+    assert (seen(jobs=4, gpus_per_task=0.5), seen(gpus_per_task=2)) == (["0", "1"] * 2, ["0,1"])
+    assert (seen(jobs=2, gpus_per_task=0), seen("cuda:1", jobs=2, gpus_per_task=0.5)) == ([""] * 2, ["all"] * 2)
+    assert [engines.device_type("local", "auto", gpus_per_task=gpus) for gpus in (None, 0)] == ["cuda", "cpu"]
+    for device, settings, sentence in (
+        (
+            "auto",
+            {"jobs": 3},
+            "3 jobs would share 2 GPUs: give --jobs 2, or --gpus-per-task 0.5 where two may share one",
+        ),
+        ("cuda:1", {"jobs": 2}, "2 jobs would share cuda:1: give --jobs 1"),
+        ("auto", {"jobs": 5, "gpus_per_task": 0.5}, "5 jobs with 0.5 GPUs each would share 2 GPUs: give --jobs 4"),
+        ("auto", {"jobs": 2, "gpus_per_task": 2}, "2 jobs with 2 GPUs each would share 2 GPUs: give --jobs 1"),
+        ("auto", {"gpus_per_task": 1.5}, "give a share of at most 1, or a whole number"),
+        ("auto", {"gpus_per_task": -1}, "gpus_per_task=-1"),
+    ):
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            engines.device_type("local", device, **settings)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert seen(jobs=2) == ["5", "7"]
+
+
+def test_a_second_runner_waits_for_the_first_and_takes_its_result(make: Notebook, tmp_path: Path) -> None:
+    mark, said = tmp_path / "mark", list[dict[str, Any]]()
+    cell = "import pathlib, time\nmark = pathlib.Path(word)\nmark.write_text(mark.read_text() + 'x' if mark.exists() else 'x')\n"
+    task = make(cell + "while not mark.with_name('go').exists():\n    time.sleep(.05)", word=str(mark))
+    first = threading.Thread(target=lambda: said.append(execute(task)))
+    first.start()
+    wait_for(mark.exists)
+    before, stop = task.status(), threading.Event()
+    stop.set()
+    assert execute(task, stop=stop) == before, "whoever is interrupted while it waits leaves it alone"
+
+    def follow(statuses: list[dict[str, Any]]) -> None:
+        assert statuses == [before] or (tmp_path / "go").exists()
+        (tmp_path / "go").touch()
+
+    assert run_all([task], on_change=follow) == [task.status()]
+    first.join()
+    assert said == [task.status()]
+    assert process.execute_queued(task) == said[0], "whoever comes later does not repeat it"
+    assert (said[0]["state"], mark.read_text()) == ("done", "x")
+
+
+def test_what_is_running_by_its_status_alone_was_lost(make: Notebook) -> None:
+    task = make("1")
+    task.enqueue()
+    task.record(state="running")
+    assert task.status()["state"] == "interrupted"
+    lock = task.hold()
+    assert lock is not None
+    with lock:
+        assert (task.status()["state"], task.hold()) == ("running", None)
+        task.settle(CANCELLED)
+        assert task.status()["state"] == "running", "it is another process's"
 
 
 @pytest.mark.parametrize(
@@ -266,14 +326,3 @@ def test_bad_tasks(make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(InputError, match=sentence):
             run_all(tasks, **options)
     assert run_all([]) == []
-
-
-@pytest.mark.filterwarnings("default")  # Ray's own, at its start
-def test_ray_gives_the_same_statuses(make: Notebook) -> None:
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        statuses = run_all([make("print(seed)", name="good", seed=3), make("1 / 0", name="bad")], 2, engine="ray")
-    finally:
-        ray.shutdown()
-    assert [status["state"] for status in statuses] == ["done", "failed"]

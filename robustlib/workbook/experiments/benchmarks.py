@@ -106,7 +106,8 @@ class Benchmark:
         values, named = asdict(self.absolute()), inspect(file := notebook("benchmark"))
         options = {field.name: values.pop(field.name) for field in fields(self) if field.name not in named}
         changed = {name: value for name, value in options.items() if value != getattr(type(self), name, None)}
-        task = Task(file, {**values, "options": changed, **others}, page(run, reports, ""))
+        about = {"name": run.name, "run": os.path.abspath(run.path), "epochs": 0}
+        task = Task(file, {**values, "options": changed, **others}, page(run, reports, ""), about)
         return Job(run, check(task), run.name, 0)
 
     def absolute(self) -> "Benchmark":

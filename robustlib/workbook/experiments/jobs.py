@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
+import torch
 
 import robustlib
 from robustlib.audit import audit_has_new_sources
@@ -29,7 +30,7 @@ from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
 Waiting = Mapping[str, tuple[Run, str]]
-NO_NUMBER = dict.fromkeys(("rerun", "download", "data_root", "device"))  # parameters that change no number
+NO_NUMBER = dict.fromkeys(("rerun", "download", "data_root", "device", "runs"))  # parameters that change no number
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ def page(run: Run, reports: Path, preset: str) -> Path:
     return reports / (preset if preset in preset_names() else "other") / f"{run.path.parent.name}-{run.path.name}.ipynb"
 
 
-def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) -> list[Job]:
-    """All trainings of `variants` x `seeds`; what can be known to fail later is an InputError now. Nothing is trained."""
+def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options, found: str = "") -> list[Job]:
+    """All trainings of `variants` x `seeds`; what can be known to fail later is an InputError now. Nothing is trained.
+
+    `found` is the type of device that they find where that is not here (see `robustlib.workbook.engines.device_type`).
+    """
     for folder in (options.runs, options.reports / options.preset):
         check_path(folder)
         place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
@@ -114,7 +118,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
     check_number(len(variants) * len(seeds), "These methods, parameters and seeds ask")
     seeds = [typed(seed, Whole, "seed") for seed in seeds]
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
-    device = resolve_device(options.device)
+    device = torch.device(found) if found else resolve_device(options.device)
     asked = options.dataset or load_preset(options.preset)["dataset"]
     dataset = open_dataset(asked, root=options.data_root or None, download=options.download)
     jobs = {}  # by run directory: changes that restate the preset make no second run
@@ -126,8 +130,11 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options) ->
         parameters = {"method": spec, "seed": seed, "overrides": overrides, "test_examples": options.examples}
         parameters |= {option: getattr(options, option) for option in PASSED_ON}
         parameters |= {"dataset": spelled(dataset)} if options.dataset else {}
-        task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset))
+        if found:  # so that what is planned here is what is trained there
+            parameters |= {"device": found if options.device == "auto" else options.device, "precision": precision}
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
+        about = {"name": title, "run": os.path.abspath(run.path), "epochs": method.all_epochs}
+        task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset), about)
         jobs[run.path] = Job(run, check(task), title, method.all_epochs, method.advice(method.arch))
     return list(jobs.values())
 

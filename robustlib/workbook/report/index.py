@@ -102,7 +102,7 @@ def write_index(
     shown["claims"] = [] if claims is None else claims.to_dict("split")["data"]
     shown["presets"] = [] if claims is None else list(claims.columns)[1:-1]
     target = Path(reports_dir) / "index.html"
-    addresses = rows["path"].map(lambda path: pages.get(str(path), "")) if len(rows) else []
+    addresses = [pages.get(str(path), "") for path in rows.get("path", ())]
     write_atomic(target.with_name(ALL), rows.assign(page=addresses).to_csv(index=False))
     write_atomic(target, fill_template("index.html.j2", title="What holds under attack", **shown))
     return target

@@ -4,6 +4,8 @@ Each example has a 64-bit seed; number j of draw t is a hash of (seed, t, j), Sp
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -84,6 +86,14 @@ def uniform_point(threat: Threat, x: Tensor, rng: ExampleRNG) -> Tensor:
     normal = rng.fold_in(0).normal(*shape)
     radius = threat.eps * uniform.flatten(1)[:, 0].pow(1 / prod(shape)).view(-1, *[1] * len(shape))
     return (x + radius * normal / norms(normal, "l2").clamp_min(TINY)).clamp(0, 1)
+
+
+@contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators, of the CPU and of `device`, may be seeded and drawn from; afterwards they are as before."""
+    other = device.type != "cpu"
+    with torch.random.fork_rng([device] if other else [], device_type=device.type if other else None):
+        yield
 
 
 def derive_seed(*parts: object) -> int:

@@ -20,7 +20,7 @@ from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl, margin_
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import is_compiled
 from robustlib.errors import InputError, check_fields
-from robustlib.models.classifier import check_logits, logits_of
+from robustlib.models.classifier import check_logits, full_float32, logits_of
 from robustlib.rng import ExampleRNG
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -131,7 +131,7 @@ class GradientOracle:
 
     def deployed_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
             return self._draws(self.deployed, x, draws)
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
@@ -198,19 +198,20 @@ class GradientOracle:
         add_passes(len(logits), backward=logits.requires_grad)
         return _exact(logits.detach()).view(n, len(x), -1), largest, slope
 
-    def success_mask(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-        """(B,) bool: where the fast model's `logits` claim a success that the deciding model confirms.
+    def successes(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """Which rows, int64 (S,), the fast model's `logits` claim a success for that the deciding model confirms.
 
-        Never for a stochastic model: success by chance in one draw proves nothing.
+        None of a stochastic model: success by chance in one draw proves nothing. Where nobody has success a GPU is waited for once.
         """
         if self.source is not self.deployed:  # whatever class the surrogate shall reach, any wrong answer is a success
             target = None
-        success = is_adversarial(logits, y, target) & (not self.stochastic)
+        rows = torch.empty(0, dtype=torch.int64, device=y.device)
+        if not self.stochastic:
+            rows = is_adversarial(logits, y, target).nonzero()[:, 0]
         exact = self.fast is self.deployed and self.precision == "32-true"
-        if not exact and bool(success.any()):
-            verdict = self.logits(x_adv[success])
-            success[success.clone()] = is_adversarial(verdict, y[success], None if target is None else target[success])
-        return success
+        if exact or not len(rows):
+            return rows
+        return rows[is_adversarial(self.logits(x_adv[rows]), y[rows], None if target is None else target[rows])]
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
@@ -248,6 +249,11 @@ class GradientOracle:
                     add_passes(n * len(part))
             pieces.append(torch.cat(logits))
         return torch.cat(pieces, 1)
+
+
+def others(rows: Tensor, count: int) -> Tensor:
+    """Which of `count` rows are not among `rows` (int64), in order."""
+    return torch.ones(count, dtype=torch.bool, device=rows.device).index_fill(0, rows, False).nonzero()[:, 0]
 
 
 def _repeated(x: Tensor, n: int) -> Tensor:

@@ -172,7 +172,8 @@ class TangentState:
     def _adversarial(self, points: Tensor, rows: Tensor) -> Tensor:
         """(S,) bool: whether the `points` (S, ...) are adversarial; a query each."""
         self.spent.index_add_(0, rows, torch.ones_like(rows))
-        return self.oracle.success_mask(points, self.oracle.fast_logits(points), self.y[rows])
+        success = self.oracle.successes(points, self.oracle.fast_logits(points), self.y[rows])
+        return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, success, True)
 
 
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:

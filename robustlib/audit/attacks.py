@@ -15,7 +15,7 @@ from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import adapt, valid
 from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG, uniform_point
+from robustlib.rng import ExampleRNG, forked, uniform_point
 from robustlib.threat import Threat
 
 HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
@@ -60,7 +60,7 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
         return declared
 
     def answer(view: nn.Module) -> Tensor:  # randomised layers draw alike for both
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+        with forked(x.device), torch.no_grad():
             torch.manual_seed(0)
             return logits_of(view, x).float()
 

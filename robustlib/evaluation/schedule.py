@@ -24,7 +24,7 @@ from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
 from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, forked
 from robustlib.runs import read_json, write_atomic, write_json
 from robustlib.threat import Threat
 
@@ -123,7 +123,7 @@ def plan(
     """The steps of each attack on each view, and whether they meet only what withstood everything before; `x` is any image."""
     groups = group_surrogates(surrogates)
     searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
-    with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with torch.no_grad(), forked(x.device):
         classes = logits_of(model, x).shape[1]
 
     def met(views: Views) -> Attacks:
@@ -253,7 +253,7 @@ class AttackSchedule:
         rng, x_adv = ExampleRNG.for_examples(self.seed, batch.index), batch.x
         # What has no `rng`, such as a stochastic model, draws from torch's own generator.
         facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), count_passes() as passes:
+        with forked(device), count_passes() as passes:
             torch.manual_seed(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:7], "big"))
             if step.attack is not None and step.view is not None:
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}

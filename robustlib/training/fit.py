@@ -12,11 +12,13 @@ from robustlib.attacks.base import Precision
 from robustlib.data import Dataset, spelled
 from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
-from robustlib.rng import derive_seed
+from robustlib.rng import derive_seed, forked
 from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
+
+DEVICES = ["cpu", "cuda"]
 
 
 def fit(
@@ -65,7 +67,7 @@ def fit(
             others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
             write_json(run.path / "params.json", {**others, "changes": params["changes"]})
         return run
-    with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
+    with run.lock(), forked(torch_device):
         if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
             run.clear()
         elif other := outdated(trained_with(run)):  # epochs are never mixed
@@ -96,9 +98,14 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(typed(name, str, "device"))
     except RuntimeError as error:
         raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
-    if (device.index or 0) >= {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0):
+    if (device.index or 0) >= count_devices(device.type):
         raise InputError(f"Device {shown(name)}: this machine has no such device, use --device cpu or auto.")
     return device
+
+
+def count_devices(kind: str) -> int:
+    """How many devices of a type, such as "cuda", this machine has for robustlib."""
+    return torch.get_device_module(kind).device_count() if kind in DEVICES else 0
 
 
 def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> Precision:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -74,11 +73,6 @@ class Training:
     progress: bool
 
     def __post_init__(self) -> None:
-        from lightning_fabric import Fabric
-
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
-        index = [self.device.index or 0] if self.device.type == "cuda" else 1
-        self.fabric = Fabric(accelerator=self.device.type, devices=index, precision=self.precision)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.average: AveragedModel | None = None
@@ -232,17 +226,19 @@ class Training:
     def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Runs a method's update generator on a batch: each loss that it yields is differentiated and stepped on at once."""
         sums: dict[str, Tensor] = {}
-        updates, stepped = part.updates(batch, context), True
+        updates, stepped, mixed = part.updates(batch, context), True, self.precision == "bf16-mixed"
         try:
             while True:
-                with self.fabric.autocast():  # what a method computes, and nothing between two yields
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=mixed
+                ):  # what a method computes, and nothing between two yields
                     item = next(updates, None)
                 if item is None:
                     break
                 name, loss = item
                 for optimiser in self.optimisers.values() if stepped else ():
                     optimiser.zero_grad()
-                self.fabric.backward(loss.total)
+                loss.total.backward()
                 if stepped := loss.step:
                     self.optimisers[name].step()
                     prefix = "" if len(self.optimisers) == 1 else f"{name}/"

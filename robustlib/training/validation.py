@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from robustlib.attacks.base import Precision, frozen_eval, validation_view
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
-from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG, uniform_point
+from robustlib.models.classifier import full_float32, logits_of
+from robustlib.rng import ExampleRNG, forked, uniform_point
 from robustlib.threat import Threat
 
 BATCH = 500
@@ -41,7 +41,7 @@ def validate(
         return {}, torch.zeros(0, dtype=torch.bool), False
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
-    with frozen_eval(model):
+    with frozen_eval(model), full_float32():
         clean = _logits(model, view, val, None, seed)
         attacked = _logits(model, view, val, pgd, seed)
         fgsm = _logits(model, view, val, FGSM(threat, precision=precision), seed)
@@ -77,7 +77,7 @@ def _accuracy(logits: Tensor, split: Split) -> float:
 @contextmanager
 def torch_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Within, torch's global generators start from `seed`; afterwards they continue as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked(device):
         torch.manual_seed(seed)
         yield
 

@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from robustlib.attacks import APGD, FAB, PGD, BatchPGD, Square, StAdv
+from robustlib.attacks import APGD, FAB, PGD, BatchPGD, ExampleRNG, Square, StAdv, Tangent
 from robustlib.audit import audit
 from robustlib.evaluation import evaluate
 from robustlib.methods import METHODS, make_method
 from robustlib.models import build_model
 from robustlib.threat import Threat
 from robustlib.training import fit
+from robustlib.training.validation import gradient_alignment
 from tests.pretend_gpu import NAME, Device, pretend_gpu
 from tests.training_fixtures import TINY, run_below
 
@@ -34,6 +35,15 @@ AUDITED = ("afd", "pgd_at")  # a plain model, and one with parts of its own; a s
 def gpu(monkeypatch):
     monkeypatch.setattr(sys.modules[fit.__module__], "DEVICES", ["cpu", NAME])
     with pretend_gpu() as device:
+        yield device
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    """A GPU without float64."""
+    monkeypatch.setattr(sys.modules[fit.__module__], "DEVICES", ["cpu", NAME])
+    monkeypatch.setattr("robustlib.threat.NO_FLOAT64", [NAME])
+    with pretend_gpu(refuse_float64=True) as device:
         yield device
 
 
@@ -64,6 +74,38 @@ def test_every_method_trains_is_evaluated_and_audited(gpu, short_attacks, digits
     if name in AUDITED:
         checks = audit(model, digits.test, digits.threat, n=5, queries=2, targets=1, readouts=1, noise=2)
         assert len(checks) == 13
+
+
+@pytest.mark.parametrize("name", ["trades", "standard"])
+def test_a_gpu_without_float64_trains_evaluates_and_audits(apple, short_attacks, digits, tmp_path, name):
+    few = replace(digits, val=digits.val.sample(10))
+    method, l2 = small(name), Threat("l2", 0.3)
+    model = fit(method, few, root=tmp_path, device=NAME, progress=False).model().to(NAME)
+    attacks = {"pgd": PGD(l2, eot=2), "fab": FAB(l2, 2, 1), "tangent": Tangent(l2, 400), "square": Square(l2, 2)}
+    records = evaluate(model, digits.test.sample(3), attacks)
+    assert set(records.attack) == {"clean", *attacks}
+    if name == "standard":
+        assert len(audit(model, digits.test, digits.threat, n=5, queries=2, targets=1, readouts=1, noise=2)) == 13
+        assert gradient_alignment(model, *on_device(digits, 3), l2, ExampleRNG(torch.arange(3).to(NAME))) <= 1
+
+
+def test_without_float64_an_attack_is_as_strong_on_confident_examples(apple, digits):
+    """Of which the cross-entropy has no gradient in float32."""
+    (x, y), found = on_device(digits, 6), []
+    model = build_model("small_cnn", digits).to(NAME).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(1000)
+        model.head.bias.mul_(1000)
+    y = model(x).argmax(1)
+    for device in (NAME, "cpu"):
+        rng = ExampleRNG(torch.arange(6).to(device))
+        found.append(PGD(Threat("linf", 0.1), 3)(model.to(device), x.to(device), y.to(device), rng=rng).cpu())
+    assert torch.equal(*found)
+    assert (found[0] != x.cpu()).flatten(1).any(1).all()
+
+
+def on_device(dataset, n):
+    return (dataset.test.images[:n] / 255).to(NAME), dataset.test.labels[:n].to(NAME)
 
 
 def test_tensors_generators_and_waits_are_told_apart(gpu):

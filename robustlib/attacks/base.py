@@ -22,6 +22,7 @@ from robustlib.attacks.recording import is_compiled
 from robustlib.errors import InputError, check_fields
 from robustlib.models.classifier import check_logits, full_float32, logits_of
 from robustlib.rng import ExampleRNG
+from robustlib.threat import exact, widest
 
 Precision = Literal["32-true", "bf16-mixed"]
 Modes = Literal["eval", "train"]
@@ -164,13 +165,13 @@ class GradientOracle:
 
     def _mean_gradient(self, x: Tensor, rows: slice, objective: RowObjective, samples: int) -> tuple[Tensor, Tensor]:
         gradient, mean = torch.zeros_like(x), torch.zeros(())
-        scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+        scale = exact(x.new_zeros(len(x), 1))
         for n, guard in self._chunks(self.fast, len(x), samples):
             with guard:
                 logits, largest, slope = self._sample(x, rows, objective, n)
             if not guard.failed:
                 before, scale = scale, torch.maximum(scale, largest)
-                ratios = (_ratio(old, scale).to(x.dtype) for old in (before, largest))
+                ratios = (_ratio(old, scale).to(x) for old in (before, largest))
                 keep, new = (ratio.view(-1, *[1] * (x.ndim - 1)) for ratio in ratios)
                 gradient = gradient * keep + slope * new / samples
                 mean = mean + logits.sum(0) / samples
@@ -187,13 +188,13 @@ class GradientOracle:
             copies = _repeated(x, n)  # which a model may change in place
             logits = check_logits(self.fast(copies), len(copies))
         which = rows if n == 1 else torch.arange(rows.start, rows.start + len(x), device=x.device).repeat(n)
-        exact = logits.detach().double().requires_grad_(True)
+        at = exact(logits.detach()).requires_grad_(True)
         with torch.enable_grad():
-            (upstream,) = torch.autograd.grad(objective(exact, which).sum(), exact)
+            (upstream,) = torch.autograd.grad(objective(at, which).sum(), at)
         largest = upstream.view(n, len(x), -1).abs().amax((0, 2))[:, None]
         slope = torch.zeros_like(x)
         if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
-            upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits.dtype)
+            upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits)
             (slope,) = torch.autograd.grad(logits, x, upstream, materialize_grads=True)
         add_passes(len(logits), backward=logits.requires_grad)
         return _exact(logits.detach()).view(n, len(x), -1), largest, slope
@@ -208,8 +209,8 @@ class GradientOracle:
         rows = torch.empty(0, dtype=torch.int64, device=y.device)
         if not self.stochastic:
             rows = is_adversarial(logits, y, target).nonzero()[:, 0]
-        exact = self.fast is self.deployed and self.precision == "32-true"
-        if exact or not len(rows):
+        final = self.fast is self.deployed and self.precision == "32-true"
+        if final or not len(rows):
             return rows
         return rows[is_adversarial(self.logits(x_adv[rows]), y[rows], None if target is None else target[rows])]
 
@@ -319,20 +320,31 @@ class AttackBatch:
         parts = (self.x, self.y, self.target, self.reference)
         return AttackBatch(*(None if part is None else part[keep] for part in parts))  # type: ignore[arg-type]
 
+    def beside(self, logits: Tensor) -> "AttackBatch":
+        """Itself, or without images on the device of the logits, which may have been taken to the CPU."""
+        if logits.device == self.y.device:
+            return self
+        y, target, reference = (
+            None if t is None else t.to(logits.device) for t in (self.y, self.target, self.reference)
+        )
+        return AttackBatch(self.x, y, target, reference)  # type: ignore[arg-type]
+
     def objective(self, name: str) -> RowObjective:
         """The objective of that name on these examples."""
 
         def value(logits: Tensor, rows: slice | Tensor) -> Tensor:
-            part = self[rows]
+            part = self[rows].beside(logits)
             if part.reference is not None:
-                return kl(logits, part.reference)
+                return kl(logits, exact(part.reference))
             return OBJECTIVES[name](logits, part.y, part.target)
 
         return value
 
     def value(self, name: str, logits: Tensor) -> Tensor:
-        """That objective (B,) of all `logits` (B, K), in float64; what is no number never counts as progress."""
-        return self.objective(name)(logits.double(), slice(None)).nan_to_num(-torch.inf)
+        """That objective (B,) of all `logits` (B, K), in the widest floats of their device; what is no number never counts as
+        progress."""
+        values = self.objective(name)(exact(logits), slice(None)).nan_to_num(-torch.inf)
+        return values.to(logits.device, widest(logits.device))
 
 
 class BaseAttack:

@@ -100,7 +100,7 @@ class PGD(GradientSteps):
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         labels, trains = (y,) if target is None else (y, target), getattr(model, "training", False)
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
-            reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
+            reference = oracle.fast_logits(x) if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
             first, steps = self._first(model, x, y, rng.fold_in(0)) if start is None else (start, self.steps)
             # Folded weights keep their addresses; evaluations are not worth a graph.

@@ -18,7 +18,7 @@ from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
-DEVICES = ["cpu", "cuda"]
+DEVICES = ["cpu", "cuda", "mps"]
 
 
 def fit(
@@ -46,7 +46,7 @@ def fit(
         arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
-        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU where there is one).
+        device: "cpu", "cuda", "cuda:1", "mps" (an Apple GPU) or "auto" (an NVIDIA GPU where there is one).
         precision: "32-true", "bf16-mixed" or "auto" (the preset's, if it names one; else bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the encoder and the copies of it that attacks run on with torch.compile, on a CPU only where a trial at the
@@ -97,7 +97,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(typed(name, str, "device"))
     except RuntimeError as error:
-        raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
+        raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
     if (device.index or 0) >= count_devices(device.type):
         raise InputError(f"Device {shown(name)}: this machine has no such device, use --device cpu or auto.")
     return device

@@ -15,7 +15,7 @@ from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
 from robustlib.models.classifier import full_float32, logits_of
 from robustlib.rng import ExampleRNG, forked, uniform_point
-from robustlib.threat import Threat
+from robustlib.threat import Threat, exact
 
 BATCH = 500
 TRAIN_EXAMPLES = 512  # fixed training images whose robust accuracy shows overfitting
@@ -92,7 +92,8 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     for point in (x, uniform_point(threat, x, rng)):
         point = point.detach().requires_grad_(True)
         with torch_seed(0, x.device), torch.enable_grad():
-            loss = F.cross_entropy(logits_of(model, point).double(), y, reduction="sum")
+            logits = exact(logits_of(model, point))
+            loss = F.cross_entropy(logits, y.to(logits.device), reduction="sum")
             gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
     return float(F.cosine_similarity(gradients[0], gradients[1], eps=1e-30).mean())
 

@@ -32,7 +32,7 @@ Reports = Annotated[Path, Option(help="Directory of the pages.", callback=check_
 DataRoot = Annotated[
     str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", callback=check_path, rich_help_panel=DATA)
 ]
-Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=HOW)]
 Search = Annotated[
     str,
     Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),

@@ -32,6 +32,7 @@ from robustlib.models import ARCHITECTURES
 from robustlib.runs import NOTEBOOK, Run, UserCode, source_text
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
+from robustlib.training.devices import averaged
 
 M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
@@ -303,7 +304,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma:
         weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+        gradients = averaged(torch.autograd.grad(loss(), weights, allow_unused=True))
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

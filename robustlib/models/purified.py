@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole, check_fields, typed
 from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
+from robustlib.rng import drawn
 
 WHOLE = 0.1  # how far 1 / missing of rt3 may lie from a whole number: 0.33 is a third
 GREY = 0.5  # of a hidden pixel: 0 in the [-1, 1] space in which the released code masks
@@ -77,14 +78,16 @@ class RandomTransform:
         device = x.device if generator is None else generator.device
         noise = None
         if self.noisy:
-            noise = torch.randn(x.shape, generator=generator, device=device).to(x) * self.sigma
+            shape = x.shape[1:]
+            noise = drawn(lambda n: torch.randn(n, *shape, generator=generator, device=device), size).to(x) * self.sigma
         if self.kind == "none":
             return Randomness(None, x.new_zeros(1, size, 1, height, width))
         if self.grid > min(height, width):
             said = f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels"
             raise InputError(f"{said}: give at most {min(height, width)}.")
         # a shuffle for each image
-        places = torch.rand(size, self.grid**2, generator=generator, device=device).argsort(1)
+        blocks = self.grid**2
+        places = drawn(lambda n: torch.rand(n, blocks, generator=generator, device=device), size).argsort(1)
         if self.kind == "rt3":
             part = places * self.passes // self.grid**2
             hidden = torch.stack([part == number for number in range(self.passes)])

@@ -146,7 +146,8 @@ class Run:
         """For people: `changes`, whether the model was compiled, and which text of a user's method it is: "beta=3.0, code 1f0a93c2"."""
         params, text = self.params(), changes_text(self.changes())
         code = f"code {params['code']['digest'][:8]}" if "code" in params else ""
-        return ", ".join(filter(None, (text, params.get("compile") and "compiled", code)))
+        several = f"{params['devices']} devices, batchnorm={params['batchnorm']}" if "devices" in params else ""
+        return ", ".join(filter(None, (text, params.get("compile") and "compiled", several, code)))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""

@@ -3,18 +3,20 @@
 import contextlib
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import torch
 
 from robustlib.attacks.base import Precision
 from robustlib.data import Dataset, spelled
-from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
+from robustlib.errors import Count, InputError, Whole, check_known, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed, forked
 from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
+from robustlib.training.devices import BatchNormOver, Team, check_devices, launch
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
 
@@ -32,6 +34,8 @@ def fit(
     precision: str = "auto",
     threads: int | None = None,
     compile: bool = False,
+    devices: int = 1,
+    batchnorm: BatchNormOver = "sync",
     rerun: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -51,6 +55,8 @@ def fit(
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the encoder and the copies of it that attacks run on with torch.compile, on a CPU only where a trial at the
             start shows a gain (`compile_speed_up` in provenance.json); its numbers differ by rounding, so such a run is another.
+        devices: how many share each batch, a process each: GPUs, or processes of a CPU. Such a run is another, since sums are rounded otherwise.
+        batchnorm: of several devices: "sync", statistics of the whole batch as on one device, or "local", of each device's part.
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
     """
@@ -59,7 +65,11 @@ def fit(
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
     _check_trainable(arch := arch or method.arch, dataset)
+    devices = typed(devices, Annotated[int, "[1, 1024]"], "devices")
+    check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
+    several = {"devices": devices, "batchnorm": check_known("batchnorm", batchnorm, get_args(BatchNormOver))}
     params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
+    params |= several if devices > 1 else {}
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
     if not rerun and run.status()["state"] == "done":
@@ -74,12 +84,35 @@ def fit(
             said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
             raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
         write_json(run.path / "params.json", params)
-        torch.manual_seed(derive_seed(seed, "model"))
-        model = build_model(arch, dataset, **method.model_options())
-        dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
-        training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
-        _run(training, method.command(spelled(dataset), arch, seed, precision))
+        train = partial(_train, run, method, dataset, arch, seed, precision, threads, compile, progress)
+        if devices == 1:
+            train(Team(), torch_device)
+        else:
+            launch(torch_device.type, Team(0, devices, batchnorm), train)
     return run
+
+
+def _train(
+    run: Run,
+    method: Trainable,
+    dataset: Dataset,
+    arch: str,
+    seed: int,
+    precision: Precision,
+    threads: int | None,
+    compile: bool,
+    progress: bool,
+    team: Team,
+    device: torch.device,
+) -> None:
+    torch.manual_seed(derive_seed(seed, "model"))
+    model = build_model(arch, dataset, **method.model_options())
+    dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
+    training = Training(run, method, dataset, model, seed, device, precision, threads, compile, progress, team)
+    if team.writes:
+        _run(training, method.command(spelled(dataset), arch, seed, precision))
+    else:
+        training.run_stages()
 
 
 def _check_trainable(arch: str, dataset: Dataset) -> None:

@@ -55,7 +55,7 @@ FILES = (  # in the order of `clear`: whoever comes after a kill finds a trainin
     *("method.py", "params.json"),
 )
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
-FOLDERS = ("evaluation", "randomness", "features", "embeddings")
+FOLDERS = ("evaluation", "randomness", "features", "embeddings", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import os
 import pickle
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -56,6 +57,12 @@ class Team:
                 yield batch.shard(rows)
         finally:
             _current.reset(token)
+
+    def check(self, saved: Mapping[str, Any], place: Path) -> None:
+        """Raises InputError for a checkpoint of another number of devices."""
+        if saved.get("devices", self.size) != self.size:
+            begun = f"{place} was begun on {saved['devices']} devices and would give other numbers on {self.size}"
+            raise InputError(f"{begun}: resume on as many, or start anew with --rerun.")
 
     def prepare(self, modules: Iterable[nn.Module]) -> None:
         """Lets BatchNorm take the statistics of whole batches, where it shall."""

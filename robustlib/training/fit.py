@@ -19,6 +19,7 @@ from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.devices import BatchNormOver, Team, check_devices, launch
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
+from robustlib.training.tracking import Tracker, check_logger
 
 DEVICES = ["cpu", "cuda", "mps"]
 
@@ -36,6 +37,7 @@ def fit(
     compile: bool = False,
     devices: int = 1,
     batchnorm: BatchNormOver = "sync",
+    logger: Any = None,
     rerun: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -57,6 +59,8 @@ def fit(
             start shows a gain (`compile_speed_up` in provenance.json); its numbers differ by rounding, so such a run is another.
         devices: how many share each batch, a process each: GPUs, or processes of a CPU. Such a run is another, since sums are rounded otherwise.
         batchnorm: of several devices: "sync", statistics of the whole batch as on one device, or "local", of each device's part.
+        logger: an object of Lightning's `Logger` interface, such as its WandbLogger, or "tensorboard", whose events go beside the run; it
+            is told what metrics.jsonl holds, the hyper-parameters and the final validation accuracies, and can stop no training.
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
     """
@@ -66,10 +70,11 @@ def fit(
     precision = resolve_precision(precision, torch_device, method.precision)
     _check_trainable(arch := arch or method.arch, dataset)
     devices = typed(devices, Annotated[int, "[1, 1024]"], "devices")
+    logger = check_logger(logger)
     check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
-    several = {"devices": devices, "batchnorm": check_known("batchnorm", batchnorm, get_args(BatchNormOver))}
-    params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
-    params |= several if devices > 1 else {}
+    check_known("batchnorm", batchnorm, get_args(BatchNormOver))
+    params = run_params(method, dataset, arch, seed, precision, devices, batchnorm)
+    params |= {"compile": True} if compile else {}
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
     if not rerun and run.status()["state"] == "done":
@@ -84,7 +89,7 @@ def fit(
             said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
             raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
         write_json(run.path / "params.json", params)
-        train = partial(_train, run, method, dataset, arch, seed, precision, threads, compile, progress)
+        train = partial(_train, run, method, dataset, arch, seed, precision, threads, compile, progress, logger)
         if devices == 1:
             train(Team(), torch_device)
         else:
@@ -102,6 +107,7 @@ def _train(
     threads: int | None,
     compile: bool,
     progress: bool,
+    logger: Any,
     team: Team,
     device: torch.device,
 ) -> None:
@@ -110,7 +116,9 @@ def _train(
     dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
     training = Training(run, method, dataset, model, seed, device, precision, threads, compile, progress, team)
     if team.writes:
-        _run(training, method.command(spelled(dataset), arch, seed, precision))
+        training.tracker = Tracker(logger, run)
+        command = method.command(spelled(dataset), arch, seed, precision)
+        _run(training, command and command + f" --devices {team.size}" * (team.size > 1))
     else:
         training.run_stages()
 
@@ -150,7 +158,15 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
     return name  # type: ignore[return-value]
 
 
-def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
+def run_params(
+    method: Trainable,
+    dataset: Dataset,
+    arch: str,
+    seed: int,
+    precision: str,
+    devices: int = 1,
+    batchnorm: BatchNormOver = "sync",
+) -> dict[str, Any]:
     """What names and reproduces a run: the content of its params.json.
 
     That of a user's method says what others could not know without the class: its code, protocol and attack passes.
@@ -173,6 +189,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "title": method.title,
         "changes": method.changes(arch),
         **({"images": dict(dataset.origin)} if dataset.origin else {}),
+        **({"devices": devices, "batchnorm": batchnorm} if devices > 1 else {}),
         **own,
     }
 
@@ -185,9 +202,12 @@ def _run(training: Training, command: str) -> None:
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     run.write("provenance.json", facts)
     run.write("status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
+    tracker, at = training.tracker, training.state
+    tracker.begin(run.params(), len(at.rows))
     try:
         training.run_stages()
     except BaseException as error:
+        tracker.end(at.rows, 0, "failed")
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised
             run.write("status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
@@ -196,3 +216,4 @@ def _run(training: Training, command: str) -> None:
     facts |= {"compile_speed_up": training.state.speed_up} if training.compile else {}
     run.write("provenance.json", facts)
     run.finish()
+    tracker.end(at.rows, at.best)

@@ -23,6 +23,7 @@ from robustlib.runs.files import check_owner, not_finite
 from robustlib.training.compilation import encoder_of, speed_up, tuned_convolutions
 from robustlib.training.devices import Team
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
+from robustlib.training.tracking import Tracker
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 SLOW = 0.9  # gain of bf16 below which a reader must know
@@ -61,6 +62,7 @@ class Training:
     compile: bool
     progress: bool
     team: Team = field(default_factory=Team)  # the processes that share its batches
+    tracker: Tracker = field(default_factory=Tracker)
 
     def __post_init__(self) -> None:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,11 +71,7 @@ class Training:
         self.batch_size, self.threat = self.method.batch_size, self.method.threat(self.dataset)
         self.advice = [*self.method.advice(self.run.params().get("arch", self.method.arch)), *self._slow_bf16()]
         self.saved = load_checkpoint(self.run.path / "checkpoint.pt", self.run.place)
-        if self.saved and self.saved["devices"] != self.team.size:
-            raise InputError(
-                f"{self.run.path} was begun on {self.saved['devices']} devices and would give other numbers on "
-                f"{self.team.size}: resume on as many, or start anew with --rerun."
-            )
+        self.team.check(self.saved or {}, self.run.path)
         self.team.wait()  # before one of them writes another
         fresh = State(threads=self.threads or torch.get_num_threads())
         self.state: State = self.saved["state"] if self.saved else fresh
@@ -278,6 +276,7 @@ class Training:
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]
         self.state.rows.append(row)
+        self.tracker.epochs(self.state.rows)
         if self.progress and self.team.writes and (row["epoch"] or row["warnings"]):
             print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
 

@@ -23,7 +23,15 @@ from robustlib.workbook.task import inspect
 from tests import ROOT
 
 README, CONTRIBUTING, OWN = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "bring-your-own-model.md"
-PAGES = [README, CONTRIBUTING, OWN, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
+DEVICES = ROOT / "docs" / "several-devices.md"
+PAGES = [
+    README,
+    CONTRIBUTING,
+    OWN,
+    DEVICES,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "reports" / "reference").rglob("*.md")),
+]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -31,7 +39,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-LINES = "".join(block for page in (README, CONTRIBUTING, OWN) for block in blocks(page, "bash")).splitlines()
+LINES = "".join(block for page in (README, CONTRIBUTING, OWN, DEVICES) for block in blocks(page, "bash")).splitlines()
 COMMANDS = [shlex.split(line, comments=True) for line in LINES if line.strip()]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]

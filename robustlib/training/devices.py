@@ -95,11 +95,11 @@ class Team:
         for power in (m for m in every if isinstance(m, PowerIteration)):  # of a mean, signs would cancel
             dist.broadcast(power.vectors, 0)
 
-    def summed(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+    def summed(self, means: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Of numbers that each process has for its own rows those of all."""
         if self.size == 1 or not means:
             return means
-        together = torch.stack([value.double().cpu() for value in means.values()]).to(next(iter(means.values())))
+        together = torch.stack([value.to(device) for value in means.values()])
         dist.all_reduce(together)
         return dict(zip(means, together.unbind(), strict=True))
 
@@ -204,6 +204,8 @@ def launch(kind: str, team: Team, work: Callable[[Team, torch.device], T]) -> T:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
 
+    if kind != "cpu" and (present := torch.get_device_module(kind).device_count()) < team.size:
+        raise InputError(f"devices={team.size}: this machine has {present} of {kind!r}. Give fewer.")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
     environment = LightningEnvironment()  # also within a job of a scheduler, which has a number of tasks of its own

@@ -14,7 +14,7 @@ from robustlib.data import Dataset, spelled
 from robustlib.errors import Count, InputError, Whole, check_known, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed, forked
-from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
+from robustlib.runs import NOTEBOOK, Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
 from robustlib.training.devices import BatchNormOver, Team, check_devices, launch
 from robustlib.training.loop import Training
@@ -72,6 +72,8 @@ def fit(
     devices = typed(devices, Annotated[int, "[1, 1024]"], "devices")
     logger = check_logger(logger)
     check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
+    if devices > 1 and method.code and method.code.place == NOTEBOOK:
+        raise InputError(f"{method.name} stands in a notebook's cell, which other processes lack: write it in a file.")
     check_known("batchnorm", batchnorm, get_args(BatchNormOver))
     params = run_params(method, dataset, arch, seed, precision, devices, batchnorm)
     params |= {"compile": True} if compile else {}

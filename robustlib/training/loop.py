@@ -219,7 +219,7 @@ class Training:
             stance = self._stance("default" if len(batch) == self.batch_size else "force_eager")
             with stance, self.team.share(batch) as own:
                 _accumulate(means, self._step(part, own, context), len(own.y) / len(self.train))
-        return self.team.summed(means)
+        return self.team.summed(means, self.device)
 
     def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Runs a method's update generator on a batch: each loss that it yields is differentiated and stepped on at once."""

@@ -90,7 +90,9 @@ def in_each_process(place, team, device):
         epoch(self, *args)
 
     Training._epoch = breaking_off
-    train = partial(fitting._train, Run(place), tiny("pgd_at", **METHOD), few(), "mlp_8", 0, "32-true", 1, False, False)
+    train = partial(
+        fitting._train, Run(place), tiny("pgd_at", **METHOD), few(), "mlp_8", 0, "32-true", 1, False, False, None
+    )
     with pytest.raises(KeyboardInterrupt):
         train(team, device)
     team.wait()  # for the files of the first one
@@ -142,7 +144,9 @@ def test_two_and_two_epochs_are_four(whole, shared):
 
 
 def test_a_training_goes_on_with_as_many_devices_only(whole):
-    train = partial(fitting._train, whole, tiny("pgd_at", **METHOD), few(), "mlp_8", 0, "32-true", 1, False, False)
+    train = partial(
+        fitting._train, whole, tiny("pgd_at", **METHOD), few(), "mlp_8", 0, "32-true", 1, False, False, None
+    )
     with pytest.raises(InputError, match="begun on 2 devices and would give other numbers on 1"):
         train(Team(), torch.device("cpu"))
 

@@ -75,8 +75,7 @@ def evaluate(
         progress: called before and after each batch.
         adaptive: what the surrogates meet; None for `attacks`.
         sources: other models of the same images, by the names they get among the surrogates.
-        devices: how many devices of the model's kind, each with a process of its own, share the batches of each attack; the records are
-            the same.
+        devices: how many of the model's kind, a process each, share the batches of each attack; the records are the same.
         minimum: only the per-example minimum is asked for: every attack but those on the model itself is costly.
 
     Returns:
@@ -101,9 +100,8 @@ def evaluate(
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
         suites = {"attack": attacks, "adaptive attack": adaptive}
         _begin(path, model, {**surrogates, **sources}, split, suites, settings)
-    scheduled = partial(
-        _records, model, split, (attacks, adaptive), dict(sources), minimum, (seed, draws, batch_size, path)
-    )
+    schedule = (seed, draws, batch_size, path)
+    scheduled = partial(_records, model, split, (attacks, adaptive), dict(sources), minimum, schedule)
     if typed(devices, Count, "devices") == 1:
         return scheduled(progress, Team(), split.labels.device)
     with relayed(progress) as told:

@@ -59,43 +59,30 @@ def fit(
             start shows a gain (`compile_speed_up` in provenance.json); its numbers differ by rounding, so such a run is another.
         devices: how many share each batch, a process each: GPUs, or processes of a CPU. Such a run is another, since sums are rounded otherwise.
         batchnorm: of several devices: "sync", statistics of the whole batch as on one device, or "local", of each device's part.
-        logger: an object of Lightning's `Logger` interface, such as its WandbLogger, or "tensorboard", whose events go beside the run; it
-            is told what metrics.jsonl holds, the hyper-parameters and the final validation accuracies, and can stop no training.
+        logger: an object of Lightning's `Logger` interface, or "tensorboard", whose events go beside the run (see `Tracker`).
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
     """
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
+    devices, logger = typed(devices, Annotated[int, "[1, 1024]"], "devices"), check_logger(logger)
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
     _check_trainable(arch := arch or method.arch, dataset)
-    devices = typed(devices, Annotated[int, "[1, 1024]"], "devices")
-    logger = check_logger(logger)
     check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
-    if devices > 1 and method.code and method.code.place == NOTEBOOK:
-        raise InputError(f"{method.name} stands in a notebook's cell, which other processes lack: write it in a file.")
-    check_known("batchnorm", batchnorm, get_args(BatchNormOver))
+    _check_sendable(method, devices, batchnorm)
     params = run_params(method, dataset, arch, seed, precision, devices, batchnorm)
     params |= {"compile": True} if compile else {}
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
     if not rerun and run.status()["state"] == "done":
-        if not stored or run.changes() != params["changes"]:  # the preset's own values may have moved since
-            others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
-            write_json(run.path / "params.json", {**others, "changes": params["changes"]})
+        _renew_changes(run, params, stored)
         return run
     with run.lock(), forked(torch_device):
-        if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
-            run.clear()
-        elif other := outdated(trained_with(run)):  # epochs are never mixed
-            said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
-            raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
-        write_json(run.path / "params.json", params)
+        _make_ready(run, params, rerun)
         train = partial(_train, run, method, dataset, arch, seed, precision, threads, compile, progress, logger)
-        if devices == 1:
-            train(Team(), torch_device)
-        else:
-            launch(torch_device.type, Team(0, devices, batchnorm), train)
+        team = Team(0, devices, batchnorm)
+        launch(torch_device.type, team, train) if devices > 1 else train(team, torch_device)
     return run
 
 
@@ -123,6 +110,29 @@ def _train(
         _run(training, command and command + f" --devices {team.size}" * (team.size > 1))
     else:
         training.run_stages()
+
+
+def _renew_changes(run: Run, params: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Lets a finished run say in what it differs from its preset today, whose own values may have moved since."""
+    if not stored or run.changes() != params["changes"]:
+        others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
+        write_json(run.path / "params.json", {**others, "changes": params["changes"]})
+
+
+def _make_ready(run: Run, params: dict[str, Any], rerun: bool) -> None:
+    """Leaves in a run's directory what a training may go on from."""
+    if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
+        run.clear()
+    elif other := outdated(trained_with(run)):  # epochs are never mixed
+        said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
+        raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
+    write_json(run.path / "params.json", params)
+
+
+def _check_sendable(method: Trainable, devices: int, batchnorm: str) -> None:
+    if devices > 1 and method.code and method.code.place == NOTEBOOK:
+        raise InputError(f"{method.name} stands in a notebook's cell, which other processes lack: write it in a file.")
+    check_known("batchnorm", batchnorm, get_args(BatchNormOver))
 
 
 def _check_trainable(arch: str, dataset: Dataset) -> None:

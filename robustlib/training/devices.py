@@ -7,6 +7,7 @@ pass and the step, gradients are averaged by one collective on one flat tensor. 
 import logging
 import os
 import pickle
+import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -216,8 +217,13 @@ def launch(kind: str, team: Team, work: Callable[[Team, torch.device], T]) -> T:
         said = f"devices={team.size}: what is shared cannot be sent to other processes"
         remedy = "give classes and functions of files that Python can import"
         with explained(ProcessRaisedException, _last_words), explained(unsent, lambda e: f"{said} ({e}): {remedy}."):
-            answer: T = fabric.launch(_begin, partial(work), torch.get_num_threads(), *astuple(team))
-            return answer
+            with (
+                tempfile.TemporaryDirectory() as folder
+            ):  # Fabric's own queue holds what a pipe does, and then waits for ever
+                file = Path(folder, "answer")
+                fabric.launch(_begin, partial(work), file, torch.get_num_threads(), *astuple(team))
+                answer: T = pickle.loads(file.read_bytes())  # this process's own
+                return answer
     finally:
         for child in {*multiprocessing.active_children()} - others:
             child.terminate()
@@ -241,9 +247,11 @@ def relayed(tell: Callable[[Any], None] | None) -> Iterator[Callable[[Any], None
         listener.join()
 
 
-def _begin(fabric: Any, work: Callable[[Team, torch.device], T], threads: int, _: int, *rest: Any) -> T:
+def _begin(fabric: Any, work: Callable[[Team, torch.device], T], file: Path, threads: int, _: int, *rest: Any) -> None:
     torch.set_num_threads(threads)  # by which numbers on a CPU are rounded
-    return work(Team(fabric.global_rank, *rest), fabric.device)
+    answer = work(Team(fabric.global_rank, *rest), fabric.device)
+    if fabric.global_rank == 0:
+        file.write_bytes(pickle.dumps(answer))
 
 
 def _last_words(error: Exception) -> str:

@@ -216,14 +216,13 @@ def launch(kind: str, team: Team, work: Callable[[Team, torch.device], T]) -> T:
         unsent = (AttributeError, TypeError, pickle.PicklingError)
         said = f"devices={team.size}: what is shared cannot be sent to other processes"
         remedy = "give classes and functions of files that Python can import"
-        with explained(ProcessRaisedException, _last_words), explained(unsent, lambda e: f"{said} ({e}): {remedy}."):
-            with (
-                tempfile.TemporaryDirectory() as folder
-            ):  # Fabric's own queue holds what a pipe does, and then waits for ever
-                file = Path(folder, "answer")
-                fabric.launch(_begin, partial(work), file, torch.get_num_threads(), *astuple(team))
-                answer: T = pickle.loads(file.read_bytes())  # this process's own
-                return answer
+        sendable = explained(unsent, lambda error: f"{said} ({error}): {remedy}.")
+        # Fabric's own queue holds what a pipe does, and then waits for ever.
+        with tempfile.TemporaryDirectory() as folder, explained(ProcessRaisedException, _last_words), sendable:
+            file = Path(folder, "answer")
+            fabric.launch(_begin, partial(work), file, torch.get_num_threads(), *astuple(team))
+            answer: T = pickle.loads(file.read_bytes())  # this process's own
+            return answer
     finally:
         for child in {*multiprocessing.active_children()} - others:
             child.terminate()

@@ -19,8 +19,8 @@ from robustlib.methods import METHODS, Contrastive, Method, make_method
 from robustlib.runs import Run
 from robustlib.threat import Threat
 from robustlib.training import StepContext
-from robustlib.training.compilation import encoder_of
-from robustlib.training.loop import Training, moving_average, tuned_convolutions
+from robustlib.training.compilation import encoder_of, tuned_convolutions
+from robustlib.training.loop import Training, moving_average
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 PASSES = 5  # of the bare model at a time

@@ -4,12 +4,16 @@ Each example has a 64-bit seed; number j of draw t is a hash of (seed, t, j), Sp
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod, sqrt
 
 import torch
 from torch import Tensor
 
+from robustlib.errors import InputError
 from robustlib.threat import TINY, Threat, norms
 
 
@@ -34,6 +38,41 @@ def _mix(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The rows (b,) of a batch of `size` examples that this process has, where several train one model."""
+
+    rows: Tensor
+    size: int
+
+
+_shard: ContextVar[Shard | None] = ContextVar("shard", default=None)
+
+
+@contextmanager
+def sharded(shard: Shard) -> Iterator[None]:
+    """Within, `drawn` gives the numbers of these rows."""
+    token = _shard.set(shard)
+    try:
+        yield
+    finally:
+        _shard.reset(token)
+
+
+def drawn(draw: Callable[[int], Tensor], count: int, dim: int = 0) -> Tensor:
+    """draw(count), random numbers of `count` examples along `dim`; where a batch is shared (see `sharded`) all processes draw those of
+    the whole batch and keep their own, also of several copies of the batch one after another."""
+    if (shard := _shard.get()) is None or count == 1:  # one image alone is tried by all of them; each has two at least
+        return draw(count)
+    copies, rest = divmod(count, len(shard.rows))
+    if rest:
+        said = f"Numbers for {count} of the {len(shard.rows)} images that a device has cannot be shared"
+        raise InputError(f"{said}: draw for all images of a batch, or train on one device.")
+    whole = draw(copies * shard.size)
+    rows = torch.cat([shard.rows + copy * shard.size for copy in range(copies)])
+    return whole.index_select(dim, rows.to(whole.device))
+
+
+@dataclass(frozen=True)
 class ExampleRNG:
     """One stream of random numbers for each example; indexing keeps some."""
 
@@ -43,7 +82,11 @@ class ExampleRNG:
     def from_generator(cls, generator: torch.Generator | None, size: int, device: torch.device) -> "ExampleRNG":
         """Seeds for `size` examples, taken in order from `generator` (torch's global one if None)."""
         source = generator.device if generator is not None else torch.device("cpu")
-        return cls(torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator, device=source).to(device))
+
+        def draw(count: int) -> Tensor:
+            return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, device=source)
+
+        return cls(drawn(draw, size).to(device))
 
     @classmethod
     def for_examples(cls, seed: int, indices: Tensor) -> "ExampleRNG":
@@ -84,6 +127,14 @@ def uniform_point(threat: Threat, x: Tensor, rng: ExampleRNG) -> Tensor:
     normal = rng.fold_in(0).normal(*shape)
     radius = threat.eps * uniform.flatten(1)[:, 0].pow(1 / prod(shape)).view(-1, *[1] * len(shape))
     return (x + radius * normal / norms(normal, "l2").clamp_min(TINY)).clamp(0, 1)
+
+
+@contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators, of the CPU and of `device`, may be seeded and drawn from; afterwards they are as before."""
+    other = device.type != "cpu"
+    with torch.random.fork_rng([device] if other else [], device_type=device.type if other else None):
+        yield
 
 
 def derive_seed(*parts: object) -> int:

@@ -11,6 +11,7 @@ from robustlib.errors import InputError, check_fields
 
 Norm = Literal["linf", "l2"]
 TINY = 1e-12  # guards divisions by a norm
+NO_FLOAT64 = ["mps"]  # devices without such numbers: Apple's GPUs
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,15 @@ def norms(delta: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         length = flat.abs().amax(1)
     else:  # in float64, since a float32 sum over a large image can leave the ball by more than rounding
-        length = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).to(delta.dtype)
+        length = torch.linalg.vector_norm(flat, dim=1, dtype=widest(delta.device)).to(delta.dtype)
     return length.view(-1, *[1] * (delta.ndim - 1))
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device has no such numbers."""
+    return (x.cpu() if x.device.type in NO_FLOAT64 else x).double()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floats of a device, for sums that stay there."""
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64

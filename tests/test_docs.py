@@ -24,11 +24,13 @@ from tests import ROOT
 
 README, CONTRIBUTING, OWN = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "bring-your-own-model.md"
 CLUSTERS = ROOT / "docs" / "clusters.md"
+DEVICES = ROOT / "docs" / "several-devices.md"
 PAGES = [
     README,
     CONTRIBUTING,
     OWN,
     CLUSTERS,
+    DEVICES,
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "reports" / "reference").rglob("*.md")),
 ]
@@ -39,7 +41,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-LINES = "".join(block for page in (README, CONTRIBUTING, OWN, CLUSTERS) for block in blocks(page, "bash")).splitlines()
+LINES = "".join(
+    block for page in (README, CONTRIBUTING, OWN, CLUSTERS, DEVICES) for block in blocks(page, "bash")
+).splitlines()
 COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]

@@ -46,7 +46,9 @@ class ActiveSet:
         """Takes a round's images (S, C, H, W) of the active examples: keeps the better ones; successes leave."""
         y = self.batch.y
         if self.oracle.stochastic:
-            right = self.oracle.deployed_logits(x_adv, VOTES).softmax(2)[:, range(len(y)), y]
+            right = (
+                self.oracle.deployed_logits(x_adv, VOTES).softmax(2).gather(2, y.expand(VOTES, -1)[..., None])[..., 0]
+            )
             score, success = 1 - right.nan_to_num(0.0).mean(0).float(), torch.zeros_like(y, dtype=torch.bool)
         else:
             logits = self.oracle.logits(x_adv)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, others
 from robustlib.errors import Count, Share, Whole
 from robustlib.rng import ExampleRNG
 from robustlib.threat import Threat, norms
@@ -56,11 +56,11 @@ class APGD(IterativeAttack):
         state = APGDState(start, gradient, batch.value(self.objective, logits), 2 * self.threat.eps)
         check, period = checkpoints(self.steps), 0
         for step in range(self.steps + 1):
-            success = oracle.success_mask(state.x, logits, batch.y)  # any wrong class, also for targeted runs
-            if bool(success.any()):
-                x_adv[active[success]] = state.x[success]
-                active, batch, logits = active[~success], batch[~success], logits[~success]
-                state.keep(~success)
+            success = oracle.successes(state.x, logits, batch.y)  # any wrong class, also for targeted runs
+            if len(success):
+                x_adv[active[success]], stay = state.x[success], others(success, len(active))
+                active, batch, logits = active[stay], batch[stay], logits[stay]
+                state.keep(stay)
             if step == self.steps or not len(active):
                 break
             # equation 3: a projected step, mixed with the direction of the last one

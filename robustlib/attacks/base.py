@@ -20,8 +20,9 @@ from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl, margin_
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import is_compiled
 from robustlib.errors import InputError, check_fields
-from robustlib.models.classifier import check_logits, logits_of
+from robustlib.models.classifier import check_logits, full_float32, logits_of
 from robustlib.rng import ExampleRNG
+from robustlib.threat import exact, widest
 
 Precision = Literal["32-true", "bf16-mixed"]
 Modes = Literal["eval", "train"]
@@ -131,7 +132,7 @@ class GradientOracle:
 
     def deployed_logits(self, x: Tensor, draws: int = 1) -> Tensor:
         """Logits (draws, B, K) of the model that decides, in float32 (float64 of a model in it), without gradients."""
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
             return self._draws(self.deployed, x, draws)
 
     def logits(self, x: Tensor, draws: int = 1) -> Tensor:
@@ -164,13 +165,13 @@ class GradientOracle:
 
     def _mean_gradient(self, x: Tensor, rows: slice, objective: RowObjective, samples: int) -> tuple[Tensor, Tensor]:
         gradient, mean = torch.zeros_like(x), torch.zeros(())
-        scale = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+        scale = exact(x.new_zeros(len(x), 1))
         for n, guard in self._chunks(self.fast, len(x), samples):
             with guard:
                 logits, largest, slope = self._sample(x, rows, objective, n)
             if not guard.failed:
                 before, scale = scale, torch.maximum(scale, largest)
-                ratios = (_ratio(old, scale).to(x.dtype) for old in (before, largest))
+                ratios = (_ratio(old, scale).to(x) for old in (before, largest))
                 keep, new = (ratio.view(-1, *[1] * (x.ndim - 1)) for ratio in ratios)
                 gradient = gradient * keep + slope * new / samples
                 mean = mean + logits.sum(0) / samples
@@ -187,30 +188,31 @@ class GradientOracle:
             copies = _repeated(x, n)  # which a model may change in place
             logits = check_logits(self.fast(copies), len(copies))
         which = rows if n == 1 else torch.arange(rows.start, rows.start + len(x), device=x.device).repeat(n)
-        exact = logits.detach().double().requires_grad_(True)
+        at = exact(logits.detach()).requires_grad_(True)
         with torch.enable_grad():
-            (upstream,) = torch.autograd.grad(objective(exact, which).sum(), exact)
+            (upstream,) = torch.autograd.grad(objective(at, which).sum(), at)
         largest = upstream.view(n, len(x), -1).abs().amax((0, 2))[:, None]
         slope = torch.zeros_like(x)
         if logits.requires_grad:  # not so where the model cuts its graph; the audit says what that is worth
-            upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits.dtype)
+            upstream = _ratio(upstream, largest.repeat(n, 1)).to(logits)
             (slope,) = torch.autograd.grad(logits, x, upstream, materialize_grads=True)
         add_passes(len(logits), backward=logits.requires_grad)
         return _exact(logits.detach()).view(n, len(x), -1), largest, slope
 
-    def success_mask(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-        """(B,) bool: where the fast model's `logits` claim a success that the deciding model confirms.
+    def successes(self, x_adv: Tensor, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """Which rows, int64 (S,), the fast model's `logits` claim a success for that the deciding model confirms.
 
-        Never for a stochastic model: success by chance in one draw proves nothing.
+        None of a stochastic model: success by chance in one draw proves nothing. Where nobody has success a GPU is waited for once.
         """
         if self.source is not self.deployed:  # whatever class the surrogate shall reach, any wrong answer is a success
             target = None
-        success = is_adversarial(logits, y, target) & (not self.stochastic)
-        exact = self.fast is self.deployed and self.precision == "32-true"
-        if not exact and bool(success.any()):
-            verdict = self.logits(x_adv[success])
-            success[success.clone()] = is_adversarial(verdict, y[success], None if target is None else target[success])
-        return success
+        rows = torch.empty(0, dtype=torch.int64, device=y.device)
+        if not self.stochastic:
+            rows = is_adversarial(logits, y, target).nonzero()[:, 0]
+        final = self.fast is self.deployed and self.precision == "32-true"
+        if final or not len(rows):
+            return rows
+        return rows[is_adversarial(self.logits(x_adv[rows]), y[rows], None if target is None else target[rows])]
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
@@ -248,6 +250,11 @@ class GradientOracle:
                     add_passes(n * len(part))
             pieces.append(torch.cat(logits))
         return torch.cat(pieces, 1)
+
+
+def others(rows: Tensor, count: int) -> Tensor:
+    """Which of `count` rows are not among `rows` (int64), in order."""
+    return torch.ones(count, dtype=torch.bool, device=rows.device).index_fill(0, rows, False).nonzero()[:, 0]
 
 
 def _repeated(x: Tensor, n: int) -> Tensor:
@@ -313,20 +320,31 @@ class AttackBatch:
         parts = (self.x, self.y, self.target, self.reference)
         return AttackBatch(*(None if part is None else part[keep] for part in parts))  # type: ignore[arg-type]
 
+    def beside(self, logits: Tensor) -> "AttackBatch":
+        """Itself, or without images on the device of the logits, which may have been taken to the CPU."""
+        if logits.device == self.y.device:
+            return self
+        y, target, reference = (
+            None if t is None else t.to(logits.device) for t in (self.y, self.target, self.reference)
+        )
+        return AttackBatch(self.x, y, target, reference)  # type: ignore[arg-type]
+
     def objective(self, name: str) -> RowObjective:
         """The objective of that name on these examples."""
 
         def value(logits: Tensor, rows: slice | Tensor) -> Tensor:
-            part = self[rows]
+            part = self[rows].beside(logits)
             if part.reference is not None:
-                return kl(logits, part.reference)
+                return kl(logits, exact(part.reference))
             return OBJECTIVES[name](logits, part.y, part.target)
 
         return value
 
     def value(self, name: str, logits: Tensor) -> Tensor:
-        """That objective (B,) of all `logits` (B, K), in float64; what is no number never counts as progress."""
-        return self.objective(name)(logits.double(), slice(None)).nan_to_num(-torch.inf)
+        """That objective (B,) of all `logits` (B, K), in the widest floats of their device; what is no number never counts as
+        progress."""
+        values = self.objective(name)(exact(logits), slice(None)).nan_to_num(-torch.inf)
+        return values.to(logits.device, widest(logits.device))
 
 
 class BaseAttack:

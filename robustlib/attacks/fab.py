@@ -9,11 +9,12 @@ from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, MinimumNorm
 from robustlib.attacks.apgd import ranked_classes, surface_point
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, others
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, Share
 from robustlib.threat import TINY, Norm, Threat, norms
 
+UNSEEN = 8  # Newton's steps after which a GPU is asked whether any is left: idle ones change nothing
 ROUNDING = 32  # units in the last place that a sum over pixels may be off
 
 
@@ -60,15 +61,24 @@ class FAB(MinimumNorm):
             x = self._step(oracle, batch, x)
             logits, distance = oracle.fast_logits(x, self.eot), self.threat.distance(x, batch.x)
             wrong = is_adversarial(logits, batch.y)
-            inside = x if anywhere else self.threat.project(x, batch.x)
-            success = wrong & (distance <= self.threat.eps) & (not anywhere)
-            success[success.clone()] = oracle.success_mask(inside[success], logits[success], batch.y[success])
-            closer = wrong & (distance < nearest[active])
-            nearest[active[closer]] = distance[closer]
-            best = success | closer | nearest[active].isinf()  # before the first crossing, the last point
-            x_adv[active[best]] = inside[best]
-            x = torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), batch.x + self.beta * (x - batch.x), x)
-            active, batch, x = active[~success], batch[~success], x[~success]
+            inside, known, each = (
+                x if anywhere else self.threat.project(x, batch.x),
+                nearest[active],
+                (-1, *[1] * (x.ndim - 1)),
+            )
+            success = active.new_empty(0)
+            if not anywhere:
+                success = (wrong & (distance <= self.threat.eps)).nonzero()[:, 0]
+            if len(success):
+                success = success[oracle.successes(inside[success], logits[success], batch.y[success])]
+            closer = wrong & (distance < known)
+            nearest[active] = known = torch.where(closer, distance, known)
+            best = (closer | known.isinf()).index_fill(0, success, True)  # before the first crossing, the last point
+            x_adv[active] = torch.where(best.view(each), inside, x_adv[active])
+            x = torch.where(wrong.view(each), batch.x + self.beta * (x - batch.x), x)
+            if len(success):
+                stay = others(success, len(active))
+                active, batch, x = active[stay], batch[stay], x[stay]
             if not len(active):
                 break
         return x_adv
@@ -79,10 +89,11 @@ class FAB(MinimumNorm):
         slope, logits = oracle.gradient(x, gap, self.eot)
         # along the slope, to the hyperplane on which both classes have the same logit, from here and from the clean image
         way = -gap(logits, slice(None)).nan_to_num(0.0)
-        ways = ((x, way), (batch.x, way + (slope * (x - batch.x)).flatten(1).sum(1)))
-        own, clean = (to_hyperplane(point, slope, missing, self.threat.norm) for point, missing in ways)
-        far, back = (norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean))
-        alpha = (far / (far + back)).clamp_max(self.alpha_max)
+        back = way + (slope * (x - batch.x)).flatten(1).sum(1)
+        points, slopes, missing = torch.cat((x, batch.x)), torch.cat((slope, slope)), torch.cat((way, back))
+        own, clean = to_hyperplane(points, slopes, missing, self.threat.norm).chunk(2)
+        far, near = (norms(d, self.threat.norm).clamp_min(1e-8) for d in (own, clean))
+        alpha = (far / (far + near)).clamp_max(self.alpha_max)
         return ((1 - alpha) * (x + self.eta * own) + alpha * (batch.x + self.eta * clean)).clamp(0, 1)
 
 
@@ -99,10 +110,10 @@ def to_hyperplane(x: Tensor, normal: Tensor, missing: Tensor, norm: Norm) -> Ten
     rate, weight, goal = direction.abs() if norm == "linf" else w.abs(), w.abs(), missing.abs()
     speed, moved = weight * rate, torch.zeros_like(w)  # speed along the normal
     moment, rounding = torch.zeros_like(goal), ROUNDING * torch.finfo(x.dtype).eps * goal
-    for _ in range(w.shape[1] + 1):  # a step passes a side of the box, or is the last
+    for step in range(w.shape[1] + 1):  # a step passes a side of the box, or is the last
         left, now = goal - (weight * moved).sum(1), (speed * (moved < room)).sum(1)
         going = (left > rounding) & (now > 0)
-        if not bool(going.any()):
+        if (x.device.type == "cpu" or step % UNSEEN == UNSEEN - 1) and not bool(going.any()):
             break
         moment = moment + torch.where(going, left / now.clamp_min(TINY), 0)
         moved = torch.minimum(rate * moment[:, None], room)

@@ -24,7 +24,7 @@ from robustlib.attacks.inputs import check_attack, check_inputs, check_labels, i
 from robustlib.attacks.passes import add_passes
 from robustlib.errors import InputError, NonNegative, explained, shown, typed, unknown
 from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG, derive_seed
+from robustlib.rng import ExampleRNG, derive_seed, forked
 from robustlib.threat import Threat
 
 GROUP = "robustlib.attacks"  # of entry points, by which packages offer attacks
@@ -311,7 +311,7 @@ def _seeded(rng: ExampleRNG, device: torch.device) -> Iterator[None]:
     import numpy as np
 
     seed, kept = _seed(rng), (random.getstate(), np.random.get_state())
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked(device):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)

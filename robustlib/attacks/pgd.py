@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import recording
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, attack_context, frozen_eval, missed_by_bf16
+from robustlib.attacks.base import (
+    AttackBatch,
+    GradientOracle,
+    Precision,
+    attack_context,
+    frozen_eval,
+    missed_by_bf16,
+    others,
+)
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, images_like, owned, search
 from robustlib.attacks.objectives import is_adversarial
@@ -92,7 +100,7 @@ class PGD(GradientSteps):
         rng = rng or ExampleRNG.from_generator(generator, len(x), x.device)
         labels, trains = (y,) if target is None else (y, target), getattr(model, "training", False)
         with attack_context(model, x, labels, self.precision, self.batchnorm) as oracle:
-            reference = oracle.fast_logits(x).double() if self.objective == "kl" else None
+            reference = oracle.fast_logits(x) if self.objective == "kl" else None
             batch = AttackBatch(x, y, target, reference)
             first, steps = self._first(model, x, y, rng.fold_in(0)) if start is None else (start, self.steps)
             # Folded weights keep their addresses; evaluations are not worth a graph.
@@ -146,9 +154,11 @@ class PGD(GradientSteps):
         for _ in range(steps):
             gradient, logits = oracle.gradient(now, batch.objective(self.objective), self.eot)
             if self.early_stop:
-                success = oracle.success_mask(now, logits, batch.y, batch.target)
-                x_adv[active[success]] = now[success]
-                active, now, gradient, batch = active[~success], now[~success], gradient[~success], batch[~success]
+                success = oracle.successes(now, logits, batch.y, batch.target)
+                if len(success):
+                    x_adv[active[success]] = now[success]
+                    stay = others(success, len(active))
+                    active, now, gradient, batch = active[stay], now[stay], gradient[stay], batch[stay]
                 if not len(active):
                     return x_adv
             now = self._step(now, gradient, batch.x)

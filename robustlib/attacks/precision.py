@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import Precision
 from robustlib.attacks.pgd import PGD
+from robustlib.rng import forked
 from robustlib.threat import Threat
 
 GAIN = (
@@ -36,7 +37,7 @@ def bf16_gain(model: nn.Module, x: Tensor) -> float:
     key = x.device.type, str(model), tuple(x.shape)
     if key not in _gains:
         y, costs = torch.zeros(len(x), dtype=torch.int64, device=x.device), dict[Any, float]()
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with forked(x.device):
             for turn in range(ROUNDS + 1):  # the first one warms up
                 for precision in ("32-true", "bf16-mixed"):
                     seconds = _seconds(PGD(Threat("linf", 0.1), STEPS, precision=precision), model, x, y)
@@ -46,9 +47,7 @@ def bf16_gain(model: nn.Module, x: Tensor) -> float:
 
 
 def _seconds(attack: PGD, model: nn.Module, x: Tensor, y: Tensor) -> float:
-    clock = time.perf_counter if x.is_cuda else time.process_time  # others may be using this CPU
+    clock = time.process_time if x.device.type == "cpu" else time.perf_counter  # others may be using this CPU
     began = clock()
-    attack(model, x, y)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    attack(model, x, y)[0, 0].tolist()  # waits for the device
     return clock() - began

@@ -1,6 +1,7 @@
 """Square Attack: random search with square patches; it needs no gradient (Andriushchenko et al. 2020)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks.active_set import ActiveSet, IterativeAttack
-from robustlib.attacks.base import AttackBatch, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, GradientOracle, Precision, others
 from robustlib.attacks.objectives import margin
 from robustlib.errors import Count
 from robustlib.rng import ExampleRNG
@@ -50,12 +51,15 @@ class Square(IterativeAttack):
             candidates, y = candidates[rows], batch.y[rows]
             logits = oracle.fast_logits(candidates, self.votes)
             value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
-            better = value > loss[rows]
-            best[rows[better]], loss[rows[better]] = candidates[better], value[better]
-            success = oracle.success_mask(candidates, logits, y)
-            if bool(success.any()):
-                x_adv[active[rows[success]]] = candidates[success]
-                stay = torch.ones_like(new).index_fill(0, rows[success], False)
+            before = loss[rows]
+            better = (value > before).view(-1, *[1] * (best.ndim - 1))
+            best[rows], loss[rows] = (
+                torch.where(better, candidates, best[rows]),
+                torch.where(value > before, value, before),
+            )
+            success = oracle.successes(candidates, logits, y)
+            if len(success):
+                x_adv[active[rows[success]]], stay = candidates[success], others(rows[success], len(active))
                 active, best, loss, batch, rng = active[stay], best[stay], loss[stay], batch[stay], rng[stay]
                 if not len(active):
                     break
@@ -79,8 +83,8 @@ def _signs(uniform: Tensor) -> Tensor:
 
 def _window(x: Tensor, side: int, rng: ExampleRNG) -> tuple[Tensor, ...]:
     """The index of the (B, C, side, side) pixels of a square at a random place of each image."""
-    place = rng.uniform(2) * torch.tensor([n - side + 1 for n in x.shape[2:]], device=x.device)
-    rows, columns = (place.long()[:, :, None] + torch.arange(side, device=x.device)).unbind(1)
+    places = (uniform * (n - side + 1) for uniform, n in zip(rng.uniform(2).unbind(1), x.shape[2:], strict=True))
+    rows, columns = (place.long()[:, None] + torch.arange(side, device=x.device) for place in places)
     b, c = (torch.arange(n, device=x.device) for n in x.shape[:2])
     return b[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
 
@@ -143,8 +147,14 @@ def _bump(height: int, width: int) -> Tensor:
     return torch.stack([(layers >= k).float() / (half + 1 - k) ** 2 for k in range(half + 1)]).sum(0)
 
 
+@lru_cache(64)
+def _bumps(side: int, device: torch.device) -> Tensor:
+    """Two bumps of opposite sign beside each other, of length 1 together, (side, side); made on the CPU and kept."""
+    bumps = torch.cat([_bump(side, side // 2), -_bump(side, side - side // 2)], 1)
+    return (bumps / bumps.norm()).to(device)
+
+
 def _two_sided(side: int, rng: ExampleRNG, count: int = 1) -> Tensor:
     """Two bumps of opposite sign beside or, at random, above each other, of length 1: (B, count, side, side)."""
-    bumps = torch.cat([_bump(side, side // 2), -_bump(side, side - side // 2)], 1)
-    bumps = (bumps / bumps.norm()).to(rng.seeds.device)
+    bumps = _bumps(side, rng.seeds.device)
     return torch.where(rng.uniform(count, 1, 1) < 0.5, bumps.T, bumps)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, Precision
+from robustlib.attacks.base import AttackBatch, BaseAttack, GradientOracle, Precision, others
 from robustlib.errors import Count, Length
 from robustlib.rng import ExampleRNG
 
@@ -51,10 +51,11 @@ class StAdv(BaseAttack):
                 image, roughness = move(batch.x, moving), total_variation(moving)
             gradient, logits = oracle.gradient(image, batch.objective(self.objective), self.eot)
             (slope,) = torch.autograd.grad((image, roughness), moving, (-gradient, weight + 0 * roughness))
-            success = oracle.success_mask(image.detach(), logits, batch.y)
-            x_adv[active[success]] = image.detach()[success]
+            success = oracle.successes(image.detach(), logits, batch.y)
             flow.grad = torch.zeros_like(flow).index_copy(0, active, slope.nan_to_num(0.0, 0.0, 0.0))
-            active, batch = active[~success], batch[~success]
+            if len(success):
+                x_adv[active[success]], stay = image.detach()[success], others(success, len(active))
+                active, batch = active[stay], batch[stay]
             if not len(active):
                 return x_adv
             adam.step()

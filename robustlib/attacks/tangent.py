@@ -12,7 +12,7 @@ from robustlib.attacks.base import Precision
 from robustlib.attacks.objectives import is_adversarial
 from robustlib.errors import Count, InputError, Length, typed
 from robustlib.rng import ExampleRNG
-from robustlib.threat import TINY, Threat, norms
+from robustlib.threat import TINY, Threat, exact, norms, widest
 
 SPREAD, TRIES = 0.5, 100  # standard deviation of the noise in which a start is looked for, and how often
 TOLERANCE = 1e-5  # of a place on a line, as a share of its length
@@ -136,8 +136,8 @@ class TangentState:
         """The estimated direction (S, ...) of length 1 into the adversarial region: the mean of the probes, each weighted by
         what the model decides there, +1 or -1, less the mean decision."""
         size, block = now[0].numel(), max(1, BLOCK // now[0].numel())
-        signed, plain = torch.zeros(2, len(rows), size, dtype=torch.float64, device=now.device)
-        balance = torch.zeros(len(rows), 1, dtype=torch.float64, device=now.device)
+        signed, plain = torch.zeros(2, len(rows), size, dtype=widest(now.device), device=now.device)
+        balance = torch.zeros(len(rows), 1, dtype=widest(now.device), device=now.device)
         for start in range(0, count, block):
             n = min(block, count - start)
             probes = rng.fold_in(start).quick_normal(n, size).to(now.dtype).mul_(reach[:, None, None])
@@ -172,7 +172,8 @@ class TangentState:
     def _adversarial(self, points: Tensor, rows: Tensor) -> Tensor:
         """(S,) bool: whether the `points` (S, ...) are adversarial; a query each."""
         self.spent.index_add_(0, rows, torch.ones_like(rows))
-        return self.oracle.success_mask(points, self.oracle.fast_logits(points), self.y[rows])
+        success = self.oracle.successes(points, self.oracle.fast_logits(points), self.y[rows])
+        return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, success, True)
 
 
 def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
@@ -181,11 +182,11 @@ def tangent_point(x: Tensor, now: Tensor, normal: Tensor, radius: Tensor) -> Ten
     Hemisphere version, as in rep-spectral's release: with a the angle by which x lies below the boundary, e the direction along
     it towards x and cos b = radius / |x - now|, it is now + radius (cos(b - a) e + sin(b - a) normal).
     """
-    back = (x - now).flatten(1).double()
-    up, length = normal.flatten(1).double(), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)
+    back = exact((x - now).flatten(1))
+    up, length = exact(normal.flatten(1)), torch.linalg.vector_norm(back, dim=1, keepdim=True).clamp_min(TINY)
     rise = (back * up).sum(1, keepdim=True)
     along = back - rise * up
     along = along / torch.linalg.vector_norm(along, dim=1, keepdim=True).clamp_min(TINY)
-    wide = radius[:, None].double()
+    wide = exact(radius[:, None])
     angle = (wide / length).clamp_max(1).acos() - (-rise / length).clamp(-1, 1).asin()
-    return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now.dtype).view_as(now)
+    return now + (wide * (angle.cos() * along + angle.sin() * up)).to(now).view_as(now)

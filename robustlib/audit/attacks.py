@@ -15,8 +15,8 @@ from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import adapt, valid
 from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG, uniform_point
-from robustlib.threat import Threat
+from robustlib.rng import ExampleRNG, forked, uniform_point
+from robustlib.threat import Threat, widest
 
 HEAD = "head(features(x))"  # the surrogate of a model that deploys something else than its head
 BATCH = 512  # images scored at a time
@@ -60,7 +60,7 @@ def surrogates_of(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
         return declared
 
     def answer(view: nn.Module) -> Tensor:  # randomised layers draw alike for both
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+        with forked(x.device), torch.no_grad():
             torch.manual_seed(0)
             return logits_of(view, x).float()
 
@@ -130,12 +130,13 @@ class AuditAttacks:
         return ((answers.argmax(2) == self.y[:, None]) & answers.isfinite().all(2))[None]
 
     def accuracy(self, *results: Tensor) -> Tensor:
-        """(N,) float64: the share of draws in which each example withstands the strongest of all candidates.
+        """(N,), in the widest floats of the device: the share of draws in which each example withstands the strongest of all candidates.
 
         For a stochastic model it is chosen on odd draws, of this example and of all alike (see `summarise`), and scored on even ones,
         or it is the candidate that is strongest on all examples, where that one leaves less.
         """
-        pool = torch.cat(results).double()
+        pool = torch.cat(results)
+        pool = pool.to(widest(pool.device))
         if not self.stochastic or len(pool) == 1:
             return pool[0].mean(1) if self.stochastic else pool.amin((0, 2))
         odd, even = pool[:, :, 1::2].mean(2), pool[:, :, ::2].mean(2)

@@ -21,6 +21,7 @@ from robustlib.evaluation.metrics import withstood
 from robustlib.figures.canvas import ATTACKS
 from robustlib.methods import METHODS
 from robustlib.models.classifier import full_float32
+from robustlib.rng import forked
 from robustlib.runs import Run, measured, transfer_sources, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
@@ -93,7 +94,7 @@ def audit(
     records = None if records is None or records.empty else records
     mismatches = [] if records is None else mismatched(records, split, threat)
     training = train_mode_layers(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+    with forked(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The model's outputs look like softmax")  # check 5 says so
         torch.manual_seed(typed(seed, Whole, "seed"))
         with frozen_eval(model), full_float32():

@@ -10,6 +10,7 @@ from robustlib.attacks import PGD
 from robustlib.audit.attacks import AuditAttacks, View
 from robustlib.models.classifier import logits_of
 from robustlib.rng import uniform_point
+from robustlib.threat import exact
 
 INNER = 20  # points of the inner ball; fewer where the readout has fewer inputs than points
 INNER_RADIUS = 0.5  # of eps
@@ -72,7 +73,7 @@ def fit_readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None
     points = torch.cat([x, *inner_points, surface_point(attacks, i)])
     with torch.no_grad():
         draws = FITTED if attacks.stochastic else 1
-        f = torch.stack([output(points).double() for _ in range(draws)]).mean(0)
+        f = torch.stack([exact(output(points)) for _ in range(draws)]).mean(0)
     centre = f[:-1].mean(0)
     g = f - centre
     aim = torch.full_like(g[:, 0], -1)
@@ -86,7 +87,7 @@ def fit_readout(attacks: AuditAttacks, output: Output, i: int) -> Readout | None
     if not bool(outer > inner):
         return None
     level, scale = inner + CLOSENESS * (outer - inner), 1 / (outer - inner)
-    readout = (scale * weight).float(), (-scale * (centre @ weight + level)).float()
+    readout = (scale * weight).to(x), (-scale * (centre @ weight + level)).to(x)
     alone = joint_view(attacks.deployed, output, [readout])
     return readout if not attacks.stochastic or bool(_outside(attacks, alone, points[-1:])) else None
 
@@ -102,4 +103,4 @@ def _outside(attacks: AuditAttacks, view: View, points: Tensor) -> Tensor:
     """(N,) bool: whether each readout calls its own one of the points (N, C, H, W) "adversarial", by the majority of draws."""
     with torch.no_grad():
         votes = torch.stack([view(points).diagonal() < 0 for _ in range(attacks.draws)])
-    return votes.double().mean(0) > 0.5
+    return exact(votes).mean(0) > 0.5

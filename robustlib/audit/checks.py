@@ -17,6 +17,7 @@ from robustlib.evaluation import wilson
 from robustlib.evaluation.metrics import paired_interval
 from robustlib.models.classifier import logits_of
 from robustlib.rng import uniform_point
+from robustlib.threat import exact, widest
 
 Verdict = Literal["pass", "amber", "red", "n/a"]
 VERDICTS: tuple[Verdict, ...] = ("n/a", "pass", "amber", "red")  # from harmless to grave
@@ -104,7 +105,7 @@ def effect(weaker: Tensor, stronger: Tensor) -> Effect:
 
     The interval is `paired_interval`.
     """
-    d = (weaker - stronger).double()
+    d = exact(weaker - stronger)
     low, high = paired_interval(d.cpu())
     return Effect(100 * float(d.mean()) if len(d) else 0.0, 100 * low, 100 * high, len(d))
 
@@ -117,7 +118,7 @@ def share(count: int, n: int) -> Effect:
 
 def percent(share: Tensor) -> str:
     """The mean of (N,) as "71.5 %"."""
-    return f"{100 * float(share.double().mean()):.1f} %" if len(share) else "no image"
+    return f"{100 * float(exact(share).mean()):.1f} %" if len(share) else "no image"
 
 
 # ---- would another attack have found more?
@@ -227,7 +228,7 @@ def check_gradients(e: AuditAttacks) -> Check:
     for view in e.views:
         at_x, at_nearby = (_margin_gradient(view, points, e.y, e.eot) for points in (e.x, nearby))
         vanished = ~at_x.isfinite().all(1) | (at_x.norm(dim=1) < VANISHED)
-        cosines = F.cosine_similarity(at_x.double(), at_nearby.double(), eps=1e-200)  # float32 squares underflow
+        cosines = F.cosine_similarity(exact(at_x), exact(at_nearby), eps=1e-200)  # float32 squares underflow
         cosines = cosines.nan_to_num(0.0)
         bound = float(cosines.mean() + 1.96 * cosines.std(unbiased=False) / len(cosines) ** 0.5)  # upper, 95 %
         measured.append((share(int(vanished.sum()), len(vanished)), bound))
@@ -246,7 +247,8 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
         for _ in range(samples):
             point = points.detach().requires_grad_(True)
             with torch.enable_grad():
-                margin = margin_of(logits_of(view, point).double(), labels).sum()
+                logits = exact(logits_of(view, point))
+                margin = margin_of(logits, labels.to(logits.device)).sum()
             total += torch.autograd.grad(margin, point)[0] / samples
         parts.append(total.flatten(1))
     return torch.cat(parts)
@@ -255,13 +257,19 @@ def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Ten
 def check_sanity(e: AuditAttacks) -> Check:
     """10: all adversarial images lie in the ball and in [0, 1], and attacking raises the loss."""
     images = e.x, e.trajectory[20][1][0]
-    before, after = (torch.stack([ce(e.forward(x).double(), e.y) for _ in range(e.draws)]).mean(0) for x in images)
+    before, after = (torch.stack([_loss(e, x) for _ in range(e.draws)]).mean(0) for x in images)
     fell = (after < before - 1e-6) & e.standing | after.isnan()
     lower = share(int(fell.sum()), max(int(e.standing.sum()), 1))
     said = f"PGD-20 lowers the loss of {lower.value:.1f} % of the attacked images"
     climbs = lower.above(FELL, said, f"all {e.made} images made lie in the ball", "it does not climb", unit="%")
     outside = f"{e.invalid} of {e.made} images lie outside ball or box"
     return make_check(10, "attack sanity", climbs, Part(e.invalid, 0, e.invalid > 0, outside, unit="count"))
+
+
+def _loss(e: AuditAttacks, x: Tensor) -> Tensor:
+    """The cross-entropy (N,) of the deployed model, of a draw."""
+    logits = exact(e.forward(x))
+    return ce(logits, e.y.to(logits.device)).to(e.y.device, widest(e.y.device))
 
 
 def check_binarisation(e: AuditAttacks) -> Check:
@@ -283,7 +291,7 @@ def check_randomness(e: AuditAttacks) -> Check:
     answers = torch.stack([e.forward(e.x) for _ in range(ASKED)])
     unit = answers / answers.flatten(2).norm(dim=2, keepdim=True).clamp_min(1e-12)
     distance = float((unit - unit[0]).norm(dim=2).amax(0).nan_to_num(0.0).mean())
-    flips = 100 * float((answers.argmax(2) != answers[0].argmax(1)).any(0).double().mean())
+    flips = 100 * float(exact((answers.argmax(2) != answers[0].argmax(1)).any(0)).mean())
     said = f"Asked {ASKED} times, it changes its prediction of {flips:.1f} % of clean images"
     if not e.stochastic:
         moves = distance > DIFFERENT
@@ -291,9 +299,11 @@ def check_randomness(e: AuditAttacks) -> Check:
         said = said if moves else "The model answers the same twice"
         return make_check(12, "randomness", Part(distance, DIFFERENT, moves, said, "", bad, unit="distance"))
     results, images = e.trajectory[100]  # of each example, the image of PGD-100 on any view that fewest draws withstood
-    strongest = torch.stack(images)[results.double().mean(2).argmin(0), torch.arange(len(e.x), device=e.x.device)]
+    strongest = torch.stack(images)[
+        exact(results).mean(2).argmin(0).to(e.x.device), torch.arange(len(e.x), device=e.x.device)
+    ]
     control, worst = e.clean[0].all(1), e.right(strongest)[0].all(1)
-    cost, bad = effect(control.double(), worst.double()), "attacked images are easier than clean ones"
+    cost, bad = effect(exact(control), exact(worst)), "attacked images are easier than clean ones"
     said += f", as declared; {percent(control)} are right in all of {e.draws} draws, under PGD-100 on any view {percent(worst)}"
     part = Part(cost.value, 0.0, cost.high < 0, said, "", bad, images=cost.n, least=True)
     return make_check(12, "randomness", part)

@@ -19,6 +19,7 @@ from robustlib.evaluation.metrics import wilson
 from robustlib.figures.canvas import percent
 from robustlib.models import Classifier
 from robustlib.models.classifier import full_float32
+from robustlib.rng import forked
 from robustlib.runs import Run, digest, measured
 from robustlib.training.fit import resolve_device
 
@@ -53,7 +54,7 @@ def check_run(run: Run, dataset: Dataset, *, device: str = "auto") -> list[Findi
 def check_model(model: Classifier, split: Split, dataset: Dataset) -> list[Finding]:
     """Five questions to a model on images of a data set: accuracy and, where it is low, why; logits; determinism; gradients; modes."""
     x, y = split.images.float() / 255, split.labels
-    with frozen_eval(model), full_float32(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with frozen_eval(model), full_float32(), forked(x.device):
         torch.manual_seed(0)
         logits = _answer(model, x)
         found = [_accuracy(model, x, y, logits, dataset), _logits(logits), _determinism(model, x, logits)]

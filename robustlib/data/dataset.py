@@ -35,6 +35,8 @@ class Batch:
     policy: Policy = field(default_factory=Policy)  # what the images may undergo
     augment: str = "none"  # the view that `x` shows
     generator: Generator | None = None  # source of every draw, on the images' device; None means PyTorch's global one
+    whole: "Batch | None" = None  # of which these are the `rows`, where several processes share a batch
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -42,11 +44,21 @@ class Batch:
     @cached_property
     def x(self) -> Tensor:
         """The view `augment`, float32 (B, C, H, W) in [0, 1]; drawn at the first use, then kept."""
-        return self.view(self.augment)
+        return self.view(self.augment) if self.whole is None else self.whole.x[self.rows]
 
     def view(self, name: str) -> Tensor:
         """A new view of the same images, float32 (B, C, H, W) in [0, 1]: "none", "flip", "weak", "simclr" or "simclr-weak"."""
+        if self.whole is not None:
+            return self.whole.view(name)[self.rows]
         return VIEWS[check_known("view", name, VIEWS)](self.images, self.policy, self.generator)
+
+    def anew(self) -> "Batch":
+        """The same examples, of which `x` is another draw."""
+        return replace(self, whole=self.whole and replace(self.whole))
+
+    def shard(self, rows: Tensor) -> "Batch":
+        """Some of the examples (int64), whose views are those that they have in the whole batch."""
+        return replace(self, images=self.images[rows], y=self.y[rows], index=self.index[rows], whole=self, rows=rows)
 
 
 @dataclass(frozen=True, eq=False)

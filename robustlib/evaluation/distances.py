@@ -17,6 +17,7 @@ from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.metrics import answer, t_interval, valid
 from robustlib.models.classifier import full_float32
 from robustlib.rng import ExampleRNG
+from robustlib.threat import exact
 
 RESAMPLES = 2000
 SLACK = 0.01  # accuracy that may be lost: 1 point
@@ -47,7 +48,7 @@ def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *
     def measure(rows: Tensor, starts: Tensor | None = None) -> None:
         result = attack.nearest(model, x[rows], y[rows], starts=starts, rng=rng[rows])
         success = (answer(model, result.x_adv)[1] != y[rows]) & valid(result.x_adv, x[rows], None)
-        measured = attack.threat.distance(result.x_adv.double(), x[rows].double()).to(x.dtype)
+        measured = attack.threat.distance(exact(result.x_adv), exact(x[rows])).to(x)
         distance[rows] = torch.where(success, measured, torch.nan)
         queries[rows] += result.queries
 

@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progre
 from robustlib.models.classifier import full_float32
 from robustlib.runs import attack_names, digest, read_json, versions, write_json
 from robustlib.threat import Threat
+from robustlib.training.devices import Team, launch, relayed
 
 BATCH = 256
 DRAWS = 20  # of a stochastic model, for each adversarial example
@@ -57,6 +59,7 @@ def evaluate(
     adaptive: Attacks | None = None,
     sources: Views | None = None,
     minimum: bool = False,
+    devices: int = 1,
 ) -> pd.DataFrame:
     """Tidy per-example records of the clean model and of each attack; only the deployed model's float32 answers count.
 
@@ -72,6 +75,7 @@ def evaluate(
         progress: called before and after each batch.
         adaptive: what the surrogates meet; None for `attacks`.
         sources: other models of the same images, by the names they get among the surrogates.
+        devices: how many of the model's kind, a process each, share the batches of each attack; the records are the same.
         minimum: only the per-example minimum is asked for: every attack but those on the model itself is costly.
 
     Returns:
@@ -96,12 +100,35 @@ def evaluate(
         settings = {"seed": seed, "draws": draws, "batch_size": batch_size, "minimum": minimum}
         suites = {"attack": attacks, "adaptive attack": adaptive}
         _begin(path, model, {**surrogates, **sources}, split, suites, settings)
-    schedule = AttackSchedule(model, split, seed, draws, batch_size, path, progress)
+    schedule = (seed, draws, batch_size, path)
+    scheduled = partial(_records, model, split, (attacks, adaptive), dict(sources), minimum, schedule)
+    if typed(devices, Count, "devices") == 1:
+        return scheduled(progress, Team(), split.labels.device)
+    with relayed(progress) as told:
+        return launch(split.labels.device.type, Team(0, devices), partial(scheduled, told))
+
+
+def _records(
+    model: nn.Module,
+    split: Split,
+    suites: tuple[Attacks, Attacks],
+    sources: dict[str, nn.Module],
+    minimum: bool,
+    settings: tuple[int, int, int, Path | None],
+    progress: Callable[[Progress], None] | None,
+    team: Team,
+    device: torch.device,
+) -> pd.DataFrame:
+    """The records of `evaluate`, in one of the processes that share its batches."""
+    if team.size > 1:
+        model, split = model.to(device), split.to(device)
+        sources = {name: source.to(device) for name, source in sources.items()}
+    surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
+    schedule = AttackSchedule(model, split, *settings, progress if team.writes else None, team)
     with frozen_eval(model), full_float32():
         schedule.run([Step(CLEAN)])
         first = split.images[:1].float() / 255
-        todo = plan(model, first, attacks, adaptive, surrogates, sources, minimum) if len(split) else ()
-        for steps, after_all in todo:
+        for steps, after_all in plan(model, first, *suites, surrogates, sources, minimum) if len(split) else ():
             schedule.run(steps, after_all)
     return concat_records(schedule.frames)
 

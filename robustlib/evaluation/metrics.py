@@ -14,7 +14,7 @@ from robustlib.attacks.inputs import check_labels
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Batch
 from robustlib.models.classifier import logits_of
-from robustlib.threat import Threat
+from robustlib.threat import Threat, exact
 
 TOLERANCE = 1e-6  # float32 rounding of x + delta, relative where eps exceeds 1
 COLUMNS = ["index", "label", "attack", "surrogate", "component", "eps", "passes"]  # an example under an attack
@@ -28,7 +28,8 @@ def valid(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
     if threat is None:
         return inside
-    return inside & (threat.distance(x_adv.double(), x.double()) <= threat.eps + TOLERANCE * max(1.0, threat.eps))
+    near = threat.distance(exact(x_adv), exact(x)) <= threat.eps + TOLERANCE * max(1.0, threat.eps)
+    return inside & near.to(inside.device)
 
 
 def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

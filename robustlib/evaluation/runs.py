@@ -51,6 +51,7 @@ def evaluate_run(
     seed: int = 0,
     extra: Sequence[str] = (),
     progress: OnProgress = None,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """The standard evaluation of a finished run, stored in the run; a stored one is returned, an interrupted one resumed.
 
@@ -58,7 +59,7 @@ def evaluate_run(
     PGD against PGD. Surrogates meet the `adaptive_attacks` (see `evaluate`), which are also transferred from finished runs of
     TRANSFER_METHODS beside it. A stochastic model meets what the preset's `StochasticProtocol` allows, and `measure_randomness`
     follows. `n` is a stratified choice of test images, the same for all runs; None or 0 for all. What fewer images show never
-    replaces what more have shown. `precision` is that of searches: "32-true", "bf16-mixed", or "auto": as stored, else the faster one.
+    replaces what more have shown. Several `devices` share the batches of attacks. `precision` is that of searches: "32-true", "bf16-mixed", or "auto": as stored, else the faster one.
 
     The best weights also meet `extra` attacks (see `extra_attacks`), after the others; what they find counts in the worst case. To a
     stored evaluation those that it lacks are added, in the place of the same ones from other code; where it is renewed for another
@@ -86,7 +87,7 @@ def evaluate_run(
     facts |= {"budget": protocol.facts()} if model.stochastic else {}
     facts |= {"transfer": new_weights(transfer_sources(run, TRANSFER_METHODS), {})} if has_new_sources(run) else {}
     keep = stored.get("n", 0) <= len(split) or stored.get("numerics") != facts["numerics"]
-    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep, more)
+    measure = partial(_evaluate_weights, run, dataset, split, facts, device, progress, keep, more, devices)
     if lacking := {name: attack for name, attack in more.items() if repr(attack) not in stored.get("extra", ())}:
         if holds(stored, facts) and len(run.records()):
             measure = partial(_add_attacks, run, split, facts, device, progress, lacking)
@@ -108,6 +109,7 @@ def _evaluate_weights(
     progress: OnProgress,
     keep: bool,
     extra: Mapping[str, ForeignAttack],
+    devices: int,
 ) -> dict[str, Any]:
     """What results.json holds besides its facts; the records of best and last weights are stored if they shall be kept."""
     best, where, threat, protocol = run.model(), resolve_device(device), threat_of(run), protocol_of(run)
@@ -121,7 +123,12 @@ def _evaluate_weights(
         model = run.model(which).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         suite = Suite(model, threat, protocol, others, facts["precision"], only, more)
         views = {TRANSFER + method: source.model().to(where) for method, source in others.items()}
-        suites: dict[str, Any] = {"attacks": suite.attacks, "adaptive": suite.adaptive, "sources": views}
+        suites: dict[str, Any] = {
+            "attacks": suite.attacks,
+            "adaptive": suite.adaptive,
+            "sources": views,
+            "devices": devices,
+        }
         state = run.evaluation / f"{which}-{key}"
         frames[which] = evaluate(model, split, **suites, seed=facts["seed"], state=state, progress=progress)
         tables[which] = suite.table(frames[which])

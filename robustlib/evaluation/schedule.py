@@ -24,9 +24,10 @@ from robustlib.data import Batch, Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
 from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, forked
 from robustlib.runs import read_json, write_atomic, write_json
 from robustlib.threat import Threat
+from robustlib.training.devices import Team
 
 CLEAN, BEFORE = "clean", "before"  # components of a cascade not needed: wrong without attack, broken before it
 FAMILY = "of each class"  # how surrogates that are aimed at one class each are called together
@@ -123,7 +124,7 @@ def plan(
     """The steps of each attack on each view, and whether they meet only what withstood everything before; `x` is any image."""
     groups = group_surrogates(surrogates)
     searches = {name: attack for name, attack in adaptive.items() if is_search(attack)}
-    with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with torch.no_grad(), forked(x.device):
         classes = logits_of(model, x).shape[1]
 
     def met(views: Views) -> Attacks:
@@ -174,6 +175,7 @@ class AttackSchedule:
     batch_size: int  # halved when memory runs out
     path: Path | None  # a directory for finished batches; None to remember nothing
     progress: Callable[[Progress], None] | None
+    team: Team = field(default_factory=Team)  # processes that share the batches of a step
     frames: list[pd.DataFrame] = field(default_factory=list)  # all records, the clean ones first
     broken: pd.DataFrame = field(default_factory=lambda: concat_records([]))  # the record that first broke each example
     steps: int = 0  # begun so far
@@ -220,19 +222,19 @@ class AttackSchedule:
 
         report()
         while done < len(todo):
-            rows = todo[done : done + self.batch_size]
-            with MemoryGuard() as guard:
-                frame = self._attack_batch(step, rows)
-            if guard.failed:
-                report(self._halve(step, len(rows)))
-                continue
-            if self.path is not None:
-                buffer = io.BytesIO()
-                frame.to_parquet(buffer, index=False)
-                write_atomic(self.path / f"{part}-{done:08d}.parquet", buffer.getvalue())
-            frames.append(frame)
-            done += len(rows)
-            report()
+            starts = range(done, len(todo), self.batch_size)[: self.team.size]  # a batch for each device
+            batches = [todo[start : start + self.batch_size] for start in starts]
+            for rows, frame in zip(batches, self._attack_batches(step, batches), strict=True):
+                if frame is None:
+                    report(self._halve(step, len(rows)))
+                    break
+                if self.path is not None and self.team.writes:
+                    buffer = io.BytesIO()
+                    frame.to_parquet(buffer, index=False)
+                    write_atomic(self.path / f"{part}-{done:08d}.parquet", buffer.getvalue())
+                frames.append(frame)
+                done += len(rows)
+                report()
         frame = concat_records(frames)
         return frame.assign(passes=frame["passes"].mean()) if len(frame) else frame
 
@@ -247,13 +249,21 @@ class AttackSchedule:
             done += len(frames[-1]) // self.draws
         return frames
 
+    def _attack_batches(self, step: Step, batches: Sequence[Tensor]) -> list[pd.DataFrame | None]:
+        """The records of each batch, of which this process attacks one; None where memory ran out."""
+        frame: pd.DataFrame | None = None
+        if self.team.rank < len(batches):
+            with MemoryGuard():
+                frame = self._attack_batch(step, batches[self.team.rank])
+        return self.team.exchanged(frame)[: len(batches)]
+
     def _attack_batch(self, step: Step, rows: Tensor) -> pd.DataFrame:
         part, device = self.split.select(rows), self.split.labels.device
         batch = Batch(part.images, part.labels, part.indices, part.policy)
         rng, x_adv = ExampleRNG.for_examples(self.seed, batch.index), batch.x
         # What has no `rng`, such as a stochastic model, draws from torch's own generator.
         facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), count_passes() as passes:
+        with forked(device), count_passes() as passes:
             torch.manual_seed(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:7], "big"))
             if step.attack is not None and step.view is not None:
                 aim: Any = {} if step.target is None else {"target": torch.full_like(batch.y, step.target)}
@@ -271,7 +281,7 @@ class AttackSchedule:
                 "free some, use another device, or a smaller model."
             )
         self.batch_size = (size + 1) // 2
-        if self.path is not None:
+        if self.path is not None and self.team.writes:
             write_json(self.path / "memory.json", {"limit": self.batch_size})
         return f"Out of memory with {size} images at a time: going on with {self.batch_size}."
 

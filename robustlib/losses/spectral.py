@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from robustlib.errors import InputError, NonNegative, Positive, Whole, typed
+from robustlib.rng import drawn
 
 VECTORS = 16  # that a power iteration keeps of a layer, at most
 NOISE = 0.1  # length of what is added to each of them, of length 1, before a use
@@ -204,7 +205,11 @@ def cross_lipschitz(outputs: Tensor, x: Tensor, *, projections: int = 0, generat
     outputs = outputs.float()
     n, k = outputs.shape
     if projections:
-        directions = torch.randn(projections, n, k, generator=generator, device=outputs.device)
+
+        def draw(count: int) -> Tensor:
+            return torch.randn(projections, count, k, generator=generator, device=outputs.device)
+
+        directions = drawn(draw, n, dim=1)
     else:
         directions = torch.eye(k, device=outputs.device)[:, None].expand(k, n, k)
     total = outputs.new_zeros(())

@@ -21,6 +21,7 @@ from robustlib.models.classifier import View
 from robustlib.representation import gap_probe, probe_attack
 from robustlib.rng import ExampleRNG, uniform_point
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates
+from robustlib.training.devices import averaged
 
 # 0.025 for ten epochs, then 0.02, 0.01, 0.005, 0.0025 and 0.00125 for two epochs each (AFD's released tl+sl.py)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -223,7 +224,7 @@ class ARREST(AFKD):
         drifted = False
         if context.progress < self.replay:
             with frozen_eval(target), torch.no_grad():
-                gap = 1 - mean_cosine(natural, target.features(batch.x))
+                (gap,) = averaged([1 - mean_cosine(natural, target.features(batch.x))])
             drifted = bool(gap >= 1 - math.cos(math.radians(self.angle)))
         if not drifted:
             return self.attacked(attack, target, batch, context), {"replayed": 0.0}

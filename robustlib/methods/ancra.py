@@ -19,6 +19,7 @@ from robustlib.models import Classifier, ReverseAttention
 from robustlib.models.classifier import View
 from robustlib.models.reverse_attention import AUXILIARY_WEIGHT
 from robustlib.training import Loss, Stage, StepContext
+from robustlib.training.devices import gathered
 
 Negatives = tuple[Tensor, Tensor]  # one of another class for each anchor: images (B, C, H, W), labels (B,)
 ONE_CLASS = "ancra: a batch of one class has no negatives, so it is trained on without them (said once a training)"
@@ -90,11 +91,13 @@ class ANCRA(AdversarialMethod):
         strategy, logits = self.negatives if context.epoch >= self.mining_from else "random", None
         if strategy != "random":
             with frozen_eval(model), torch.no_grad():
-                logits = model(batch.x)
-        picked = pick_negatives(batch.y, strategy, logits=logits, generator=context.generator)
+                logits = gathered(model(batch.x))
+        whole = batch.whole or batch
+        picked = pick_negatives(whole.y, strategy, logits=logits, generator=context.generator)
         if picked is None:
             return None
-        x, y = batch.x[picked], batch.y[picked]
+        picked = picked if batch.rows is None else picked[batch.rows]
+        x, y = whole.x[picked], whole.y[picked]
         if self.attack_negatives:
             pull = replace(attack, targeted=True, precision=context.precision)
             x = pull(target, x, y, generator=context.generator, target=batch.y)

@@ -32,6 +32,7 @@ from robustlib.models import ARCHITECTURES
 from robustlib.runs import NOTEBOOK, Run, UserCode, source_text
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
+from robustlib.training.devices import averaged
 
 M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
@@ -94,6 +95,13 @@ class Method:
             self.refuse((list(epochs) != sorted(epochs), f"{name}={getattr(self, name)!r} must rise: sort it."))
         if self.eps is not None:
             Threat(self.norm or "linf", self.eps)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Another process, such as one of several devices', finds the class of a user's file by its name."""
+        if not type(self).__module__.startswith("robustlib_user_"):
+            return super().__reduce_ex__(protocol)
+        code = self.code
+        return _found, (code and code.spec, {field.name: getattr(self, field.name) for field in fields(self)})
 
     def refuse(self, *cases: tuple[object, str]) -> None:
         """Raises InputError with the sentence of the first case that holds."""
@@ -263,6 +271,10 @@ class Method:
         return shlex.join([*words, "--precision", precision])
 
 
+def _found(spec: str, values: dict[str, Any]) -> Any:
+    return UserCode.named(spec).load()(**values)
+
+
 def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "robustlib"
 
@@ -303,7 +315,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma:
         weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+        gradients = averaged(torch.autograd.grad(loss(), weights, allow_unused=True))
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

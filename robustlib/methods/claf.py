@@ -111,8 +111,8 @@ class CLAF(Contrastive):
         """SupCon over the augmented views and, with an attack, the adversarial ones; the head takes no part in it."""
         views = [*self.two_views(batch)]
         if attack is not None:  # each attack starts from a new x
-            views += [self.attacked(attack, model, replace(batch), context) for _ in range(self.adv_views)]
-        yield "encoder", Loss(supcon_loss(project_views(model, views), batch.y, self.temperature))
+            views += [self.attacked(attack, model, batch.anew(), context) for _ in range(self.adv_views)]
+        yield "encoder", Loss(supcon_loss(project_views(model, views), (batch.whole or batch).y, self.temperature))
 
 
 def head_probe(name: str, attack: PGD) -> Callable[[nn.Module, Batch], dict[str, float]]:

@@ -20,6 +20,7 @@ from robustlib.models import Projected
 from robustlib.models.branches import clean_statistics
 from robustlib.threat import Threat
 from robustlib.training import Loss, OptimizerSpec, Pass, Stage, StepContext, Updates, step
+from robustlib.training.devices import gathered
 
 M = TypeVar("M", bound=Projected)
 # The fields on which pre-training does not depend: those of the last stage; and the architecture is that of the weights.
@@ -106,7 +107,7 @@ class Contrastive(AdversarialMethod):
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Iterator[Loss]:
         """The contrastive loss of a batch, here of two augmented views; `model` is in train mode. In parts that are differentiated
         one after another where that holds fewer activations at a time; the last has the value of the whole."""
-        labels = batch.y if self.labelled else None
+        labels = (batch.whole or batch).y if self.labelled else None
         yield Loss(supcon_loss(project_views(model, self.two_views(batch)), labels, self.temperature))
 
     def two_views(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -188,9 +189,10 @@ def contrasted(model: Projected) -> list[nn.Parameter]:
 
 
 def project_views(model: Projected, views: Iterable[Tensor]) -> Tensor:
-    """Projections (V, B, P) of V views (B, C, H, W) of the same images, from one forward pass."""
+    """Projections (V, B, P) of V views (B, C, H, W) of the same images, from one forward pass; of the whole batch, where several
+    devices share it."""
     stacked = list(views)
-    return model.project(torch.cat(stacked)).unflatten(0, (len(stacked), -1))
+    return gathered(model.project(torch.cat(stacked)).unflatten(0, (len(stacked), -1)), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +251,10 @@ class RoCL(Contrastive):
     def contrast(self, model: Projected, threat: Threat, batch: Batch, context: StepContext) -> Iterator[Loss]:
         x1, x2 = self.two_views(batch)
         with frozen_eval(model), torch.no_grad():
-            fixed = model.project(x2)
+            fixed = gathered(model.project(x2))
 
         def dissimilarity(seen: Any, x: Tensor) -> Tensor:
-            return nt_xent(seen.project(x), fixed, self.temperature, one_sided=True)
+            return nt_xent(gathered(seen.project(x)), fixed, self.temperature, one_sided=True)
 
         attack = BatchPGD(threat, self.attack_steps, self.attack_step_size)
         x_adv = attack(model, x1, dissimilarity, generator=context.generator, precision=context.precision)
@@ -288,7 +290,7 @@ class ACL(Contrastive):
         both = torch.cat(self.two_views(batch))
 
         def stream(seen: Any, x: Tensor) -> Tensor:
-            a, b = seen.project(x).chunk(2)
+            a, b = map(gathered, seen.project(x).chunk(2))
             return nt_xent(a, b, self.temperature)
 
         with clean_statistics(model):

@@ -16,6 +16,7 @@ from robustlib.methods.baselines import cross_entropy
 from robustlib.methods.rep_spectral import RepSpectral
 from robustlib.models import Classifier
 from robustlib.training import Loss, Stage, StepContext
+from robustlib.training.devices import gathered
 
 # Linear from 0 in the first epoch, then to a fifth at 60, 120 and 160 (released train_reg_transfer.py; epochs counted from 0)
 PUBLISHED: tuple[tuple[float, float], ...] = (
@@ -163,7 +164,7 @@ class BSS(Transfer):
         return super().stages(dataset, model)
 
     def penalty(self, state: Any, model: Any, x: Tensor, outputs: Tensor, context: StepContext) -> Tensor:
-        return batch_spectral_shrinkage(outputs, self.k)
+        return batch_spectral_shrinkage(gathered(outputs), self.k)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,11 +150,16 @@ def spatial_mean(z: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 without TF32, which has bf16's resolution and which convolutions use on GPUs unless told otherwise."""
-    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Within, float32 is float32: neither TF32, which has bf16's resolution and which convolutions use on GPUs unless told otherwise, nor
+    the CPU's bf16. Afterwards each of torch's switches is as it was, whether it was set by its new name or its old one."""
+    backends = torch.backends
+    kinds = ((backends.cudnn, "conv rnn"), (backends.cuda, "matmul"), (backends.mkldnn, "conv rnn matmul"))
+    switches: list[Any] = [getattr(kind, name) for kind, names in kinds for name in names.split()]
+    before = [switch.fp32_precision for switch in switches]
     try:
-        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
-            yield
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
     finally:
-        torch.set_float32_matmul_precision(matmul)
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision

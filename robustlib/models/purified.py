@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustlib.errors import Count, InputError, NonNegative, ShareBelowOne, Whole, check_fields, typed
 from robustlib.models.classifier import Classifier, ImageSpec, View
 from robustlib.models.purifier import Purifier
+from robustlib.rng import drawn
 
 WHOLE = 0.1  # how far 1 / missing of rt3 may lie from a whole number: 0.33 is a third
 GREY = 0.5  # of a hidden pixel: 0 in the [-1, 1] space in which the released code masks
@@ -77,14 +78,16 @@ class RandomTransform:
         device = x.device if generator is None else generator.device
         noise = None
         if self.noisy:
-            noise = torch.randn(x.shape, generator=generator, device=device).to(x) * self.sigma
+            shape = x.shape[1:]
+            noise = drawn(lambda n: torch.randn(n, *shape, generator=generator, device=device), size).to(x) * self.sigma
         if self.kind == "none":
             return Randomness(None, x.new_zeros(1, size, 1, height, width))
         if self.grid > min(height, width):
             said = f"grid={self.grid} asks for more blocks a side than an image of {height}x{width} pixels has pixels"
             raise InputError(f"{said}: give at most {min(height, width)}.")
         # a shuffle for each image
-        places = torch.rand(size, self.grid**2, generator=generator, device=device).argsort(1)
+        blocks = self.grid**2
+        places = drawn(lambda n: torch.rand(n, blocks, generator=generator, device=device), size).argsort(1)
         if self.kind == "rt3":
             part = places * self.passes // self.grid**2
             hidden = torch.stack([part == number for number in range(self.passes)])
@@ -119,11 +122,12 @@ class Purified(Classifier):
         self.seed: int | None = None  # of randomness that is drawn once; None for fresh draws
         self.straight_through = False  # BPDA: backwards, purifier and transform count as the identity
         self.register_buffer("purifying", torch.tensor(False))
+        self._on = {"purifying": False}  # what the buffer says, for which a GPU need not be waited for; views share it
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
         """Whether it answers the same image differently each time: deployed, with a random transform, and not `fixed`."""
-        return self.seed is None and self.transform.random and bool(self.purifying)
+        return self.seed is None and self.transform.random and self._on["purifying"]
 
     def deploy(self, purifying: bool = True) -> None:
         """Puts purifier and transform before the classifier and freezes it; False takes them away and frees it again.
@@ -131,6 +135,7 @@ class Purified(Classifier):
         A frozen classifier's weights have `requires_grad=False`: make its optimisers before.
         """
         self.purifying.fill_(purifying)
+        self._on["purifying"] = purifying
         for part in (self.encoder, self.head):
             part.requires_grad_(not purifying)
         self.train(self.training)
@@ -138,7 +143,7 @@ class Purified(Classifier):
     def train(self, mode: bool = True) -> Self:
         """As of any module, but the classifier behind a purifier stays in eval mode."""
         super().train(mode)
-        if bool(self.purifying):
+        if self._on["purifying"]:
             self.encoder.eval()
             self.head.eval()
         return self
@@ -160,7 +165,7 @@ class Purified(Classifier):
     def purify(self, x: Tensor, randomness: Randomness | None = None) -> Tensor:
         """What the classifier sees (B, C, H, W), in [0, 1]: x itself until it is deployed; None draws the model's own randomness."""
         self.check_input(x)
-        if not bool(self.purifying):
+        if not self._on["purifying"]:
             return x
         randomness = self.draw(x) if randomness is None else randomness
         pure = self.combined(self.outputs(x, randomness)[-1], randomness)
@@ -194,7 +199,7 @@ class Purified(Classifier):
         section 4.1.2): its gradient is the classifier's, at the purified image. "classifier" is the classifier alone. "unclipped"
         does not clip noisy images, so that pixels near 0 and 1 keep their gradient in every draw.
         """
-        if not bool(self.purifying) or (type(self.purifier) is Purifier and not self.transform.random):
+        if not self._on["purifying"] or (type(self.purifier) is Purifier and not self.transform.random):
             return {}
         views: dict[str, nn.Module] = {"bpda": self._view(straight_through=True), "classifier": View(self, "classify")}
         if self.transform.noisy and self.transform.clip:
@@ -206,7 +211,7 @@ class Purified(Classifier):
         return str(self.transform)
 
     def _bare_features(self, x: Tensor) -> Tensor:
-        if bool(self.purifying) and any(module.training for module in (self.encoder, self.head)):
+        if self._on["purifying"] and any(module.training for module in (self.encoder, self.head)):
             said = "The classifier behind the purifier was put into train mode, where it judges images by their batch"
             raise InputError(f"{said}: call train() or eval() of the whole model, which keep it in eval mode.")
         return super().features(x)

@@ -234,7 +234,7 @@ def forward_cost(model: Purified, x: Tensor) -> pd.DataFrame:
     ("forward", "forward and gradient"), classifier, purified (milliseconds an image), ratio.
     """
     rows, x = [], x.to(model.mean.device)
-    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+    wait = torch.accelerator.synchronize if x.device.type != "cpu" else lambda: None
 
     def seconds(call: Callable[[Tensor], Tensor], backwards: bool) -> float:
         images = x.detach().clone().requires_grad_(backwards)

@@ -13,7 +13,7 @@ from robustlib.attacks import Attack
 from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.data import Split
 from robustlib.errors import InputError
-from robustlib.rng import ExampleRNG
+from robustlib.rng import ExampleRNG, forked
 from robustlib.runs import write_atomic
 
 FEATURES, LOGITS = "features", "logits"
@@ -199,7 +199,7 @@ def features(
     generator, view = torch.Generator(device).manual_seed(seed), validation_view(model)
     predictions, start = torch.empty(len(split), dtype=torch.int64), 0
     images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
-    with frozen_eval(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with frozen_eval(model), forked(device):
         torch.manual_seed(seed)
         for batch in split.batches(batch_size, augment=augment, generator=generator):
             x = batch.x

@@ -15,6 +15,7 @@ from robustlib.attacks.base import frozen_eval
 from robustlib.errors import InputError, Whole, typed
 from robustlib.representation.features import layer_function
 from robustlib.representation.measures import TINY
+from robustlib.threat import exact
 
 ENTRIES = 2**23  # of Jacobians held at once: 32 MB
 FLAT = 1e-5  # three images whose triangle is flatter than this, relative to its sides, span no plane in float32
@@ -55,8 +56,9 @@ def pullback_metric(model: nn.Module, x: Tensor, *, layer: str | None = None) ->
         with torch.no_grad():
             features = f(x[:1]).shape[1]
         piece = max(1, ENTRIES // (features * x[0].numel()))
-        sigma = torch.cat([torch.linalg.svdvals(_jacobian(f, part).double()) for part in x.split(piece)])
-    return sigma[:, 0].square().float(), sigma.log().sum(1).float()
+        sigma = torch.cat([torch.linalg.svdvals(exact(_jacobian(f, part))) for part in x.split(piece)])
+    top, volume = sigma[:, 0].square(), sigma.log().sum(1)
+    return top.to(x.device, torch.float32), volume.to(x.device, torch.float32)
 
 
 def _jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ FILES = (  # in the order of `clear`: whoever comes after a kill finds a trainin
 PATIENCE = 10.0  # seconds for which a run waits for its lock: what a killed process started may end a little later
 UNSAID = {"precision": "32-true"}  # facts of measurements that version 0.1 did not store
 _sound: set[tuple[str, int]] = set()  # contents of files by name that have their shape: most are read many times
-FOLDERS = ("evaluation", "randomness", "features", "embeddings")
+FOLDERS = ("evaluation", "randomness", "features", "embeddings", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class Run:
         """For people: `changes`, whether the model was compiled, and which text of a user's method it is: "beta=3.0, code 1f0a93c2"."""
         params, text = self.params(), changes_text(self.changes())
         code = f"code {params['code']['digest'][:8]}" if "code" in params else ""
-        return ", ".join(filter(None, (text, params.get("compile") and "compiled", code)))
+        several = f"{params['devices']} devices, batchnorm={params['batchnorm']}" if "devices" in params else ""
+        return ", ".join(filter(None, (text, params.get("compile") and "compiled", several, code)))
 
     def status(self) -> dict[str, Any]:
         """{"state": "new" | "running" | "done" | "failed" | "interrupted", ...}; interrupted too if its process is gone."""

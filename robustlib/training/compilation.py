@@ -1,7 +1,9 @@
-"""Compiled training: what is compiled of a model, and whether that is faster here."""
+"""What makes a training faster: cuDNN's choice of algorithms, and what is compiled of a model, if that is faster here."""
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,18 @@ from torch import Tensor, nn
 from robustlib.attacks import BatchPGD
 from robustlib.attacks.base import Precision
 from robustlib.threat import Threat
+
+
+@contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Within, cuDNN takes the fastest algorithm for each shape that it meets. Not for validation, where attacks on ever fewer
+    images would have it try all algorithms for every size."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, not cudnn.deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def encoder_of(model: Any) -> Any:

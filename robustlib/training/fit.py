@@ -3,20 +3,25 @@
 import contextlib
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import torch
 
 from robustlib.attacks.base import Precision
 from robustlib.data import Dataset, spelled
-from robustlib.errors import Count, InputError, Whole, check_path, shown, typed, unknown
+from robustlib.errors import Count, InputError, Whole, check_known, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
-from robustlib.rng import derive_seed
-from robustlib.runs import Run, outdated, trained_with, versions, write_atomic, write_json
+from robustlib.rng import derive_seed, forked
+from robustlib.runs import NOTEBOOK, Run, outdated, trained_with, versions, write_atomic, write_json
 from robustlib.runs.provenance import peak_memory_mb, provenance
+from robustlib.training.devices import BatchNormOver, Team, check_devices, launch
 from robustlib.training.loop import Training
 from robustlib.training.stages import Trainable
+from robustlib.training.tracking import Tracker, check_logger
+
+DEVICES = ["cpu", "cuda", "mps"]
 
 
 def fit(
@@ -30,6 +35,9 @@ def fit(
     precision: str = "auto",
     threads: int | None = None,
     compile: bool = False,
+    devices: int = 1,
+    batchnorm: BatchNormOver = "sync",
+    logger: Any = None,
     rerun: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -44,40 +52,87 @@ def fit(
         arch: a name of `robustlib.models.ARCHITECTURES`; None takes the method's.
         seed: of the weights, the order of the data, the augmentation and the attacks.
         root: directory of all runs.
-        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU where there is one).
+        device: "cpu", "cuda", "cuda:1", "mps" (an Apple GPU) or "auto" (an NVIDIA GPU where there is one).
         precision: "32-true", "bf16-mixed" or "auto" (the preset's, if it names one; else bf16-mixed on GPUs).
         threads: CPU threads; None keeps torch's number, or that of the run that is resumed.
         compile: compile the encoder and the copies of it that attacks run on with torch.compile, on a CPU only where a trial at the
             start shows a gain (`compile_speed_up` in provenance.json); its numbers differ by rounding, so such a run is another.
+        devices: how many share each batch, a process each: GPUs, or processes of a CPU. Such a run is another, since sums are rounded otherwise.
+        batchnorm: of several devices: "sync", statistics of the whole batch as on one device, or "local", of each device's part.
+        logger: an object of Lightning's `Logger` interface, or "tensorboard", whose events go beside the run (see `Tracker`).
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
         progress: print a line after each epoch.
     """
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
+    devices, logger = typed(devices, Annotated[int, "[1, 1024]"], "devices"), check_logger(logger)
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
     _check_trainable(arch := arch or method.arch, dataset)
-    params = run_params(method, dataset, arch, seed, precision) | ({"compile": True} if compile else {})
+    check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
+    _check_sendable(method, devices, batchnorm)
+    params = run_params(method, dataset, arch, seed, precision, devices, batchnorm)
+    params |= {"compile": True} if compile else {}
     run = Run.of(params, check_path(typed(root, Path | str, "root")))
     stored = {} if rerun else run.params()
     if not rerun and run.status()["state"] == "done":
-        if not stored or run.changes() != params["changes"]:  # the preset's own values may have moved since
-            others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
-            write_json(run.path / "params.json", {**others, "changes": params["changes"]})
+        _renew_changes(run, params, stored)
         return run
-    with run.lock(), torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
-            run.clear()
-        elif other := outdated(trained_with(run)):  # epochs are never mixed
-            said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
-            raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
-        write_json(run.path / "params.json", params)
-        torch.manual_seed(derive_seed(seed, "model"))
-        model = build_model(arch, dataset, **method.model_options())
-        dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
-        training = Training(run, method, dataset, model, seed, torch_device, precision, threads, compile, progress)
-        _run(training, method.command(spelled(dataset), arch, seed, precision))
+    with run.lock(), forked(torch_device):
+        _make_ready(run, params, rerun)
+        train = partial(_train, run, method, dataset, arch, seed, precision, threads, compile, progress, logger)
+        team = Team(0, devices, batchnorm)
+        launch(torch_device.type, team, train) if devices > 1 else train(team, torch_device)
     return run
+
+
+def _train(
+    run: Run,
+    method: Trainable,
+    dataset: Dataset,
+    arch: str,
+    seed: int,
+    precision: Precision,
+    threads: int | None,
+    compile: bool,
+    progress: bool,
+    logger: Any,
+    team: Team,
+    device: torch.device,
+) -> None:
+    torch.manual_seed(derive_seed(seed, "model"))
+    model = build_model(arch, dataset, **method.model_options())
+    dataset = dataset.subset(method.train_examples) if method.train_examples else dataset
+    training = Training(run, method, dataset, model, seed, device, precision, threads, compile, progress, team)
+    if team.writes:
+        training.tracker = Tracker(logger, run)
+        command = method.command(spelled(dataset), arch, seed, precision)
+        _run(training, command and command + f" --devices {team.size}" * (team.size > 1))
+    else:
+        training.run_stages()
+
+
+def _renew_changes(run: Run, params: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Lets a finished run say in what it differs from its preset today, whose own values may have moved since."""
+    if not stored or run.changes() != params["changes"]:
+        others = {name: value for name, value in {**params, **stored}.items() if name != "changed"}
+        write_json(run.path / "params.json", {**others, "changes": params["changes"]})
+
+
+def _make_ready(run: Run, params: dict[str, Any], rerun: bool) -> None:
+    """Leaves in a run's directory what a training may go on from."""
+    if rerun or not (run.path / "checkpoint.pt").exists():  # what else is there would be of another training
+        run.clear()
+    elif other := outdated(trained_with(run)):  # epochs are never mixed
+        said = f"was begun by another version of robustlib, whose numbers differ in {', '.join(other)}"
+        raise InputError(f"{run.path} {said}: start anew with --rerun, or go back to that version.")
+    write_json(run.path / "params.json", params)
+
+
+def _check_sendable(method: Trainable, devices: int, batchnorm: str) -> None:
+    if devices > 1 and method.code and method.code.place == NOTEBOOK:
+        raise InputError(f"{method.name} stands in a notebook's cell, which other processes lack: write it in a file.")
+    check_known("batchnorm", batchnorm, get_args(BatchNormOver))
 
 
 def _check_trainable(arch: str, dataset: Dataset) -> None:
@@ -95,10 +150,15 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(typed(name, str, "device"))
     except RuntimeError as error:
-        raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from error
-    if (device.index or 0) >= {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0):
+        raise InputError(f"Unknown device {shown(name)}: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    if (device.index or 0) >= count_devices(device.type):
         raise InputError(f"Device {shown(name)}: this machine has no such device, use --device cpu or auto.")
     return device
+
+
+def count_devices(kind: str) -> int:
+    """How many devices of a type, such as "cuda", this machine has for robustlib."""
+    return torch.get_device_module(kind).device_count() if kind in DEVICES else 0
 
 
 def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> Precision:
@@ -110,7 +170,15 @@ def resolve_precision(name: str, device: torch.device, usual: str = "auto") -> P
     return name  # type: ignore[return-value]
 
 
-def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precision: str) -> dict[str, Any]:
+def run_params(
+    method: Trainable,
+    dataset: Dataset,
+    arch: str,
+    seed: int,
+    precision: str,
+    devices: int = 1,
+    batchnorm: BatchNormOver = "sync",
+) -> dict[str, Any]:
     """What names and reproduces a run: the content of its params.json.
 
     That of a user's method says what others could not know without the class: its code, protocol and attack passes.
@@ -133,6 +201,7 @@ def run_params(method: Trainable, dataset: Dataset, arch: str, seed: int, precis
         "title": method.title,
         "changes": method.changes(arch),
         **({"images": dict(dataset.origin)} if dataset.origin else {}),
+        **({"devices": devices, "batchnorm": batchnorm} if devices > 1 else {}),
         **own,
     }
 
@@ -145,9 +214,12 @@ def _run(training: Training, command: str) -> None:
     facts = provenance(training.device, training.state.threads, command, versions(*method.numerics))
     run.write("provenance.json", facts)
     run.write("status.json", {"state": "running", "pid": os.getpid(), "started": time.time()})
+    tracker, at = training.tracker, training.state
+    tracker.begin(run.params(), len(at.rows))
     try:
         training.run_stages()
     except BaseException as error:
+        tracker.end(at.rows, 0, "failed")
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(InputError):  # where the disk is full, the reason is the error that is raised
             run.write("status.json", {"state": state, "reason": f"{type(error).__name__}: {error}"})
@@ -156,3 +228,4 @@ def _run(training: Training, command: str) -> None:
     facts |= {"compile_speed_up": training.state.speed_up} if training.compile else {}
     run.write("provenance.json", facts)
     run.finish()
+    tracker.end(at.rows, at.best)

@@ -2,10 +2,9 @@
 
 import io
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -21,25 +20,15 @@ from robustlib.errors import InputError
 from robustlib.rng import derive_seed
 from robustlib.runs import Run, save_weights, write_atomic
 from robustlib.runs.files import check_owner, not_finite
-from robustlib.training.compilation import encoder_of, speed_up
+from robustlib.training.compilation import encoder_of, speed_up, tuned_convolutions
+from robustlib.training.devices import Team
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
+from robustlib.training.tracking import Tracker
 from robustlib.training.validation import overfitting, probe_batch, validate
 
 SLOW = 0.9  # gain of bf16 below which a reader must know
 SAMPLE = 32  # images of the trial of what compiling gains
 NO_SCORE = (-1.0, -1.0)  # below that of any epoch that is validated
-
-
-@contextmanager
-def tuned_convolutions() -> Iterator[None]:
-    """Within, cuDNN takes the fastest algorithm for each shape that it meets. Not for validation, where attacks on ever fewer
-    images would have it try all algorithms for every size."""
-    cudnn = torch.backends.cudnn
-    before, cudnn.benchmark = cudnn.benchmark, not cudnn.deterministic
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
 
 
 @dataclass
@@ -72,19 +61,18 @@ class Training:
     threads: int | None
     compile: bool
     progress: bool
+    team: Team = field(default_factory=Team)  # the processes that share its batches
+    tracker: Tracker = field(default_factory=Tracker)
 
     def __post_init__(self) -> None:
-        from lightning_fabric import Fabric
-
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
-        index = [self.device.index or 0] if self.device.type == "cuda" else 1
-        self.fabric = Fabric(accelerator=self.device.type, devices=index, precision=self.precision)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.average: AveragedModel | None = None
         self.batch_size, self.threat = self.method.batch_size, self.method.threat(self.dataset)
         self.advice = [*self.method.advice(self.run.params().get("arch", self.method.arch)), *self._slow_bf16()]
         self.saved = load_checkpoint(self.run.path / "checkpoint.pt", self.run.place)
+        self.team.check(self.saved or {}, self.run.path)
+        self.team.wait()  # before one of them writes another
         fresh = State(threads=self.threads or torch.get_num_threads())
         self.state: State = self.saved["state"] if self.saved else fresh
         if self.threads and self.threads != self.state.threads:
@@ -105,7 +93,8 @@ class Training:
         with self._stance("force_eager"):  # validation would have each of its batch sizes compiled
             for stage in stages[self.state.stage :]:
                 self._stage(stage, last=stage is stages[-1])
-        save_weights(self.deployed, self.run.path / "last.safetensors", {"run": self.run.place})
+        if self.team.writes:
+            save_weights(self.deployed, self.run.path / "last.safetensors", {"run": self.run.place})
 
     def _slow_bf16(self) -> list[str]:
         """What bf16 costs on a CPU that is faster without."""
@@ -154,6 +143,7 @@ class Training:
         saved, self.saved, begun = self.saved, None, self.state.begun
         modules = {name: module.to(self.device) for name, module in stage.modules.items()}
         self.modules = {"model": self.model, **modules}
+        self.team.prepare(self.modules.values())
         if saved:  # a stage that is about to begin has the modules of the one before it
             self._load(saved["modules"], {k: v for k, v in self.modules.items() if begun or k in saved["modules"]})
         if not begun and stage.begin is not None:
@@ -215,9 +205,10 @@ class Training:
         self.model.train()
         means: dict[str, Tensor] = {}
         steps, rest = -(-len(self.train) // self.batch_size), len(self.train) % self.batch_size
+        few = 0 < rest < 2 * self.team.size and steps > 1  # BatchNorm cannot train on a last batch of one
         batches = self.train.batches(
-            self.batch_size, shuffle=True, augment=part.augment, generator=order, drop_last=rest == 1 and steps > 1
-        )  # BatchNorm cannot train on a last batch of one
+            self.batch_size, shuffle=True, augment=part.augment, generator=order, drop_last=few
+        )
         for step, batch in enumerate(batches):
             now = epoch + (repeat + (step + 0.5) / steps) / part.repeats
             for name, optimiser in self.optimisers.items():
@@ -225,30 +216,35 @@ class Training:
                 for group in optimiser.param_groups:
                     group["lr"] = spec.lr * spec.schedule(now)
             context = StepContext(epoch, step, now / self.stage.epochs, draws, self.precision)
-            with self._stance("default" if len(batch) == self.batch_size else "force_eager"):
-                _accumulate(means, self._step(part, batch, context), len(batch.y) / len(self.train))
-        return means
+            stance = self._stance("default" if len(batch) == self.batch_size else "force_eager")
+            with stance, self.team.share(batch) as own:
+                _accumulate(means, self._step(part, own, context), len(own.y) / len(self.train))
+        return self.team.summed(means, self.device)
 
     def _step(self, part: Pass, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Runs a method's update generator on a batch: each loss that it yields is differentiated and stepped on at once."""
         sums: dict[str, Tensor] = {}
-        updates, stepped = part.updates(batch, context), True
+        updates, stepped, mixed = part.updates(batch, context), True, self.precision == "bf16-mixed"
         try:
             while True:
-                with self.fabric.autocast():  # what a method computes, and nothing between two yields
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=mixed
+                ):  # what a method computes, and nothing between two yields
                     item = next(updates, None)
                 if item is None:
                     break
                 name, loss = item
                 for optimiser in self.optimisers.values() if stepped else ():
                     optimiser.zero_grad()
-                self.fabric.backward(loss.total)
+                loss.total.backward()
                 if stepped := loss.step:
+                    self.team.average_gradients(self.optimisers[name])
                     self.optimisers[name].step()
                     prefix = "" if len(self.optimisers) == 1 else f"{name}/"
                     _accumulate(sums, {prefix + "loss": loss.total, **{prefix + k: v for k, v in loss.parts.items()}})
         finally:
             updates.close()  # a method may have weights to put back
+        self.team.average_statistics(self.modules.values())
         if self.average:
             self.average.update_parameters(self.model)
         return sums
@@ -280,7 +276,8 @@ class Training:
         row["seconds"] = time.perf_counter() - started if started else 0.0
         self.state.seconds += row["seconds"]
         self.state.rows.append(row)
-        if self.progress and (row["epoch"] or row["warnings"]):
+        self.tracker.epochs(self.state.rows)
+        if self.progress and self.team.writes and (row["epoch"] or row["warnings"]):
             print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
 
     def _probe(self, probes: Mapping[str, Probe]) -> dict[str, float]:
@@ -312,11 +309,14 @@ class Training:
 
     def _save(self) -> None:
         """Writes checkpoint.pt, then what follows from it."""
+        if not self.team.writes:
+            return
         content = {
             "run": self.run.place,
             "state": {**vars(self.state), "rows": json.dumps(self.state.rows)},
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "devices": self.team.size,
             "updates": int(self.average.n_averaged) - 1 if self.average else 0,  # of the averaged weights
         }
         buffer = io.BytesIO()
@@ -326,6 +326,8 @@ class Training:
 
     def _write_rest(self) -> None:
         """Writes the weights, where those of the checkpoint are the best, and metrics.jsonl."""
+        if not self.team.writes:
+            return
         if self.state.best == self.state.epoch > 0:
             facts = {"run": self.run.place, "epoch": str(self.state.epoch)}
             save_weights(self.deployed, self.run.path / "model.safetensors", facts)
@@ -345,7 +347,7 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
         remedy = "delete it, or use --rerun to start anew"
         raise InputError(f"{path} is no checkpoint of robustlib, or a truncated one ({reason}): {remedy}.") from error
     check_owner(path, content.get("run"), run)
-    return {**parts, "state": state}
+    return {**parts, "state": state, "devices": content.get("devices", 1)}
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from robustlib.attacks.base import Precision, frozen_eval, validation_view
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
-from robustlib.models.classifier import logits_of
-from robustlib.rng import ExampleRNG, uniform_point
-from robustlib.threat import Threat
+from robustlib.models.classifier import full_float32, logits_of
+from robustlib.rng import ExampleRNG, forked, uniform_point
+from robustlib.threat import Threat, exact
 
 BATCH = 500
 TRAIN_EXAMPLES = 512  # fixed training images whose robust accuracy shows overfitting
@@ -41,7 +41,7 @@ def validate(
         return {}, torch.zeros(0, dtype=torch.bool), False
     pgd, view = PGD(threat, steps=10, early_stop=True, precision=precision), validation_view(model)
     few = train.sample(min(TRAIN_EXAMPLES, len(val)))
-    with frozen_eval(model):
+    with frozen_eval(model), full_float32():
         clean = _logits(model, view, val, None, seed)
         attacked = _logits(model, view, val, pgd, seed)
         fgsm = _logits(model, view, val, FGSM(threat, precision=precision), seed)
@@ -77,7 +77,7 @@ def _accuracy(logits: Tensor, split: Split) -> float:
 @contextmanager
 def torch_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Within, torch's global generators start from `seed`; afterwards they continue as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked(device):
         torch.manual_seed(seed)
         yield
 
@@ -92,7 +92,8 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     for point in (x, uniform_point(threat, x, rng)):
         point = point.detach().requires_grad_(True)
         with torch_seed(0, x.device), torch.enable_grad():
-            loss = F.cross_entropy(logits_of(model, point).double(), y, reduction="sum")
+            logits = exact(logits_of(model, point))
+            loss = F.cross_entropy(logits, y.to(logits.device), reduction="sum")
             gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
     return float(F.cosine_similarity(gradients[0], gradients[1], eps=1e-30).mean())
 

@@ -10,6 +10,7 @@ from robustlib.workbook.options import (
     Attacks,
     DataRoot,
     Device,
+    Devices,
     Reports,
     RunDirectory,
     Runs,
@@ -36,6 +37,7 @@ def evaluate(
     attack: Attacks = None,
     data_root: DataRoot = "",
     device: Device = "auto",
+    devices: Devices = 1,
     precision: Search = "auto",
     trust_code: Trust = False,
 ) -> None:
@@ -51,7 +53,7 @@ def evaluate(
     try:
         with out.status("attacking") as status:
             show = console.progress_line(out, status)
-            where: Any = {"device": device, "precision": precision, "extra": attack or ()}
+            where: Any = {"device": device, "precision": precision, "extra": attack or (), "devices": devices}
             results = evaluate_run(run, dataset, n=examples or run.results().get("n"), **where, progress=show)
             results = check_plateau(run, dataset, device=device, progress=show) if plateau else results
             table = measure_unseen({run.name: run}, dataset, device=device) if unseen else None

@@ -32,7 +32,10 @@ Reports = Annotated[Path, Option(help="Directory of the pages.", callback=check_
 DataRoot = Annotated[
     str, Option(help="Directory of the data; else $ROBUSTLIB_DATA.", callback=check_path, rich_help_panel=DATA)
 ]
-Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel=HOW)]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=HOW)]
+Devices = Annotated[
+    int, Option(min=1, help="How many share each training and evaluation, a process each.", rich_help_panel=HOW)
+]
 Search = Annotated[
     str,
     Option("--precision", help="Of searches: auto, 32-true or bf16-mixed. Verdicts are float32.", rich_help_panel=HOW),
@@ -74,6 +77,8 @@ class Shared:
     download: Annotated[bool, Option("--download", help="Fetch missing data there.", rich_help_panel=DATA)] = False
     jobs: Annotated[int, Option(help="How many side by side.", rich_help_panel=HOW)] = 1
     device: Device = "auto"
+    devices: Devices = 1
+    logger: Annotated[str, Option(help="tensorboard: its events go beside each run.", rich_help_panel=WHERE)] = ""
     precision: Annotated[str, Option(help="auto, 32-true or bf16-mixed.", rich_help_panel=HOW)] = "auto"
     timeout: Annotated[float | None, Option(help="Seconds for each notebook.", rich_help_panel=HOW)] = None
     engine: Annotated[str, Option(help="local processes, ray or slurm.", rich_help_panel=HOW)] = "local"

@@ -81,10 +81,12 @@ def show_training(run: Run) -> None:
     say(tables.warnings(metrics))
 
 
-def judge(run: Run, dataset: Dataset, test_examples: int = 0, device: str = "auto") -> tuple[Stored, Stored]:
+def judge(
+    run: Run, dataset: Dataset, test_examples: int = 0, device: str = "auto", devices: int = 1
+) -> tuple[Stored, Stored]:
     """The standard evaluation and the audit of a run, on so many test images (0: the usual numbers); stored ones are returned."""
     count = test_examples or load_preset(run.params()["preset"])["test_examples"]
-    results = evaluate_run(run, dataset, n=count or None, device=device)
+    results = evaluate_run(run, dataset, n=count or None, device=device, devices=devices)
     return results, audit_run(run, dataset, n=test_examples or None, device=device)
 
 

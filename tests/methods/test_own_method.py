@@ -1,6 +1,7 @@
 """Methods of users: named by file or package, told apart by their text, and read without their code."""
 
 import os
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -223,3 +224,12 @@ def test_a_study_names_it_like_a_command(tmp_path, monkeypatch):
         "mixed_at · share=0.5 · seed 0",
         "pgd_at · seed 0",
     ]
+
+
+def test_a_method_of_a_file_is_found_again_by_another_process(tmp_path, monkeypatch):
+    method = make_method(written(tmp_path / "code"), **TINY, share=0.25)
+    sent = pickle.dumps(method)
+    monkeypatch.delitem(sys.modules, type(method).__module__)  # as there
+    found = pickle.loads(sent)
+    assert found.hyperparameters() == method.hyperparameters()
+    assert type(found).__name__ == "MixedAT"

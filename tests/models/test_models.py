@@ -1,5 +1,8 @@
 """Architectures by name: published sizes, normalisation, folding hints, padding, and what they refuse."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from robustlib.errors import InputError
 from robustlib.models import ARCHITECTURES, Classifier, build_model
 from robustlib.models.classifier import spatial_mean
+from tests import ROOT
 from tests.conftest import spec
 
 # CIFAR-10 counts: torchvision's and kuangliu's ResNets with the 3 x 3 stem; He et al. 2016b with its final BatchNorm;
@@ -194,3 +198,50 @@ def test_the_global_average_is_torchs_bit_for_bit(shape, layout):
     gradient, wanted = (torch.autograd.grad(pooled, z, upstream)[0] for pooled in means)
     assert torch.equal(gradient, wanted)
     assert gradient.is_contiguous(memory_format=layout), "it lies as the map does"
+
+
+class Watch(nn.Module):
+    """A linear model that notes how float32 products are taken whenever it is called, with gradients and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.seen = nn.Linear(16, 3), {True: set(), False: set()}
+
+    def forward(self, x):
+        self.seen[x.requires_grad] |= {*precisions()[:6]}
+        return self.map(x.flatten(1))
+
+
+def precisions():
+    kinds = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
+    kinds += [getattr(torch.backends.mkldnn, name) for name in ("conv", "rnn", "matmul")]
+    return [kind.fp32_precision for kind in (*kinds, torch.backends.cudnn, torch.backends)]
+
+
+ASKED = [f"torch.backends{name}.fp32_precision = 'tf32'" for name in ("", ".cuda.matmul", ".mkldnn")]
+ASKED += ["torch.backends.cudnn.fp32_precision = 'ieee'", "torch.set_float32_matmul_precision('high')"]
+SWITCHED = """
+import torch
+from robustlib.attacks import PGD, Threat
+from robustlib.data import Split
+from robustlib.training.validation import validate
+from tests.models.test_models import ASKED, Watch, precisions
+
+threat = Threat("linf", 0.1)
+split = Split(torch.randint(0, 256, (9, 1, 4, 4), dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9))
+for asked in ASKED:
+    exec(asked)
+    before, model = precisions(), Watch()
+    PGD(threat, 2, early_stop=True, precision="bf16-mixed")(model, split.images / 255, split.labels)
+    assert "ieee" in model.seen[False], "verdicts"
+    assert model.seen[True] <= {*before}, "a search is as the user has it"
+    model.seen = {True: set(), False: set()}
+    validate(model, split, split, threat, 0, "32-true")
+    assert model.seen == {True: {"ieee"}, False: {"ieee"}}
+    assert precisions() == before, asked
+    torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = torch.backends.mkldnn.fp32_precision = "none"
+"""
+
+
+def test_verdicts_and_validation_are_in_full_float32_whatever_is_switched_on():
+    subprocess.run([sys.executable, "-c", SWITCHED], check=True, cwd=ROOT)  # switches are those of a process

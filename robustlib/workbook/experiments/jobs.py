@@ -14,14 +14,16 @@ import torch
 import robustlib
 from robustlib.audit import audit_has_new_sources
 from robustlib.data import dataset_of, load_dataset, open_dataset, spelled
-from robustlib.errors import InputError, Whole, check_fields, check_path, typed
+from robustlib.errors import Count, InputError, Whole, check_fields, check_path, typed
 from robustlib.evaluation import has_new_sources, incomplete, leaderboard, measure_unseen
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.representation import probe_attack
 from robustlib.runs import Run, UserCode, digest, find_runs, write_atomic
 from robustlib.runs.files import tidy
 from robustlib.threat import Threat
-from robustlib.training.fit import resolve_device, resolve_precision, run_params
+from robustlib.training.devices import check_devices
+from robustlib.training.fit import count_devices, resolve_device, resolve_precision, run_params
+from robustlib.training.tracking import check_logger
 from robustlib.workbook.claims import Claim, variant_of
 from robustlib.workbook.engines import execute
 from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, findings_by_preset, first_seed
@@ -30,7 +32,9 @@ from robustlib.workbook.task import Task, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
 Waiting = Mapping[str, tuple[Run, str]]
-NO_NUMBER = dict.fromkeys(("rerun", "download", "data_root", "device", "runs"))  # parameters that change no number
+NO_NUMBER = dict.fromkeys(
+    ("rerun", "download", "data_root", "device", "logger", "runs")
+)  # parameters that change no number
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Options:
     data_root: str = ""
     download: bool = False
     device: str = "auto"
+    devices: Count = 1
+    logger: str = ""
     precision: str = "auto"
     runs: Path = Path("runs")
     reports: Path = Path("reports")
@@ -117,6 +123,7 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options, fo
             raise InputError(f"Cannot write to {folder}: {why}. Choose another one.")
     check_number(len(variants) * len(seeds), "These methods, parameters and seeds ask")
     seeds = [typed(seed, Whole, "seed") for seed in seeds]
+    check_logger(options.logger)
     methods = [make_method(name, options.preset, **changes) for name, changes in variants]
     device = torch.device(found) if found else resolve_device(options.device)
     asked = options.dataset or load_preset(options.preset)["dataset"]
@@ -124,7 +131,8 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options, fo
     jobs = {}  # by run directory: changes that restate the preset make no second run
     for (method, (name, changes)), seed in itertools.product(zip(methods, variants, strict=True), seeds):
         precision = resolve_precision(options.precision, device, method.precision)
-        run = Run.of(run_params(method, dataset, method.arch, seed, precision), options.runs)
+        check_devices(options.devices, method.batch_size, False, device, count_devices(device.type))
+        run = Run.of(run_params(method, dataset, method.arch, seed, precision, options.devices), options.runs)
         overrides = [f"{key}={value}" for key, value in changes.items()]
         spec = UserCode.named(name).spec if ":" in name else name  # as with data, kernels work in other directories
         parameters = {"method": spec, "seed": seed, "overrides": overrides, "test_examples": options.examples}
@@ -132,6 +140,8 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options, fo
         parameters |= {"dataset": spelled(dataset)} if options.dataset else {}
         if found:  # so that what is planned here is what is trained there
             parameters |= {"device": found if options.device == "auto" else options.device, "precision": precision}
+        parameters |= {"devices": options.devices} if options.devices > 1 else {}  # else pages made before would be old
+        parameters |= {"logger": options.logger} if options.logger else {}
         title = " · ".join([method.name, *overrides, f"seed {seed}"])
         about = {"name": title, "run": os.path.abspath(run.path), "epochs": method.all_epochs}
         task = Task(notebook(method.notebook), parameters, page(run, options.reports, options.preset), about)

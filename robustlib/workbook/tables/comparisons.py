@@ -9,6 +9,7 @@ from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent
 from robustlib.workbook.tables.runs import as_markdown, share
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
+#: The two verdicts of an audit: on the worst case, and on the attack of the method's paper.
 BADGES = ("headline", "protocol")
 
 
@@ -222,7 +223,7 @@ def _measure_name(measure: str) -> str:
     return KINDS.get(kind, "{}").format(named)
 
 
-# Attacks that look for the smallest perturbation, by how their repr begins.
+#: Attacks that look for the smallest perturbation, by how their repr begins.
 MINIMA = {"Tangent": "Tangent (decisions only)", "FAB": "FAB (white box)"}
 
 

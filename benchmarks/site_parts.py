@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import readme_tables
+import site_reports
 from side_by_side import markdown
 
 from robustlib.methods import METHODS
@@ -29,6 +30,17 @@ PACKAGES = (
     *("runs", "workbook.tables", "workbook.claims", "workbook.experiments", "workbook.report", "workbook.explorer"),
     *("threat", "rng", "errors"),
 )
+SEEN = {  # what to look for on the page of a run
+    "compare": "all methods side by side: accuracies, curves, costs, feature spaces, claims",
+    "claf": "does the head fall behind, and do features stay where they are?",
+    "afd": "the feature gap over the epochs, before and after disentangling",
+    "rep_spectral": "how far away adversarial images are, and the geometry of the map",
+    "atop": "what the purifier does, and what randomness hides",
+    "ancra": "the paper's protocol beside the adaptive minimum",
+    "standard": "what happens without a defence",
+    "pgd_at": "the bar for all others",
+    "trades": "the tutorial's other half",
+}
 FAMILIES = {  # page of a method: who stands in its tables, and whose claims it shows
     "afd": ("pgd_at", "vaft", "afkd", "arrest", "afd"),
     "ancra": ("trades", "ancra"),
@@ -48,13 +60,34 @@ def write(docs: Path = ROOT / "docs") -> None:
     parts |= {"_generated/features.md": readme_tables.features(readme_tables.REFERENCE, "cifar10-small")}
     parts |= {"_generated/method-names.md": method_names()}
     parts |= {"_generated/pictures.md": readme_tables.pictures(), "_generated/speed.md": readme_tables.speed()}
-    parts |= {f"_generated/{name}.md": readme_tables.family(name, FAMILIES[name]) for name in FAMILIES}
+    parts |= {f"_generated/{name}.md": _measured(name) for name in FAMILIES} | {"_generated/reports.md": reports()}
     up = {"_generated/pictures.md": "../", "_generated/features.md": "../"}
     parts = {name: linked(text, up.get(name, "../../")) for name, text in parts.items()}
     parts |= {f"api/{name}.md": text for name, text in api().items()}
     for name, text in parts.items():
         if not (docs / name).is_file() or (docs / name).read_text() != text:
             write_atomic(docs / name, text)
+
+
+def _measured(name: str) -> str:
+    """The tables of a method's page, below links to the rendered pages of its runs."""
+    pages = site_reports.addresses()
+    own = [method for method in FAMILIES[name] if name in (method, METHODS[method].notebook) and method in pages]
+    links = [f'<a href="../reports/{pages[method]}">{METHODS[method].title}</a>' for method in own]
+    shown = f"The page that `make report` wrote of a run: {', '.join(links)}.\n\n" if links else ""
+    return shown + readme_tables.family(name, FAMILIES[name])
+
+
+def reports() -> str:
+    """A table of the rendered pages, and what to look for on each."""
+    rows = [
+        {
+            "page": f'<a href="reports/{address}">{"The comparison" if name == "compare" else METHODS[name].title}</a>',
+            "what is on it": SEEN[name],
+        }
+        for name, address in sorted(site_reports.addresses().items(), key=lambda pair: list(SEEN).index(pair[0]))
+    ]
+    return markdown(rows) if rows else "No reports are kept yet: `python benchmarks/site_reports.py digits` keeps them."
 
 
 def method_names() -> str:

@@ -70,6 +70,16 @@ def _smaller(notebook: Path) -> bytes:
     return nbformat.writes(nb).encode()
 
 
+def addresses(archives: Path = ARCHIVES) -> dict[str, str]:
+    """The address of each page that `render_all` will write, relative to their index, by method ("compare" for the comparison)."""
+    found = {}
+    for archive in sorted(archives.glob("*.zip")):
+        with zipfile.ZipFile(archive) as kept:
+            names = [Path(name).name for name in kept.namelist() if name.endswith(".ipynb")]
+        found |= {name.partition("-")[0].removesuffix(".ipynb"): archive.stem for name in names}
+    return {method: f"{preset}/{method}.html" for method, preset in found.items()}
+
+
 def render_all(target: Path, archives: Path = ARCHIVES) -> Path:
     """Renders what is in the archives as pages below `target`; returns their index."""
     pages, links, views, runs = dict[str, str](), list[tuple[str, str]](), dict[str, Path](), list[Run]()

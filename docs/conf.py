@@ -114,5 +114,5 @@ def setup(app: Any) -> None:
     """Writes what is generated before Sphinx looks for sources."""
     app.connect("autodoc-process-docstring", _plain, priority=400)  # before napoleon makes fields of it
     app.add_html_math_renderer("mathml", _renderer(False), _renderer(True))
-    # PARTS site_parts.write(HERE)
+    site_parts.write(HERE)
     site_reports.render_all(HERE / "_generated" / "site" / "reports")

@@ -1,5 +1,5 @@
 # Every target makes its own environment first; nothing is done twice.
-.PHONY: report test lab study clean help
+.PHONY: report test lab site study clean help
 # Where it is set, each of a batch's many processes would compile torch anew: twice the start of every one.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
@@ -22,6 +22,10 @@ test: $(VENV)/.test ## lint, types, test suite
 
 lab: $(VENV)/.workbook ## JupyterLab on notebooks/
 	$(BIN)/robustlib lab
+
+site: $(VENV)/.site ## the documentation -> docs/_build/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	$(BIN)/python benchmarks/site_check.py docs/_build/html
 
 study: $(VENV)/.workbook ## hours: what papers claim on eight seeds of digits, ablations, a sweep, and the committed reference results
 	$(BIN)/robustlib study digits-claims $(TWO)
@@ -59,5 +63,9 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) --editable '.[workbook,test]'
 	@touch $@ $(VENV)/.workbook
 
+$(VENV)/.site: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) --editable '.[workbook,docs]'
+	@touch $@ $(VENV)/.workbook
+
 clean: ## remove the environment and caches; runs and reports stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build docs/_generated docs/api

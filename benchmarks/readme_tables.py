@@ -1,15 +1,16 @@
-"""Writes the generated parts of README.md from committed files: picture, results, agreement and speed measurements.
+"""Writes the generated parts of README.md from committed files: a picture, what the methods are, and ten rows of results.
 
     python benchmarks/readme_tables.py            # rewrites README.md
     python benchmarks/readme_tables.py --check    # exit code 1 if it would change
 
-Results come from reports/reference/*/, agreement and speed from benchmarks/autoattack_agreement.md, and *_speed*.md there and in
-reports/reference/gpu/.
+The site has the whole tables (see site_parts.py): results of reports/reference/*/, the agreement of benchmarks/autoattack_agreement.md,
+and speed from *_speed*.md there and in reports/reference/gpu/.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,55 @@ from side_by_side import markdown
 
 from robustlib.methods import METHODS, load_preset, preset_names
 from robustlib.runs import find_runs
-from robustlib.workbook.experiments import claim_findings, claim_studies
+from robustlib.workbook.claims import Finding
+from robustlib.workbook.experiments import Study, claim_findings, claim_studies
 from robustlib.workbook.tables import ATTACKS, claims, mean_percent, percent, verdict_label, worst_verdict
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-LINKED = ("explorer_speed", "report_speed")  # tables that the README only links to
+ROWS = (
+    "standard",
+    "pgd_at",
+    "trades",
+    "mart",
+    "vaft",
+    "afd",
+    "ancra",
+    "atop",
+    "claf",
+    "rep_spectral",
+)  # of README's results
+COLUMNS = ("clean", "pgd20", "autoattack", "worst")  # and their numbers
+SAID = {  # what README says of a method, and the verdicts on claims that it says it by
+    "pgd_at": (
+        "The bar for all others, with a far smaller feature gap than standard training.",
+        {"gap-training": "supported"},
+    ),
+    "trades": (
+        "A smaller feature gap than PGD-AT, yet no better in the worst case.",
+        {"gap-trades": "supported", "robust-worst": "not supported"},
+    ),
+    "claf": (
+        "Refreshing the head matters; PGD-AT is far more robust at equal cost.",
+        {"claf-refresh": "supported", "claf-robust-pgd-at": "not supported"},
+    ),
+    "afd": (
+        "More robust than plain fine-tuning, but its feature gap is larger, not smaller.",
+        {"afd-vaft": "supported", "afd-gap": "not supported"},
+    ),
+    "rep_spectral": (
+        "Moves adversarial images away on its paper's network, not on ours; withstands no attack of this size.",
+        {"network-distance": "supported", "rep-spectral-distance": "undecided"},
+    ),
+    "atop": (
+        "Fine-tuning the purifier helps; PGD-AT is more robust even against unseen attacks.",
+        {"atop-tuning": "supported", "atop-level-l2": "not supported", "atop-level-stadv": "not supported"},
+    ),
+    "ancra": (
+        "Most of its gain is gone once attacks know how it answers.",
+        {"ancra-paper": "supported", "ancra-adaptive": "undecided"},
+    ),
+}
 NONE_YET = "No reference results are committed yet; `make study` makes them."
 CAPTION = """*Above: accuracy of the first seed of each method that the preset reports, as the attack's radius grows past that of the threat model, with 95 % intervals, on {images}. Below:
 clean against worst-case accuracy, one dot a run. Data: {data}. Drawn by `python benchmarks/readme_figure.py --preset {preset}` from the
@@ -63,6 +107,44 @@ def picture(reference: Path = REFERENCE, preset: str = "digits") -> str:
     return f"![{alt_text(panels(runs))}](reports/reference/{preset}/robustness.png)\n\n{caption}"
 
 
+def methods(reference: Path = REFERENCE) -> str:
+    """A row for each method of which README says something; SystemExit where the runs no longer say it."""
+    verdicts = {one.claim.name: one.verdict for _, findings in _judged(reference, "digits") for one in findings}
+    rows = []
+    for name, (words, rests_on) in SAID.items():
+        wrong = {claim: verdicts.get(claim) for claim, verdict in rests_on.items() if verdicts.get(claim) != verdict}
+        if wrong:
+            raise SystemExit(f"README's sentence on {name} no longer holds, since the runs say {wrong}: correct SAID.")
+        method = METHODS[name]
+        first, *_, venue = method.paper.split(", ")
+        link = f"[{method.notebook}.ipynb](notebooks/{method.notebook}.ipynb)"
+        rows.append({"method": method.title, "paper": f"{first}, {venue}", "notebook": link, "on digits": words})
+    return markdown(rows)
+
+
+def ten_rows(reference: Path = REFERENCE) -> str:
+    """The results of digits in short: the methods of ROWS, the numbers of COLUMNS."""
+    board = _board(reference, "digits")
+    rows = [_method(board[board["method"] == name], name, COLUMNS) for name in ROWS if name in set(board["method"])]
+    return (
+        markdown([{key: cell for key, cell in row.items() if key != "minutes"} for row in rows]) if rows else NONE_YET
+    )
+
+
+def family(name: str, members: Sequence[str], reference: Path = REFERENCE) -> str:
+    """What the reference runs say of one method and its rivals, and of its claims: a table a preset, then one a study."""
+    parts = []
+    for preset in preset_names():
+        board = _board(reference, preset)
+        present = [method for method in members if method in set(board["method"])]
+        if not present or name not in (*present, "baselines"):
+            continue
+        rows = [_method(board[board["method"] == method], method, COLUMNS) for method in present]
+        own = [method for method in members if name == "baselines" or METHODS[method].notebook == name]
+        parts.append(f"**{load_preset(preset)['title']}**\n\n{markdown(rows)}{_claims(reference, preset, own)}")
+    return "\n".join(parts) or NONE_YET
+
+
 def results(reference: Path = REFERENCE) -> str:
     """For each preset with reference results a table of methods, over seeds."""
     presets = [name for name in preset_names() if (reference / name / "leaderboard.csv").is_file()]
@@ -70,9 +152,7 @@ def results(reference: Path = REFERENCE) -> str:
 
 
 def _preset(reference: Path, preset: str) -> str:
-    verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
-    board = pd.read_csv(reference / preset / "leaderboard.csv", **verdicts_too)
-    board = board[board["changed"].isna()]  # variants of ablations stand in the table behind the link
+    board = _board(reference, preset)
     number = _images(board.groupby(board["method"].map(lambda name: METHODS[name].title))["n"].max())
     seeds = sorted(board.groupby("method").seed.nunique().unique())
     span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
@@ -85,6 +165,16 @@ def _preset(reference: Path, preset: str) -> str:
     return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
 
 
+def _board(reference: Path, preset: str) -> pd.DataFrame:
+    """The leaderboard of a preset without variants of ablations; without rows where there are no results."""
+    file = reference / preset / "leaderboard.csv"
+    if not file.is_file():
+        return pd.DataFrame({"method": []})
+    verdicts_too: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # "n/a" is one of them
+    board = pd.read_csv(file, **verdicts_too)
+    return board[board["changed"].isna()]
+
+
 def _images(counts: "pd.Series[int]") -> str:
     """How many images methods were measured on: the usual number, and those of methods that have others, being random."""
     usual = counts.mode()[0]
@@ -92,11 +182,12 @@ def _images(counts: "pd.Series[int]") -> str:
     return f"{usual} test images" + (f" ({', '.join(other)})" if other else "")
 
 
-def _claims(reference: Path, preset: str) -> str:
-    """What the reference runs of a preset say of papers' claims, a table a study; "" where none are written down."""
-    runs, tables = find_runs(reference, preset=preset), []
-    for study in claim_studies(preset) if runs else []:
-        table = claims(claim_findings(study, runs))[["claim", "effect", "verdict"]]
+def _claims(reference: Path, preset: str, methods: Sequence[str] = ()) -> str:
+    """What the reference runs of a preset say of papers' claims (on some methods), a table a study; "" where none are written down."""
+    tables = []
+    for study, findings in _judged(reference, preset):
+        asked = [one for one in findings if not methods or one.claim.variant.split()[0] in methods]
+        table = claims(asked)[["claim", "effect", "verdict"]]
         measured = table[table["effect"] != "–"]
         if measured.empty:
             continue
@@ -109,6 +200,13 @@ def _claims(reference: Path, preset: str) -> str:
         head = f"What they say of {which} in `{study.name}`, which asks for {len(study.seeds)} seeds:"
         tables.append(f"\n{head}\n\n{markdown(rows)}")
     return "".join(tables)
+
+
+@cache
+def _judged(reference: Path, preset: str) -> list[tuple[Study, list[Finding]]]:
+    """What the reference runs of a preset say of the claims of its studies: seconds, so once for all tables."""
+    runs = find_runs(reference, preset=preset)
+    return [(study, claim_findings(study, runs)) for study in claim_studies(preset)] if runs else []
 
 
 def _method(runs: pd.DataFrame, name: str, measured: Sequence[str]) -> Mapping[str, object]:
@@ -141,18 +239,15 @@ def agreement(benchmarks: Path = ROOT / "benchmarks") -> str:
 
 
 def speed(folders: Sequence[Path] = (ROOT / "benchmarks", REFERENCE / "gpu")) -> str:
-    """The committed reports of the speed benchmarks, each folded under its title and how many of its claims hold."""
-    found = [file for folder in folders for file in sorted(folder.glob("*_speed*.md"))]
-    files = [file for file in found if file.stem not in LINKED]
-    texts = [_folded(*file.read_text().removeprefix("# ").split("\n", 1)) for file in files]
+    """The committed reports of the speed benchmarks, each under its title, after how many of its claims hold."""
+    files = [file for folder in folders for file in sorted(folder.glob("*_speed*.md"))]
+    texts = [_section(*file.read_text().removeprefix("# ").split("\n", 1)) for file in files]
     return "\n\n".join(texts) or "No speed measurements are committed yet; the scripts are in `benchmarks/`."
 
 
-def _folded(title: str, body: str) -> str:
-    """A report that opens on a click."""
+def _section(title: str, body: str) -> str:
     held, failed = (body.count(f"\n- {verdict}: ") for verdict in ("holds", "**does not hold**"))
-    said = f"<summary><b>{title}</b> ({held} of {held + failed} claims hold)</summary>"
-    return f"<details>{said}\n\n{body.strip()}\n\n</details>"
+    return f"## {title}\n\n{held} of {held + failed} claims hold.\n\n{body.strip()}"
 
 
 def regenerate(text: str, parts: Mapping[str, str]) -> str:
@@ -168,8 +263,8 @@ def regenerate(text: str, parts: Mapping[str, str]) -> str:
 
 
 def parts() -> dict[str, str]:
-    """All generated parts, by name."""
-    return {"picture": pictures(), "results": results(), "agreement": agreement(), "speed": speed()}
+    """All generated parts of the README, by name."""
+    return {"picture": features(REFERENCE, "cifar10-small"), "methods": methods(), "results": ten_rows()}
 
 
 def main() -> int:

@@ -22,18 +22,10 @@ from robustlib.workbook.cli import app, main
 from robustlib.workbook.task import inspect
 from tests import ROOT
 
-README, CONTRIBUTING, OWN = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "bring-your-own-model.md"
-CLUSTERS = ROOT / "docs" / "clusters.md"
-DEVICES = ROOT / "docs" / "several-devices.md"
-PAGES = [
-    README,
-    CONTRIBUTING,
-    OWN,
-    CLUSTERS,
-    DEVICES,
-    ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "reports" / "reference").rglob("*.md")),
-]
+README, CONTRIBUTING, DOCS = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs"
+START, ADD, OWN = DOCS / "index.md", DOCS / "add-your-own.md", DOCS / "bring-your-own-model.md"
+SITE = sorted([*DOCS.glob("*.md"), *DOCS.glob("methods/*.md")])
+PAGES = [README, CONTRIBUTING, *SITE, ROOT / "CHANGELOG.md", *sorted((ROOT / "reports" / "reference").rglob("*.md"))]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -41,10 +33,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-LINES = "".join(
-    block for page in (README, CONTRIBUTING, OWN, CLUSTERS, DEVICES) for block in blocks(page, "bash")
-).splitlines()
-COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
+LINES = "".join(block for page in (README, CONTRIBUTING, *SITE) for block in blocks(page, "bash")).splitlines()
+COMMANDS = [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in LINES) if words]
 GROUP: Any = get_command(app)
 OURS = [words[1:] for words in COMMANDS if words[0] == "robustlib"]
 ABSENT = {"--data-root", "--engine"}  # data at ~/data, and clusters
@@ -52,7 +42,7 @@ DRY = [words for words in OURS if words[0] in ("run", "study") and not ABSENT & 
 
 
 @pytest.mark.parametrize(
-    "code", blocks(CONTRIBUTING, "python") + blocks(README, "python"), ids=lambda code: code.splitlines()[0]
+    "code", blocks(ADD, "python") + blocks(README, "python"), ids=lambda code: code.splitlines()[0]
 )
 def test_snippet_runs_and_is_short(code, tmp_path, monkeypatch):
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -97,9 +87,9 @@ def test_options_exist_and_their_values_have_the_right_types(words):
 @pytest.mark.parametrize("words", DRY, ids=" ".join)
 def test_dry_run_accepts_methods_hyperparameters_seeds_and_data(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for text in blocks(README, "yaml"):
+    for text in blocks(START, "yaml"):
         Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
-    Path("my_defence.py").write_text(next(code for code in blocks(CONTRIBUTING, "python") if "MixedAT" in code))
+    Path("my_defence.py").write_text(next(code for code in blocks(ADD, "python") if "MixedAT" in code))
     for k in range(20):
         file = Path("photos", "ant" if k % 2 else "bee", f"{k}.png")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +102,16 @@ def test_dry_run_accepts_methods_hyperparameters_seeds_and_data(words, tmp_path,
 
 def test_every_command_and_how_to_add_each_kind_are_shown():
     assert {words[0] for words in OURS} == set(GROUP.commands)
-    assert len(blocks(CONTRIBUTING, "python")) == 4
+    assert len(blocks(ADD, "python")) == 4
+    assert blocks(START, "python") == blocks(README, "python")
+
+
+def test_readme_is_short_and_has_the_two_commands():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 250
+    assert len(text.encode()) <= 12_000
+    assert "make report   #" in blocks(README, "bash")[0]
+    assert "make test     #" in blocks(README, "bash")[0]
 
 
 @pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "papermill"], ids=" ".join)
@@ -125,8 +124,9 @@ def test_papermill_parameters_exist(words):
 
 def test_make_targets_and_scripts_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    asked = set(re.findall(r"(?:`|^)make ([a-z]+)", README.read_text() + CONTRIBUTING.read_text(), re.MULTILINE))
-    assert {"report", "test", "lab"} <= asked <= targets
+    text = "".join(page.read_text() for page in (README, CONTRIBUTING, *SITE))
+    asked = set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE))
+    assert {"report", "test", "lab", "site"} <= asked <= targets
     scripts = {script for page in PAGES for script in re.findall(r"benchmarks/\w+\.py", page.read_text())}
     assert not [script for script in scripts if not (ROOT / script).is_file()]
 
@@ -134,7 +134,11 @@ def test_make_targets_and_scripts_exist():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
-        if not target.startswith(("http://", "https://")):
+        if target.startswith("repo:"):
+            assert (ROOT / target.removeprefix("repo:")).exists(), target
+        elif not target.startswith(
+            ("http://", "https://", "api/", "../api/")
+        ):  # the API's pages are made by `make site`
             assert (page.parent / target).exists(), target
 
 
@@ -172,9 +176,12 @@ def test_citation_licence_and_changelog():
     assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_readme_cites_every_method_and_every_preset_is_real():
-    text = README.read_text()
+def test_every_method_is_cited_and_every_preset_is_real():
+    bibliography = (DOCS / "references.bib").read_text()
     for method in METHODS.values():
-        surname = method.paper.split()[0]
-        assert surname in text or method.name == "standard", method.paper
+        title = method.paper.split(", ")[1].lower()
+        assert title in bibliography.replace("{", "").replace("}", "").lower(), method.paper
+    text = "".join(page.read_text() for page in (README, *SITE))
     assert set(re.findall(r"--preset ([\w-]+)", text)) <= set(preset_names())
+    cited = {key for page in SITE for key in re.findall(r"{cite(?::t)?}`(\w+)`", page.read_text())}
+    assert cited <= set(re.findall(r"^@\w+{(\w+),", bibliography, re.MULTILINE))

@@ -65,6 +65,7 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
 
 
+#: What an attack maximises, by name: logits (B, K), labels (B,), targets (B,) or None -> a value for each image (B,).
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": ce,
     "nll": nll,

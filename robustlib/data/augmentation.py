@@ -94,6 +94,7 @@ def simclr(images: Tensor, policy: Policy, generator: Generator | None) -> Tenso
 
 
 View = Callable[[Tensor, Policy, Generator | None], Tensor]
+#: What training sees of an image, by name: x (B, C, H, W), the data set's policy and a generator -> x of the same shape.
 VIEWS: dict[str, View] = {"none": plain, "flip": flip, "weak": weak, "simclr": simclr, "simclr-weak": simclr_weak}
 
 

@@ -304,6 +304,7 @@ class Source:
 PLUGINS = "robustlib.datasets"  # entry points of installed packages: a name, and the Source that it stands for
 
 # Crops are padded by an eighth of the image, as 4 of 32 in the CIFAR papers; mirrored digits are no digits.
+#: The data sets by name, each with its reader, threat model and augmentation.
 DATASETS: dict[str, Source] = {
     "digits": Source(sources.digits, Threat("linf", 0.2), Policy(pad=1), val=256, embedded=True),
     "mnist": Source(partial(sources.idx, "mnist"), Threat("linf", 0.3), Policy(pad=2)),

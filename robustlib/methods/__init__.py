@@ -19,13 +19,16 @@ from robustlib.methods.rep_spectral import BarlowSpectral, CrossLipschitz, LLSpe
 from robustlib.methods.transfer import BSS, L2SP, Transfer
 from robustlib.runs import UserCode
 
+#: The methods that come with robustlib: baselines first, each family after its rivals.
 ALL: tuple[type[Method], ...] = (
     *(Standard, PGDAT, TRADES, MART, FGSMRS, NFGSM, VAFT, AFKD, ARREST, AFD, ANCRA, AToP),
     *(SupCon, SimCLR, RoCL, ACL, CLAF),
     *(RepSpectral, LLSpectral, CrossLipschitz, BarlowSpectral, SimCLRSpectral, Transfer, L2SP, BSS),
 )
+#: The same by name.
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
-PLUGINS = "robustlib.methods"  # entry points of installed packages: the name of a method, and its class
+#: Entry points of installed packages: the name of a method, and its class.
+PLUGINS = "robustlib.methods"
 
 
 def make_method(name: str, /, preset: str | None = None, **overrides: Any) -> Method:

@@ -17,7 +17,7 @@ from robustlib.models.reverse_attention import ReverseAttention
 USUAL = {"gan": (12, 24), "mae": (48, 96)}  # widths for images below 16 pixels, and for larger ones
 WIDTHS = {"gan": Maps, "mae": Width}
 
-# name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
+#: Name -> function of the image shape (C, H, W) that builds an encoder: x (B, C, H, W) -> features (B, out_features)
 ARCHITECTURES: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "mlp": MLP,
     "mlp_512": partial(MLP, hidden=(512,)),
@@ -50,6 +50,7 @@ def build_model(
     """A freshly initialised classifier, `arch` of ARCHITECTURES, for the images that `spec` describes, e.g. a Dataset.
 
     With `padding_mode` "circular" every convolution wider than 1 is (rep-spectral's exact operator norms). The result is
+
     - `disentangled`: a `Disentangled` (AFD), whose deployed head sees the features that `classify` says;
     - `reverse_attention`: ANCRA's `ReverseAttention` around the same encoder and head;
     - `projection` (widths of a head for contrastive losses): a `Projected`, with `projection_batchnorm` and `dual_batchnorm` for its

@@ -19,7 +19,8 @@ from robustlib.runs import Run, attack_names, digest, measured, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
-EXAMPLES = 500  # test images, unless told otherwise
+#: Test images of maps and measures, unless told otherwise.
+EXAMPLES = 500
 Layers = str | Sequence[str] | None
 
 

@@ -11,6 +11,7 @@ AT_ONE = {
     "attacks": "pgd apgd fab square autoattack tangent stadv ascent",
     "measures": "evaluation distances randomness representation",
 }
+#: Versions of whatever makes numbers, by kind and name; one moves when the numbers of a tiny fixed run do.
 NUMERICS: dict[str, int] = {f"{kind}/{name}": 1 for kind, names in AT_ONE.items() for name in names.split()} | {
     "methods/trades": 2,  # x forwarded again, for BatchNorm
     "methods/atop": 2,  # weights in units of an L1 on [-1, 1]

@@ -22,7 +22,8 @@ from typing import Any
 from robustlib.errors import InputError, check_path, shown
 from robustlib.runs.files import digest, state_file
 
-NOTEBOOK = "notebook"  # the place of what was written in a cell, which nobody can load
+#: The place of what was written in a cell, which nobody can load.
+NOTEBOOK = "notebook"
 _TRUSTED: set[str] = set()  # by this process, also where no home directory can be written
 _TEXTS: dict[str, str] = {}  # of the modules made of users' files, by their names: the files may have changed since
 

@@ -14,7 +14,7 @@ from robustlib.data import Batch, Dataset
 from robustlib.runs import UserCode
 from robustlib.threat import Threat
 
-# (Fractional) epoch of the stage -> factor of the learning rate: a pure function, so that resuming needs no state of it.
+#: (Fractional) epoch of the stage -> factor of the learning rate: a pure function, so that resuming needs no state of it.
 Schedule = Callable[[float], float]
 
 
@@ -52,6 +52,7 @@ def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
     return piecewise([(0, 0.0), (peak * epochs, 1.0), (epochs, 0.0)])
 
 
+#: Factories of schedules by name, as a method's hyper-parameters call them.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {f.__name__: f for f in (constant, step, cosine, one_cycle, piecewise)}
 
 
@@ -75,7 +76,8 @@ class StepContext:
     precision: Literal["32-true", "bf16-mixed"]  # of the training, and so of the attacks inside it
 
 
-Updates = Generator[tuple[str, Loss], None, None]  # yields the name of an optimiser and the loss that it steps on
+#: Yields the name of an optimiser and the loss that it steps on.
+Updates = Generator[tuple[str, Loss], None, None]
 Probe = Callable[[nn.Module, Batch], float | Mapping[str, float]]
 
 

@@ -166,6 +166,22 @@ def test_tables_and_picture_of_exported_results(exported):
     assert re.match(link, readme_tables.picture(exported.parent))
 
 
+def test_readme_has_some_rows_and_says_what_the_runs_say(exported, monkeypatch):
+    lines = readme_tables.ten_rows(exported.parent).splitlines()
+    assert lines[0] == "| method | clean | PGD-20 | AutoAttack | worst case | headline | protocol | seeds |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| Standard training", "| TRADES"]
+    monkeypatch.setattr(readme_tables, "SAID", {"trades": ("Better.", {"robust-worst": "undecided"})})
+    assert readme_tables.methods(exported.parent).endswith("| Better. |\n")
+    monkeypatch.setattr(readme_tables, "SAID", {"trades": ("Better.", {"robust-worst": "supported"})})
+    with pytest.raises(SystemExit, match=r"trades no longer holds.*'robust-worst': 'undecided'"):
+        readme_tables.methods(exported.parent)
+    family = readme_tables.family("baselines", ["standard", "trades"], exported.parent)
+    assert family.splitlines()[4:] == [
+        line.replace("| 3 |", "| 1.0 | 3 |").replace("| 1 |", "| 1.0 | 1 |") for line in lines[2:]
+    ]
+    assert readme_tables.family("afd", ["standard", "afd"], exported.parent) == readme_tables.NONE_YET
+
+
 def test_maps_of_features_are_of_archived_weights(tmp_path, monkeypatch, digits):
     run = train(tiny("standard", epochs=1), digits.subset(130), tmp_path / "runs")
     evaluate_run(run, digits, n=10)
@@ -188,9 +204,9 @@ def test_maps_of_features_are_of_archived_weights(tmp_path, monkeypatch, digits)
 def test_speed_and_agreement_are_told_by_their_claims(tmp_path):
     assert readme_tables.speed([tmp_path]).startswith("No speed measurements")
     (tmp_path / "own_speed.md").write_text("# Own\n\n| a |\n|---|\n\n- holds: b\n- **does not hold**: c\n- holds: d\n")
-    folded = readme_tables.speed([tmp_path])
-    assert folded.startswith("<details><summary><b>Own</b> (2 of 3 claims hold)</summary>\n\n| a |\n")
-    assert folded.endswith("- holds: d\n\n</details>")
+    section = readme_tables.speed([tmp_path])
+    assert section.startswith("## Own\n\n2 of 3 claims hold.\n\n| a |\n")
+    assert section.endswith("- holds: d")
     assert "Not measured yet" in readme_tables.agreement(tmp_path)
     claims = "- holds: linf, ensemble: equal\n- holds: linf, square: equal"
     (tmp_path / "autoattack_agreement.md").write_text(f"# A title\n`python benchmarks/x.py` on a CPU\n{claims}")

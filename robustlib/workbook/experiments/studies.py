@@ -25,6 +25,7 @@ from robustlib.workbook.tables import as_markdown
 Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
 STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
 BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
+#: The committed reference results, where this is a clone of the repository.
 REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
 SETTING = ("preset", "dataset", "arch", "threat")  # what runs share that are set side by side
 MOST = 5000  # trainings of one command

@@ -11,6 +11,7 @@ from robustlib.runs import Run, recall
 from robustlib.workbook.tables.runs import as_markdown, share
 
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
+#: The two verdicts of an audit: on the worst case, and on the attack of the method's paper.
 BADGES = ("headline", "protocol")
 
 
@@ -139,7 +140,7 @@ def incomplete(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # As with the verdicts of audits, a sign and a word, so that colour is never all there is.
-# Attacks that look for the smallest perturbation, by how their repr begins.
+#: Attacks that look for the smallest perturbation, by how their repr begins.
 MINIMA = {"Tangent": "Tangent (decisions only)", "FAB": "FAB (white box)"}
 
 

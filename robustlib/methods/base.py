@@ -32,7 +32,7 @@ from robustlib.models import ARCHITECTURES
 from robustlib.runs import NOTEBOOK, Run, UserCode, source_text
 from robustlib.threat import Norm, Threat
 from robustlib.training import SCHEDULES, Loss, OptimizerSpec, Pass, Schedule, Stage, StepContext, Updates
-from robustlib.training.devices import averaged
+from robustlib.training.devices import averaged_gradients, weighted
 
 M = TypeVar("M", bound=nn.Module)
 Update = Callable[[Batch, StepContext], Updates]  # what a method does with a batch
@@ -315,7 +315,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma:
         weights = [w for name, w in model.named_parameters() if "weight" in name and w.ndim > 1 and w.requires_grad]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        gradients = averaged(torch.autograd.grad(loss(), weights, allow_unused=True))
+        gradients = averaged_gradients(torch.autograd.grad(weighted(loss()), weights, allow_unused=True))
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -80,7 +80,7 @@ class Team:
         """Gives the weights of an optimiser their gradients over the whole batch."""
         if self.size > 1:
             weights = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            for weight, gradient in zip(weights, averaged([p.grad for p in weights]), strict=True):
+            for weight, gradient in zip(weights, averaged_gradients([p.grad for p in weights]), strict=True):
                 weight.grad.copy_(gradient)
 
     @torch.no_grad()
@@ -122,13 +122,26 @@ class Team:
 _current: ContextVar[tuple[Team, float] | None] = ContextVar("current", default=None)
 
 
+def weighted(loss: Tensor) -> Tensor:
+    """A mean over this process's rows with the weight by which plain means over all processes are means over the whole batch. What
+    synchronised BatchNorm sends back to the rows of other processes needs it before the backward pass."""
+    current = _current.get()
+    return loss if current is None else loss * (current[1] * current[0].size)
+
+
+def averaged_gradients(parts: Sequence[Tensor | None]) -> list[Any]:
+    """The gradients over the whole batch, of those of `weighted` losses."""
+    current = _current.get()
+    return averaged(parts, None if current is None else 1 / current[0].size)
+
+
 @torch.no_grad()
-def averaged(parts: Sequence[Tensor | None]) -> list[Any]:
-    """Means over the whole batch of what this process has as means over its own rows, such as gradients, by one collective."""
+def averaged(parts: Sequence[Tensor | None], weight: float | None = None) -> list[Any]:
+    """Means over the whole batch of what this process has as means over its own rows, by one collective."""
     current, present = _current.get(), [part for part in parts if part is not None]
     if current is None or not present:
         return list(parts)
-    flat = torch.cat([part.flatten() for part in present]) * current[1]
+    flat = torch.cat([part.flatten() for part in present]) * (current[1] if weight is None else weight)
     dist.all_reduce(flat)
     means = iter(flat.split([part.numel() for part in present]))
     return [None if part is None else next(means).view_as(part) for part in parts]

@@ -21,7 +21,7 @@ from robustlib.rng import derive_seed
 from robustlib.runs import Run, save_weights, write_atomic
 from robustlib.runs.files import check_owner, not_finite
 from robustlib.training.compilation import encoder_of, speed_up, tuned_convolutions
-from robustlib.training.devices import Team
+from robustlib.training.devices import Team, weighted
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.tracking import Tracker
 from robustlib.training.validation import overfitting, probe_batch, validate
@@ -236,7 +236,7 @@ class Training:
                 name, loss = item
                 for optimiser in self.optimisers.values() if stepped else ():
                     optimiser.zero_grad()
-                loss.total.backward()
+                weighted(loss.total).backward()
                 if stepped := loss.step:
                     self.team.average_gradients(self.optimisers[name])
                     self.optimisers[name].step()

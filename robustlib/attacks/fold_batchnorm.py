@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robustlib.models.classifier import full_float32
+from robustlib.models.classifier import View, full_float32
 
 TOLERANCE = 1e-3  # of the largest logit: above it, folding is taken to have changed the function
 
+_folded_views: "WeakKeyDictionary[nn.Module, dict[nn.Module, nn.Module | None]]" = WeakKeyDictionary()
 _folded_models: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, FoldedModel | None]]]" = WeakKeyDictionary()
 
 
@@ -25,6 +26,8 @@ def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | N
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     if getattr(model, "stochastic", False) or not len(x) or not exact or scripted:
         return None
+    if isinstance(model, View) and (network := fold_batchnorm(model.model, x, precision)):
+        return _folded_view(model, network, x)
     known, signature = _folded_models.setdefault(model, {}), _signature(model, x.device)
     if precision not in known or known[precision][0] != signature:
         known[precision] = signature, _build(model, x, precision)
@@ -33,6 +36,16 @@ def fold_batchnorm(model: nn.Module, x: Tensor, precision: str) -> nn.Module | N
         return None
     folded.sync(model)
     return folded.module
+
+
+def _folded_view(view: View, network: nn.Module, x: Tensor) -> nn.Module | None:
+    """The view on the folded network, which all views of a network share (ANCRA has one for each class); None if it answers otherwise."""
+    known = _folded_views.setdefault(view, {})
+    if network not in known:
+        twin = copy.copy(view)
+        twin._modules = {"model": network}
+        known[network] = twin if _alike(view, twin, x) else None
+    return known[network]
 
 
 def _signature(model: nn.Module, device: torch.device) -> int:
@@ -72,9 +85,7 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
                 noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                 tensor.data = tensor.data * (0.5 + noise) + (noise - 0.5) * (tensor is norm.running_mean)
     folded.sync(trial)
-    with torch.no_grad(), full_float32():
-        wanted, got = (one(x[:4].clone()) for one in (trial, module))
-    if not bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3)):
+    if not _alike(trial, module, x):
         return None
     if precision == "bf16-mixed":
         folded.cast(torch.bfloat16)
@@ -82,6 +93,13 @@ def _build(model: nn.Module, x: Tensor, precision: str) -> "FoldedModel | None":
         if original._compiled_call_impl is not None:
             module.get_submodule(name).compile(dynamic=False)
     return folded
+
+
+@torch.no_grad()
+def _alike(model: nn.Module, other: nn.Module, x: Tensor) -> bool:
+    with full_float32():
+        wanted, got = (one(x[:4].clone()) for one in (model, other))
+    return bool((wanted - got).abs().amax() <= TOLERANCE * wanted.abs().amax().clamp_min(1e-3))
 
 
 def batchnorm_after(model: nn.Module) -> dict[str, str]:

@@ -178,6 +178,25 @@ def test_every_surrogate_has_gradients_and_a_folded_twin(arch):
             assert torch.allclose(twin(x), view(x), rtol=1e-3, atol=1e-3), name
 
 
+def test_all_surrogates_share_one_folded_network_and_follow_its_weights(monkeypatch):
+    model, x = attentive("small_cnn").eval(), torch.rand(2, 3, 16, 16)
+    built, build = [], fold_batchnorm.__globals__["_build"]
+    monkeypatch.setitem(fold_batchnorm.__globals__, "_build", lambda *args: built.append(args) or build(*args))
+    for _ in range(2):  # a later attack asks for views anew
+        views = model.surrogates()
+        twins = {name: fold_batchnorm(view, x, "32-true") for name, view in views.items()}
+        assert len({id(twin.model) for twin in twins.values()}) == 1
+        assert twins["joint"].objective == "nll"
+        assert all(
+            getattr(twins[name], "target", None) == getattr(view, "target", None) for name, view in views.items()
+        )
+        with torch.no_grad():
+            for name, view in views.items():
+                assert torch.allclose(twins[name](x), view(x), rtol=1e-3, atol=1e-3), name
+            model.head.bias += 1
+    assert len(built) == 1, "of a hundred classes a hundred copies would not fit"
+
+
 @pytest.mark.parametrize(
     ("shape", "labels", "says"),
     [

@@ -33,6 +33,7 @@ from robustlib.workbook.experiments import studies
 from robustlib.workbook.task import Task, check, inspect
 
 NAN, HUGE = float("nan"), 10**4000
+LAB = ("lab", "explore")  # they become JupyterLab
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 2**63, HUGE, -HUGE, NAN, float("inf"), -0.0, 1e-320, 1e308, b"x", 1j, {1}, len, object),
     *(
@@ -81,7 +82,7 @@ def inputs(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], object
             st.just(name), st.dictionaries(st.sampled_from(names[name]), VALUE, min_size=1, max_size=2)
         )
     )
-    commands = {name: command for name, command in get_command(cli.app).commands.items() if name != "lab"}
+    commands = {name: command for name, command in get_command(cli.app).commands.items() if name not in LAB}
     options = {
         name: [p.opts[0] for p in command.params if not getattr(p, "is_flag", True)]
         for name, command in commands.items()

@@ -58,6 +58,7 @@ def our_step(
         run, method, dataset, model, 0, device, PRECISIONS[precision], torch.get_num_threads(), False, False
     )
     training.stage = stage = method.stages(dataset, training.model)[-2 if isinstance(method, Contrastive) else -1]
+    training.modules = stage.modules
     for module in stage.modules.values():
         module.to(device)
     if stage.begin is not None:

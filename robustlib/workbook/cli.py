@@ -315,8 +315,8 @@ def explore(
     facts = {"runs": root, "dataset": dataset, "data_root": data_root, **names}
     made = parameterize_notebook(load_notebook_node(str(notebook("explore"))), facts)
     folder = Path(tempfile.mkdtemp(prefix="robustlib-"))
-    write_ipynb(made, str(folder / "explore.ipynb"))
-    _open_lab(folder, ["explore.ipynb"])
+    write_ipynb(made, file := str(folder / "explore.ipynb"))
+    _open_lab(folder, [file])
 
 
 def _open_lab(folder: Path, arguments: Sequence[str]) -> None:

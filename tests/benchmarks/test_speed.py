@@ -118,10 +118,10 @@ def test_the_first_report_is_counted_by_method_and_part():
         {"pid": 7, "cell": "import robustlib", "begin": 2.0, "cpu": 1.0},
         {"pid": 7, "cell": '# Parameters\nmethod = "ancra"\n', "begin": 3.0, "cpu": 0.0},
         {"pid": 7, "cell": "run = fit(recipe, ds)", "begin": 3.0, "cpu": 40.0},
-        {"pid": 7, "cell": "results = evaluate_run(run, ds)", "begin": 43.0, "cpu": 30.0},
+        {"pid": 7, "cell": "results, audited = sections.judge(run, ds)", "begin": 43.0, "cpu": 30.0},
         {"pid": 8, "cell": "compared = compare_runs()", "begin": 5.0, "cpu": 4.0},
     ]
     ancra, compared, outside, every = first_report.by_part(cells, 100.0)
-    assert [ancra[name] for name in first_report.COLUMNS] == ["40", "30", "0", "1", "2"]
+    assert [ancra[name] for name in first_report.COLUMNS] == ["40", "30", "1", "2"]
     assert (ancra["notebook"], compared["notebook"], compared["sum"]) == ("ancra", "comparison", "9")
     assert (outside["sum"], every["training"], every["sum"]) == ("18", "40", "100")

@@ -209,8 +209,8 @@ def test_a_reader_passes_few_functions_from_evaluate_run_to_a_forward_pass_under
         monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", value)
     evaluate_run(run, digits, n=20, device="cpu")
     longest = max(paths, key=len)
-    assert 0 < len(longest) <= 10, " > ".join(longest)
-    assert len([name for name in longest if not name.startswith("attacks.")]) <= 6
+    assert 0 < len(longest) <= 12, " > ".join(longest)
+    assert len([name for name in longest if not name.startswith("attacks.")]) <= 8, "two of them share it among devices"
 
 
 @pytest.mark.usefixtures("hurried")

@@ -84,7 +84,7 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
         assert words in text
     page = (folder / "reports" / "other" / f"{first.path.parent.name}-{first.path.name}.html").read_text()
     for words in (
-        "Is this the network that was meant?",
+        "is this the network that was meant?",
         "state_dict",
         "the input of module 3",
         "AutoAttack, step by step",

@@ -61,7 +61,7 @@ def short_notebooks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     (checkout / "notebooks").mkdir()
     for name in ("baselines", "compare"):
         book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        last = next(k for k, cell in enumerate(book.cells) if re.search(r"evaluate_run\(|look_inside:", cell.source))
+        last = next(k for k, cell in enumerate(book.cells) if re.search(r"sections.judge\(|look_inside:", cell.source))
         book.cells = book.cells[0 if name == "baselines" else last : last + 1]
         nbformat.write(book, checkout / "notebooks" / f"{name}.ipynb")
     monkeypatch.setattr("robustlib.__file__", str(checkout / "robustlib" / "__init__.py"))
@@ -548,7 +548,8 @@ def test_explore_opens_lab_on_two_runs(call, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("os.execv", lambda _, words: seen.extend(words))
     assert call("explore", str(runs[0].path), str(runs[1].path))[0] == 0
     (folder,) = [Path(word.partition("=")[2]) for word in seen if "ServerApp.root_dir" in word]
-    cells = nbformat.read(folder / seen[-1], 4).cells
+    assert Path(seen[-1]) == folder / "explore.ipynb"
+    cells = nbformat.read(seen[-1], 4).cells
     (injected,) = [cell.source for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
     given: dict[str, str] = {}
     exec(injected, given)

@@ -68,4 +68,4 @@ def test_commands_hand_them_on(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main(["benchmark", "nets.py:build", "--dataset", "digits", "--attack", "torchattacks:FGSM"])
     assert not stop.value.code
-    assert [job.task.parameters["options"] for job in planned] == [{"attacks": ["torchattacks:FGSM"]}]
+    assert [job.task.parameters["options"] for job in planned] == [{"attacks": ["torchattacks:FGSM"], "threads": 1}]

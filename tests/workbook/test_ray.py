@@ -153,6 +153,7 @@ def states(tasks: list[Task]) -> list[str]:
     return [read_json(task.status_path)["state"] for task in tasks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_or_death_of_the_driver_leaves_nothing_running(
     cluster: Any, make: Notebook, tmp_path: Path, number: int
@@ -164,6 +165,7 @@ def test_ctrl_c_or_death_of_the_driver_leaves_nothing_running(
     assert states(tasks) == ["interrupted", "interrupted" if number == signal.SIGINT else "queued"]
 
 
+@pytest.mark.slow
 def test_a_lost_cluster_leaves_nothing_running(cluster: Any, make: Notebook, tmp_path: Path) -> None:
     made, tasks = driver(make, tmp_path / "mark", cluster.address)
     for node in (cluster.head_node, *cluster.worker_nodes):

@@ -215,13 +215,15 @@ def launch(kind: str, team: Team, work: Callable[[Team, torch.device], T]) -> T:
 
     An InputError in one of them is raised here; Ctrl-C ends them all.
     """
-    from lightning_fabric import Fabric
+    from lightning_fabric import Fabric, connector
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     if kind != "cpu" and (present := torch.get_device_module(kind).device_count()) < team.size:
         raise InputError(f"devices={team.size}: this machine has {present} of {kind!r}. Give fewer.")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what we asked for
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    # It refuses notebooks, whose functions a fresh process cannot import; ours are in files, and what is not is said below.
+    connector._IS_INTERACTIVE = False
     environment = LightningEnvironment()  # also within a job of a scheduler, which has a number of tasks of its own
     fabric: Any = Fabric(accelerator=kind, devices=team.size, strategy="ddp_spawn", plugins=[environment])
     others = {*multiprocessing.active_children()}

@@ -57,6 +57,8 @@ def test_a_second_look_reads_no_file_and_sees_what_changed(tmp_path, reads):
 
 def test_where_there_are_many_runs_another_process_reads_none_again(tmp_path, reads, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(known, "_folders", {})
+    monkeypatch.setattr(known, "_learnt", set())
     for seed in range(known.MANY):
         made(tmp_path / "many", seed)
     made(tmp_path / "few", 0)

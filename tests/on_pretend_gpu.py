@@ -1,5 +1,6 @@
 """The paths that only a GPU takes, on a pretend one: no tensors of two devices, and how often an attack waits for it."""
 
+import pickle
 import sys
 from dataclasses import replace
 from functools import partial
@@ -103,6 +104,16 @@ def test_without_float64_an_attack_is_as_strong_on_confident_examples(apple, dig
         found.append(PGD(Threat("linf", 0.1), 3)(model.to(device), x.to(device), y.to(device), rng=rng).cpu())
     assert torch.equal(*found)
     assert (found[0] != x.cpu()).flatten(1).any(1).all()
+
+
+def test_examples_travel_to_a_device_once(gpu, digits):
+    there = digits.val.to(NAME)
+    assert (there.images.device.type, digits.val.to(torch.device(NAME))) == (NAME, there)
+    assert there.to(there.labels.device) is there
+    assert digits.val.to("cpu") is digits.val
+    again = pickle.loads(pickle.dumps(digits.val))
+    assert not again._elsewhere, "what another process may not have"
+    assert torch.equal(again.images, digits.val.images)
 
 
 def on_device(dataset, n):

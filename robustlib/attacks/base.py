@@ -2,12 +2,10 @@
 
 import math
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,10 +14,11 @@ from torch.nn import Module
 
 from robustlib.attacks.fold_batchnorm import fold_batchnorm
 from robustlib.attacks.inputs import check_inputs, check_labels, check_model, search
+from robustlib.attacks.memory import MemoryGuard
 from robustlib.attacks.objectives import OBJECTIVES, is_adversarial, kl, margin_of
 from robustlib.attacks.passes import add_passes
 from robustlib.attacks.recording import is_compiled
-from robustlib.errors import InputError, check_fields
+from robustlib.errors import check_fields
 from robustlib.models.classifier import check_logits, full_float32, logits_of
 from robustlib.rng import ExampleRNG
 from robustlib.threat import exact, widest
@@ -28,10 +27,6 @@ Precision = Literal["32-true", "bf16-mixed"]
 Modes = Literal["eval", "train"]
 NEAR = 2**-6  # margin, of the largest logit, that bf16 may hide: its sums are exact to 2**-8 or so
 PIECE = 100_000  # float32 pixels of one forward pass on a CPU (32 CIFAR-10 images): activations stay in its cache
-OUT_OF_MEMORY = (  # in messages of CUDA, of CPUs, of oneDNN and of C++
-    *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED"),
-    *("could not create a primitive", "bad_alloc"),
-)
 # logits of some rows of a batch, and which (their numbers where rows repeat) -> the objective (rows,), to be maximised
 RowObjective = Callable[[Tensor, slice | Tensor], Tensor]
 
@@ -93,26 +88,6 @@ def validation_view(model: Module) -> Module:
     attacks keep a folded copy of each view as long as it lives."""
     view: Module = getattr(model, "attack_view", lambda: model)()
     return model if view is model else SurrogateModel(view, model)
-
-
-class MemoryGuard:
-    """Swallows an out-of-memory error of `divisible` work; where it has `failed`, go on with half of it."""
-
-    def __init__(self, divisible: bool = True) -> None:
-        self.divisible, self.failed = divisible, False
-
-    def __enter__(self) -> "MemoryGuard":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
-        error = error.__cause__ if isinstance(error, InputError) else error  # as `logits_of` words it
-        known = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-        self.failed = self.divisible and (known or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
-        if self.failed:
-            traceback.clear_frames(trace)  # else the error would still hold the batch's tensors
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-        return self.failed
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import APGD, FGSM, PGD, Attack, Square, in_precision
 from robustlib.attacks.base import Precision, SurrogateModel
+from robustlib.attacks.memory import halving
 from robustlib.attacks.objectives import margin_of
 from robustlib.data import Split
 from robustlib.evaluation import adapt, valid
@@ -122,7 +123,7 @@ class AuditAttacks:
     def forward(self, x: Tensor) -> Tensor:
         """Float32 logits (B, K) of the deployed model at x (B, C, H, W), without gradients."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return torch.cat([logits_of(self.model, some).float() for some in x.split(BATCH)])
+            return torch.cat([*halving(lambda rows: logits_of(self.model, x[rows]).float(), len(x), BATCH)])
 
     def right(self, x: Tensor) -> Tensor:
         """(1, N, K): whether the deployed model is right at x (N, C, H, W)."""

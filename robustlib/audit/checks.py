@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustlib.attacks.memory import halving
 from robustlib.attacks.objectives import ce, margin_of
 from robustlib.audit.attacks import BATCH, RESTARTS, AuditAttacks
 from robustlib.audit.binarisation import binarised
@@ -241,17 +242,18 @@ def check_gradients(e: AuditAttacks) -> Check:
 
 def _margin_gradient(view: nn.Module, x: Tensor, y: Tensor, samples: int) -> Tensor:
     """The gradient of z_y - max z_k (N, D), the mean of `samples`."""
-    parts = []
-    for points, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-        total = torch.zeros_like(points)
+
+    def of(rows: slice) -> Tensor:
+        total = torch.zeros_like(x[rows])
         for _ in range(samples):
-            point = points.detach().requires_grad_(True)
+            point = x[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = exact(logits_of(view, point))
-                margin = margin_of(logits, labels.to(logits.device)).sum()
+                margin = margin_of(logits, y[rows].to(logits.device)).sum()
             total += torch.autograd.grad(margin, point)[0] / samples
-        parts.append(total.flatten(1))
-    return torch.cat(parts)
+        return total.flatten(1)
+
+    return torch.cat([*halving(of, len(x), BATCH)])
 
 
 def check_sanity(e: AuditAttacks) -> Check:

@@ -69,6 +69,7 @@ class Split:
     labels: Tensor  # int64 (N,)
     indices: Tensor  # position of each example in the original files, int64 (N,)
     policy: Policy = field(default_factory=Policy)  # what the images may undergo
+    _elsewhere: dict[torch.device, "Split"] = field(default_factory=dict, init=False, repr=False)  # on other devices
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -88,8 +89,17 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same examples on `device`."""
-        return Split(self.images.to(device), self.labels.to(device), self.indices.to(device), self.policy)
+        """The same examples on `device`, where they stay as long as this split lives: they travel once."""
+        if (device := torch.device(device)) == self.labels.device:
+            return self
+        if device not in self._elsewhere:
+            images, labels, indices = (tensor.to(device) for tensor in (self.images, self.labels, self.indices))
+            self._elsewhere[device] = Split(images, labels, indices, self.policy)
+        return self._elsewhere[device]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What travels to another process are the examples, without their copies elsewhere."""
+        return Split, (self.images, self.labels, self.indices, self.policy)
 
     def select(self, idx: Tensor) -> "Split":
         """The examples at positions `idx` (int64 (M,) or bool (N,)) of this split."""
@@ -106,6 +116,11 @@ class Split:
         rank = is_class.cumsum(0).gather(1, labels[:, None])[:, 0]  # 1 for the first of its class, and so on
         place = (rank - 0.5) / is_class.sum(0)[labels]  # the classes advance side by side
         return self.select(order[place.argsort(stable=True)[:n]].sort().values)
+
+    def batch(self, at: slice | Tensor, view: str = "none", generator: Generator | None = None) -> Batch:
+        """The examples at positions `at`, whose views draw from `generator`."""
+        check_known("view", view, VIEWS)
+        return Batch(self.images[at], self.labels[at], self.indices[at], self.policy, view, generator)
 
     def batches(
         self,
@@ -129,8 +144,7 @@ class Split:
             for start in range(0, stop, batch_size):
                 at: Tensor | slice = slice(start, start + batch_size)
                 at = at if order is None else order[at]
-                examples = self.images[at], self.labels[at], self.indices[at]
-                yield Batch(*examples, self.policy, augment or "none", generator)
+                yield self.batch(at, augment or "none", generator)
 
         return serve()
 

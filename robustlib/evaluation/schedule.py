@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from robustlib.attacks import APGD, Attack
-from robustlib.attacks.base import MemoryGuard, SurrogateModel
+from robustlib.attacks.base import SurrogateModel
 from robustlib.attacks.inputs import images_like
+from robustlib.attacks.memory import MemoryGuard
 from robustlib.attacks.passes import count_passes
-from robustlib.data import Batch, Split
+from robustlib.data import Split
 from robustlib.errors import InputError
 from robustlib.evaluation.metrics import COLUMNS, labelled, predict, robust_correct, valid
 from robustlib.models.classifier import logits_of
@@ -258,8 +259,7 @@ class AttackSchedule:
         return self.team.exchanged(frame)[: len(batches)]
 
     def _attack_batch(self, step: Step, rows: Tensor) -> pd.DataFrame:
-        part, device = self.split.select(rows), self.split.labels.device
-        batch = Batch(part.images, part.labels, part.indices, part.policy)
+        batch, device = self.split.batch(rows), self.split.labels.device
         rng, x_adv = ExampleRNG.for_examples(self.seed, batch.index), batch.x
         # What has no `rng`, such as a stochastic model, draws from torch's own generator.
         facts = repr((self.seed, step.name, step.surrogate, step.component, int(rows[0])))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from robustlib.attacks import Attack
 from robustlib.attacks.base import frozen_eval, validation_view
+from robustlib.attacks.memory import halving
 from robustlib.data import Split
-from robustlib.errors import InputError
+from robustlib.errors import Count, InputError, typed
 from robustlib.rng import ExampleRNG, forked
 from robustlib.runs import write_atomic
 
@@ -186,7 +187,7 @@ def features(
         layers: names that `layers(model)` lists, or paths of other submodules; None = "features", the penultimate ones.
         attack: makes what the model is shown instead, on its `attack_view` where it has one; the model decides what is a success.
         augment: the view that is shown or attacked: "none", "flip", "weak", "simclr" or "simclr-weak"; each seed gives another one.
-        batch_size: images at a time; no number of a deterministic model depends on it without augmentation.
+        batch_size: images at a time, halved when memory runs out; no number of a deterministic model depends on it without augmentation.
         seed: of the attack, the augmentation and a stochastic model.
         keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.
     """
@@ -197,24 +198,28 @@ def features(
     split = split.to(split.labels.device if weights is None else weights.device)
     device, tables = split.labels.device, {}
     generator, view = torch.Generator(device).manual_seed(seed), validation_view(model)
-    predictions, start = torch.empty(len(split), dtype=torch.int64), 0
+    predictions = torch.empty(len(split), dtype=torch.int64)
     images = torch.empty(split.images.shape, dtype=torch.uint8) if keep_images else None
+
+    def keep(rows: slice) -> None:
+        batch = split.batch(rows, augment, generator)
+        x = batch.x
+        if attack is not None:
+            x = attack(view, x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
+        with torch.no_grad():
+            answers = activations(model, x, names)
+        if images is not None:
+            images[rows] = (x * 255).round().to(torch.uint8)
+        predictions[rows] = answers[LOGITS].argmax(1)
+        for name in names:
+            if name not in tables:
+                tables[name] = torch.empty(len(split), answers[name].shape[1])
+            tables[name][rows] = answers[name]
+
     with frozen_eval(model), forked(device):
         torch.manual_seed(seed)
-        for batch in split.batches(batch_size, augment=augment, generator=generator):
-            x = batch.x
-            if attack is not None:
-                x = attack(view, x, batch.y, rng=ExampleRNG.for_examples(seed, batch.index))
-            with torch.no_grad():
-                answers = activations(model, x, names)
-            rows = slice(start, start := start + len(batch))
-            if images is not None:
-                images[rows] = (x * 255).round().to(torch.uint8)
-            predictions[rows] = answers[LOGITS].argmax(1)
-            for name in names:
-                if name not in tables:
-                    tables[name] = torch.empty(len(split), answers[name].shape[1])
-                tables[name][rows] = answers[name]
+        for _ in halving(keep, len(split), typed(batch_size, Count, "batch_size")):
+            pass
     return Features(tables, split.labels.cpu(), split.indices.cpu(), predictions, images)
 
 

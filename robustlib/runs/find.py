@@ -33,16 +33,16 @@ def find_runs(
 def transfer_sources(run: Run, methods: Sequence[str]) -> dict[str, Run]:
     """Another finished run of each method, by method: same root, data set and threat; if possible with the same architecture,
     an unchanged preset, and the same seed."""
-    path, params, sources = run.path.resolve(), run.params(), {}
+    path, params, sources = run.path.resolve(), run.params(), dict[str, Run]()
 
     def unlike(other: Run) -> tuple[bool, ...]:  # the gravest difference first
         arch, preset, seed = (other.params().get(name) != params.get(name) for name in ("arch", "preset", "seed"))
         return arch, preset, bool(other.changed), seed
 
-    for method in methods if len(path.parents) > 2 else ():
-        others = find_runs(path.parents[2], dataset=params["dataset"], method=method)
-        others = [r for r in others if r.path.resolve() != path and r.params()["threat"] == params["threat"]]
-        others = [r for r in others if (r.path / "model.safetensors").exists()]
+    around = find_runs(path.parents[2], dataset=params["dataset"]) if methods and len(path.parents) > 2 else []
+    for method in methods:
+        others = [r for r in around if r.params()["method"] == method and r.params()["threat"] == params["threat"]]
+        others = [r for r in others if r.path.resolve() != path and (r.path / "model.safetensors").exists()]
         if others:
             sources[method] = min(others, key=unlike)
     return sources

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
@@ -22,6 +22,7 @@ from robustlib.runs import Run, save_weights, write_atomic
 from robustlib.runs.files import check_owner, not_finite
 from robustlib.training.compilation import encoder_of, speed_up, tuned_convolutions
 from robustlib.training.devices import Team, weighted
+from robustlib.training.progress import Progress
 from robustlib.training.stages import Pass, Probe, Stage, StepContext, Trainable
 from robustlib.training.tracking import Tracker
 from robustlib.training.validation import overfitting, probe_batch, validate
@@ -87,7 +88,7 @@ class Training:
     def run_stages(self) -> None:
         """Runs what is left of the method's stages and stores the last weights."""
         stages = self.method.stages(self.dataset, self.model)
-        self.total = sum(stage.epochs for stage in stages)
+        self.log = Progress(self.run.name, sum(stage.epochs for stage in stages))
         if self.compile:
             self._compile()
         with self._stance("force_eager"):  # validation would have each of its batch sizes compiled
@@ -278,7 +279,7 @@ class Training:
         self.state.rows.append(row)
         self.tracker.epochs(self.state.rows)
         if self.progress and self.team.writes and (row["epoch"] or row["warnings"]):
-            print(epoch_line(self.run.name, self.state.rows, self.total), flush=True)
+            self.log.show(self.state.rows)
 
     def _probe(self, probes: Mapping[str, Probe]) -> dict[str, float]:
         """What `probes` say of the deployed weights, by "probe/<name>"."""
@@ -367,28 +368,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     averaged.n_averaged.fill_(1)  # the copy is the first of the averaged; at 0 the first update would replace it
     averaged.module.eval().requires_grad_(False)
     return averaged
-
-
-def epoch_line(name: str, rows: Sequence[Mapping[str, Any]], total: int) -> str:
-    """ "trades · small_cnn · seed 0 · epoch 3/30 · loss 0.52 · clean 97.1 % · PGD-10 60.2 % · 0:41 left"."""
-    row, seconds = rows[-1], [r["seconds"] for r in rows if r["epoch"]]
-    parts = [name, f"epoch {row['epoch_total']}/{total}"]
-    parts += [f"{key.replace('/', ' ')} {value:.3f}" for key, value in row.items() if key.split("/")[-1] == "loss"]
-    titles = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where nothing was validated
-    parts += [f"{title} {row[key] * 100:.1f} %" for key, title in titles.items() if key in row]
-    if row["epoch_total"] >= total:
-        parts.append(f"done in {clock(sum(r['seconds'] for r in rows))}")
-    elif seconds:
-        recent = seconds[-5:]
-        parts.append(f"{clock(sum(recent) / len(recent) * (total - row['epoch_total']))} left")
-    return " · ".join(parts) + "".join(f"\n  warning: {text}" for text in row["warnings"])
-
-
-def clock(seconds: float) -> str:
-    """0:41, 12:05 or 3:12:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _accumulate(sums: dict[str, Tensor], parts: Mapping[str, Any], weight: float = 1.0) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks.base import Precision, frozen_eval, validation_view
+from robustlib.attacks.memory import halving
 from robustlib.attacks.pgd import FGSM, PGD
 from robustlib.data import Batch, Split
 from robustlib.models.classifier import full_float32, logits_of
@@ -61,13 +62,15 @@ def validate(
 
 def _logits(model: nn.Module, view: nn.Module, split: Split, attack: PGD | None, seed: int) -> Tensor:
     """The model's logits (N, K) on the images, or on the adversarial examples that `attack` finds on `view`."""
-    outputs = []
-    for batch in split.batches(BATCH):
+
+    def answers(rows: slice) -> Tensor:
+        batch = split.batch(rows)
         rng = ExampleRNG.for_examples(seed, batch.index)
         x = batch.x if attack is None else attack(view, batch.x, batch.y, rng=rng)
         with torch.no_grad(), torch_seed(seed, x.device):
-            outputs.append(logits_of(model, x).float())
-    return torch.cat(outputs)
+            return logits_of(model, x).float()
+
+    return torch.cat([*halving(answers, len(split), BATCH)])
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
@@ -88,14 +91,19 @@ def gradient_alignment(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, r
     1 - this is the GradAlign regulariser (Andriushchenko and Flammarion 2020, eq. 5). Both gradients of a stochastic model are of
     the same draw.
     """
-    gradients: list[Tensor] = []
-    for point in (x, uniform_point(threat, x, rng)):
-        point = point.detach().requires_grad_(True)
-        with torch_seed(0, x.device), torch.enable_grad():
-            logits = exact(logits_of(model, point))
-            loss = F.cross_entropy(logits, y.to(logits.device), reduction="sum")
-            gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
-    return float(F.cosine_similarity(gradients[0], gradients[1], eps=1e-30).mean())
+    elsewhere = uniform_point(threat, x, rng)
+
+    def cosine(rows: slice) -> Tensor:
+        gradients: list[Tensor] = []
+        for points in (x, elsewhere):
+            point = points[rows].detach().requires_grad_(True)
+            with torch_seed(0, x.device), torch.enable_grad():
+                logits = exact(logits_of(model, point))
+                loss = F.cross_entropy(logits, y[rows].to(logits.device), reduction="sum")
+                gradients.append(torch.autograd.grad(loss, point)[0].flatten(1))
+        return F.cosine_similarity(gradients[0], gradients[1], eps=1e-30)
+
+    return float(torch.cat([*halving(cosine, len(x), BATCH)]).mean())
 
 
 def probe_batch(val: Split) -> Batch:

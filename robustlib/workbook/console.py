@@ -19,7 +19,7 @@ from robustlib.errors import printable
 from robustlib.evaluation import Progress, leaderboard
 from robustlib.evaluation.reference import Comparison
 from robustlib.runs import Run
-from robustlib.training.loop import clock
+from robustlib.training.progress import clock
 from robustlib.workbook import tables
 from robustlib.workbook.claims import Claim, evaluate_claims
 from robustlib.workbook.experiments import Job

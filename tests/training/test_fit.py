@@ -19,6 +19,7 @@ from robustlib.threat import Threat
 from robustlib.training import fit, loop
 from robustlib.training.fit import run_params
 from robustlib.training.loop import load_checkpoint
+from robustlib.training.progress import Progress
 from robustlib.workbook.tables import as_markdown, warnings
 from tests.training_fixtures import tiny, train
 
@@ -108,7 +109,7 @@ def test_the_recorded_command_names_the_same_run(tmp_path, few):
 
 
 def test_resuming_with_another_number_of_threads_is_refused(tmp_path, few, monkeypatch):
-    monkeypatch.setattr(loop, "epoch_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Progress, "show", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fit(tiny("standard"), few, root=tmp_path, device="cpu", threads=1)
     with pytest.raises(InputError, match="begun with 1 CPU threads"):

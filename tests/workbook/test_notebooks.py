@@ -124,6 +124,9 @@ def test_baselines_by_papermill(trained: Path) -> None:
     assert (run.finished, run.params()["seed"], run.results()["n"]) == (True, 1, 12)
     signs = ["TRADES", "beta", "epoch 4/4", "worst case", "PGD(", "robustlib run trades"]
     assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
+    outputs = [output.get("data", {}) for cell in cells(trained / "out.ipynb") for output in cell.outputs]
+    tables = [html for data in outputs if " · epoch " in (html := data.get("text/html", ""))]
+    assert [(html.count("<tr>"), html.startswith('<details class="code"><summary>')) for html in tables] == [(5, True)]
     images = pictures(trained / "out.ipynb")
     assert len(images) == 11
     assert run.changed == "arch=mlp_512, epochs=4, train_examples=512, attack_steps=2"

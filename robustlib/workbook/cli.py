@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 UNDER_WAY = ("queued", "running")  # states of jobs that have not ended
+SELDOM = 9  # times as long as an index took to write pass before the next one
 
 
 @app.command()
@@ -215,16 +217,18 @@ def _execute(
 
     runs, todo = [job.run for job in jobs], [job for job in jobs if shared.rerun or not job.current]
     tasks, listed = [job.task for job in todo], len(todo)  # how many the index last listed as waiting
+    due = 0.0  # when the next index may be written: of thousands of runs it takes seconds, in which nothing is started
 
     def follow(statuses: list[dict[str, Any]]) -> None:
-        nonlocal listed
+        nonlocal listed, due
         monitor(statuses)
         pairs = zip(todo, statuses, strict=True)
         waiting = {job.name: (job.run, status["state"]) for job, status in pairs if status["state"] in UNDER_WAY}
-        if 0 < len(waiting) < listed:
+        if 0 < len(waiting) < listed and (began := time.monotonic()) >= due:
             listed = len(waiting)
             with suppress(Exception):  # no trouble with a page may end trainings; the report after the last one says it
                 publish(options, [], waiting=waiting)
+            due = time.monotonic() + SELDOM * (time.monotonic() - began)
 
     try:
         with console.job_monitor(out, todo) as monitor:

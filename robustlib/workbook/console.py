@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from robustlib.workbook.experiments import Job
 STATES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
 COLOURS = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}  # of verdicts
 CELLS = {tables.verdict_label(verdict): colour for verdict, colour in COLOURS.items()}
+AROUND = 5  # lines of a terminal that no row of the live table may take
 EVERY = 15.0  # seconds between two lines about one running job where the output is no terminal
 
 
@@ -145,20 +147,33 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
     def print_news(statuses: Sequence[dict[str, Any]]) -> None:
         for job, status in zip(jobs, statuses, strict=True):
             last, when = printed.get(job.name, ("queued", 0.0))
+            if status["state"] == last.split(":")[0] and time.monotonic() - when < EVERY:
+                continue  # not every epoch of a fast one, nor a file read for each of hundreds
             line = ": ".join(filter(None, (status["state"], activity(job, status))))
-            soon = status["state"] == last.split(":")[0] and time.monotonic() - when < EVERY
-            if line != last and not soon:  # not every epoch of a fast one
+            if line != last:
                 printed[job.name] = (line, time.monotonic())
                 console.print(_text(f"{_elapsed(status):>8}  {job.name}  {line}"), soft_wrap=True)
 
     def draw(statuses: Sequence[dict[str, Any]]) -> None:
-        live.update(jobs_table(jobs, statuses))
+        live.update(_on_one_screen(jobs, statuses, console.height - AROUND))
 
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2) as live:
             yield draw
     else:
         yield print_news
+
+
+def _on_one_screen(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]], lines: int) -> Table | Group:
+    """The jobs' table; of more jobs than `lines` those that run, then those that ended badly, and how many there are of each state."""
+    order = ["running", *(state for state in STATES if state not in ("running", "queued", "done")), "queued", "done"]
+    ranks = [order.index(s["state"]) if s["state"] in order else 0.5 for s in statuses]
+    chosen = sorted(sorted(range(len(jobs)), key=ranks.__getitem__)[: max(lines, 1)])
+    drawn = jobs_table([jobs[k] for k in chosen], [statuses[k] for k in chosen])
+    if len(chosen) == len(jobs):
+        return drawn
+    counts = Counter(printable(status["state"]) for status in statuses)
+    return Group(drawn, Text(f"of {len(jobs)}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common())))
 
 
 def jobs_table(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> Table:

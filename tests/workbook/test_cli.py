@@ -580,16 +580,20 @@ def test_the_index_stands_when_the_first_run_is_done_and_lists_those_that_are_no
 
     monkeypatch.setattr("robustlib.workbook.engines.run_all", run_all)
     monkeypatch.setattr("robustlib.workbook.experiments.jobs._compare", lambda *_: [])
+    monkeypatch.setattr("robustlib.workbook.cli.SELDOM", 0)
     assert call("run", "standard", "trades", "pgd_at")[0] == 0
     assert index.exists()
     waiting = [re.findall(r'<th scope="row">(\w+) · seed 0</th><td>digits</td><td>(\w+)</td>', page) for page in seen]
     assert waiting == [[], [("trades", "running"), ("pgd_at", "queued")], [("pgd_at", "queued")], []]
     pages = [re.findall(r'href="digits/(\w+?)-small_cnn', page) for page in seen]
     assert [set(found) for found in pages] == [set(), {"standard"}, {"standard"}, set()]
+    monkeypatch.setattr("robustlib.workbook.cli.SELDOM", 1e6)
+    assert call("run", "standard", "trades", "pgd_at", "--rerun")[0] == 0
+    assert [bool(page) for page in seen[5:]] == [True, False, False], "the first at once, the others not in a row"
     monkeypatch.setattr("robustlib.workbook.experiments.jobs.leaderboard", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # of the report at the end alone: until then trainings go on
         main(["run", "standard", "trades", "pgd_at", "--rerun"])
-    assert len(seen) == 8
+    assert len(seen) == 12
 
 
 def _pretend_run(task: Task) -> None:

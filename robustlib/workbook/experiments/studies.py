@@ -320,7 +320,8 @@ def _compare_paths(runs: Sequence[Run]) -> Comparison:
 
 def same_setting(run: Run, root: Path | str, methods: Sequence[str], vary: Sequence[str] = ()) -> list[Run]:
     """The run, and the finished ones of `methods` in its SETTING, unchanged from the preset but for the hyper-parameters in `vary`."""
-    others = [other for method in methods for other in find_runs(root, dataset=run.params()["dataset"], method=method)]
+    around = find_runs(root, dataset=run.params()["dataset"])
+    others = [other for method in methods for other in around if other.params()["method"] == method]
     fit = [other for other in _in_setting(run, others) if set(other.changes()) <= set(vary)]
     return [run, *(other for other in fit if other.path.resolve() != run.path.resolve())]
 

@@ -61,7 +61,7 @@ def fit(
         batchnorm: of several devices: "sync", statistics of the whole batch as on one device, or "local", of each device's part.
         logger: an object of Lightning's `Logger` interface, or "tensorboard", whose events go beside the run (see `Tracker`).
         rerun: start anew, e.g. because the run is stale (its method gives other numbers today).
-        progress: print a line after each epoch.
+        progress: show each epoch: a line, in a notebook a table that grows.
     """
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")

@@ -178,9 +178,10 @@ def test_a_head_is_a_surrogate_only_where_it_says_something_else(digits, honest)
 
 def test_catastrophic_overfitting_is_caught(few, tmp_path):
     """The smallest accuracy of such a model is right: what must be warned of is the number made with FGSM."""
-    method = make_method("n_fgsm", "digits", noise=0.0, eps=0.3, epochs=15, schedule="constant")
+    steady = {"schedule": "constant", "lr": 0.05, "weight_decay": 0.0, "epochs": 60, "validate_every": 60}
+    method = make_method("n_fgsm", "digits", noise=0.0, eps=0.3, arch="mlp_512", **steady)
     model = fit(method, few, root=tmp_path, device="cpu", progress=False).model("last")
-    check = check_iterations(audit_attacks(model, replace(few, threat=Threat("linf", 0.3)), n=256))
+    check = check_iterations(audit_attacks(model, replace(few, threat=Threat("linf", 0.3)), n=500))
     assert check.verdict == "amber", check
     assert "as after catastrophic overfitting" in headline_badge([check])["text"]
 

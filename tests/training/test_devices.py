@@ -24,7 +24,7 @@ STEPS = {  # steps that are to be those of one process: the settings of a method
     "no BatchNorm": ("pgd_at", {"arch": "mlp_8"}),
     "BatchNorm, AWP, checkpointing": ("trades", {"awp_gamma": 0.01}),
     "BatchNorm in the attack": ("fgsm_rs", {}),
-    "a mean that decides": ("arrest", {"arch": "mlp_8", "angle": 0.0}),
+    "a mean that decides": ("arrest", {"arch": "mlp_8", "angle": 25.8}),  # between those of the two shares
     "mined negatives": ("ancra", {"negatives": "hard", "mining_from": 0}),
     **{f"contrasts, {name}": (name, {}) for name in ("supcon", "simclr", "rocl", "acl", "claf")},
     "correlations": ("barlow_spectral", {"arch": "mlp_8"}),
@@ -51,6 +51,11 @@ def step(team, name, settings):
     stage = stages[LATER.get(name, 0)]
     if stage.begin:
         stage.begin()
+    if name == "arrest":  # features have left the teacher's
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weights in filter(lambda p: p.numel() > 1, model.parameters()):
+                weights.add_(0.3 * weights.std() * torch.randn_like(weights))
     modules = {"model": model, **stage.modules}
     team.prepare(modules.values())
     before = torch.cat([p.detach().flatten() for m in modules.values() for p in m.parameters()])

@@ -60,8 +60,8 @@ $(VENV)/.workbook: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) --editable '.[workbook,test]'
-	@touch $@ $(VENV)/.workbook
+	$(INSTALL) --editable '.[workbook,test,docs]'
+	@touch $@ $(VENV)/.workbook $(VENV)/.site
 
 $(VENV)/.site: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) --editable '.[workbook,docs]'

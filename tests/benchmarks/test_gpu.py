@@ -193,6 +193,7 @@ def epochs(root):
     return sum(len(file.read_text().splitlines()) for file in root.rglob("metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_weights(tmp_path, monkeypatch):
     names = "pgd_at", "rep_spectral"
     monkeypatch.setattr(packing, "PIECE", 20_000)

@@ -16,7 +16,9 @@ from robustlib.workbook.task import Task
 def jobs(tmp_path: Path, states: list[str]) -> tuple[list[Job], list[dict[str, Any]]]:
     made = [Task(Path(), {}, tmp_path / f"{k}.ipynb") for k in range(len(states))]
     started = {"started": "2026-01-01T00:00:00+00:00", "seconds": 61.0}
-    statuses = [{"state": state, "reason": f"because {state}"} | (started if state != "queued" else {}) for state in states]
+    statuses = [
+        {"state": state, "reason": f"because {state}"} | (started if state != "queued" else {}) for state in states
+    ]
     return [Job(Run(tmp_path / str(k)), task, f"job {k}", 3) for k, task in enumerate(made)], statuses
 
 

@@ -181,10 +181,12 @@ def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "audit", partial(audit_model, queries=20, noise=20, readouts=8))
     for name in ("DRAWS", "EOT"):
         monkeypatch.setattr(judge, name, 2)
+    monkeypatch.setattr("robustlib.audit.attacks.RESTARTS", 2)
     monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
     monkeypatch.setattr("robustlib.representation.metric_over_plane", partial(metric_over_plane, steps=9))
 
 
+LATENT = "pretrain_epochs=1 disentangle=false classify=latent"
 ACL = ("is one of Linf; this run's", "UMAP: adversarial images lie", "Attack passes for each image: 4.", "0 of the 33")
 ANCRA = ("head 1", "bpda gate 0.1", "adaptive minimum", "overstated by", "transferred", "ancra-ablation")
 AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "what the study found")
@@ -196,7 +198,7 @@ AFD = ("afd-ablation", "afd-sweep", "encoder", "f1: relative L2 distance", "what
     [
         ("ancra", "", ANCRA, 12),
         ("afd", "pretrain_epochs=1", AFD, 13),
-        ("afd", "pretrain_epochs=1 disentangle=false classify=latent", ("h: relative L2 distance",), 10),
+        pytest.param("afd", LATENT, ("h: relative L2 distance",), 10, marks=pytest.mark.slow),
         ("acl", "head_epochs=1 norm=l2 eps=0.6", ACL, 10),
     ],
 )
@@ -252,6 +254,7 @@ def test_the_notebook_of_claf_beside_its_studies(tmp_path: Path, few: Dataset) -
     assert re.search(r"claf +final=alf +450 +1 ", shown)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_the_notebook_of_the_spectral_family_on_data_of_which_there_is_no_study(tmp_path: Path, few: Dataset) -> None:
     for seed, study in ((0, {"strength": 0.0}), (1, {"arch": "small_cnn"})):
@@ -336,7 +339,7 @@ def test_the_notebook_of_the_spectral_family_beside_its_studies(tmp_path: Path, 
 
 @pytest.mark.usefixtures("brief")
 def test_the_notebook_of_atop(tmp_path: Path) -> None:
-    short = ["epochs=1", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4"]
+    short = ["epochs=1", "warm_up=0", "classifier_epochs=3", "purifier_epochs=4", "repeats=4", "validate_every=9"]
     overrides = [*short, "train_examples=400", "sigma=0.1", "width=6"]
     parameters = {"overrides": overrides, "runs": tmp_path / "runs", "test_examples": 8}
     shown, drawn = page_of(Task(FOLDER / "atop.ipynb", parameters, tmp_path / "out.ipynb"))

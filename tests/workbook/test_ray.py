@@ -66,6 +66,7 @@ def test_what_nodes_do_not_see_or_have_is_a_sentence(cluster: Any, tmp_path: Pat
             device_type("ray", device, [], files, **options)
 
 
+@pytest.mark.slow
 def test_paths_and_code_are_those_of_the_caller_and_who_dies_twice_is_killed(
     cluster: Any, make: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

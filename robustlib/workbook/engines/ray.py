@@ -73,14 +73,15 @@ def _answers(ray: Any, nodes: Sequence[Any], found: Sequence[Any]) -> list[tuple
 
 def _look(files: Sequence[str], device: str, gpus: bool) -> tuple[str, str, str]:
     """On a node: the first of the files that is not there, or why there is no such device, or its type."""
+    if missing := [file for file in files if not os.path.exists(file)]:
+        return missing[0], "", ""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None) if gpus else os.environ.update(HIDDEN)
     from robustlib.training.fit import resolve_device
 
-    missing = [file for file in files if not os.path.exists(file)]
     try:
-        return next(iter(missing), ""), "", resolve_device(device).type
+        return "", "", resolve_device(device).type
     except InputError as error:
-        return next(iter(missing), ""), str(error), ""
+        return "", str(error), ""
 
 
 def _connect(address: str) -> Any:

@@ -110,11 +110,11 @@ def test_it_is_evaluated_audited_listed_and_read_back(factory, digits, tmp_path)
 
 def test_an_object_is_a_run_of_this_process_and_stays_as_it_was(digits, tmp_path, monkeypatch):
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).double().train()
-    run = Run.from_model(net, digits, root=tmp_path, threat=Threat("l2", 0.5))
+    run = Run.from_model(net, digits, root=tmp_path, threat=Threat("l2", 5.0))
     assert net.training
     assert next(net.parameters()).dtype == torch.float64
-    assert run.params()["threat"] == {"norm": "l2", "eps": 0.5}
-    assert evaluate_run(run, digits, n=8)["threat"] == "L2 0.5"
+    assert run.params()["threat"] == {"norm": "l2", "eps": 5.0}
+    assert evaluate_run(run, digits, n=8)["threat"] == "L2 5"
     monkeypatch.setattr("robustlib.runs.external._given", {})
     with pytest.raises(InputError, match="came as an object in Python, which only that process has"):
         run.model()

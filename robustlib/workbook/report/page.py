@@ -30,6 +30,7 @@ DISPLAYED = ["text/html", "text/latex", "text/markdown", "image/svg+xml", "image
 OVERWRITTEN = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)  # what a line said before it began anew
 SIGNED = {text: word for word, text in VERDICTS.items()}
 LONG = 40  # characters of a cell that is a sentence
+MANY = 8  # columns of a table that is set in smaller type
 NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
     r"nan|NaN|–|—|-|inf|"
     r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min|points)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
@@ -206,6 +207,8 @@ def _tidy_table(table: Tag) -> None:
     """Right-aligns columns of numbers, marks those of sentences, which need some width, and colours verdicts."""
     heads, rows = ([row.find_all(["td", "th"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
     plain = not table.select("[colspan], [rowspan]")
+    if max(map(len, heads), default=0) >= MANY:
+        table["class"] = " ".join([*map(str, table.get("class") or []), "dense"])
     for column in range(max(map(len, rows), default=0) if plain else 0):
         cells = [row[column] for row in rows if column < len(row)]
         texts = [cell.get_text(strip=True) for cell in cells]

@@ -67,24 +67,25 @@ def owned(content: dict[str, Any], place: str) -> dict[str, Any]:
     }
 
 
-def spent(step: str, runs: Path, reports: Path) -> tuple[float, float]:
-    """CPU-seconds of a step in a process of its own, imports left out, and its peak memory in MiB."""
+def spent(step: str, runs: Path, reports: Path) -> tuple[float, float, float]:
+    """CPU-seconds of a step in a process of its own, imports left out; its peak memory in MiB, and that of the imports alone."""
     imports, work = STEPS[step]
     code = f"""
 import resource, sys, time
 {imports}
 runs, reports = {str(runs)!r}, {str(reports)!r}
-before = time.process_time()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+imported, before = peak(), time.process_time()
 try:
     {work}
 except SystemExit:
     pass
-print(time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
+print(time.process_time() - before, peak(), imported, file=sys.stderr)
 """
     state = os.environ | {"XDG_STATE_HOME": str(runs.with_name(f"state of {step}"))}  # where what was read is kept
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=state)
-    seconds, memory = done.stderr.splitlines()[-1].split()
-    return float(seconds), float(memory)
+    seconds, memory, imported = map(float, done.stderr.splitlines()[-1].split())
+    return seconds, memory, imported
 
 
 def main() -> int:
@@ -93,19 +94,19 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--trial", action="store_true", help="write nothing")
     options = parser.parse_args()
-    rows, size, first, found = [], 0, dict[str, float](), dict[tuple[str, int], tuple[float, float]]()
+    rows, size, first, found = [], 0, dict[str, float](), dict[tuple[str, int], tuple[float, ...]]()
     for n in (options.runs // 2, options.runs):
         with tempfile.TemporaryDirectory() as place:
             copies(n, Path(place) / "runs")
             for step in STEPS:
                 folders = Path(place) / "runs", Path(place) / "reports"
-                first[step], _ = spent(step, *folders)
+                first[step], *_ = spent(step, *folders)
                 found[step, n] = spent(step, *folders)
                 print(step, n, first[step], found[step, n], flush=True)
             size = (Path(place) / "reports" / "index.html").stat().st_size
     claims = {}
     for step in STEPS:
-        (half, _), (whole, memory) = found[step, options.runs // 2], found[step, options.runs]
+        (half, *_), (whole, memory, imported) = found[step, options.runs // 2], found[step, options.runs]
         rows.append(
             {
                 "step": step,
@@ -113,12 +114,13 @@ def main() -> int:
                 f"{options.runs // 2} runs": f"{half:.2f}",
                 f"{options.runs} runs": f"{whole:.2f}",
                 "peak memory (MiB)": f"{memory:.0f}",
+                "of imports alone": f"{imported:.0f}",
             }
         )
         claims[f"{step}: at most {LIMITS[step]} CPU-seconds for 2 000 runs"] = (
             whole * 2000 / options.runs <= LIMITS[step]
         )
-        claims[f"{step}: at most {MEMORY} MiB"] = memory <= MEMORY
+        claims[f"{step}: at most {MEMORY} MiB beside what importing torch takes"] = memory - imported <= MEMORY
         claims[f"{step}: twice as many runs cost at most 2.5 times as much"] = whole <= 2.5 * half + 0.1
     claims[f"the index stays below 2 MB ({size / 1e6:.2f})"] = size < INDEX
     if options.trial:

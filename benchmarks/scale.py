@@ -63,20 +63,20 @@ def images(n: int) -> Split:
 def clean(n: int) -> dict[str, object]:
     """Clean accuracy alone."""
     frame = evaluate(Tiny().eval(), images(n), {})
-    return {"records (MiB)": f"{frame.memory_usage(deep=True).sum() / 2**20:.1f}"}
+    return {"result (MiB)": f"{frame.memory_usage(deep=True).sum() / 2**20:.1f}"}
 
 
 def attacked(n: int) -> dict[str, object]:
     """Three attacks; the records of each image grow with their number."""
     attacks = {name: PGD(THREAT, steps=2) for name in ("pgd20", "cw50", "square")}
     frame = evaluate(Tiny().eval(), images(n), attacks, adaptive={})
-    return {"records (MiB)": f"{frame.memory_usage(deep=True).sum() / 2**20:.1f}"}
+    return {"result (MiB)": f"{frame.memory_usage(deep=True).sum() / 2**20:.1f}"}
 
 
 def audited(n: int) -> dict[str, object]:
     """The audit, with fewer queries than usual: it keeps images of several attacks at a time."""
     audit(Tiny().eval(), images(n), THREAT, queries=20, noise=20, targets=2, readouts=4)
-    return {}
+    return {"result (MiB)": "–"}
 
 
 def represented(n: int) -> dict[str, object]:
@@ -151,7 +151,7 @@ def measured(folder: Path) -> Costs:
     look_running = (time.process_time() - began) / 1000
     many_runs.copies(1000, folder / "runs")
     for _ in range(2):  # the second time most is known of them
-        index, _ = many_runs.spent("index", folder / "runs", folder / "reports")
+        index, *_ = many_runs.spent("index", folder / "runs", folder / "reports")
     model = cifar_model("resnet18", torch.device("cpu"))
     average = moving_average(model, 0.999)
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from robustlib.data import Dataset
     from robustlib.runs import Run
 
+LISTED = 200  # runs; to draw a table of thousands takes seconds
+
 
 def evaluate(
     path: RunDirectory,
@@ -134,7 +136,10 @@ def compare(
     announce(page, problems)
 
 
-def list_(runs: Runs = Path("runs")) -> None:
+def list_(
+    runs: Runs = Path("runs"),
+    every: Annotated[bool, Option("--all", help=f"Also where there are more than {LISTED}.")] = False,
+) -> None:
     """List all runs, what they reached and which are stale.
 
     A run is stale if its method, an attack or a measure gives other numbers today; run --rerun renews it.
@@ -142,6 +147,9 @@ def list_(runs: Runs = Path("runs")) -> None:
     from robustlib.runs import find_runs
     from robustlib.workbook import console, tables
 
-    every = find_runs(runs, finished=False)
+    found = find_runs(runs, finished=False)
+    shown = found if every else found[:LISTED]
     missing = f"There are no runs in {runs} yet: robustlib run makes some."
-    out.print(console.table(tables.inventory(every)) if every else missing)
+    out.print(console.table(tables.inventory(shown)) if found else missing)
+    if len(shown) < len(found):
+        out.print(f"The first {LISTED} of {len(found)} runs, by path; robustlib list --all shows the others.")

@@ -212,6 +212,22 @@ def test_axe_finds_no_serious_fault_and_a_telephone_needs_no_sideways_scrolling(
         assert not faults(any_page)
 
 
+def test_tables_of_a_comparison_and_the_index_fit_a_screen(page, pages, tmp_path):
+    named = [("method", "rep_spectral"), ("arch", "small_cnn"), ("seed", 0), ("clean", "98.4 % (94.5–99.6)")]
+    named += [("worst case", "73.4 % (65.2–80.3)"), ("headline", "✓ pass"), ("protocol", "▲ amber")]
+    named += [(name, "85.9 %") for name in ("FGSM", "PGD-20", "PGD-50×10", "CW-50", "PGD+EOT", "AutoAttack")]
+    html = pd.DataFrame([dict(named)] * 3).to_html(index=False, border=0)
+    shown = nbformat.v4.new_output("display_data", {"text/html": html})
+    cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1", outputs=[shown])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "wide.ipynb")
+    render(tmp_path / "wide.ipynb", tmp_path / "wide.html", title="Wide", index="index.html")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    for path in (tmp_path / "wide.html", pages["index"]):
+        opened(page, path)
+        hidden = "[...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth)"
+        assert page.evaluate(hidden)[0] <= 0, "nothing is cut at the right"
+
+
 def test_no_request_leaves_the_page_and_the_console_is_silent(any_page):
     unfold(any_page)
     assert [url for url in any_page.asked if not url.startswith("data:")] == [urllib.parse.unquote(any_page.url)]

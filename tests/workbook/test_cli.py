@@ -596,6 +596,16 @@ def test_the_index_stands_when_the_first_run_is_done_and_lists_those_that_are_no
     assert len(seen) == 12
 
 
+def test_of_many_runs_some_are_listed(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        finished_run(tmp_path / "runs", "trades", seed)
+    assert "by path" not in call("list")[1]
+    monkeypatch.setattr("robustlib.workbook.on_runs.LISTED", 2)
+    some, every = (call("list", *more)[1] for more in ((), ("--all",)))
+    assert "The first 2 of 3 runs, by path; robustlib list --all shows the others." in some
+    assert [text.count("trades") for text in (some, every)] == [4, 6], "a method and a directory each"
+
+
 def _pretend_run(task: Task) -> None:
     """A finished, evaluated run and its executed notebook."""
     page = nbformat.v4.new_notebook()

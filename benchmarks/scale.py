@@ -9,6 +9,7 @@ system takes what they write, and one process watches statuses and writes the in
 
 import argparse
 import heapq
+import json
 import resource
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def large() -> list[dict[str, object]]:
             check=True,
             cwd=Path(__file__).parent,
         )
-        rows.append({"work": name, "images": f"{n:,}".replace(",", " "), **eval(done.stdout.splitlines()[-1])})
+        rows.append({"work": name, "images": spaced(n), **json.loads(done.stdout.splitlines()[-1])})
         print(rows[-1], flush=True)
     return rows
 
@@ -117,7 +118,7 @@ def alone(name: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     stored = n * 3 * SIDE * SIDE / 2**20
     spent = {"CPU-seconds": f"{time.process_time() - began:.0f}", "images as uint8 (MiB)": f"{stored:.0f}"}
-    print({**spent, "peak memory (MiB)": f"{peak:.0f}", **more})
+    print(json.dumps({**spent, "peak memory (MiB)": f"{peak:.0f}", **more}))
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,11 @@ def simulate(gpus: int, runs: int, costs: Costs, epochs: int = EPOCHS) -> dict[s
     }
 
 
+def spaced(number: int) -> str:
+    """50 000."""
+    return f"{number:,}".replace(",", " ")
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,8 +244,8 @@ def main() -> int:
     )
     simulated = [simulate(gpus, RUNS, costs) for gpus in GPUS]
     print(said, *simulated, sep="\n", flush=True)
-    first = f"## {IMAGES:,} images of {CLASSES:,} classes, {SIDE} pixels\n".replace(",", " ")
-    second = f"\n## {RUNS:,} trainings, simulated\n".replace(",", " ")
+    first = f"## {spaced(IMAGES)} images of {spaced(CLASSES)} classes, {SIDE} pixels\n"
+    second = f"\n## {spaced(RUNS)} trainings, simulated\n"
     tables = [first, markdown(rows), second, said, markdown(simulated)]
     peak = max(float(row["peak memory (MiB)"]) for row in rows)  # type: ignore[arg-type]
     claims = {

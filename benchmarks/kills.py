@@ -1,0 +1,156 @@
+"""A study of thirty trainings in which something is killed every twenty seconds, beside the same one left in peace.
+
+    python benchmarks/kills.py      # some twenty minutes on two cores; writes kills.md
+
+kill -9 meets a kernel, the worker that executes a notebook, or the command itself, at random. The command is called again until it ends
+well, as a user would. Weights, records, results and audits of both studies must be the same.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from side_by_side import markdown, write_report
+
+from robustlib.runs import Run, find_runs
+
+METHODS = ("standard", "pgd_at", "trades")
+SMALL = ("arch=mlp", "epochs=30", "train_examples=128", "attack_steps=2")  # attack_steps is dropped where there is none
+EVERY, CALLS = 20.0, 60  # seconds between two kills; calls of the command before it is given up
+TIMES = ("seconds", "started", "ended", "wall_seconds", "minutes")  # what may differ
+
+
+def command(method: str, seeds: str, folder: Path) -> list[str]:
+    """A command of the study, with its folders."""
+    settings = [word for one in SMALL if method != "standard" or "attack" not in one for word in ("--set", one)]
+    places = ["--runs", folder / "runs", "--reports", folder / "reports"]
+    words = ["run", method, "--seeds", seeds, *settings, "--examples", "8", "--jobs", "2", *places]
+    return [sys.executable, "-m", "robustlib.workbook.cli", *map(str, words)]
+
+
+def call(words: list[str], folder: Path, draws: random.Random | None) -> tuple[int, Counter[str]]:
+    """The command's exit code, and who was killed while it ran."""
+    killed = Counter[str]()
+    with open(folder / "log.txt", "a") as log:
+        running = subprocess.Popen(words, stdout=log, stderr=log)
+        following = time.monotonic() + EVERY
+        while running.poll() is None:
+            time.sleep(0.2)
+            if draws and time.monotonic() >= following:
+                following = time.monotonic() + EVERY
+                victims = {"command": [running.pid], **under_way(folder / "reports")}
+                who = draws.choice([name for name, pids in victims.items() if pids])
+                with suppress(ProcessLookupError):
+                    os.kill(draws.choice(victims[who]), signal.SIGKILL)
+                    killed[who] += 1
+    return running.returncode, killed
+
+
+def under_way(reports: Path) -> dict[str, list[int]]:
+    """The processes at work on notebooks, by what they are."""
+    found: dict[str, list[int]] = {"kernel": [], "worker": []}
+    for file in reports.rglob("*.status.json"):
+        with suppress(OSError, ValueError):
+            status = json.loads(file.read_text())
+            for name, pids in found.items():
+                if status.get("state") == "running" and status.get(name) and Path(f"/proc/{status[name]}").exists():
+                    pids.append(status[name])
+    return found
+
+
+def study(folder: Path, seeds: str, draws: random.Random | None) -> tuple[dict[str, Any], Counter[str]]:
+    """Calls the commands of all methods until each ends well; how many calls that took, in how many minutes, and who was killed."""
+    folder.mkdir(parents=True)
+    began, calls, killed = time.monotonic(), 0, Counter[str]()
+    for method in METHODS:
+        code = 1
+        while code and calls < CALLS:
+            calls += 1
+            code, more = call(command(method, seeds, folder), folder, draws)
+            killed += more
+        if code:
+            raise SystemExit(f"{method} did not end well in {CALLS} calls; see {folder / 'log.txt'}")
+    return {"calls": calls, "minutes": f"{(time.monotonic() - began) / 60:.1f}"}, killed
+
+
+def timeless(content: Any) -> Any:
+    """A JSON value without times."""
+    if isinstance(content, dict):
+        return {name: timeless(part) for name, part in content.items() if name not in TIMES}
+    return [timeless(part) for part in content] if isinstance(content, list) else content
+
+
+def differences(one: Run, two: Run) -> list[str]:
+    """The files in which two runs differ, times apart."""
+    found = [name for name in ("results.json", "audit.json") if timeless(one.read(name)) != timeless(two.read(name))]
+    found += [] if rows(one).equals(rows(two)) else ["metrics.jsonl"]
+    found += [] if one.records().equals(two.records()) else ["records.parquet"]
+    for name in ("model.safetensors", "last.safetensors"):
+        mine, other = (load_file(run.path / name) for run in (one, two))
+        same = mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine)
+        found += [] if same else [name]
+    return found
+
+
+def rows(run: Run) -> pd.DataFrame:
+    """The metrics of a run without times."""
+    return run.metrics().drop(columns=["seconds"])
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0-9")
+    parser.add_argument("--draw", type=int, default=0, help="Another one kills others at other moments.")
+    parser.add_argument("--trial", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "XDG_STATE_HOME": tempfile.mkdtemp()}
+    with tempfile.TemporaryDirectory() as place:
+        quiet, _ = study(Path(place) / "quiet", options.seeds, None)
+        disturbed, killed = study(Path(place) / "disturbed", options.seeds, random.Random(options.draw))
+        pairs = [find_runs(Path(place) / name / "runs") for name in ("quiet", "disturbed")]
+        every = find_runs(Path(place) / "disturbed" / "runs", finished=False)
+        different = {one.place: names for one, two in zip(*pairs, strict=True) if (names := differences(one, two))}
+        broken = [run.damage for run in every if run.damage]
+        stuck = [
+            file.name for file in (Path(place) / "disturbed").rglob("*.status.json") if "running" in file.read_text()
+        ]
+    table = [
+        {"study": "left in peace", "runs": len(pairs[0]), "killed": "–", **quiet},
+        {
+            "study": "disturbed",
+            "runs": len(pairs[1]),
+            "killed": ", ".join(f"{name} {n}" for name, n in sorted(killed.items())) or "–",
+            **disturbed,
+        },
+    ]
+    claims = {
+        "something was killed at least ten times": killed.total() >= 10,
+        "both made the same runs": [run.place for run in pairs[0]] == [run.place for run in pairs[1]],
+        f"weights, metrics, records, results and audits are the same{f' (not {different})' * bool(different)}": not different,
+        f"no run is damaged, none unfinished{f' ({broken})' * bool(broken)}": not broken
+        and len(every) == len(pairs[1]),
+        f"no status says that something runs{f' ({stuck})' * bool(stuck)}": not stuck,
+    }
+    if options.trial:
+        print(markdown(table), *(f"{ok}: {claim}" for claim, ok in claims.items()), sep="\n")
+        return 0
+    said = f"python benchmarks/kills.py --seeds {options.seeds} --draw {options.draw}"
+    return write_report("kills.md", "Killed at random", said, torch.device("cpu"), [markdown(table)], claims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

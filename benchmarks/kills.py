@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py      # some twenty minutes on two cores; writes kills.md
 
-kill -9 meets a kernel, the worker that executes a notebook, or the command itself, at random. The command is called again until it ends
-well, as a user would. Weights, records, results and audits of both studies must be the same.
+kill -9 meets a kernel, the worker that executes a notebook, or the command itself, at random, until all trainings are evaluated and
+audited; the page that compares them is then made in peace. The command is called again until it ends well, as a user would. Weights, records, results and audits of both studies must be the same.
 """
 
 import argparse
@@ -26,11 +26,13 @@ from safetensors.torch import load_file
 from side_by_side import markdown, write_report
 
 from robustlib.runs import Run, find_runs
+from robustlib.workbook.experiments.studies import parse_seeds
 
 METHODS = ("standard", "pgd_at", "trades")
 SMALL = ("arch=mlp", "epochs=30", "train_examples=128", "attack_steps=2")  # attack_steps is dropped where there is none
 EVERY, CALLS = 20.0, 60  # seconds between two kills; calls of the command before it is given up
-TIMES = ("seconds", "started", "ended", "wall_seconds", "minutes")  # what may differ
+VARY = ("seconds", "started", "ended", "wall_seconds", "minutes")  # what may differ
+VARY += ("files",)  # digests of weights: safetensors writes its metadata in any order
 
 
 def command(method: str, seeds: str, folder: Path) -> list[str]:
@@ -41,15 +43,15 @@ def command(method: str, seeds: str, folder: Path) -> list[str]:
     return [sys.executable, "-m", "robustlib.workbook.cli", *map(str, words)]
 
 
-def call(words: list[str], folder: Path, draws: random.Random | None) -> tuple[int, Counter[str]]:
-    """The command's exit code, and who was killed while it ran."""
+def call(words: list[str], folder: Path, runs: int, draws: random.Random | None) -> tuple[int, Counter[str]]:
+    """The command's exit code, and who was killed while it made so many `runs`."""
     killed = Counter[str]()
     with open(folder / "log.txt", "a") as log:
         running = subprocess.Popen(words, stdout=log, stderr=log)
         following = time.monotonic() + EVERY
         while running.poll() is None:
             time.sleep(0.2)
-            if draws and time.monotonic() >= following:
+            if draws and time.monotonic() >= following and done(folder / "reports") < runs:
                 following = time.monotonic() + EVERY
                 victims = {"command": [running.pid], **under_way(folder / "reports")}
                 who = draws.choice([name for name, pids in victims.items() if pids])
@@ -57,6 +59,12 @@ def call(words: list[str], folder: Path, draws: random.Random | None) -> tuple[i
                     os.kill(draws.choice(victims[who]), signal.SIGKILL)
                     killed[who] += 1
     return running.returncode, killed
+
+
+def done(reports: Path) -> int:
+    """How many runs have a page."""
+    statuses = [file for file in reports.rglob("*.status.json") if "compare" not in file.name]
+    return sum('"state": "done"' in file.read_text() for file in statuses)
 
 
 def under_way(reports: Path) -> dict[str, list[int]]:
@@ -75,11 +83,11 @@ def study(folder: Path, seeds: str, draws: random.Random | None) -> tuple[dict[s
     """Calls the commands of all methods until each ends well; how many calls that took, in how many minutes, and who was killed."""
     folder.mkdir(parents=True)
     began, calls, killed = time.monotonic(), 0, Counter[str]()
-    for method in METHODS:
-        code = 1
+    for number, method in enumerate(METHODS, 1):
+        code, runs = 1, number * len(parse_seeds(seeds))
         while code and calls < CALLS:
             calls += 1
-            code, more = call(command(method, seeds, folder), folder, draws)
+            code, more = call(command(method, seeds, folder), folder, runs, draws)
             killed += more
         if code:
             raise SystemExit(f"{method} did not end well in {CALLS} calls; see {folder / 'log.txt'}")
@@ -87,9 +95,9 @@ def study(folder: Path, seeds: str, draws: random.Random | None) -> tuple[dict[s
 
 
 def timeless(content: Any) -> Any:
-    """A JSON value without times."""
+    """A JSON value without times and digests."""
     if isinstance(content, dict):
-        return {name: timeless(part) for name, part in content.items() if name not in TIMES}
+        return {name: timeless(part) for name, part in content.items() if name not in VARY}
     return [timeless(part) for part in content] if isinstance(content, list) else content
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import differences
 
 from robustlib.attacks import AutoAttack
 from robustlib.audit import audit, audit_run
@@ -61,20 +62,8 @@ def counted(patch: pytest.MonkeyPatch, at: int = -1, after: bool = False) -> Cal
     return lambda: len(seen)
 
 
-def same(one: Run, two: Run) -> bool:
-    """Whether weights, metrics, records, results and audits are those of the other one."""
-    weights = [(one.model(which).state_dict(), two.model(which).state_dict()) for which in ("best", "last")]
-    pairs = [(one.read(name), two.read(name)) for name in ("results.json", "audit.json")]
-    tables = [(run.metrics().drop(columns="seconds"), run.records()) for run in (one, two)]
-    return (
-        all(torch.equal(mine[name], other[name]) for mine, other in weights for name in mine)
-        and all(mine == other for mine, other in pairs)
-        and all(mine.equals(other) for mine, other in zip(*tables, strict=True))
-    )
-
-
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_whatever_write_the_power_fails_at_all_is_whole_and_goes_on(few: Dataset, tmp_path: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         writes = counted(patch)
@@ -91,7 +80,7 @@ def test_whatever_write_the_power_fails_at_all_is_whole_and_goes_on(few: Dataset
             if results := run.results():
                 judged = run.records()
                 assert set(judged["attack"]) >= {row["attack"] for row in results["rows"]} - {"worst"}
-        assert same(whole(few, root), undisturbed), (at, after)
+        assert (at, after, differences(whole(few, root), undisturbed)) == (at, after, [])
 
 
 def test_a_clock_that_goes_backwards_changes_no_number(few: Dataset, tmp_path: Path, monkeypatch) -> None:

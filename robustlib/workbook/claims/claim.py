@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
@@ -246,15 +246,17 @@ def minimal_detectable(sd: float, n: int, *, level: float = LEVEL) -> float:
     Solves power = P(T > t(1 - level / 2, n - 1)), T noncentral t with n - 1 degrees of freedom and noncentrality effect sqrt(n) / sd
     (Cohen 1988, section 2), `sd` that of the differences over seeds. A claim among m is tested at LEVEL / m in Holm's first step.
     """
+    return math.inf if n < 2 else _noncentrality(n, level) * sd / math.sqrt(n)
+
+
+@cache  # all claims of a study ask for the same one
+def _noncentrality(n: int, level: float) -> float:
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
-    if n < 2:
-        return math.inf
     bar = float(t.ppf(1 - level / 2, n - 1))
     most = bar + 4 * max(bar, 1.0) + 10.0 / math.sqrt(n)  # beyond it the power is 1 in all but 1e-3 of studies
-    missed = brentq(lambda shift: float(nct.sf(bar, n - 1, shift)) - POWER, 0.0, most, xtol=1e-6)
-    return float(missed) * sd / math.sqrt(n)
+    return float(brentq(lambda shift: float(nct.sf(bar, n - 1, shift)) - POWER, 0.0, most, xtol=1e-6))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -98,17 +98,6 @@ def test_a_clock_that_goes_backwards_changes_no_number(few: Dataset, tmp_path: P
     assert run.status()["state"] == "done"
     assert run.provenance()["wall_seconds"] >= 0
     assert (run.metrics()["seconds"] >= 0).all()
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a disk of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", place], capture_output=True).returncode:
-        pytest.skip("this user may not mount a disk")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_runs_on_a_read_only_disk_are_read_and_a_training_there_is_a_sentence(

@@ -1,6 +1,6 @@
-"""A study of thirty trainings in which something is killed every twenty seconds, beside the same one left in peace.
+"""A study of thirty trainings in which something is killed every twenty seconds or so, beside the same one left in peace.
 
-    python benchmarks/kills.py      # some twenty minutes on two cores; writes kills.md
+    python benchmarks/kills.py      # most of an hour on two cores; writes kills.md
 
 kill -9 meets a kernel, the worker that executes a notebook, or the command itself, at random, until all trainings are evaluated and
 audited; the page that compares them is then made in peace. The command is called again until it ends well, as a user would. Weights, records, results and audits of both studies must be the same.
@@ -30,7 +30,7 @@ from robustlib.workbook.experiments.studies import parse_seeds
 
 METHODS = ("standard", "pgd_at", "trades")
 SMALL = ("arch=mlp", "epochs=30", "train_examples=128", "attack_steps=2")  # attack_steps is dropped where there is none
-EVERY, CALLS = 20.0, 60  # seconds between two kills; calls of the command before it is given up
+EVERY, CALLS = 20.0, 60  # seconds between two kills, in the mean; calls of the command before it is given up
 VARY = ("seconds", "started", "ended", "wall_seconds", "minutes")  # what may differ
 VARY += ("files",)  # digests of weights: safetensors writes its metadata in any order
 
@@ -48,17 +48,22 @@ def call(words: list[str], folder: Path, runs: int, draws: random.Random | None)
     killed = Counter[str]()
     with open(folder / "log.txt", "a") as log:
         running = subprocess.Popen(words, stdout=log, stderr=log)
-        following = time.monotonic() + EVERY
+        following = _soon(draws)
         while running.poll() is None:
             time.sleep(0.2)
             if draws and time.monotonic() >= following and done(folder / "reports") < runs:
-                following = time.monotonic() + EVERY
+                following = _soon(draws)
                 victims = {"command": [running.pid], **under_way(folder / "reports")}
                 who = draws.choice([name for name, pids in victims.items() if pids])
                 with suppress(ProcessLookupError):
                     os.kill(draws.choice(victims[who]), signal.SIGKILL)
                     killed[who] += 1
     return running.returncode, killed
+
+
+def _soon(draws: random.Random | None) -> float:
+    """When the next one is killed; at a regular beat what takes longer than it would never end."""
+    return time.monotonic() + EVERY * (draws.uniform(0.25, 1.75) if draws else 1.0)
 
 
 def done(reports: Path) -> int:
@@ -97,7 +102,8 @@ def study(folder: Path, seeds: str, draws: random.Random | None) -> tuple[dict[s
 def timeless(content: Any) -> Any:
     """A JSON value without times and digests."""
     if isinstance(content, dict):
-        return {name: timeless(part) for name, part in content.items() if name not in VARY}
+        kept = {name: part for name, part in content.items() if name not in VARY}
+        return {name: sorted(part) if name == "transfer" else timeless(part) for name, part in kept.items()}
     return [timeless(part) for part in content] if isinstance(content, list) else content
 
 

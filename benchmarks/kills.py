@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from side_by_side import markdown, write_report
 
 from robustlib.runs import Run, find_runs
-from robustlib.workbook.experiments.studies import parse_seeds
+from robustlib.workbook.experiments import parse_seeds
 
 METHODS = ("standard", "pgd_at", "trades")
 SMALL = ("arch=mlp", "epochs=30", "train_examples=128", "attack_steps=2")  # attack_steps is dropped where there is none

@@ -32,7 +32,9 @@ from robustlib.representation import features
 from robustlib.runs import save_weights
 from robustlib.threat import Threat
 from robustlib.training.loop import moving_average
+from robustlib.workbook.cli import SELDOM
 from robustlib.workbook.engines.batch import _status
+from robustlib.workbook.experiments.studies import MOST
 from robustlib.workbook.task import Task
 
 IMAGES, CLASSES, SIDE, FEW = 50_000, 1000, 224, 2048
@@ -41,8 +43,6 @@ GPUS, RUNS, EPOCHS = (10, 100, 1000), 10_000, 50
 EPOCH, EVALUATION = 10.0, 600.0  # seconds of PGD-AT on a GPU, and of what follows a training: aims, not measured here
 DISK = 2e9  # bytes a second that a shared file system takes: an assumption
 TICK = 0.5  # seconds between two looks at all statuses
-SELDOM = 9  # of robustlib.workbook.cli
-WATCHED = 5000  # tasks of one command, the most that it takes
 
 
 class Tiny(nn.Sequential):
@@ -134,7 +134,7 @@ class Costs:
 
 def measured(folder: Path) -> Costs:
     """The costs, measured on tasks, runs and a ResNet-18 in `folder`."""
-    waiting = [Task(Path("a.ipynb"), {}, folder / "tasks" / f"{k}.ipynb") for k in range(WATCHED)]
+    waiting = [Task(Path("a.ipynb"), {}, folder / "tasks" / f"{k}.ipynb") for k in range(MOST)]
     (folder / "tasks").mkdir()
     known: dict[Path, Any] = {}
     for task in waiting:
@@ -143,7 +143,7 @@ def measured(folder: Path) -> Costs:
     began = time.process_time()
     for task in waiting:
         _status(task, known)
-    look = (time.process_time() - began) / WATCHED
+    look = (time.process_time() - began) / MOST
     for task in waiting[:1000]:
         task.record(state="running")
     began = time.process_time()
@@ -185,7 +185,7 @@ def simulate(gpus: int, runs: int, costs: Costs, epochs: int = EPOCHS) -> dict[s
         0.0,
         0.0,
     )  # until when the command is busy; when the next index may be; seconds
-    last, tick = 0.0, min(runs, WATCHED) * costs.look + gpus * costs.look_running
+    last, tick = 0.0, min(runs, MOST) * costs.look + gpus * costs.look_running
     while events:
         now, gpu, run, epoch = heapq.heappop(events)
         last = max(last, now)

@@ -84,15 +84,17 @@ def test_whatever_write_the_power_fails_at_all_is_whole_and_goes_on(few: Dataset
 
 
 def test_a_clock_that_goes_backwards_changes_no_number(few: Dataset, tmp_path: Path, monkeypatch) -> None:
-    method = tiny("standard", epochs=2, arch="mlp_8", train_examples=64)
+    method = tiny("standard", epochs=4, arch="mlp_8", train_examples=64)
     undisturbed = train(method, few, tmp_path / "undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        counted(patch, 5)
+        counted(patch, 12)
         with pytest.raises(PowerCut):
             train(method, few, tmp_path / "runs")
     now, files = time.time, [*(tmp_path / "runs").rglob("*")]
     monkeypatch.setattr(time, "time", lambda: now() - 86_400)  # files are of tomorrow
     assert files
+    (begun,) = find_runs(tmp_path / "runs", finished=False)
+    assert 1 < len(begun.metrics()) < 5, "in mid-training"
     run = train(method, few, tmp_path / "runs")
     assert torch.equal(run.model("last").head.weight, undisturbed.model("last").head.weight)
     assert run.status()["state"] == "done"

@@ -195,11 +195,10 @@ def main() -> int:
         }
         for name in LIBRARIES
     ]
-    suffix = "" if device.type == "cpu" else f"_{device.type}"
     command = f"python benchmarks/attack_speed.py --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"PGD-{STEPS}, ResNet-18, batch {options.batch}, 32x32, eps 8/255: median of {options.rounds} interleaved rounds"
     parts = [markdown(rows), *left_out(MISSING)]
-    return write_report(f"attack_speed{suffix}.md", title, command, device, parts, claims(seconds, used, mean))
+    return write_report("attack_speed.md", title, command, device, parts, claims(seconds, used, mean))
 
 
 if __name__ == "__main__":

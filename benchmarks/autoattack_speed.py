@@ -234,8 +234,8 @@ def main() -> int:
     schedule = f"{options.steps} steps, {options.targets} targets, {options.queries} queries"
     title = f"AutoAttack, PGD-AT ResNet-18, {options.images} images of {dataset.name}, {dataset.threat}: {schedule}"
     command = "python benchmarks/autoattack_speed.py " + " ".join(sys.argv[1:])
-    suffix, parts = "" if device.type == "cpu" else f"_{device.type}", [markdown(rows), *left_out(MISSING)]
-    return write_report(f"autoattack_speed{suffix}.md", title, command.strip(), device, parts, claims(rows))
+    parts = [markdown(rows), *left_out(MISSING)]
+    return write_report("autoattack_speed.md", title, command.strip(), device, parts, claims(rows))
 
 
 if __name__ == "__main__":

@@ -64,8 +64,7 @@ def main() -> int:
         claims[f"a compiled epoch in bf16 takes at most {AIM:g} s, the aim for an H100 ({best:.1f} s)"] = best <= AIM
     command = f"python benchmarks/compiled_step.py --device {device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"A step of PGD-AT, plain and compiled: ResNet-18, batch {options.batch}, 32x32, ten attack steps"
-    suffix = "" if device.type == "cpu" else f"_{device.type}"
-    return write_report(f"compiled_step{suffix}.md", title, command, device, [markdown(rows)], claims)
+    return write_report("compiled_step.md", title, command, device, [markdown(rows)], claims)
 
 
 if __name__ == "__main__":

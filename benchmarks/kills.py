@@ -3,7 +3,9 @@
     python benchmarks/kills.py      # most of an hour on two cores; writes kills.md
 
 kill -9 meets a kernel, the worker that executes a notebook, or the command itself, at random, until all trainings are evaluated and
-audited; the page that compares them is then made in peace. The command is called again until it ends well, as a user would. Weights, records, results and audits of both studies must be the same.
+audited; the page that compares them is then made in peace. TRADES trains on a Ray cluster of two nodes, if the extra `ray` is
+installed: there all processes of a node may die, and another node comes. The command is called again until it ends well, as a user
+would. Weights, records, results and audits of both studies must be the same.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +33,41 @@ from robustlib.runs import Run, find_runs
 from robustlib.workbook.experiments import parse_seeds
 
 METHODS = ("standard", "pgd_at", "trades")
+ON_RAY = ("trades",) if find_spec("ray") else ()  # when disturbed
 SMALL = ("arch=mlp", "epochs=30", "train_examples=128", "attack_steps=2")  # attack_steps is dropped where there is none
-EVERY, CALLS = 20.0, 60  # seconds between two kills, in the mean; calls of the command before it is given up
+EVERY, CALLS = 20.0, 60  # seconds between two kills, in the mean; calls of a command before it is given up
 VARY = ("seconds", "started", "ended", "wall_seconds", "minutes")  # what may differ
-VARY += ("files",)  # digests of weights: safetensors writes its metadata in any order
 
 
-def command(method: str, seeds: str, folder: Path) -> list[str]:
-    """A command of the study, with its folders."""
+def command(method: str, seeds: str, folder: Path, address: str) -> list[str]:
+    """A command of the study, with its folders and, if there is one, its cluster."""
     settings = [word for one in SMALL if method != "standard" or "attack" not in one for word in ("--set", one)]
     places = ["--runs", folder / "runs", "--reports", folder / "reports"]
-    words = ["run", method, "--seeds", seeds, *settings, "--examples", "8", "--jobs", "2", *places]
+    engine = ["--engine", "ray", "--address", address] if address else []
+    words = ["run", method, "--seeds", seeds, *settings, "--examples", "8", "--jobs", "2", *engine, *places]
     return [sys.executable, "-m", "robustlib.workbook.cli", *map(str, words)]
 
 
-def call(words: list[str], folder: Path, runs: int, draws: random.Random | None) -> tuple[int, Counter[str]]:
+@contextmanager
+def ray_cluster(wanted: bool) -> Iterator[Any]:
+    """A head and another node on this machine, which take one task each; None if it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    try:
+        yield cluster
+    finally:
+        for node in (cluster.head_node, *cluster.worker_nodes):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def call(
+    words: list[str], folder: Path, runs: int, draws: random.Random | None, cluster: Any
+) -> tuple[int, Counter[str]]:
     """The command's exit code, and who was killed while it made so many `runs`."""
     killed = Counter[str]()
     with open(folder / "log.txt", "a") as log:
@@ -54,9 +78,13 @@ def call(words: list[str], folder: Path, runs: int, draws: random.Random | None)
             if draws and time.monotonic() >= following and done(folder / "reports") < runs:
                 following = _soon(draws)
                 victims = {"command": [running.pid], **under_way(folder / "reports")}
-                who = draws.choice([name for name, pids in victims.items() if pids])
+                who = draws.choice([name for name, pids in victims.items() if pids] + ["node"] * bool(cluster))
                 with suppress(ProcessLookupError):
-                    os.kill(draws.choice(victims[who]), signal.SIGKILL)
+                    if who == "node":
+                        cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
+                        cluster.add_node(num_cpus=1)
+                    else:
+                        os.kill(draws.choice(victims[who]), signal.SIGKILL)
                     killed[who] += 1
     return running.returncode, killed
 
@@ -89,11 +117,13 @@ def study(folder: Path, seeds: str, draws: random.Random | None) -> tuple[dict[s
     folder.mkdir(parents=True)
     began, calls, killed = time.monotonic(), 0, Counter[str]()
     for number, method in enumerate(METHODS, 1):
-        code, runs = 1, number * len(parse_seeds(seeds))
-        while code and calls < CALLS:
-            calls += 1
-            code, more = call(command(method, seeds, folder), folder, runs, draws)
-            killed += more
+        code, runs, most = 1, number * len(parse_seeds(seeds)), calls + CALLS
+        with ray_cluster(draws is not None and method in ON_RAY) as cluster:
+            words = command(method, seeds, folder, cluster.address if cluster else "")
+            while code and calls < most:
+                calls += 1
+                code, more = call(words, folder, runs, draws, cluster)
+                killed += more
         if code:
             raise SystemExit(f"{method} did not end well in {CALLS} calls; see {folder / 'log.txt'}")
     return {"calls": calls, "minutes": f"{(time.monotonic() - began) / 60:.1f}"}, killed

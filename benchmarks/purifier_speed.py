@@ -177,8 +177,7 @@ def main() -> int:
         return 0
     command = f"python benchmarks/purifier_speed.py --device {options.device} --batch {options.batch} --eot-batch {options.eot_batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"AToP: fine-tuning steps of {options.batch} images, gradients over {DRAWS} draws, their memory; median of {options.rounds} interleaved rounds"
-    suffix = "" if options.device.type == "cpu" else f"_{options.device.type}"
-    return write_report(f"purifier_speed{suffix}.md", title, command, options.device, tables, claims)
+    return write_report("purifier_speed.md", title, command, options.device, tables, claims)
 
 
 if __name__ == "__main__":

@@ -120,12 +120,14 @@ def write_report(
 ) -> int:
     """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold.
 
-    Where the environment variable ROBUSTLIB_BENCHMARKS names a folder, it is written there, and what is committed stays as it is.
+    The names of files measured on a GPU end in its type, and those of speeds on a CPU with AMX in "_amx": each kind is kept. Where the
+    environment variable ROBUSTLIB_BENCHMARKS names a folder, it is written there, and what is committed stays as it is.
     """
     verdicts = "\n".join(f"- {'holds' if ok else '**does not hold**'}: {claim}" for claim, ok in claims.items())
     text = f"# {title}\n\n`{command}` on {machine(device)}\n\n" + "\n".join(tables) + f"\n{verdicts}\n"
     print(text)
     folder = Path(os.environ.get(FOLDER) or Path(__file__).parent)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text(text)
+    kind = device.type if device.type != "cpu" else "amx" if "_speed" in file and processor().endswith("AMX") else ""
+    (folder / (file.replace(".md", f"_{kind}.md") if kind else file)).write_text(text)
     return 0 if all(claims.values()) else 1

@@ -109,8 +109,7 @@ def main() -> int:
     }
     command = f"python benchmarks/spectral_speed.py --arch {options.arch} --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"Rep-spectral's penalty: {options.arch}, 32x32, batch {options.batch}; median of {options.rounds} interleaved rounds"
-    suffix = "" if device.type == "cpu" else f"_{device.type}"
-    return write_report(f"spectral_speed{suffix}.md", title, command, device, [markdown(rows)], claims)
+    return write_report("spectral_speed.md", title, command, device, [markdown(rows)], claims)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,7 @@ def main() -> int:
     command = f"python benchmarks/training_speed.py{chosen} --device {options.device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"A training step of each method: ResNet-18, batch {options.batch}, 32x32, attacks of {STEPS} steps; median of {options.rounds} interleaved rounds"
     parts = [table(options.methods, found), words, f"{counts}\n"]
-    suffix = "" if device.type == "cpu" else f"_{device.type}"
-    return write_report(f"training_speed{suffix}.md", title, command, device, parts, claims(options.methods, found))
+    return write_report("training_speed.md", title, command, device, parts, claims(options.methods, found))
 
 
 if __name__ == "__main__":

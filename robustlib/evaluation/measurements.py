@@ -28,7 +28,10 @@ OnProgress = Callable[[Progress], None] | None
 TANGENT = Tangent(Threat("l2", 0.5))  # the radius has no part in a distance
 EXAMPLES = 100  # images whose distance is measured, unless told otherwise
 DIGITS = 6  # of a stored distance, in pixel units
-TIMED = 64  # images on which precisions are compared
+TIMED, COPIES = (
+    128,
+    4,
+)  # images on which precisions are compared; of each, where a step averages over draws of the model
 
 
 def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:
@@ -55,15 +58,20 @@ def protocol_of(run: Run) -> StochasticProtocol:
 
 
 def search_precision(run: Run, asked: str = "auto", images: Split | None = None, device: str = "auto") -> Precision:
-    """In which precision attacks on a run search: "32-true", "bf16-mixed", or "auto": as in its evaluation, before which the one that
-    is faster on the device (see `fastest_precision`)."""
+    """In which precision attacks on a run search: "32-true", "bf16-mixed", or "auto": as in its evaluation, before which the faster one."""
     if asked == "auto" and (results := run.results()):
         asked = results.get("precision", "32-true")
     where = resolve_device(device)
     if asked != "auto" or images is None:
         return resolve_precision(asked, where)
+    return faster_precision(run, images, where)
+
+
+def faster_precision(run: Run, images: Split, where: torch.device) -> Precision:
+    """The precision in which a search on so many images costs less on the device, by enough (see `fastest_precision`)."""
     model = run.model().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return fastest_precision(model, images.images[:TIMED].to(where).float() / 255)
+    few = images.images[:TIMED].to(where).float() / 255
+    return fastest_precision(model, few.repeat(COPIES if model.stochastic else 1, 1, 1, 1))
 
 
 def state_key(asked: Mapping[str, Any], device: torch.device) -> str:

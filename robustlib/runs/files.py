@@ -152,11 +152,16 @@ def parse_json(path: Path, data: bytes) -> Any:
 
 
 def save_weights(model: "nn.Module", path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes all parameters and buffers as safetensors, atomically."""
+    """Writes all parameters and buffers as safetensors, atomically; the same content is the same bytes."""
     from safetensors.torch import save
 
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    write_atomic(path, save(state, dict(metadata or {})))
+    data = save({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()})
+    size = 8 + int.from_bytes(data[:8], "little")
+    # The library writes metadata in any order, and what is judged by its digest would count as changed.
+    described = {"__metadata__": dict(sorted((metadata or {}).items())), **json.loads(data[8:size])}
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    write_atomic(path, len(header).to_bytes(8, "little") + header + data[size:])
 
 
 def load_weights(model: "nn.Module", path: Path, run: str = "", known: str = "") -> None:

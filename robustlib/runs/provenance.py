@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+# /proc/cpuinfo's flags, and what of a processor decides how fast convolutions are; the first that it has is told
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
 
 def provenance(device: torch.device, threads: int, command: str, numerics: Mapping[str, int]) -> dict[str, Any]:
     """The facts of a run that starts now; wall time and memory are added at its end. `git` is "" outside a checkout."""
@@ -41,10 +44,13 @@ def provenance(device: torch.device, threads: int, command: str, numerics: Mappi
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """The name of this machine's processor, and the best of UNITS that it has: several generations go by one name."""
     info = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*:\s*(.+)", info.read_text() if info.exists() else "", re.MULTILINE)
-    return name[1].strip() if name else platform.processor() or platform.machine()
+    said = info.read_text() if info.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)", said, re.MULTILINE)
+    units = [unit for flag, unit in UNITS.items() if re.search(rf"\b{flag}\b", said)]
+    called = name[1].strip() if name else platform.processor() or platform.machine()
+    return f"{called} with {units[0]}" if units else called
 
 
 def peak_memory_mb(device: torch.device) -> float:

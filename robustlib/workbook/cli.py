@@ -174,7 +174,8 @@ def _found(shared: Shared, files: Sequence[str]) -> str:
     places = [str(notebook("baselines")), shared.data_root, *files]
     needed = [] if shared.dry_run else [os.path.abspath(place) for place in places if place and os.path.exists(place)]
     made = [] if shared.dry_run else [shared.runs, shared.reports]
-    with out.status(f"asking {shared.engine}"):
+    own = shared.engine == "ray" and not (shared.address or os.environ.get("RAY_ADDRESS"))
+    with out.status("looking for a Ray cluster here, or starting one" if own else f"asking {shared.engine}"):
         kind = device_type(shared.engine, shared.device, made, needed, jobs=shared.jobs, **shared.settings)
     return "" if shared.engine == "local" and shared.gpus_per_task != 0 else kind
 

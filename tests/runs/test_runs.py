@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from export_reference import write_archive
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from robustlib.errors import InputError
@@ -299,6 +300,17 @@ def test_weights_of_another_run_or_of_a_training_that_diverged_are_refused(run):
     save_weights(model, run.path / "model.safetensors")
     with pytest.raises(InputError, match=r"holds a training that diverged \(.* is not finite\)"):
         run.model()
+
+
+def test_the_same_weights_are_the_same_bytes_and_any_reader_finds_them_and_their_facts(tmp_path):
+    model, facts = build_model("mlp", SimpleNamespace(**PARAMS["spec"])), {"epoch": "3", "run": "digits/one", "a": "b"}
+    for number in range(8):  # eight orders of three facts are the same once in 200 000
+        save_weights(model, tmp_path / f"{number}.safetensors", dict(sorted(facts.items(), reverse=number % 2 > 0)))
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata() == facts
+        for name, value in model.state_dict().items():
+            assert torch.equal(file.get_tensor(name), value), name
 
 
 @pytest.mark.parametrize("kills", range(1, 15))

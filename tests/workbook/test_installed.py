@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from robustlib.runs import find_runs
+from robustlib.runs import Run, find_runs, read_json
 from robustlib.workbook.experiments import lay_out, packaged
 from tests import ROOT
+from tests.workbook.test_notebooks import assert_shows, cells, pictures, text
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,30 @@ def test_the_wheel_trains_reports_and_lays_out_its_notebooks(installed: Path, tm
     assert "Notebooks: edited" in call("notebooks", "edited")
     names = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {path.name for path in (tmp_path / "edited").iterdir()} == names
-    tiny = ("--set", "arch=mlp", "--set", "epochs=1", "--set", "train_examples=64", "--examples", "8")
-    assert "Report: reports/index.html" in call("run", "standard", *tiny)
-    (run,) = find_runs(tmp_path / "runs")
+    tiny = [f"--set={change}" for change in ("arch=mlp_512", "epochs=4", "train_examples=512", "attack_steps=2")]
+    assert "Report: reports/index.html" in call("run", "trades", "--seeds", "1", *tiny, "--examples", "12")
+    (run,) = find_runs(tmp_path / "runs", method="trades", preset="digits")
     assert run.provenance()["git"] == "", "it is no clone"
-    assert str(installed) in (tmp_path / "reports" / "digits" / "compare.status.json").read_text(), (
-        "notebooks of the wheel"
-    )
-    assert "standard" in (tmp_path / "reports" / "index.html").read_text().lower()
+    pages = tmp_path / "reports" / "digits"
+    assert str(installed) in (pages / "compare.status.json").read_text(), "notebooks of the wheel"
+    assert "TRADES" in (tmp_path / "reports" / "index.html").read_text()
+    (page,) = pages.glob("trades-*.ipynb")
+    assert_shows_a_training_and_its_judgement(run, page)
+
+
+def assert_shows_a_training_and_its_judgement(run: Run, page: Path) -> None:
+    """baselines.ipynb, executed in a kernel."""
+    assert (run.finished, run.params()["seed"], run.results()["n"]) == (True, 1, 12)
+    signs = ["TRADES", "beta", "epoch 4/4", "worst case", "PGD(", "robustlib run trades"]
+    assert_shows(text(page), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
+    outputs = [output.get("data", {}) for cell in cells(page) for output in cell.outputs]
+    tables = [html for data in outputs if " · epoch " in (html := data.get("text/html", ""))]
+    assert [(html.count("<tr>"), html.startswith('<details class="code"><summary>')) for html in tables] == [(5, True)]
+    images = pictures(page)
+    assert len(images) == 11
+    assert run.changed == "arch=mlp_512, epochs=4, train_examples=512, attack_steps=2"
+    assert all(len(image["alt"]) > 40 and "\n" in image["csv"] for image in images)
+    assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
 
 
 def test_notebooks_that_are_there_stay_as_they_are(tmp_path: Path) -> None:

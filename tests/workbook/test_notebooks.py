@@ -1,4 +1,4 @@
-"""The notebooks: thin and inspectable; and they run, one of them by papermill as the README says."""
+"""The notebooks: thin and inspectable; and they run (test_installed.py executes one in a kernel)."""
 
 import ast
 import json
@@ -104,34 +104,6 @@ def page_of(task: Task) -> tuple[str, int]:
     perform(task)
     images = pictures(task.output)
     return text(task.output) + "".join(image["alt"] for image in images), len(images)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with baselines.ipynb executed by papermill's own command (out.ipynb) and its runs."""
-    place = tmp_path_factory.mktemp("trained")
-    parameters = {"method": "trades", "seed": "1", "test_examples": "12", "runs": str(place / "runs")}
-    options = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    options += ["-y", 'overrides: ["train_examples=512"]', "--no-progress-bar"]
-    options += ["-p", "arch", "mlp_512", "-p", "epochs", "4", "-p", "attack_steps", "2"]
-    command = [sys.executable, "-m", "papermill", FOLDER / "baselines.ipynb", place / "out.ipynb", *options]
-    subprocess.run(command, check=True, timeout=300)
-    return place
-
-
-def test_baselines_by_papermill(trained: Path) -> None:
-    (run,) = find_runs(trained / "runs", method="trades", preset="digits")
-    assert (run.finished, run.params()["seed"], run.results()["n"]) == (True, 1, 12)
-    signs = ["TRADES", "beta", "epoch 4/4", "worst case", "PGD(", "robustlib run trades"]
-    assert_shows(text(trained / "out.ipynb"), *signs, "apgd-t", "headline: ", "protocol: ", "15. ")
-    outputs = [output.get("data", {}) for cell in cells(trained / "out.ipynb") for output in cell.outputs]
-    tables = [html for data in outputs if " · epoch " in (html := data.get("text/html", ""))]
-    assert [(html.count("<tr>"), html.startswith('<details class="code"><summary>')) for html in tables] == [(5, True)]
-    images = pictures(trained / "out.ipynb")
-    assert len(images) == 11
-    assert run.changed == "arch=mlp_512, epochs=4, train_examples=512, attack_steps=2"
-    assert all(len(image["alt"]) > 40 and "\n" in image["csv"] for image in images)
-    assert list(read_json(run.path / "representation.json").values())[-1]["n"] == 500
 
 
 def test_a_parameter_that_a_notebook_does_not_have_stops_it_at_once(tmp_path: Path) -> None:

@@ -57,12 +57,20 @@ def ray_cluster(wanted: bool) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
     try:
+        add_node(cluster)
         yield cluster
     finally:
         for node in (cluster.head_node, *cluster.worker_nodes):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def add_node(cluster: Any) -> None:
+    """Another node; on a busy machine Ray may give one up before it has started."""
+    for last in (False, False, True):
+        with suppress(() if last else Exception):
+            cluster.add_node(num_cpus=1)
+            return
 
 
 def call(
@@ -82,7 +90,7 @@ def call(
                 with suppress(ProcessLookupError):
                     if who == "node":
                         cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
-                        cluster.add_node(num_cpus=1)
+                        add_node(cluster)
                     else:
                         os.kill(draws.choice(victims[who]), signal.SIGKILL)
                     killed[who] += 1

@@ -135,8 +135,8 @@ MUTANTS = (
     ),
     Mutant(
         "attacks/square.py",
-        "best[at] + 2 * eps",
-        "best[at] + 1 * eps",
+        "best + 2 * eps",
+        "best + 1 * eps",
         "Square's step is half as long",
         "attacks/trajectories",
     ),

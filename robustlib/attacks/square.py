@@ -48,18 +48,14 @@ class Square(IterativeAttack):
             rows = new.nonzero()[:, 0]  # a small square often lands where it changes nothing: no need to ask again
             if not len(rows):
                 continue
-            candidates, y = candidates[rows], batch.y[rows]
-            logits = oracle.fast_logits(candidates, self.votes)
+            asked, y = candidates[rows], batch.y[rows]
+            logits = oracle.fast_logits(asked, self.votes)
             value = margin(logits, y).nan_to_num(-torch.inf).to(loss.dtype)
-            before = loss[rows]
-            better = (value > before).view(-1, *[1] * (best.ndim - 1))
-            best[rows], loss[rows] = (
-                torch.where(better, candidates, best[rows]),
-                torch.where(value > before, value, before),
-            )
-            success = oracle.successes(candidates, logits, y)
+            risen = torch.zeros_like(new).index_copy(0, rows, value > loss[rows]).view(-1, *[1] * (best.ndim - 1))
+            best, loss[rows] = torch.where(risen, candidates, best), torch.maximum(loss[rows], value)
+            success = oracle.successes(asked, logits, y)
             if len(success):
-                x_adv[active[rows[success]]], stay = candidates[success], others(rows[success], len(active))
+                x_adv[active[rows[success]]], stay = asked[success], others(rows[success], len(active))
                 active, best, loss, batch, rng = active[stay], best[stay], loss[stay], batch[stay], rng[stay]
                 if not len(active):
                     break
@@ -81,10 +77,15 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
+def _places(x: Tensor, side: int, rng: ExampleRNG) -> list[Tensor]:
+    """The first row and the first column of a square at a random place of each image, (B, 1) both."""
+    free = (n - side + 1 for n in x.shape[2:])
+    return [(uniform * n).long()[:, None] for uniform, n in zip(rng.uniform(2).unbind(1), free, strict=True)]
+
+
 def _window(x: Tensor, side: int, rng: ExampleRNG) -> tuple[Tensor, ...]:
     """The index of the (B, C, side, side) pixels of a square at a random place of each image."""
-    places = (uniform * (n - side + 1) for uniform, n in zip(rng.uniform(2).unbind(1), x.shape[2:], strict=True))
-    rows, columns = (place.long()[:, None] + torch.arange(side, device=x.device) for place in places)
+    rows, columns = (first + torch.arange(side, device=x.device) for first in _places(x, side, rng))
     b, c = (torch.arange(n, device=x.device) for n in x.shape[:2])
     return b[:, None, None, None], c[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
 
@@ -96,11 +97,20 @@ def _stripes(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:
 
 def _linf_step(x: Tensor, best: Tensor, eps: float, share: float, rng: ExampleRNG) -> Tensor:
     """A square whose every channel goes to a random corner of the ball (algorithm 2)."""
-    at = _window(x, square_side(share, *x.shape[2:]), rng.fold_in(0))
-    candidates, signs = best.clone(), _signs(rng.fold_in(1).uniform(x.shape[1], 1, 1)).to(x.dtype)
-    square = (best[at] + 2 * eps * signs).clamp(0, 1)  # clipped, it ends on the ball's surface
-    candidates[at] = square.clamp(x[at] - eps, x[at] + eps)
-    return candidates
+    side, signs = square_side(share, *x.shape[2:]), _signs(rng.fold_in(1).uniform(x.shape[1], 1, 1)).to(x.dtype)
+    if 3 * side < x.shape[2]:  # else it is quicker to compute the whole image
+        at = _window(x, side, rng.fold_in(0))
+        candidates = best.clone()
+        candidates[at] = _corner(x[at], best[at], eps, signs)
+        return candidates
+    (rows, columns), ends = _places(x, side, rng.fold_in(0)), [torch.arange(n, device=x.device) for n in x.shape[2:]]
+    down, across = ((line >= first) & (line < first + side) for line, first in zip(ends, (rows, columns), strict=True))
+    return torch.where(down[:, None, :, None] & across[:, None, None, :], _corner(x, best, eps, signs), best)
+
+
+def _corner(x: Tensor, best: Tensor, eps: float, signs: Tensor) -> Tensor:
+    """Clipped, it ends on the ball's surface."""
+    return (best + 2 * eps * signs).clamp(0, 1).clamp(x - eps, x + eps)
 
 
 def _tiles(x: Tensor, eps: float, rng: ExampleRNG) -> Tensor:

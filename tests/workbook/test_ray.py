@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,14 @@ fit(tiny("standard", epochs=3), hardly_validated(load_dataset("digits")), root=w
 
 
 def test_a_node_that_dies_takes_its_task_only_which_ends_with_the_same_numbers(
-    cluster: Any, make: Notebook, tmp_path: Path, few: Any
+    cluster: Any, make: Notebook, tmp_path: Path, few: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
     mark, other, release = (tmp_path / name for name in ("mark", "other", "release"))
     meet = f"import pathlib, time\npathlib.Path(word).touch()\nwhile not pathlib.Path({str(release)!r}).exists():\n"
     pair = [make(meet + "    time.sleep(.1)", name="other", word=str(other)), make(TRAIN, word=str(tmp_path))]
-    nodes, seen = list[Any](), list[tuple[str, str]]()
+    nodes, seen, listed = list[Any](), list[tuple[str, str]](), list[Any]()
 
     def follow(statuses: list[dict[str, Any]]) -> None:
         seen.append((statuses[1]["state"], statuses[1]["reason"]))
@@ -117,6 +120,7 @@ def test_a_node_that_dies_takes_its_task_only_which_ends_with_the_same_numbers(
         if other.exists() and not nodes:  # which keeps the head busy
             nodes.append(cluster.add_node(num_cpus=1))
         elif mark.exists() and not release.exists():
+            listed.extend(ray.nodes())
             cluster.remove_node(nodes[0], allow_graceful=False)
             release.touch()
 
@@ -129,6 +133,13 @@ def test_a_node_that_dies_takes_its_task_only_which_ends_with_the_same_numbers(
         one, two = (each.model(which).state_dict() for each in (run, undisturbed))
         assert all(torch.equal(one[name], two[name]) for name in two)
     assert [row.seconds == 0 for row in run.metrics().itertuples()] == [True] + 3 * [False]
+
+    # one that dies between being listed and being asked
+    head = ray.get_runtime_context().get_node_id()
+    for of, answer in ((listed, "cpu"), ([node for node in listed if node["NodeID"] != head], "All nodes .* died")):
+        monkeypatch.setattr(ray, "nodes", lambda of=of: of)
+        with nullcontext() if of is listed else pytest.raises(InputError, match=answer):
+            assert device_type("ray", "auto") == answer
 
 
 DRIVER = """

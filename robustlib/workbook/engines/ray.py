@@ -44,15 +44,14 @@ def device_type(settings: Settings, device: str, folders: Sequence[Path], files:
     finally:
         for token in tokens:
             token.unlink(missing_ok=True)
-    for node, (missing, error, _) in zip(nodes, answers, strict=True):
-        name = node["NodeManagerAddress"]
+    for name, missing, error, _ in answers:
         if missing:
             place = missing.rpartition("/")[0] if missing.endswith(".token") else missing
             raise InputError(f"The Ray node {name} does not see {place}: put it in a folder that all nodes share.")
         if error:
             more = "" if share else " Tasks see the GPUs that --gpus-per-task asks for."
             raise InputError(f"The Ray node {name} says: {error}{more}")
-    types = {kind for _, _, kind in answers}
+    types = {kind for *_, kind in answers}
     if len(types) > 1:
         raise InputError(
             f"Some Ray nodes would train on {' and others on '.join(sorted(types))}: say --device and --precision."
@@ -60,14 +59,19 @@ def device_type(settings: Settings, device: str, folders: Sequence[Path], files:
     return types.pop()
 
 
-def _answers(ray: Any, nodes: Sequence[Any], found: Sequence[Any]) -> list[tuple[str, str, str]]:
+def _answers(ray: Any, nodes: Sequence[Any], found: Sequence[Any]) -> list[tuple[str, str, str, str]]:
+    """The address of each node and what it says; those that died meanwhile will not execute anything and are left out."""
     answers = []
     for node, reference in zip(nodes, found, strict=True):
         try:
-            answers.append(ray.get(reference))
+            answers.append((node["NodeManagerAddress"], *ray.get(reference)))
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            continue
         except ray.exceptions.RayError as error:
             said = f"The Ray node {node['NodeManagerAddress']} cannot run robustlib ({_short(error)})"
             raise InputError(f"{said}: install the same robustlib and Python on all nodes.") from error
+    if not answers:
+        raise InputError("All nodes of the Ray cluster that could run a task died while they were asked: start some.")
     return answers
 
 

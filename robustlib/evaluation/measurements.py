@@ -28,10 +28,8 @@ OnProgress = Callable[[Progress], None] | None
 TANGENT = Tangent(Threat("l2", 0.5))  # the radius has no part in a distance
 EXAMPLES = 100  # images whose distance is measured, unless told otherwise
 DIGITS = 6  # of a stored distance, in pixel units
-TIMED, COPIES = (
-    128,
-    4,
-)  # images on which precisions are compared; of each, where a step averages over draws of the model
+TIMED = 128  # images on which precisions are compared
+COPIES = 4  # of each, where a step averages over draws of the model
 
 
 def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") -> Split:

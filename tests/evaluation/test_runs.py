@@ -4,19 +4,23 @@ import json
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 import robustlib
 from robustlib.attacks import PGD
 from robustlib.audit import audit_run
 from robustlib.errors import InputError
 from robustlib.evaluation import aggregate, evaluate_run, has_new_sources, incomplete, leaderboard, protocols, summarise
+from robustlib.evaluation.measurements import faster_precision
 from robustlib.evaluation.runs import KIND
 from robustlib.models import Classifier
 from robustlib.models.reverse_attention import ReverseAttention
 from robustlib.runs import Run, write_json
+from tests.conftest import ConvNet
 
 
 @pytest.fixture
@@ -211,6 +215,17 @@ def test_a_reader_passes_few_functions_from_evaluate_run_to_a_forward_pass_under
     longest = max(paths, key=len)
     assert 0 < len(longest) <= 12, " > ".join(longest)
     assert len([name for name in longest if not name.startswith("attacks.")]) <= 8, "two of them share it among devices"
+
+
+@pytest.mark.parametrize(("stochastic", "count"), [(False, 20), (True, 80)])
+def test_precisions_are_compared_on_batches_as_a_search_has_them(digits, monkeypatch, stochastic, count):
+    model, asked = ConvNet(10, 1), []
+    model.stochastic = stochastic
+    measured = "robustlib.evaluation.measurements.fastest_precision"
+    monkeypatch.setattr(measured, lambda model, x: asked.append(len(x)) or "32-true")
+    images, where = digits.test.sample(20), torch.device("cpu")
+    assert faster_precision(SimpleNamespace(model=lambda: model), images, where) == "32-true"
+    assert asked == [count]
 
 
 @pytest.mark.usefixtures("hurried")

@@ -20,7 +20,7 @@ from robustlib.evaluation.runs import KIND
 from robustlib.models import Classifier
 from robustlib.models.reverse_attention import ReverseAttention
 from robustlib.runs import Run, write_json
-from tests.conftest import ConvNet
+from tests.conftest import Linear
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_reader_passes_few_functions_from_evaluate_run_to_a_forward_pass_under
 
 @pytest.mark.parametrize(("stochastic", "count"), [(False, 20), (True, 80)])
 def test_precisions_are_compared_on_batches_as_a_search_has_them(digits, monkeypatch, stochastic, count):
-    model, asked = ConvNet(10, 1), []
+    model, asked = Linear(10, (1, 8, 8)), []
     model.stochastic = stochastic
     measured = "robustlib.evaluation.measurements.fastest_precision"
     monkeypatch.setattr(measured, lambda model, x: asked.append(len(x)) or "32-true")

@@ -16,9 +16,10 @@ import torch
 
 from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
 from robustlib.audit import audit as audit_model
+from robustlib.audit import audit_run
 from robustlib.data import Dataset, Split, load_dataset
 from robustlib.errors import InputError
-from robustlib.evaluation import StochasticProtocol, measure_distances
+from robustlib.evaluation import StochasticProtocol, evaluate_run, measure_distances
 from robustlib.methods import METHODS, load_preset, make_method
 from robustlib.models import Classifier
 from robustlib.representation import metric_over_plane
@@ -360,9 +361,16 @@ def test_the_notebook_of_a_method_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("brief")
-def test_the_comparison(trained: Path, tmp_path: Path) -> None:
+def test_the_comparison(few: Dataset, tmp_path: Path) -> None:
+    changes = {"arch": "mlp_512", "epochs": 4, "train_examples": 512, "attack_steps": 2}
+    run = fit(make_method("trades", "digits", **changes), few, root=tmp_path / "runs", device="cpu", progress=False)
+    evaluate_run(run, few, n=12)
+    audit_run(run, few, n=12)
+
     def compare(**parameters: object) -> tuple[str, int]:
-        return page_of(Task(FOLDER / "compare.ipynb", {"runs": trained / "runs", **parameters}, tmp_path / "out.ipynb"))
+        return page_of(
+            Task(FOLDER / "compare.ipynb", {"runs": tmp_path / "runs", **parameters}, tmp_path / "out.ipynb")
+        )
 
     shown, drawn = compare()
     signs = ("1 runs", "trades", "worst case", "AutoAttack", "headline", "protocol", "what the study found")
@@ -370,7 +378,7 @@ def test_the_comparison(trained: Path, tmp_path: Path) -> None:
     assert "not audited" not in shown
     tagged = [c for c in cells(tmp_path / "out.ipynb") if "index" in c.metadata.get("tags", [])]
     assert drawn >= sum("image/png" in o.get("data", {}) for c in tagged for o in c.outputs) >= 5
-    assert {path.name for path in find_runs(trained / "runs")[0].path.iterdir()} >= {"features", "embeddings"}
+    assert {path.name for path in run.path.iterdir()} >= {"features", "embeddings"}
     assert compare(look_inside=False)[1] == 3, "the rest is compared"
     assert "Runs on digits are left out" in compare(dataset="mnist")[0]
-    assert "robustlib run --preset cifar10-short" in compare(preset="cifar10-short", runs=tmp_path)[0]
+    assert "robustlib run --preset cifar10-short" in compare(preset="cifar10-short", runs=tmp_path / "none")[0]

@@ -9,6 +9,7 @@ from pyautoattack import autopgd_base, fab_pt
 from torch import nn
 
 from robustlib.attacks import APGD, FAB, AutoAttack, Square, Threat, apgd, square
+from robustlib.attacks.square import _linf_step
 from robustlib.rng import ExampleRNG
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -203,3 +204,16 @@ def test_the_rand_version_is_the_published_one():
         "apgd-ce": APGD(threat, steps=100, objective="ce", eot=20),
         "apgd-dlr": APGD(threat, steps=100, objective="dlr", eot=20),
     }
+
+
+@pytest.mark.parametrize("side", range(1, 13))
+def test_a_square_is_one_and_each_channel_of_it_goes_to_a_corner(side):
+    x, rng = torch.full((6, 2, 12, 12), 0.5), ExampleRNG.for_examples(0, torch.arange(6))
+    moved = _linf_step(x, x, 0.1, (side / 12) ** 2, rng) - x
+    for image in moved:
+        there = image[0] != 0
+        assert (int(there.any(0).sum()), int(there.any(1).sum()), int(there.sum())) == (side, side, side**2)
+        assert torch.equal(image[1] != 0, there)
+        for channel in image:
+            assert (channel[there].abs() - 0.1).abs().max() < 1e-6
+            assert len(channel[there].sign().unique()) == 1

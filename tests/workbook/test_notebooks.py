@@ -116,6 +116,13 @@ def test_a_parameter_that_a_notebook_does_not_have_stops_it_at_once(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"], "nothing was trained"
 
 
+def test_papermill_executes_a_notebook_with_its_parameters(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "papermill", FOLDER / "compare.ipynb", tmp_path / "out.ipynb", "--no-progress-bar"]
+    command += ["-p", "runs", tmp_path / "none", "-p", "preset", "cifar10-short"]
+    subprocess.run(command, check=True, timeout=300)
+    assert_shows(text(tmp_path / "out.ipynb"), "robustlib run --preset cifar10-short")
+
+
 def test_injected_parameters_are_those_that_were_declared() -> None:
     declared, own = "beta: float = None  # a weight\noverrides: list = []", "# Parameters\nbeta = 3.0\n"
     check_cells([declared, "%matplotlib inline", own, "# Parameters of mine\nepoch = 1 + 1"])

@@ -55,12 +55,17 @@ TWO := --jobs 2 --gpus-per-task 0.5 # small trainings, which share a GPU where t
 
 INSTALL = $(if $(UV),$(UV),$(BIN)/uv) pip install --python $(BIN)/python
 
+# What compiles itself at its first import (umap's functions take 16 CPU-seconds): once here, else in each of the first processes.
+COMPILE = @$(BIN)/python -W ignore -c 'import umap, torchvision, papermill, nbconvert, ipykernel.ipkernel, matplotlib.pyplot'
+
 $(VENV)/.workbook: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) --editable '.[workbook]'
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) --editable '.[workbook,test,docs]'
+	$(COMPILE)
 	@touch $@ $(VENV)/.workbook $(VENV)/.site
 
 $(VENV)/.site: pyproject.toml | $(VENV)/bin/python

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
 
+import robustlib.workbook  # noqa: E402,F401,I001  before nbformat, which it spares a second and a half
 import site_parts  # noqa: E402
 import site_reports  # noqa: E402
 from docutils.nodes import SkipNode  # noqa: E402

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, several workers: more threads only wait for each other
 
+import gc
 import tempfile
 
 os.environ["XDG_STATE_HOME"] = (
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import robustlib.workbook  # noqa: F401  before nbformat, which it spares a second and a half
 from robustlib.data import DATASETS, load_dataset
 from robustlib.data.sources import Arrays
 
@@ -29,6 +31,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for kernels and browsers begins first: the rest fills the time, and nothing long is left to the end."""
     items.sort(key=lambda item: "workbook" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -55,9 +56,14 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
 
 
+@cache  # and not at the top: each process of a run collects these tests, one runs them
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def imports(module: str) -> Iterator[tuple[str, int]]:
     """(imported module of robustlib, line) of each import, wherever it stands in the file."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(tree(MODULES[module])):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno} imports relatively: write the full name"
@@ -74,18 +80,21 @@ def part_of(module: str) -> str:
     return f"workbook.{rest[0]}" if package == "workbook" and rest else package
 
 
-ARROWS = [(m, t, f"{MODULES[m].relative_to(ROOT)}:{n}") for m in MODULES if m != "robustlib" for t, n in imports(m)]
+@cache
+def arrows() -> list[tuple[str, str, str]]:
+    """(importing module, imported one, place)."""
+    return [(m, t, f"{MODULES[m].relative_to(ROOT)}:{n}") for m in MODULES if m != "robustlib" for t, n in imports(m)]
 
 
 def test_arrows_point_downwards():
-    crossing = [(part_of(a), part_of(b), place) for a, b, place in ARROWS if part_of(a) != part_of(b)]
+    crossing = [(part_of(a), part_of(b), place) for a, b, place in arrows() if part_of(a) != part_of(b)]
     wrong = [f"{place}: {a} imports {b}" for a, b, place in crossing if LAYER[a] <= LAYER[b]]
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_circles():
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for a, b, _ in ARROWS:
+    for a, b, _ in arrows():
         graph[a].add(b)
     TopologicalSorter(graph).prepare()  # raises CycleError, with the modules of the circle
 
@@ -105,32 +114,38 @@ def test_imports_cost_what_is_needed_and_nothing_else():
     for program in (code, watcher):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.split() == []
+    import nbformat  # noqa: F401
+
+    assert sys.modules.get("rfc3987_syntax") is None, "jsonschema compiles a grammar for seconds, in each process"
 
 
 def test_functions_are_small():
     sizes = {
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(tree(file))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert not {place: lines for place, lines in sizes.items() if lines > 60}
     assert statistics.median(sizes.values()) <= 10
 
 
-CLASSES = {n.name: n for f in FILES for n in ast.parse(f.read_text()).body if isinstance(n, ast.ClassDef)}
+@cache
+def classes() -> dict[str, ast.ClassDef]:
+    """The package's, by name."""
+    return {node.name: node for file in FILES for node in tree(file).body if isinstance(node, ast.ClassDef)}
 
 
 def inherited(kind: ast.ClassDef) -> set[str]:
     """Documented methods of a class's bases in the package: an override need not say again what they say."""
-    bases = [CLASSES[b.id] for b in kind.bases if isinstance(b, ast.Name) and b.id in CLASSES]
+    bases = [classes()[b.id] for b in kind.bases if isinstance(b, ast.Name) and b.id in classes()]
     own = {n.name for base in bases for n in base.body if isinstance(n, Definition) and ast.get_docstring(n)}
     return own.union(*map(inherited, bases))
 
 
 def public(file: Path) -> Iterator[Definition]:
     """Public functions and classes of a module, and the public methods that its public classes introduce."""
-    for node in ast.parse(file.read_text()).body:
+    for node in tree(file).body:
         if isinstance(node, Definition) and not node.name.startswith("_"):
             yield node
             if isinstance(node, ast.ClassDef):
@@ -143,7 +158,7 @@ def test_public_names_have_docstrings():
         (file, node) for file in FILES for node in public(file) if ast.unparse(node.body[0]) != "..."
     ]  # protocols'
     bare = [f"{file.relative_to(ROOT)}:{n.lineno} {n.name}" for file, n in wanted if not ast.get_docstring(n)]
-    bare += [str(file.relative_to(ROOT)) for file in FILES if not ast.get_docstring(ast.parse(file.read_text()))]
+    bare += [str(file.relative_to(ROOT)) for file in FILES if not ast.get_docstring(tree(file))]
     assert not bare, "\n".join(bare)
 
 

@@ -281,11 +281,6 @@ def _guard(task: Task) -> None:
     os._exit(0)
 
 
-def without_grammars() -> None:
-    """Keeps jsonschema from compiling a grammar of web addresses, seconds for what no notebook needs."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-
-
 def main(spec: str) -> None:
     """The worker: executes the task in `spec` (JSON: notebook, parameters, output) and records how it ended."""
     notebook, parameters, output = json.loads(spec)
@@ -296,7 +291,6 @@ def main(spec: str) -> None:
     )  # Ray blocks them and shells ignore them, and kernels inherit it
     for number in numbers:
         signal.signal(number, signal.default_int_handler)
-    without_grammars()
     _guard(task)
     try:
         task.record(worker=os.getpid())

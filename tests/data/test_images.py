@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
-from torchvision.datasets import FakeData
 
 from robustlib.data import DATASETS, Dataset, Policy, dataset_of, images, load_dataset, load_images
 from robustlib.data.arrays import as_images
@@ -178,6 +177,8 @@ class Pairs:
 
 
 def test_data_sets_of_torchvision():
+    from torchvision.datasets import FakeData  # imports for seconds
+
     fake = FakeData(30, (3, 8, 8), 2)
     ds = Dataset.of(fake, test=1.0)
     assert np.array_equal(ds.test.images[4], np.asarray(fake[4][0]).transpose(2, 0, 1))

@@ -10,7 +10,6 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from robustlib.data import DATASETS, load_dataset, sources
@@ -35,6 +34,8 @@ def fake_mnist(root: Path, folder="MNIST") -> Path:
 
 def fake_cifar(monkeypatch, root: Path, classes=10, n=100) -> Path:
     """Files of the published layout, whose sums torchvision is told to expect."""
+    import torchvision  # seconds, in each process that collects tests, if it stood above
+
     make = torchvision.datasets.CIFAR10 if classes == 10 else torchvision.datasets.CIFAR100
     labels = {"labels" if classes == 10 else "fine_labels": [i % classes for i in range(n)]}
     folder = root / make.base_folder
@@ -195,7 +196,7 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
     def refuse(self):
         raise URLError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", refuse)
     sentence = r"Could not download 'cifar10' to .*no route to host.*Check the network"
     refused("cifar10", tmp_path / "new", sentence, download=True)
 
@@ -217,7 +218,7 @@ def test_imagenette_is_downloaded_and_its_published_folder_preferred(tmp_path, m
         assert (size, download) == ("160px", True)
         fake_imagenette(folder)
 
-    monkeypatch.setattr(torchvision.datasets, "Imagenette", fetch)
+    monkeypatch.setattr("torchvision.datasets.Imagenette", fetch)
     monkeypatch.setitem(sources.PUBLISHED, "imagenette", ((20,), (6,)))
     assert load_dataset("imagenette", root=tmp_path, download=True).num_classes == 2
     write_jpegs(folder / "train" / "n09999999", 10, (160, 160))
@@ -285,7 +286,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch, miniatures):
         assert md5 == "90528d7ca1a48142e341f4ef8d21d0de"
         fake_tiny(Path(root))
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
     ds = load_dataset("tiny-imagenet", root=tmp_path, download=True)
     assert (ds.image_shape, ds.class_names, sizes(ds)) == ((3, 64, 64), ("goldfish", "n02"), [16, 4, 8])
     assert ds.test.labels.tolist() == [0] * 4 + [1] * 4

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +36,7 @@ STEPS = {  # steps that are to be those of one process: the settings of a method
 LATER = {"claf": -2, "arrest": -1, "atop": -1, "bss": -1}  # the stage; of others it is the first
 
 
+@cache
 def few():
     digits = load_dataset("digits")
     return replace(digits, val=digits.val.sample(20))

@@ -17,14 +17,13 @@ import torch
 from robustlib.errors import InputError
 from robustlib.runs import Run, read_json
 from robustlib.workbook.engines import device_type, run_all
-from robustlib.workbook.task import Task, without_grammars
+from robustlib.workbook.task import Task
 from tests import ROOT
 from tests.methods.test_own_method import OWN
 from tests.training_fixtures import tiny, train
 from tests.workbook import wait_for
 from tests.workbook.notebooks import WAIT, Notebook, maker, outputs
 
-without_grammars()
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
 

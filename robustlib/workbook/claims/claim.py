@@ -2,17 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import pandas as pd
 
 from robustlib.errors import InputError, check_fields, check_known, shown
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run
 from robustlib.workbook.claims.measures import measure_of, source_of
 
+T = TypeVar("T")
 Key = tuple[str, int]  # a variant and a seed
 SIGNED = ("growth/", "metrics/", "overfitting/", "overstated/", "unseen/price")  # may be compared with zero
 
@@ -111,12 +114,21 @@ def by_variant(runs: Iterable[Run]) -> dict[Key, Run]:
 class ReadOnce(Run):
     """A run whose files are read and checked once, while claims ask for each of them many times."""
 
-    known: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+    known: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def _once(self, what: str, read: Callable[[], T]) -> T:
+        if what not in self.known:
+            self.known[what] = read()
+        return cast(T, self.known[what])
 
     def read(self, name: str) -> dict[str, Any]:
-        if name not in self.known:
-            self.known[name] = super().read(name)
-        return self.known[name]
+        return self._once(name, partial(super().read, name))
+
+    def params(self) -> dict[str, Any]:
+        return self._once("parameters", super().params)
+
+    def metrics(self) -> pd.DataFrame:
+        return self._once("metrics", super().metrics)
 
 
 @dataclass(frozen=True)

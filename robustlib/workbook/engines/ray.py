@@ -15,7 +15,7 @@ from robustlib.errors import InputError, explained
 from robustlib.runs import write_atomic
 from robustlib.workbook.engines import process
 from robustlib.workbook.engines.settings import HIDDEN, Settings
-from robustlib.workbook.task import INTERRUPTED, UNDER_WAY, Status, Task, without_grammars
+from robustlib.workbook.task import INTERRUPTED, UNDER_WAY, Status, Task
 
 PATIENCE = 10.0  # seconds for which a cluster may be silent, and what a dying worker has to say is waited for
 PULSE = 3.0  # seconds between two questions whether it is there
@@ -90,7 +90,6 @@ def _look(files: Sequence[str], device: str, gpus: bool) -> tuple[str, str, str]
 
 def _connect(address: str) -> Any:
     """The library, connected to the cluster at `address`, else at RAY_ADDRESS, else to one that it starts on this machine."""
-    without_grammars()
     with explained(ImportError, lambda _: "The ray engine needs ray: pip install 'robustlib[ray]'."):
         import ray
     if not ray.is_initialized():

@@ -55,8 +55,9 @@ TWO := --jobs 2 --gpus-per-task 0.5 # small trainings, which share a GPU where t
 
 INSTALL = $(if $(UV),$(UV),$(BIN)/uv) pip install --python $(BIN)/python
 
-# What compiles itself at its first import (umap's functions take 16 CPU-seconds): once here, else in each of the first processes.
-COMPILE = @$(BIN)/python -W ignore -c 'import umap, torchvision, papermill, nbconvert, ipykernel.ipkernel, matplotlib.pyplot'
+# What compiles itself when it is first used (umap's functions take 20 CPU-seconds): once here, else in each of the first processes.
+COMPILE = @$(BIN)/python -W ignore -c 'import matplotlib.pyplot, ipykernel.ipkernel, nbconvert, papermill, torch, torchvision; \
+	from robustlib.representation.embedding import embed; embed(torch.rand(99, 9), torch.rand(99, 9))'
 
 $(VENV)/.workbook: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) --editable '.[workbook]'

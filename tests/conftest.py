@@ -28,9 +28,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+FIRST = {"workbook", "test_devices.py", "test_pretend_gpu.py", "test_site.py"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for kernels and browsers begins first: the rest fills the time, and nothing long is left to the end."""
-    items.sort(key=lambda item: "workbook" not in item.path.parts)
+    """What is long, or waits for kernels and browsers, begins first: the rest fills the time, and nothing long is left to the end."""
+    items.sort(key=lambda item: FIRST.isdisjoint(item.path.parts))
 
 
 def pytest_collection_finish() -> None:

@@ -54,7 +54,8 @@ def feature_maps(runs: list[Run], dataset: Dataset, shown: int = SHOWN) -> Figur
     points = {title: tuple(one.points) for title, one in made.items()}
     notes = {title: one.trust for title, one in made.items()}
     labels = dataset.test.sample(shown).labels
-    return umap_atlas(points, labels, dataset.class_names, notes=notes, note=f"{attack!r}, {shown} test images")
+    note = f"{shown} test images, attacked by PGD-{attack.steps} on the cross-entropy, {attack.threat}"
+    return umap_atlas(points, labels, dataset.class_names, notes=notes, note=note)
 
 
 def _unpacked(run: Run, folder: Path) -> Run:

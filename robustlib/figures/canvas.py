@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+WIDTH = 8.0  # inches of every figure
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
 # Seaborn's colour-blind safe palette, with darker colours where its pink, yellow and sky blue fade on white
@@ -47,10 +48,10 @@ def style() -> Iterator[None]:
 
 
 def axes(columns: int = 1, *, rows: int = 1, height: float = 3.6) -> tuple["Canvas", list["Axes"]]:
-    """An empty figure, 8 inches wide, and its axes from left to right, row by row."""
+    """An empty figure, WIDTH inches wide, and its axes from left to right, row by row."""
     from matplotlib.figure import Figure as Canvas
 
-    fig = Canvas(figsize=(8.0, height))
+    fig = Canvas(figsize=(WIDTH, height))
     return fig, list(fig.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -90,6 +90,16 @@ ARROWS = 30  # at most, on one map: more would hide the points
 FEW = 12  # classes that colours and names on the map can still tell apart
 HEIGHTS = {1: 5.6, 2: 4.6, 3: 3.3}  # inches of a row of so many maps
 LETTER, LINE = 0.085, 0.15  # inches, of the name of a class
+AROUND = (
+    (0, 1),
+    (0, -1),
+    (1, 1),
+    (-1, 1),
+    (1, -1),
+    (-1, -1),
+    (1.5, 0),
+    (-1.5, 0),
+)  # where a name may stand from its class
 MANY = ("#56b4e9", "#d55e00")  # colours of clean and adversarial images where classes are too many
 ARROW: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "inches", "width": 0.013}
 ARROW |= {"headwidth": 5.5, "headlength": 6.5, "headaxislength": 6, "color": INK, "alpha": 0.55, "zorder": 6}
@@ -158,30 +168,35 @@ def _draw_map(axis: "canvas.Axes", sides: Arrays, labels: NDArray[Any], names: M
     axis.spines[:].set_visible(True)  # a map has no axes, only an edge
     axis.set_aspect("equal", adjustable="datalim")
     if len(names) <= FEW:
-        _name_classes(axis, {name: clean[labels == label] for label, name in names.items()}, HEIGHTS[columns])
+        groups = {name: clean[labels == label] for label, name in names.items()}
+        _name_classes(axis, groups, canvas.WIDTH / columns - 0.1, HEIGHTS[columns] - 1.1)
     arrows = np.concatenate([np.flatnonzero(labels == k)[: max(1, ARROWS // len(names))] for k in names])[:ARROWS]
     axis.quiver(*clean[arrows].T, *(adversarial - clean)[arrows].T, **ARROW)
 
 
-def _name_classes(axis: "canvas.Axes", groups: Mapping[str, NDArray[Any]], height: float) -> None:
-    """The name of each class at its centre, or as near as the names before it leave room."""
+def _name_classes(axis: "canvas.Axes", groups: Mapping[str, NDArray[Any]], width: float, height: float) -> None:
+    """The name of each class at its centre in a panel of so many inches, or as near as the names before it leave room."""
     from matplotlib.patheffects import withStroke
 
-    shifts = [(dx, dy) for far in (0.14, 0.3, 0.45) for dx in (0, far, -far) for dy in (far, -far)]  # inches
-    inch = np.ptp(axis.get_ylim()) / (height - 0.9)  # about: the layout is made when the figure is drawn
-    left, right = (end / inch for end in axis.get_xlim())
+    shifts = [(far * dx, far * dy) for far in (0.14, 0.3, 0.45, 0.6, 0.8) for dx, dy in AROUND]
+    # Both axes have one scale, that of the longer one in its share of the panel; the layout is made when the figure is drawn.
+    inch = max(np.ptp(axis.get_xlim()) / width, np.ptp(axis.get_ylim()) / height)
+    middle_x, middle_y = np.mean(axis.get_xlim()) / inch, np.mean(axis.get_ylim()) / inch
     taken: list[tuple[float, float, float]] = []  # x, y, half the width, in inches
 
-    def free(x: float, y: float, half: float) -> bool:
-        crossed = (abs(x - a) < half + other and abs(y - b) < LINE for a, b, other in taken)
-        return left < x - half and x + half < right and not any(crossed)
+    def hidden(x: float, y: float, half: float) -> float:
+        """How much would be covered, or cut at the edge: 0 is free."""
+        crossed = sum(max(0.0, half + b - abs(x - a)) for a, c, b in taken if abs(y - c) < LINE)
+        beyond = abs(x - middle_x) + half - width / 2, abs(y - middle_y) + LINE / 2 - height / 2
+        return crossed + sum(max(0.0, over) for over in beyond)
 
     form: dict[str, Any] = {"fontsize": 9, "weight": "bold", "color": INK, "zorder": 9, "ha": "center", "va": "center"}
     form |= {"path_effects": [withStroke(linewidth=3, foreground="white")], "textcoords": "offset points"}
     form |= {"arrowprops": {"arrowstyle": "-", "lw": 0.7, "color": INK, "shrinkA": 0, "shrinkB": 0}}
     for name, points in groups.items():
         (x, y), half = (value / inch for value in class_centre(points)), LETTER * len(name) / 2
-        dx, dy = next((shift for shift in shifts if free(x + shift[0], y + shift[1], half)), shifts[0])
+        costs = [hidden(x + dx, y + dy, half) for dx, dy in shifts]
+        dx, dy = shifts[costs.index(min(costs))]  # the nearest of the best
         taken.append((x + dx, y + dy, half))
         axis.annotate(name, class_centre(points), (72 * dx, 72 * dy), **form)
 

@@ -1,6 +1,13 @@
+"""Figures of feature spaces: what they show, and that names on maps can be read."""
+
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from robustlib import figures
 from tests.figures.conftest import ALL, CLASSES, MAP, POINT, heat
@@ -58,6 +65,23 @@ def test_names_of_near_classes_do_not_hide_each_other():
     figures.to_png(figure, dpi=60)
     boxes = [text.get_window_extent() for text in figure.fig.axes[0].texts]
     assert len({(box.y0, box.y1) for box in boxes}) == 3  # the widths hold the line to the class too
+
+
+@pytest.mark.parametrize("maps", [2, 3])
+def test_ten_names_in_a_crowd_that_is_wider_than_high_stand_apart(maps):
+    """Both axes have one scale, so the wider one decides how near the names are."""
+    y, draws = np.arange(500) % 10, np.random.default_rng(3)
+    points = (draws.normal(size=(10, 2)) * (3.6, 1.2))[y] + draws.normal(size=(500, 2))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    figure = figures.umap_atlas(dict.fromkeys("abc"[:maps], (points, points)), y, names, note="Ten classes.").fig
+    page = FigureCanvasAgg(figure)
+    page.draw()
+    for axis in figure.axes:
+        for text in axis.texts:
+            text.update_positions(page.get_renderer())
+        boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the lines to their classes
+        assert not [pair for pair in itertools.combinations(boxes, 2) if Bbox.intersection(*pair)]
+        assert all(axis.get_window_extent().x0 < box.x0 < box.x1 < axis.get_window_extent().x1 for box in boxes)
 
 
 def test_the_boundary_lies_where_the_decision_changes_and_colours_are_shared():

@@ -39,7 +39,8 @@ def panels(runs: list[Run]) -> tuple[Figure, Figure]:
     """Robustness curves of each method's first seed (with the interval of its images), and all runs' trade-off."""
     first = {run.params()["title"]: run for run in reversed(runs)}
     curves = {title: pd.DataFrame(first[title].results()["curve"]) for title in sorted(first)}
-    return robustness_curves(curves, threat_eps=runs[0].params()["threat"]["eps"]), trade_off(leaderboard(runs))
+    table = leaderboard(runs).drop(columns="minutes")  # on several machines, some beside other work
+    return robustness_curves(curves, threat_eps=runs[0].params()["threat"]["eps"]), trade_off(table)
 
 
 def feature_maps(runs: list[Run], dataset: Dataset, shown: int = SHOWN) -> Figure:

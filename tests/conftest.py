@@ -12,7 +12,9 @@ os.environ["XDG_STATE_HOME"] = (
 )  # what a user trusts, and what is known of runs, is no business of tests
 
 import signal
+import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import robustlib.workbook  # noqa: F401  before nbformat, which it spares a second and a half
+from robustlib.attacks import AutoAttack
+from robustlib.audit import audit
 from robustlib.data import DATASETS, load_dataset
 from robustlib.data.sources import Arrays
 
@@ -105,6 +109,17 @@ def conv_net() -> nn.Module:
     for _ in range(5):
         model(torch.rand(64, 3, 8, 8) * 2)
     return model.eval()
+
+
+@pytest.fixture
+def brief_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations and audits of runs by short attacks, and curves of two points: what becomes of them counts, not how good they are."""
+    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=2, queries=4))
+    for name in ("EPS_MULTIPLES", "STEPS"):
+        monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
+    judge = sys.modules["robustlib.audit.audit"]
+    monkeypatch.setattr(judge, "audit", partial(audit, queries=4, noise=4, readouts=4, targets=1))
+    monkeypatch.setattr("robustlib.audit.attacks.RESTARTS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,15 @@
 import itertools
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from kills import differences
 
-from robustlib.attacks import AutoAttack
-from robustlib.audit import audit, audit_run
+from robustlib.audit import audit_run
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import evaluate_run
@@ -25,16 +22,6 @@ from tests.training_fixtures import tiny, train
 
 class PowerCut(BaseException):
     """Nothing that runs survives it."""
-
-
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short attacks: that they are kept counts here, not how good they are."""
-    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=2, queries=4))
-    for name in ("EPS_MULTIPLES", "STEPS"):
-        monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
-    short = partial(audit, queries=4, noise=4, readouts=4, targets=1)
-    monkeypatch.setattr(sys.modules["robustlib.audit.audit"], "audit", short)
 
 
 def whole(few: Dataset, root: Path) -> Run:
@@ -62,7 +49,7 @@ def counted(patch: pytest.MonkeyPatch, at: int = -1, after: bool = False) -> Cal
     return lambda: len(seen)
 
 
-@pytest.mark.usefixtures("brief")
+@pytest.mark.usefixtures("brief_protocol")
 @pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_whatever_write_the_power_fails_at_all_is_whole_and_goes_on(few: Dataset, tmp_path: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

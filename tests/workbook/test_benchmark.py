@@ -58,6 +58,7 @@ def call(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.usefixtures("brief_protocol")
 def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ("--dataset", "digits", "--examples", 6, "--name", "Ours")
     assert call("benchmark", "nets.py:build", "--weights", "net-*.pt", *common, "--dry-run") == 0

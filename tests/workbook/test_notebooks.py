@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from robustlib.attacks import FAB, AutoAttack, MinimumNorm, Threat
-from robustlib.audit import audit as audit_model
+from robustlib.attacks import FAB, MinimumNorm, Threat
 from robustlib.audit import audit_run
 from robustlib.data import Dataset, Split, load_dataset
 from robustlib.errors import InputError
@@ -146,22 +145,16 @@ def test_parameters_that_are_not_given_are_the_presets() -> None:
 
 
 @pytest.fixture
-def brief(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def brief(few: Dataset, brief_protocol: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short attacks, few validation images and no UMAP: that they are shown counts here, not how good they are."""
     monkeypatch.setattr(
         "robustlib.data.load_dataset", lambda name, **how: few if name == "digits" else load_dataset(name, **how)
     )
     tiny = StochasticProtocol(images=8, pgd_eot=(4, 8), autoattack=(4, 8), stadv=(4, 8), queries=40, votes=2, curve=8)
     monkeypatch.setattr("robustlib.evaluation.measurements.stochastic_protocol", lambda preset: tiny)
-    monkeypatch.setattr("robustlib.evaluation.protocols.AutoAttack", partial(AutoAttack, steps=5, queries=40))
     monkeypatch.setattr("robustlib.workbook.sections.EXAMPLES", 40)
-    for name in ("EPS_MULTIPLES", "STEPS"):  # of the curves
-        monkeypatch.setattr(f"robustlib.evaluation.runs.{name}", (0, 1))
-    judge = sys.modules["robustlib.audit.audit"]
-    monkeypatch.setattr(judge, "audit", partial(audit_model, queries=20, noise=20, readouts=8))
     for name in ("DRAWS", "EOT"):
-        monkeypatch.setattr(judge, name, 2)
-    monkeypatch.setattr("robustlib.audit.attacks.RESTARTS", 2)
+        monkeypatch.setattr(sys.modules["robustlib.audit.audit"], name, 2)
     monkeypatch.setattr("robustlib.representation.embedding._umap", lambda u, start, _: start.copy())
     monkeypatch.setattr("robustlib.representation.metric_over_plane", partial(metric_over_plane, steps=9))
 

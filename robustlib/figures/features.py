@@ -90,16 +90,8 @@ ARROWS = 30  # at most, on one map: more would hide the points
 FEW = 12  # classes that colours and names on the map can still tell apart
 HEIGHTS = {1: 5.6, 2: 4.6, 3: 3.3}  # inches of a row of so many maps
 LETTER, LINE = 0.085, 0.15  # inches, of the name of a class
-AROUND = (
-    (0, 1),
-    (0, -1),
-    (1, 1),
-    (-1, 1),
-    (1, -1),
-    (-1, -1),
-    (1.5, 0),
-    (-1.5, 0),
-)  # where a name may stand from its class
+# Where a name may stand from its class.
+AROUND = ((0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (1.5, 0), (-1.5, 0))
 MANY = ("#56b4e9", "#d55e00")  # colours of clean and adversarial images where classes are too many
 ARROW: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "inches", "width": 0.013}
 ARROW |= {"headwidth": 5.5, "headlength": 6.5, "headaxislength": 6, "color": INK, "alpha": 0.55, "zorder": 6}

@@ -35,8 +35,8 @@ Input = tuple[Tensor, dict[str, float]]  # images x' (B, C, H, W), and what the 
 class VAFT(AdversarialMethod):
     """min CE(f(x'), y) from a naturally trained model T, which stays beside it as a frozen teacher.
 
-    The gap to the teacher's clean features is monitored, not minimised: over the epochs on validation images (Zhou et al. 2025,
-    figure 1a). As AFD's released ARREST.py without its two flags, but with AFD's averaged weights (`ema=0`: without) and steps of its
+    Monitored, not minimised, are the gap to the teacher's clean features on training images ("gap") and, on validation images, that
+    between the model's own clean and attacked ones ("probe/...", figure 1a of Zhou et al. 2025). As AFD's released ARREST.py without its two flags, but with AFD's averaged weights (`ema=0`: without) and steps of its
     attack, 0.007 instead of 2/255, so that all rows are trained alike.
     """
 

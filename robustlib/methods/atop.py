@@ -56,7 +56,9 @@ class AToP(AdversarialMethod):
     sigma: NonNegative = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: ShareBelowOne = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: Maps | None = None  # maps of the GAN's purifier and discriminator; None: 24 (released), 12 below 16 pixels
+    width: Maps | None = (
+        None  # maps of the GAN's purifier (released: 24) and discriminator (64); None: 24 of both, 12 below 16 pixels
+    )
     embed_dim: Width | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
     classifier_epochs: Count = 100  # of the classifier, SGD with a cosine to 0
@@ -64,6 +66,7 @@ class AToP(AdversarialMethod):
     purifier_epochs: Count = 100  # of pre-training on clean images; the release starts from Places2 instead
     purifier_lr: NonNegative = 1e-4  # of pre-training, Adam
     fine_tune: bool = True  # adversarial training of the purifier; false stops after its pre-training
+    augment: str = "flip"  # of all stages: a purifier that sees crops learns to paint their black borders
     batch_size: int = 64  # released: 8, of 256 x 256 pixels
     epochs: int = 30  # of fine-tuning; released: 300 of 5 000 images
     lr: float = 1e-4  # of fine-tuning, Adam; the discriminator has the purifier's throughout

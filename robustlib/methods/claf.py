@@ -42,6 +42,7 @@ class CLAF(Contrastive):
     epochs: int = 200  # of contrastive learning, stages 1 and 2 together
     batch_size: int = 256
     lr: float = 0.05  # of encoder and projector, peak; the cosine of stages 1 and 2 together ends at a thousandth of it
+    schedule: str = "cosine"
     temperature: float = 0.07  # t of the contrastive loss
     aug_epochs: Whole = 60  # of stage 1: on augmented views alone
     adv_views: Annotated[int, "[0, 100]"] = 1  # adversarial views beside the two augmented ones; 0 for none

@@ -48,7 +48,7 @@ class Contrastive(AdversarialMethod):
     batch_size: int = 512
     lr: float = 0.5  # of pre-training, peak
     weight_decay: float = 1e-4  # of pre-training
-    schedule: str = "cosine"
+    schedule: str = "warm_up_cosine"  # of pre-training
     attack_steps: int = 5  # of the attack inside pre-training, where it has one
     augment: str = "simclr-weak"  # view of labelled images: resized crop and flip; digits: 1-pixel shift
     awp_gamma: NoAWP = 0.0  # no weights are perturbed
@@ -199,7 +199,9 @@ def project_views(model: Projected, views: Iterable[Tensor]) -> Tensor:
 class SupCon(Contrastive):
     """min E L_out over two augmented views (eq. 2), positives being all views of all images of the class; no attack in it.
 
-    Values of the release (HobbitLong/SupContrast) for CIFAR-10: batch 1024, learning rate 0.5, temperature 0.1, 1000 epochs.
+    Values of the release (HobbitLong/SupContrast) for CIFAR-10: batch 1024, temperature 0.1, 1000 epochs. Its loss is t/0.07 times
+    the paper's, with learning rate 0.5 and weight decay 1e-4: SGD takes the same steps on the paper's loss with t/0.07 times this
+    rate and 0.07/t of this decay.
     """
 
     name, title = "supcon", "SupCon"
@@ -209,6 +211,8 @@ class SupCon(Contrastive):
     labelled = True
 
     batch_size: int = 1024
+    lr: float = 0.714  # of pre-training, peak: 0.5 * 0.1 / 0.07
+    weight_decay: float = 7e-5  # of pre-training: 1e-4 * 0.07 / 0.1
     temperature: float = 0.1  # t of the contrastive loss
 
 
@@ -216,7 +220,8 @@ class SupCon(Contrastive):
 class SimCLR(Contrastive):
     """min E NT-Xent of two augmented views (eq. 1), the positive being the other view of the same image; no label, no attack.
 
-    Values as SupContrast's release runs it on CIFAR-10: batch 1024, learning rate 0.5 with SGD, temperature 0.5, 1000 epochs.
+    Values as SupContrast's release runs it on CIFAR-10 with SGD: batch 1024, temperature 0.5, 1000 epochs, and its learning rate 0.5
+    and weight decay 1e-4 as `SupCon` takes them over.
     """
 
     name, title = "simclr", "SimCLR"
@@ -225,6 +230,8 @@ class SimCLR(Contrastive):
     protocol = ""  # its paper attacks nothing
 
     batch_size: int = 1024
+    lr: float = 3.57  # of pre-training, peak: 0.5 * 0.5 / 0.07
+    weight_decay: float = 1.4e-5  # of pre-training: 1e-4 * 0.07 / 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +252,7 @@ class RoCL(Contrastive):
     weight_decay: float = 1e-6  # of pre-training
     attack_steps: int = 7  # of the attack inside pre-training
     attack_step_size: float | None = 0.007  # at 8/255
+    attack_batchnorm: Literal["eval"] = "eval"  # as released
     projection: tuple[int, ...] = (2048, 128)  # widths of the projection head
     regulariser: Annotated[float, "(0, inf]", "inf drops the term"] = 256.0  # lambda: NT-Xent(x', x2) is divided by it
 
@@ -280,6 +288,7 @@ class ACL(Contrastive):
     attacks = 2  # both views
 
     weight_decay: float = 1e-6  # of pre-training
+    attack_batchnorm: Literal["eval"] = "eval"  # as released
     projection: tuple[int, ...] = (512, 512)  # widths of the projection head
 
     def model_options(self) -> dict[str, Any]:

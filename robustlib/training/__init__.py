@@ -15,4 +15,5 @@ from robustlib.training.stages import (
     one_cycle,
     piecewise,
     step,
+    warm_up_cosine,
 )

@@ -33,6 +33,12 @@ def cosine(epochs: float, final: float = 0.0) -> Schedule:
     return lambda epoch: final + (1 - final) * (1 + math.cos(math.pi * min(epoch / epochs, 1.0))) / 2
 
 
+def warm_up_cosine(epochs: float) -> Schedule:
+    """The cosine to 0, multiplied by a factor that rises linearly from 0 to 1 in the first ten epochs, or a tenth of fewer than 100."""
+    fall, warm_up = cosine(epochs), min(10.0, epochs / 10)
+    return lambda epoch: min(epoch / warm_up, 1.0) * fall(epoch)
+
+
 def piecewise(points: Sequence[tuple[float, float]]) -> Schedule:
     """Linear between (epoch, factor) points; of two points at one epoch the later one holds from there on."""
 
@@ -53,7 +59,9 @@ def one_cycle(epochs: float, peak: float = 0.3) -> Schedule:
 
 
 #: Factories of schedules by name, as a method's hyper-parameters call them.
-SCHEDULES: dict[str, Callable[..., Schedule]] = {f.__name__: f for f in (constant, step, cosine, one_cycle, piecewise)}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    f.__name__: f for f in (constant, step, cosine, warm_up_cosine, one_cycle, piecewise)
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What papers and their released code publish, as literals: the defaults of a method are these, whatever presets say."""
 
 import pytest
+import torch
 
 from robustlib.methods import METHODS, make_method, parse_overrides
 
@@ -34,20 +35,20 @@ ancra: train_CIFAR10_ResNet.py: 120 epochs counted from 1, x 0.1 from 75, 90, 10
     alpha=1.0 ra_weight=2.0 negatives=random mining_from=10 @73.9:0.01 @74:0.001 @89:0.0001 @99:1e-05
 atop: configs/train.yaml and FT/cifar-miss-gau-adv
     sigma=0.25 missing=0.25 grid=8 cls_weight=0.05 gan_weight=1.0 lr=0.0001 purifier_lr=0.0001 attack_steps=1
-    attack_through=classifier recon_target=adversarial transform=rt2 purifier=gan @0:0.0001 @29.9:0.0001
-supcon: SupContrast's README: batch 1024, rate 0.5, t 0.1, 1000 epochs
-    batch_size=1024 epochs=1000 lr=0.5 temperature=0.1 projection=(512,128) weight_decay=0.0001
+    attack_through=classifier recon_target=adversarial transform=rt2 purifier=gan augment=flip @0:0.0001 @29.9:0.0001
+supcon: SupContrast's README: batch 1024, t 0.1, 1000 epochs, the cosine from epoch 10 on (its rate: see below)
+    batch_size=1024 epochs=1000 temperature=0.1 projection=(512,128) momentum=0.9 @0:0.0 @500:0.357 @1000:0.0
 simclr: SupContrast's README, t 0.5
-    batch_size=1024 epochs=1000 lr=0.5 temperature=0.5
+    batch_size=1024 epochs=1000 temperature=0.5 momentum=0.9 @0:0.0 @500:1.785 @1000:0.0
 rocl: RoCL's src: 7 steps of 0.007, t 0.5, lambda 256, projector 2048-128
     attack_steps=7 attack_step_size=0.007 temperature=0.5 regulariser=256.0 projection=(2048,128) batch_size=512
-    epochs=1000 lr=0.1 weight_decay=1e-06
+    epochs=1000 lr=0.1 weight_decay=1e-06 @0:0.0 @500:0.05
 acl: train_simCLR.py: 5 steps, t 0.5, batch 512, 1000 epochs; fine-tuning 25 epochs of TRADES
     tuning_epochs=25 tuning_lr=0.1 beta=6.0 attack_steps=5 temperature=0.5 batch_size=512 epochs=1000
-    weight_decay=1e-06
+    weight_decay=1e-06 @0:0.0 @500:0.25
 claf: main.py: 60 + 140 epochs, 5 refreshes by Adam at 1e-3, PGD-5, t 0.07, a last head for 100 epochs
     epochs=200 aug_epochs=60 refresh_passes=5 refresh_lr=0.001 attack_steps=5 temperature=0.07 batch_size=256 lr=0.05
-    weight_decay=0.0001 head_epochs=100 head_lr=0.001 adv_views=1 projection=(512,128) refresh=full new_head=True
+    weight_decay=0.0001 @0:0.05 @200:5e-05 head_epochs=100 head_lr=0.001 adv_views=1 projection=(512,128) refresh=full new_head=True
 rep_spectral: README and job_train_resnet: constant 0.01, 160 of 200 epochs of burn-in, lambda 0.01 every 24 updates
     epochs=200 burn_in=0.8 strength=0.01 cadence=24 operator=exact batch_size=1024 momentum=0.9 weight_decay=0.0001
     @0:0.01 @199:0.01
@@ -89,6 +90,23 @@ def test_values_and_learning_rates_are_the_published_ones(name):
     factor = method.lr_schedule()
     assert {key: getattr(method, key) for key in values} == values, source
     assert {epoch: method.lr * factor(epoch) for epoch in rates} == pytest.approx(rates), source
+
+
+@pytest.mark.parametrize("name", ["supcon", "simclr"])
+def test_sgd_steps_as_on_supcontrasts_multiple_of_the_loss(name):
+    method = make_method(name)
+    ours, theirs = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    recipe = method.optim([ours])
+    optimisers = {
+        ours: torch.optim.SGD([ours], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay),
+        theirs: torch.optim.SGD([theirs], 0.5, 0.9, weight_decay=1e-4),
+    }
+    for factor, (weight, optimiser) in zip((1.0, method.temperature / 0.07), optimisers.items(), strict=True):
+        for _ in range(4):
+            optimiser.zero_grad()
+            (factor * 1e-3 * weight**2).sum().backward()  # decay matters beside it
+            optimiser.step()
+    torch.testing.assert_close(ours - 1, theirs - 1, rtol=1e-3, atol=0.0)  # the rates are rounded
 
 
 @pytest.mark.parametrize("name", METHODS)

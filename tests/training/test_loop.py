@@ -16,7 +16,19 @@ from torch.nn import init
 from robustlib.data import load_dataset
 from robustlib.errors import InputError
 from robustlib.methods.baselines import Standard, clean_updates
-from robustlib.training import Loss, OptimizerSpec, Pass, Stage, cosine, loop, one_cycle, piecewise, step, validation
+from robustlib.training import (
+    Loss,
+    OptimizerSpec,
+    Pass,
+    Stage,
+    cosine,
+    loop,
+    one_cycle,
+    piecewise,
+    step,
+    validation,
+    warm_up_cosine,
+)
 from robustlib.training.loop import Training, moving_average
 from tests.accelerator import Launches
 from tests.conftest import hardly_validated
@@ -288,6 +300,8 @@ def test_cudnn_tries_its_algorithms_in_passes_and_not_in_validation(tmp_path, fe
     [
         (cosine(10, 0.1), {0: 1.0, 5: 0.55, 10: 0.1, 12: 0.1}),
         (step((4, 6), 0.1), {3.9: 1.0, 4: 0.1, 6.5: 0.01}),
+        (warm_up_cosine(1000), {0: 0.0, 5: 0.5 * 0.99993832, 10: 0.99975328, 500: 0.5, 1000: 0.0}),
+        (warm_up_cosine(40), {0: 0.0, 2: 0.5 * 0.99384417, 4: 0.97552826, 20: 0.5, 40: 0.0}),
         (one_cycle(10, 0.4), {0: 0.0, 2: 0.5, 4: 1.0, 7: 0.5, 10: 0.0}),
         (piecewise([(0, 1), (2, 1), (2, 0.5), (4, 0)]), {1: 1.0, 2: 0.5, 3: 0.25, 9: 0.0}),
     ],

@@ -12,15 +12,18 @@ that was exported before stays until it is made again. Afterwards:
 
 import argparse
 import io
+import json
 import shlex
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from side_by_side import markdown
 
+from robustlib.audit.audit import protocol_badge
 from robustlib.errors import InputError
 from robustlib.evaluation import leaderboard
 from robustlib.methods import load_preset
@@ -97,15 +100,23 @@ def _archive(runs: Sequence[Run], out: Path) -> list[Run]:
     for run in runs:
         names = (*FILES, *(["model.safetensors"] if run.path in whole else []))
         files = archives.setdefault(run.path.parent.name, {})
-        files |= {
-            f"{run.path.name}/{name}": data for name in names if (data := read_bytes(run.path / name)) is not None
-        }
+        files |= {f"{run.path.name}/{name}": data for name in names if (data := _content(run, name)) is not None}
     for old in out.glob("*.zip"):
         old.unlink()
     (out / "claims.csv").unlink(missing_ok=True)
     for method, files in archives.items():
         write_archive(out / f"{method}.zip", files)
     return [Run(out / run.path.parent.name / run.path.name) for run in runs]
+
+
+def _content(run: Run, name: str) -> bytes | None:
+    """A file of a run; in that of its audit, how far the paper's protocol overstates by today's name of that protocol."""
+    data = read_bytes(run.path / name)
+    audit = json.loads(data) if data and name == "audit.json" else {}
+    if "protocol" not in audit.get("badges", {}):
+        return data
+    audit["badges"]["protocol"] = protocol_badge(run.params(), run.results())
+    return (json.dumps(audit, indent=2) + "\n").encode()
 
 
 def _with_weights(runs: Sequence[Run]) -> list[Run]:
@@ -143,8 +154,6 @@ def describe(
     first, facts = copies[0].results(), [run.provenance() for run in copies]
     packages = "; ".join(_distinct(", ".join(f"{k} {v}" for k, v in fact["packages"].items()) for fact in facts))
     machines = "; ".join(_distinct(f"{fact['device_name']}, {fact['threads']} CPU thread(s) a run" for fact in facts))
-    rows = [row for row in first["rows"] if "@" not in row["attack"]]  # of a model with surrogates
-    protocols = [{"attack": attack_name(row["attack"]), "protocol": f"`{row['protocol']}`"} for row in rows]
     return f"""# Reference results: {load_preset(preset)["title"]}
 
 Made by these commands; do not edit by hand.
@@ -165,9 +174,9 @@ Weights of the epoch with the best validation accuracy (robust where the trainin
 
 {objections(board)}
 
-{_claims(judged)}The same attacks hit every run:
+{_claims(judged)}These attacks hit the runs:
 
-{markdown(protocols)}
+{markdown(_protocols(copies))}
 {_looks(copies)}`<method>.zip` holds the runs of a method; `robustlib list --runs reports/reference` lists them, and Python reads them like any others
 (`robustlib.runs.find_runs("reports/reference")`). Each run has `params.json`, `provenance.json` (with the command that repeats it), `metrics.jsonl` (an epoch a
 line), `results.json` (all accuracies of the best and of the last epoch, AutoAttack step by step, robustness curves),
@@ -175,6 +184,28 @@ line), `results.json` (all accuracies of the best and of the last epoch, AutoAtt
 measured, `distances.json` (adversarial distances, image by image), `unseen.json` (accuracy under unseen attacks) and
 `randomness.json` (of randomised models: draws counted apart, and fixed). {_weights(copies)}
 """
+
+
+def _protocols(copies: Sequence[Run]) -> list[dict[str, object]]:
+    """Each attack with its protocol, a row for each of several, and the methods whose runs met it."""
+    met: dict[str, dict[str, list[str]]] = {}
+    methods = [run.params()["method"] for run in copies]
+    for run, method in zip(copies, methods, strict=True):
+        for row in run.results()["rows"]:
+            if "@" not in row["attack"]:  # of a model with surrogates
+                met.setdefault(row["attack"], {}).setdefault(row["protocol"], []).append(method)
+    return [
+        {"attack": attack_name(attack), "protocol": f"`{protocol}`", "runs": _of_all(who, methods)}
+        for attack, protocols in met.items()
+        for protocol, who in protocols.items()
+    ]
+
+
+def _of_all(chosen: Sequence[str], methods: Sequence[str]) -> str:
+    """Which of all runs, each told by its method, these are: "all", "trades", "trades (2 of 3)"."""
+    some, every = Counter(chosen), Counter(methods)
+    named = [name if k == every[name] else f"{name} ({k} of {every[name]})" for name, k in sorted(some.items())]
+    return "all" if some == every else ", ".join(named)
 
 
 def _weights(copies: Sequence[Run]) -> str:
@@ -207,10 +238,13 @@ def _commands(copies: Sequence[Run], preset: str) -> str:
         if asked <= set(made) and {made[key].results()["n"] for key in asked} == {study.examples}:
             lines.append(f"robustlib study {study.name}")
             rest -= asked
-    for variant in dict.fromkeys(variant for variant, _ in sorted(rest)):
-        seeds = sorted(seed for name, seed in rest if name == variant)
+    trained = {key: made[key].params().get("precision") for key in rest}
+    for variant, precision in dict.fromkeys((variant, trained[variant, seed]) for variant, seed in sorted(rest)):
+        seeds = sorted(seed for name, seed in rest if name == variant and trained[name, seed] == precision)
         facts = made[variant, seeds[0]]
         options = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in facts.changes().items()]
+        usual = load_preset(preset).get("precision", "auto")
+        options += [f"--precision {precision}"] if usual not in ("auto", precision) else []
         n = facts.results()["n"]
         options += [f"--examples {n}"] if n != load_preset(preset)["test_examples"] else []
         call = ["robustlib run", facts.params()["method"], f"--preset {preset}", f"--seeds {','.join(map(str, seeds))}"]

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md from committed files: a picture, what the methods are, and ten rows of results.
+"""Writes the generated parts of README.md from committed files: a picture, what the methods are, and two short tables of results.
 
     python benchmarks/readme_tables.py            # rewrites README.md
     python benchmarks/readme_tables.py --check    # exit code 1 if it would change
@@ -31,6 +31,7 @@ ROWS = (
     "pgd_at",
     "trades",
     "mart",
+    "n_fgsm",
     "vaft",
     "afd",
     "ancra",
@@ -122,13 +123,15 @@ def methods(reference: Path = REFERENCE) -> str:
     return markdown(rows)
 
 
-def ten_rows(reference: Path = REFERENCE) -> str:
-    """The results of digits in short: the methods of ROWS, the numbers of COLUMNS."""
-    board = _board(reference, "digits")
+def in_short(preset: str, reference: Path = REFERENCE) -> str:
+    """The results of a preset in short: the methods of ROWS, the numbers of COLUMNS."""
+    board = _board(reference, preset)
+    board = board[board["method"].isin(ROWS)]
+    if board.empty:
+        return NONE_YET
     rows = [_method(board[board["method"] == name], name, COLUMNS) for name in ROWS if name in set(board["method"])]
-    return (
-        markdown([{key: cell for key, cell in row.items() if key != "minutes"} for row in rows]) if rows else NONE_YET
-    )
+    table = markdown([{key: cell for key, cell in row.items() if key != "minutes"} for row in rows])
+    return f"**{load_preset(preset)['title']}**: {_measured_on(board)}.\n\n{table}"
 
 
 def family(name: str, members: Sequence[str], reference: Path = REFERENCE) -> str:
@@ -153,16 +156,21 @@ def results(reference: Path = REFERENCE) -> str:
 
 def _preset(reference: Path, preset: str) -> str:
     board = _board(reference, preset)
-    number = _images(board.groupby(board["method"].map(lambda name: METHODS[name].title))["n"].max())
-    seeds = sorted(board.groupby("method").seed.nunique().unique())
-    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
-    several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
     order = [name for name in METHODS if name in set(board["method"])]
     measured = [attack for attack in ATTACKS if attack in board and board[attack].notna().any()]
     rows = [_method(board[board["method"] == name], name, measured) for name in order]
     link = f"[every run with its interval, and each attack's protocol](reports/reference/{preset}/README.md)"
-    head = f"**{load_preset(preset)['title']}**: {number}; {several}; {link}."
+    head = f"**{load_preset(preset)['title']}**: {_measured_on(board)}; {link}."
     return f"{head}\n\n{markdown(rows)}{_claims(reference, preset)}"
+
+
+def _measured_on(board: pd.DataFrame) -> str:
+    """On how many images, and over how many seeds."""
+    images = _images(board.groupby(board["method"].map(lambda name: METHODS[name].title))["n"].max())
+    seeds = sorted(board.groupby("method").seed.nunique().unique())
+    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[-1]}"
+    several = f"mean ± standard deviation over {span} seeds" if seeds[-1] > 1 else "one seed, with 95 % intervals"
+    return f"{images}; {several}"
 
 
 def _board(reference: Path, preset: str) -> pd.DataFrame:
@@ -264,7 +272,8 @@ def regenerate(text: str, parts: Mapping[str, str]) -> str:
 
 def parts() -> dict[str, str]:
     """All generated parts of the README, by name."""
-    return {"picture": features(REFERENCE, "cifar10-small"), "methods": methods(), "results": ten_rows()}
+    short = {f"results-{preset}": in_short(preset) for preset in ("cifar10-small", "digits")}
+    return {"picture": features(REFERENCE, "cifar10-small"), "methods": methods(), **short}
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ FAMILIES = {  # page of a method: who stands in its tables, and whose claims it 
     "afd": ("pgd_at", "vaft", "afkd", "arrest", "afd"),
     "ancra": ("trades", "ancra"),
     "atop": ("standard", "pgd_at", "atop"),
-    "baselines": ("standard", "pgd_at", "trades", "mart"),
+    "baselines": ("standard", "pgd_at", "trades", "mart", "fgsm_rs", "n_fgsm"),
     "claf": ("pgd_at", "supcon", "simclr", "rocl", "acl", "claf"),
     "rep_spectral": (
         *("standard", "rep_spectral", "ll_spectral", "cross_lipschitz", "barlow_spectral", "simclr_spectral"),

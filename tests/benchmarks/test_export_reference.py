@@ -27,14 +27,16 @@ from robustlib.workbook.experiments import Study
 from tests.training_fixtures import tiny, train
 
 
-def write_run(root: Path, method: str, seed: int, worst: int, **changes: Any) -> None:
+def write_run(
+    root: Path, method: str, seed: int, worst: int, precision: Any = "32-true", protocol: str = "PGD()", **changes: Any
+) -> None:
     """A finished, evaluated run as `fit` and `evaluate_run` leave it, without the training."""
     made = make_method(method, "digits", **changes)
-    params = run_params(made, load_dataset("digits"), "small_cnn", seed, "32-true")
+    params = run_params(made, load_dataset("digits"), "small_cnn", seed, precision)
     run = Run.of(params, root)
-    correct = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + 10}
+    correct = {"clean": 490, "fgsm": worst + 40, "pgd20": worst + (21 if seed else 10)}
     correct |= dict.fromkeys(("pgd50x10", "cw50", "autoattack", "worst"), worst)
-    fixed = {"eps": 0.2, "invalid": 0, "protocol": "PGD()"}
+    fixed = {"eps": 0.2, "invalid": 0, "protocol": protocol}
     rows = [{"attack": name, **fixed, **accuracy(k, 500)} for name, k in correct.items()]
     curve = [{"eps": eps, **accuracy(k, 500)} for eps, k in ((0, 490), (0.2, worst), (0.4, worst // 9))]
     results = {"n": 500, "split": "test", "checkpoint": "best", "threat": "Linf 0.2", "seed": 0, "rows": rows}
@@ -43,8 +45,8 @@ def write_run(root: Path, method: str, seed: int, worst: int, **changes: Any) ->
     provenance |= {"device_name": "a CPU", "threads": 1, "wall_seconds": 60.0}
     contents = {"params": params, "status": {"state": "done"}, "provenance": provenance, "results": results}
     if method == "trades":
-        protocol = {"verdict": "amber" if seed else "pass", "text": "The paper's protocol overstates by 4.2 points."}
-        badges = {"headline": {"verdict": "pass", "text": "14 checks found nothing."}, "protocol": protocol}
+        told = {"verdict": "red", "text": "Another protocol, which the method once named, overstates by 13 points."}
+        badges = {"headline": {"verdict": "pass", "text": "14 checks found nothing."}, "protocol": told}
         contents["audit"] = {"checks": [], "badges": badges}
     for name, content in contents.items():
         write_json(run.path / f"{name}.json", content)
@@ -87,8 +89,22 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "70.0 % (65.8–73.9)" in page
     assert "[trades](trades.zip)" in page
     assert "| ✓ pass | ▲ amber |" in page
-    assert "- **trades, protocol**: ▲ amber, seed 1: The paper" in page
+    assert "- **trades, protocol**: ▲ amber, seed 1: The paper's protocol (PGD-20) overstates by 4.2 points." in page
     assert "1 of 4 runs are not audited" in page
+
+
+def test_the_page_tells_precisions_and_attacks_that_only_some_runs_share(tmp_path, monkeypatch):
+    usual = {**export_reference.load_preset("digits"), "precision": "bf16-mixed"}
+    monkeypatch.setattr(export_reference, "load_preset", lambda preset: usual)
+    write_run(tmp_path / "runs", "standard", 0, 10)
+    for seed, precision, protocol in ((0, "32-true", "PGD()"), (1, "bf16-mixed", "PGD(precision='bf16')")):
+        write_run(tmp_path / "runs", "trades", seed, 350, precision=precision, protocol=protocol)
+    export_reference.export(tmp_path / "runs", "digits", tmp_path / "reference" / "digits")
+    page = (tmp_path / "reference" / "digits" / "README.md").read_text()
+    assert "run trades --preset digits --seeds 0 --precision 32-true --examples 500\n" in page
+    assert "run trades --preset digits --seeds 1 --examples 500\n" in page
+    assert "| PGD-20 | `PGD()` | standard, trades (1 of 2) |\n" in page
+    assert "| PGD-20 | `PGD(precision='bf16')` | trades (1 of 2) |\n" in page
 
 
 def test_of_some_presets_the_first_run_of_each_reported_method_keeps_its_weights(tmp_path, monkeypatch):
@@ -167,7 +183,8 @@ def test_tables_and_picture_of_exported_results(exported):
 
 
 def test_readme_has_some_rows_and_says_what_the_runs_say(exported, monkeypatch):
-    lines = readme_tables.ten_rows(exported.parent).splitlines()
+    head, _, *lines = readme_tables.in_short("digits", exported.parent).splitlines()
+    assert head.endswith(": 500 test images; mean ± standard deviation over 1 to 3 seeds.")
     assert lines[0] == "| method | clean | PGD-20 | AutoAttack | worst case | headline | protocol | seeds |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| Standard training", "| TRADES"]
     monkeypatch.setattr(readme_tables, "SAID", {"trades": ("Better.", {"robust-worst": "undecided"})})

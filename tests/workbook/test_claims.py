@@ -210,6 +210,17 @@ def test_relative_differences_and_all_kinds_of_measures(tmp_path: Path) -> None:
     assert "features of attack" in gather(gap, [run, than], [0]).missing[0], "gaps under two attacks make no pair"
 
 
+def test_a_pair_trained_in_two_precisions_says_so(tmp_path: Path) -> None:
+    runs = pairs_of_runs(tmp_path / "any", 0.03)[:4]
+    for run, precision in zip(runs, ("32-true", "bf16-mixed", "32-true", "32-true"), strict=True):
+        params = run.params()
+        finished_run(
+            tmp_path / "told", params["method"], params["seed"], {"results": run.results()}, precision=precision
+        )
+    notes = gather(claim(), find_runs(tmp_path / "told"), SEEDS).notes
+    assert notes == ("seed 0: trained in 32-true and in bf16-mixed",)
+
+
 def test_the_table_of_claims(tmp_path: Path) -> None:
     runs = pairs_of_runs(tmp_path, 0.03, measure="pgd20")
     write_json(runs[2].path / "audit.json", {"badges": {"headline": {"verdict": "red", "text": "7. black-box"}}})

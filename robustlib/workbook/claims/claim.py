@@ -13,7 +13,7 @@ import pandas as pd
 from robustlib.errors import InputError, check_fields, check_known, shown
 from robustlib.evaluation.metrics import t_interval
 from robustlib.runs import Run
-from robustlib.workbook.claims.measures import measure_of, source_of
+from robustlib.workbook.claims.measures import Pairs, measure_of, source_of
 
 T = TypeVar("T")
 Key = tuple[str, int]  # a variant and a seed
@@ -174,9 +174,17 @@ def gather(claim: Claim, runs: Iterable[Run] | Mapping[Key, Run], seeds: Sequenc
             except InputError as error:
                 reasons = [str(error).rstrip(".")]
         missing += [f"seed {seed}: {', '.join(reasons)}"] if reasons else []
-    notes = source.notes(pairs, claim.measure.partition("/")[2])
+    notes = [*source.notes(pairs, claim.measure.partition("/")[2]), *_precision_notes(pairs)]
     step = 1 / shared["images"] if source.fractions and not claim.relative and shared.get("images") else 0.0
     return Evidence(differences, len(seeds), tuple(missing), tuple(notes), step)
+
+
+def _precision_notes(pairs: Pairs) -> Iterable[str]:
+    """In which pairs the trainings differ in precision as well."""
+    for pair in pairs:
+        kinds = [str(run.params().get("precision")) for run in pair]
+        if len(set(kinds)) > 1:
+            yield f"seed {pair[0].params()['seed']}: trained in {' and in '.join(kinds)}"
 
 
 def _unfit(name: str, run: Run | None, setting: Any, shared: Mapping[str, Any], measure: str) -> str:

@@ -18,6 +18,7 @@ Of a stochastic model every example meets everything that its view does (see `co
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,11 +37,13 @@ from robustlib.errors import Count, InputError, Whole, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progress, Step, Views, concat_records, plan
 from robustlib.models.classifier import full_float32
+from robustlib.rng import forked
 from robustlib.runs import attack_names, digest, read_json, versions, write_json
 from robustlib.threat import Threat
 from robustlib.training.devices import Team, launch, relayed
 
 BATCH = 256
+LOOKED_AT = 8  # clean images on which a model is asked for answers and gradients
 DRAWS = 20  # of a stochastic model, for each adversarial example
 RESERVED = (CLEAN, "worst")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of what is no dataclass; another one in each process
@@ -127,10 +130,34 @@ def _records(
     schedule = AttackSchedule(model, split, *settings, progress if team.writes else None, team)
     with frozen_eval(model), full_float32():
         schedule.run([Step(CLEAN)])
+        if team.writes and suites[0] and not (surrogates or sources):
+            _warn_of_silence(model, split.images[:LOOKED_AT].float() / 255)
         first = split.images[:1].float() / 255
         for steps, after_all in plan(model, first, *suites, surrogates, sources, minimum) if len(split) else ():
             schedule.run(steps, after_all)
     return concat_records(schedule.frames)
+
+
+def _warn_of_silence(model: nn.Module, x: Tensor) -> None:
+    """Warns of a model whose robust accuracy would say nothing: it answers NaN, or no gradient reaches the images x (B, C, H, W)."""
+    with forked(x.device), torch.enable_grad():
+        images = x.clone().requires_grad_()
+        logits = model(images).float()
+        slope = None
+        if logits.requires_grad:
+            weights = torch.linspace(
+                1, 2, logits.shape[-1], device=x.device
+            )  # a plain sum of probabilities has no slope
+            (slope,) = torch.autograd.grad((logits * weights).sum(), images, allow_unused=True)
+    wrong = int((~logits.isfinite().flatten(1).all(1)).sum())
+    if wrong:
+        warnings.warn(
+            f"The model answers NaN or infinity on {wrong} of {len(x)} clean images: it is broken.", stacklevel=2
+        )
+    elif len(x) and (slope is None or not slope.any()):
+        says = "attacks that follow gradients leave them as they are, and what they leave right says nothing"
+        remedy = "take out what cuts the graph (no_grad, detach, rounding), or attack by queries (Square)"
+        warnings.warn(f"No gradient of the model reaches the images: {says}. Remedy: {remedy}.", stacklevel=2)
 
 
 def device_of(model: nn.Module, split: Split) -> torch.device:

@@ -217,9 +217,12 @@ class Run:
         return self.path / "evaluation"
 
     def provenance(self) -> dict[str, Any]:
-        """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command (quoted for a shell)."""
-        facts = self.read("provenance.json")
-        return facts | {"command": _quoted(str(facts["command"]))} if "command" in facts else facts
+        """What made it: versions of numbers and packages, device, threads, wall time, peak memory, command (quoted for a shell; it
+        evaluates on as many images as this run was)."""
+        facts, images = self.read("provenance.json"), None
+        with suppress(InputError):  # the training is known, whatever became of its evaluation
+            images = self.read("results.json").get("n")
+        return facts | {"command": _quoted(str(facts["command"]), images)} if "command" in facts else facts
 
     def results(self) -> dict[str, Any]:
         """The evaluation's summary (see `robustlib.evaluation.evaluate_run`); {} before it."""
@@ -333,12 +336,13 @@ class Run:
         files.write_atomic(self.path / name, frame.to_parquet(index=False), [self.path / old for old in outdates])
 
 
-def _quoted(command: str) -> str:
-    """One command of ours with each word quoted as a shell needs it, so that it can be copied; "" for anything else."""
+def _quoted(command: str, examples: int | None) -> str:
+    """One command of ours, with that many examples, and each word quoted as a shell needs it; "" for anything else."""
     try:
         words = shlex.split(command)
     except ValueError:
         words = []
+    words += ["--examples", str(examples)] if examples and "--examples" not in words else []
     return shlex.join(words) if words[:1] == ["robustlib"] else ""
 
 

@@ -241,7 +241,10 @@ def test_the_table_of_claims(tmp_path: Path) -> None:
     assert beside["these runs"].tolist() == ["1 of 8 seeds: +3.4 points", "–"]
     assert beside["p (Holm)"].tolist() == table["p (Holm)"].tolist(), "of what the study found"
     assert "seeds" not in "".join(beside.get("notes", [])), "that most seeds were not trained here is no news"
-    assert tables.claims(findings, findings)["these runs"][0] == f"✓ supported · {shown[0][1]}"
+    again = evaluate_claims([*claims, *(claim(name=str(k)) for k in range(30))], runs, SEEDS)
+    assert tables.claims(again, findings)["these runs"][0] == "the same", "though Holm has more claims to correct for"
+    other = evaluate_claims(claims, pairs_of_runs(tmp_path / "other", 0.05, measure="pgd20"), SEEDS)
+    assert tables.claims(other, findings)["these runs"][0].startswith("✓ supported · +5.0 points")
     assert not any("these runs" in tables.claims(findings, nothing) for nothing in (None, []))
     assert tables.claims([]).empty
 

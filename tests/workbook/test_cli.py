@@ -401,7 +401,7 @@ def test_a_method_of_ones_own_and_strangers_code(call, tmp_path: Path, monkeypat
     assert "of the clean loss" in page.read_text(), "the comment on its field"
     assert all(f"digits/{name}" in Path("reports/index.html").read_text() for name in (page.name, "compare.html"))
     repeat = shlex.split(run.provenance()["command"])
-    assert repeat[:3] == ["robustlib", "run", f"{own}:MixedAT"]
+    assert (repeat[:3], repeat[-2:]) == (["robustlib", "run", f"{own}:MixedAT"], ["--examples", "12"])
     assert "nothing: finished" in call(*command, "--dry-run")[1]
     own.write_text(OWN + "# another text\n")
     out = call(*command, "--dry-run")[1]

@@ -36,7 +36,7 @@ def claims(findings: Iterable[Any], reference: Sequence[Any] | None = None) -> p
         cells = {
             "claim": claim.text,
             STUDY: _found(told),
-            HERE: _here(finding),
+            HERE: _here(finding, told),
             "effect": _effect(finding),
             "verdict": _verdict(finding),
             "p (Holm)": f"{told.p:.3f}" if told.p >= 0.001 else "< 0.001",
@@ -73,8 +73,13 @@ def _found(finding: Any) -> str:
     return f"{_verdict(finding)} · {_effect(finding)}"
 
 
-def _here(finding: Any) -> str:
-    """What the runs at hand say, in a few words: "1 of 8 seeds: +2.0 points"."""
+def _here(finding: Any, told: Any) -> str:
+    """What the runs at hand say beside what is `told` of the claim, in a few words: "1 of 8 seeds: +2.0 points".
+
+    Where both have the same differences the verdicts may differ all the same: here fewer claims have runs, and Holm is stricter.
+    """
+    if finding is not told and finding.evidence.complete and finding.evidence.differences == told.evidence.differences:
+        return "the same"
     seen, wanted = len(finding.evidence.differences), finding.evidence.wanted
     if finding.evidence.complete:
         return _found(finding)

@@ -111,7 +111,8 @@ def test_imports_cost_what_is_needed_and_nothing_else():
     code = f"import sys, robustlib.attacks\nprint(*{{*{HEAVY.split()}, 'pandas', 'pyarrow'}} & {{*sys.modules}})\n"
     code += f"import {below}\nprint(*{{*{HEAVY.split()}}} & {{*sys.modules}})"  # pandas takes pyarrow
     watcher = "import sys, robustlib.workbook.task\nprint(*{'torch'} & {*sys.modules})"  # of a notebook, a process each
-    for program in (code, watcher):
+    teller = "import sys, robustlib.workbook.on_batches, robustlib.workbook.console\nprint(*{'torch'} & {*sys.modules})"
+    for program in (code, watcher, teller):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.split() == []
     import nbformat  # noqa: F401

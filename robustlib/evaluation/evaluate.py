@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
-from robustlib.attacks.inputs import check_attack, check_model
+from robustlib.attacks.inputs import check_attack, check_model, owned
 from robustlib.data import Split
 from robustlib.errors import Count, InputError, Whole, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
@@ -140,9 +140,9 @@ def _records(
 
 def _warn_of_silence(model: nn.Module, x: Tensor) -> None:
     """Warns of a model whose robust accuracy would say nothing: it answers NaN, or no gradient reaches the images x (B, C, H, W)."""
-    with forked(x.device), torch.enable_grad():
-        images = x.clone().requires_grad_()
-        logits = model(images).float()
+    with forked(x.device), torch.inference_mode(False), torch.enable_grad():
+        images = owned(x).requires_grad_()
+        logits = model(images.clone()).float()  # a model may change what it is given
         slope = None
         if logits.requires_grad:
             weights = torch.linspace(

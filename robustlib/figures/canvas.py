@@ -239,3 +239,10 @@ def mean_percent(mean: float | None, std: float | None) -> str:
 def signed(value: float, digits: int = 1) -> str:
     """A difference with its sign, "+2.4" or "−2.4"."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def clock(seconds: float) -> str:
+    """0:41, 12:05 or 3:12:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

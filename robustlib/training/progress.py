@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from robustlib.figures.canvas import clock
+
 ACCURACIES = {"clean_val": "clean", "robust_val": "PGD-10"}  # absent where nothing was validated
 ROWS = 60  # of the table; of longer trainings it shows every second, third, … epoch, and the last
 
@@ -69,13 +71,6 @@ def epoch_table(name: str, rows: Sequence[Row], total: int) -> str:
     opened = " open" if rows[-1]["epoch_total"] < total else ""
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n" if epochs else ""
     return f'<details class="code"{opened}><summary>{escape(line)}</summary>\n{table}{notes}</details>'
-
-
-def clock(seconds: float) -> str:
-    """0:41, 12:05 or 3:12:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _losses(rows: Sequence[Row]) -> list[str]:

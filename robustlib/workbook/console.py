@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich import box
@@ -17,13 +17,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from robustlib.errors import printable
-from robustlib.evaluation import Progress, leaderboard
-from robustlib.evaluation.reference import Comparison
+from robustlib.figures.canvas import clock
 from robustlib.runs import Run
-from robustlib.training.progress import clock
 from robustlib.workbook import tables
-from robustlib.workbook.claims import Claim, evaluate_claims
-from robustlib.workbook.experiments import Job
+from robustlib.workbook.task import Training
+
+if TYPE_CHECKING:  # these import torch, for seconds, and `status` is a command that people repeat
+    from robustlib.evaluation import Progress
+    from robustlib.evaluation.reference import Comparison
+    from robustlib.workbook.claims import Claim
+    from robustlib.workbook.experiments import Job
 
 STATES = {"done": "green", "running": "cyan", "queued": "dim", "interrupted": "yellow"}  # any other state is red
 COLOURS = {"pass": "green", "amber": "yellow", "red": "red", "n/a": "dim"}  # of verdicts
@@ -52,14 +55,18 @@ def table(frame: pd.DataFrame, title: str = "") -> Group:
     return Group(*([_text(title, "bold")] if title else []), drawn)
 
 
-def claims_table(claims: Sequence[Claim], runs: Sequence[Run], seeds: Sequence[int]) -> Group:
+def claims_table(claims: "Sequence[Claim]", runs: Sequence[Run], seeds: Sequence[int]) -> Group:
     """What these runs say of the claims of their study, without columns for which a terminal has no room."""
+    from robustlib.workbook.claims import evaluate_claims
+
     runs = [run for run in runs if not run.damage]
     return table(tables.claims(evaluate_claims(claims, runs, seeds)).drop(columns=["source", "compared"]), "Claims")
 
 
 def results_table(runs: Sequence[Run]) -> Group | str:
     """The main numbers of those runs that are finished, evaluated and not damaged."""
+    from robustlib.evaluation import leaderboard
+
     board = leaderboard(run for run in runs if not run.damage and run.finished)
     if board.empty:
         return "No run was evaluated."
@@ -96,7 +103,7 @@ def audit_table(audit: Mapping[str, Any], title: str) -> Group:
     return Group(_text(title, "bold"), drawn, *badges)
 
 
-def reference_table(comparison: Comparison) -> Group:
+def reference_table(comparison: "Comparison") -> Group:
     """Our AutoAttack beside the authors' own."""
     rows = []
     for name, own in {"ours": "ours", "the authors'": "theirs"}.items():
@@ -108,7 +115,7 @@ def reference_table(comparison: Comparison) -> Group:
     return Group(table(frame, "The authors' package on the same images"), Text(words))
 
 
-def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
+def plan_table(jobs: "Sequence[Job]", rerun: bool) -> Table:
     """What `--dry-run` shows: every training, where it would go, and what would be done."""
     drawn = _empty("training", "epochs", "run directory", "to do")
     for job in jobs:
@@ -126,10 +133,10 @@ def plan_table(jobs: Sequence[Job], rerun: bool) -> Table:
     return drawn
 
 
-def progress_line(console: Console, status: Status) -> Callable[[Progress], None]:
+def progress_line(console: Console, status: Status) -> "Callable[[Progress], None]":
     """Shows the progress of an evaluation in a status line, and its notes on lines of their own."""
 
-    def show(progress: Progress) -> None:
+    def show(progress: "Progress") -> None:
         name = " · ".join(filter(None, (progress.attack, progress.component, progress.surrogate)))
         left = "" if progress.eta is None else f", {clock(progress.eta)} left"
         status.update(_text(f"{name}: {progress.done} of {progress.total} images{left}"))
@@ -140,7 +147,7 @@ def progress_line(console: Console, status: Status) -> Callable[[Progress], None
 
 
 @contextmanager
-def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+def job_monitor(console: Console, jobs: Sequence[Training]) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
     """Shows how jobs stand, for `run_all` to call with the statuses of all: a live table on a terminal, else lines."""
     printed: dict[str, tuple[str, float]] = {}  # by job: its last line and when it was printed
 
@@ -164,7 +171,7 @@ def job_monitor(console: Console, jobs: Sequence[Job]) -> Iterator[Callable[[Seq
         yield print_news
 
 
-def _on_one_screen(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]], lines: int) -> Table | Group:
+def _on_one_screen(jobs: Sequence[Training], statuses: Sequence[dict[str, Any]], lines: int) -> Table | Group:
     """The jobs' table; of more jobs than `lines` those that run, then those that ended badly, and how many there are of each state."""
     order = ["running", *(state for state in STATES if state not in ("running", "queued", "done")), "queued", "done"]
     ranks = [order.index(s["state"]) if s["state"] in order else 0.5 for s in statuses]
@@ -176,7 +183,7 @@ def _on_one_screen(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]], line
     return Group(drawn, Text(f"of {len(jobs)}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common())))
 
 
-def jobs_table(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> Table:
+def jobs_table(jobs: Sequence[Training], statuses: Sequence[dict[str, Any]]) -> Table:
     """How jobs stand: state, epoch and accuracies so far, the time that they took, and about what is left of their trainings."""
     drawn = _empty("training", "state", "now", "elapsed", "left", overflow="ellipsis")
     for job, status in zip(jobs, statuses, strict=True):
@@ -185,7 +192,7 @@ def jobs_table(jobs: Sequence[Job], statuses: Sequence[dict[str, Any]]) -> Table
     return drawn
 
 
-def activity(job: Job, status: dict[str, Any]) -> str:
+def activity(job: Training, status: dict[str, Any]) -> str:
     """What a job is doing: its epoch while it trains, with the accuracies that were last measured; why it ended, if not well."""
     if status["state"] != "running":
         return "" if status["state"] == "done" else str(status.get("reason", ""))
@@ -198,7 +205,7 @@ def activity(job: Job, status: dict[str, Any]) -> str:
     return " · ".join([f"epoch {rows[-1]['epoch_total']}/{job.epochs}", *parts])
 
 
-def _rows(job: Job, status: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(job: Training, status: dict[str, Any]) -> list[dict[str, Any]]:
     """The metrics of the training that is under way; none where there are only those of an earlier one."""
     file, began = job.run.path / "metrics.jsonl", datetime.fromisoformat(status["started"]).timestamp()
     try:
@@ -208,7 +215,7 @@ def _rows(job: Job, status: dict[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
-def _left(job: Job, status: dict[str, Any]) -> str:
+def _left(job: Training, status: dict[str, Any]) -> str:
     """What is left of a training at the pace of its last epochs; the evaluation after it is not in it."""
     rows = _rows(job, status) if status["state"] == "running" else []
     paces = [row["seconds"] for row in rows if row.get("seconds")][-5:]

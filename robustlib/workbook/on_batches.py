@@ -11,7 +11,7 @@ from robustlib.errors import InputError
 from robustlib.workbook.options import Reports, out
 
 if TYPE_CHECKING:
-    from robustlib.workbook.experiments import Job
+    from robustlib.workbook.task import Training
 
 
 def status(
@@ -61,11 +61,10 @@ def cancel(
     out.print(f"Asked to stop, which takes seconds: {'; '.join(job.name for job in chosen)}.")
 
 
-def _known(reports: Path) -> tuple[list["Job"], list[dict[str, Any]]]:
+def _known(reports: Path) -> tuple[list["Training"], list[dict[str, Any]]]:
     """The trainings whose pages are below `reports`, and their statuses: those under way first, then by name."""
     from robustlib.runs import Run
-    from robustlib.workbook.experiments import Job
-    from robustlib.workbook.task import UNDER_WAY, Task
+    from robustlib.workbook.task import UNDER_WAY, Task, Training
 
     known = []
     for file in reports.rglob("*.status.json"):
@@ -73,7 +72,7 @@ def _known(reports: Path) -> tuple[list["Job"], list[dict[str, Any]]]:
         try:
             said = task.status()
             about = said["about"]
-            job = Job(Run(Path(about["run"])), task, str(about["name"]), int(about["epochs"]))
+            job = Training(Run(Path(about["run"])), task, str(about["name"]), int(about["epochs"]))
         except (InputError, KeyError, TypeError, ValueError):  # damaged, of an older version, or a comparison
             continue
         known.append((said["state"] not in UNDER_WAY, job.name, job, said | _forsaken(said)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from robustlib.errors import InputError, check_known, check_path, explained, typed
-from robustlib.runs import digest, read_json, write_json
+from robustlib.runs import Run, digest, read_json, write_json
 from robustlib.runs.lock import held, take
 
 Status = dict[str, Any]
@@ -110,6 +110,16 @@ class Task:
         status = self.status()
         recorded = tuple(status.get(name) for name in ("state", "source", "output"))
         return recorded == ("done", _digest(self.notebook), _digest(self.output))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: its run directory, the notebook that does it, its name and its number of epochs."""
+
+    run: Run
+    task: Task
+    name: str
+    epochs: int
 
 
 def _digest(file: Path) -> str:

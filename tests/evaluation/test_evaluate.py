@@ -99,6 +99,31 @@ def test_the_judge_keeps_its_own_images_and_modes(model, split, mode):
     assert 0.1 < accuracies(records)["worst"] < accuracies(records)["clean"] - 0.1
 
 
+class Cut(torch.nn.Module):
+    def __init__(self, model, forward):
+        super().__init__()
+        self.model, self.change = model, forward
+
+    def forward(self, x):
+        return self.change(self.model, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (torch.no_grad()(lambda model, x: model(x)), "No gradient of the model reaches the images"),
+        (lambda model, x: model((x * 16).round() / 16), "No gradient of the model reaches the images"),
+        (lambda model, x: model(x) * float("nan"), "NaN or infinity on 8 of 8 clean images"),
+    ],
+)
+def test_a_model_of_which_robust_accuracy_says_nothing_is_warned_of(model, split, forward, said):
+    few = split.sample(16)
+    with pytest.warns(UserWarning, match=said):
+        evaluate(Cut(model, forward), few, {"pgd": PGD(THREAT, 2)})
+    evaluate(Cut(model, forward), few, {})  # nothing is claimed, nothing is said
+    evaluate(Cut(model, lambda model, x: model(x) * 1.0), few, {"pgd": PGD(THREAT, 2)})
+
+
 def test_what_is_wrong_already_is_not_attacked(model, split):
     wrong = replace(split, labels=torch.where(split.indices % 3 == 0, 1 - split.labels, split.labels))
     plain, part = Fake(), Fake()

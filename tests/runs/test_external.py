@@ -97,9 +97,7 @@ def test_it_is_evaluated_audited_listed_and_read_back(factory, digits, tmp_path)
     assert other != run, "other weights are another run"
     assert other == Run.from_model(factory, digits, name="Our Ünet", root=tmp_path / "runs"), "without weights too"
     assert other.params()["about"]["said"] == ["No weights were given: it is as its factory makes it."]
-    command = (
-        "robustlib benchmark .*nets.py:build --dataset digits --weights .*w.pt --name 'Our Ünet' --threat linf:0.2 --examples 16"
-    )
+    command = "robustlib benchmark .*nets.py:build --dataset digits --weights .*w.pt --name 'Our Ünet' --threat linf:0.2 --examples 16"
     assert re.fullmatch(command, run.provenance()["command"])
     renewed = Run.from_model(
         factory, digits, weights=tmp_path / "w.pt", name="Our Ünet", root=tmp_path / "runs", rerun=True

@@ -28,7 +28,7 @@ from robustlib.workbook.claims import Claim, variant_of
 from robustlib.workbook.engines import execute
 from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, findings_by_preset, first_seed
 from robustlib.workbook.tables import claims_by_preset
-from robustlib.workbook.task import Task, check
+from robustlib.workbook.task import Task, Training, check
 
 PASSED_ON = ("preset", "dataset", "data_root", "runs", "device", "precision", "rerun")  # of the options, to notebooks
 Waiting = Mapping[str, tuple[Run, str]]
@@ -59,13 +59,9 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training to be: its run directory, the notebook that does it, its number of epochs, what to know before it starts."""
+class Job(Training):
+    """One training to be, and what to know before it starts."""
 
-    run: Run
-    task: Task
-    name: str
-    epochs: int
     advice: Sequence[str] = ()  # see Method.advice
 
     @property

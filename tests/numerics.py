@@ -41,6 +41,7 @@ TINY: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     **{name: {"attack_steps": 1} for name in ("fgsm_rs", "n_fgsm")},
     **{name: {"arch": "mlp_512"} for name, kind in METHODS.items() if issubclass(kind, Regularised)},
+    "simclr": {"weight_decay": 1e-4},  # more than its own, which a run so short does not feel
     "acl": {"lr": 0.005},  # with two BatchNorms of so few images rounding grows
     "atop": {  # it must learn
         **{"attack_steps": 1, "train_examples": 300, "purifier_epochs": 3, "repeats": 4, "sigma": 0.1, "width": 6},

@@ -35,6 +35,19 @@ def steps(precision: str, batch: int, device: torch.device, compiled: bool) -> t
     return work, first
 
 
+def epoch(seconds: float, batch: int) -> float:
+    """Seconds of an epoch, of those that STEPS steps take."""
+    return seconds / STEPS * EXAMPLES / batch
+
+
+def claims(seconds: Mapping[str, float], batch: int) -> dict[str, bool]:
+    """What is promised on a GPU of the seconds of STEPS steps, with what was measured: a sentence -> whether it holds."""
+    gains = {p: seconds[f"{p} plain"] / seconds[f"{p} compiled"] for p in PRECISIONS}
+    said = {f"compiled steps are faster in {p} ({gain:.2f} times as fast)": gain > 1 for p, gain in gains.items()}
+    best = epoch(seconds["bf16 compiled"], batch)
+    return said | {f"a compiled epoch in bf16 takes at most {AIM:g} s, the aim for an H100 ({best:.1f} s)": best <= AIM}
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -46,25 +59,19 @@ def main() -> int:
         for way, compiled in WAYS.items()
     }
     seconds = alternate({name: work for name, (work, _) in made.items()}, options.rounds, device)
-    epochs = {name: value / STEPS * EXAMPLES / options.batch for name, value in seconds.items()}
     rows: list[Mapping[str, object]] = [
         {
             **{"precision": precision, "way": way, "first step, seconds": f"{made[f'{precision} {way}'][1]:.1f}"},
             **{"step, ms": f"{seconds[f'{precision} {way}'] / STEPS * 1000:.1f}"},
-            "epoch, seconds": f"{epochs[f'{precision} {way}']:.1f}",
+            "epoch, seconds": f"{epoch(seconds[f'{precision} {way}'], options.batch):.1f}",
         }
         for precision in PRECISIONS
         for way in WAYS
     ]
-    claims: dict[str, bool] = {}
-    if device.type == "cuda":  # on a CPU a trial decides, so nothing is promised
-        gains = {p: seconds[f"{p} plain"] / seconds[f"{p} compiled"] for p in PRECISIONS}
-        claims = {f"compiled steps are faster in {p} ({gain:.2f} times as fast)": gain > 1 for p, gain in gains.items()}
-        best = epochs["bf16 compiled"]
-        claims[f"a compiled epoch in bf16 takes at most {AIM:g} s, the aim for an H100 ({best:.1f} s)"] = best <= AIM
+    said = claims(seconds, options.batch) if device.type == "cuda" else {}  # on a CPU a trial decides
     command = f"python benchmarks/compiled_step.py --device {device} --batch {options.batch} --rounds {options.rounds} --threads {options.threads}"
     title = f"A step of PGD-AT, plain and compiled: ResNet-18, batch {options.batch}, 32x32, ten attack steps"
-    return write_report("compiled_step.md", title, command, device, [markdown(rows)], claims)
+    return write_report("compiled_step.md", title, command, device, [markdown(rows)], said)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def slices(data_root: str, runs: Path, rehearse: bool = False) -> list[Slice]:
     """All slices in order; a rehearsal has the same commands, with TINY options behind the real ones."""
     python, extra = sys.executable, TINY if rehearse else {}
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "gpu_checks.py")]
-    found = [Slice("gpu_checks", 4.0, "17 tests, most with small trainings; compilations", tests)]
+    found = [Slice("gpu_checks", 4.0, "18 tests, most with small trainings; compilations", tests)]
     for name, (minutes, why, options) in TABLES.items():
         given = f"--device cuda {options}".split()
         if name == "autoattack_speed":

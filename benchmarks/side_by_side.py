@@ -19,6 +19,7 @@ from robustlib.models import build_model
 from robustlib.runs.provenance import processor
 
 FOLDER = "ROBUSTLIB_BENCHMARKS"  # the environment variable that `write_report` asks
+KEPT = "<!-- kept -->"  # what stands below it in a page was added by hand
 CIFAR = SimpleNamespace(num_classes=10, image_shape=(3, 32, 32), mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 
 
@@ -115,13 +116,20 @@ def markdown(rows: list[Mapping[str, object]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]) + "\n"
 
 
+def kept(page: Path) -> str:
+    """The part of a page that a script which writes it anew leaves as it is: KEPT and all below it, or nothing."""
+    _, marker, below = (page.read_text() if page.exists() else "").partition(KEPT)
+    return f"\n{marker}{below}" if marker else ""
+
+
 def write_report(
     file: str, title: str, command: str, device: torch.device, tables: list[str], claims: Mapping[str, bool]
 ) -> int:
     """Prints the report, writes it beside the benchmark, and returns 1 if a claim does not hold.
 
     The names of files measured on a GPU end in its type, and those of speeds on a CPU with AMX in "_amx": each kind is kept. Where the
-    environment variable ROBUSTLIB_BENCHMARKS names a folder, it is written there, and what is committed stays as it is.
+    environment variable ROBUSTLIB_BENCHMARKS names a folder, it is written there, and what is committed stays as it is. Of a page that
+    is there already, what stands below KEPT is kept.
     """
     verdicts = "\n".join(f"- {'holds' if ok else '**does not hold**'}: {claim}" for claim, ok in claims.items())
     text = f"# {title}\n\n`{command}` on {machine(device)}\n\n" + "\n".join(tables) + f"\n{verdicts}\n"
@@ -129,5 +137,6 @@ def write_report(
     folder = Path(os.environ.get(FOLDER) or Path(__file__).parent)
     folder.mkdir(parents=True, exist_ok=True)
     kind = device.type if device.type != "cpu" else "amx" if "_speed" in file and processor().endswith("AMX") else ""
-    (folder / (file.replace(".md", f"_{kind}.md") if kind else file)).write_text(text)
+    page = folder / (file.replace(".md", f"_{kind}.md") if kind else file)
+    page.write_text(text + kept(page))
     return 0 if all(claims.values()) else 1

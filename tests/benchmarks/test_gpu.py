@@ -178,8 +178,8 @@ def test_speed_tables_of_the_queue_are_read_too(tmp_path):
     assert [f"## {title}\n\n1 of 1 claims hold." in text for title in ("A CPU", "A GPU")] == [True, True]
 
 
-def trainings(runs, *names):
-    """The slices of a rehearsal that train these methods."""
+def rehearsed(runs, *names):
+    """These slices of a rehearsal."""
     return [part for part in gpu_slices.slices("data", runs, rehearse=True) if part.name in names]
 
 
@@ -199,7 +199,7 @@ def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_wei
     monkeypatch.setattr(packing, "PIECE", 20_000)
     with monkeypatch.context() as patch:
         up_at(patch, lambda: epochs(tmp_path / "runs") >= 2)
-        stopped = called(queue(tmp_path, trainings(tmp_path / "runs", *names)))
+        stopped = called(queue(tmp_path, rehearsed(tmp_path / "runs", *names)))
     pieces = sorted((tmp_path / "out" / "unfinished").iterdir())
     (begun,) = find_runs(tmp_path / "runs", finished=False)
     assert begun.status()["state"] == "interrupted"
@@ -208,7 +208,7 @@ def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_wei
     while any((tmp_path / "runs" / "leaving").iterdir()):
         called(queue(tmp_path, stopped.slices, minutes=0))
     there = [tmp_path / "out"]
-    elsewhere = trainings(tmp_path / "runs2", *names)
+    elsewhere = rehearsed(tmp_path / "runs2", *names)
     resumed = called(queue(tmp_path, elsewhere, out="out2", runs="runs2", known=there))
     assert all(map(resumed.done, elsewhere))
     assert not resumed.failed
@@ -219,6 +219,16 @@ def test_a_training_that_is_stopped_goes_on_elsewhere_and_ends_with_the_same_wei
     assert same_runs(whole, other)
     assert (whole.path / "last.safetensors").read_bytes() == (other.path / "last.safetensors").read_bytes()
     assert whole.results()["rows"] == other.results()["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpu_checks", *gpu_slices.TABLES, "trades", "afd", "ancra", "claf", "atop"])
+def test_every_other_slice_is_rehearsed_to_its_product(tmp_path, name):
+    """By its own command. What is claimed of speed need not hold at this size, but a table is there, or a training is exported."""
+    call = called(queue(tmp_path, rehearsed(tmp_path / "runs", name)))
+    (product,) = call.slices[0].products(tmp_path / "out")
+    assert product.suffix == {"gpu_checks": ".txt"}.get(name, ".md" if name in gpu_slices.TABLES else ".zip")
+    assert name in gpu_slices.TABLES or not call.failed
 
 
 WEIGHTS = "model.safetensors", "last.safetensors"

@@ -9,7 +9,7 @@ import plain_loops
 import pytest
 import report_speed
 import torch
-from side_by_side import cifar_model, passes_per_image
+from side_by_side import FOLDER, KEPT, cifar_model, passes_per_image, write_report
 from training_speed import COUNTS, LOOPS
 from training_steps import our_step
 
@@ -18,6 +18,7 @@ from robustlib.losses import mart_loss, trades_loss
 from robustlib.methods import METHODS, AdversarialMethod, make_method
 from robustlib.models import build_model
 from robustlib.workbook.experiments import Options, plan, preset_methods
+from tests import ROOT
 
 small = partial(cifar_model, "small_cnn")
 
@@ -125,3 +126,33 @@ def test_the_first_report_is_counted_by_method_and_part():
     assert [ancra[name] for name in first_report.COLUMNS] == ["40", "30", "1", "2"]
     assert (ancra["notebook"], compared["notebook"], compared["sum"]) == ("ancra", "comparison", "9")
     assert (outside["sum"], every["training"], every["sum"]) == ("18", "40", "100")
+
+
+def test_what_was_added_to_a_page_by_hand_stays_when_it_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    page, by_hand = tmp_path / "first_report.md", f"\n{KEPT}\n\n## Earlier\n\nAt 79752a4: 1660.\n"
+
+    def written(table):
+        write_report("first_report.md", "A report", "a command", torch.device("cpu"), [table], {"it is fast": True})
+        return page.read_text()
+
+    plain = written("| 1 |\n")
+    assert plain.endswith("- holds: it is fast\n"), "a new page has nothing to keep"
+    assert written("| 1 |\n") == plain
+    page.write_text(plain + by_hand)
+    again = [written("| 2 |\n") for _ in range(2)]
+    assert again == [plain.replace("| 1 |", "| 2 |") + by_hand] * 2
+    written("| 1 |\n")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "elsewhere"))
+    written("| 3 |\n")
+    assert page.read_text() == plain + by_hand, "nor is it carried to another folder"
+    assert KEPT not in (tmp_path / "elsewhere" / "first_report.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["first_report.md", "foreign_networks.md"])
+def test_pages_with_parts_added_by_hand_keep_them(page):
+    """The verdicts, with which a script's own part ends, stand right above the marker."""
+    own, marker, below = (ROOT / "benchmarks" / page).read_text().partition(KEPT)
+    assert marker
+    assert own.strip().splitlines()[-1].startswith(("- holds: ", "- **does not hold**: "))
+    assert "added by hand" in below

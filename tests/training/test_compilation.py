@@ -46,7 +46,8 @@ def backend(monkeypatch):
     torch.compiler.reset()
 
 
-# Graphs: of the attack and of the training pass; TRADES' attack also asks without gradients. Runs: in a step.
+# Graphs: of the attack and of the training pass. TRADES' attack first asks for the clean prediction without gradients, which is a graph
+# of its own: asked with gradients, the attack's would serve, but hold the activations of a batch for nothing. Runs: in a step.
 @pytest.mark.parametrize(
     ("name", "settings", "graphs", "runs"),
     [

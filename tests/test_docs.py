@@ -67,8 +67,7 @@ def test_the_tutorial_on_ones_own_model_runs_in_its_order(tmp_path, monkeypatch,
             assert end.value.code in (0, None), said.err
             assert "test images are right without attack" in " ".join(said.out.split())
     del sys.modules["my_models"]
-    names = {run.name for run in find_runs(Path("runs"))}
-    assert names == {"our MLP · build", "an object · sequential", *(f"epoch-{k} · build" for k in (1, 2, 3))}
+    assert [run.name for run in find_runs(Path("runs"))] == ["an object · sequential"], "dry runs leave nothing"
 
 
 def test_the_tutorial_quotes_the_sanity_page():

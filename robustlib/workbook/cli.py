@@ -131,8 +131,9 @@ def benchmark(
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Benchmark, Options, compare_paths
 
-    if bool(network.images) == bool(shared.dataset):
-        raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
+    if network.images and shared.dataset:
+        given = f"--dataset {shared.dataset} and --images {network.images} are both given"
+        raise InputError(f"{given}: give one of them, and not both.")
     check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
     shared = shared if shared.engine == "local" else shared.absolute()
     named = {

@@ -99,6 +99,16 @@ def test_dry_run_accepts_methods_hyperparameters_seeds_and_data(words, tmp_path,
     assert end.value.code in (0, None), capsys.readouterr().err
 
 
+def test_commands_that_messages_name_exist():
+    texts = [file.read_text() for file in (ROOT / "robustlib").rglob("*.py")]
+    named = {words for text in texts for words in re.findall(r"`robustlib (\w[^`]*)`", text)}
+    assert len(named) > 5
+    for name, *rest in map(str.split, named):
+        options = {option for parameter in GROUP.commands[name].params for option in parameter.opts} | {"--help"}
+        assert {word for word in rest if word.startswith("--")} <= options, name
+    assert not [text for text in texts if "the README" in text], "which an installed package lacks"
+
+
 def test_every_command_and_how_to_add_each_kind_are_shown():
     assert {words[0] for words in OURS} == set(GROUP.commands)
     assert len(blocks(ADD, "python")) == 4

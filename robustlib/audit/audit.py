@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustlib.attacks.base import Precision, frozen_eval
 from robustlib.audit.attacks import AuditAttacks, sources_of
 from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
-from robustlib.data import Dataset, Split
+from robustlib.data import Dataset, Split, check_dataset, check_split
 from robustlib.errors import InputError, Whole, typed
 from robustlib.evaluation import new_weights, search_precision, stochastic_protocol
 from robustlib.evaluation.metrics import withstood
@@ -80,7 +80,7 @@ def audit(
         precision: of searches; verdicts are float32.
         progress: called with the name of each piece of work before it starts.
     """
-    if not len(split):
+    if not len(check_split(split)):
         raise InputError("There is no example to audit on: give a split with images.")
     if threat.eps == 0:
         raise InputError("A threat of eps=0 leaves nothing to audit: its robust accuracy is the clean accuracy.")
@@ -208,7 +208,7 @@ def audit_run(
     if not results:
         raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.argument}` first.")
     model = run.model()
-    model.check_data(dataset)
+    model.check_data(check_dataset(dataset))
     run = Run(run.path.resolve())
     sources, threat = transfer_sources(run, SOURCES), Threat(**params["threat"])
     most = _most(model.stochastic, params.get("preset"), n, results["n"])

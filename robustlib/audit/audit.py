@@ -299,12 +299,14 @@ def protocol_badge(params: Mapping[str, Any], results: Mapping[str, Any]) -> dic
     known = METHODS.get(params["method"])
     name = known.protocol if known else params.get("protocol", "autoattack")
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
+    attack, elsewhere = ATTACKS.get(name, name), "external" in params  # which has no paper that we know of
     if name not in rows or "worst" not in rows:
-        lacks = f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol."
+        lacks = f"The evaluation has no {attack}" + ("." if elsewhere else ", the paper's protocol.")
         text = lacks if name else "The paper reports no accuracy under attack that could overstate."
         return {"verdict": "n/a", "text": text, "overstates": None}
     excess = 100 * (rows[name] - rows["worst"])
     verdict = "red" if excess > MISLEADS else "amber" if excess > OVERSTATES else "pass"
-    said = f"The paper's protocol ({ATTACKS.get(name, name)}) overstates by {excess:.1f} points"
+    protocol = f"{attack} alone" if elsewhere else f"The paper's protocol ({attack})"
+    said = f"{protocol} overstates by {excess:.1f} points"
     text = f"{said}." if verdict != "pass" else f"{said}: no more than {OVERSTATES:g}."
     return {"verdict": verdict, "text": text, "overstates": excess}

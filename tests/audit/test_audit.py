@@ -521,6 +521,13 @@ def test_protocol_badge_says_what_the_paper_overstates(method, worst, verdict, s
     assert (badge["verdict"], badge["overstates"], said in badge["text"]) == (verdict, overstates, True)
 
 
+def test_no_paper_is_named_for_a_network_from_elsewhere():
+    params, rows = {"method": "ours", "external": {}}, [{"attack": "autoattack", "accuracy": 0.5}]
+    lacks, told = (protocol_badge(params, {"rows": [*rows, *more]}) for more in ([], [{**rows[0], "attack": "worst"}]))
+    assert told["text"] == "AutoAttack alone overstates by 0.0 points: no more than 3."
+    assert lacks["text"] == "The evaluation has no AutoAttack."
+
+
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])
 def test_published_window(accuracy, verdict, tmp_path):
     facts = {"dataset": "cifar10", "arch": "resnet18", "method": "pgd_at", "preset": "cifar10-paper", "seed": 0}

@@ -91,6 +91,8 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
         "AutoAttack, step by step",
     ):
         assert words in page
+    for words in ("paper's attack", "paper's protocol", "choosing the best epoch", "training time", "peak memory"):
+        assert words not in page, "it has no paper, and nothing was trained"
     assert call("list") == 0
     assert (
         call(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import Precision, frozen_eval
 from robustlib.audit.attacks import AuditAttacks, sources_of
-from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
+from robustlib.audit.checks import CHECKS, OWN, VERDICTS, Check, Part, Verdict, effect, make_check, percent
 from robustlib.data import Dataset, Split, check_dataset, check_split
 from robustlib.errors import InputError, Whole, typed
 from robustlib.evaluation import new_weights, search_precision, stochastic_protocol
@@ -141,15 +141,18 @@ def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> Tensor:
 
 def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
     """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
-    pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
+    pgd, auto = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square)
+    search, whose = f"PGD-20 {OWN}", "APGD and Square"
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
         pgd, auto = _shared(*(withstood(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
-        whose = "AutoAttack"
-    said, fine = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
+        search, whose = "PGD-20", "AutoAttack"
+    said, fine = f"{search} leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
     pairs = [(effect(pgd, auto), said, "a gap as healthy models have it", "a PGD number says little here")]
     if e.declared < len(e.views):
         pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
-        said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        said = (
+            f"PGD-20 {OWN} leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        )
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
         pairs.append((effect(pgd, every), said, fine, bad))
     if records is not None:

@@ -41,6 +41,9 @@ def check_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels as an attack may use them (see `owned`); raises InputError for images outside [0, 1] or NaN, and for labels
     that are no class numbers of this batch. Images of half precision are refused, since rounding to it leaves the ball."""
     kinds = [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else f"a {type(v).__name__}" for v in (x, y)]
+    if isinstance(x, Tensor) and x.ndim < 4 and (isinstance(y, int) or getattr(y, "ndim", 1) == 0):
+        said = f"An attack needs a batch of images, got one image {kinds[0]} and one label"
+        raise InputError(f"{said}: give x[None], with labels as y[None].")
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         remedy = "divide grey levels by 255, and give x.float() for half precision, which rounds images out of the ball"
         raise InputError(f"An attack needs float32 or float64 images (B, C, H, W), got {kinds[0]}: {remedy}.")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robustlib.attacks.base import Precision, frozen_eval
 from robustlib.audit.attacks import AuditAttacks, sources_of
-from robustlib.audit.checks import CHECKS, VERDICTS, Check, Part, Verdict, effect, make_check, percent
-from robustlib.data import Dataset, Split
+from robustlib.audit.checks import CHECKS, OWN, VERDICTS, Check, Part, Verdict, effect, make_check, percent
+from robustlib.data import Dataset, Split, check_dataset, check_split
 from robustlib.errors import InputError, Whole, typed
 from robustlib.evaluation import new_weights, search_precision, stochastic_protocol
 from robustlib.evaluation.metrics import withstood
@@ -80,7 +80,7 @@ def audit(
         precision: of searches; verdicts are float32.
         progress: called with the name of each piece of work before it starts.
     """
-    if not len(split):
+    if not len(check_split(split)):
         raise InputError("There is no example to audit on: give a split with images.")
     if threat.eps == 0:
         raise InputError("A threat of eps=0 leaves nothing to audit: its robust accuracy is the clean accuracy.")
@@ -141,15 +141,18 @@ def _shared(one: "pd.Series[float]", other: "pd.Series[float]") -> Tensor:
 
 def check_gap(e: AuditAttacks, records: pd.DataFrame | None) -> Check:
     """6: PGD-20 and AutoAttack (its own, or that of all the records) are close, as on healthy models; no view hides from it."""
-    pgd, auto, whose = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square), "APGD and Square"
+    pgd, auto = e.accuracy(e.pgd20), e.accuracy(e.apgd, e.square)
+    search, whose = f"PGD-20 {OWN}", "APGD and Square"
     if records is not None and not e.stochastic and {"pgd20", "autoattack"} <= set(records["attack"]):
         pgd, auto = _shared(*(withstood(records[records["attack"] == attack]) for attack in ("pgd20", "autoattack")))
-        whose = "AutoAttack"
-    said, fine = f"PGD-20 leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
+        search, whose = "PGD-20", "AutoAttack"
+    said, fine = f"{search} leaves {percent(pgd)}, {whose} {percent(auto)}", "nothing is hidden"
     pairs = [(effect(pgd, auto), said, "a gap as healthy models have it", "a PGD number says little here")]
     if e.declared < len(e.views):
         pgd, every = e.accuracy(e.pgd20[: e.declared]), e.accuracy(e.white, e.square)
-        said = f"PGD-20 leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        said = (
+            f"PGD-20 {OWN} leaves {percent(pgd)}, all attacks {percent(every)} when they see head(features(x)) as well"
+        )
         bad = "the model's output hides adversarial examples, declare a surrogate and evaluate again"
         pairs.append((effect(pgd, every), said, fine, bad))
     if records is not None:
@@ -208,7 +211,7 @@ def audit_run(
     if not results:
         raise InputError(f"{run.path} has no evaluation to audit: call `robustlib evaluate {run.argument}` first.")
     model = run.model()
-    model.check_data(dataset)
+    model.check_data(check_dataset(dataset))
     run = Run(run.path.resolve())
     sources, threat = transfer_sources(run, SOURCES), Threat(**params["threat"])
     most = _most(model.stochastic, params.get("preset"), n, results["n"])
@@ -299,12 +302,14 @@ def protocol_badge(params: Mapping[str, Any], results: Mapping[str, Any]) -> dic
     known = METHODS.get(params["method"])
     name = known.protocol if known else params.get("protocol", "autoattack")
     rows = {row["attack"]: row["accuracy"] for row in results["rows"]}
+    attack, elsewhere = ATTACKS.get(name, name), "external" in params  # which has no paper that we know of
     if name not in rows or "worst" not in rows:
-        lacks = f"The evaluation has no {ATTACKS.get(name, name)}, the paper's protocol."
+        lacks = f"The evaluation has no {attack}" + ("." if elsewhere else ", the paper's protocol.")
         text = lacks if name else "The paper reports no accuracy under attack that could overstate."
         return {"verdict": "n/a", "text": text, "overstates": None}
     excess = 100 * (rows[name] - rows["worst"])
     verdict = "red" if excess > MISLEADS else "amber" if excess > OVERSTATES else "pass"
-    said = f"The paper's protocol ({ATTACKS.get(name, name)}) overstates by {excess:.1f} points"
+    protocol = f"{attack} alone" if elsewhere else f"The paper's protocol ({attack})"
+    said = f"{protocol} overstates by {excess:.1f} points"
     text = f"{said}." if verdict != "pass" else f"{said}: no more than {OVERSTATES:g}."
     return {"verdict": verdict, "text": text, "overstates": excess}

@@ -37,6 +37,7 @@ FELL = 1.0  # % of images whose loss an attack may lower
 FOUND = 75.0  # % of the known adversarial examples
 FEWEST = 8  # readouts that say something
 ASKED = 5  # times the same images
+OWN = "from the audit's own start"  # of what the evaluation measures too, from another one
 DIFFERENT = 1e-4  # of normalised logits (AutoAttack's own flag)
 
 
@@ -130,7 +131,7 @@ def check_iterations(e: AuditAttacks) -> Check:
     clean, once, pgd = e.accuracy(e.clean), e.accuracy(e.fgsm), e.accuracy(e.pgd20)
     worse = effect(pgd, torch.minimum(once, clean))
     said, fine = (
-        f"PGD-20 leaves {percent(pgd)}, FGSM {percent(once)} of {percent(clean)} clean",
+        f"PGD-20 {OWN} leaves {percent(pgd)}, FGSM {percent(once)} of {percent(clean)} clean",
         "many steps find more than one",
     )
     missed = "one step finds what many do not, so gradients mislead the search"
@@ -166,7 +167,7 @@ def check_radii(e: AuditAttacks) -> Check:
 def check_steps(e: AuditAttacks) -> Check:
     """3: PGD has converged: doubling its steps once more changes little."""
     curve = {steps: e.accuracy(results) for steps, (results, _) in e.trajectory.items()}
-    said = ", ".join(f"{percent(accuracy)} after {steps}" for steps, accuracy in curve.items()) + " steps"
+    said = ", ".join(f"{percent(accuracy)} after {steps}" for steps, accuracy in curve.items()) + f" steps {OWN}"
     gain, bad = effect(curve[50], curve[100]), "it still falls, use more steps"
     most = max(DOUBLING, 100 * IMAGES / gain.n)
     return make_check(3, "steps", gain.above(most, said, "the search has converged", bad, "amber"))
@@ -175,7 +176,7 @@ def check_steps(e: AuditAttacks) -> Check:
 def check_restarts(e: AuditAttacks) -> Check:
     """4: the result does not hang on the random start."""
     one, many = e.accuracy(e.pgd20), e.accuracy(e.restarts)
-    said = f"{RESTARTS} random starts leave {percent(many)}, one {percent(one)}"
+    said = f"{RESTARTS} random starts of the audit leave {percent(many)}, one {percent(one)}"
     part = effect(one, many).above(RESTART, said, "the start matters little", "use more restarts", "amber")
     return make_check(4, "restarts", part)
 
@@ -185,7 +186,7 @@ def check_losses(e: AuditAttacks) -> Check:
     usual = e.accuracy(e.pgd20)
     gains = {name: effect(usual, e.accuracy(result)) for name, result in e.losses.items()}
     name, gain = max(gains.items(), key=lambda item: item[1].low)
-    said = f"PGD-20 on the cross-entropy leaves {percent(usual)}, the strongest alternative ({name}) {gain.value:.1f} points less"
+    said = f"PGD-20 on the cross-entropy {OWN} leaves {percent(usual)}, the strongest alternative ({name}) {gain.value:.1f} points less"
     parts = [gain.above(LOSS, said, "the loss matters little", "the scale or shape of the logits hides gradients")]
     if bool((e.logits >= 0).all()) and bool(((e.logits.sum(1) - 1).abs() < 1e-5).all()):
         bad = "the cross-entropy of them saturates and attacks are weak"

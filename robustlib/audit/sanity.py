@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustlib.attacks.base import frozen_eval
 from robustlib.audit.audit import train_mode_layers
-from robustlib.data import Dataset, Split
+from robustlib.data import Dataset, Split, check_dataset, check_split
 from robustlib.evaluation.measurements import images_of
 from robustlib.evaluation.metrics import wilson
 from robustlib.figures.canvas import percent
@@ -53,6 +53,7 @@ def check_run(run: Run, dataset: Dataset, *, device: str = "auto") -> list[Findi
 
 def check_model(model: Classifier, split: Split, dataset: Dataset) -> list[Finding]:
     """Five questions to a model on images of a data set: accuracy and, where it is low, why; logits; determinism; gradients; modes."""
+    check_split(split), check_dataset(dataset)
     x, y = split.images.float() / 255, split.labels
     with frozen_eval(model), full_float32(), forked(x.device):
         torch.manual_seed(0)

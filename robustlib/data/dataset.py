@@ -17,7 +17,7 @@ from robustlib.data.augmentation import VIEWS, Policy
 from robustlib.data.cuts import Triple, apart, channel_stats, hold_out, share_apart
 from robustlib.data.plugins import load_registered, registered
 from robustlib.data.sources import Arrays
-from robustlib.errors import Count, InputError, Whole, check_known, check_path, explained, typed
+from robustlib.errors import ANY, Count, InputError, Whole, check_known, check_path, explained, typed
 from robustlib.threat import Threat
 
 Held = Annotated[float, "(0, 1)", "the share of images that validate"]
@@ -246,6 +246,16 @@ class Dataset:
             raise InputError(f"{said}: give labels that occur in it.")
         names = tuple(self.class_names[label] for label in labels) if relabel else self.class_names
         return replace(self, **parts, class_names=names)
+
+
+def check_split(split: object) -> Split:
+    """The split; raises InputError for anything else, such as the data set that it is of."""
+    return typed(split, Annotated[Split, ANY, "such as ds.test"], "split")
+
+
+def check_dataset(dataset: object) -> Dataset:
+    """The data set; raises InputError for anything else, such as its name or one of its splits."""
+    return typed(dataset, Annotated[Dataset, ANY, "such as load_dataset('digits')"], "dataset")
 
 
 def assemble(

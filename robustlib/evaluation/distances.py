@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import MinimumNorm
 from robustlib.attacks.base import frozen_eval
-from robustlib.data import Split
+from robustlib.data import Split, check_split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.metrics import answer, t_interval, valid
@@ -40,7 +40,7 @@ def adversarial_distances(model: nn.Module, split: Split, attack: MinimumNorm, *
         Columns index (in the original file), label, correct (without attack), distance (in pixel units of [0, 1]; 0 where not
         correct, NaN where none was found), queries (how often the model was asked).
     """
-    split = split.to(device_of(model, split))
+    split = check_split(split).to(device_of(model, split))
     x, y, rng = split.images.float() / 255, split.labels, ExampleRNG.for_examples(seed, split.indices)
     parts = torch.arange(len(split), device=y.device).split(BATCH) if len(split) else ()
     distance, queries, predicted = x.new_zeros(len(x)), torch.zeros_like(y), torch.zeros_like(y)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from robustlib.attacks import PGD
 from robustlib.attacks.base import frozen_eval
 from robustlib.attacks.inputs import check_attack, check_model, owned
-from robustlib.data import Split
+from robustlib.data import Split, check_split
 from robustlib.errors import Count, InputError, Whole, shown, typed
 from robustlib.evaluation.metrics import accuracy, robust_correct, summarise
 from robustlib.evaluation.schedule import CLEAN, Attacks, AttackSchedule, Progress, Step, Views, concat_records, plan
@@ -92,7 +92,7 @@ def evaluate(
     adaptive, sources = attacks if adaptive is None else adaptive, {} if sources is None else sources
     batch_size, seed = typed(batch_size, Count, "batch_size"), typed(seed, Whole, "seed")
     _check((attacks, adaptive), draws, stochastic)
-    split = split.to(device_of(model, split))
+    split = check_split(split).to(device_of(model, split))
     surrogates: dict[str, nn.Module] = getattr(model, "surrogates", dict)()
     if not isinstance(sources, Mapping):
         raise InputError(f"sources={shown(sources)}: give other models by their names.")
@@ -267,7 +267,7 @@ def robustness_curve(
     stochastic, norm = bool(getattr(model, "stochastic", False)), attack.threat.norm
     points: dict[float, PGD] = {k: replace(attack, steps=k) for k in steps or () if k}
     points |= {radius: replace(attack, threat=Threat(norm, radius)) for radius in eps or () if radius}
-    split = split.to(device_of(model, split))
+    split = check_split(split).to(device_of(model, split))
     standing, rows = torch.arange(len(split), device=split.labels.device), []
     for value in sorted(steps or eps or ()):
         attacks = {"curve": points[value]} if value else {}

@@ -12,7 +12,7 @@ import torch
 
 from robustlib.attacks import MinimumNorm, Tangent, fastest_precision, in_precision
 from robustlib.attacks.base import Precision
-from robustlib.data import Dataset, Split
+from robustlib.data import Dataset, Split, check_dataset
 from robustlib.errors import InputError, unknown
 from robustlib.evaluation.distances import adversarial_distances
 from robustlib.evaluation.evaluate import evaluate
@@ -39,7 +39,7 @@ def images_of(run: Run, dataset: Dataset, n: int | None, split: str = "test") ->
     if not run.finished:
         raise InputError(f"{run.path} is not finished ({run.status()['state']}): train it first.")
     trained_on = run.params()["dataset"]
-    if trained_on != dataset.name:
+    if trained_on != check_dataset(dataset).name:
         raise InputError(f"{run.path} was trained on {trained_on!r}, not on {dataset.name!r}: load that data set.")
     chosen: Split = getattr(dataset, split)
     return chosen.sample(n or 0)

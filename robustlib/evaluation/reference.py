@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustlib.attacks.base import frozen_eval
-from robustlib.data import Dataset, Split
+from robustlib.data import Dataset, Split, check_split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
 from robustlib.evaluation.measurements import images_of, threat_of
@@ -132,7 +132,7 @@ def claf_published_protocol(
     def logits(z: Tensor) -> Tensor:  # of normalised images
         return model(z * model.std + model.mean).float()
 
-    split = split.to(model.mean.device)
+    split = check_split(split).to(model.mean.device)
     generator = torch.Generator(model.mean.device).manual_seed(0)
     right, clamped, moved = [], [], []
     with frozen_eval(model):

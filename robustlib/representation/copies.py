@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustlib.attacks import PGD, Attack
 from robustlib.attacks.base import frozen_eval, validation_view
-from robustlib.data import Batch, Split
+from robustlib.data import Batch, Split, check_split
 from robustlib.errors import InputError, check_known
 from robustlib.losses import pick_negatives
 from robustlib.models import Purified
@@ -101,7 +101,7 @@ def attacked_pairs(
     of its images, and pulled towards the class of its partner by targeted PGD-10. Both attacks go on after a success and use the
     model's `attack_view`. `seed` is of negatives and random starts; `embed` maps images to features (B, D) for `model.features`.
     """
-    weights = next(model.parameters(), None)
+    split, weights = check_split(split), next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)
     chosen = pick_negatives(split.labels, generator=torch.Generator(split.labels.device).manual_seed(seed))
     if chosen is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustlib.attacks import Attack
 from robustlib.attacks.base import frozen_eval, validation_view
 from robustlib.attacks.memory import halving
-from robustlib.data import Split
+from robustlib.data import Split, check_split
 from robustlib.errors import Count, InputError, typed
 from robustlib.rng import ExampleRNG, forked
 from robustlib.runs import write_atomic
@@ -192,7 +192,7 @@ def features(
         keep_images: keep what the model was shown too, rounded to 256 levels; the features are of the images before that.
     """
     names = resolve_layers(model, layers)
-    if not len(split):
+    if not len(check_split(split)):
         raise InputError("The split holds no image: give one with at least one.")
     weights = next(model.parameters(), None)
     split = split.to(split.labels.device if weights is None else weights.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustlib.attacks import PGD, Attack
-from robustlib.data import Dataset
+from robustlib.data import Dataset, check_dataset
 from robustlib.errors import InputError
 from robustlib.representation.embedding import Embedding, embed
 from robustlib.representation.features import FEATURES, Features, at_eps, cached_tensors, features, resolve_layers
@@ -74,6 +74,7 @@ def check_runs(runs: Sequence[Run], dataset: Dataset) -> None:
     """Raises InputError for no runs, a run that is not finished, and runs of other data than `dataset`."""
     if not runs:
         raise InputError("There are no runs to compare: train some first (`robustlib run`), or give another directory.")
+    check_dataset(dataset)
     for run in runs:
         if (name := run.params().get("dataset")) != dataset.name:
             said = f"was trained on {name!r}, the comparison is on {dataset.name!r}: compare runs of one data set."

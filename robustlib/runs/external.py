@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from robustlib.data import check_dataset
 from robustlib.data.arrays import slug
 from robustlib.errors import InputError, check_path, shown, typed
 from robustlib.models.external import External, fit_weights, unwrap
@@ -54,7 +55,7 @@ def external_run(
     rerun: bool = False,
 ) -> Any:
     """The run of a network that was trained elsewhere, see `Run.from_model`; `of` is `Run.of`."""
-    net, factory, text = _network(model, arguments or {}, dataset.num_classes)
+    net, factory, text = _network(model, arguments or {}, check_dataset(dataset).num_classes)
     label = fit_weights(unwrap(net)[0], read_checkpoint(weights), weights) if weights else ""
     settings: dict[str, Any] = {"output": output, "layer": layer, "mean": mean, "std": std, "stochastic": stochastic}
     wrapped, said = adapt(net, dataset.test.images[:2].float() / 255, dataset, **settings)

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,10 +90,21 @@ def read_checkpoint(path: Path | str) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        remedy = "where you trust it, convert it once: state = torch.load(path, weights_only=False); then "
-        remedy += "torch.save(state if isinstance(state, dict) else state.state_dict(), 'weights.pt')"
-        why = str(error).partition("\n")[0]
-        raise InputError(f"{file} holds more than weights, or is damaged ({why[:120]}): {remedy}.") from error
+        if not _pickled(file, error):
+            remedy = "give what torch.save or safetensors wrote"
+            raise InputError(f"{file} is no file of weights, or is damaged: {remedy}.") from error
+        remedy = "where you trust it, convert it once: whole = torch.load(path, weights_only=False), then "
+        remedy += "torch.save(whole.state_dict(), 'weights.pt'), or of a dict its entry with the weights"
+        raise InputError(f"{file} holds a pickled object, not tensors alone: {remedy}.") from error
+
+
+def _pickled(file: Path, error: Exception) -> bool:
+    """Whether torch.save wrote a file, as an archive or in its older format, that could not be read for an object in it."""
+    if not isinstance(error, pickle.UnpicklingError):  # which truncated and altered files hardly raise
+        return False
+    older = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+    with file.open("rb") as stream:
+        return zipfile.is_zipfile(file) or stream.read(len(older)) == older
 
 
 def adapt(

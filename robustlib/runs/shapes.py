@@ -9,7 +9,8 @@ from robustlib.errors import InputError
 
 NUMBER = (int, float)
 MAYBE = (*NUMBER, NoneType)
-SHARE = {"accuracy": NUMBER, "low?": NUMBER, "high?": NUMBER, "n?": int, "protocol?": str, "single?": NUMBER}
+PART = "a number in [0, 1]"
+SHARE = {"accuracy": PART, "low?": PART, "high?": PART, "n?": int, "protocol?": str, "single?": PART}
 ROW = {**SHARE, "attack": str, "passes?": NUMBER}
 STEP = {**ROW, "surrogate?": str, "component": str, "attacked": int, "broken": NUMBER}
 POINT = {**SHARE, "steps": int, "samples": int, "n": int}
@@ -21,7 +22,7 @@ BADGE = {"verdict?": str, "text?": str}
 ASKED = dict.fromkeys(("expected", "single", "worst"), SHARE)
 LOOK = {"attack": str, "split": str, "n?": int, "index": [int], "correct": [bool], "distance": [MAYBE]}
 
-# A shape is a type or several, [the shape of each element, or of so many], or {key: shape}: "key?" may be missing, "key??" may
+# A shape is a type or several, PART, [the shape of each element, or of so many], or {key: shape}: "key?" may be missing, "key??" may
 # be empty too, "key!" must hold something, and {str: shape} takes any other keys.
 SHAPES: Mapping[str, Any] = {
     "params.json": {
@@ -39,7 +40,7 @@ SHAPES: Mapping[str, Any] = {
     },
     "results.json": {
         **{"n": int, "threat": str, "checkpoint": str, "split?": str, "rows!": [ROW], "last??": {"rows!": [ROW]}},
-        **{"curve?": [{"eps": NUMBER, "accuracy": NUMBER}], "steps_curve?": [{"steps": int, "accuracy": NUMBER}]},
+        **{"curve?": [{"eps": NUMBER, "accuracy": PART}], "steps_curve?": [{"steps": int, "accuracy": PART}]},
         **{"cascade?": [STEP], "budget?": {"images": int}, "transfer?": {str: str}, "plateau?": PLATEAU},
         **{"numerics?": {str: int}, "files?": {str: str}, "extra?": [str]},
     },
@@ -83,6 +84,8 @@ def _misfit(value: Any, shape: Any) -> str:
             return f" has no {lacking[0]!r}"
         told = ((name, item, keys.get(name, str)) for name, item in value.items())
         parts = [(f".{n}", x, shape[k]) for n, x, k in told if k in shape and (x != {} or k is str or k[-2:] != "??")]
+    elif shape == PART and type(value) in NUMBER:
+        return "" if 0 <= value <= 1 else f" is {str(value)[:40]}, not {PART}"
     else:
         return "" if type(value) in (shape if isinstance(shape, tuple) else (shape,)) else f" is {str(value)[:40]!r}"
     odd = ((at, item, part) for at, item, part in parts if type(item) is not part)

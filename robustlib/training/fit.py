@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import torch
 
 from robustlib.attacks.base import Precision
-from robustlib.data import Dataset, spelled
+from robustlib.data import Dataset, check_dataset, spelled
 from robustlib.errors import Count, InputError, Whole, check_known, check_path, shown, typed, unknown
 from robustlib.models import ARCHITECTURES, build_model
 from robustlib.rng import derive_seed, forked
@@ -66,9 +66,9 @@ def fit(
     seed, threads = typed(seed, Whole, "seed"), typed(threads, Count | None, "threads")
     rerun, compile = typed(rerun, bool, "rerun"), typed(compile, bool, "compile")
     devices, logger = typed(devices, Annotated[int, "[1, 1024]"], "devices"), check_logger(logger)
+    arch = _check_trainable(method, arch, dataset)
     torch_device = resolve_device(device)
     precision = resolve_precision(precision, torch_device, method.precision)
-    _check_trainable(arch := arch or method.arch, dataset)
     check_devices(devices, method.batch_size, compile, torch_device, count_devices(torch_device.type))
     _check_sendable(method, devices, batchnorm)
     params = run_params(method, dataset, arch, seed, precision, devices, batchnorm)
@@ -135,12 +135,17 @@ def _check_sendable(method: Trainable, devices: int, batchnorm: str) -> None:
     check_known("batchnorm", batchnorm, get_args(BatchNormOver))
 
 
-def _check_trainable(arch: str, dataset: Dataset) -> None:
-    if arch not in tuple(ARCHITECTURES):
+def _check_trainable(method: Trainable, arch: str | None, dataset: Dataset) -> str:
+    """The architecture; raises InputError for a method or a data set that is none, and for those that cannot be trained."""
+    if isinstance(method, type) or not hasattr(method, "stages"):
+        example = f"make_method({method!r}, preset='digits')" if isinstance(method, str) else "make_method('trades')"
+        raise InputError(f"{shown(method)} is no method: give {example}, or an object of a class of your own.")
+    if (arch := arch or method.arch) not in tuple(ARCHITECTURES):
         raise unknown("architecture", arch, ARCHITECTURES)
-    if not len(dataset.train):
+    if not len(check_dataset(dataset).train):
         said = f"{dataset.name} has no training images, only {len(dataset.test)} to evaluate"
         raise InputError(f"{said}: add a folder train/, or train elsewhere.")
+    return arch
 
 
 def resolve_device(name: str) -> torch.device:

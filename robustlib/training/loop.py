@@ -344,9 +344,8 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
         state = State(**{**content["state"], "rows": json.loads(content["state"]["rows"])})
         parts = {name: content[name] for name in ("modules", "optimisers", "updates")}
     except Exception as error:  # whatever a damaged file makes torch raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "delete it, or use --rerun to start anew"
-        raise InputError(f"{path} is no checkpoint of robustlib, or a truncated one ({reason}): {remedy}.") from error
+        raise InputError(f"{path} is no checkpoint of robustlib, or a truncated one: {remedy}.") from error
     check_owner(path, content.get("run"), run)
     return {**parts, "state": state, "devices": content.get("devices", 1)}
 

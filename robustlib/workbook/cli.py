@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from robustlib.workbook import on_batches, on_runs
 from robustlib.workbook.options import (
     Attacks,
     DataRoot,
+    Judged,
     Network,
     Reports,
     Runs,
@@ -109,9 +110,9 @@ def study(
 
 
 @app.command()
-@with_options(Shared, Network)
+@with_options(Judged, Network)
 def benchmark(
-    shared: Shared,
+    shared: Judged,
     network: Network,
     model: Annotated[str, Argument(help="torchvision:NAME, timm:NAME, my_models.py:build or package.module:Net.")],
     attack: Attacks = None,
@@ -130,8 +131,9 @@ def benchmark(
     from robustlib.workbook.engines import check_limits
     from robustlib.workbook.experiments import Benchmark, Options, compare_paths
 
-    if bool(network.images) == bool(shared.dataset):
-        raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
+    if network.images and shared.dataset:
+        given = f"--dataset {shared.dataset} and --images {network.images} are both given"
+        raise InputError(f"{given}: give one of them, and not both.")
     check_limits(shared.jobs, shared.timeout, shared.engine, **shared.settings)
     shared = shared if shared.engine == "local" else shared.absolute()
     named = {
@@ -148,12 +150,13 @@ def benchmark(
     options = {"device": found or shared.device, "precision": shared.precision, "test_examples": shared.examples}
     networks = asked.each()
     threads = asked.threads or max(1, torch.get_num_threads() // min(shared.jobs, len(networks)))
-    for one in (replace(one, threads=threads) for one in networks):
-        made = one.run(data, rerun=shared.rerun)
-        with out.status(f"{made.name}: clean images"):
-            checks = check_run(made, data, device=here.device)
-        out.print(console.table(tables.sanity(checks), made.name))
-        jobs.append(one.job(made, shared.reports, **options))
+    with tempfile.TemporaryDirectory() if shared.dry_run else nullcontext(str(shared.runs)) as kept:
+        for one in (replace(one, threads=threads, runs=kept) for one in networks):
+            made = one.run(data, rerun=shared.rerun)
+            with out.status(f"{made.name}: clean images"):
+                checks = check_run(made, data, device=here.device)
+            out.print(console.table(tables.sanity(checks), made.name))
+            jobs.append(one.job(made, shared.reports, **options))
     if shared.dry_run:
         return
     beside = {str(run.params().get("preset")) for run in find_runs(shared.runs, dataset=data.name)} - {""}

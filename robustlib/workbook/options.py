@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from rich.console import Console
 from rich.text import Text
@@ -62,7 +62,7 @@ def announce(index: Path, problems: Sequence[str], code: int = 1, said: str = "R
 
 @dataclass(frozen=True)
 class Shared:
-    """The options that `run` and `study` share."""
+    """The options that `run`, `study` and `benchmark` share."""
 
     examples: Annotated[int, Option(min=0, help="Test images to attack; 0 for the usual number.")] = 0
     dry_run: Annotated[bool, Option("--dry-run", help="Print what would run, and stop.")] = False
@@ -101,10 +101,17 @@ class Shared:
             "slurm": tuple(self.slurm or ()),
         }
 
-    def absolute(self) -> "Shared":
+    def absolute(self) -> Self:
         """The same with absolute paths, for engines whose workers are elsewhere."""
         root = os.path.abspath(os.path.expanduser(self.data_root)) if self.data_root else ""
         return replace(self, runs=self.runs.absolute(), reports=self.reports.absolute(), data_root=root)
+
+
+@dataclass(frozen=True)
+class Judged(Shared):
+    """Those of `benchmark`, which has a network to look at before it attacks it."""
+
+    dry_run: Annotated[bool, Option("--dry-run", help="Check the network, attack nothing, keep nothing.")] = False
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ def show_result(run: Run, audited: Stored, protocol: str = "autoattack", about: 
     """
     results, params = run.results(), run.params()
     rows = {row["attack"]: row for row in results["rows"]}
-    names = {"clean": "Clean images", protocol: f"{tables.attack_name(protocol)}, its paper's attack"}
+    whose = "" if run.external else ", its paper's attack"
+    names = {"clean": "Clean images", protocol: f"{tables.attack_name(protocol)}{whose}"}
     shown = {name: label for name, label in names.items() if name in rows} | {"worst": "Worst of all attacks"}
     tables.show_cards({label: rows[name] for name, label in shown.items()}, results["n"])
     findings = claims_about(about or params["method"], *_findings(params.get("preset", ""), run.path.parents[2]))

@@ -173,6 +173,8 @@ def test_bad_input_is_a_sentence(attack):
         (5, x.numpy(), y, "got a ndarray"),
         (5, x, y.float(), "labels int64"),
         (5, x, y.tolist(), r"labels int64 \(24,\), got a list"),
+        (5, x[0], y[0], r"got one image torch.float32 \(3, 8, 8\) and one label: give x\[None\]"),
+        (5, x[0], int(y[0]), r"got one image .*: give x\[None\], with labels as y\[None\]"),
     ):
         for call in (attack, getattr(attack, "nearest", attack)):
             with pytest.raises(InputError, match=says):

@@ -399,6 +399,7 @@ def test_records_are_joined_by_image(digits, honest, records):
     right = (both.prediction == both.label).groupby([both.attack, both["index"]]).min()
     gap = 100 * float(right["pgd20"].mean() - right["autoattack"].mean())
     assert (checks[5].value, checks[5].verdict) == (pytest.approx(gap, abs=0.01), "red")
+    assert checks[5].meaning.startswith("PGD-20 leaves "), "the evaluation's own"
 
 
 def test_records_of_something_else_are_not_used(digits, honest, records):
@@ -408,6 +409,9 @@ def test_records_of_something_else_are_not_used(digits, honest, records):
     checks = audited(honest, digits, records=records.assign(eps=records.eps / 2), **TINY)
     assert "eps 0.1 and not 0.2" in fired(checks)[13]
     assert "APGD and Square" in checks[5].meaning, "the gap is that of the audit's own attacks"
+    own = {check.number for check in checks if "the audit's own start" in check.meaning}
+    assert {1, 3, 5, 6} <= own, "the evaluation's PGD has another start, and so another number beside it"
+    assert "random starts of the audit leave" in checks[3].meaning
 
 
 def test_an_evaluation_that_missed_examples_is_noticed(digits, undefended):
@@ -519,6 +523,13 @@ def test_protocol_badge_says_what_the_paper_overstates(method, worst, verdict, s
     badge = protocol_badge({"method": method}, {"rows": rows})
     overstates = None if verdict == "n/a" else pytest.approx(51 - 100 * worst)
     assert (badge["verdict"], badge["overstates"], said in badge["text"]) == (verdict, overstates, True)
+
+
+def test_no_paper_is_named_for_a_network_from_elsewhere():
+    params, rows = {"method": "ours", "external": {}}, [{"attack": "autoattack", "accuracy": 0.5}]
+    lacks, told = (protocol_badge(params, {"rows": [*rows, *more]}) for more in ([], [{**rows[0], "attack": "worst"}]))
+    assert told["text"] == "AutoAttack alone overstates by 0.0 points: no more than 3."
+    assert lacks["text"] == "The evaluation has no AutoAttack."
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.48, "pass"), (0.515, "pass"), (0.60, "amber")])

@@ -212,7 +212,20 @@ def test_kept_code_goes_on_where_its_file_is_gone_and_altered_code_is_refused(fa
         ("nets.py:build", {"arguments": {"classes": 7}}, "tells 7 classes apart, the data set has 10"),
         ("nets.py:build", {"weights": "gone.pt"}, "There is no file gone.pt"),
         ("nets.py:build", {"weights": "narrow.pt"}, r"1.weight is \(4, 64\) there and \(8, 64\) in the network"),
-        ("nets.py:build", {"weights": "pickle.pt"}, "holds more than weights.*torch.save"),
+        (
+            "nets.py:build",
+            {"weights": "pickle.pt"},
+            r"pickled object, not tensors alone: .* whole = torch\.load.*state_dict",
+        ),
+        ("nets.py:build", {"weights": "older.pt"}, r"holds a pickled object, not tensors alone"),
+        *(
+            (
+                "nets.py:build",
+                {"weights": f"{name}.pt"},
+                rf"^{name}\.pt is no file of weights, or is damaged: give what torch",
+            )
+            for name in ("empty", "three", "half", "text")
+        ),
         ("nets.py:build", {"weights": "junk.safetensors"}, "no readable safetensors file"),
         ("torchvision:resnet19", {}, "torchvision knows no model 'resnet19'"),
         ("torchvision:resnet18", {"arguments": {"weights": "DEFAULT"}}, "takes 'weights' from files or the network"),
@@ -229,6 +242,15 @@ def test_kept_code_goes_on_where_its_file_is_gone_and_altered_code_is_refused(fa
 def test_what_cannot_be_built_is_a_sentence(factory, digits, tmp_path, spec, settings, said):
     weights(tmp_path / "narrow.pt", 4)
     torch.save(nn.Linear(1, 1), tmp_path / "pickle.pt")
+    torch.save(nn.Linear(1, 1), tmp_path / "older.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "narrow.pt").read_bytes()
+    for name, content in (
+        ("empty", b""),
+        ("three", b"abc"),
+        ("half", whole[: len(whole) // 2]),
+        ("text", b"cweights\n"),
+    ):
+        (tmp_path / f"{name}.pt").write_bytes(content)
     (tmp_path / "junk.safetensors").write_text("junk")
     (tmp_path / "syntax.py").write_text("def build(:")
     with pytest.raises(InputError, match=said):

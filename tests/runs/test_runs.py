@@ -221,6 +221,17 @@ def test_a_file_of_another_run_is_not_believed(stored, tmp_path, name):
     [
         ("status.json", {"state": 1}, "it.state is '1'"),
         ("results.json", {"rows": [{"attack": "clean", "accuracy": True}]}, r"it.rows\[0\].accuracy is 'True'"),
+        (
+            "results.json",
+            {"rows": [{"attack": "clean", "accuracy": 7}]},
+            r"rows\[0\].accuracy is 7, not a number in \[0, 1\]",
+        ),
+        (
+            "results.json",
+            {"rows": [{"attack": "clean", "accuracy": 0.1, "low": -0.1}]},
+            r"rows\[0\].low is -0.1, not a num",
+        ),
+        ("results.json", {"curve": [{"eps": 0.1, "accuracy": 1.01}]}, r"curve\[0\].accuracy is 1.01, not a number in"),
         ("results.json", {"rows": []}, "it has no 'rows'"),
         ("results.json", {"last": []}, r"it.last is '\[\]'"),
         ("results.json", {"last": {"rows": []}}, "it.last has no 'rows'"),

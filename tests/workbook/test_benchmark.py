@@ -62,7 +62,7 @@ def call(*arguments: object) -> int:
 def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ("--dataset", "digits", "--examples", 6, "--name", "Ours")
     assert call("benchmark", "nets.py:build", "--weights", "net-*.pt", *common, "--dry-run") == 0
-    assert not (folder / "reports").exists(), "a dry run shows the sanity checks alone"
+    assert not {"reports", "runs"} & {file.name for file in folder.iterdir()}, "a dry run shows the sanity checks alone"
     assert "no better than chance" in capsys.readouterr().out
     assert call("benchmark", "nets.py:build", "--weights", "net-*.pt", *common) == 0
     shown = capsys.readouterr().out
@@ -91,6 +91,8 @@ def test_checkpoints_become_runs_pages_and_a_comparison(folder: Path, capsys: py
         "AutoAttack, step by step",
     ):
         assert words in page
+    for words in ("paper's attack", "paper's protocol", "choosing the best epoch", "training time", "peak memory"):
+        assert words not in page, "it has no paper, and nothing was trained"
     assert call("list") == 0
     assert (
         call(

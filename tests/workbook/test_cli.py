@@ -116,7 +116,7 @@ def test_help_is_light_and_fits_100_columns() -> None:
     ("arguments", "sentence"),
     [
         ("benchmark torchvision:resnet18", "Say on which images to judge it: --dataset NAME"),
-        ("benchmark torchvision:resnet18 --dataset digits --images here", "Say on which images to judge it"),
+        ("benchmark a:b --dataset digits --images here", "--dataset digits and --images here are both given: give one"),
         ("benchmark torchvision:resnet18 --images gone", "'gone' is neither a folder of images nor"),
         ("benchmark torchvision:resnet18 --dataset digits", "cannot take images of 1 x 8 x 8"),
         ("benchmark nets.py:build --dataset digits", "There is no file nets.py"),
@@ -316,7 +316,10 @@ def test_built_in_studies_can_be_planned(call, name: str, monkeypatch: pytest.Mo
             "the claim <int>: Claim name=<int>: give a text",
         ),
         ("parameters: [beta]", "write methods as a list"),
-        ("- trades", "should hold keys such as preset"),
+        (
+            "- trades",
+            "should hold keys such as preset, methods, parameters, seeds, examples, claims: `robustlib study --help`",
+        ),
         ("examples: many", "examples='many'"),
         ("examples: -5", "examples=-5: give a whole number of at least 0"),
         ("claims: [trades]", "write claims as a list of mappings"),

@@ -73,6 +73,8 @@ def test_the_papers_protocol_and_the_adaptive_minimum_side_by_side(monkeypatch: 
         "The paper's protocol (AutoAttack on the deployed logits) leaves 81.0 %, the adaptive minimum 43.5 %: overstated by "
         "37.5 points."
     )
+    elsewhere = tables.adaptive_summary(results | {"checkpoint": "given"})
+    assert elsewhere.startswith("AutoAttack on the deployed logits alone leaves 81.0 %, the adaptive minimum 43.5 %")
     monkeypatch.setattr("IPython.display.display", lambda data, raw: sent.append(data["text/plain"]))
     tables.show_adaptive(RESULTS)
     assert sent == [], "a plain model has nothing to show"
@@ -181,6 +183,7 @@ def test_warnings_and_provenance() -> None:
         assert words in tables.warnings(pd.DataFrame({"epoch_total": [7], "warnings": [texts]}))
     card = tables.provenance({"command": "robustlib run trades", "wall_seconds": 90})["this run"]
     assert card[["repeat it with", "training time"]].tolist() == ["robustlib run trades", "1.5 minutes"]
+    assert not {"training time", "peak memory"} & {*tables.provenance({}).index}, "nothing was trained here"
 
 
 def test_show_does_not_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         check_fields(self)
         if not (self.dataset or self.images):
-            raise InputError("Say which images to judge it on: --dataset NAME, such as cifar10, or --images FOLDER.")
+            raise InputError("Say on which images to judge it: --dataset NAME, such as cifar10, or --images FOLDER.")
 
     @classmethod
     def asked(cls, options: Mapping[str, Any], **values: Any) -> "Benchmark":

@@ -88,7 +88,7 @@ def read_study(file: Path | str, within: Sequence[Path] = ()) -> Study:
     with explained(OSError, lambda error: f"Cannot read the study {file} ({error.strerror}): {remedy}."):
         content = read_yaml(file)
     if not isinstance(content, dict):
-        raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}; see the README for an example.")
+        raise InputError(f"{file} should hold keys such as {', '.join(STUDY)}: `robustlib study --help` shows one.")
     for key in content:
         check_known(f"key of {file}", key, STUDY)
     preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)

@@ -217,6 +217,8 @@ def test_tables_of_a_comparison_and_the_index_fit_a_screen(page, pages, tmp_path
     named = [("method", "rep_spectral"), ("arch", "small_cnn"), ("seed", 0), ("clean", "98.4 % (94.5–99.6)")]
     named += [("worst case", "73.4 % (65.2–80.3)"), ("headline", "✓ pass"), ("protocol", "▲ amber")]
     named += [(name, "85.9 %") for name in ("FGSM", "PGD-20", "PGD-50×10", "CW-50", "PGD+EOT", "AutoAttack")]
+    named += [("changed", "reverse_attention=False, negative_contrast=False"), ("minutes", "12.3")]
+    named += [("notes", "stale; robust overfitting: worst case fell by 3.2 points after epoch 12")]
     html = pd.DataFrame([dict(named)] * 3).to_html(index=False, border=0)
     shown = nbformat.v4.new_output("display_data", {"text/html": html})
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1", outputs=[shown])]

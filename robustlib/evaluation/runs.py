@@ -20,7 +20,7 @@ from robustlib.evaluation.schedule import CLEAN
 from robustlib.evaluation.stochastic import measure_randomness
 from robustlib.figures import canvas
 from robustlib.runs import Run, attack_names, holds, measured, recall, transfer_sources, versions
-from robustlib.runs.files import check_weights
+from robustlib.runs.files import NO_WEIGHTS, check_weights, read_bytes
 from robustlib.training.fit import resolve_device
 
 EPS_MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)  # of the threat's eps, for the curve
@@ -293,4 +293,6 @@ def _lacking(run: Run) -> str:
             return f"records of {', '.join(short)} are incomplete: {again}"
         return "" if run.audit() else f"not audited: robustlib audit {run.argument}"
     except InputError as error:  # weights or records
+        if read_bytes(run.path / "model.safetensors") is None:  # as in archives, which keep the numbers only
+            return f"{NO_WEIGHTS}: {again}"
         return f"a file cannot be read ({' '.join(str(error).split())}): {again}"

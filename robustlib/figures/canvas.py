@@ -5,8 +5,9 @@ Figures are made without pyplot, so that no backend is chosen and nothing is lef
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 WIDTH = 8.0  # inches of every figure
+PANELS = 9  # variants on one figure, or maps beside each other, that a reader can still compare
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
 # Seaborn's colour-blind safe palette, with darker colours where its pink, yellow and sky blue fade on white
@@ -36,6 +38,7 @@ class Figure(NamedTuple):
     fig: "Canvas"
     alt: str  # what it shows, with its main numbers, in a sentence or three
     data: DataFrame  # what it draws, a tidy table: one row a point, bar or answer; numbers and words only
+    left_out: Sequence[str] = ()  # variants that the data have and the picture has not
 
 
 @contextmanager
@@ -103,15 +106,30 @@ def percent_axis(axis: "Axes", which: str = "y") -> None:
     side.set_major_formatter(lambda value, _: f"{100 * value:.6g} %".replace("-", "−"))
 
 
+def first_variants(rows: DataFrame) -> tuple[list[str], list[str]]:
+    """The `titles` of rows that a figure draws, at most PANELS, those without changes first, and those that it leaves out; each sorted."""
+    known = {
+        title: (bool(_changes(row)), str(row["method"]), _changes(row))
+        for title, row in zip(titles(rows), rows.to_dict("records"), strict=True)
+    }
+    order = sorted(known, key=lambda title: known[title])
+    return sorted(order[:PANELS]), sorted(order[PANELS:])
+
+
 def titles(rows: DataFrame) -> list[str]:
     """What each row calls its method: its title, or the name if it has none, and what was changed of it."""
     names = []
     for row in rows.to_dict("records"):
-        title, changed = row.get("title"), row.get("changed")
+        title = row.get("title")
         name = str(title) if isinstance(title, str) and title else str(row["method"])
-        changes = changed.removesuffix("compiled").removesuffix(", ") if isinstance(changed, str) else ""
-        names.append(" · ".join(filter(None, (name, changes))))  # a compiled model is no other method
+        names.append(" · ".join(filter(None, (name, _changes(row)))))
     return names
+
+
+def _changes(row: Mapping[Any, Any]) -> str:
+    """What was changed of a row's method; a compiled model is no other one."""
+    changed = row.get("changed")
+    return changed.removesuffix("compiled").removesuffix(", ") if isinstance(changed, str) else ""
 
 
 def require_columns(what: str, frame: DataFrame, columns: Sequence[str]) -> DataFrame:
@@ -181,6 +199,11 @@ def show(figure: Figure) -> None:
     metadata = {"alt": figure.alt, "width": round(figure.fig.get_figwidth() * CSS_DPI)}
     metadata["csv"] = figure.data.to_csv(index=False, float_format="%.6g")
     display({"image/png": png, "text/plain": figure.alt}, raw=True, metadata={"image/png": metadata})
+    if left_out := figure.left_out:
+        said = f"{len(left_out)} more variants are not drawn; their numbers are in the data of the figure (CSV)"
+        names = escape("; ".join(left_out))
+        html = f'<details class="code"><summary>{said}</summary><p>{names}</p></details>'
+        display({"text/html": html, "text/plain": f"{said}: {'; '.join(left_out)}."}, raw=True)
 
 
 ATTACKS = {

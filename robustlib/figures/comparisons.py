@@ -131,6 +131,7 @@ def _whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
 def trade_off(leaderboard: DataFrame) -> Figure:
     """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
 
+    Of more than nine variants those without changes come first; `data` have all.
     Columns are `method`, `clean`, `worst` (fractions), optionally `title`, `clean_low` ... `worst_high`, and `minutes`.
     """
     return _draw_runs(leaderboard, "clean", "trade-off", "Clean against worst-case accuracy")
@@ -145,10 +146,11 @@ def cost(leaderboard: DataFrame) -> Figure:
 def _draw_runs(leaderboard: DataFrame, x: str, what: str, alt: str) -> Figure:
     """Dots of `x`, "clean" or "minutes", against worst-case accuracy, a colour and marker for each method."""
     rows = require_columns(what, leaderboard, [x, "worst"])
+    drawn, left_out = canvas.first_variants(rows)
     rows = rows.assign(method=canvas.titles(rows))
     fig, (axis,) = canvas.axes(height=4.4)
     described = []
-    for name, mark in canvas.styles(sorted(rows["method"].unique())).items():
+    for name, mark in canvas.styles(drawn).items():
         own = rows[rows["method"] == name]
         minutes = own["minutes"].mean() if "minutes" in own else None
         time = [] if minutes is None else [f"{minutes:.1f} minutes" if minutes == minutes else "unknown time"]
@@ -167,13 +169,15 @@ def _draw_runs(leaderboard: DataFrame, x: str, what: str, alt: str) -> Figure:
         axis.set(title="Accuracy and robustness of each run", xlabel="clean accuracy")
     else:
         axis.set(title="Robustness against the time it took", xlabel="minutes of training")
-        if 0 < 20 * rows["minutes"].min() < rows["minutes"].max():
+        times = rows["minutes"][rows["method"].isin(drawn)]
+        if 0 < 20 * times.min() < times.max():
             axis.set_xscale("log")
         else:
             axis.set_xlim(left=0)
     canvas.legend_below(fig, axis)
     columns = ["method", "seed", *(f"{name}{end}" for name in ("clean", "worst") for end in ("", "_low", "_high"))]
-    return Figure(fig, f"{alt} of {len(rows)} runs. {'; '.join(described)}.", rows.filter([*columns, "minutes"]))
+    data = rows.filter([*columns, "minutes"])
+    return Figure(fig, f"{alt} of {len(rows)} runs. {'; '.join(described)}.", data, left_out)
 
 
 VERDICTS = {"supported": ("o", "#0173b2"), "not supported": ("X", "#a84300"), "undecided": ("D", MUTED)}

@@ -137,8 +137,12 @@ def robustness_curves(curves: Curves, x: str = "eps", threat_eps: float | None =
     axis.set_title("Accuracy under attack")
     canvas.legend_below(fig, axis)
     alt = f"Accuracy under attack against its {'radius' if x == 'eps' else 'number of steps'}: {'; '.join(described)}."
-    data = pd.concat([frame.assign(curve=name) for name, frame in frames.items()], ignore_index=True)
-    return Figure(fig, alt, data.filter(["curve", x, "accuracy", "low", "high"]))
+    return Figure(fig, alt, _curve_rows(frames, x))
+
+
+def _curve_rows(curves: Curves, x: str) -> DataFrame:
+    data = pd.concat([curve.assign(curve=name) for name, curve in curves.items()], ignore_index=True)
+    return data.filter(["curve", x, "accuracy", "low", "high"])
 
 
 def _radius(eps: float) -> str:
@@ -147,16 +151,26 @@ def _radius(eps: float) -> str:
 
 
 def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> Figure:
-    """Mean accuracy over seeds under attack against its radius, with 95 % bands, from the rows of `over_seeds`."""
+    """Mean accuracy over seeds under attack against its radius, with 95 % bands, from the rows of `over_seeds`.
+
+    Of more than nine variants those without changes are drawn first; `data` have all.
+    """
     curves = over_seeds(table, "eps", "accuracy", "robustness")
     for curve in curves.values():
         curve[["low", "high"]] = curve[["low", "high"]].clip(0, 1)
-    fig, alt, data = robustness_curves(curves, "eps", threat_eps)
-    single = [name.endswith("(1 seed)") for name in curves]
+    few, left_out = _first(curves, table)
+    fig, alt, *_ = robustness_curves(few, "eps", threat_eps)
+    single = [name.endswith("(1 seed)") for name in few]
     bands = "over seeds, of the images where there is one seed" if any(single) else "over seeds"
     bands = "of the images" if all(single) else bands
     fig.axes[0].set_ylabel("accuracy, 95 % interval" if all(single) else "accuracy: mean over seeds, 95 % band")
-    return Figure(fig, f"{alt} Bands are 95 % intervals {bands}.", data)
+    return Figure(fig, f"{alt} Bands are 95 % intervals {bands}.", _curve_rows(curves, "eps"), left_out)
+
+
+def _first(curves: Curves, table: DataFrame) -> tuple[Curves, list[str]]:
+    """Those curves of `over_seeds` whose variants `canvas.first_variants` draws, and the variants that it leaves out."""
+    drawn, left_out = canvas.first_variants(table)
+    return {name: curve for name, curve in curves.items() if name.rpartition(" (")[0] in drawn}, left_out
 
 
 def over_seeds(table: DataFrame, x: str, value: str, what: str) -> dict[str, DataFrame]:
@@ -229,7 +243,8 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
         if other != x and other in rows and rows[other].nunique(dropna=False) > 1:
             there = ", ".join(map(repr, rows[other].unique()))
             raise InputError(f"The feature-gap figure over {x} needs one {other}, the table has {there}: choose one.")
-    curves = {measure: over_seeds(rows, x, measure, "feature-gap") for measure in ("relative_l2", "cosine")}
+    every = {measure: over_seeds(rows, x, measure, "feature-gap") for measure in ("relative_l2", "cosine")}
+    curves, left_out = {measure: _first(part, rows)[0] for measure, part in every.items()}, _first({}, rows)[1]
     fig, both = canvas.axes(2, height=3.9)
     for axis, (measure, part) in zip(both, curves.items(), strict=True):
         if x == "layer":
@@ -245,7 +260,7 @@ def feature_gap_curves(table: DataFrame, x: str) -> Figure:
     canvas.legend_below(fig, both[0])
     described = _describe(curves, GAPS, "{:.3g}".format, f"{x} ")
     alt = f"Feature gap between clean and adversarial images against {x}. {described}"
-    return Figure(fig, alt, _stack(curves, "measure", "gap"))
+    return Figure(fig, alt, _stack(every, "measure", "gap"), left_out)
 
 
 def _shared_panels(names: Sequence[str], curves: Mapping[str, Curves]) -> tuple[Any, list[Any], dict[str, Any]]:

@@ -63,13 +63,14 @@ def alignment_exclusion(table: DataFrame) -> Figure:
     """How near a run keeps an image to its adversarial one, and how far from other classes: up and left is better.
 
     One row a run, e.g. of `robustlib.representation.measure_runs` for one layer: `method`, `alignment` (squared distance),
-    `adversarial_margin` (distance to another class less that to the own), and optionally `title`.
+    `adversarial_margin` (distance to another class less that to the own), and optionally `title`. Of more than nine variants as `trade_off`.
     """
     rows = require_columns("alignment-exclusion", table, ["method", "alignment", "adversarial_margin"])
+    drawn, left_out = canvas.first_variants(rows)
     rows = rows.assign(method=canvas.titles(rows))
     described = []
     fig, (axis,) = canvas.axes(height=4.4)
-    for title, mark in canvas.styles(sorted(rows["method"].unique())).items():
+    for title, mark in canvas.styles(drawn).items():
         own = rows.loc[rows["method"] == title, ["alignment", "adversarial_margin"]]
         axis.plot(*own.to_numpy().T, label=title, ms=7.5, mew=0.6, **mark | DOTS)
         x, y = own.mean()
@@ -83,7 +84,7 @@ def alignment_exclusion(table: DataFrame) -> Figure:
     axis.margins(0.12)
     canvas.legend_below(fig, axis)
     alt = f"Alignment (smaller is better) and exclusion (larger is better), means: {'; '.join(described)}."
-    return Figure(fig, alt, rows.filter(["method", "seed", "layer", "alignment", "adversarial_margin"]))
+    return Figure(fig, alt, rows.filter(["method", "seed", "layer", "alignment", "adversarial_margin"]), left_out)
 
 
 ARROWS = 30  # at most, on one map: more would hide the points

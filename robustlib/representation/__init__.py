@@ -32,4 +32,12 @@ from robustlib.representation.measures import (
     principal_components,
     uniformity,
 )
-from robustlib.representation.runs import EXAMPLES, embed_runs, gap_table, measure_runs, probe_attack, run_features
+from robustlib.representation.runs import (
+    EXAMPLES,
+    embed_runs,
+    gap_table,
+    measure_runs,
+    probe_attack,
+    run_features,
+    stored_measures,
+)

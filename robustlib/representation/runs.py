@@ -15,7 +15,7 @@ from robustlib.errors import InputError
 from robustlib.representation.embedding import Embedding, embed
 from robustlib.representation.features import FEATURES, Features, at_eps, cached_tensors, features, resolve_layers
 from robustlib.representation.measures import mean_gaps, measures
-from robustlib.runs import Run, attack_names, digest, measured, versions
+from robustlib.runs import Run, attack_names, digest, holds, measured, versions
 from robustlib.threat import Threat
 from robustlib.training.fit import resolve_device
 
@@ -138,6 +138,20 @@ def measure_runs(
 
         stored = measured(run, "representation.json", facts, measure, key=digest(json.dumps(facts)))["measures"]
         rows += [_facts(run) | {"layer": layer, **numbers} for layer, numbers in stored.items()]
+    return pd.DataFrame(rows)
+
+
+def stored_measures(runs: Sequence[Run], attack: Attack, *, n: int = EXAMPLES, seed: int = 0) -> pd.DataFrame:
+    """The rows of `measure_runs` that runs keep of their last layer and that today's code would give, without weights or data.
+
+    Runs that keep none are left out.
+    """
+    facts = {"attack": repr(attack), "layers": [FEATURES], "n": n, "seed": seed}
+    facts |= {"numerics": versions("measures/representation", *attack_names([attack]))}
+    rows = []
+    for run in runs:
+        kept = [one["measures"] for one in run.read("representation.json").values() if holds(one, facts)]
+        rows += [_facts(run) | {"layer": FEATURES, **measures[FEATURES]} for measures in kept[:1]]
     return pd.DataFrame(rows)
 
 

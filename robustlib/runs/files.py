@@ -191,6 +191,9 @@ def load_weights(model: "nn.Module", path: Path, run: str = "", known: str = "")
     model.load_state_dict(state)
 
 
+NO_WEIGHTS = "no weights (model.safetensors)"  # what archives lack, which keep the numbers only
+
+
 def check_weights(path: Path) -> None:
     """Raises InputError for a safetensors file that is missing or cut short; its header is read, its numbers are not."""
     from safetensors import safe_open

@@ -94,6 +94,9 @@ def test_show_sends_a_png_with_its_alt_text(monkeypatch, capsys):
     csv = "attack,accuracy,low,high\nclean,0.986,0.97,0.995\nworst case,0.736,,\n"
     assert sent["metadata"]["image/png"] == {"alt": figure.alt, "width": 768, "csv": csv}
     assert sent["data"]["image/png"].startswith("iVBOR")
+    figures.show(figure._replace(left_out=["A", "<b>"]))
+    assert sent["data"]["text/html"].startswith('<details class="code"><summary>2 more variants are not drawn')
+    assert "A; &lt;b&gt;" in sent["data"]["text/html"]
     monkeypatch.undo()
     figures.show(figure)
     assert capsys.readouterr().out.strip() == figure.alt, "outside a notebook the words are printed"

@@ -1,11 +1,12 @@
+import pandas as pd
 import pytest
 
 from robustlib import figures
 from robustlib.evaluation import standard_attacks
 from robustlib.threat import Threat
 from tests import fixtures
-from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, GRID
-from tests.fixtures import leaderboard
+from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, GAPS, GRID, PLANE
+from tests.fixtures import curve, leaderboard
 
 
 def test_bars_name_all_attacks_of_the_protocol_and_of_views_only_the_minimum_is_drawn():
@@ -44,6 +45,35 @@ def test_runs_with_other_settings_are_other_methods():
     board = leaderboard().assign(changed=["", "", "beta=1.0, compiled", "compiled"])
     assert set(figures.trade_off(board).data["method"]) == {"STANDARD", "TRADES · beta=1.0", "TRADES"}
     assert "STANDARD: mean of 2 runs" in figures.trade_off(board).alt
+
+
+def several(count: int, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of so many variants: of `m`, the first ones with changes, in the order in which they are not to be drawn."""
+    kinds = [("m0", f"a={k}") for k in range(count - 3)] + [("m3", ""), ("m2", ""), ("m1", "")]
+    return pd.concat(rows.assign(title=m.upper(), method=m, changed=changed, seed=0) for m, changed in kinds)
+
+
+@pytest.mark.parametrize(
+    ("draw", "rows", "names"),
+    [
+        (figures.trade_off, leaderboard()[:1], "method"),
+        (figures.cost, leaderboard()[:1], "method"),
+        (figures.alignment_exclusion, PLANE[:1], "method"),
+        (figures.robustness_over_seeds, curve(), "curve"),
+        (lambda rows: figures.feature_gap_curves(rows, "eps"), GAPS[GAPS["layer"] == "stem"], "curve"),
+    ],
+    ids=["trade_off", "cost", "alignment", "robustness", "gaps"],
+)
+def test_of_many_variants_nine_are_drawn_and_the_data_have_all(draw, rows, names):
+    figure = draw(several(20, rows))
+    (legend,) = figure.fig.legends
+    shown = [text.get_text().split(",")[0].split(" (")[0] for text in legend.get_texts()]
+    assert shown == [*(f"M0 · a={k}" for k in (0, 1, 10, 11, 12, 13)), "M1", "M2", "M3"]
+    assert figure.data[names].nunique() == 20
+    assert sorted(figure.left_out) == sorted(f"M0 · a={k}" for k in (14, 15, 16, *range(2, 10)))
+    assert figure.left_out[0] not in figure.alt
+    nine = draw(several(9, rows))
+    assert (len(nine.fig.legends[0].get_texts()), len(nine.left_out)) == (9, 0)
 
 
 def test_claims_have_a_dot_where_there_is_an_effect():

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from robustlib.attacks import PGD, Threat
 from robustlib.errors import InputError
 from robustlib.methods import make_method
-from robustlib.representation import embed_runs, gap_table, measure_runs, run_features
+from robustlib.representation import embed_runs, gap_table, measure_runs, run_features, stored_measures
 from robustlib.representation import runs as module
 from tests.training_fixtures import train
 
@@ -40,6 +40,7 @@ def test_measures_of_runs_are_made_once(runs, digits, monkeypatch):
     table = measure_runs(runs, digits, ATTACK, n=60)
     monkeypatch.setattr(module, "features", None)  # nothing is computed again
     assert table.equals(measure_runs(runs, digits, ATTACK, n=60))
+    assert stored_measures(runs, ATTACK, n=60).equals(table)
     assert len(table) == 2
     wanted = {"relative_l2", "cosine", "alignment", "nearest", "margin", "uniformity", "cka", "effective_rank"}
     assert wanted | {"adversarial_margin", "class_alignment", "variability", "self_duality"} <= set(table)

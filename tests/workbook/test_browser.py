@@ -1,5 +1,6 @@
 """Reports in a real browser (Debian's headless Chromium): they sort and filter, load nothing, turn dark, and can be read by all."""
 
+import base64
 import json
 import os
 import urllib.parse
@@ -216,6 +217,8 @@ def test_tables_of_a_comparison_and_the_index_fit_a_screen(page, pages, tmp_path
     named = [("method", "rep_spectral"), ("arch", "small_cnn"), ("seed", 0), ("clean", "98.4 % (94.5–99.6)")]
     named += [("worst case", "73.4 % (65.2–80.3)"), ("headline", "✓ pass"), ("protocol", "▲ amber")]
     named += [(name, "85.9 %") for name in ("FGSM", "PGD-20", "PGD-50×10", "CW-50", "PGD+EOT", "AutoAttack")]
+    named += [("changed", "reverse_attention=False, negative_contrast=False"), ("minutes", "12.3")]
+    named += [("notes", "stale; robust overfitting: worst case fell by 3.2 points after epoch 12")]
     html = pd.DataFrame([dict(named)] * 3).to_html(index=False, border=0)
     shown = nbformat.v4.new_output("display_data", {"text/html": html})
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1", outputs=[shown])]
@@ -226,6 +229,28 @@ def test_tables_of_a_comparison_and_the_index_fit_a_screen(page, pages, tmp_path
         opened(page, path)
         hidden = "[...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth)"
         assert page.evaluate(hidden)[0] <= 0, "nothing is cut at the right"
+
+
+def test_a_telephone_shows_sentences_below_their_row_and_figures_large_enough_to_read(page, tmp_path):
+    text = {"protocol": "a sentence of more than forty letters " * 3}
+    rows = [{"attack": "PGD-50×10", "accuracy": "93.8 % (79.9–98.3)", "passes": "200", "images": "32", **text}] * 2
+    shown = [nbformat.v4.new_output("display_data", {"text/html": pd.DataFrame(rows).to_html(index=False, border=0)})]
+    png = base64.b64encode(figures.to_png(figures.accuracy_bars([{"attack": "clean", "accuracy": 0.5}]))).decode()
+    width = {"image/png": {"alt": "A figure", "width": 768}}
+    shown.append(nbformat.v4.new_output("display_data", {"image/png": png}, metadata=width))
+    cells = [nbformat.v4.new_code_cell("1", outputs=shown)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "tall.ipynb")
+    render(tmp_path / "tall.ipynb", tmp_path / "tall.html", title="Tall")
+    page.set_viewport_size({"width": 400, "height": 900})
+    opened(page, tmp_path / "tall.html")
+    box = page.locator("td.words").first.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 400
+    above = page.locator("tbody tr").first.locator("td").nth(1).bounding_box()
+    assert above["y"] + above["height"] <= box["y"] + 1, "the sentence stands below the numbers"
+    assert page.locator("figure img").bounding_box()["width"] >= 640
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert not faults(page)
 
 
 def test_no_request_leaves_the_page_and_the_console_is_silent(any_page):

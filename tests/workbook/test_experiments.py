@@ -17,7 +17,7 @@ from robustlib.errors import InputError
 from robustlib.evaluation import incomplete, leaderboard
 from robustlib.methods import METHODS, make_method
 from robustlib.representation import probe_attack
-from robustlib.runs import Run, find_runs, read_json, write_atomic, write_json
+from robustlib.runs import Run, find_runs, read_json, versions, write_atomic, write_json
 from robustlib.threat import Threat
 from robustlib.training import fit
 from robustlib.workbook import experiments, tables
@@ -271,6 +271,25 @@ def test_a_changed_tuple_is_one_change(tmp_path: Path) -> None:
     new = altered(run, tmp_path / "new", changes={"lr": 0.123, "milestones": [20, 30]})
     assert variant_of(run) == variant_of(new) == name
     assert run.changes() == new.changes() == {"lr": 0.123, "milestones": (20, 30)}
+
+
+def test_feature_spaces_of_archives_are_what_they_keep_and_a_sentence_says_what_is_not_there(tmp_path: Path) -> None:
+    look = probe_attack(Threat("linf", 0.2))
+    facts = {"attack": repr(look), "layers": ["features"], "n": 500, "seed": 0}
+    facts |= {"numerics": versions("measures/representation", "attacks/pgd"), "measures": {"features": {"cka": 0.5}}}
+    first, second, third, bare = (made(tmp_path, method, 0) for method in ("trades", "mart", "afd", "pgd_at"))
+    write_json(first.path / "representation.json", {"x": {**facts, "n": 60}, "y": facts})
+    write_json(second.path / "representation.json", {"x": {**facts, "numerics": {"attacks/pgd": -1}}})
+    write_json(third.path / "representation.json", {"x": {**facts, "attack": "FGSM()"}})
+    runs = [first, second, third, bare]
+    table = experiments.geometry(runs, [], None, look)
+    assert table[["method", "layer", "cka"]].to_numpy().tolist() == [["trades", "features", 0.5]]
+    assert experiments.geometry([bare], [], None, look).empty
+    assert "none of the 4 runs has any" in experiments.unseen(runs, [])
+    assert "1 of the 4 runs" in experiments.unseen(runs, runs[1:])
+    assert "the data" in experiments.unseen(runs, [], look_inside=False)
+    assert experiments.unseen([], []) == "There are no runs to show."
+    assert experiments.unseen(runs, runs) == ""
 
 
 def test_metrics_of_a_stage_leave_out_runs_without_it(tmp_path: Path) -> None:

@@ -379,6 +379,9 @@ def test_the_comparison(few: Dataset, tmp_path: Path) -> None:
     tagged = [c for c in cells(tmp_path / "out.ipynb") if "index" in c.metadata.get("tags", [])]
     assert drawn >= sum("image/png" in o.get("data", {}) for c in tagged for o in c.outputs) >= 5
     assert {path.name for path in run.path.iterdir()} >= {"features", "embeddings"}
-    assert compare(look_inside=False)[1] == 3, "the rest is compared"
+    shown, drawn = compare(look_inside=False)
+    assert drawn == 4, "the rest is compared, and what the run keeps of its feature space"
+    assert "Not shown: fewer than two of these runs" in shown
+    assert shown.count("Not shown: features are not computed here") == 2
     assert "Runs on digits are left out" in compare(dataset="mnist")[0]
     assert "robustlib run --preset cifar10-short" in compare(preset="cifar10-short", runs=tmp_path / "none")[0]

@@ -347,6 +347,8 @@ def test_verdicts_of_a_run_are_coloured_and_sentences_keep_a_width(tmp_path, mon
     tables.show(tables.checks(audit()))
     page = page_of(tmp_path, html="".join(sent))
     badges, verdicts = page.select(".badge"), page.select("td.verdict")
+    assert {"stacks", "of-4"} < set(page.select_one("table:has(th.words)")["class"]), "a telephone stacks it"
+    assert {cell["data-label"] for cell in page.select("td.words")} == {"meaning"}
     assert texts(page.select("th.words")) == ["meaning"], "beside many columns it would be a word wide"
     assert kinds(badges) == ["red", "amber"]
     assert badges[0].get_text() == "headline: ✕ red", "the words stand inside the badge"
@@ -447,6 +449,16 @@ def test_the_index_shows_what_a_comparison_tagged_for_it(tmp_path):
     assert texts(page.select("figcaption"))[5] == "Data (CSV) of figure 6"
     assert len(second.select(".view")) == 4
     assert [h.name for h in page.select("h1, h2, h3")][:2] == ["h1", "h2"]
+
+
+def test_a_sentence_on_what_is_not_there_makes_no_section_of_the_index(tmp_path):
+    book = compared(PNG)
+    words = nbformat.v4.new_output("display_data", {"text/markdown": "Not shown: no weights."})
+    book.cells += [nbformat.v4.new_markdown_cell("## Gaps"), nbformat.v4.new_code_cell("1", outputs=[words])]
+    book.cells[-1].metadata["tags"] = ["index"]
+    nbformat.write(book, tmp_path / "compare.ipynb")
+    page = index_of(tmp_path, leaderboard(), views={"digits": tmp_path / "compare.ipynb"})
+    assert [h3.get_text() for h3 in page.select(".view h3")][1:] == ["Curves", "Maps", "Claims"]
 
 
 @pytest.mark.parametrize("rows", [leaderboard(), pd.DataFrame()], ids=["runs", "none"])

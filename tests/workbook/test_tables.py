@@ -14,6 +14,7 @@ from mistune.plugins.table import table
 
 from robustlib import figures
 from robustlib.methods import make_method
+from robustlib.runs.files import NO_WEIGHTS
 from robustlib.workbook import tables
 from robustlib.workbook.experiments import attack_table, purifier_grid, randomness_table
 from tests import fixtures
@@ -215,6 +216,17 @@ def test_incomplete_runs_are_listed() -> None:
     assert table.to_dict("records")[0] == {"run": "a", "what is missing": "not evaluated"}
     assert "preset" in tables.incomplete(pd.DataFrame(lacking | {"preset": ["digits", "cifar10-short"]}))
     assert tables.incomplete(pd.DataFrame(columns=list(lacking))).empty
+
+
+def test_what_many_runs_lack_is_one_sentence_a_reason() -> None:
+    again = ": robustlib run trades --rerun"
+    rows = [(f"runs/{k}", f"{NO_WEIGHTS}{again} {k}") for k in range(97)]
+    rows += [(f"runs/{k}", f"a file cannot be read (runs/{k}/records_1.parquet: cut short){again}") for k in "ab"]
+    lacking = pd.DataFrame(rows, columns=["path", "missing"])
+    weights, records = "97 runs have no weights; their numbers are shown.", "2 runs: a file cannot be read"
+    assert tables.lacks(lacking) == f"{weights} {records} (…/records\\_1.parquet: cut short)."
+    assert tables.lacks(lacking[:1]) == "1 run has no weights; its numbers are shown."
+    assert tables.lacks(lacking[:0]) == ""
 
 
 def run(least: float = 0.4, *, method="atop", random: bool = True, changes: Any = None, n: int = 128, **values) -> Any:

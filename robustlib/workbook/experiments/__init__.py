@@ -18,6 +18,7 @@ from robustlib.workbook.experiments.results import (
     checkpoints,
     concat_stages,
     curves,
+    geometry,
     metrics_of,
     on_same_images,
     purifier_grid,
@@ -25,6 +26,7 @@ from robustlib.workbook.experiments.results import (
     spectral_family,
     strength_grid,
     sweep_table,
+    unseen,
     variant_distances,
     with_passes,
 )

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from robustlib.attacks import Attack
 from robustlib.data import Dataset
 from robustlib.errors import InputError
 from robustlib.evaluation import distances_over_seeds, leaderboard, select_strength, withstood_by
 from robustlib.evaluation.metrics import t_interval
 from robustlib.methods import METHODS
 from robustlib.methods.layer_norms import LayerNorms
-from robustlib.representation import feature_jacobian_norm
+from robustlib.representation import feature_jacobian_norm, measure_runs, stored_measures
 from robustlib.runs import Run, changes_text
 from robustlib.workbook.experiments.studies import title_of
 from robustlib.workbook.tables import random_answers
@@ -33,6 +34,27 @@ def on_same_images(runs: Mapping[str, Run]) -> pd.DataFrame:
     known = {name: run for name, run in runs.items() if len(run.records())}
     table = withstood_by(known) if len(known) > 1 else pd.DataFrame()
     return table[table.mean().sort_values(ascending=False, kind="stable").index]
+
+
+def geometry(runs: Sequence[Run], usable: Sequence[Run], dataset: Dataset | None, attack: Attack) -> pd.DataFrame:
+    """`measure_runs` of the `usable` ones of the runs, and what the others keep of it; empty where there is neither."""
+    rows = [stored_measures([run for run in runs if run not in usable], attack)]
+    if usable and dataset is not None:
+        rows.insert(0, measure_runs(usable, dataset, attack))
+    known = [part for part in rows if len(part)]
+    return pd.concat(known, ignore_index=True) if known else pd.DataFrame()
+
+
+def unseen(runs: Sequence[Run], usable: Sequence[Run], look_inside: bool = True) -> str:
+    """Why features of some or all of the runs are not computed, in a sentence; "" if they all are."""
+    if not runs:
+        return "There are no runs to show."
+    if not look_inside:
+        return "Not shown: features are not computed here, which needs the data."
+    if not usable:
+        return f"Not shown: this needs weights, and none of the {len(runs)} runs has any here. `robustlib run --rerun` makes them."
+    fewer = len(runs) - len(usable)
+    return f"Left out: {fewer} of the {len(runs)} runs, whose weights are not here." if fewer else ""
 
 
 def checkpoints(runs: Sequence[Run], geometry: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from typing import Any
 
 import robustlib
 from robustlib.errors import InputError, Whole, check_known, explained, shown, typed
+from robustlib.figures.canvas import PANELS
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
@@ -29,7 +30,6 @@ BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
 REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
 SETTING = ("preset", "dataset", "arch", "threat")  # what runs share that are set side by side
 MOST = 5000  # trainings of one command
-PANELS = 9  # maps beside each other that a reader can still compare
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _cards(rows: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, list[Tag]]]:
-    """(width, [words, *outputs]) of each section of an executed notebook that has cells tagged "index" with outputs.
+    """(width, [words, *outputs]) of each section of an executed notebook that has cells tagged "index" with figures or tables.
 
     A width is "half" a row (one figure, no table), "wide" (such a figure beside its words, the last of an odd number), or "full".
     """
@@ -192,6 +192,8 @@ def extract_sections(notebook: Path, numbers: Iterator[int]) -> list[tuple[str, 
     groups: list[list[Tag]] = []
     for part in to_soup(nb, notebook, "index", numbers, {}).select("main > *"):
         groups = [*groups, [part]] if part.name == "section" else [*groups[:-1], [*groups[-1], part]]
+
+    groups = [group for group in groups if any(part.find(["figure", "table"]) for part in group[1:])]
 
     def is_half(parts: list[Tag]) -> bool:
         figures = sum(len(part.find_all("figure")) for part in parts[1:])

@@ -30,7 +30,8 @@ DISPLAYED = ["text/html", "text/latex", "text/markdown", "image/svg+xml", "image
 OVERWRITTEN = re.compile(r"^.*\r(?=[^\n])", re.MULTILINE)  # what a line said before it began anew
 SIGNED = {text: word for word, text in VERDICTS.items()}
 LONG = 40  # characters of a cell that is a sentence
-MANY = 8  # columns of a table that is set in smaller type
+STACKED = 12  # columns beside those of sentences that a telephone can still scroll
+MANY = 8  # columns of a table that is set in smaller type; one fewer where there are sentences
 NUMBER = re.compile(  # 0.1, 3e-4, 75.2 %, 40.8 ± 1.2 %, 75.2 % (71.3–78.8)
     r"nan|NaN|–|—|-|inf|"
     r"|[-+−±]?\s*[\d.,]+(e[-+]?\d+)?(\s*±\s*[\d.,]+)?\s*(%|s|min|points)?(\s*±\s*[\d.,]+)?(\s*\([\d., –%-]+\))?"
@@ -204,18 +205,26 @@ def tidy(soup: BeautifulSoup) -> None:
 
 
 def _tidy_table(table: Tag) -> None:
-    """Right-aligns columns of numbers, marks those of sentences, which need some width, and colours verdicts."""
+    """Right-aligns columns of numbers, marks those of sentences, which a telephone sets below the others, and colours verdicts."""
     heads, rows = ([row.find_all(["td", "th"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
+    long: list[int] = []
     plain = not table.select("[colspan], [rowspan]")
-    if max(map(len, heads), default=0) >= MANY:
-        table["class"] = " ".join([*map(str, table.get("class") or []), "dense"])
     for column in range(max(map(len, rows), default=0) if plain else 0):
         cells = [row[column] for row in rows if column < len(row)]
         texts = [cell.get_text(strip=True) for cell in cells]
         numbers = any(texts) and all(NUMBER.fullmatch(text) for text in texts)
         kind = "num" if numbers else "words" if any(len(text) > LONG for text in texts) else ""
-        for cell in [*cells, *(row[column] for row in heads if column < len(row))] if kind else []:
+        headings = [row[column] for row in heads if column < len(row)]
+        long += [column] * (kind == "words")
+        for cell in cells if kind == "words" and column and headings else []:
+            cell["data-label"] = headings[-1].get_text(strip=True)
+        for cell in [*cells, *headings] if kind else []:
             cell["class"] = " ".join([*map(str, cell.get("class") or []), kind])
+    short = max(map(len, rows), default=0) - len(long)
+    kinds = [*map(str, table.get("class") or [])]
+    kinds += ["dense"] * (max(map(len, heads), default=0) >= (MANY - 1 if long else MANY))
+    kinds += ["stacks", f"of-{short}"] if long and 1 < short <= STACKED else []
+    table["class"] = " ".join(kinds)
     for cell in table.select("tbody td"):
         word = SIGNED.get(cell.get_text(strip=True))
         if word is not None:  # a verdict of the audit

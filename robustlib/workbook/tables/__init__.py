@@ -17,6 +17,7 @@ from robustlib.workbook.tables.comparisons import (
     incomplete,
     inflation,
     inventory,
+    lacks,
     leaderboard,
     objections,
     over_seeds,

@@ -1,5 +1,7 @@
 """Tables of many runs: leaderboards and means over seeds, distances, feature spaces, purifiers."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -8,8 +10,10 @@ import pandas as pd
 
 from robustlib.figures.canvas import ATTACKS, attack_name, mean_percent, percent, signed, verdict_label, worst_verdict
 from robustlib.runs import Run, recall
+from robustlib.runs.files import NO_WEIGHTS
 from robustlib.workbook.tables.runs import as_markdown, share
 
+COMMAND = re.compile(r": robustlib .*$", re.DOTALL)  # that completes a run
 FIRST = ("clean", "worst")  # the numbers to compare stand before those of single attacks
 #: The two verdicts of an audit: on the worst case, and on the attack of the method's paper.
 BADGES = ("headline", "protocol")
@@ -131,6 +135,20 @@ def paired(differences: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def lacks(frame: pd.DataFrame) -> str:
+    """What the runs of `robustlib.evaluation.incomplete` lack, as Markdown: each reason once, with how many have it; "" without runs."""
+    whys = [missing.replace(path, "…") for path, missing in zip(frame["path"], frame["missing"], strict=True)]
+    said = []
+    for why, count in Counter(COMMAND.sub("", why) for why in whys).most_common():
+        words = f": {as_markdown(why)}"
+        if why == NO_WEIGHTS:
+            words = (
+                " have no weights; their numbers are shown" if count > 1 else " has no weights; its numbers are shown"
+            )
+        said.append(f"{count} run{'s' * (count > 1)}{words}.")
+    return " ".join(said)
 
 
 def incomplete(frame: pd.DataFrame) -> pd.DataFrame:

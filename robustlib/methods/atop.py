@@ -56,9 +56,7 @@ class AToP(AdversarialMethod):
     sigma: NonNegative = 0.25  # standard deviation of the noise of rt2 and rt3, in [0, 1] pixel units
     missing: ShareBelowOne = 0.25  # share of the blocks that a mask hides
     grid: int = 8  # blocks a side
-    width: Maps | None = (
-        None  # maps of the GAN's purifier (released: 24) and discriminator (64); None: 24 of both, 12 below 16 pixels
-    )
+    width: Maps | None = None  # maps of purifier (released: 24) and discriminator (64); None: 24, small images 12
     embed_dim: Width | None = None  # numbers in a token of the autoencoder, a multiple of 4; None: 48 or 96
     pretrained: str = ""  # directory of a finished `standard` run that is the classifier; "" trains one first
     classifier_epochs: Count = 100  # of the classifier, SGD with a cosine to 0

@@ -83,7 +83,7 @@ def test_means_keep_data_sets_precisions_and_changes_apart():
 
 def test_runs_that_lack_something_are_named_with_the_remedy(digits, train):
     run = train()
-    again = f"{run.provenance()['command']} --rerun"
+    again = f"{run.provenance()['command']} --examples 6 --rerun"
 
     def lacks() -> str:
         (missing,) = incomplete([run]).missing

@@ -145,9 +145,8 @@ def _warn_of_silence(model: nn.Module, x: Tensor) -> None:
         logits = model(images.clone()).float()  # a model may change what it is given
         slope = None
         if logits.requires_grad:
-            weights = torch.linspace(
-                1, 2, logits.shape[-1], device=x.device
-            )  # a plain sum of probabilities has no slope
+            # A plain sum of probabilities has no slope.
+            weights = torch.linspace(1, 2, logits.shape[-1], device=x.device)
             (slope,) = torch.autograd.grad((logits * weights).sum(), images, allow_unused=True)
     wrong = int((~logits.isfinite().flatten(1).all(1)).sum())
     if wrong:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 8.0  # inches of every figure
 PANELS = 9  # variants on one figure, or maps beside each other, that a reader can still compare
+FIRST = ("standard", "pgd_at", "trades", "afd", "ancra", "claf", "atop", "rep_spectral")  # methods that are drawn before others
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
 # Seaborn's colour-blind safe palette, with darker colours where its pink, yellow and sky blue fade on white
@@ -107,13 +108,18 @@ def percent_axis(axis: "Axes", which: str = "y") -> None:
 
 
 def first_variants(rows: DataFrame) -> tuple[list[str], list[str]]:
-    """The `titles` of rows that a figure draws, at most PANELS, those without changes first, and those that it leaves out; each sorted."""
+    """The `titles` of rows that a figure draws, at most PANELS, those by `precedence`, and those that it leaves out; each sorted."""
     known = {
-        title: (bool(_changes(row)), str(row["method"]), _changes(row))
+        title: (*precedence(str(row["method"]), _changes(row)), str(row["method"]), _changes(row))
         for title, row in zip(titles(rows), rows.to_dict("records"), strict=True)
     }
     order = sorted(known, key=lambda title: known[title])
     return sorted(order[:PANELS]), sorted(order[PANELS:])
+
+
+def precedence(method: str, changed: str) -> tuple[bool, int]:
+    """Sorts a figure's variants: those without changes before others, and of each kind the methods in FIRST before others."""
+    return bool(changed), FIRST.index(method) if method in FIRST else len(FIRST)
 
 
 def titles(rows: DataFrame) -> list[str]:

@@ -131,7 +131,7 @@ def _whiskers(rows: DataFrame, name: str, prefix: str = "") -> Any:
 def trade_off(leaderboard: DataFrame) -> Figure:
     """Clean against worst-case accuracy, one dot for each run, with 95 % intervals; up and right is better.
 
-    Of more than nine variants those without changes come first; `data` have all.
+    Of more than nine variants those that `canvas.precedence` puts first are drawn; `data` have all.
     Columns are `method`, `clean`, `worst` (fractions), optionally `title`, `clean_low` ... `worst_high`, and `minutes`.
     """
     return _draw_runs(leaderboard, "clean", "trade-off", "Clean against worst-case accuracy")

@@ -153,7 +153,7 @@ def _radius(eps: float) -> str:
 def robustness_over_seeds(table: DataFrame, threat_eps: float | None = None) -> Figure:
     """Mean accuracy over seeds under attack against its radius, with 95 % bands, from the rows of `over_seeds`.
 
-    Of more than nine variants those without changes are drawn first; `data` have all.
+    Of more than nine variants as `trade_off`.
     """
     curves = over_seeds(table, "eps", "accuracy", "robustness")
     for curve in curves.values():

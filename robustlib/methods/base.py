@@ -240,13 +240,18 @@ class Method:
         return {name: value for name, value in mine.items() if value != getattr(usual, name)}
 
     def advice(self, arch: str) -> list[str]:
-        """What a reader of a run on this architecture must know: values of the preset that were chosen for another one.
+        """What a reader of a run on this architecture must know: what of its schedule it never reaches, and values of the preset that
+        were chosen for another architecture.
 
         These are the values of the method's section and those common ones that are not the paper's; where the preset has values
         of its own for `arch`, only those. Values that were overridden are not named.
         """
+        last = {"step": max(self.milestones, default=0), "piecewise": max((epoch for epoch, _ in self.points), default=0)}
+        beyond = last.get(self.schedule, 0) > self.epochs
+        end = f"epochs={self.epochs}: the {self.schedule} schedule of the learning rate goes on to epoch"
+        said = [f"{end} {last[self.schedule]:g}, so it never falls as far as it should: shorten it alike."] if beyond else []
         if not self.preset or arch == (usual := self.from_preset(self.preset)).arch:
-            return []
+            return said
         paper, (common, section, by_architecture) = self.from_preset(), preset_values(self.preset, self.name)
         if arch in by_architecture:
             chosen = [name for name, value in by_architecture[arch].items() if value != getattr(usual, name)]
@@ -255,8 +260,8 @@ class Method:
             section |= by_architecture.get(usual.arch, {})
             chosen = [name for name in dict.fromkeys([*differs, *section]) if name != "arch"]
         same = [f"{name}={getattr(self, name)}" for name in chosen if getattr(self, name) == getattr(usual, name)]
-        said = f"chosen by the preset {self.preset} for {usual.arch}, not for {arch}. The outcome may be far from this architecture's"
-        return [f"{', '.join(same)}: {said} best: choose values on validation images."] if same else []
+        why = f"chosen by the preset {self.preset} for {usual.arch}, not for {arch}. The outcome may be far from this architecture's"
+        return [*said, *([f"{', '.join(same)}: {why} best: choose values on validation images."] if same else [])]
 
     def command(self, dataset: str, arch: str, seed: int, precision: str) -> str:
         """The command that repeats a run of this method; "" for a class that was written in a notebook."""

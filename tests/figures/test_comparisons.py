@@ -3,6 +3,8 @@ import pytest
 
 from robustlib import figures
 from robustlib.evaluation import standard_attacks
+from robustlib.figures import canvas
+from robustlib.methods import load_preset
 from robustlib.threat import Threat
 from tests import fixtures
 from tests.figures.conftest import ALL, CLAIMS, DISTANCES, DOTS, GAPS, GRID, PLANE
@@ -74,6 +76,17 @@ def test_of_many_variants_nine_are_drawn_and_the_data_have_all(draw, rows, names
     assert figure.left_out[0] not in figure.alt
     nine = draw(several(9, rows))
     assert (len(nine.fig.legends[0].get_texts()), len(nine.left_out)) == (9, 0)
+
+
+def test_of_many_methods_those_of_the_report_are_drawn_first():
+    methods = ["acl", "afkd", "arrest", *reversed(canvas.FIRST)]
+    rows = pd.concat([leaderboard()[:1].assign(method=name, title=name.upper(), changed="") for name in methods])
+    changed = rows[:1].assign(method="standard", title="STANDARD", changed="epochs=1")
+    drawn, left_out = canvas.first_variants(pd.concat([changed, rows]))
+    assert set(drawn) == {"ACL", *map(str.upper, canvas.FIRST)}
+    assert set(left_out) == {"AFKD", "ARREST", "STANDARD · epochs=1"}
+    for preset in ("digits", "cifar10-small"):
+        assert set(canvas.FIRST) == set(load_preset(preset)["report"])
 
 
 def test_claims_have_a_dot_where_there_is_an_effect():

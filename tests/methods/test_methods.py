@@ -52,6 +52,19 @@ def random_images(preset):
         return load_dataset(name)
 
 
+def test_a_schedule_that_is_longer_than_the_training_is_named():
+    said = "the {} schedule of the learning rate goes on to epoch {}, so it never falls as far as it should"
+    (step,) = make_method("pgd_at", "cifar10-paper", epochs=30).advice("resnet18")
+    assert step.startswith("epochs=30: " + said.format("step", 105))
+    (points,) = make_method("n_fgsm", "cifar10-paper", epochs=15).advice("resnet18")
+    assert said.format("piecewise", 30) in points
+    for preset in preset_names():
+        for name in METHODS:
+            method = make_method(name, preset)
+            assert method.advice(method.arch) == [], f"{preset} {name}"
+    assert make_method("pgd_at", "cifar10-paper", epochs=30, schedule="cosine").advice("resnet18") == []
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("preset", ["cifar100-paper", "tiny-imagenet-paper", "imagenette-paper"])
 def test_every_stage_of_a_paper_preset_takes_a_step(preset, name):

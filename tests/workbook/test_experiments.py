@@ -49,6 +49,8 @@ def test_variants_and_networks_are_told_apart(tmp_path: Path, runs: list[Run]) -
     chosen = {title: run.params()["seed"] for title, run in experiments.first_seed(runs).items()}
     assert chosen == {"PGD_AT": 0, "TRADES": 0, "TRADES · beta=3.0": 2}
     assert list(experiments.first_seed(runs, most=2)) == ["PGD_AT", "TRADES"], "variants without changes come first"
+    few = [made(tmp_path / "few", method, 0) for method in ("acl", "standard", "afd")]
+    assert list(experiments.first_seed(few, most=2)) == ["STANDARD", "AFD"], "and those of the report before others"
     counted = {title: len(frames) for title, frames in metrics_of([*runs, runs[0]]).items()}
     assert counted == {"TRADES": 2, "TRADES · beta=3.0": 1, "PGD_AT": 1}
     pair = [made(tmp_path / arch, "trades", 0, arch=arch) for arch in ("small_cnn", "mlp")]

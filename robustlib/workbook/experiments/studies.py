@@ -16,7 +16,7 @@ from typing import Any
 
 import robustlib
 from robustlib.errors import InputError, Whole, check_known, explained, shown, typed
-from robustlib.figures.canvas import PANELS
+from robustlib.figures.canvas import PANELS, precedence
 from robustlib.methods import load_preset, make_method, preset_dataset, preset_names
 from robustlib.methods.preset import parameter_name, parse_value, read_yaml
 from robustlib.runs import Run, changes_text, find_runs
@@ -346,13 +346,14 @@ def in_grid(run: Run, study: Study) -> bool:
 
 
 def first_seed(runs: Iterable[Run], most: int = PANELS) -> dict[str, Run]:
-    """By title, the run of the lowest seed of each variant and architecture; at most `most`, those without changes first."""
+    """By title, the run of the lowest seed of each variant and architecture; at most `most`, those that `precedence` puts first."""
     chosen: dict[tuple[str, str], Run] = {}
     for run in sorted(runs, key=lambda run: run.params()["seed"]):
         chosen.setdefault((variant_of(run), run.params()["arch"]), run)
     several = len({arch for _, arch in chosen}) > 1
     named = {title_of(run, arch if several else ""): run for (_, arch), run in sorted(chosen.items())}
-    return {title: named[title] for title in sorted(named, key=lambda title: bool(named[title].changed))[:most]}
+    order = sorted(named, key=lambda title: precedence(named[title].params()["method"], named[title].changed))
+    return {title: named[title] for title in order[:most]}
 
 
 def named_runs(runs: Sequence[Run], most: int = 12) -> dict[str, Run]:

@@ -169,6 +169,9 @@ class Queue:
 
 def wait(command: list[str], until: float, env: dict[str, str] | None = None, **options) -> int | None:
     """The exit code of a command; None where time was up: then it got SIGINT as by Ctrl-C, STOPPING seconds, and was killed."""
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a machine that is taken away says so by SIGTERM
     with subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=True, **options) as process:
         try:
             while process.poll() is None and clock() < until:
@@ -179,6 +182,7 @@ def wait(command: list[str], until: float, env: dict[str, str] | None = None, **
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOPPING)
         finally:  # nor does what it started go on, here or after a Ctrl-C
+            signal.signal(signal.SIGTERM, before)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return None

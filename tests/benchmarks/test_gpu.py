@@ -1,7 +1,9 @@
 """The queue for a GPU, rehearsed on the CPU: its commands parse, its products appear, and what is stopped goes on as if it had not been."""
 
 import argparse
+import os
 import runpy
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -325,3 +327,21 @@ def test_a_step_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     deaf = f"import signal, pathlib, time; signal.signal(2, signal.SIG_IGN); pathlib.Path('{tmp_path}/on').touch(); time.sleep(60)"
     up_at(monkeypatch, (tmp_path / "on").exists)
     assert gpu.wait([sys.executable, "-c", deaf], gpu.clock() + 1e3) is None
+
+
+def test_a_queue_that_is_told_to_end_leaves_no_step_behind(tmp_path, monkeypatch):
+    on = tmp_path / "on"
+    step = f"import os, pathlib, time; pathlib.Path('{on}').write_text(str(os.getpid())); time.sleep(60)"
+
+    def told() -> float:
+        if on.exists() and on.read_text():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+    monkeypatch.setattr(gpu, "clock", told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.wait([sys.executable, "-c", step], 1.0)
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(on.read_text()), 0)

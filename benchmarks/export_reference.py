@@ -180,7 +180,7 @@ Weights of the epoch with the best validation accuracy (robust where the trainin
 
 {objections(board)}
 
-{_claims(judged)}These attacks hit the runs:
+{_unseen(copies)}{_claims(judged)}These attacks hit the runs:
 
 {markdown(_protocols(copies))}
 {_looks(copies)}`<method>.zip` holds the runs of a method; `robustlib list --runs reports/reference` lists them, and Python reads them like any others
@@ -256,6 +256,26 @@ def _commands(copies: Sequence[Run], preset: str) -> str:
         call = ["robustlib run", facts.params()["method"], f"--preset {preset}", f"--seeds {','.join(map(str, seeds))}"]
         lines.append(" ".join([*call, *options]))
     return "\n".join(lines)
+
+
+def _unseen(copies: Sequence[Run]) -> str:
+    """What withstands attacks that no training has seen, a row for each run that was measured."""
+    rows, strengths = [], dict[str, None]()
+    for run in copies:
+        for kept in run.read("unseen.json").values():
+            who = {"method": run.params()["method"], "changed": run.changed or "–", "seed": run.params()["seed"]}
+            cells = {
+                attack_name(name): percent(found["accuracy"], found["low"], found["high"])
+                for name, found in kept["accuracies"].items()
+            }
+            rows.append({**who, **cells, "images": kept["n"]})
+            strengths[
+                f"L2 perturbations of {kept['strengths']['l2']:g}, flows of {kept['strengths']['flow']:g} pixels"
+            ] = None
+    if not rows:
+        return ""
+    said = f"Against attacks that no training has seen ({' and '.join(strengths)}; `robustlib evaluate RUN --unseen`"
+    return f"{said}), beside the known worst case on the same images:\n\n{markdown(rows)}\n"
 
 
 def _looks(copies: Sequence[Run]) -> str:

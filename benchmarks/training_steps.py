@@ -1,5 +1,6 @@
 """What training_speed.py times and weighs: a step of the real loop, passes of the bare model, and the memory of a step."""
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from plain_loops import EPS, STEPS
 from side_by_side import CIFAR, cifar_model
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from robustlib.data import Dataset, Split
 from robustlib.methods import METHODS, Contrastive, Method, make_method
@@ -86,6 +88,16 @@ def bare_passes(precision: str, x: Tensor, y: Tensor) -> Callable[[], object]:
             loss.backward()
 
     return work
+
+
+def allocated_mb(work: Callable[[], object]) -> float:
+    """MiB that the tensors of `work` take together at its fullest moment: counted by torch's profiler, so the same on every machine."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    assert watched.profiler is not None
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    in_order = sorted(events, key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in in_order)) / 2**20
 
 
 def peak_mb(make: Callable[..., Callable[[], object]], *arguments: Any, device: torch.device, threads: int) -> float:

@@ -87,6 +87,16 @@ def _digests(run: Run, images: Split) -> dict[str, str]:
     return {"images": digest(images.images.numpy().tobytes()), "weights": digest(weights)}
 
 
+def records_of(run: Run) -> pd.DataFrame:
+    """What the run answered to each image; where that is not kept, an InputError says how to make it."""
+    records = run.records()
+    if not len(records):
+        again = "delete its results.json, which would only be read back, and call" if run.results() else "call"
+        lacks = "keeps no answer to each image (records.parquet), as an archive does not"
+        raise InputError(f"{run.path} {lacks}: {again} `robustlib evaluate {run.argument}` first.")
+    return records
+
+
 # ---- unseen attacks
 
 
@@ -155,8 +165,8 @@ def _unseen_accuracies(run: Run, dataset: Dataset, images: Split, seed: int, dev
 
 def _known(run: Run, images: Split) -> dict[str, Any]:
     """The worst case over the attacks of the run's evaluation on these images, or what its plateau check took from it."""
-    records, wanted = run.records(), set(images.indices.tolist())
-    if not len(records) or not wanted <= set(records["index"]):
+    records, wanted = records_of(run), set(images.indices.tolist())
+    if not wanted <= set(records["index"]):
         raise InputError(
             f"{run.path} was not evaluated on all of these {len(images)} images, so what it knows cannot be compared: "
             f"call `robustlib evaluate {run.argument} --examples {len(images)}` or more first."

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from robustlib.errors import InputError
+from robustlib.evaluation.measurements import records_of
 from robustlib.evaluation.metrics import paired_interval, withstood
 from robustlib.runs import Run
 
@@ -16,9 +17,7 @@ def withstood_by(runs: Mapping[str, Run], attack: str = "worst") -> pd.DataFrame
     model's share of draws). `attack` is "worst" for everything together, "clean" for none, or one of the evaluation."""
     columns = {}
     for name, run in runs.items():
-        records = run.records()
-        if not len(records):
-            raise InputError(f"{run.path} has no records: call `robustlib evaluate {run.argument}` first.")
+        records = records_of(run)
         met = records if attack == "worst" else records[records["attack"].isin([attack])]
         if not len(met):
             known = ", ".join(dict.fromkeys(records["attack"]))

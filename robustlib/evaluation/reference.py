@@ -16,7 +16,7 @@ from robustlib.attacks.base import frozen_eval
 from robustlib.data import Dataset, Split, check_split
 from robustlib.errors import InputError
 from robustlib.evaluation.evaluate import BATCH, device_of
-from robustlib.evaluation.measurements import images_of, threat_of
+from robustlib.evaluation.measurements import images_of, records_of, threat_of
 from robustlib.evaluation.metrics import accuracy, answer, robust_correct, valid
 from robustlib.models import Classifier
 from robustlib.models.classifier import full_float32
@@ -51,10 +51,9 @@ def compare_with_reference(
     run: Run, dataset: Dataset, *, n: int | None = None, device: str = "auto", seed: int = 0
 ) -> Comparison:
     """The authors' AutoAttack on the best weights of an evaluated run (deterministic, of at least 4 classes) and on its images."""
-    split, model, records = images_of(run, dataset, n), run.model(), run.records()
-    if len(records):
-        records = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
-    if not len(records) or not set(split.indices.tolist()) <= set(records["index"]):
+    split, model, records = images_of(run, dataset, n), run.model(), records_of(run)
+    records = records[(records["attack"] == "autoattack") & (records["surrogate"] == "")]
+    if not set(split.indices.tolist()) <= set(records["index"]):
         raise InputError(f"{run.path} has no AutoAttack on all {len(split)} images: call `robustlib evaluate` first.")
     if model.stochastic or model.num_classes < 4:
         raise InputError("The authors' standard AutoAttack judges deterministic models of at least 4 classes only.")

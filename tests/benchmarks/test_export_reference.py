@@ -91,6 +91,7 @@ def test_export_takes_the_right_runs_and_no_weights(exported):
     assert "| ✓ pass | ▲ amber |" in page
     assert "- **trades, protocol**: ▲ amber, seed 1: The paper's protocol (PGD-20) overstates by 4.2 points." in page
     assert "1 of 4 runs are not audited" in page
+    assert "no training has seen" not in page
 
 
 def test_the_page_tells_precisions_and_attacks_that_only_some_runs_share(tmp_path, monkeypatch):
@@ -105,6 +106,26 @@ def test_the_page_tells_precisions_and_attacks_that_only_some_runs_share(tmp_pat
     assert "run trades --preset digits --seeds 1 --examples 500\n" in page
     assert "| PGD-20 | `PGD()` | standard, trades (1 of 2) |\n" in page
     assert "| PGD-20 | `PGD(precision='bf16')` | trades (1 of 2) |\n" in page
+
+
+def test_the_page_has_a_row_for_each_run_that_met_unseen_attacks(tmp_path):
+    for method in ("standard", "trades"):
+        write_run(tmp_path / "runs", method, 0, 350)
+    (trades,) = find_runs(tmp_path / "runs", method="trades")
+    found = {
+        "clean": accuracy(98, 100),
+        "known": accuracy(70, 100),
+        "l2": accuracy(64, 100),
+        "stadv": accuracy(41, 100),
+    }
+    kept = {"n": 100, "strengths": {"l2": 0.6, "flow": 0.2}, "accuracies": found}
+    write_json(trades.path / "unseen.json", {"of so many images": kept})
+    export_reference.export(tmp_path / "runs", "digits", tmp_path / "out")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "(L2 perturbations of 0.6, flows of 0.2 pixels;" in page
+    (row,) = [line for line in page.splitlines() if "41.0 %" in line]
+    cells = [cell.partition(" (")[0].strip() for cell in row.strip("| ").split(" | ")]
+    assert cells == ["trades", "–", "0", "98.0 %", "70.0 %", "64.0 %", "41.0 %", "100"]
 
 
 def test_of_some_presets_the_first_run_of_each_reported_method_keeps_its_weights(tmp_path, monkeypatch):

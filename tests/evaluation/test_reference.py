@@ -5,12 +5,20 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from robustlib.errors import InputError
-from robustlib.evaluation import accuracy, claf_published_protocol, compare_with_reference, evaluate_run
+from robustlib.evaluation import (
+    accuracy,
+    claf_published_protocol,
+    compare_with_reference,
+    evaluate_run,
+    measure_unseen,
+    withstood_by,
+)
 from robustlib.evaluation.metrics import robust_correct
 from robustlib.evaluation.reference import PublishedProtocol
 from robustlib.models import build_model
@@ -20,7 +28,7 @@ from robustlib.workbook import tables
 def test_the_authors_package_is_a_second_opinion(digits, train, monkeypatch):
     run = train(examples=200)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    with pytest.raises(InputError, match="no AutoAttack on all 20 images"):
+    with pytest.raises(InputError, match=r"keeps no answer to each image .*: call `robustlib evaluate"):
         compare_with_reference(run, digits, n=20)
     evaluate_run(run, digits, n=20)
     with pytest.raises(InputError, match="no AutoAttack on all 21 images"):
@@ -50,6 +58,18 @@ def test_the_authors_package_is_a_second_opinion(digits, train, monkeypatch):
     assert compared.only_ours == list(ours.index[theirs & ~ours])
     assert compared.only_theirs == list(ours.index[~theirs & ours])
     assert compared.difference == pytest.approx(5 * (len(compared.only_theirs) - len(compared.only_ours)))
+    (run.path / "records.parquet").unlink()  # as in an archive
+    evaluate_run(run, digits, n=20)
+    for ask in (
+        lambda: compare_with_reference(run, digits, n=20),
+        lambda: measure_unseen({"one": run}, digits, n=20, device="cpu"),
+        lambda: withstood_by({"one": run}),
+    ):
+        with pytest.raises(InputError, match=r"keeps no answer .*: delete its results\.json.* `robustlib evaluate"):
+            ask()
+    (run.path / "results.json").unlink()
+    evaluate_run(run, digits, n=20)
+    pd.testing.assert_frame_equal(run.records(), records)
 
 
 def test_clafs_protocol_is_pgd_on_normalised_images_clamped_there(digits, train):

@@ -91,9 +91,13 @@ def records_of(run: Run) -> pd.DataFrame:
     """What the run answered to each image; where that is not kept, an InputError says how to make it."""
     records = run.records()
     if not len(records):
-        again = "delete its results.json, which would only be read back, and call" if run.results() else "call"
-        lacks = "keeps no answer to each image (records.parquet), as an archive does not"
-        raise InputError(f"{run.path} {lacks}: {again} `robustlib evaluate {run.argument}` first.")
+        how = f"call `robustlib evaluate {run.argument}` first"
+        if run.results():  # they would only be read back
+            whole = (run.path / "last.safetensors").exists()
+            how = (
+                f"delete its results.json, and {how}" if whole else "the command in its provenance.json makes it again"
+            )
+        raise InputError(f"{run.path} keeps no answer to each image (records.parquet), as an archive does not: {how}.")
     return records
 
 

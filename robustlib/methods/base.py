@@ -246,17 +246,11 @@ class Method:
         These are the values of the method's section and those common ones that are not the paper's; where the preset has values
         of its own for `arch`, only those. Values that were overridden are not named.
         """
-        last = {
-            "step": max(self.milestones, default=0),
-            "piecewise": max((epoch for epoch, _ in self.points), default=0),
-        }
-        beyond = last.get(self.schedule, 0) > self.epochs
-        end = f"epochs={self.epochs}: the {self.schedule} schedule of the learning rate goes on to epoch"
-        said = (
-            [f"{end} {last[self.schedule]:g}, so it never falls as far as it should: shorten it alike."]
-            if beyond
-            else []
-        )
+        turns = {"step": self.milestones, "piecewise": [epoch for epoch, _ in self.points]}
+        last = max(turns.get(self.schedule, ()), default=0)
+        falls = f"goes on to epoch {last:g}, so it never falls as far as it should: shorten it alike."
+        end = f"epochs={self.epochs}: the {self.schedule} schedule of the learning rate {falls}"
+        said = [end] if last > self.epochs else []
         if not self.preset or arch == (usual := self.from_preset(self.preset)).arch:
             return said
         paper, (common, section, by_architecture) = self.from_preset(), preset_values(self.preset, self.name)

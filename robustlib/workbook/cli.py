@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,7 +34,6 @@ from robustlib.workbook.options import (
 )
 
 if TYPE_CHECKING:
-    from robustlib.workbook.claims import Claim
     from robustlib.workbook.experiments import Job, Options, Study
 
 app = Typer(
@@ -89,7 +88,7 @@ def run(
 @with_options(Shared)
 def study(
     shared: Shared,
-    file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds.")],
+    file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds, examples, unseen, claims.")],
     seeds: Annotated[str, Option(help="Only these of its seeds: 0-2 or 0,3,5.")] = "",
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.
@@ -205,19 +204,19 @@ def _run(study: "Study", shared: Shared, seeds: Sequence[int] = ()) -> None:
         return
     try:
         here = replace(options, device="auto") if found else options  # what is measured after the last training
-        _execute(jobs, study.claims, here, shared, [options.preset])
+        _execute(jobs, study.meet_unseen, here, shared, [options.preset])
     finally:  # what was decided stands, whatever else failed
         if study.claims:
             out.print(console.claims_table(study.claims, [job.run for job in every], study.seeds))
 
 
 def _execute(
-    jobs: "Sequence[Job]", claims: "Sequence[Claim]", options: "Options", shared: Shared, presets: Sequence[str]
+    jobs: "Sequence[Job]", unseen: Collection[str], options: "Options", shared: Shared, presets: Sequence[str]
 ) -> None:
-    """Runs what is not done yet, writes the index as each ends, measures what claims need besides, compares presets, announces the report."""
+    """Runs what is not done yet, writes the index as each ends, lets variants meet unseen attacks, compares presets, announces the report."""
     from robustlib.workbook import console
     from robustlib.workbook.engines import run_all
-    from robustlib.workbook.experiments import measure_claimed, publish
+    from robustlib.workbook.experiments import meet_unseen, publish
 
     runs, todo = [job.run for job in jobs], [job for job in jobs if shared.rerun or not job.current]
     tasks, listed = [job.task for job in todo], len(todo)  # how many the index last listed as waiting
@@ -244,7 +243,7 @@ def _execute(
         raise Exit(130) from None
     failed = [(job, status) for job, status in zip(todo, statuses, strict=True) if status["state"] != "done"]
     with out.status("unseen attacks"):
-        problems = measure_claimed(claims, runs, options)
+        problems = meet_unseen(unseen, runs, options)
     index, unpublished = publish(options, presets)
     problems += unpublished
     ended = zip(todo, statuses, strict=True)  # a notebook does not read all that is damaged

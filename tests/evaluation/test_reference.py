@@ -67,6 +67,10 @@ def test_the_authors_package_is_a_second_opinion(digits, train, monkeypatch):
     ):
         with pytest.raises(InputError, match=r"keeps no answer .*: delete its results\.json.* `robustlib evaluate"):
             ask()
+    (run.path / "last.safetensors").rename(run.path / "elsewhere")
+    with pytest.raises(InputError, match=r"keeps no answer .*: the command in its provenance\.json makes it again"):
+        withstood_by({"one": run})
+    (run.path / "elsewhere").rename(run.path / "last.safetensors")
     (run.path / "results.json").unlink()
     evaluate_run(run, digits, n=20)
     pd.testing.assert_frame_equal(run.records(), records)

@@ -302,12 +302,16 @@ def test_a_study_measures_what_its_claims_need(tmp_path, monkeypatch):
     judged = [finished_run(tmp_path, "a", seed, {"results": results}) for seed in (0, 1)]
     runs = [*judged, with_unseen(tmp_path, "pgd_at", 0, l2=0.5), Run(tmp_path / "none")]
     options = experiments.Options(device="cpu")
-    (problem,) = experiments.measure_claimed([claim("unseen/l2", than="trades")], runs, options)
-    assert asked == [(run.path, "digits", "cpu") for run in judged], "of claimed variants, and evaluated"
+    study = experiments.Study(
+        "digits", [("pgd_at", {}), ("trades", {})], [0], claims=[claim("unseen/l2", than="trades")]
+    )
+    assert study.meet_unseen == {"a", "trades"}, "of claimed variants"
+    (problem,) = experiments.meet_unseen(study.meet_unseen, runs, options)
+    assert asked == [(run.path, "digits", "cpu") for run in judged], "which are evaluated"
     assert problem.endswith("has not met unseen attacks: not on these images.")
-    assert not experiments.measure_claimed([claim("worst", than="trades")], runs, options)
-    assert len(asked) == 2
+    assert not replace(study, claims=[claim("worst", than="trades")]).meet_unseen
+    assert replace(study, unseen=True, claims=[]).meet_unseen == {"pgd_at", "trades"}
     lost = {"dataset": "own-8px-01234567", "images": {"path": "gone", "threat": {"norm": "l2", "eps": 1.0}}}
     own = [altered(judged[0], **lost)]
-    (problem,) = experiments.measure_claimed([claim("unseen/l2", than="trades")], own, options)
+    (problem,) = experiments.meet_unseen({"a"}, own, options)
     assert "has not met unseen attacks: The images of own-8px-01234567 are not at gone" in problem

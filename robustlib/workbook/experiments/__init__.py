@@ -6,7 +6,7 @@ from robustlib.workbook.experiments.jobs import (
     Options,
     compare_paths,
     lay_out,
-    measure_claimed,
+    meet_unseen,
     notebook,
     packaged,
     page,

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from robustlib.threat import Threat
 from robustlib.training.devices import check_devices
 from robustlib.training.fit import count_devices, resolve_device, resolve_precision, run_params
 from robustlib.training.tracking import check_logger
-from robustlib.workbook.claims import Claim, variant_of
+from robustlib.workbook.claims import variant_of
 from robustlib.workbook.engines import execute
 from robustlib.workbook.experiments.studies import Variant, check_number, compare_runs, findings_by_preset, first_seed
 from robustlib.workbook.tables import claims_by_preset
@@ -145,9 +145,8 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int], options: Options, fo
     return list(jobs.values())
 
 
-def measure_claimed(claims: Sequence[Claim], runs: Iterable[Run], options: Options) -> list[str]:
-    """Attacks evaluated runs of which a claim names an accuracy under unseen attacks; a sentence for each that it could not measure."""
-    variants = {variant for claim in claims if claim.measure.startswith("unseen/") for variant in claim.variants}
+def meet_unseen(variants: Collection[str], runs: Iterable[Run], options: Options) -> list[str]:
+    """Attacks evaluated runs of these variants as no training has; a sentence for each that it could not measure."""
     problems = []
     for run in runs:
         if not run.damage and run.finished and run.results() and variant_of(run) in variants:

@@ -24,7 +24,7 @@ from robustlib.workbook.claims import Claim, Finding, by_variant, evaluate_claim
 from robustlib.workbook.tables import as_markdown
 
 Variant = tuple[str, Mapping[str, Any]]  # a method and the hyper-parameters changed from its preset
-STUDY = ("preset", "methods", "parameters", "seeds", "examples", "claims")
+STUDY = ("preset", "methods", "parameters", "seeds", "examples", "unseen", "claims")
 BUILT_IN = Path(robustlib.__file__).parent / "methods" / "presets" / "studies"
 #: The committed reference results, where this is a clone of the repository.
 REFERENCE = Path(robustlib.__file__).parent.parent / "reports" / "reference"
@@ -40,8 +40,16 @@ class Study:
     variants: Sequence[Variant]
     seeds: Sequence[int]
     examples: int = 0  # test images of the evaluation; 0 for the preset's number
+    unseen: bool = False  # whether every run meets unseen attacks, or those alone of which a claim names them
     claims: Sequence[Claim] = ()  # what its runs shall decide
     name: str = ""  # of its file
+
+    @property
+    def meet_unseen(self) -> set[str]:
+        """The variants whose runs meet unseen attacks."""
+        if self.unseen:
+            return {variant_name(variant, self.preset) for variant in self.variants}
+        return {variant for claim in self.claims if claim.measure.startswith("unseen/") for variant in claim.variants}
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -93,6 +101,7 @@ def read_study(file: Path | str, within: Sequence[Path] = ()) -> Study:
         check_known(f"key of {file}", key, STUDY)
     preset, seeds = typed(content.get("preset", "digits"), str, f"{file}: preset"), content.get("seeds", 0)
     examples = typed(content.get("examples", 0), Whole, f"{file}: examples")
+    unseen = typed(content.get("unseen", False), bool, f"{file}: unseen")
     variants = _variants(content, preset, file)
     claims = read_claims(_same_claims(content.get("claims", []), (*within, file)), str(file))
     trained = {variant_name(variant, preset) for variant in variants} if claims else set()
@@ -101,7 +110,7 @@ def read_study(file: Path | str, within: Sequence[Path] = ()) -> Study:
             check_known(f"variant of the claim {claim.name!r} in {file}", variant, trained)
     parts = seeds if isinstance(seeds, list) else [seeds]
     seeds = parse_seeds(",".join(part if isinstance(part, str) else shown(part) for part in parts))
-    return Study(preset, variants, seeds, examples, claims, file.stem)
+    return Study(preset, variants, seeds, examples, unseen, claims, file.stem)
 
 
 def _same_claims(rows: Any, within: Sequence[Path]) -> Any:

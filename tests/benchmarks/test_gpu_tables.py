@@ -114,13 +114,28 @@ def test_every_library_attacks_and_is_weighed(tmp_path, digits, monkeypatch):
 
 
 def test_every_part_of_the_cascade_is_timed_on_every_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoattack_speed, "bf16_pays", lambda model, x: True)
     _, rows, claims = table("autoattack_speed", tmp_path, monkeypatch)
     sides = ["fp32", "bf16"] if autoattack_speed.MISSING else ["reference", "fp32", "bf16"]
     assert [row["attack"] for row in rows] == [*autoattack_speed.PARTS, "whole cascade"]
     for row in rows:
         assert len(row[f"left standing: {', '.join(sides)}"].split(", ")) == len(sides)
         assert all(float(number) > 0 for number in row[BARE].split(", ")), "a search takes longer than no time"
+        passes = [int(count) for count in row[f"passes per image: {', '.join(sides)}"].split(", ")]
+        assert all(passes), "each side has met the network"
     assert len(claims) == (0 if autoattack_speed.MISSING else 3)
+
+
+@pytest.mark.parametrize(("bf16", "faster"), [("", ["1.60x"]), ("3.20x", ["1.60x", "3.20x"])])
+def test_where_bf16_is_no_faster_nothing_is_asked_of_it(bf16, faster, monkeypatch):
+    monkeypatch.setattr(autoattack_speed, "MISSING", [])
+    whole = {"fp32 is faster by": "1.60x", **({"bf16 is faster by": bf16} if bf16 else {})}
+    verdicts = "1, 0" if bf16 else "1"
+    said = autoattack_speed.claims([{}, {**whole, "other verdicts than the reference: ...": verdicts}])
+    assert all(said.values())
+    assert [text.rpartition("(")[2] for text in said][:-1] == [f"{ratio})" for ratio in faster]
+    two = autoattack_speed.claims([{**whole, "other verdicts than the reference: ...": verdicts.replace("1", "2")}])
+    assert list(two.values()) == [*[True] * len(faster), False]
 
 
 @pytest.mark.parametrize(("compiled", "hold"), [(0.1, [True, True, True]), (0.5, [False, False, False])])

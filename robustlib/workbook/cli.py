@@ -88,7 +88,10 @@ def run(
 @with_options(Shared)
 def study(
     shared: Shared,
-    file: Annotated[str, Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds, examples, unseen, claims.")],
+    file: Annotated[
+        str,
+        Argument(help="YAML with preset, methods, parameters (lists make a grid), seeds, examples, unseen, claims."),
+    ],
     seeds: Annotated[str, Option(help="Only these of its seeds: 0-2 or 0,3,5.")] = "",
 ) -> None:
     r"""Run all combinations that a YAML file asks for, and judge its claims if it has any.

@@ -19,7 +19,7 @@ def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
 
     def seconds(attack, model, x, y):
         met.append(attack.precision)
-        slow = 9 if len(met) <= 2 or len(met) == 5 else 1  # the first of each warms up, and once the machine is busy
+        slow = 9 if len(met) in (1, 2, 5, 6, 9) else 1  # the first of each warms up, and once the machine is busy
         return slow * (half if attack.precision == "bf16-mixed" else 1.0)
 
     monkeypatch.setattr(module, "_gains", {})
@@ -31,6 +31,22 @@ def test_bf16_is_taken_where_it_wins_by_enough(monkeypatch, half, chosen):
     assert (fastest_precision(ConvNet().eval(), x), len(met)) == (chosen, count), "measured once"
     fastest_precision(ConvNet().eval(), x[:2])
     assert len(met) == 2 * count, "other images may have another answer"
+
+
+def test_where_bf16_is_emulated_a_look_at_few_images_decides(monkeypatch):
+    """A whole measurement of a ResNet-18 took minutes there, before each evaluation."""
+    met = []
+
+    def seconds(attack, model, x, y):
+        met.append((len(x), attack.steps))
+        return 1.0 if attack.precision == "32-true" else slower
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    for slower, taken in ((2.5, [(8, 1)] * 4), (1.9, [(8, 1)] * 4 + [(32, 3)] * 8)):
+        monkeypatch.setattr(module, "_gains", {})
+        assert module.bf16_gain(ConvNet().eval(), torch.rand(32, 3, 8, 8)) == pytest.approx(1 / slower)
+        assert met == taken
+        met.clear()
 
 
 def test_the_measurement_runs_and_draws_no_numbers_of_others(monkeypatch):

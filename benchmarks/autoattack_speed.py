@@ -3,9 +3,9 @@
     python benchmarks/autoattack_speed.py     # 32 images, the schedule shortened alike on both sides; writes autoattack_speed.md
     python benchmarks/autoattack_speed.py --device cuda --dataset cifar10 --training 1000 --images 512 --steps 20 --targets 3
 
-Without the authors' package, which comes with the extra `reference`, the two precisions are compared alone, and bf16 is left out where
-it is no faster. The model is a ResNet-18
-after a short PGD-AT, on the embedded digits enlarged to 32x32 colour images unless told otherwise (kept in --weights).
+Without the authors' package, which comes with the extra `reference`, the two precisions are compared alone; bf16 is left out where it
+is no faster. The model is a ResNet-18 after a short PGD-AT, on the embedded digits enlarged to 32x32 colour images unless told otherwise
+(kept in --weights).
 """
 
 import argparse

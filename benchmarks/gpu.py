@@ -169,9 +169,8 @@ class Queue:
 
 def wait(command: list[str], until: float, env: dict[str, str] | None = None, **options) -> int | None:
     """The exit code of a command; None where time was up: then it got SIGINT as by Ctrl-C, STOPPING seconds, and was killed."""
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a machine that is taken away says so by SIGTERM
+    # A machine that is taken away says so by SIGTERM.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env={**os.environ, **(env or {})}, start_new_session=True, **options) as process:
         try:
             while process.poll() is None and clock() < until:

@@ -23,16 +23,8 @@ if TYPE_CHECKING:
 
 WIDTH = 8.0  # inches of every figure
 PANELS = 9  # variants on one figure, or maps beside each other, that a reader can still compare
-FIRST = (
-    "standard",
-    "pgd_at",
-    "trades",
-    "afd",
-    "ancra",
-    "claf",
-    "atop",
-    "rep_spectral",
-)  # methods that are drawn before others
+# Methods that are drawn before others: the usual baselines, and those of the five papers.
+FIRST = ("standard", "pgd_at", "trades", "afd", "ancra", "claf", "atop", "rep_spectral")
 CSS_DPI = 96  # a CSS pixel is 1/96 inch: figures keep their size in print and stay crisp on dense screens
 INK, MUTED, PALE, ALARM = "#1f2933", "#66717d", "#b8c1cb", "#b3261e"
 # Seaborn's colour-blind safe palette, with darker colours where its pink, yellow and sky blue fade on white

@@ -39,8 +39,9 @@ FILES = (
 BESIDE = {  # preset: what must be read beside its table
     "cifar10-small": """Trainings on attacks take 50 gradient steps an image, N-FGSM's 30. These rows say how short trainings of a small network end, not what a method reaches:
 TRADES does not lead PGD-AT as it does when trained out, and a trial at half the peak rate left it behind. AFD has the peak rate of its code, but on one cycle (38 % of the
-published rate, summed over epochs), and an attack of half of the published steps, each as long as there: a trial of both is due before its distance from PGD-AT is
-believed. Rates of other methods are not tried yet.
+published rate, summed over epochs), and an attack of half of the published steps, each as long as there. Trials on fewer images say that the rate is too low (the preset
+has their numbers): its distance from PGD-AT is not to be believed before its row is made anew at a higher one. Steps of 4/255 in PGD-AT's attack bring nothing that a seed
+could tell. Rates of other methods are not tried yet.
 
 """,
     "cifar10-short": """Published for a ResNet-18 at Linf 8/255, clean / AutoAttack, mean of 3 seeds (FastAT benchmark, `fzjcdt/FastAT_Benchmark`): PGD-AT, 100 epochs

@@ -318,7 +318,7 @@ def test_built_in_studies_can_be_planned(call, name: str, monkeypatch: pytest.Mo
         ("parameters: [beta]", "write methods as a list"),
         (
             "- trades",
-            "should hold keys such as preset, methods, parameters, seeds, examples, claims: `robustlib study --help`",
+            "should hold keys such as preset, methods, parameters, seeds, examples, unseen, claims: `robustlib study --help`",
         ),
         ("examples: many", "examples='many'"),
         ("examples: -5", "examples=-5: give a whole number of at least 0"),

@@ -93,12 +93,9 @@ def records_of(run: Run) -> pd.DataFrame:
     if not len(records):
         how = f"call `robustlib evaluate {run.argument}` first"
         if run.results():  # they would only be read back
-            again = f"delete its results.json, and {how}"
-            how = (
-                again
-                if (run.path / "last.safetensors").exists()
-                else "the command in its provenance.json makes it again"
-            )
+            how = f"delete its results.json, and {how}"
+            if not (run.path / "last.safetensors").exists():  # an evaluation needs it, too
+                how = "the command in its provenance.json makes it again"
         raise InputError(f"{run.path} keeps no answer to each image (records.parquet), as an archive does not: {how}.")
     return records
 
